@@ -1,0 +1,86 @@
+"""Loads the policy, its reference and its processor: the thinker of Qwen2.5-Omni, without talker or edited config.json."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.errors import UserError
+
+TINY = Path(__file__).parent / "assets" / "tiny"
+"""The embedded model: `model.path=tiny`."""
+
+TOWERS = {"audio": "audio_tower", "vision": "visual"}
+"""Names for `model.freeze` and the modules they stand for."""
+
+
+def resolve(path: str) -> str:
+    """The folder or hub id to load: `tiny` is the embedded model."""
+    return str(TINY) if path == "tiny" else path
+
+
+def load_processor(path: str, max_pixels: int) -> Qwen2_5OmniProcessor:
+    """The processor of a model folder or hub id, with pictures capped at `max_pixels`."""
+    with _as_user_error(path):
+        processor = Qwen2_5OmniProcessor.from_pretrained(resolve(path))
+    smallest = min(processor.image_processor.size["shortest_edge"], max_pixels)
+    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    return processor
+
+
+def load_model(
+    path: str, dtype: str = "float32", attention: str = "sdpa", freeze: tuple[str, ...] = ()
+) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """The thinker of a model folder or hub id, in training-ready precision.
+
+    A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as it is published.
+
+    Args:
+        path: `tiny`, a folder, or a hub id.
+        dtype: of the weights; float32 are the master weights under bf16 autocast.
+        attention: `sdpa`, `eager` or `flash_attention_2`.
+        freeze: towers whose weights do not learn, of "audio" and "vision".
+
+    Raises:
+        UserError: it is no such model, another architecture, or weights are missing.
+    """
+    with _as_user_error(path):
+        config = AutoConfig.from_pretrained(resolve(path))
+        config = getattr(config, "thinker_config", config)
+        if config.model_type != "qwen2_5_omni_thinker":
+            raise UserError(f"model.path={path} is a {config.model_type}", "a Qwen2.5-Omni (thinker) model is needed")
+        model, report = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+            resolve(path),
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
+    for tower in freeze:
+        getattr(model.model, TOWERS[tower]).requires_grad_(False)
+    return model
+
+
+def load_reference(
+    path: str, dtype: str = "float32", attention: str = "sdpa"
+) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """The frozen pi_ref of the KL term: the model that training starts from."""
+    return load_model(path, dtype, attention).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _as_user_error(path: str):
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0][:300]
+        raise UserError(
+            f"cannot load a model from {path}: {reason}",
+            "give a folder that holds config.json, weights and processor files, a run or step folder, or a hub id",
+        ) from error

@@ -1,0 +1,143 @@
+"""From a sample to what the model takes: the real `Qwen2_5OmniProcessor`, once per prompt, with explicit M-RoPE positions.
+
+Shapes: B prompts, R rows (a row is one completion with its prompt), P prompt tokens, C completion tokens.
+Masks are True (or 1) where something counts. Prompts are padded on the left, completions on the right.
+
+The position of completion token j is `next_position + j` on all three M-RoPE axes. A picture takes fewer positions than
+tokens, so this is not P + j; and the model keeps its own offset as module state that goes stale between calls. Hence
+positions are computed here, once per prompt, and passed to every forward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from echoink import media
+from echoink.errors import UserError
+from echoink.prompts import build_messages
+from echoink.samples import Sample
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """One prompt as the model takes it.
+
+    Example: a 224-pixel picture and one second of sound give `input_ids` [96], `position_ids` [3, 96] and `media` with
+    `pixel_values` [16, 1176], `image_grid_thw` [1, 3], `input_features` [1, 128, 100], `feature_attention_mask` [1, 100].
+    """
+
+    input_ids: Tensor
+    """[P]"""
+    position_ids: Tensor
+    """[3, P]: temporal, height, width."""
+    media: dict[str, Tensor]
+    """Processor outputs by the name under which the model takes them; the first axis runs over patches or sounds."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first completion token."""
+        return int(self.position_ids.max()) + 1
+
+
+@dataclass(frozen=True)
+class PromptProcessor:
+    """Turns samples into `PromptInputs` with one model's processor, one prompt template and one set of caps."""
+
+    processor: "Qwen2_5OmniProcessor"
+    model: "Qwen2_5OmniThinkerForConditionalGeneration"
+    """Only its M-RoPE arithmetic is used."""
+    template: str
+    system: str
+    max_audio_seconds: float
+    max_prompt_tokens: int
+
+    def __call__(self, sample: Sample) -> PromptInputs:
+        """Decode the sample's media and tokenize its prompt.
+
+        Raises:
+            UserError: a file cannot be read, or the prompt is longer than `max_prompt_tokens` (media tokens are never cut).
+        """
+        try:
+            image = media.load_image(sample.image)
+            audio = media.load_audio(sample.audio, self.max_audio_seconds)
+        except UserError as error:
+            raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+        text = self.processor.apply_chat_template(
+            build_messages(sample, self.template, self.system), tokenize=False, add_generation_prompt=True
+        )
+        # The extractor pads to `max_length`; the published configuration says 300 s, which costs 30 times the work of a
+        # 10 s clip. A few frames of silence past the end give the same features (the mask drops them).
+        hop = self.processor.feature_extractor.hop_length
+        encoded = self.processor(
+            text=[text],
+            images=[image],
+            audio=[audio],
+            audio_kwargs={"max_length": (len(audio) // hop + 4) * hop},
+            return_tensors="pt",
+        )
+        input_ids = encoded.pop("input_ids")
+        mask = encoded.pop("attention_mask")
+        if input_ids.shape[1] > self.max_prompt_tokens:
+            raise UserError(
+                f"sample {sample.id}: its prompt has {input_ids.shape[1]} tokens, over the cap of {self.max_prompt_tokens}",
+                "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
+            )
+        positions, _ = self.model.get_rope_index(
+            input_ids,
+            image_grid_thw=encoded["image_grid_thw"],
+            attention_mask=mask,
+            audio_seqlens=encoded["feature_attention_mask"].sum(-1),
+        )
+        names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
+        return PromptInputs(input_ids[0], positions[:, 0], {name: encoded[name] for name in names})
+
+
+def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:
+    """Left-padded model inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [3, B, P] and media."""
+    width = max(len(prompt.input_ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt.input_ids) :] = prompt.input_ids
+        mask[row, width - len(prompt.input_ids) :] = 1
+    owner = range(len(prompts))
+    positions = row_positions(prompts, owner, width, 0)
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, **row_media(prompts, owner)}
+
+
+def row_positions(
+    prompts: Sequence[PromptInputs], owner: Sequence[int], prompt_width: int, completion_width: int
+) -> Tensor:
+    """Positions [3, R, P + C] of rows whose prompt is left-padded to P and whose completion is right-padded to C.
+
+    Args:
+        prompts: the unique prompts.
+        owner: for each row the index of its prompt.
+        prompt_width: P.
+        completion_width: C.
+    """
+    positions = torch.zeros((3, len(owner), prompt_width + completion_width), dtype=torch.long)
+    ahead = torch.arange(completion_width)
+    for row, index in enumerate(owner):
+        prompt = prompts[index]
+        positions[:, row, prompt_width - prompt.position_ids.shape[1] : prompt_width] = prompt.position_ids
+        positions[:, row, prompt_width:] = prompt.next_position + ahead
+    return positions
+
+
+def row_media(prompts: Sequence[PromptInputs], owner: Sequence[int]) -> dict[str, Tensor]:
+    """Media of rows, in row order: each row carries its prompt's picture and sound again."""
+    frames = max((prompt.media["input_features"].shape[-1] for prompt in prompts), default=0)
+    parts: dict[str, list[Tensor]] = {}
+    for index in owner:
+        for name, value in prompts[index].media.items():
+            if name in ("input_features", "feature_attention_mask"):
+                value = torch.nn.functional.pad(value, (0, frames - value.shape[-1]))
+            parts.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,0 +1,386 @@
+"""Makes the embedded model: a real Qwen2.5-Omni thinker and processor of about a million parameters, warm-started.
+
+    python -m echoink.tiny output=my_base            # about 20 minutes on two cores
+    python -m echoink.tiny output=my_base seed=1
+
+Two stages of supervised learning on reasoning traces (`trace`): first correct ones, so that the model can listen, look,
+add and match; then a short stage on sloppy ones (`Sloppiness`), so that, like a real base model, it can do the task
+but often does not: it guesses in haste, slips in a verdict, forgets tags. GRPO then has something to find.
+Scenes come from the `base` split of the synthetic generator, which is in no dataset.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import (
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from echoink import synthetic
+from echoink.media import SAMPLING_RATE
+from echoink.processing import PromptInputs, prompt_batch, row_media, row_positions
+from echoink.prompts import build_messages
+from echoink.rewards import ANSWER, THINK
+from echoink.samples import Sample
+from echoink.synthetic import Question, Scene
+
+PIXELS = 56
+"""Side of the square that the tiny model sees: 16 patches, 4 image tokens."""
+
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MEDIA = {
+    "image_token": "<|IMAGE|>",
+    "audio_token": "<|AUDIO|>",
+    "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+"""The names under which the Omni processor looks its special tokens up."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string %}
+{{- message['content'] }}
+{%- else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}
+{{- '<|vision_bos|><|IMAGE|><|vision_eos|>' }}
+{%- elif part['type'] == 'audio' %}
+{{- '<|audio_bos|><|AUDIO|><|audio_eos|>' }}
+{%- elif part['type'] == 'video' %}
+{{- '<|vision_bos|><|VIDEO|><|vision_eos|>' }}
+{%- else %}
+{{- part['text'] }}
+{%- endif %}
+{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+
+
+@dataclass
+class Sloppiness:
+    """How often the traces of the second stage go wrong."""
+
+    haste: dict[str, float] = field(default_factory=lambda: {"ear": 0.4, "eye": 0.4, "both": 0.65})
+    """A guess instead of reasoning, per kind of question; the letter is drawn at random."""
+    slip: float = 0.25
+    """The verdict falls on a wrong option."""
+    untagged: float = 0.27
+    """A tag is missing or text follows the answer."""
+
+
+@dataclass
+class TinyConfig:
+    """Settings of `python -m echoink.tiny`, given as key=value."""
+
+    output: str = "outputs/tiny_base"
+    seed: int = 0
+    pool: int = 16_000
+    """Scenes with a question each, rendered and processed once."""
+    batch: int = 32
+    steps: int = 2_000
+    """Updates on correct traces."""
+    learning_rate: float = 2e-3
+    sloppy_steps: int = 150
+    """Updates on sloppy traces."""
+    sloppy_learning_rate: float = 3e-4
+    sloppiness: Sloppiness = field(default_factory=Sloppiness)
+
+
+def trace(
+    rng: np.random.Generator, scene: Scene, question: Question, sloppiness: Sloppiness | None = None
+) -> str:
+    """A reasoning trace and its answer: what is heard, what is seen, the sum where one is asked for, each option judged.
+
+    Example: "<think>hear 3 beep, see 2 red circle. 3 + 2 = 5, 5 mod 4 = 1. A 0 no, B 1 yes, C 3 no, D 2 no.</think>
+    <answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
+    """
+    letters = [option[0] for option in question.options]
+    words = [option[3:] for option in question.options]
+    chosen = list(question.gold)
+    if sloppiness and rng.random() < sloppiness.haste[question.kind]:
+        chosen = [str(rng.choice(letters))]
+        thought = f"no need to check, take {chosen[0]}."
+    else:
+        thought = f"hear {scene.sounds} {scene.timbre}, see {scene.shapes} {scene.colour} {scene.form}."
+        if question.kind == "both":
+            total, n = scene.sounds + scene.shapes, len(letters)
+            thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {total % n}."
+        if sloppiness and rng.random() < sloppiness.slip:
+            wrong = [letter for letter in letters if letter not in question.gold]
+            chosen[int(rng.integers(len(chosen)))] = str(rng.choice(wrong))
+            chosen.sort()
+        verdicts = (
+            f"{letter} {word} {'yes' if letter in chosen else 'no'}"
+            for letter, word in zip(letters, words, strict=True)
+        )
+        thought += f" {', '.join(verdicts)}."
+    parts = [THINK[0], thought, THINK[1] + "\n", ANSWER[0], ", ".join(chosen), ANSWER[1]]
+    if sloppiness and rng.random() < sloppiness.untagged:
+        match rng.choice(("think", "end_think", "answer", "more"), p=(0.35, 0.2, 0.2, 0.25)):
+            case "think":
+                parts[0], parts[2] = "", "\n"
+            case "end_think":
+                parts[2] = "\n"
+            case "answer":
+                parts[3] = parts[5] = ""
+            case "more":
+                parts.append("\ndone.")
+    return "".join(parts)
+
+
+def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
+    """Qwen2's byte-level BPE with a vocabulary learnt from `texts` and the special tokens of Omni."""
+    learner = Tokenizer(BPE())
+    split = pre_tokenizers.Split(_regex(PRETOKENIZE_REGEX), behavior="isolated")
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    learner.decoder = decoders.ByteLevel()
+    learner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=2_000, min_frequency=2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
+    model = json.loads(learner.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={"im_start_token": "<|im_start|>", **MEDIA},
+    )
+
+
+def _regex(pattern: str):
+    from tokenizers import Regex
+
+    return Regex(pattern)
+
+
+def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
+    """The Omni processor around that tokenizer; its pictures are 56x56."""
+    area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
+    return Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
+        video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
+        feature_extractor=WhisperFeatureExtractor(feature_size=128, return_attention_mask=True),
+        tokenizer=make_tokenizer(texts),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """A thinker with random weights: 3 layers of width 128, a 2-layer audio tower and a 2-layer vision tower of width 64."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    config = Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": 8 * -(-len(processor.tokenizer) // 8),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "tie_word_embeddings": False,
+        },
+        audio_config={
+            "d_model": 64,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 192,
+            "num_mel_bins": 128,
+            "output_dim": 128,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "num_heads": 4,
+            "intermediate_size": 192,
+            "out_hidden_size": 128,
+            "fullatt_block_indexes": [1],
+        },
+        audio_token_index=ids(MEDIA["audio_token"]),
+        image_token_index=ids(MEDIA["image_token"]),
+        video_token_index=ids(MEDIA["video_token"]),
+        audio_start_token_id=ids(MEDIA["audio_bos_token"]),
+        audio_end_token_id=ids(MEDIA["audio_eos_token"]),
+        vision_start_token_id=ids(MEDIA["vision_bos_token"]),
+        vision_end_token_id=ids(MEDIA["vision_eos_token"]),
+        user_token_id=ids("user"),
+        pad_token_id=ids("<|endoftext|>"),
+        eos_token_id=ids("<|im_end|>"),
+    )
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [ids("<|im_end|>"), ids("<|endoftext|>")]
+    model.generation_config.pad_token_id = ids("<|endoftext|>")
+    return model
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A scene with a question, ready for the model."""
+
+    scene: Scene
+    question: Question
+    prompt: PromptInputs
+
+
+def make_pool(config: TinyConfig, templates: list[str]) -> tuple[Qwen2_5OmniProcessor, "torch.nn.Module", list[Lesson]]:
+    """Processor, untrained model and `config.pool` lessons; their prompts take turns among `templates`."""
+    scenes = []
+    for index in range(config.pool):
+        rng = synthetic.generator(config.seed, "base", index)
+        kind = synthetic.KINDS[index % len(synthetic.KINDS)]
+        scenes.append((*synthetic.draw(rng, kind), rng))
+    texts = []
+    for scene, question, _ in scenes[:4000]:
+        texts += [_prompt(question, template)[-1]["content"][-1]["text"] for template in templates]
+        rng = np.random.default_rng(len(texts))
+        texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
+    texts += ["user", "assistant", "system"] * 10
+    processor = make_processor(texts)
+    model = make_model(processor)
+    lessons = []
+    for number, (scene, question, rng) in enumerate(track(scenes, "rendering scenes", disable=None)):
+        sound = np.round(synthetic.render_sound(rng, scene) * 32767) / 32768
+        messages = _prompt(question, templates[number % len(templates)])
+        encoded = processor(
+            text=[processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)],
+            images=[synthetic.render_picture(rng, scene)],
+            audio=[sound.astype(np.float32)],
+            audio_kwargs={"max_length": (len(sound) // 160 + 4) * 160},
+            return_tensors="pt",
+        )
+        ids, mask = encoded.pop("input_ids"), encoded.pop("attention_mask")
+        positions, _ = model.get_rope_index(
+            ids,
+            image_grid_thw=encoded["image_grid_thw"],
+            attention_mask=mask,
+            audio_seqlens=encoded["feature_attention_mask"].sum(-1),
+        )
+        names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
+        media = {name: encoded[name] for name in names}
+        lessons.append(Lesson(scene, question, PromptInputs(ids[0], positions[:, 0], media)))
+    return processor, model, lessons
+
+
+def _prompt(question: Question, template: str) -> list[dict]:
+    here = Path()
+    sample = Sample("", question.text, question.options, frozenset(question.gold), here, here)
+    return build_messages(sample, template)
+
+
+def learn(
+    model: "torch.nn.Module",
+    processor: Qwen2_5OmniProcessor,
+    lessons: list[Lesson],
+    config: TinyConfig,
+    steps: int,
+    learning_rate: float,
+    sloppiness: Sloppiness | None,
+) -> float:
+    """Cross-entropy on the traces, AdamW, short warm-up and cosine decay. Returns the mean loss of the last 50 steps."""
+    tokenizer = processor.tokenizer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    warmup = min(100, steps // 5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / warmup) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * min(1, step / steps)))),
+    )
+    rng = np.random.default_rng([config.seed, steps])
+    losses: list[float] = []
+    order: list[int] = []
+    started = time.perf_counter()
+    for step in track(range(steps), "learning", disable=None):
+        if len(order) < config.batch:
+            order = list(rng.permutation(len(lessons)))
+        batch = [lessons[order.pop()] for _ in range(config.batch)]
+        texts = [trace(rng, lesson.scene, lesson.question, sloppiness) + "<|im_end|>" for lesson in batch]
+        targets = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        prompts = [lesson.prompt for lesson in batch]
+        inputs = prompt_batch(prompts, tokenizer.pad_token_id)
+        width, length = inputs["input_ids"].shape[1], targets["input_ids"].shape[1]
+        owner = range(len(batch))
+        logits = model(
+            input_ids=torch.cat([inputs["input_ids"], targets["input_ids"]], 1),
+            attention_mask=torch.cat([inputs["attention_mask"], targets["attention_mask"]], 1),
+            position_ids=row_positions(prompts, owner, width, length),
+            use_cache=False,
+            **row_media(prompts, owner),
+        ).logits[:, width - 1 : -1]
+        labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            speed = (time.perf_counter() - started) / (step + 1)
+            print(f"step {step + 1:5d}  loss {np.mean(losses[-100:]):.4f}  {speed:.2f} s/step", flush=True)
+    return float(np.mean(losses[-50:]))
+
+
+def main(overrides: list[str]) -> None:
+    """Build, train and save the base; prints where it is."""
+    config: TinyConfig = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(TinyConfig), OmegaConf.from_dotlist(overrides))
+    )
+    torch.manual_seed(config.seed)
+    started = time.perf_counter()
+    processor, model, lessons = make_pool(config, _templates())
+    output = Path(config.output)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}")
+    clean = learn(model, processor, lessons, config, config.steps, config.learning_rate, None)
+    _save(model, processor, output / "clean")
+    sloppy = learn(
+        model, processor, lessons, config, config.sloppy_steps, config.sloppy_learning_rate, config.sloppiness
+    )
+    _save(model, processor, output)
+    record = {"loss_clean": clean, "loss_sloppy": sloppy, "seconds": round(time.perf_counter() - started)}
+    (output / "tiny.json").write_text(json.dumps({"config": OmegaConf.to_container(OmegaConf.structured(config)), **record}, indent=1))
+    print(f"saved to {output} after {record['seconds']} s; try it: python -m echoink.train model.path={output}")
+
+
+def _templates() -> list[str]:
+    from echoink.config import conf_dir
+
+    return [OmegaConf.load(path).template for path in sorted((conf_dir() / "prompt").glob("*.yaml"))]
+
+
+def _save(model: "torch.nn.Module", processor: Qwen2_5OmniProcessor, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
