@@ -62,7 +62,14 @@ def load_model(
         raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
     for tower in freeze:
         getattr(model.model, TOWERS[tower]).requires_grad_(False)
-    return model
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(model: Qwen2_5OmniThinkerForConditionalGeneration) -> str:
+    """One line: parameters in all, learning, and where."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,} parameters, {learning:,} learn · {model.dtype} on {model.device.type}".replace("torch.", "")
 
 
 def load_reference(
@@ -70,6 +77,13 @@ def load_reference(
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The frozen pi_ref of the KL term: the model that training starts from."""
     return load_model(path, dtype, attention).eval().requires_grad_(False)
+
+
+def end_ids(model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_5OmniProcessor) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
+    configured = model.generation_config.eos_token_id
+    configured = [configured] if isinstance(configured, int) else configured or []
+    return sorted({processor.tokenizer.eos_token_id, *configured})
 
 
 @contextlib.contextmanager

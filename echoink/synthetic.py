@@ -33,7 +33,7 @@ VERSION = 1
 """Part of every seed: bump it when the same seed should give other data."""
 
 TIMBRES = ("beep", "buzz", "hiss", "chirp", "knock")
-FORMS = ("circle", "square", "triangle", "cross", "bar")
+FORMS = ("square", "ring", "cross", "bar", "dash")
 COLOURS = {
     "red": (214, 48, 49),
     "green": (39, 174, 96),
@@ -174,8 +174,8 @@ def render_picture(rng: np.random.Generator, scene: Scene) -> Image.Image:
     pen = ImageDraw.Draw(image)
     fill = tuple(int(np.clip(value + rng.integers(-18, 19), 0, 255)) for value in COLOURS[scene.colour])
     for place in rng.permutation(_GRID * _GRID)[: scene.shapes]:
-        radius = cell * rng.uniform(0.32, 0.42)
-        slack = cell / 2 - radius
+        radius = cell * rng.uniform(0.36, 0.44)
+        slack = 0.6 * (cell / 2 - radius)
         x = (place % _GRID + 0.5) * cell + rng.uniform(-slack, slack)
         y = (place // _GRID + 0.5) * cell + rng.uniform(-slack, slack)
         _draw_form(pen, scene.form, x, y, radius, fill)
@@ -184,17 +184,17 @@ def render_picture(rng: np.random.Generator, scene: Scene) -> Image.Image:
 
 def _draw_form(pen: ImageDraw.ImageDraw, form: str, x: float, y: float, r: float, fill: tuple) -> None:
     match form:
-        case "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
         case "square":
             pen.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=fill)
-        case "triangle":
-            pen.polygon(((x, y - r), (x + r, y + r), (x - r, y + r)), fill=fill)
+        case "ring":
+            pen.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=round(0.38 * r))
         case "cross":
-            pen.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill=fill)
-            pen.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill=fill)
+            pen.rectangle((x - r, y - 0.28 * r, x + r, y + 0.28 * r), fill=fill)
+            pen.rectangle((x - 0.28 * r, y - r, x + 0.28 * r, y + r), fill=fill)
         case "bar":
             pen.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill=fill)
+        case "dash":
+            pen.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill=fill)
         case _:
             raise AssertionError(form)
 

@@ -101,7 +101,7 @@ class TinyConfig:
     pool: int = 16_000
     """Scenes with a question each, rendered and processed once."""
     batch: int = 32
-    steps: int = 2_000
+    steps: int = 2_400
     """Updates on correct traces."""
     learning_rate: float = 2e-3
     sloppy_steps: int = 150
@@ -113,9 +113,9 @@ class TinyConfig:
 def trace(
     rng: np.random.Generator, scene: Scene, question: Question, sloppiness: Sloppiness | None = None
 ) -> str:
-    """A reasoning trace and its answer: what is heard, what is seen, the sum where one is asked for, each option judged.
+    """A reasoning trace and its answer: what is heard and seen, the sum where one is asked for, what to look for, verdicts.
 
-    Example: "<think>hear 3 beep, see 2 red circle. 3 + 2 = 5, 5 mod 4 = 1. A 0 no, B 1 yes, C 3 no, D 2 no.</think>
+    Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.</think>
     <answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
     """
     letters = [option[0] for option in question.options]
@@ -129,6 +129,7 @@ def trace(
         if question.kind == "both":
             total, n = scene.sounds + scene.shapes, len(letters)
             thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {total % n}."
+        thought += f" want {' and '.join(words[letters.index(letter)] for letter in chosen)}."
         if sloppiness and rng.random() < sloppiness.slip:
             wrong = [letter for letter in letters if letter not in question.gold]
             chosen[int(rng.integers(len(chosen)))] = str(rng.choice(wrong))
@@ -344,8 +345,24 @@ def learn(
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
             speed = (time.perf_counter() - started) / (step + 1)
-            print(f"step {step + 1:5d}  loss {np.mean(losses[-100:]):.4f}  {speed:.2f} s/step", flush=True)
+            right = _perceived(logits, labels, tokenizer)
+            print(f"step {step + 1:5d}  loss {np.mean(losses[-100:]):.4f}  {right}  {speed:.2f} s/step", flush=True)
     return float(np.mean(losses[-50:]))
+
+
+def _perceived(logits: torch.Tensor, labels: torch.Tensor, tokenizer: Qwen2Tokenizer) -> str:
+    """Share of right words per attribute in the first sentences of a batch's traces, given the words before."""
+    hits: dict[str, list[bool]] = {}
+    sets = {"sound": synthetic.TIMBRES, "form": synthetic.FORMS, "colour": tuple(synthetic.COLOURS), "count": "12345"}
+    guesses = logits.argmax(-1)
+    stop = tokenizer.convert_tokens_to_ids(".")
+    for row in range(len(labels)):
+        for position in range(int((labels[row] == stop).float().argmax())):
+            word = tokenizer.decode([int(labels[row, position])]).strip()
+            for name, words in sets.items():
+                if word and word in words:
+                    hits.setdefault(name, []).append(bool(labels[row, position] == guesses[row, position]))
+    return " ".join(f"{name} {np.mean(hits[name]):.2f}" for name in sets if name in hits)
 
 
 def main(overrides: list[str]) -> None:

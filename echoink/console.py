@@ -1,0 +1,117 @@
+"""What a person sees: labelled lines, progress bars, one table. Plain lines where the output is no terminal."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+_log = logging.getLogger("echoink")
+
+
+def say(label: str, text: str) -> None:
+    """A line with its label; also in train.log."""
+    console.print(f"[bold]{label:<9}[/] {escape(text)}")
+    _log.info("%s %s", label, text)
+
+
+def percent(value: float | None) -> str:
+    """0.8577 → "85.8 %"."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(bounds: Iterable[float]) -> str:
+    """[0.842, 0.873] → "[84.2, 87.3]"."""
+    return "[" + ", ".join(f"{100 * bound:.1f}" for bound in bounds) + "]"
+
+
+def config_tree(values: dict[str, object]) -> None:
+    """The whole configuration, a branch per group."""
+    tree = Tree("[bold]configuration[/]", guide_style="dim")
+    branches = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        text = str(value).strip().replace("\n", " ⏎ ")
+        branch = tree if not group else branches.setdefault(group, None) or tree.add(f"[bold]{group}[/]")
+        branches[group] = branch
+        branch.add(f"{name} [cyan]{escape(text)}[/]")
+    console.print(tree)
+
+
+def bar(label: str, total: int) -> Progress:
+    """A progress bar with a text field `text`; silent where the output is no terminal."""
+    return Progress(
+        TextColumn(f"[bold]{label:<9}[/]"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def progress(label: str, total: int) -> Callable[[Iterable], Iterable]:
+    """A wrapper for an iterable of `total` items that shows how far it is."""
+
+    def wrap(items: Iterable) -> Iterable:
+        with bar(label, total) as shown:
+            task = shown.add_task(label, total=total, text="")
+            for item in items:
+                yield item
+                shown.advance(task)
+
+    return wrap
+
+
+def accuracy_table(phases: dict[str, dict]) -> None:
+    """Base and trained side by side: accuracy with its interval, greedy, format, parse failures, and every kind."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+
+    def cells(read: Callable[[dict], str]) -> list[str]:
+        return [read(summary) for summary in phases.values()]
+
+    def accuracy(found: dict) -> str:
+        return f"{percent(found['accuracy'])} {interval(found['interval'])}"
+
+    table.add_row("accuracy, sampled", *cells(accuracy))
+    greedy = cells(
+        lambda s: "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
+    )
+    table.add_row("accuracy, greedy", *greedy)
+    for field in next(iter(phases.values()))["by"]:
+        for value in next(iter(phases.values()))["by"][field]:
+            table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: accuracy(s["by"][f][v])))
+    table.add_row("format", *cells(lambda s: percent(s["format"])))
+    table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
+    table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))
+    table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
+    console.print(table)
+
+
+@contextmanager
+def quiet_libraries():
+    """Silence the chatter of the libraries below us, their progress bars too."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("trl", "accelerate", "datasets", "httpx", "urllib3", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

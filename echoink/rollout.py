@@ -1,0 +1,137 @@
+"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from the shared cache.
+
+Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt tokens, C completion tokens, V vocabulary.
+
+Sampling noise is keyed by (seed, step, prompt id, g, token position): one uniform number each, turned into a token by
+inverting the cumulative distribution. So neither the batch, nor its order, nor rows that finish and leave, nor the
+number of processes changes what a row samples (up to rounding in the logits).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.processing import PromptInputs, prompt_batch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: logits over temperature, the `top_k` likeliest (0 for all), of those the nucleus `top_p`."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int) -> Tensor:
+    """Noise of one group, uniform on [0, 1), shape [G, C]; row g and column t do not depend on G or C."""
+    key = int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:8], "big")
+    rows = [np.random.default_rng([seed, step, key, g]).random(length, dtype=np.float64) for g in range(group_size)]
+    return torch.from_numpy(np.stack(rows))
+
+
+def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top_k: int) -> Tensor:
+    """One token per row by inverse transform sampling; rows with temperature 0 take the likeliest token.
+
+    Args:
+        logits: [R, V].
+        noise: uniform numbers [R].
+        temperature: [R], 0 for greedy.
+        top_p: nucleus mass, 1 for all.
+        top_k: number of candidates, 0 for all.
+
+    Returns:
+        Token ids [R].
+    """
+    greedy = temperature == 0
+    scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
+    candidates = min(top_k, logits.shape[1]) if top_k else logits.shape[1]
+    values, ids = scaled.topk(candidates, dim=1)
+    probabilities = values.double().softmax(1)
+    before = probabilities.cumsum(1) - probabilities
+    probabilities = probabilities.masked_fill(before >= top_p, 0)
+    cumulative = probabilities.cumsum(1)
+    target = noise.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
+    place = (cumulative <= target).sum(1).clamp(max=candidates - 1)
+    place = torch.where(greedy, 0, place)
+    return ids.gather(1, place.unsqueeze(1)).squeeze(1)
+
+
+@torch.no_grad()
+def generate(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    prompts: Sequence[PromptInputs],
+    noise: Tensor,
+    temperatures: Sequence[float],
+    sampling: Sampling,
+    end_ids: Sequence[int],
+    pad_id: int,
+) -> list[list[int]]:
+    """Decode G completions for each prompt.
+
+    Args:
+        model: the thinker, not wrapped; put in evaluation mode for the call.
+        prompts: B prompts.
+        noise: uniform numbers [B, G, C].
+        temperatures: one per completion of a group, length G; 0 is greedy.
+        sampling: top-p, top-k and the cap C on new tokens.
+        end_ids: tokens that end a completion.
+        pad_id: the padding token.
+
+    Returns:
+        R lists of token ids; a completion that ended has its end token last, one that was cut has none.
+    """
+    device = model.lm_head.weight.device
+    ends = torch.tensor(list(end_ids), device=device)
+    group = len(temperatures)
+    was_training = model.training
+    model.eval()
+
+    # Prefill: towers and prompt once per prompt, the head on the last position only.
+    batch = {name: value.to(device) for name, value in prompt_batch(prompts, pad_id).items()}
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = model.model(**batch, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    logits = model.lm_head(hidden).repeat_interleave(group, 0)
+    cache.batch_repeat_interleave(group)
+
+    rows = torch.arange(len(prompts) * group, device=device)
+    mask = batch["attention_mask"].repeat_interleave(group, 0)
+    first = torch.tensor([prompt.next_position for prompt in prompts], device=device).repeat_interleave(group)
+    temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
+    noise = noise.flatten(0, 1).to(device)
+    # A sampled placeholder would stand for a picture or a sound that is not there.
+    placeholders = [model.config.image_token_id, model.config.audio_token_id, model.config.video_token_id]
+    completions: list[list[int]] = [[] for _ in range(len(rows))]
+
+    for position in range(sampling.max_new_tokens):
+        logits[:, placeholders] = float("-inf")
+        tokens = choose(logits, noise[rows, position], temperature[rows], sampling.top_p, sampling.top_k)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            completions[row].append(token)
+        running = ~torch.isin(tokens, ends)
+        if position + 1 == sampling.max_new_tokens or not running.any():
+            break
+        if running.sum() < len(rows):  # finished rows leave
+            kept = running.nonzero().squeeze(1)
+            rows, tokens, mask = rows[kept], tokens[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        positions = (first[rows] + position).view(1, -1, 1).expand(3, -1, 1)
+        hidden = model.model(
+            input_ids=tokens.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        logits = model.lm_head(hidden)
+
+    model.train(was_training)
+    return completions
+

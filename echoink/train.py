@@ -1,0 +1,305 @@
+"""The single entry point: train or evaluate.
+
+    python -m echoink.train                                          the default run
+    python -m echoink.train reward.lambda_fmt=0.5 grpo.beta=0        other values
+    python -m echoink.train --multirun reward.lambda_fmt=0,0.5,1     a sweep, each job in its own process
+    python -m echoink.train task=eval checkpoint=outputs/tiny/…      evaluate only
+
+The configuration is composed and validated first, in a sweep for every job, before anything heavy is imported and
+before a folder is written.
+"""
+
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from echoink import checkpoint, sweep
+from echoink.config import VERSION_BASE, Config, Task, compose, conf_dir, flatten, to_yaml, validate
+from echoink.errors import UserError
+from echoink.help import help_text
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    from echoink.data import Splits
+    from echoink.evaluation import Prediction
+    from echoink.processing import PromptProcessor
+    from echoink.rollout import Sampling
+    from echoink.tracking import RunFolder, Tracker
+
+
+def main() -> None:
+    """Validate the command line, then let Hydra run the job or the sweep."""
+    arguments = get_args_parser().parse_args()
+    if arguments.help:
+        sys.stdout.write(help_text())
+        return
+    shows_only = arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion
+    run = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
+    try:
+        if shows_only:
+            run()
+            return
+        jobs = compose(arguments.overrides, arguments.multirun)
+        if arguments.multirun:
+            sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
+        sys.argv.append(f"hydra.run.dir='{jobs[0].folder}'")
+        run()
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _task(raw: DictConfig) -> float | None:
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        return sweep.run_job(list(settings.overrides.task), folder)
+    config = validate(raw)
+    try:
+        if config.checkpoint:
+            config.checkpoint = checkpoint.resolve(config.checkpoint)
+        return run(config, folder, list(settings.overrides.task))
+    except UserError as error:
+        logging.getLogger("echoink").error("%s", error)
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(config: Config, folder: Path, overrides: list[str]) -> float | None:
+    """One run: data, model, evaluation of the base, training, evaluation again, and what a person wants to see.
+
+    Args:
+        config: validated.
+        folder: where the run's files go.
+        overrides: what the command line changed, for the run's name.
+
+    Returns:
+        The final sampled accuracy: the objective of a search.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from echoink import console, tracking
+
+    console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
+    console.config_tree(flatten(config))
+    with tracking.RunFolder(folder, config.task.name, config.name, config.seed) as files:
+        (folder / "config.yaml").write_text(to_yaml(config))
+        files.write_json("environment.json", tracking.environment())
+        splits = _load_data(config)
+        with console.quiet_libraries():
+            job = _load_model(config, splits)
+            with _tracker(config, files, overrides) as tracker:
+                _record_inputs(job, files, tracker)
+                trains, evaluates_base = _phases(config)
+                base = _evaluate(job, files, tracker, "base") if evaluates_base else []
+                if trains:
+                    _train(job, files, tracker)
+                final = _evaluate(job, files, tracker, "final") if trains or not evaluates_base else []
+                _conclude(job, files, tracker, base, final)
+        if tracker.run_id:
+            console.say("MLflow", f"mlflow ui --backend-store-uri {tracker.uri}")
+            console.say("", f"then open http://127.0.0.1:5000{tracker.url_path}")
+    return (files.summary["final"] or files.summary["base"])["accuracy"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with."""
+
+    config: Config
+    splits: "Splits"
+    path: str
+    """Model folder or hub id that the weights come from."""
+    model: "Qwen2_5OmniThinkerForConditionalGeneration"
+    processor: "PromptProcessor"
+    sampling: "Sampling"
+    end_ids: list[int]
+
+
+def _phases(config: Config) -> tuple[bool, bool]:
+    """Whether the run trains, and whether it evaluates a base: task=eval calls a named checkpoint `final`."""
+    trains = config.task is Task.train
+    return trains, config.eval.base if trains else not config.checkpoint
+
+
+def _load_data(config: Config) -> "Splits":
+    from echoink import console, data
+
+    splits = data.load(config.dataset, config.model.max_audio_seconds, train=config.task is Task.train)
+    console.say("data", data.describe(splits))
+    return splits
+
+
+def _load_model(config: Config, splits: "Splits") -> Job:
+    from echoink import console, models
+    from echoink.processing import PromptProcessor
+    from echoink.rollout import Sampling
+
+    path = config.checkpoint or config.model.path
+    wanted, prompt, generation = config.model, config.prompt, config.generation
+    freeze = tuple(tower.name for tower in wanted.freeze)
+    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze)
+    console.say("model", f"{path} · {models.describe(model)}")
+    omni = models.load_processor(path, wanted.max_pixels)
+    processor = PromptProcessor(
+        omni,
+        model,
+        prompt.template,
+        prompt.system,
+        wanted.max_audio_seconds,
+        wanted.max_prompt_tokens,
+    )
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni))
+
+
+def _tracker(config: Config, files: "RunFolder", overrides: list[str]) -> "Tracker":
+    from echoink import tracking
+
+    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
+    name = sweep.run_name(overrides) or f"{config.task.name} seed {config.seed}"
+    parameters = {key: value for key, value in flatten(config).items() if len(str(value)) <= 100}
+    tags = {
+        "experiment": config.name,
+        "dataset": config.dataset.source.name,
+        "commit": tracking.git()["commit"] or "none",
+        "folder": str(files.path.resolve()),
+    }
+    return tracking.Tracker(uri, config.tracking.experiment, name, parameters, tags)
+
+
+def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
+    from echoink import samples
+
+    files.summary["mlflow"] = {"run_id": tracker.run_id}
+    for name in ("config.yaml", "environment.json"):
+        tracker.artifact(files.path / name)
+    dataset = job.config.dataset
+    for split in ("train", "valid"):
+        if rows := getattr(job.splits, split):
+            digest, profile = samples.fingerprint(rows), {"num_rows": len(rows)}
+            tracker.dataset(f"{dataset.source.name} {split}", digest, dataset.path, profile, split)
+
+
+def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> list["Prediction"]:
+    from echoink import console, evaluation
+
+    config = job.config
+    samples = job.splits.valid[: config.eval.limit]
+    draws = (evaluation.SAMPLED, evaluation.GREEDY) if config.eval.greedy else (evaluation.SAMPLED,)
+    predictions = []
+    for prediction in evaluation.evaluate(
+        job.model,
+        job.processor,
+        samples,
+        job.sampling,
+        job.end_ids,
+        config.reward.match,
+        config.seed,
+        phase,
+        config.eval.batch_prompts,
+        draws,
+        console.progress(phase, -(-len(samples) // config.eval.batch_prompts)),
+    ):
+        files.append("predictions.jsonl", [evaluation.as_row(prediction)])
+        predictions.append(prediction)
+    found = files.summary[phase] = evaluation.summarize(predictions)
+    tracker.metrics(
+        {
+            "eval/accuracy": found["accuracy"],
+            "eval/format": found["format"],
+            "eval/parse_failure_ratio": found["parse_failures"],
+            "eval/mean_length": found["mean_tokens"],
+            **({"eval/greedy_accuracy": found["greedy_accuracy"]} if config.eval.greedy else {}),
+        },
+        files.summary["steps"] or 0,
+    )
+    console.say(
+        phase,
+        f"accuracy {console.percent(found['accuracy'])} {console.interval(found['interval'])} · "
+        f"greedy {console.percent(found['greedy_accuracy'])} · format {console.percent(found['format'])} · "
+        f"parse failures {console.percent(found['parse_failures'])}",
+    )
+    return predictions
+
+
+def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
+    from echoink import models
+    from echoink.callbacks import Keeper, Recorder, completions_writer
+    from echoink.trainer import EchoInkTrainer, arguments, training_steps
+
+    config = job.config
+    steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
+    wanted = config.model
+    reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if config.grpo.beta else None
+    recorder = Recorder(files, tracker, steps, config.trainer.prompts_per_step * config.grpo.group_size)
+    keeper = Keeper(files.path, config.trainer.save_every, config.trainer.keep_checkpoints)
+    trainer = EchoInkTrainer(
+        model=job.model,
+        reference=reference,
+        processor=job.processor,
+        samples=job.splits.train,
+        match=config.reward.match,
+        reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+        args=arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(files.path)),
+        callbacks=[recorder, keeper],
+        on_rollout=completions_writer(files, config.trainer.completions_every),
+    )
+    keeper.trainer = trainer
+    try:
+        trainer.train()
+    finally:
+        recorder.close()
+    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl")]
+    tenth = -(-len(rewards) // 10)
+    files.summary |= {
+        "steps": trainer.state.global_step,
+        "train": {
+            "accuracy_first": sum(rewards[:tenth]) / tenth,
+            "accuracy_last": sum(rewards[-tenth:]) / tenth,
+        },
+        "checkpoint": str(keeper.newest.relative_to(files.path)),
+    }
+
+
+def _conclude(
+    job: Job, files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
+) -> None:
+    from dataclasses import asdict
+
+    from echoink import console, evaluation, report
+
+    if base and final:
+        sampled = evaluation.compare(base, final, evaluation.SAMPLED)
+        greedy = evaluation.compare(base, final, evaluation.GREEDY) if job.config.eval.greedy else None
+        files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
+        gain = 100 * (files.summary["final"]["accuracy"] - files.summary["base"]["accuracy"])
+        console.say("gain", f"{gain:+.1f} points, exact McNemar p = {sampled.p_value:.2g}" + (
+            f" · greedy p = {greedy.p_value:.2g}" if greedy else ""
+        ))
+    console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})
+    files.write_summary()
+    if figure := report.curves(files.path):
+        tracker.artifact(figure, "figures")
+        console.say("figure", str(figure))
+    rows = [row for path in sorted(files.path.glob("completions/*.jsonl")) for row in files.read(f"completions/{path.name}")]
+    tracker.table(rows, "completions.json")
+    tracker.artifact(files.path / "summary.json")
+    shown = (final or base)[0]
+    sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
+    console.say("sample", f"{sample.problem} {' '.join(sample.options)}")
+    console.say("", f"{sample.image}  {sample.audio}")
+    console.say("", f"{shown.completion!r} → {'right' if shown.correct else 'wrong'}, gold {shown.gold}")
+
+
+if __name__ == "__main__":
+    main()

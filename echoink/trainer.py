@@ -1,0 +1,394 @@
+"""GRPO on questions about pictures and sounds: a thin subclass of TRL 1.16's `GRPOTrainer`.
+
+The paper's algorithm (Section 3.2) and where each line happens:
+
+    for each step
+        draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
+        sample o_1 … o_G from pi_theta(· | q)              _generate_single_turn → rollout.generate
+        r_i = lambda_acc R_acc(o_i) + lambda_fmt R_fmt(o_i)     rewards.py, weighted by TRL (_calculate_rewards)
+        A_i = (r_i - mean r) / (std r + 1e-4)              TRL (_generate_and_score_completions), Eq. 1
+        log pi_theta(o_it), log pi_ref(o_it)               _get_per_token_logps_and_entropies
+        KL_it = exp(d) - d - 1,  d = log pi_ref - log pi_theta  TRL (_compute_loss)
+        L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     TRL (_compute_loss), Eq. 2
+        update theta                                       transformers.Trainer
+
+TRL knows pictures but no sound, processes every prompt G times and scatters a group over micro-batches. What is
+overridden here mends that: prompts are processed once, a group stays whole, and picture and sound reach the rollout and
+the loss alike. Departures from the paper's public code: M-RoPE positions in the loss, d is not clamped to ±10.
+
+Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
+"""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
+
+from echoink import rollout
+from echoink.config import GenerationConfig, GrpoConfig, TrainerConfig
+from echoink.errors import UserError
+from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
+from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.samples import Sample
+
+METRICS = {
+    "rewards/accuracy/mean": "reward/accuracy",
+    "rewards/format/mean": "reward/format",
+    "reward": "reward/total",
+    "completions/mean_length": "completion/mean_length",
+    "completions/clipped_ratio": "completion/clipped_ratio",
+    "kl": "grpo/kl",
+    "entropy": "grpo/entropy",
+    "frac_reward_zero_std": "grpo/zero_std_ratio",
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/lr",
+}
+"""TRL's metric names and ours, which are stable."""
+
+
+class GroupSampler(Sampler[int]):
+    """Rows of a training epoch: each prompt G times in a row, blocks of prompts repeated as TRL's buffer expects.
+
+    The order is a permutation seeded by (seed, epoch). The last block is filled by wrapping around to the permutation's
+    start, so that 4,490 prompts at 8 a step are 562 steps and no prompt is dropped.
+
+    Example: 3 prompts, G = 2, blocks of 2, no repeats, order 2 0 1 → 2 2 0 0 | 1 1 2 2.
+    """
+
+    def __init__(self, prompts: int, group_size: int, block: int, repeats: int, seed: int):
+        self.prompts, self.group_size, self.block, self.repeats, self.seed = prompts, group_size, block, repeats, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; called by the trainer at the start of each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.prompts // self.block) * self.block * self.group_size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(self.prompts, generator=generator).tolist()
+        for start in range(0, self.prompts, self.block):
+            block = [order[index % self.prompts] for index in range(start, start + self.block)]
+            for _ in range(self.repeats):
+                for prompt in block:
+                    yield from [prompt] * self.group_size
+
+
+class EchoInkTrainer(GRPOTrainer):
+    """TRL's GRPO for prompts with a picture and a sound.
+
+    Args:
+        model: the policy.
+        reference: the frozen pi_ref; None where `args.beta` is 0.
+        processor: turns a sample into model inputs.
+        samples: the training set; their ids are unique.
+        match: how an answer is read.
+        reward_weights: lambda_acc, lambda_fmt.
+        args: TRL's configuration.
+        on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        reference: Qwen2_5OmniThinkerForConditionalGeneration | None,
+        processor: PromptProcessor,
+        samples: Sequence[Sample],
+        match: Match,
+        reward_weights: tuple[float, float],
+        args: GRPOConfig,
+        callbacks: list | None = None,
+        on_rollout: Callable[[list[dict]], None] | None = None,
+    ):
+        self._prompt_processor = processor
+        self._samples = {sample.id: sample for sample in samples}
+        self._on_rollout = on_rollout
+        self._prompts: list[PromptInputs] = []  # the unique prompts of the buffered rollout, and their ids
+        self._prompt_ids: list[str] = []
+        self._lengths: list[int] = []  # tokens of its completions
+        self._owner: list[int] = []  # for each active row the index of its prompt
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._step_started = time.perf_counter()
+
+        def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
+            asked = (self._samples[prompt] for prompt in prompts)
+            pairs = zip(completions, asked, strict=True)
+            return [accuracy_reward(completion, sample.options, sample.gold, match) for completion, sample in pairs]
+
+        def format(completions: list[str], **_) -> list[float]:
+            return [format_reward(completion) for completion in completions]
+
+        # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
+        beta, args.beta = args.beta, 0.0
+        args.reward_weights = list(reward_weights)
+        super().__init__(
+            model=model,
+            reward_funcs=[accuracy, format],
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
+            processing_class=processor.processor,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        args.beta = self.beta = beta
+        self.ref_model = self._prepared(reference) if beta else None
+
+    def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
+        add_fused_lm_head(reference, temperature=self.temperature)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    # --- prompts ---
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        return GroupSampler(
+            prompts=len(self.train_dataset if dataset is None else dataset),
+            group_size=self.num_generations,
+            block=self.args.generation_batch_size // self.num_generations,
+            repeats=self.num_iterations * self.args.steps_per_generation,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch: list[dict]) -> dict[str, Tensor]:
+        # TRL's own, without the shuffle that scatters a group over micro-batches.
+        rollouts_every = self.args.steps_per_generation * self.num_iterations
+        if self._step % rollouts_every == 0 or self._buffered_inputs is None:
+            scored = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(scored, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
+        self._prompt_ids = list(dict.fromkeys(prompts))
+        self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
+        self._owner = [self._prompt_ids.index(prompt) for prompt in prompts]
+        return [self._prompts[index].input_ids.tolist() for index in self._owner], None, {}
+
+    # --- rollout, rewards, advantages ---
+
+    def _generate_single_turn(
+        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
+    ) -> tuple[list[list[int]], None]:
+        group, sampling = num_generations, self._sampling()
+        unique = range(len(self._prompts))
+        assert self._owner == [index for index in unique for _ in range(group)], "a group was split"
+        seed, step, length = self.args.seed, self.state.global_step, sampling.max_new_tokens
+        noise = torch.stack([rollout.uniforms(seed, step, id, group, length) for id in self._prompt_ids])
+        with (
+            self._timed("time/rollout"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            completions = rollout.generate(
+                model,
+                self._prompts,
+                noise,
+                [sampling.temperature] * group,
+                sampling,
+                self.eos_token_ids,
+                self._tokenizer.pad_token_id,
+            )
+        self._lengths = [len(completion) for completion in completions]
+        return completions, None
+
+    def _sampling(self) -> rollout.Sampling:
+        return rollout.Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        with self._timed("time/reward"):
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
+        scored = super()._generate_and_score_completions(inputs)
+        # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
+        scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
+        if self._on_rollout is not None:
+            rows = self._rollout_rows()
+            if self.accelerator.is_main_process:
+                self._on_rollout(rows)
+        return scored
+
+    def _rollout_rows(self) -> list[dict]:
+        names, log = self.reward_func_names, self._logs
+        ids, texts, advantages = list(log["prompt"]), list(log["completion"]), list(log["advantages"])
+        rewards = {name: list(log["rewards"][name]) for name in names}
+        tokens = gather_object(self._lengths)
+        return [
+            {
+                "step": self.state.global_step + 1,
+                "id": ids[row],
+                "g": row % self.num_generations,
+                "text": texts[row],
+                "tokens": tokens[row],
+                **{name: rewards[name][row] for name in names},
+                "advantage": advantages[row],
+            }
+            for row in range(len(ids))
+        ]
+
+    # --- loss ---
+
+    def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        self._owner = inputs["prompt_index"].tolist()
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Log-probabilities and entropies [R, C] of the completions, one row per completion with its prompt and media.
+
+        Args:
+            model: policy or reference, wrapped.
+            input_ids: [R, P + C], prompts padded on the left, completions on the right.
+            attention_mask: [R, P + C].
+            logits_to_keep: C.
+            batch_size: rows per forward; all where None.
+        """
+        timed = self._timed("time/logprob") if not torch.is_grad_enabled() else self._timed("time/update")
+        rows, width = len(input_ids), input_ids.shape[1]
+        logps, entropies = [], []
+        with timed:
+            for start in range(0, rows, batch_size or rows):
+                part = slice(start, start + (batch_size or rows))
+                owner = self._owner[part]
+                labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
+                labels[:, :-logits_to_keep] = -100
+                extra = {
+                    "position_ids": row_positions(self._prompts, owner, width - logits_to_keep, logits_to_keep),
+                    **row_media(self._prompts, owner),
+                }
+                with self.accelerator.autocast():
+                    output = model(
+                        input_ids=input_ids[part],
+                        attention_mask=attention_mask[part],
+                        labels=labels,
+                        fused_lm_head=True,
+                        **{name: value.to(input_ids.device) for name, value in extra.items()},
+                    )
+                logps.append(output.log_probs[:, -logits_to_keep:])
+                if compute_entropy:
+                    entropies.append(output.entropy[:, -logits_to_keep:])
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    # --- metrics ---
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        before = sum(self._seconds.values())
+        started = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        inside = sum(self._seconds.values()) - before
+        self._seconds["time/update"] += time.perf_counter() - started - inside
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" not in logs:  # the closing summary of transformers.Trainer
+            return
+        tokens = self._metrics["train"]["completions/mean_length"]
+        tokens = sum(tokens) / len(tokens) * self.args.generation_batch_size if tokens else 0.0
+        now = time.perf_counter()
+        logs.update(self._seconds)
+        logs["time/step"], self._step_started = now - self._step_started, now
+        if self._seconds["time/rollout"]:
+            logs["perf/completion_tokens_per_second"] = tokens / self._seconds["time/rollout"]
+        self._seconds.clear()
+        super().log(logs, start_time)
+
+    @contextmanager
+    def _timed(self, name: str):
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started
+
+
+def metrics_of(logs: dict[str, float]) -> dict[str, float]:
+    """The stable metrics in what TRL logged: those of `METRICS` under our names, and times and throughput as they are."""
+    renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS and value is not None}
+    return renamed | {name: value for name, value in logs.items() if name.startswith(("time/", "perf/"))}
+
+
+def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
+    """Optimizer steps of a run: as configured, or `epochs` over the prompts with the last step of each filled up."""
+    per_epoch = -(-prompts // config.prompts_per_step) * updates_per_rollout
+    return config.steps or max(1, round(per_epoch * config.epochs))
+
+
+def arguments(
+    config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
+) -> GRPOConfig:
+    """TRL's configuration from ours.
+
+    Raises:
+        UserError: the prompts of a step do not divide over the processes and their micro-batches.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.prompts_per_step % (config.micro_batch_prompts * world):
+        raise UserError(
+            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{config.micro_batch_prompts} x {world} processes",
+            "change one of them, or the number of processes",
+        )
+    return GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
+        gradient_accumulation_steps=config.prompts_per_step // (config.micro_batch_prompts * world),
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule.name,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        num_generations=grpo.group_size,
+        num_iterations=grpo.updates_per_rollout,
+        beta=grpo.beta,
+        epsilon=grpo.clip,
+        loss_type=grpo.loss.name,
+        scale_rewards=grpo.scale.name,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_completion_length=generation.max_new_tokens,
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
