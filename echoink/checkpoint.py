@@ -68,6 +68,6 @@ def resolve(checkpoint: str) -> str:
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
             "a model folder holds config.json; a run folder holds checkpoints/step-N",
         )
-    if checkpoint == "tiny" or re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("outputs/"):
+    if checkpoint == "tiny" or (re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("outputs/")):
         return checkpoint
     raise UserError(f"checkpoint={checkpoint}: no such folder", "give a run folder, a step folder or a hub id")

@@ -1,7 +1,7 @@
 """The schema of the configuration: one dataclass per group of `conf/`, with type, meaning and range of every field.
 
-Values live in `conf/*.yaml`; here is what they may be. `compose` gives a validated `Config` or raises `UserError`, before
-anything heavy is imported and before a folder is written.
+Values live in `conf/*.yaml`; here is what they may be. `compose` gives a validated `Config` or raises `UserError`,
+before anything heavy is imported and before a folder is written.
 """
 
 import dataclasses
@@ -158,7 +158,8 @@ class EvalConfig:
     base: bool = _("evaluate the model before training too")
     limit: int | None = _("validation samples to use; null for all", ge=1)
     batch_prompts: int = _("prompts decoded together; does not change the result", ge=1)
-    greedy: bool = _("add a greedy draw to the sampled one")
+    samples: int = _("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
+    greedy: bool = _("add a greedy draw")
 
 
 @dataclass
@@ -303,7 +304,12 @@ def _check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
         return
     if not math.isfinite(value):
         raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
-    tests = {"ge": (">=", value.__ge__), "gt": (">", value.__gt__), "le": ("<=", value.__le__), "lt": ("<", value.__lt__)}
+    tests = {
+        "ge": (">=", value.__ge__),
+        "gt": (">", value.__gt__),
+        "le": ("<=", value.__le__),
+        "lt": ("<", value.__lt__),
+    }
     for name, (sign, holds) in tests.items():
         if name in spec.metadata and holds(spec.metadata[name]) is not True:
             raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])

@@ -88,9 +88,15 @@ def accuracy_table(phases: dict[str, dict]) -> None:
 
     table.add_row("accuracy, sampled", *cells(accuracy))
     greedy = cells(
-        lambda s: "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
+        lambda s: (
+            "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
+        )
     )
     table.add_row("accuracy, greedy", *greedy)
+    if next(iter(phases.values()))["samples"]:
+        for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
+            k = next(iter(phases.values()))["samples"]["k"]
+            table.add_row(f"  {label.format(k)}", *cells(lambda s, n=name: percent(s["samples"][n])))
     for field in next(iter(phases.values()))["by"]:
         for value in next(iter(phases.values()))["by"][field]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: accuracy(s["by"][f][v])))

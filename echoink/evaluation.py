@@ -6,6 +6,7 @@ draws share one prefill.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,6 +20,11 @@ from echoink.samples import Sample
 from echoink.statistics import Paired, mcnemar, wilson
 
 SAMPLED, GREEDY = "sampled", "greedy"
+
+
+def draw_names(samples: int, greedy: bool) -> list[str]:
+    """The draws of an evaluation: "sampled", "sampled-2", …, "greedy". The first does not depend on how many follow."""
+    return [SAMPLED, *(f"{SAMPLED}-{number}" for number in range(2, samples + 1)), *([GREEDY] if greedy else [])]
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,10 @@ def evaluate(
         seed: of the sampled draw.
         phase: `base`, `final` or `step`.
         batch_prompts: prompts decoded together.
-        draws: of `sampled` and `greedy`.
+        draws: see `draw_names`.
         progress: wraps the iteration over batches.
     """
-    temperatures = [sampling.temperature if draw == SAMPLED else 0.0 for draw in draws]
+    temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
     for batch in progress(batches):
         prompts = [processor(sample) for sample in batch]
@@ -122,9 +128,11 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     `accuracy`, `interval` (95 %, Wilson), `format`, `accuracy_where_formatted`, `parse_failures`, `truncated` and
     `mean_tokens` are of the sampled draw; `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the
     sampled accuracy with n and interval for every value of every field that takes 2 to 20 values (such as `kind`).
+    With several sampled draws, `samples` has their number k, the mean accuracy, the accuracy of the majority's letters
+    (ties go to the earlier draw) and pass@k, the share of samples that any draw got right.
     """
-    draws = {draw: [p for p in predictions if p.draw == draw] for draw in (SAMPLED, GREEDY)}
-    sampled, greedy = draws[SAMPLED], draws[GREEDY]
+    sampled = [p for p in predictions if p.draw == SAMPLED]
+    greedy = [p for p in predictions if p.draw == GREEDY]
     formatted = [p for p in sampled if p.format]
     summary = {
         **_accuracy(sampled),
@@ -135,6 +143,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "mean_tokens": sum(p.tokens for p in sampled) / len(sampled),
         "greedy_accuracy": _share(p.correct for p in greedy) if greedy else None,
         "greedy_interval": _accuracy(greedy)["interval"] if greedy else None,
+        "samples": _several([p for p in predictions if p.draw != GREEDY]),
         "by": {},
     }
     for name in sorted({name for p in sampled for name in p.fields}):
@@ -144,6 +153,24 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         if 1 < len(groups) <= 20:
             summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
     return summary
+
+
+def _several(predictions: Sequence[Prediction]) -> dict | None:
+    draws: dict[str, list[Prediction]] = {}
+    for p in predictions:
+        draws.setdefault(p.id, []).append(p)
+    k = max(len(group) for group in draws.values())
+    if k == 1:
+        return None
+    # most_common keeps the order of first appearance among equals
+    majority = [Counter(p.letters for p in group if p.letters).most_common(1) for group in draws.values()]
+    hits = (bool(top) and top[0][0] == group[0].gold for top, group in zip(majority, draws.values(), strict=True))
+    return {
+        "k": k,
+        "mean": _share(p.correct for p in predictions),
+        "majority": _share(hits),
+        "pass": _share(any(p.correct for p in group) for group in draws.values()),
+    }
 
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict:

@@ -7,7 +7,7 @@ from echoink.config import Config, compose, conf_dir, fields_of, flatten
 USAGE = """\
 EchoInk: GRPO for multimodal language models that reason over what they hear and see.
 
-  python -m echoink.train                                        train the embedded tiny model, evaluate before and after
+  python -m echoink.train                                        train the tiny model, evaluate before and after
   python -m echoink.train reward.lambda_fmt=0.5 grpo.beta=0      change values
   python -m echoink.train experiment=quickstart                  an experiment: a file of differences
   python -m echoink.train --multirun reward.lambda_fmt=0,0.5,1   a sweep; each job is a process of its own

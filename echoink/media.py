@@ -69,4 +69,3 @@ def load_audio(path: Path, max_seconds: float) -> np.ndarray:
     if rate != SAMPLING_RATE:
         mono = soxr.resample(mono, rate, SAMPLING_RATE)
     return np.ascontiguousarray(mono[: int(max_seconds * SAMPLING_RATE)], dtype=np.float32)
-

@@ -1,4 +1,4 @@
-"""Loads the policy, its reference and its processor: the thinker of Qwen2.5-Omni, without talker or edited config.json."""
+"""Loads the policy, its reference and its processor: the thinker of Qwen2.5-Omni, no talker, no edited config.json."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From a sample to what the model takes: the real `Qwen2_5OmniProcessor`, once per prompt, with explicit M-RoPE positions.
+"""From a sample to what the model takes: the real `Qwen2_5OmniProcessor`, once per prompt, explicit M-RoPE positions.
 
 Shapes: B prompts, R rows (a row is one completion with its prompt), P prompt tokens, C completion tokens.
 Masks are True (or 1) where something counts. Prompts are padded on the left, completions on the right.
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class PromptInputs:
     """One prompt as the model takes it.
 
-    Example: a 224-pixel picture and one second of sound give `input_ids` [96], `position_ids` [3, 96] and `media` with
-    `pixel_values` [16, 1176], `image_grid_thw` [1, 3], `input_features` [1, 128, 100], `feature_attention_mask` [1, 100].
+    Example: a picture of 112 pixels a side and one second of sound give `input_ids` [116], `position_ids` [3, 116] and
+    `media` with `pixel_values` [64, 1176], `image_grid_thw` [1, 3], `input_features` [1, 128, 104] and
+    `feature_attention_mask` [1, 104].
     """
 
     input_ids: Tensor
@@ -61,7 +62,7 @@ class PromptProcessor:
         """Decode the sample's media and tokenize its prompt.
 
         Raises:
-            UserError: a file cannot be read, or the prompt is longer than `max_prompt_tokens` (media tokens are never cut).
+            UserError: a file cannot be read, or the prompt has more than `max_prompt_tokens` (media are never cut).
         """
         try:
             image = media.load_image(sample.image)
@@ -85,7 +86,7 @@ class PromptProcessor:
         mask = encoded.pop("attention_mask")
         if input_ids.shape[1] > self.max_prompt_tokens:
             raise UserError(
-                f"sample {sample.id}: its prompt has {input_ids.shape[1]} tokens, over the cap of {self.max_prompt_tokens}",
+                f"sample {sample.id}: its prompt has {input_ids.shape[1]} tokens, the cap is {self.max_prompt_tokens}",
                 "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
             )
         positions, _ = self.model.get_rope_index(
@@ -99,7 +100,7 @@ class PromptProcessor:
 
 
 def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:
-    """Left-padded model inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [3, B, P] and media."""
+    """Left-padded inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [3, B, P] and media."""
     width = max(len(prompt.input_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)

@@ -35,7 +35,7 @@ class Match(Enum):
 
 
 def parse_answer(completion: str) -> str | None:
-    """The content of the completion's only answer block, stripped; None where there is not exactly one or it is empty."""
+    """The content of the only answer block, stripped; None where there is not exactly one or it is empty."""
     opening, closing = ANSWER
     if completion.count(opening) != 1 or completion.count(closing) != 1:
         return None
@@ -98,7 +98,7 @@ def accuracy_reward(
 
 
 def format_reward(completion: str) -> float:
-    """R_fmt: 1 for one non-empty think block, then one non-empty answer block, and nothing else but white space (Eq. 4)."""
+    """R_fmt: 1 for one non-empty think block, one non-empty answer block, and only white space besides (Eq. 4)."""
     positions = []
     for tag in (*THINK, *ANSWER):
         if completion.count(tag) != 1:

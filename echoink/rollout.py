@@ -1,6 +1,6 @@
 """The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from the shared cache.
 
-Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt tokens, C completion tokens, V vocabulary.
+Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt and C completion tokens, V vocabulary.
 
 Sampling noise is keyed by (seed, step, prompt id, g, token position): one uniform number each, turned into a token by
 inverting the cumulative distribution. So neither the batch, nor its order, nor rows that finish and leave, nor the
@@ -21,7 +21,7 @@ from echoink.processing import PromptInputs, prompt_batch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: logits over temperature, the `top_k` likeliest (0 for all), of those the nucleus `top_p`."""
+    """How a token is chosen: logits over temperature, the `top_k` likeliest (0: all), of those the nucleus `top_p`."""
 
     temperature: float
     top_p: float
@@ -134,4 +134,3 @@ def generate(
 
     model.train(was_training)
     return completions
-

@@ -14,12 +14,25 @@ from pathlib import Path
 
 from echoink.config import Config
 
+SWEPT = "ECHOINK_SWEPT"
+"""Environment variable by which a sweep tells its jobs which keys differ between them."""
+
 _NOT_PART_OF_A_NAME = ("hydra", "tracking.", "dataset.path", "checkpoint")
 
 
+def swept_keys() -> list[str]:
+    """The keys that differ between the jobs of this sweep; none outside a sweep."""
+    return os.environ.get(SWEPT, "").split()
+
+
 def run_name(overrides: list[str]) -> str:
-    """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"."""
-    told = [override for override in overrides if not override.startswith(_NOT_PART_OF_A_NAME)]
+    """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"; in a sweep, what differs."""
+    keys = swept_keys()
+    told = [
+        override
+        for override in overrides
+        if (override.partition("=")[0] in keys if keys else not override.startswith(_NOT_PART_OF_A_NAME))
+    ]
     return ", ".join(told)[:200]
 
 
@@ -71,9 +84,10 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
     from echoink.console import say
 
     say("EchoInk", f"sweep of {jobs} jobs · {folder}")
+    name = "sweep " + (run_name(overrides) or config.name)
+    os.environ[SWEPT] = " ".join(key for key, _, value in (o.partition("=") for o in overrides) if _is_swept(value))
     sys.argv.append(f"hydra.sweep.dir='{folder}'")
     uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
-    name = "sweep " + (run_name(overrides) or config.name)
     swept = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
     with tracking.Tracker(uri, config.tracking.experiment, name, swept, {"folder": str(folder.resolve())}) as parent:
         if parent.run_id:
@@ -95,10 +109,16 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
     return 0
 
 
+def _is_swept(value: str) -> bool:
+    return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
+
+
 def _failed(bad: list[Path], first: dict) -> int:
     if bad:
-        print(f"\nerror: {len(bad)} jobs did not finish; the first: {first.get('error')}\n  → {bad[0] / 'train.log'}",
-              file=sys.stderr)
+        print(
+            f"\nerror: {len(bad)} jobs did not finish; the first: {first.get('error')}\n  → {bad[0] / 'train.log'}",
+            file=sys.stderr,
+        )
     return 1
 
 
@@ -126,5 +146,3 @@ def _table(summaries: dict[Path, dict]) -> None:
             f"{summary.get('seconds') or 0:.0f}",
         )
     console.print(table)
-
-

@@ -89,12 +89,17 @@ def draw(rng: np.random.Generator, kind: str) -> tuple[Scene, Question]:
     return scene, ask(rng, scene, kind, options)
 
 
+def remainder(sounds: int, shapes: int, options: int) -> int:
+    """The answer to a `both` question."""
+    return (sounds + shapes) % options
+
+
 def ask(rng: np.random.Generator, scene: Scene, kind: str, options: int) -> Question:
     """Draw a question of a kind with so many options about a scene."""
     numbers = [str(number) for number in range(1, 6)]
     if kind == "both":
         text = f"Add the number of sounds to the number of shapes. What is left after division by {options}?"
-        right = [str((scene.sounds + scene.shapes) % options)]
+        right = [str(remainder(scene.sounds, scene.shapes, options))]
         wrong = [str(number) for number in range(options) if str(number) not in right]
         return _shuffled(rng, kind, text, right, wrong)
     if kind == "ear":

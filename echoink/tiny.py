@@ -33,15 +33,17 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from echoink import synthetic
-from echoink.media import SAMPLING_RATE
 from echoink.processing import PromptInputs, prompt_batch, row_media, row_positions
 from echoink.prompts import build_messages
 from echoink.rewards import ANSWER, THINK
 from echoink.samples import Sample
 from echoink.synthetic import Question, Scene
 
-PIXELS = 56
-"""Side of the square that the tiny model sees: 16 patches, 4 image tokens."""
+PIXELS = 112
+"""Side of the square that the tiny model sees: 64 patches, 16 image tokens."""
+
+INIT = 0.08
+"""Standard deviation of the first weights; the 0.02 of the wide models learns about half as fast at this width."""
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MEDIA = {
@@ -98,10 +100,10 @@ class TinyConfig:
 
     output: str = "outputs/tiny_base"
     seed: int = 0
-    pool: int = 16_000
+    pool: int = 12_000
     """Scenes with a question each, rendered and processed once."""
     batch: int = 32
-    steps: int = 2_400
+    steps: int = 1_800
     """Updates on correct traces."""
     learning_rate: float = 2e-3
     sloppy_steps: int = 150
@@ -110,13 +112,11 @@ class TinyConfig:
     sloppiness: Sloppiness = field(default_factory=Sloppiness)
 
 
-def trace(
-    rng: np.random.Generator, scene: Scene, question: Question, sloppiness: Sloppiness | None = None
-) -> str:
-    """A reasoning trace and its answer: what is heard and seen, the sum where one is asked for, what to look for, verdicts.
+def trace(rng: np.random.Generator, scene: Scene, question: Question, sloppiness: Sloppiness | None = None) -> str:
+    """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the aim, the verdicts.
 
-    Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.</think>
-    <answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
+    Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.
+    </think><answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
     """
     letters = [option[0] for option in question.options]
     words = [option[3:] for option in question.options]
@@ -128,7 +128,8 @@ def trace(
         thought = f"hear {scene.sounds} {scene.timbre}, see {scene.shapes} {scene.colour} {scene.form}."
         if question.kind == "both":
             total, n = scene.sounds + scene.shapes, len(letters)
-            thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {total % n}."
+            rest = synthetic.remainder(scene.sounds, scene.shapes, n)
+            thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {rest}."
         thought += f" want {' and '.join(words[letters.index(letter)] for letter in chosen)}."
         if sloppiness and rng.random() < sloppiness.slip:
             wrong = [letter for letter in letters if letter not in question.gold]
@@ -184,7 +185,7 @@ def _regex(pattern: str):
 
 
 def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
-    """The Omni processor around that tokenizer; its pictures are 56x56."""
+    """The Omni processor around that tokenizer; its pictures are 112x112."""
     area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
@@ -196,7 +197,7 @@ def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
 
 
 def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """A thinker with random weights: 3 layers of width 128, a 2-layer audio tower and a 2-layer vision tower of width 64."""
+    """A thinker with random weights: 3 layers of width 128, audio and vision towers of 2 layers of width 64."""
     ids = processor.tokenizer.convert_tokens_to_ids
     config = Qwen2_5OmniThinkerConfig(
         text_config={
@@ -209,6 +210,7 @@ def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditio
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": False,
+            "initializer_range": INIT,
         },
         audio_config={
             "d_model": 64,
@@ -217,6 +219,7 @@ def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditio
             "encoder_ffn_dim": 192,
             "num_mel_bins": 128,
             "output_dim": 128,
+            "initializer_range": INIT,
         },
         vision_config={
             "depth": 2,
@@ -225,7 +228,9 @@ def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditio
             "intermediate_size": 192,
             "out_hidden_size": 128,
             "fullatt_block_indexes": [1],
+            "initializer_range": INIT,
         },
+        initializer_range=INIT,
         audio_token_index=ids(MEDIA["audio_token"]),
         image_token_index=ids(MEDIA["image_token"]),
         video_token_index=ids(MEDIA["video_token"]),
@@ -306,7 +311,7 @@ def learn(
     learning_rate: float,
     sloppiness: Sloppiness | None,
 ) -> float:
-    """Cross-entropy on the traces, AdamW, short warm-up and cosine decay. Returns the mean loss of the last 50 steps."""
+    """Cross-entropy on the traces with AdamW, warm-up and cosine decay. Returns the mean loss of the last 50 steps."""
     tokenizer = processor.tokenizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warmup = min(100, steps // 5)
@@ -382,7 +387,9 @@ def main(overrides: list[str]) -> None:
     )
     _save(model, processor, output)
     record = {"loss_clean": clean, "loss_sloppy": sloppy, "seconds": round(time.perf_counter() - started)}
-    (output / "tiny.json").write_text(json.dumps({"config": OmegaConf.to_container(OmegaConf.structured(config)), **record}, indent=1))
+    (output / "tiny.json").write_text(
+        json.dumps({"config": OmegaConf.to_container(OmegaConf.structured(config)), **record}, indent=1)
+    )
     print(f"saved to {output} after {record['seconds']} s; try it: python -m echoink.train model.path={output}")
 
 

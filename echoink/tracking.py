@@ -90,6 +90,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "process": os.getpid(),
         "versions": versions,
         **git(),
     }
@@ -264,8 +265,8 @@ class Tracker:
 
 def status_of(error: BaseException | None) -> str:
     """MLflow's word for how a run ended: FINISHED, KILLED after Ctrl-C or a signal, else FAILED."""
-    if error is None or isinstance(error, SystemExit) and error.code in (None, 0):
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED"
-    if isinstance(error, KeyboardInterrupt) or isinstance(error, SystemExit) and error.code in (130, 143):
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143)):
         return "KILLED"
     return "FAILED"

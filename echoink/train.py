@@ -12,7 +12,7 @@ before a folder is written.
 import logging
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ def main() -> None:
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _task(raw: DictConfig) -> float | None:
@@ -64,24 +66,21 @@ def _task(raw: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
         return sweep.run_job(list(settings.overrides.task), folder)
-    config = validate(raw)
     try:
-        if config.checkpoint:
-            config.checkpoint = checkpoint.resolve(config.checkpoint)
-        return run(config, folder, list(settings.overrides.task))
+        return run(validate(raw), folder, sweep.run_name(list(settings.overrides.task)))
     except UserError as error:
         logging.getLogger("echoink").error("%s", error)
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def run(config: Config, folder: Path, overrides: list[str]) -> float | None:
+def run(config: Config, folder: Path, name: str = "") -> float | None:
     """One run: data, model, evaluation of the base, training, evaluation again, and what a person wants to see.
 
     Args:
         config: validated.
         folder: where the run's files go.
-        overrides: what the command line changed, for the run's name.
+        name: of the run in MLflow: what the command line changed.
 
     Returns:
         The final sampled accuracy: the objective of a search.
@@ -90,14 +89,17 @@ def run(config: Config, folder: Path, overrides: list[str]) -> float | None:
     from echoink import console, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
-    console.config_tree(flatten(config))
+    if not sweep.swept_keys():
+        console.config_tree(flatten(config))
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed) as files:
         (folder / "config.yaml").write_text(to_yaml(config))
         files.write_json("environment.json", tracking.environment())
+        if config.checkpoint:
+            config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
         splits = _load_data(config)
         with console.quiet_libraries():
             job = _load_model(config, splits)
-            with _tracker(config, files, overrides) as tracker:
+            with _tracker(config, files, name) as tracker:
                 _record_inputs(job, files, tracker)
                 trains, evaluates_base = _phases(config)
                 base = _evaluate(job, files, tracker, "base") if evaluates_base else []
@@ -162,11 +164,10 @@ def _load_model(config: Config, splits: "Splits") -> Job:
     return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni))
 
 
-def _tracker(config: Config, files: "RunFolder", overrides: list[str]) -> "Tracker":
+def _tracker(config: Config, files: "RunFolder", name: str) -> "Tracker":
     from echoink import tracking
 
     uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
-    name = sweep.run_name(overrides) or f"{config.task.name} seed {config.seed}"
     parameters = {key: value for key, value in flatten(config).items() if len(str(value)) <= 100}
     tags = {
         "experiment": config.name,
@@ -174,6 +175,7 @@ def _tracker(config: Config, files: "RunFolder", overrides: list[str]) -> "Track
         "commit": tracking.git()["commit"] or "none",
         "folder": str(files.path.resolve()),
     }
+    name = name or f"{config.task.name} seed {config.seed}"
     return tracking.Tracker(uri, config.tracking.experiment, name, parameters, tags)
 
 
@@ -195,7 +197,7 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
 
     config = job.config
     samples = job.splits.valid[: config.eval.limit]
-    draws = (evaluation.SAMPLED, evaluation.GREEDY) if config.eval.greedy else (evaluation.SAMPLED,)
+    draws = evaluation.draw_names(config.eval.samples, config.eval.greedy)
     predictions = []
     for prediction in evaluation.evaluate(
         job.model,
@@ -283,15 +285,19 @@ def _conclude(
         greedy = evaluation.compare(base, final, evaluation.GREEDY) if job.config.eval.greedy else None
         files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
         gain = 100 * (files.summary["final"]["accuracy"] - files.summary["base"]["accuracy"])
-        console.say("gain", f"{gain:+.1f} points, exact McNemar p = {sampled.p_value:.2g}" + (
-            f" · greedy p = {greedy.p_value:.2g}" if greedy else ""
-        ))
+        console.say(
+            "gain",
+            f"{gain:+.1f} points, exact McNemar p = {sampled.p_value:.2g}"
+            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else ""),
+        )
     console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})
     files.write_summary()
     if figure := report.curves(files.path):
         tracker.artifact(figure, "figures")
         console.say("figure", str(figure))
-    rows = [row for path in sorted(files.path.glob("completions/*.jsonl")) for row in files.read(f"completions/{path.name}")]
+    rows = [
+        row for path in sorted(files.path.glob("completions/*.jsonl")) for row in files.read(f"completions/{path.name}")
+    ]
     tracker.table(rows, "completions.json")
     tracker.artifact(files.path / "summary.json")
     shown = (final or base)[0]

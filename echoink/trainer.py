@@ -332,7 +332,7 @@ class EchoInkTrainer(GRPOTrainer):
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
-    """The stable metrics in what TRL logged: those of `METRICS` under our names, and times and throughput as they are."""
+    """The stable metrics in what TRL logged: those of `METRICS` under our names, times and throughput as they are."""
     renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS and value is not None}
     return renamed | {name: value for name, value in logs.items() if name.startswith(("time/", "perf/"))}
 

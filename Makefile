@@ -1,0 +1,10 @@
+.PHONY: check test smoke base
+
+check:   ## lint and format
+	ruff check . && ruff format --check .
+test:    ## all tests
+	pytest
+smoke:   ## the whole pipeline in under a minute
+	python -m echoink.train experiment=quickstart
+base:    ## make the embedded tiny model again
+	python -m echoink.tiny

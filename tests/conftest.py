@@ -1,0 +1,61 @@
+"""Shared fixtures: a small synthetic set on disk, the embedded model, its processor. No test reaches the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from echoink import synthetic
+from echoink.samples import Sample, read_split
+
+TEMPLATE = "{question}\nOptions:\n{options}\nReason in {think}{end_think}, answer in {answer}{end_answer}."
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "set"
+    synthetic.write(root, seed=0, sizes={"train": 24, "dev": 6, "valid": 12})
+    return root
+
+
+@pytest.fixture(scope="session")
+def samples(dataset) -> list[Sample]:
+    return read_split(dataset, "train")
+
+
+@pytest.fixture
+def model():
+    from echoink.models import load_model
+
+    torch.manual_seed(0)
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="session")
+def make_processor():
+    """The prompt processor of a model."""
+    from echoink.models import load_processor
+    from echoink.processing import PromptProcessor
+
+    omni = load_processor("tiny", 112 * 112)
+    return lambda model: PromptProcessor(omni, model, TEMPLATE, "", 10.0, 4096)
+
+
+@pytest.fixture
+def processor(make_processor, model):
+    return make_processor(model)
+
+
+@pytest.fixture(scope="session")
+def prompts(make_processor, samples):
+    """Model inputs of eight samples whose prompts differ in length."""
+    from echoink.models import load_model
+
+    made = [make_processor(load_model("tiny"))(sample) for sample in samples[:8]]
+    assert len({len(prompt.input_ids) for prompt in made}) > 1
+    return made

@@ -1,0 +1,80 @@
+"""Checkpoints: whole or absent, and found by the folder that a person names."""
+
+import pytest
+import torch
+
+from echoink import checkpoint
+from echoink.errors import UserError
+from echoink.models import load_model, load_processor
+
+
+def write(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def test_saves_keeps_the_newest_and_resolves(tmp_path):
+    for step in (2, 10, 9, 20):
+        checkpoint.save(tmp_path, step, write, keep=2)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-10", "step-20"]
+    newest = str(tmp_path / "checkpoints/step-20")
+    assert checkpoint.resolve(str(tmp_path)) == checkpoint.resolve(newest) == newest
+
+
+def test_a_failed_save_leaves_the_others_and_no_rest(tmp_path):
+    checkpoint.save(tmp_path, 1, write, keep=1)
+
+    def full_disk(folder):
+        write(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 2, full_disk, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="neither a model folder nor a run"):
+        checkpoint.resolve(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder"):
+        checkpoint.resolve(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such folder"):
+        checkpoint.resolve("outputs/typo")
+    assert checkpoint.resolve("Qwen/Qwen2.5-Omni-7B") == "Qwen/Qwen2.5-Omni-7B"
+
+
+def test_a_folder_that_is_no_omni_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="is a gpt2"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load a model from"):
+        load_model(str(tmp_path))
+    with pytest.raises(UserError, match="cannot load a model from"):
+        load_processor(str(tmp_path), 784)
+
+
+def test_missing_weights_are_refused(tmp_path):
+    model = load_model("tiny")
+    state = {name: value for name, value in model.state_dict().items() if "layers.0" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match="lacks .* weights of the thinker"):
+        load_model(str(tmp_path))
+
+
+def test_a_full_omni_checkpoint_gives_its_thinker(tmp_path):
+    """Weights under `thinker.`, a nested configuration and a talker beside it, as Qwen publishes them."""
+    import json
+
+    from safetensors.torch import save_file
+
+    thinker = load_model("tiny")
+    state = {f"thinker.{name}": value.contiguous() for name, value in thinker.state_dict().items()}
+    state["talker.codec_head.weight"] = torch.zeros(2, 2)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"], "enable_audio_output": True}
+    config["thinker_config"] = thinker.config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is type(thinker)
+    for name, value in thinker.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name

@@ -1,0 +1,152 @@
+"""What the configuration accepts and what it refuses, before anything heavy is imported."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from echoink.config import compose, conf_dir, fields_of, flatten, to_yaml
+from echoink.errors import UserError
+from echoink.help import help_text
+
+YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [path for path in YAMLS if len(path.parts) == 2], ids=str)
+def test_every_shipped_file_composes(path):
+    group, name = path.parent.name, path.stem
+    needs = ["dataset.path=somewhere"] if name in ("avqa_r1_6k", "echoink_r1_7b") else []
+    needs += ["trainer.bf16=true"] if name == "qwen2_5_omni_7b" else []
+    compose([f"{group}={name}", *needs])
+
+
+def test_no_file_of_conf_is_left_out():
+    assert {len(path.parts) for path in YAMLS} == {1, 2} and len([p for p in YAMLS if len(p.parts) == 1]) == 1
+
+
+REFUSED = [
+    ("reward.lamda_fmt=1", "did you mean reward.lambda_fmt"),
+    ("+reward.lamda_fmt=1", "did you mean reward.lambda_fmt"),
+    ("+reward.x=1", "unknown key reward.x"),
+    ("+foo=1", "unknown key foo"),
+    ("modle=tiny", "did you mean model"),
+    ("grpo.group_size=1", "grpo.group_size=1 must be >= 2"),
+    ("grpo.group_size=2.5", "grpo.group_size"),
+    ("grpo.beta=-1", "grpo.beta=-1.0 must be >= 0"),
+    ("grpo.clip=1", "must be < 1"),
+    ("reward.lambda_acc=nan", "is not a finite number"),
+    ("reward.lambda_acc=inf", "is not a finite number"),
+    ("reward.lambda_acc=lots", "could not be converted to Float"),
+    ("reward.match=strict", "lenient, exact"),
+    ("seed=null", "not Optional"),
+    ("model.freeze=[ears]", "audio, vision"),
+    ("experiment=typo", "available: echoink_r1_7b, quickstart"),
+    ("experiment=quickstat", "did you mean quickstart"),
+    ("+experiment=quickstart", "without +"),
+    ("model=tinny", "did you mean tiny"),
+    ("reward.lambda_fmt=0,1", "--multirun"),
+    ("reward.lambda_fmt = 1", "without spaces"),
+    ("dataset=avqa_r1_6k", "lacks dataset.path"),
+    ("trainer.micro_batch_prompts=3", "not a multiple"),
+    ("prompt.template='{question}'", "lacks {options}"),
+    ("prompt.template='{question} {options} {sound}'", "bad field"),
+    ("model.attention=flash_attention_2", "trainer.bf16=true"),
+    ("name=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED)
+def test_refused(override, message):
+    with pytest.raises(UserError) as error:
+        compose([override])
+    assert message in str(error.value)
+
+
+def test_both_weights_zero_is_refused():
+    with pytest.raises(UserError, match="both 0"):
+        compose(["reward.lambda_acc=0", "reward.lambda_fmt=0"])
+
+
+def test_a_sweep_is_checked_for_every_job():
+    assert len(compose(["reward.lambda_fmt=0,0.5,1", "seed=0,1"], multirun=True)) == 6
+    with pytest.raises(UserError, match="must be >= 0"):
+        compose(["grpo.beta=0,0.1,-1"], multirun=True)
+
+
+def test_an_experiment_wins_over_groups_and_the_command_line_over_it():
+    composed = compose(["experiment=quickstart", "trainer.steps=7"])[0]
+    assert composed.config.trainer.steps == 7
+    assert composed.config.grpo.group_size == 4
+    assert composed.config.name == "quickstart"
+    assert composed.folder.parts[:2] == ("outputs", "quickstart")
+
+
+def test_the_papers_values():
+    values = flatten(compose(["experiment=echoink_r1_7b", "dataset.path=data"])[0].config)
+    paper = {
+        "model.path": "Qwen/Qwen2.5-Omni-7B",
+        "model.dtype": "float32",
+        "model.freeze": [],
+        "model.max_pixels": 200_704,
+        "model.max_audio_seconds": 10.0,
+        "model.max_prompt_tokens": 16_384,
+        "reward.lambda_acc": 1.0,
+        "reward.lambda_fmt": 1.0,
+        "reward.match": "exact",
+        "grpo.group_size": 16,
+        "grpo.beta": 0.001,
+        "grpo.loss": "grpo",
+        "grpo.scale": "group",
+        "grpo.updates_per_rollout": 1,
+        "generation.temperature": 1.0,
+        "generation.top_p": 0.95,
+        "generation.top_k": 50,
+        "generation.max_new_tokens": 768,
+        "trainer.prompts_per_step": 8,
+        "trainer.learning_rate": 1e-6,
+        "trainer.schedule": "cosine",
+        "trainer.warmup_steps": 0,
+        "trainer.weight_decay": 0.01,
+        "trainer.max_grad_norm": 5.0,
+        "trainer.bf16": True,
+        "trainer.gradient_checkpointing": True,
+    }
+    assert {key: values[key] for key in paper} == paper
+
+
+def test_run_folders_of_the_same_second_differ():
+    assert compose([])[0].folder != compose([])[0].folder
+
+
+def test_every_field_says_what_it_is_and_help_shows_it():
+    text = help_text()
+    for key, spec, _ in fields_of(compose([])[0].config):
+        assert spec.metadata["doc"], key
+        assert f"  {key} " in text and spec.metadata["doc"] in text
+    assert "experiment   echoink_r1_7b, quickstart" in text
+
+
+def test_the_resolved_configuration_composes_to_itself():
+    from omegaconf import OmegaConf
+
+    config = compose(["experiment=quickstart"])[0].config
+    from echoink.config import validate
+
+    assert validate(OmegaConf.create(to_yaml(config))) == config
+
+
+def test_composing_imports_nothing_heavy():
+    code = (
+        "import sys; from echoink.config import compose; compose([]);"
+        "print([m for m in ('torch', 'transformers', 'trl', 'mlflow', 'datasets') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_groups_are_fields():
+    from echoink.config import Config
+
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    assert groups - {"experiment"} <= {spec.name for spec in fields(Config)}

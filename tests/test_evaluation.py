@@ -1,0 +1,115 @@
+"""Evaluation: the training reward's own judgement, the same for any batch, with its summary."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from echoink.evaluation import GREEDY, SAMPLED, Prediction, as_row, compare, draw_names, evaluate, summarize
+from echoink.models import end_ids
+from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.rollout import Sampling
+
+SAMPLING = Sampling(1.0, 0.95, 50, 64)
+
+
+def answers(model, processor, samples, batch=8, seed=0, draws=(SAMPLED, GREEDY), match=Match.lenient):
+    ends = end_ids(model, processor.processor)
+    return list(evaluate(model, processor, samples, SAMPLING, ends, match, seed, "base", batch, draws))
+
+
+def test_a_prediction_is_judged_by_the_rewards(model, processor, samples):
+    found = answers(model, processor, samples[:6])
+    assert [(p.id, p.draw) for p in found] == [(s.id, draw) for s in samples[:6] for draw in (SAMPLED, GREEDY)]
+    for prediction in found:
+        sample = samples[int(prediction.id)]
+        assert prediction.correct == accuracy_reward(prediction.completion, sample.options, sample.gold)
+        assert prediction.format == format_reward(prediction.completion)
+        assert prediction.gold == ", ".join(sorted(sample.gold))
+        assert prediction.fields == sample.fields
+        json.dumps(as_row(prediction))
+
+
+def test_any_batch_size_gives_the_same_answers(model, processor, samples):
+    assert answers(model, processor, samples[:7], batch=7) == answers(model, processor, samples[:7], batch=2)
+
+
+def test_the_sampled_draw_is_keyed_by_seed_and_the_greedy_one_is_not(model, processor, samples):
+    one, two = (answers(model, processor, samples[:8], seed=seed) for seed in (0, 1))
+    greedy = [[p.completion for p in found if p.draw == GREEDY] for found in (one, two)]
+    sampled = [[p.completion for p in found if p.draw == SAMPLED] for found in (one, two)]
+    assert greedy[0] == greedy[1] and sampled[0] != sampled[1]
+
+
+def test_a_truncated_completion_says_so(model, processor, samples):
+    ends = end_ids(model, processor.processor)
+    short = replace(SAMPLING, max_new_tokens=3)
+    found = list(evaluate(model, processor, samples[:2], short, ends, Match.lenient, 0, "base", 2))
+    assert all(p.truncated and p.tokens == 3 for p in found)
+
+
+def made(id, correct, draw=SAMPLED, format=True, letters="A", kind="ear", tokens=10):
+    return Prediction(
+        "base",
+        "full",
+        id,
+        draw,
+        "",
+        "",
+        letters or None,
+        letters,
+        "A",
+        correct,
+        format,
+        tokens,
+        False,
+        {"kind": kind, "data_source": "one"},
+    )
+
+
+def test_summary_by_hand():
+    rows = [
+        made("1", True, kind="ear", tokens=10),
+        made("2", False, kind="ear", format=False, letters="", tokens=20),
+        made("3", True, kind="eye", tokens=30),
+        made("4", False, kind="eye", letters="B", tokens=40),
+        *(made(id, correct, GREEDY) for id, correct in (("1", True), ("2", True), ("3", True), ("4", False))),
+    ]
+    found = summarize(rows)
+    assert (found["accuracy"], found["n"], found["format"], found["parse_failures"]) == (0.5, 4, 0.75, 0.25)
+    assert found["accuracy_where_formatted"] == pytest.approx(2 / 3)
+    assert (found["mean_tokens"], found["greedy_accuracy"]) == (25, 0.75)
+    assert found["interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)
+    assert set(found["by"]) == {"kind"}, "a field with one value tells nothing"
+    assert found["by"]["kind"]["eye"]["accuracy"] == 0.5 and found["by"]["kind"]["eye"]["n"] == 2
+
+
+def test_summary_without_greedy_and_without_any_format():
+    found = summarize([made("1", False, format=False), made("2", False, format=False)])
+    assert found["greedy_accuracy"] is None and found["accuracy_where_formatted"] is None
+
+
+def test_several_draws_by_hand():
+    def drawn(id, *letters):
+        names = draw_names(len(letters), greedy=False)
+        return [made(id, letter == "A", name, letters=letter) for name, letter in zip(names, letters, strict=True)]
+
+    rows = drawn("1", "A", "B", "A") + drawn("2", "B", "B", "A") + drawn("3", "", "", "A") + drawn("4", "B", "A", "C")
+    found = summarize(rows)
+    assert found["samples"] == {"k": 3, "mean": 5 / 12, "majority": 0.5, "pass": 1.0}
+    assert found["accuracy"] == 0.25, "of the first draw"
+    assert summarize(drawn("1", "A"))["samples"] is None
+
+
+def test_more_draws_leave_the_first_as_it_is(model, processor, samples):
+    few = answers(model, processor, samples[:4], draws=draw_names(1, True))
+    many = answers(model, processor, samples[:4], draws=draw_names(3, True))
+    assert [p for p in many if p.draw in (SAMPLED, GREEDY)] == few
+    assert len({p.completion for p in many}) > len({p.completion for p in few})
+
+
+def test_compare_pairs_by_sample_whatever_the_order():
+    base = [made("1", False), made("2", True), made("3", False), made("1", True, GREEDY)]
+    final = [made("3", True), made("1", True), made("2", False), made("1", False, GREEDY)]
+    assert (compare(base, final, SAMPLED).gained, compare(base, final, SAMPLED).lost) == (2, 1)
+    assert (compare(base, final, GREEDY).gained, compare(base, final, GREEDY).lost) == (0, 1)

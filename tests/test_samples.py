@@ -1,0 +1,96 @@
+"""The reader of the official layout: what it reads, and what it says of each way a dataset can be wrong."""
+
+import json
+import shutil
+
+import pytest
+
+from echoink.errors import UserError
+from echoink.samples import answer_positions, check_media, fingerprint, read_split
+
+
+def rows(dataset):
+    return json.loads((dataset / "omni_rl_format_train.json").read_text())
+
+
+@pytest.fixture
+def broken(dataset, tmp_path):
+    """A copy of the dataset in which row 3 is changed."""
+
+    def change(edit) -> None:
+        root = tmp_path / "copy"
+        shutil.copytree(dataset, root)
+        content = rows(root)
+        edit(content[3])
+        (root / "omni_rl_format_train.json").write_text(json.dumps(content))
+        return root
+
+    return change
+
+
+def test_reads_every_field(dataset, samples):
+    row, sample = rows(dataset)[5], samples[5]
+    assert (sample.id, sample.problem, list(sample.options)) == (str(row["problem_id"]), row["problem"], row["options"])
+    assert sample.image == (dataset / "train" / row["path"]["image"]).resolve()
+    assert sample.audio.is_file() and sample.image.is_file()
+    assert sample.fields == {"data_source": row["data_source"], "kind": row["kind"]}
+    assert row["solution"] == f"<answer>{', '.join(sorted(sample.gold))}</answer>"
+
+
+@pytest.mark.parametrize("layout", ["AVQA_R1", "AVQA-R1-6K/AVQA_R1"])
+def test_finds_the_splits_where_the_archive_puts_them(dataset, tmp_path, layout):
+    shutil.copytree(dataset, tmp_path / layout)
+    assert len(read_split(tmp_path, "valid")) == 12
+
+
+def test_limit(dataset):
+    assert len(read_split(dataset, "train", 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda row: row.update(solution="<answer>F</answer>"), "row 3 .*not among the options"),
+        (lambda row: row.update(solution="B"), "row 3 .*not among the options"),
+        (lambda row: row.update(options=["A. only"]), "at least two"),
+        (lambda row: row.update(options=["1. x", "2. y"]), "options must start with"),
+        (lambda row: row.update(problem_type="essay"), "problem_type 'essay' is not known"),
+        (lambda row: row.update(data_type="smell"), "data_type 'smell' is not known"),
+        (lambda row: row.pop("problem"), "row 3: no field problem"),
+        (lambda row: row.update(problem_id=0), "problem_id 0 occurs more than once"),
+        (lambda row: row.update(path={"image": "images/sample_3.jpg"}), 'must hold "image" and "audio"'),
+        (lambda row: row["path"].update(image="../../../etc/passwd"), "leaves the dataset folder"),
+        (lambda row: row["path"].update(audio="/etc/passwd"), "leaves the dataset folder"),
+        (lambda row: row["path"].update(audio="a\0b"), "leaves the dataset folder"),
+    ],
+)
+def test_a_bad_row_is_named(broken, edit, message):
+    with pytest.raises(UserError, match=message):
+        read_split(broken(edit), "train")
+
+
+def test_missing_folder_split_and_bad_json(tmp_path):
+    with pytest.raises(UserError, match="dataset folder not found"):
+        read_split(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="no omni_rl_format_train.json"):
+        read_split(tmp_path, "train")
+    for content, message in (("[{", "is not valid JSON"), ("[]", "at least one row"), ('{"a": 1}', "must hold a list")):
+        (tmp_path / "omni_rl_format_train.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_split(tmp_path, "train")
+
+
+def test_a_broken_file_names_its_sample(broken):
+    root = broken(lambda row: None)
+    (root / "train" / "audios" / "sample_3.wav").write_bytes(b"no sound")
+    with pytest.raises(UserError, match=r"sample 3: cannot read the sound .*sample_3\.wav"):
+        check_media(read_split(root, "train"), 10)
+    (root / "train" / "audios" / "sample_3.wav").unlink()
+    with pytest.raises(UserError, match="sample 3: sound not found"):
+        check_media(read_split(root, "train"), 10)
+
+
+def test_fingerprint_and_positions(samples):
+    assert fingerprint(samples) == fingerprint(list(samples))
+    assert fingerprint(samples) != fingerprint(samples[1:])
+    assert sum(answer_positions(samples).values()) == pytest.approx(1)

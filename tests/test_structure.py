@@ -1,0 +1,43 @@
+"""The house rules that a reader relies on."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PURE = {"rewards", "statistics", "prompts"}
+
+
+def imports(module: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_nothing_imports_train_and_pure_modules_know_no_config_file_model_or_logger():
+    for module in (ROOT / "echoink").glob("*.py"):
+        names = imports(module)
+        assert "echoink.train" not in names, module.name
+        if module.stem in PURE:
+            banned = ("torch", "transformers", "hydra", "omegaconf", "mlflow", "logging", "echoink.config", "pathlib")
+            assert not [name for name in names if name.startswith(banned)], module.name
+
+
+def test_the_readme_gives_both_commands():
+    text = (ROOT / "README.md").read_text()
+    start = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e "
+    assert f"{start}. && python -m echoink.train\n" in text
+    assert f'{start}".[test]" && pytest\n' in text
+
+
+def test_files_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`((?:echoink|conf|experiments|tests)/[\w./-]+\.\w+)`", text)) | set(
+        re.findall(r"\]\(((?!http)[\w./-]+)\)", text)
+    )
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / name).exists()]

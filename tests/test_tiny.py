@@ -1,0 +1,119 @@
+"""The embedded model is the real architecture and processor, and the base that the issue of improving it needs."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink import synthetic
+from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
+from echoink.models import TINY, end_ids
+from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.rollout import Sampling
+from echoink.samples import read_split
+from echoink.tiny import Sloppiness, TinyConfig, learn, make_model, make_pool, make_processor, trace
+
+
+def test_real_classes_small_files(model, processor):
+    assert type(model) is Qwen2_5OmniThinkerForConditionalGeneration
+    assert type(processor.processor) is Qwen2_5OmniProcessor
+    assert 0.8e6 < sum(parameter.numel() for parameter in model.parameters()) < 2e6
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 4e6
+
+
+def test_the_chat_format_is_qwens(processor):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "What is it?"}]},
+    ]
+    assert processor.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_bos|><|IMAGE|><|vision_eos|>"
+        "<|audio_bos|><|AUDIO|><|audio_eos|>What is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["<think>hear 3 beep</think>\n<answer>B</answer>", "naïve café, 日本語 €", "C. dog\n"])
+def test_any_text_survives_the_tokenizer(processor, text):
+    tokenizer = processor.processor.tokenizer
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def scenes(kind, n=200):
+    for index in range(n):
+        rng = synthetic.generator(0, "base", index)
+        yield rng, *synthetic.draw(rng, kind)
+
+
+@pytest.mark.parametrize("kind", synthetic.KINDS)
+def test_clean_traces_earn_both_rewards(kind):
+    for rng, scene, question in scenes(kind):
+        text = trace(rng, scene, question)
+        assert accuracy_reward(text, question.options, frozenset(question.gold)) == 1
+        assert format_reward(text) == 1
+
+
+def test_sloppy_traces_err_as_often_as_they_say():
+    sloppy = Sloppiness()
+    rows = [
+        (
+            text := trace(rng, scene, question, sloppy),
+            kind,
+            format_reward(text),
+            accuracy_reward(text, question.options, frozenset(question.gold)),
+        )
+        for kind in synthetic.KINDS
+        for rng, scene, question in scenes(kind, 600)
+    ]
+    assert np.mean([format for *_, format, _ in rows]) == pytest.approx(1 - sloppy.untagged, abs=0.03)
+    for kind in synthetic.KINDS:
+        hasty = np.mean(["no need to check" in text for text, k, *_ in rows if k == kind])
+        assert hasty == pytest.approx(sloppy.haste[kind], abs=0.06)
+    assert 0.25 < np.mean([accuracy for *_, accuracy in rows]) < 0.6
+
+
+def test_the_command_builds_and_teaches_a_model(tmp_path):
+    """A few steps of the real thing: the loss falls, and what is saved is what an evaluation can load."""
+    from echoink.tiny import main
+
+    main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8"])
+    from echoink.models import load_model, load_processor
+
+    assert len(load_processor(f"{tmp_path}/base", 12_544).tokenizer) > 300
+    assert load_model(f"{tmp_path}/base").dtype == torch.float32
+
+    config = TinyConfig(pool=24, batch=8, steps=30)
+    torch.manual_seed(0)
+    processor, model, lessons = make_pool(config, ["{question} {options}"])
+    first = learn(model, processor, lessons, config, 1, 1e-3, None)
+    assert learn(model, processor, lessons, config, 40, 2e-3, None) < first
+
+
+def test_the_same_seed_gives_the_same_first_weights():
+    processor = make_processor(["user assistant system"] * 10)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        states.append(make_model(processor).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
+    """The shipped base on 150 questions that it has never seen: within the bounds that the first run promises."""
+    from omegaconf import OmegaConf
+
+    from echoink.config import conf_dir
+    from echoink.processing import PromptProcessor
+
+    synthetic.write(tmp_path / "set", 0, {"valid": 150})
+    samples = read_split(tmp_path / "set", "valid")
+    omni = make_processor(model).processor
+    template = OmegaConf.load(conf_dir() / "prompt" / "reason.yaml").template
+    processor = PromptProcessor(omni, model, template, "", 10.0, 4096)
+    sampling = Sampling(1.0, 0.95, 50, 96)
+    found = evaluate(
+        model, processor, samples, sampling, end_ids(model, omni), Match.lenient, 0, "base", 150, (SAMPLED, GREEDY)
+    )
+    summary = summarize(list(found))
+    assert 0.25 <= summary["accuracy"] <= 0.60
+    assert 0.60 <= summary["format"] <= 0.90
+    assert summary["truncated"] < 0.02

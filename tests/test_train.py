@@ -1,0 +1,280 @@
+"""The entry point as a person uses it: processes in folders of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from echoink import tracking
+
+SMALL = [
+    "experiment=quickstart",
+    "dataset.train=16",
+    "dataset.dev=3",
+    "dataset.valid=12",
+    "trainer.steps=2",
+    "generation.max_new_tokens=48",
+]
+
+
+def echoink(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m echoink.train` in a folder; output and error as text."""
+    return subprocess.run(
+        [sys.executable, "-m", "echoink.train", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mlflow_runs(folder: Path) -> list:
+    client = tracking.connect(tracking.absolute_uri("sqlite:///outputs/mlflow.db", folder))
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def first(place) -> tuple[subprocess.CompletedProcess, Path]:
+    """One run and its folder."""
+    done = echoink(place, *SMALL, "trainer.save_every=1")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs/quickstart").iterdir()
+    return done, folder
+
+
+def test_the_run_folder_has_everything(first):
+    _, folder = first
+    assert {path.name for path in folder.iterdir()} == {
+        ".hydra",
+        "config.yaml",
+        "environment.json",
+        "train.log",
+        "metrics.jsonl",
+        "completions",
+        "checkpoints",
+        "predictions.jsonl",
+        "summary.json",
+        "figures",
+    }
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-1", "step-2"]
+    assert {path.name for path in (folder / "completions").iterdir()} == {"step-1.jsonl", "step-2.jsonl"}
+    assert (folder / "figures/curves.png").stat().st_size > 10_000
+
+
+def test_the_summary_agrees_with_the_predictions(first):
+    _, folder = first
+    summary, predictions = json.loads((folder / "summary.json").read_text()), lines(folder / "predictions.jsonl")
+    assert summary["status"] == "finished" and summary["steps"] == 2
+    assert (folder / summary["checkpoint"] / "model.safetensors").is_file()
+    assert len(predictions) == 2 * 2 * 12
+    for phase in ("base", "final"):
+        for draw, key in (("sampled", "accuracy"), ("greedy", "greedy_accuracy")):
+            rows = [row for row in predictions if (row["phase"], row["draw"]) == (phase, draw)]
+            assert summary[phase][key] == sum(row["correct"] for row in rows) / 12
+    flips = {(row["id"], row["phase"]): row["correct"] for row in predictions if row["draw"] == "sampled"}
+    ids = {id for id, _ in flips}
+    assert summary["paired"]["gained"] == sum(flips[id, "final"] > flips[id, "base"] for id in ids)
+    rewards = [row["reward/accuracy"] for row in lines(folder / "metrics.jsonl")]
+    assert (summary["train"]["accuracy_first"], summary["train"]["accuracy_last"]) == (rewards[0], rewards[-1])
+
+
+def test_the_screen_says_what_happens_in_order(first):
+    done, folder = first
+    said = [line.split(" ")[0] for line in done.stdout.splitlines()]
+    order = [
+        "EchoInk",
+        "configuration",
+        "data",
+        "model",
+        "base",
+        "train",
+        "final",
+        "gain",
+        "figure",
+        "sample",
+        "MLflow",
+    ]
+    positions = [said.index(label) for label in order]
+    assert positions == sorted(positions)
+    assert str(folder.name) in done.stdout and "mlflow ui --backend-store-uri sqlite:////" in done.stdout
+    assert "Warning" not in done.stdout + done.stderr
+
+
+def test_mlflow_has_the_run(first, place):
+    _, folder = first
+    summary = json.loads((folder / "summary.json").read_text())
+    client = tracking.connect(tracking.absolute_uri("sqlite:///outputs/mlflow.db", place))
+    run = client.get_run(summary["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["grpo.group_size"] == "4" and run.data.tags["folder"] == str(folder)
+    for row in lines(folder / "metrics.jsonl"):
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}
+                assert history[row["step"]] == pytest.approx(value), name
+    evaluations = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "eval/accuracy")}
+    assert evaluations == {0: summary["base"]["accuracy"], 2: summary["final"]["accuracy"]}
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "environment.json", "summary.json", "figures", "completions.json"} <= artifacts
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["synthetic train", "synthetic valid"]
+
+
+def test_evaluating_its_checkpoint_gives_its_final_numbers(first, place):
+    _, folder = first
+    done = echoink(place, *SMALL, "task=eval", f"checkpoint={folder}", "name=again")
+    assert done.returncode == 0, done.stderr
+    (again,) = (place / "outputs/again").iterdir()
+    trained, evaluated = (json.loads((path / "summary.json").read_text()) for path in (folder, again))
+    assert evaluated["final"] == trained["final"]
+    assert evaluated["base"] is None and evaluated["paired"] is None and not (again / "metrics.jsonl").exists()
+
+
+def test_the_same_command_gives_the_same_run(first, place):
+    _, folder = first
+    done = echoink(place, *SMALL, "trainer.save_every=1", "name=twin", "tracking=off")
+    assert done.returncode == 0, done.stderr
+    (twin,) = (place / "outputs/twin").iterdir()
+    for name in ("predictions.jsonl", "completions/step-2.jsonl", "checkpoints/step-2/model.safetensors"):
+        assert (twin / name).read_bytes() == (folder / name).read_bytes(), name
+    assert json.loads((twin / "summary.json").read_text())["mlflow"]["run_id"] is None
+
+
+def test_a_failing_job_stops_no_other_and_is_named(place):
+    done = echoink(
+        place, "--multirun", *SMALL, "eval.base=false", "name=sweep", "trainer.steps=1", "model.path=nowhere,tiny"
+    )
+    (folder,) = (place / "outputs/sweep").iterdir()
+    assert done.returncode == 1
+    statuses = [json.loads((folder / str(job) / "summary.json").read_text())["status"] for job in (0, 1)]
+    assert statuses == ["failed", "finished"]
+    table = done.stdout[done.stdout.index("job  overrides") :]
+    assert "model.path=nowhere" in table and "model.path=tiny" in table and "failed" in table
+    assert "1 jobs did not finish" in done.stderr and "cannot load a model from nowhere" in done.stderr
+    runs = {run.info.run_name: run for run in mlflow_runs(place) if run.data.tags["folder"].startswith(str(folder))}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "model.path=tiny": "FINISHED",
+        next(name for name in runs if name.startswith("sweep ")): "FAILED",
+    }
+    parent = next(run for name, run in runs.items() if name.startswith("sweep "))
+    assert runs["model.path=tiny"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_jobs_are_processes_of_their_own(place):
+    done = echoink(
+        place, "--multirun", *SMALL, "eval.base=false", "eval.limit=3", "name=own", "trainer.steps=1", "seed=0,1"
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs/own").iterdir()
+    summaries = [json.loads((folder / str(job) / "summary.json").read_text()) for job in (0, 1)]
+    assert [summary["seed"] for summary in summaries] == [0, 1]
+    processes = {json.loads((folder / str(job) / "environment.json").read_text())["process"] for job in (0, 1)}
+    assert len(processes) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_true_status(place, number, code):
+    name = f"signal{int(number)}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "echoink.train", *SMALL, f"name={name}", "trainer.steps=500", "eval.base=false"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 120
+    while not list(place.glob(f"outputs/{name}/*/metrics.jsonl")):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    (folder,) = (place / "outputs" / name).iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "killed"
+    (run,) = [run for run in mlflow_runs(place) if run.info.run_id == summary["mlflow"]["run_id"]]
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reward.lamda_fmt=1"],
+        ["+reward.x=1"],
+        ["grpo.group_size=1"],
+        ["reward.lambda_acc=nan"],
+        ["experiment=typo"],
+        ["--multirun", "grpo.beta=0,-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_configuration_is_refused_at_once_and_leaves_nothing(tmp_path, arguments):
+    started = time.perf_counter()
+    done = echoink(tmp_path, *arguments)
+    assert time.perf_counter() - started < 5
+    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dataset=avqa_r1_6k", "dataset.path=nowhere"], "dataset folder not found: nowhere"),
+        (["checkpoint=nowhere/step-3/x"], "no such folder"),
+        (["model.path=no_model"], "cannot load a model from no_model"),
+    ],
+)
+def test_bad_input_is_one_clear_error(place, arguments, message):
+    done = echoink(place, *SMALL, "name=bad", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    newest = sorted((place / "outputs/bad").iterdir())[-1]
+    summary = json.loads((newest / "summary.json").read_text())
+    assert summary["status"] == "failed" and message in summary["error"]
+    assert not [run for run in mlflow_runs(place) if run.data.tags["folder"] == str(newest)]
+
+
+def test_help_and_cfg(place):
+    done = echoink(place, "--help")
+    assert done.returncode == 0 and "reward.lambda_fmt" in done.stdout and "python -m echoink.train" in done.stdout
+    done = echoink(place, "--cfg", "job", "experiment=quickstart")
+    assert done.returncode == 0 and "group_size: 4" in done.stdout
+
+
+def test_a_wheel_works_in_another_folder(tmp_path):
+    root = Path(__file__).parent.parent
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(root)],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = echoink(elsewhere, *SMALL, "task=eval", "eval.limit=3", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    assert list(elsewhere.glob("outputs/quickstart/*/summary.json"))
+    where = subprocess.run(
+        [sys.executable, "-c", "import echoink, echoink.config as c; print(echoink.__file__, c.conf_dir())"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert where.stdout.count(str(tmp_path / "site")) == 2

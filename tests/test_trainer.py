@@ -1,0 +1,311 @@
+"""The trainer against an independent float64 GRPO, and the promises of its sampler and its buffers."""
+
+import inspect
+from collections import Counter
+
+import pytest
+import torch
+
+from echoink.config import compose
+from echoink.models import load_model, load_reference
+from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.trainer import METRICS, EchoInkTrainer, GroupSampler, arguments, metrics_of, training_steps
+
+G = 4
+
+
+@pytest.fixture
+def make_trainer(make_processor, samples, tmp_path):
+    """A trainer on a model of its own; `settings` are overrides of the configuration."""
+
+    def make(*settings, model=None, reference=None, callbacks=None, on_rollout=None, chosen=samples[:6], **extra):
+        config = compose(
+            [
+                f"grpo.group_size={G}",
+                "generation.max_new_tokens=24",
+                "trainer.prompts_per_step=2",
+                "trainer.micro_batch_prompts=2",
+                *settings,
+            ]
+        )[0].config
+        model = model or load_model("tiny")
+        steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(chosen))
+        args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
+        return EchoInkTrainer(
+            model=model,
+            reference=reference or load_reference("tiny"),
+            processor=make_processor(model),
+            samples=chosen,
+            match=Match.lenient,
+            reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+            args=args,
+            callbacks=callbacks,
+            on_rollout=on_rollout,
+        )
+
+    return make
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05):
+    """The paper's algorithm, one completion at a time, in float64; positions are transformers' own.
+
+    Returns:
+        The loss of Eq. 2, to be differentiated, and the advantages of Eq. 1.
+    """
+    rewards, terms = [], []
+    for row, sample_id in enumerate(ids):
+        sample = trainer._samples[sample_id]
+        completion = scored["completion_ids"][row][scored["completion_mask"][row].bool()]
+        text = trainer.processing_class.decode(completion, skip_special_tokens=True)
+        accuracy = accuracy_reward(text, sample.options, sample.gold)
+        rewards.append(weights[0] * accuracy + weights[1] * format_reward(text))
+        prompt = trainer._prompt_processor(sample)
+        inputs = {"input_ids": torch.cat([prompt.input_ids, completion])[None], **prompt.media}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        log_p, log_ref = (
+            m(**inputs, use_cache=False)
+            .logits[0, len(prompt.input_ids) - 1 : -1]
+            .log_softmax(-1)
+            .gather(1, completion[:, None])[:, 0]
+            for m in (model, reference)
+        )
+        terms.append((log_p, log_ref.detach()))
+    grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, G)
+    advantages = ((grouped - grouped.mean(1, True)) / (grouped.std(1, keepdim=True) + 1e-4)).flatten()
+    losses = []
+    for advantage, (log_p, log_ref) in zip(advantages, terms, strict=True):
+        ratio = (log_p - log_p.detach()).exp()
+        d = log_ref - log_p
+        objective = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) - beta * (d.exp() - d - 1)
+        losses.append(-objective.mean())
+    return torch.stack(losses).mean(), advantages
+
+
+def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(make_trainer, samples):
+    reference = load_reference("tiny").double()
+    policy = load_model("tiny").double()
+    with torch.no_grad():  # away from the reference, so that the KL term counts
+        for parameter in policy.parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.02 * noise * parameter.std())
+    trainer = make_trainer("grpo.beta=0.05", model=policy, reference=reference)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    ids = [sample.id for sample in samples[:3] for _ in range(G)]
+    scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    lengths = scored["completion_mask"].sum(1)
+    assert len(set(lengths.tolist())) > 1 and len(set(scored["prompt_mask"].sum(1).tolist())) > 1, "wants ragged rows"
+    loss = trainer._compute_loss(trainer.model, scored)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    named = [p for p in policy.parameters() if p.grad is not None]
+    policy.zero_grad()
+    expected, advantages = oracle(trainer, policy, reference, ids, scored)
+    assert (advantages != 0).any(), "wants a group with a signal"
+    assert torch.allclose(scored["advantages"].double(), advantages, atol=1e-6)
+    assert abs(loss.item() - expected.item()) <= 1e-6
+    expected_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(expected, named)])
+    assert (gradient - expected_gradient).norm() / expected_gradient.norm() <= 1e-6
+
+
+def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_trainer, samples):
+    trainer = make_trainer()
+    trainer.model.train()
+    ids = [sample.id for sample in samples[:4] for _ in range(G)]
+    scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    rows = torch.cat([scored["prompt_ids"], scored["completion_ids"]], 1)
+    mask = torch.cat([scored["prompt_mask"], scored["completion_mask"]], 1)
+    keep = scored["completion_ids"].shape[1]
+    with torch.no_grad():
+        together, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, rows, mask, keep)
+        for row in range(len(rows)):
+            prompt = trainer._prompts[row // G]
+            length = int(scored["completion_mask"][row].sum())
+            ids = torch.cat([prompt.input_ids, scored["completion_ids"][row, :length]])[None]
+            logits = load_model("tiny").eval()(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits
+            alone = logits[0, len(prompt.input_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, -length:, None])[:, 0]
+            assert (together[row, :length] - alone).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_micro_batches_do_not_change_the_update(make_trainer, micro, request):
+    trainer = make_trainer("trainer.prompts_per_step=4", f"trainer.micro_batch_prompts={micro}", "trainer.steps=1")
+    trainer.train()
+    found = weights(trainer.model)
+    cached = request.config.cache.get("echoink/update", None) if micro != 1 else None
+    if cached is None:
+        request.config.cache.set("echoink/update", found[::997].tolist())
+    else:
+        assert (found[::997] - torch.tensor(cached)).abs().max() <= 2e-6
+
+
+def test_a_group_stays_whole_in_every_micro_batch(make_trainer):
+    trainer = make_trainer("trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.steps=2")
+    seen = []
+    original = trainer._compute_loss
+
+    def spy(model, inputs):
+        seen.append(inputs["prompt_index"].tolist())
+        return original(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    assert seen == [[index] * G for index in range(4)] * 2
+
+
+def test_training_raises_what_it_rewards(make_trainer, samples):
+    """Thirty updates on the format reward alone, from a base that is sloppy about it."""
+    logs = []
+    trainer = make_trainer(
+        "trainer.steps=30",
+        "reward.lambda_acc=0",
+        "generation.max_new_tokens=96",
+        "trainer.learning_rate=3e-4",
+        on_rollout=logs.extend,
+    )
+    trainer.train()
+    first = [row["format"] for row in logs if row["step"] <= 6]
+    last = [row["format"] for row in logs if row["step"] > 24]
+    assert sum(last) / len(last) > sum(first) / len(first)
+    assert sum(last) / len(last) > 0.9
+
+
+def test_rollout_rows_tell_what_was_sampled(make_trainer, samples):
+    rows = []
+    trainer = make_trainer("trainer.steps=1", on_rollout=rows.extend)
+    trainer.train()
+    assert len(rows) == 2 * G and [row["g"] for row in rows] == list(range(G)) * 2
+    for row in rows:
+        sample = trainer._samples[row["id"]]
+        assert row["step"] == 1
+        assert row["accuracy"] == accuracy_reward(row["text"], sample.options, sample.gold)
+        assert row["format"] == format_reward(row["text"])
+        assert 0 < row["tokens"] <= 24
+    for start in (0, G):
+        assert sum(row["advantage"] for row in rows[start : start + G]) == pytest.approx(0, abs=1e-4)
+
+
+def test_beta_zero_needs_no_reference(make_trainer):
+    trainer = make_trainer("grpo.beta=0", "trainer.steps=1")
+    assert trainer.ref_model is None
+    before = weights(trainer.model)
+    trainer.train()
+    assert not torch.equal(before, weights(trainer.model))
+
+
+def test_the_reference_stays_and_frozen_towers_stay(make_trainer):
+    policy = load_model("tiny", freeze=("audio", "vision"))
+    trainer = make_trainer("trainer.steps=2", model=policy)
+    towers = torch.cat([weights(policy.model.audio_tower), weights(policy.model.visual)])
+    language = weights(policy.model.language_model)
+    trainer.train()
+    assert torch.equal(towers, torch.cat([weights(policy.model.audio_tower), weights(policy.model.visual)]))
+    assert not torch.equal(language, weights(policy.model.language_model))
+    assert torch.equal(weights(trainer.ref_model), weights(load_reference("tiny")))
+
+
+def test_several_updates_per_rollout_reuse_it(make_trainer):
+    rows = []
+    trainer = make_trainer("trainer.steps=4", "grpo.updates_per_rollout=2", on_rollout=rows.extend)
+    trainer.train()
+    assert sorted({row["step"] for row in rows}) == [1, 3]
+
+
+def test_the_same_seed_trains_the_same_model_and_another_does_not(make_trainer):
+    found = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer("trainer.steps=2", f"seed={seed}")
+        trainer.train()
+        found.append(weights(trainer.model))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_the_sampler_visits_every_prompt_and_fills_the_last_block_by_wrapping():
+    sampler = GroupSampler(prompts=10, group_size=3, block=4, repeats=2, seed=0)
+    rows = list(sampler)
+    assert len(rows) == len(sampler) == 12 * 3 * 2
+    blocks = [rows[start : start + 12] for start in range(0, len(rows), 12)]
+    assert blocks[0::2] == blocks[1::2], "a block is repeated for TRL's buffer"
+    prompts = [block[0::3] for block in blocks[0::2]]
+    assert all(block[g::3] == block[0::3] for block in blocks for g in range(3)), "a group stands together"
+    order = [prompt for block in prompts for prompt in block]
+    assert sorted(order[:10]) == list(range(10)) and order[10:] == order[:2]
+
+
+def test_the_sampler_is_seeded_by_seed_and_epoch():
+    def order(seed, epoch):
+        sampler = GroupSampler(50, 1, 5, 1, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
+
+
+def test_epochs_reach_the_sampler_and_each_visits_every_prompt(make_trainer):
+    rows = []
+    trainer = make_trainer("trainer.steps=null", "trainer.epochs=2", on_rollout=rows.extend)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    order = [row["id"] for row in rows if row["g"] == 0]
+    assert Counter(order[:6]) == Counter(order[6:]) == Counter(trainer._samples)
+    assert order[:6] != order[6:]
+
+
+def test_the_papers_steps():
+    config = compose(["experiment=echoink_r1_7b", "dataset.path=data"])[0].config
+    assert training_steps(config.trainer, config.grpo.updates_per_rollout, 4_490) == 562
+
+
+def test_a_step_must_divide_over_processes(monkeypatch):
+    from echoink.errors import UserError
+
+    config = compose(["trainer.micro_batch_prompts=4"])[0].config
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 x 4 processes"):
+        arguments(config.trainer, config.grpo, config.generation, 0, 1, "x")
+
+
+def test_stable_metric_names(make_trainer):
+    from transformers import TrainerCallback
+
+    class Catch(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            rows.append(metrics_of(logs))
+
+    rows = []
+    make_trainer("trainer.steps=2", callbacks=[Catch()]).train()
+    assert len(rows) == 2
+    expected = {*METRICS.values(), "time/rollout", "time/reward", "time/logprob", "time/update", "time/step"}
+    assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)
+    parts = sum(rows[1][name] for name in ("time/rollout", "time/reward", "time/logprob", "time/update"))
+    assert parts <= rows[1]["time/step"]
+
+
+SIGNATURES = {
+    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)",
+    "_prepare_inputs": "(self, generation_batch: dict",
+    "_tokenize_prompts": "(self, prompts: list)",
+    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
+    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
+    "_generate_and_score_completions": "(self, inputs: list[dict",
+    "_compute_loss": "(self, model, inputs)",
+    "_get_per_token_logps_and_entropies": (
+        "(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, "
+        "compute_aux_loss=False, "
+    ),
+    "training_step": "(self, model, inputs, num_items_in_batch)",
+    "log": "(self, logs: dict[str, float], start_time: float | None = None)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_what_is_overridden_in_trl_has_not_changed(name):
+    from trl import GRPOTrainer
+
+    assert name in vars(EchoInkTrainer)
+    assert str(inspect.signature(getattr(GRPOTrainer, name))).startswith(SIGNATURES[name])
