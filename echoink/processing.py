@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from echoink import media
@@ -69,34 +71,47 @@ class PromptProcessor:
             audio = media.load_audio(sample.audio, self.max_audio_seconds)
         except UserError as error:
             raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
-        text = self.processor.apply_chat_template(
-            build_messages(sample, self.template, self.system), tokenize=False, add_generation_prompt=True
-        )
-        # The extractor pads to `max_length`; the published configuration says 300 s, which costs 30 times the work of a
-        # 10 s clip. A few frames of silence past the end give the same features (the mask drops them).
-        hop = self.processor.feature_extractor.hop_length
-        encoded = self.processor(
-            text=[text],
-            images=[image],
-            audio=[audio],
-            audio_kwargs={"max_length": (len(audio) // hop + 4) * hop},
-            return_tensors="pt",
-        )
-        input_ids = encoded.pop("input_ids")
-        mask = encoded.pop("attention_mask")
-        if input_ids.shape[1] > self.max_prompt_tokens:
+        messages = build_messages(sample, self.template, self.system)
+        prompt = encode(self.processor, self.model, messages, image, audio)
+        if len(prompt.input_ids) > self.max_prompt_tokens:
             raise UserError(
-                f"sample {sample.id}: its prompt has {input_ids.shape[1]} tokens, the cap is {self.max_prompt_tokens}",
+                f"sample {sample.id}: its prompt has {len(prompt.input_ids)} tokens, the cap is "
+                f"{self.max_prompt_tokens}",
                 "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
             )
-        positions, _ = self.model.get_rope_index(
-            input_ids,
-            image_grid_thw=encoded["image_grid_thw"],
-            attention_mask=mask,
-            audio_seqlens=encoded["feature_attention_mask"].sum(-1),
-        )
-        names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
-        return PromptInputs(input_ids[0], positions[:, 0], {name: encoded[name] for name in names})
+        return prompt
+
+
+def encode(
+    processor: "Qwen2_5OmniProcessor",
+    model: "Qwen2_5OmniThinkerForConditionalGeneration",
+    messages: list[dict],
+    image: Image,
+    audio: np.ndarray,
+) -> PromptInputs:
+    """Tokenize a conversation with one picture and one sound and compute its positions.
+
+    Args:
+        processor: the model's.
+        model: only its M-RoPE arithmetic is used.
+        messages: see `prompts.build_messages`.
+        image: RGB.
+        audio: mono samples at 16 kHz.
+    """
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # The extractor pads to `max_length`; the published configuration says 300 s, which costs 30 times the work of a
+    # 10 s clip. A few frames of silence past the end give the same features (the mask drops them).
+    hop = processor.feature_extractor.hop_length
+    audio_settings = {"max_length": (len(audio) // hop + 4) * hop}
+    encoded = processor(text=[text], images=[image], audio=[audio], audio_kwargs=audio_settings, return_tensors="pt")
+    positions, _ = model.get_rope_index(
+        encoded["input_ids"],
+        image_grid_thw=encoded["image_grid_thw"],
+        attention_mask=encoded["attention_mask"],
+        audio_seqlens=encoded["feature_attention_mask"].sum(-1),
+    )
+    names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
+    return PromptInputs(encoded["input_ids"][0], positions[:, 0], {name: encoded[name] for name in names})
 
 
 def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.progress import track
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
     Qwen2_5OmniProcessor,
@@ -33,7 +33,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from echoink import synthetic
-from echoink.processing import PromptInputs, prompt_batch, row_media, row_positions
+from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
 from echoink.prompts import build_messages
 from echoink.rewards import ANSWER, THINK
 from echoink.samples import Sample
@@ -45,7 +45,6 @@ PIXELS = 112
 INIT = 0.08
 """Standard deviation of the first weights; the 0.02 of the wide models learns about half as fast at this width."""
 
-CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MEDIA = {
     "image_token": "<|IMAGE|>",
     "audio_token": "<|AUDIO|>",
@@ -157,7 +156,7 @@ def trace(rng: np.random.Generator, scene: Scene, question: Question, sloppiness
 def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     """Qwen2's byte-level BPE with a vocabulary learnt from `texts` and the special tokens of Omni."""
     learner = Tokenizer(BPE())
-    split = pre_tokenizers.Split(_regex(PRETOKENIZE_REGEX), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -176,12 +175,6 @@ def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
         pad_token="<|endoftext|>",
         extra_special_tokens={"im_start_token": "<|im_start|>", **MEDIA},
     )
-
-
-def _regex(pattern: str):
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
@@ -274,25 +267,10 @@ def make_pool(config: TinyConfig, templates: list[str]) -> tuple[Qwen2_5OmniProc
     model = make_model(processor)
     lessons = []
     for number, (scene, question, rng) in enumerate(track(scenes, "rendering scenes", disable=None)):
-        sound = np.round(synthetic.render_sound(rng, scene) * 32767) / 32768
+        sound = (np.round(synthetic.render_sound(rng, scene) * 32767) / 32768).astype(np.float32)  # as a WAV file
         messages = _prompt(question, templates[number % len(templates)])
-        encoded = processor(
-            text=[processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)],
-            images=[synthetic.render_picture(rng, scene)],
-            audio=[sound.astype(np.float32)],
-            audio_kwargs={"max_length": (len(sound) // 160 + 4) * 160},
-            return_tensors="pt",
-        )
-        ids, mask = encoded.pop("input_ids"), encoded.pop("attention_mask")
-        positions, _ = model.get_rope_index(
-            ids,
-            image_grid_thw=encoded["image_grid_thw"],
-            attention_mask=mask,
-            audio_seqlens=encoded["feature_attention_mask"].sum(-1),
-        )
-        names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
-        media = {name: encoded[name] for name in names}
-        lessons.append(Lesson(scene, question, PromptInputs(ids[0], positions[:, 0], media)))
+        prompt = encode(processor, model, messages, synthetic.render_picture(rng, scene), sound)
+        lessons.append(Lesson(scene, question, prompt))
     return processor, model, lessons
 
 
