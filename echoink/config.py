@@ -208,17 +208,20 @@ class Composed:
     folder: Path
 
 
-def compose(overrides: Sequence[str], multirun: bool = False) -> list[Composed]:
+def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
     """Compose and validate what Hydra would run: one configuration, or one per job of a sweep.
 
     Args:
         overrides: Hydra's command-line overrides, `reward.lambda_fmt=0.5`.
         multirun: expand `a=1,2` into jobs.
+        config_dir: a folder of the user's own with more files for the groups, as Hydra's --config-dir.
 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
     """
     jobs = _expand(overrides) if multirun else [list(overrides)]
+    if config_dir is not None:
+        jobs = [[*job, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] for job in jobs]
     return [_compose_one(job, multirun) for job in jobs]
 
 

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from echoink.config import Config
 
 SWEPT = "ECHOINK_SWEPT"
@@ -36,13 +38,15 @@ def run_name(overrides: list[str]) -> str:
     return ", ".join(told)[:200]
 
 
-def run_job(overrides: list[str], folder: Path) -> float | None:
+def run_job(overrides: list[str], folder: Path, config_dirs: list[str]) -> float | None:
     """Run one job in its own process, its output on ours; a failure is left in the job's folder for the table.
 
     Returns:
         The job's final accuracy, None where it failed.
     """
     command = [sys.executable, "-m", "echoink.train", *overrides, f"hydra.run.dir='{folder}'"]
+    for config_dir in config_dirs:
+        command += ["--config-dir", config_dir]
     process = subprocess.Popen(command)
     try:
         code = process.wait()
@@ -67,6 +71,15 @@ def read_summary(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {"status": "missing"}
 
 
+def label(job: Path) -> str:
+    """What sets a job of a sweep apart: the overrides that its sweep varies, from the job's folder."""
+    file = job / ".hydra" / "overrides.yaml"
+    told = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
+    others = [path for path in job.parent.glob("*/.hydra/overrides.yaml") if path != file]
+    shared = [set(OmegaConf.to_container(OmegaConf.load(path))) for path in others]
+    return ", ".join(o for o in told if not shared or any(o not in s for s in shared) if not o.startswith("hydra."))
+
+
 def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, overrides: list[str]) -> int:
     """Launch all jobs through Hydra under one parent run, settle every status, print the table.
 
@@ -80,7 +93,7 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
     Returns:
         Exit status: 0 where every job finished.
     """
-    from echoink import tracking
+    from echoink import report, tracking
     from echoink.console import say
 
     say("EchoInk", f"sweep of {jobs} jobs · {folder}")
@@ -99,6 +112,9 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
             summaries = {path: read_summary(path) for path in found}
             parent.settle_children({s["mlflow"]["run_id"]: s["status"] for s in summaries.values() if s.get("mlflow")})
             _table(summaries)
+            if figure := report.curves({label(path): path for path in found}, folder / "figures" / "curves.png"):
+                parent.artifact(figure, "figures")
+                say("figure", str(figure))
         bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
         if bad or not summaries:
             first = summaries[bad[0]] if bad else {}
@@ -131,12 +147,10 @@ def _table(summaries: dict[Path, dict]) -> None:
     for column in ("job", "overrides", "status", "base", "final", "95 % interval", "format", "tokens", "seconds"):
         table.add_column(column)
     for path, summary in summaries.items():
-        overrides = path / ".hydra" / "overrides.yaml"
-        told = overrides.read_text().replace("- ", "").split() if overrides.is_file() else []
         base, final = summary.get("base") or {}, summary.get("final") or {}
         table.add_row(
             path.name,
-            run_name(told),
+            label(path),
             summary["status"],
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),

@@ -49,7 +49,7 @@ def main() -> None:
         if shows_only:
             run()
             return
-        jobs = compose(arguments.overrides, arguments.multirun)
+        jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
         if arguments.multirun:
             sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
         sys.argv.append(f"hydra.run.dir='{jobs[0].folder}'")
@@ -65,7 +65,8 @@ def _task(raw: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
-        return sweep.run_job(list(settings.overrides.task), folder)
+        own = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+        return sweep.run_job(list(settings.overrides.task), folder, own)
     try:
         return run(validate(raw), folder, sweep.run_name(list(settings.overrides.task)))
     except UserError as error:
@@ -292,7 +293,7 @@ def _conclude(
         )
     console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})
     files.write_summary()
-    if figure := report.curves(files.path):
+    if figure := report.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
         tracker.artifact(figure, "figures")
         console.say("figure", str(figure))
     rows = [

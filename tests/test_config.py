@@ -150,3 +150,11 @@ def test_groups_are_fields():
 
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     assert groups - {"experiment"} <= {spec.name for spec in fields(Config)}
+
+
+def test_a_folder_of_ones_own_adds_files_to_the_groups(tmp_path):
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt/terse.yaml").write_text("system: ''\ntemplate: '{question} {options}'\n")
+    with pytest.raises(UserError, match="available: reason"):
+        compose(["prompt=terse"])
+    assert compose(["prompt=terse"], config_dir=str(tmp_path))[0].config.prompt.template == "{question} {options}"
