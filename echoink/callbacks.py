@@ -24,6 +24,7 @@ class Recorder(TrainerCallback):
     def __init__(self, files: RunFolder, tracker: Tracker, steps: int, completions_per_step: int):
         self._files, self._tracker = files, tracker
         self._steps, self._completions = steps, completions_per_step
+        self._newest: dict[str, float] = {}
         self._bar = bar("train", steps)
         self._task = self._bar.add_task("train", total=steps, text="")
 
@@ -38,9 +39,10 @@ class Recorder(TrainerCallback):
         metrics["completions_seen"] = step * self._completions
         self._files.append("metrics.jsonl", [{"step": step, "epoch": state.epoch, **metrics}])
         self._tracker.metrics(metrics, step)
+        self._newest |= metrics  # a step that reuses a rollout has no rewards of its own
         text = (
-            f"accuracy {metrics['reward/accuracy']:.2f} · format {metrics['reward/format']:.2f} · "
-            f"length {metrics['completion/mean_length']:.0f} · {metrics['time/step']:.1f} s/step"
+            f"accuracy {self._newest['reward/accuracy']:.2f} · format {self._newest['reward/format']:.2f} · "
+            f"length {self._newest['completion/mean_length']:.0f} · {metrics['time/step']:.1f} s/step"
         )
         self._bar.update(self._task, completed=step, text=text)
         if not console.is_terminal and (step % 10 == 0 or step == self._steps):

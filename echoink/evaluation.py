@@ -59,6 +59,7 @@ def evaluate(
     seed: int,
     phase: str,
     batch_prompts: int,
+    bf16: bool = False,
     draws: Sequence[str] = (SAMPLED, GREEDY),
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[Prediction]:
@@ -74,6 +75,7 @@ def evaluate(
         seed: of the sampled draw.
         phase: `base`, `final` or `step`.
         batch_prompts: prompts decoded together.
+        bf16: autocast to bfloat16, as in training.
         draws: see `draw_names`.
         progress: wraps the iteration over batches.
     """
@@ -84,9 +86,10 @@ def evaluate(
         noise = torch.stack(
             [rollout.uniforms(seed, 0, sample.id, len(draws), sampling.max_new_tokens) for sample in batch]
         )
-        completions = rollout.generate(
-            model, prompts, noise, temperatures, sampling, end_ids, processor.processor.tokenizer.pad_token_id
-        )
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            completions = rollout.generate(
+                model, prompts, noise, temperatures, sampling, end_ids, processor.processor.tokenizer.pad_token_id
+            )
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]

@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink.errors import UserError
@@ -62,7 +63,7 @@ def load_model(
         raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
     for tower in freeze:
         getattr(model.model, TOWERS[tower]).requires_grad_(False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(PartialState().device)
 
 
 def describe(model: Qwen2_5OmniThinkerForConditionalGeneration) -> str:

@@ -32,7 +32,7 @@ class Sampling:
 def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int) -> Tensor:
     """Noise of one group, uniform on [0, 1), shape [G, C]; row g and column t do not depend on G or C."""
     key = int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:8], "big")
-    rows = [np.random.default_rng([seed, step, key, g]).random(length, dtype=np.float64) for g in range(group_size)]
+    rows = [np.random.default_rng([seed, step, key, g]).random(length, dtype=np.float32) for g in range(group_size)]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -53,12 +53,12 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
     scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
     candidates = min(top_k, logits.shape[1]) if top_k else logits.shape[1]
     values, ids = scaled.topk(candidates, dim=1)
-    probabilities = values.double().softmax(1)
+    probabilities = values.softmax(1)
     before = probabilities.cumsum(1) - probabilities
     probabilities = probabilities.masked_fill(before >= top_p, 0)
     cumulative = probabilities.cumsum(1)
-    target = noise.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    place = (cumulative <= target).sum(1).clamp(max=candidates - 1)
+    place = (cumulative <= noise.unsqueeze(1) * cumulative[:, -1:]).sum(1)
+    place = place.minimum((probabilities > 0).sum(1) - 1)  # rounding must not leave the nucleus
     place = torch.where(greedy, 0, place)
     return ids.gather(1, place.unsqueeze(1)).squeeze(1)
 

@@ -210,6 +210,7 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
         config.seed,
         phase,
         config.eval.batch_prompts,
+        config.trainer.bf16,
         draws,
         console.progress(phase, -(-len(samples) // config.eval.batch_prompts)),
     ):
@@ -262,7 +263,7 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
         trainer.train()
     finally:
         recorder.close()
-    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl")]
+    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
     tenth = -(-len(rewards) // 10)
     files.summary |= {
         "steps": trainer.state.global_step,

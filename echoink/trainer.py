@@ -177,7 +177,8 @@ class EchoInkTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[str]):
         # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
         self._prompt_ids = list(dict.fromkeys(prompts))
-        self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
+        with self._timed("time/rollout"):
+            self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
         self._owner = [self._prompt_ids.index(prompt) for prompt in prompts]
         return [self._prompts[index].input_ids.tolist() for index in self._owner], None, {}
 
@@ -199,6 +200,7 @@ class EchoInkTrainer(GRPOTrainer):
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
+            self.accelerator.autocast(),
         ):
             completions = rollout.generate(
                 model,

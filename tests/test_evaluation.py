@@ -15,7 +15,7 @@ SAMPLING = Sampling(1.0, 0.95, 50, 64)
 
 def answers(model, processor, samples, batch=8, seed=0, draws=(SAMPLED, GREEDY), match=Match.lenient):
     ends = end_ids(model, processor.processor)
-    return list(evaluate(model, processor, samples, SAMPLING, ends, match, seed, "base", batch, draws))
+    return list(evaluate(model, processor, samples, SAMPLING, ends, match, seed, "base", batch, draws=draws))
 
 
 def test_a_prediction_is_judged_by_the_rewards(model, processor, samples):

@@ -111,7 +111,16 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     processor = PromptProcessor(omni, model, template, "", 10.0, 4096)
     sampling = Sampling(1.0, 0.95, 50, 96)
     found = evaluate(
-        model, processor, samples, sampling, end_ids(model, omni), Match.lenient, 0, "base", 150, (SAMPLED, GREEDY)
+        model,
+        processor,
+        samples,
+        sampling,
+        end_ids(model, omni),
+        Match.lenient,
+        0,
+        "base",
+        150,
+        draws=(SAMPLED, GREEDY),
     )
     summary = summarize(list(found))
     assert 0.25 <= summary["accuracy"] <= 0.60

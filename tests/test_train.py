@@ -189,6 +189,32 @@ def test_jobs_are_processes_of_their_own_and_know_the_users_folder(place):
     assert len(processes) == 2
 
 
+def test_bfloat16_several_updates_accumulation_and_checkpointing_go_through(place):
+    """Settings of the paper's run that the default run does not use, on the whole pipeline."""
+    done = echoink(
+        place,
+        *SMALL,
+        "name=paper",
+        "trainer.bf16=true",
+        "trainer.gradient_checkpointing=true",
+        "trainer.micro_batch_prompts=1",
+        "grpo.updates_per_rollout=2",
+        "model.freeze=[audio]",
+        "reward.match=exact",
+        "eval.greedy=false",
+        "eval.samples=2",
+        "generation.top_k=0",
+        "tracking=off",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs/paper").iterdir()
+    metrics = lines(folder / "metrics.jsonl")
+    assert ["reward/accuracy" in row for row in metrics] == [True, False]
+    assert all(row["train/grad_norm"] > 0 for row in metrics)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final"]["samples"]["k"] == 2 and summary["final"]["greedy_accuracy"] is None
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_true_status(place, number, code):
     name = f"signal{int(number)}"
