@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from echoink.config import Config, compose, conf_dir, fields_of, flatten
+from echoink.compose import compose, conf_dir
+from echoink.config import Config, fields_of, flatten
 
 USAGE = """\
 EchoInk: GRPO for multimodal language models that reason over what they hear and see.

@@ -15,8 +15,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from omegaconf import OmegaConf
 
-from echoink import sweep
 from echoink.errors import UserError
 
 PANELS = (
@@ -125,6 +125,15 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 38)
 
 
+def label(job: Path) -> str:
+    """What sets a job of a sweep apart: the overrides that its sweep varies, from the job's folder."""
+    file = job / ".hydra" / "overrides.yaml"
+    told = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
+    others = [path for path in job.parent.glob("*/.hydra/overrides.yaml") if path != file]
+    shared = [set(OmegaConf.to_container(OmegaConf.load(path))) for path in others]
+    return ", ".join(o for o in told if not shared or any(o not in s for s in shared) if not o.startswith("hydra."))
+
+
 def main(arguments: list[str]) -> None:
     """Draw what the given folder holds; see the module's docstring.
 
@@ -135,7 +144,7 @@ def main(arguments: list[str]) -> None:
     jobs = sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     target = Path(arguments[1]) if len(arguments) > 1 else folder / "figures" / "curves.png"
     if jobs:
-        print(curves({sweep.label(job): job for job in jobs}, target))
+        print(curves({label(job): job for job in jobs}, target))
     elif (folder / "metrics.jsonl").is_file():
         print(curves({folder.name: folder}, target))
     elif (folder / "omni_rl_format_valid.json").is_file():

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from echoink.config import Config
 
 SWEPT = "ECHOINK_SWEPT"
@@ -71,15 +69,6 @@ def read_summary(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {"status": "missing"}
 
 
-def label(job: Path) -> str:
-    """What sets a job of a sweep apart: the overrides that its sweep varies, from the job's folder."""
-    file = job / ".hydra" / "overrides.yaml"
-    told = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
-    others = [path for path in job.parent.glob("*/.hydra/overrides.yaml") if path != file]
-    shared = [set(OmegaConf.to_container(OmegaConf.load(path))) for path in others]
-    return ", ".join(o for o in told if not shared or any(o not in s for s in shared) if not o.startswith("hydra."))
-
-
 def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, overrides: list[str]) -> int:
     """Launch all jobs through Hydra under one parent run, settle every status, print the table.
 
@@ -112,7 +101,7 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
             summaries = {path: read_summary(path) for path in found}
             parent.settle_children({s["mlflow"]["run_id"]: s["status"] for s in summaries.values() if s.get("mlflow")})
             _table(summaries)
-            if figure := report.curves({label(path): path for path in found}, folder / "figures" / "curves.png"):
+            if figure := report.curves({report.label(path): path for path in found}, folder / "figures" / "curves.png"):
                 parent.artifact(figure, "figures")
                 say("figure", str(figure))
         bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
@@ -141,6 +130,7 @@ def _failed(bad: list[Path], first: dict) -> int:
 def _table(summaries: dict[Path, dict]) -> None:
     from rich.table import Table
 
+    from echoink import report
     from echoink.console import console, interval, percent
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -150,7 +140,7 @@ def _table(summaries: dict[Path, dict]) -> None:
         base, final = summary.get("base") or {}, summary.get("final") or {}
         table.add_row(
             path.name,
-            label(path),
+            report.label(path),
             summary["status"],
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),

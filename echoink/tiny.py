@@ -372,7 +372,7 @@ def main(overrides: list[str]) -> None:
 
 
 def _templates() -> list[str]:
-    from echoink.config import conf_dir
+    from echoink.compose import conf_dir
 
     return [OmegaConf.load(path).template for path in sorted((conf_dir() / "prompt").glob("*.yaml"))]
 

@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from echoink import checkpoint, sweep
-from echoink.config import VERSION_BASE, Config, Task, compose, conf_dir, flatten, to_yaml, validate
+from echoink.compose import VERSION_BASE, compose, conf_dir, validate
+from echoink.config import Config, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 

@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from echoink.config import compose, conf_dir, fields_of, flatten, to_yaml
+from echoink.compose import compose, conf_dir
+from echoink.config import fields_of, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -131,14 +132,14 @@ def test_the_resolved_configuration_composes_to_itself():
     from omegaconf import OmegaConf
 
     config = compose(["experiment=quickstart"])[0].config
-    from echoink.config import validate
+    from echoink.compose import validate
 
     assert validate(OmegaConf.create(to_yaml(config))) == config
 
 
 def test_composing_imports_nothing_heavy():
     code = (
-        "import sys; from echoink.config import compose; compose([]);"
+        "import sys; from echoink.compose import compose; compose([]);"
         "print([m for m in ('torch', 'transformers', 'trl', 'mlflow', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from echoink.config import compose
+from echoink.compose import compose
 from echoink.errors import UserError
 from echoink.prompts import build_messages, check_template
 from echoink.rewards import format_reward

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from echoink.errors import UserError
-from echoink.report import curves, main, smooth
-from echoink.sweep import label
+from echoink.report import curves, label, main, smooth
 
 
 def test_smoothing_by_hand():

@@ -101,7 +101,7 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     """The shipped base on 150 questions that it has never seen: within the bounds that the first run promises."""
     from omegaconf import OmegaConf
 
-    from echoink.config import conf_dir
+    from echoink.compose import conf_dir
     from echoink.processing import PromptProcessor
 
     synthetic.write(tmp_path / "set", 0, {"valid": 150})

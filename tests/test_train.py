@@ -299,7 +299,7 @@ def test_a_wheel_works_in_another_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert list(elsewhere.glob("outputs/quickstart/*/summary.json"))
     where = subprocess.run(
-        [sys.executable, "-c", "import echoink, echoink.config as c; print(echoink.__file__, c.conf_dir())"],
+        [sys.executable, "-c", "import echoink, echoink.compose as c; print(echoink.__file__, c.conf_dir())"],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

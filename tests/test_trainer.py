@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from echoink.config import compose
+from echoink.compose import compose
 from echoink.models import load_model, load_reference
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.trainer import METRICS, EchoInkTrainer, GroupSampler, arguments, metrics_of, training_steps

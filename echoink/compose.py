@@ -1,0 +1,198 @@
+"""From the command line to a validated `Config`, or one clear error, before anything heavy is imported or written."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from echoink.config import Attention, Config, Dtype, fields_of
+from echoink.errors import UserError
+from echoink.prompts import check_template
+
+VERSION_BASE = "1.3"
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def conf_dir() -> Path:
+    """The folder `conf/`: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"no conf/config.yaml in or beside {package}", "reinstall echoink")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A validated configuration and the folder that Hydra gives it."""
+
+    config: Config
+    folder: Path
+
+
+def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
+    """Compose and validate what Hydra would run: one configuration, or one per job of a sweep.
+
+    Args:
+        overrides: Hydra's command-line overrides, `reward.lambda_fmt=0.5`.
+        multirun: expand `a=1,2` into jobs.
+        config_dir: a folder of the user's own with more files for the groups, as Hydra's --config-dir.
+
+    Raises:
+        UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
+    """
+    jobs = _expand(overrides) if multirun else [list(overrides)]
+    if config_dir is not None:
+        jobs = [[*job, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] for job in jobs]
+    return [_compose_one(job, multirun) for job in jobs]
+
+
+def _expand(overrides: Sequence[str]) -> list[list[str]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise _explained(error, overrides) from error
+    if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
+        return [[o.input_line for o in parsed if not o.is_sweep_override()]]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
+        try:
+            raw = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            hydra = raw.hydra
+            OmegaConf.set_struct(hydra, False)
+            hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+            OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
+            folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
+            del_hydra = OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])
+            return Composed(validate(del_hydra), folder)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explained(error, overrides) from error
+
+
+def validate(raw: DictConfig) -> Config:
+    """Turn a composed configuration into a `Config`, refusing unknown keys (with `+` too), wrong types and bad values.
+
+    Raises:
+        UserError: see `compose`.
+    """
+    missing = sorted(OmegaConf.missing_keys(raw))
+    if missing:
+        hints = [f"set {key}=…" for key in missing]
+        raise UserError(f"the configuration lacks {', '.join(missing)}", " ".join(hints))
+    try:
+        plain = OmegaConf.to_container(raw, resolve=True)
+        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except OmegaConfBaseException as error:
+        raise _explained(error, []) from error
+    for key, spec, value in fields_of(config):
+        _check_range(key, spec, value)
+    _check_together(config)
+    return config
+
+
+def _check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
+    tests = {
+        "ge": (">=", value.__ge__),
+        "gt": (">", value.__gt__),
+        "le": ("<=", value.__le__),
+        "lt": ("<", value.__lt__),
+    }
+    for name, (sign, holds) in tests.items():
+        if name in spec.metadata and holds(spec.metadata[name]) is not True:
+            raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
+
+
+def _check_together(config: Config) -> None:
+    trainer = config.trainer
+    if trainer.prompts_per_step % trainer.micro_batch_prompts:
+        raise UserError(
+            f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of "
+            f"trainer.micro_batch_prompts={trainer.micro_batch_prompts}",
+            "gradients are accumulated over whole micro-batches",
+        )
+    if config.reward.lambda_acc == 0 and config.reward.lambda_fmt == 0:
+        raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
+    check_template(config.prompt.template)
+    if config.model.attention is Attention.flash_attention_2 and not (
+        config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
+    ):
+        raise UserError("model.attention=flash_attention_2 needs half precision", "set trainer.bf16=true")
+
+
+def _keys() -> list[str]:
+    schema = OmegaConf.structured(Config)
+    keys = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name in node:
+            keys.append(f"{prefix}{name}")
+            if isinstance(node._get_node(name), DictConfig):
+                walk(node[name], f"{prefix}{name}.")
+
+    walk(schema, "")
+    return keys
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
+    """What Hydra or OmegaConf found, in one line, with the closest valid name."""
+    text = str(error)
+    cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and "Available options" in text:
+        what, _, listing = text.partition("Available options")
+        names = listing.partition("Config search path")[0].split("\n")[1:]
+        names = [name.strip() for name in names if name.strip()]
+        tried = what.split("'")[-2].split("/")[-1]
+        return UserError(what.strip().splitlines()[-1], f"{_closest(tried, names)}available: {', '.join(names)}")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot read the override {error.override!r}", "overrides read key=value, without spaces")
+    if "Ambiguous value for argument" in text:
+        return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
+    given = [override.partition("=")[0] for override in overrides]
+    for key in given:
+        if key.lstrip("+").partition("@")[0] in _groups() and key.startswith("+"):
+            return UserError(f"{key} adds a group that is already there", f"write {key.lstrip('+')}=… without +")
+    keys = _keys()
+    tried = getattr(cause, "full_key", None) or next((key for key in given if key.lstrip("+~") in text), "")
+    tried = tried.lstrip("+~")
+    if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
+        alike = [key for key in keys if key.count(".") == tried.count(".")]
+        siblings = [key for key in alike if key.rpartition(".")[0] == tried.rpartition(".")[0]]
+        return UserError(f"unknown key {tried}", f"{_closest(tried, alike)}known: {', '.join(siblings or alike)}")
+    detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
+
+
+def _closest(tried: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(tried, names, 1, 0.75)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _groups() -> list[str]:
+    return [path.name for path in conf_dir().iterdir() if path.is_dir()]
