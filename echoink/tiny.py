@@ -19,66 +19,16 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from rich.progress import track
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
-from transformers import (
-    Qwen2_5OmniProcessor,
-    Qwen2_5OmniThinkerConfig,
-    Qwen2_5OmniThinkerForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    WhisperFeatureExtractor,
-)
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers import Qwen2_5OmniProcessor, Qwen2Tokenizer
 
 from echoink import synthetic
+from echoink.architecture import make_model, make_processor
+from echoink.compose import conf_dir
 from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
 from echoink.prompts import build_messages
 from echoink.rewards import ANSWER, THINK
 from echoink.samples import Sample
 from echoink.synthetic import Question, Scene
-
-PIXELS = 112
-"""Side of the square that the tiny model sees: 64 patches, 16 image tokens."""
-
-INIT = 0.08
-"""Standard deviation of the first weights; the 0.02 of the wide models learns about half as fast at this width."""
-
-MEDIA = {
-    "image_token": "<|IMAGE|>",
-    "audio_token": "<|AUDIO|>",
-    "video_token": "<|VIDEO|>",
-    "vision_bos_token": "<|vision_bos|>",
-    "vision_eos_token": "<|vision_eos|>",
-    "audio_bos_token": "<|audio_bos|>",
-    "audio_eos_token": "<|audio_eos|>",
-}
-"""The names under which the Omni processor looks its special tokens up."""
-
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['content'] is string %}
-{{- message['content'] }}
-{%- else %}
-{%- for part in message['content'] %}
-{%- if part['type'] == 'image' %}
-{{- '<|vision_bos|><|IMAGE|><|vision_eos|>' }}
-{%- elif part['type'] == 'audio' %}
-{{- '<|audio_bos|><|AUDIO|><|audio_eos|>' }}
-{%- elif part['type'] == 'video' %}
-{{- '<|vision_bos|><|VIDEO|><|vision_eos|>' }}
-{%- else %}
-{{- part['text'] }}
-{%- endif %}
-{%- endfor %}
-{%- endif %}
-{{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
 
 
 @dataclass
@@ -151,94 +101,6 @@ def trace(rng: np.random.Generator, scene: Scene, question: Question, sloppiness
             case "more":
                 parts.append("\ndone.")
     return "".join(parts)
-
-
-def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """Qwen2's byte-level BPE with a vocabulary learnt from `texts` and the special tokens of Omni."""
-    learner = Tokenizer(BPE())
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    learner.decoder = decoders.ByteLevel()
-    learner.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=2_000, min_frequency=2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        ),
-    )
-    model = json.loads(learner.to_str())["model"]
-    return Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={"im_start_token": "<|im_start|>", **MEDIA},
-    )
-
-
-def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
-    """The Omni processor around that tokenizer; its pictures are 112x112."""
-    area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
-    return Qwen2_5OmniProcessor(
-        image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        feature_extractor=WhisperFeatureExtractor(feature_size=128, return_attention_mask=True),
-        tokenizer=make_tokenizer(texts),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """A thinker with random weights: 3 layers of width 128, audio and vision towers of 2 layers of width 64."""
-    ids = processor.tokenizer.convert_tokens_to_ids
-    config = Qwen2_5OmniThinkerConfig(
-        text_config={
-            "vocab_size": 8 * -(-len(processor.tokenizer) // 8),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": False,
-            "initializer_range": INIT,
-        },
-        audio_config={
-            "d_model": 64,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 192,
-            "num_mel_bins": 128,
-            "output_dim": 128,
-            "initializer_range": INIT,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "num_heads": 4,
-            "intermediate_size": 192,
-            "out_hidden_size": 128,
-            "fullatt_block_indexes": [1],
-            "initializer_range": INIT,
-        },
-        initializer_range=INIT,
-        audio_token_index=ids(MEDIA["audio_token"]),
-        image_token_index=ids(MEDIA["image_token"]),
-        video_token_index=ids(MEDIA["video_token"]),
-        audio_start_token_id=ids(MEDIA["audio_bos_token"]),
-        audio_end_token_id=ids(MEDIA["audio_eos_token"]),
-        vision_start_token_id=ids(MEDIA["vision_bos_token"]),
-        vision_end_token_id=ids(MEDIA["vision_eos_token"]),
-        user_token_id=ids("user"),
-        pad_token_id=ids("<|endoftext|>"),
-        eos_token_id=ids("<|im_end|>"),
-    )
-    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids("<|im_end|>"), ids("<|endoftext|>")]
-    model.generation_config.pad_token_id = ids("<|endoftext|>")
-    return model
 
 
 @dataclass(frozen=True)
@@ -372,8 +234,6 @@ def main(overrides: list[str]) -> None:
 
 
 def _templates() -> list[str]:
-    from echoink.compose import conf_dir
-
     return [OmegaConf.load(path).template for path in sorted((conf_dir() / "prompt").glob("*.yaml"))]
 
 

@@ -22,7 +22,7 @@ Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,7 @@ from echoink.config import GenerationConfig, GrpoConfig, TrainerConfig
 from echoink.errors import UserError
 from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
 from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.sampler import GroupSampler
 from echoink.samples import Sample
 
 METRICS = {
@@ -56,36 +57,6 @@ METRICS = {
     "learning_rate": "train/lr",
 }
 """TRL's metric names and ours, which are stable."""
-
-
-class GroupSampler(Sampler[int]):
-    """Rows of a training epoch: each prompt G times in a row, blocks of prompts repeated as TRL's buffer expects.
-
-    The order is a permutation seeded by (seed, epoch). The last block is filled by wrapping around to the permutation's
-    start, so that 4,490 prompts at 8 a step are 562 steps and no prompt is dropped.
-
-    Example: 3 prompts, G = 2, blocks of 2, no repeats, order 2 0 1 → 2 2 0 0 | 1 1 2 2.
-    """
-
-    def __init__(self, prompts: int, group_size: int, block: int, repeats: int, seed: int):
-        self.prompts, self.group_size, self.block, self.repeats, self.seed = prompts, group_size, block, repeats, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; called by the trainer at the start of each."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.prompts // self.block) * self.block * self.group_size * self.repeats
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.prompts, generator=generator).tolist()
-        for start in range(0, self.prompts, self.block):
-            block = [order[index % self.prompts] for index in range(start, start + self.block)]
-            for _ in range(self.repeats):
-                for prompt in block:
-                    yield from [prompt] * self.group_size
 
 
 class EchoInkTrainer(GRPOTrainer):

@@ -6,12 +6,13 @@ import torch
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import synthetic
+from echoink.architecture import make_model, make_processor
 from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
 from echoink.models import TINY, end_ids
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.rollout import Sampling
 from echoink.samples import read_split
-from echoink.tiny import Sloppiness, TinyConfig, learn, make_model, make_pool, make_processor, trace
+from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
 
 
 def test_real_classes_small_files(model, processor):

@@ -9,7 +9,8 @@ import torch
 from echoink.compose import compose
 from echoink.models import load_model, load_reference
 from echoink.rewards import Match, accuracy_reward, format_reward
-from echoink.trainer import METRICS, EchoInkTrainer, GroupSampler, arguments, metrics_of, training_steps
+from echoink.sampler import GroupSampler
+from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of, training_steps
 
 G = 4
 
