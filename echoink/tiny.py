@@ -154,7 +154,7 @@ def learn(
     """Cross-entropy on the traces with AdamW, warm-up and cosine decay. Returns the mean loss of the last 50 steps."""
     tokenizer = processor.tokenizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    warmup = min(100, steps // 5)
+    warmup = min(100, steps // 5 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(1, (step + 1) / warmup) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * min(1, step / steps)))),

@@ -348,6 +348,7 @@ def arguments(
         num_generations=grpo.group_size,
         num_iterations=grpo.updates_per_rollout,
         beta=grpo.beta,
+        use_bias_correction_kl=False,  # TRL's default weights the KL term by rho; Eq. 2 does not
         epsilon=grpo.clip,
         loss_type=grpo.loss.name,
         scale_rewards=grpo.scale.name,

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from echoink import synthetic
+from echoink.compose import compose
 from echoink.samples import Sample, read_split
 
-TEMPLATE = "{question}\nOptions:\n{options}\nReason in {think}{end_think}, answer in {answer}{end_answer}."
+TEMPLATE = compose([])[0].config.prompt.template
+"""What the embedded base has learnt to answer."""
 
 
 @pytest.fixture(scope="session")

@@ -132,16 +132,15 @@ def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_t
             assert (together[row, :length] - alone).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
-def test_micro_batches_do_not_change_the_update(make_trainer, micro, request):
-    trainer = make_trainer("trainer.prompts_per_step=4", f"trainer.micro_batch_prompts={micro}", "trainer.steps=1")
-    trainer.train()
-    found = weights(trainer.model)
-    cached = request.config.cache.get("echoink/update", None) if micro != 1 else None
-    if cached is None:
-        request.config.cache.set("echoink/update", found[::997].tolist())
-    else:
-        assert (found[::997] - torch.tensor(cached)).abs().max() <= 2e-6
+def test_micro_batches_do_not_change_the_update(make_trainer):
+    found = []
+    for micro in (1, 2, 4):
+        trainer = make_trainer("trainer.prompts_per_step=4", f"trainer.micro_batch_prompts={micro}", "trainer.steps=1")
+        trainer.train()
+        found.append(weights(trainer.model))
+    before = weights(load_model("tiny"))
+    assert (found[0] - before).abs().max() > 1e-5
+    assert all((other - found[0]).abs().max() <= 2e-6 for other in found[1:])
 
 
 def test_a_group_stays_whole_in_every_micro_batch(make_trainer):
@@ -253,7 +252,7 @@ def test_epochs_reach_the_sampler_and_each_visits_every_prompt(make_trainer):
     trainer.train()
     assert trainer.state.global_step == 6
     order = [row["id"] for row in rows if row["g"] == 0]
-    assert Counter(order[:6]) == Counter(order[6:]) == Counter(trainer._samples)
+    assert Counter(order[:6]) == Counter(order[6:]) == Counter(list(trainer._samples))
     assert order[:6] != order[6:]
 
 
