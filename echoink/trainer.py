@@ -93,7 +93,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._lengths: list[int] = []  # tokens of its completions
         self._owner: list[int] = []  # for each active row the index of its prompt
         self._seconds: dict[str, float] = defaultdict(float)
-        self._step_started = time.perf_counter()
+        self._step_started: float | None = None
 
         def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
             asked = (self._samples[prompt] for prompt in prompts)
@@ -277,6 +277,7 @@ class EchoInkTrainer(GRPOTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         before = sum(self._seconds.values())
         started = time.perf_counter()
+        self._step_started = self._step_started or started
         loss = super().training_step(model, inputs, num_items_in_batch)
         inside = sum(self._seconds.values()) - before
         self._seconds["time/update"] += time.perf_counter() - started - inside
@@ -311,7 +312,16 @@ def metrics_of(logs: dict[str, float]) -> dict[str, float]:
 
 
 def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
-    """Optimizer steps of a run: as configured, or `epochs` over the prompts with the last step of each filled up."""
+    """Optimizer steps of a run: as configured, or `epochs` over the prompts with the last step of each filled up.
+
+    Raises:
+        UserError: there are fewer prompts than a step takes.
+    """
+    if prompts < config.prompts_per_step:
+        raise UserError(
+            f"{prompts} training samples are fewer than trainer.prompts_per_step={config.prompts_per_step}",
+            "add samples or take fewer per step",
+        )
     per_epoch = -(-prompts // config.prompts_per_step) * updates_per_rollout
     return config.steps or max(1, round(per_epoch * config.epochs))
 

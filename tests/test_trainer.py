@@ -261,6 +261,13 @@ def test_the_papers_steps():
     assert training_steps(config.trainer, config.grpo.updates_per_rollout, 4_490) == 562
 
 
+def test_a_step_takes_no_prompt_twice():
+    from echoink.errors import UserError
+
+    with pytest.raises(UserError, match="7 training samples are fewer than trainer.prompts_per_step=8"):
+        training_steps(compose([])[0].config.trainer, 1, 7)
+
+
 def test_a_step_must_divide_over_processes(monkeypatch):
     from echoink.errors import UserError
 
