@@ -88,7 +88,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
             folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
             del_hydra = OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])
             return Composed(validate(del_hydra), folder)
-        except (HydraException, OmegaConfBaseException) as error:
+        except UserError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
             raise _explained(error, overrides) from error
 
 

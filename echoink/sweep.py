@@ -42,9 +42,8 @@ def run_job(overrides: list[str], folder: Path, config_dirs: list[str]) -> float
     Returns:
         The job's final accuracy, None where it failed.
     """
-    command = [sys.executable, "-m", "echoink.train", *overrides, f"hydra.run.dir='{folder}'"]
-    for config_dir in config_dirs:
-        command += ["--config-dir", config_dir]
+    flags = [word for config_dir in config_dirs for word in ("--config-dir", config_dir)]
+    command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir='{folder}'"]
     process = subprocess.Popen(command)
     try:
         code = process.wait()
@@ -88,7 +87,6 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
     say("EchoInk", f"sweep of {jobs} jobs · {folder}")
     name = "sweep " + (run_name(overrides) or config.name)
     os.environ[SWEPT] = " ".join(key for key, _, value in (o.partition("=") for o in overrides) if _is_swept(value))
-    sys.argv.append(f"hydra.sweep.dir='{folder}'")
     uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     swept = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
     with tracking.Tracker(uri, config.tracking.experiment, name, swept, {"folder": str(folder.resolve())}) as parent:

@@ -51,9 +51,12 @@ def main() -> None:
             run()
             return
         jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
+        # Hydra is told the folder that was found here; its parser wants all overrides side by side.
+        where = "sweep" if arguments.multirun else "run"
+        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+        sys.argv[1:] = [*flags, *arguments.overrides, f"hydra.{where}.dir='{jobs[0].folder}'"]
         if arguments.multirun:
             sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
-        sys.argv.append(f"hydra.run.dir='{jobs[0].folder}'")
         run()
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)

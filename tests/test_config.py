@@ -43,6 +43,7 @@ REFUSED = [
     ("seed=null", "not Optional"),
     ("model.freeze=[ears]", "audio, vision"),
     ("experiment=typo", "available: echoink_r1_7b, quickstart"),
+    ("experiment=null", "must be a string or a list"),
     ("experiment=quickstat", "did you mean quickstart"),
     ("+experiment=quickstart", "without +"),
     ("model=tinny", "did you mean tiny"),

@@ -178,7 +178,7 @@ def test_a_failing_job_stops_no_other_and_is_named(place):
 def test_jobs_are_processes_of_their_own_and_know_the_users_folder(place):
     (place / "mine/trainer").mkdir(parents=True)
     (place / "mine/trainer/short.yaml").write_text("defaults: [default]\nsteps: 1\n")
-    own = ["--config-dir", "mine", "experiment=null", "trainer=short", "eval.base=false", "eval.limit=3", "name=own"]
+    own = ["--config-dir", "mine", "trainer=short", "eval.base=false", "eval.limit=3", "name=own"]
     data = ["dataset.train=16", "dataset.dev=3", "dataset.valid=12"]
     done = echoink(place, "--multirun", *own, *data, "seed=0,1")
     assert done.returncode == 0, done.stderr
