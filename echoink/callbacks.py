@@ -18,14 +18,15 @@ class Recorder(TrainerCallback):
         files: the run's folder.
         tracker: the run in MLflow.
         steps: steps in all.
-        completions_per_step: B·G over all processes, for the second axis `completions_seen`.
+        completions: B·G of a rollout, for the second axis `completions_seen`.
+        updates_per_rollout: steps that share a rollout.
     """
 
-    def __init__(self, files: RunFolder, tracker: Tracker, steps: int, completions_per_step: int):
+    def __init__(self, files: RunFolder, tracker: Tracker, steps: int, completions: int, updates_per_rollout: int):
         self._files, self._tracker = files, tracker
-        self._steps, self._completions = steps, completions_per_step
+        self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
         self._newest: dict[str, float] = {}
-        self._bar = bar("train", steps)
+        self._bar = bar("train")
         self._task = self._bar.add_task("train", total=steps, text="")
 
     def on_train_begin(self, args, state, control, **_) -> None:
@@ -36,7 +37,7 @@ class Recorder(TrainerCallback):
         if not state.is_world_process_zero:
             return
         step, metrics = state.global_step, metrics_of(logs)
-        metrics["completions_seen"] = step * self._completions
+        metrics["completions_seen"] = -(-step // self._updates) * self._completions
         self._files.append("metrics.jsonl", [{"step": step, "epoch": state.epoch, **metrics}])
         self._tracker.metrics(metrics, step)
         self._newest |= metrics  # a step that reuses a rollout has no rewards of its own
@@ -89,11 +90,14 @@ class Keeper(TrainerCallback):
 
 
 def completions_writer(files: RunFolder, every: int) -> Callable[[list[dict]], None]:
-    """Keeps the rows of every `every`-th rollout, and of the first, in `completions/step-N.jsonl`."""
+    """Keeps the first rollout and the next one after every `every` steps, in `completions/step-N.jsonl`."""
+    due = 1
 
     def write(rows: list[dict]) -> None:
+        nonlocal due
         step = rows[0]["step"]
-        if every and (step == 1 or step % every == 0):
+        if every and step >= due:
+            due = (step // every + 1) * every
             files.append(f"completions/step-{step}.jsonl", rows)
 
     return write

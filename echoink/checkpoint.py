@@ -3,7 +3,6 @@
 A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor).
 """
 
-import json
 import os
 import re
 import shutil
@@ -37,7 +36,6 @@ def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path
     part.mkdir(parents=True)
     try:
         write(part)
-        (part / "checkpoint.json").write_text(json.dumps({"step": step, "run": run.name}))
         for path in part.rglob("*"):
             if path.is_file():
                 with open(path, "rb") as file:

@@ -57,8 +57,13 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     """
     jobs = _expand(overrides) if multirun else [list(overrides)]
     if config_dir is not None:
-        jobs = [[*job, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] for job in jobs]
+        jobs = [[*job, f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] for job in jobs]
     return [_compose_one(job, multirun) for job in jobs]
+
+
+def quoted(text: object) -> str:
+    """A text, such as a path, as a quoted value in Hydra's grammar of overrides."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -72,7 +77,10 @@ def _expand(overrides: Sequence[str]) -> list[list[str]]:
         return [[o.input_line for o in parsed if not o.is_sweep_override()]]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    try:
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException:  # glob(*) is expanded by Hydra itself, later
+        return [[o.input_line for o in parsed if not o.is_sweep_override()]]
     return [list(job) for batch in batches for job in batch]
 
 

@@ -45,6 +45,11 @@ class Source(Enum):
     folder = "folder"
 
 
+class Split(Enum):
+    valid = "valid"
+    dev = "dev"
+
+
 class Loss(Enum):
     """How TRL sums the token losses; `grpo` is the paper's (mean over a completion's tokens, then over completions)."""
 
@@ -140,6 +145,7 @@ class TrainerConfig:
 
 @dataclass
 class EvalConfig:
+    split: Split = _("valid, or dev for choosing settings; valid is for the numbers one reports")
     base: bool = _("evaluate the model before training too")
     limit: int | None = _("validation samples to use; null for all", ge=1)
     batch_prompts: int = _("prompts decoded together; does not change the result", ge=1)
@@ -159,7 +165,7 @@ class Config:
     """The whole configuration. Only `train.py` sees it; everything else gets its group."""
 
     name: str = _("first part of the run folder's name, outputs/<name>/<time>")
-    seed: int = _("of sampling, shuffling and evaluation draws", ge=0)
+    seed: int = _("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
     task: Task = _("train, or eval to evaluate `checkpoint` (or model.path) only")
     checkpoint: str | None = _("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,6 +22,12 @@ def say(label: str, text: str) -> None:
     """A line with its label; also in train.log."""
     console.print(f"[bold]{label:<9}[/] {escape(text)}")
     _log.info("%s %s", label, text)
+
+
+def say_mlflow(uri: str, page: str) -> None:
+    """How to open MLflow on a page of this store."""
+    say("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    say("", f"then open http://127.0.0.1:5000{page}")
 
 
 def percent(value: float | None) -> str:
@@ -46,7 +53,7 @@ def config_tree(values: dict[str, object]) -> None:
     console.print(tree)
 
 
-def bar(label: str, total: int) -> Progress:
+def bar(label: str) -> Progress:
     """A progress bar with a text field `text`; silent where the output is no terminal."""
     return Progress(
         TextColumn(f"[bold]{label:<9}[/]"),
@@ -64,7 +71,7 @@ def progress(label: str, total: int) -> Callable[[Iterable], Iterable]:
     """A wrapper for an iterable of `total` items that shows how far it is."""
 
     def wrap(items: Iterable) -> Iterable:
-        with bar(label, total) as shown:
+        with bar(label) as shown:
             task = shown.add_task(label, total=total, text="")
             for item in items:
                 yield item

@@ -8,7 +8,7 @@ draws share one prefill.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
@@ -193,8 +193,3 @@ def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str) 
     second = {p.id: p.correct for p in final if p.draw == draw}
     ids = [id for id in first if id in second]
     return mcnemar([first[id] for id in ids], [second[id] for id in ids])
-
-
-def as_row(prediction: Prediction) -> dict:
-    """A prediction as a JSON object."""
-    return asdict(prediction)

@@ -21,6 +21,9 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_FILE_PIXELS = 50_000_000
 """A picture that claims more pixels than this is refused before it is decoded (decompression bombs)."""
 
+MAX_ASPECT = 200
+"""The processor refuses a picture whose sides differ by more than this factor."""
+
 MIN_SECONDS = 0.05
 """A shorter sound gives no audio token."""
 
@@ -35,6 +38,8 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             if file.width * file.height > MAX_FILE_PIXELS:
                 raise UserError(f"{path}: {file.width}x{file.height} pixels is over the limit of {MAX_FILE_PIXELS:,}")
+            if max(file.size) > MAX_ASPECT * min(file.size):
+                raise UserError(f"{path}: {file.width}x{file.height} pixels are too narrow for the model's processor")
             image = ImageOps.exif_transpose(file)
             if image.mode in ("RGBA", "LA") or "transparency" in image.info:
                 image = image.convert("RGBA")

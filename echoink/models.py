@@ -2,9 +2,11 @@
 
 import contextlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink.errors import UserError
@@ -91,11 +93,11 @@ def end_ids(model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_
 def _as_user_error(path: str):
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0][:300]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise UserError(
             f"cannot load a model from {path}: {reason}",
-            "give a folder that holds config.json, weights and processor files, a run or step folder, or a hub id",
+            "give a folder with config.json, weights and processor files, or a hub id; checkpoint= takes run folders",
         ) from error

@@ -18,6 +18,7 @@ from matplotlib import pyplot
 from omegaconf import OmegaConf
 
 from echoink.errors import UserError
+from echoink.tracking import read_rows
 
 PANELS = (
     ("reward/accuracy", "accuracy reward"),
@@ -50,7 +51,9 @@ def curves(runs: dict[str, Path], target: Path) -> Path | None:
         runs: folders by the label of their line.
         target: the PNG to write.
     """
-    found = {label: [row for row in _rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()}
+    found = {
+        label: [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()
+    }
     found = {label: rows for label, rows in found.items() if rows}
     if not found:
         return None
@@ -84,10 +87,6 @@ def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None
             low, high = found["interval"]
             error = [[found["accuracy"] - low], [high - found["accuracy"]]]
             axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
-
-
-def _rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def sheet(dataset: Path, target: Path, count: int = 6) -> Path:

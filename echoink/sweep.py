@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from echoink.compose import quoted
 from echoink.config import Config
 
 SWEPT = "ECHOINK_SWEPT"
@@ -36,23 +37,25 @@ def run_name(overrides: list[str]) -> str:
     return ", ".join(told)[:200]
 
 
-def run_job(overrides: list[str], folder: Path, config_dirs: list[str]) -> float | None:
+def run_job(overrides: list[str], folder: Path, flags: list[str]) -> float | None:
     """Run one job in its own process, its output on ours; a failure is left in the job's folder for the table.
+
+    Args:
+        overrides: what the job is.
+        folder: its folder.
+        flags: Hydra's flags, --config-dir.
 
     Returns:
         The job's final accuracy, None where it failed.
     """
-    flags = [word for config_dir in config_dirs for word in ("--config-dir", config_dir)]
-    command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir='{folder}'"]
+    command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir={quoted(folder)}"]
     process = subprocess.Popen(command)
     try:
         code = process.wait()
-    except BaseException:  # Ctrl-C reaches the job too: let it settle its own status, then go
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
+            process.terminate()
+        _wait(process)
         raise
     summary = read_summary(folder)
     if code != 0 and summary["status"] in ("running", "missing"):
@@ -60,6 +63,15 @@ def run_job(overrides: list[str], folder: Path, config_dirs: list[str]) -> float
         summary |= {"status": status, "error": f"the process ended with {code}"}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return (summary.get("final") or summary.get("base") or {}).get("accuracy")
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Let a job that was told to stop settle its own status; insist after half a minute."""
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            insist()
 
 
 def read_summary(folder: Path) -> dict:
@@ -82,7 +94,7 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
         Exit status: 0 where every job finished.
     """
     from echoink import report, tracking
-    from echoink.console import say
+    from echoink.console import say, say_mlflow
 
     say("EchoInk", f"sweep of {jobs} jobs · {folder}")
     name = "sweep " + (run_name(overrides) or config.name)
@@ -91,7 +103,7 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
     swept = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
     with tracking.Tracker(uri, config.tracking.experiment, name, swept, {"folder": str(folder.resolve())}) as parent:
         if parent.run_id:
-            os.environ[tracking.PARENT] = parent.run_id
+            os.environ[tracking.PARENT] = f"{parent.experiment_id} {parent.run_id}"
         try:
             launch()
         finally:
@@ -107,17 +119,20 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
             first = summaries[bad[0]] if bad else {}
             raise SystemExit(_failed(bad, first))
     if parent.run_id:
-        say("MLflow", f"mlflow ui --backend-store-uri {parent.uri}")
-        say("", f"then open http://127.0.0.1:5000/#/experiments/{parent.experiment_id}")
+        say_mlflow(parent.uri, f"/#/experiments/{parent.experiment_id}")
     return 0
 
 
 def _is_swept(value: str) -> bool:
+    if value.startswith(("[", "{", "'", '"')):
+        return False
     return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
 
 
 def _failed(bad: list[Path], first: dict) -> int:
-    if bad:
+    if not bad:
+        print("\nerror: no job was run", file=sys.stderr)
+    else:
         print(
             f"\nerror: {len(bad)} jobs did not finish; the first: {first.get('error')}\n  → {bad[0] / 'train.log'}",
             file=sys.stderr,

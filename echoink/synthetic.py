@@ -41,6 +41,9 @@ COLOURS = {
     "yellow": (245, 205, 30),
     "white": (250, 250, 250),
 }
+RECIPE = "synthetic.json"
+"""The file of a set that says how it was made."""
+
 KINDS = ("ear", "eye", "both")
 SECONDS = 1.0
 PIXELS = 224
@@ -204,9 +207,12 @@ def _draw_form(pen: ImageDraw.ImageDraw, form: str, x: float, y: float, r: float
             raise AssertionError(form)
 
 
-def write(
-    root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iterable], Iterable] = iter
-) -> dict[str, int]:
+def recipe(seed: int, sizes: dict[str, int]) -> dict:
+    """What decides every byte of a set."""
+    return {"version": VERSION, "seed": seed, "sizes": sizes}
+
+
+def write(root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iterable], Iterable] = iter) -> None:
     """Write the set in the official layout, whole or not at all.
 
     The set is made in a folder beside `root` and renamed, so a killed process leaves no half of one and of several
@@ -231,6 +237,7 @@ def write(
                 rows[split].append(row)
         for split, content in rows.items():
             (part / f"omni_rl_format_{split}.json").write_text(json.dumps(content, indent=1))
+        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes)))
         (part / "README.md").write_text(
             f"Synthetic audio-visual questions, version {VERSION}, seed {seed}, made by `python -m echoink.train`.\n"
             "Delete this folder to have it written again.\n"
@@ -242,7 +249,6 @@ def write(
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return {split: len(content) for split, content in rows.items()}
 
 
 def _write_sample(root: Path, seed: int, split: str, index: int) -> dict:

@@ -10,10 +10,13 @@ import logging
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,9 +53,10 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self.summary["status"] = status_of(error).lower()
-        self.summary["error"] = error and f"{type(error).__name__}: {error}"
-        self.write_summary()
+        with uninterrupted():
+            self.summary["status"] = status_of(error).lower()
+            self.summary["error"] = error and f"{type(error).__name__}: {error}"
+            self.write_summary()
 
     def write_summary(self) -> None:
         """Bring `summary.json` up to date."""
@@ -73,8 +77,27 @@ class RunFolder:
 
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
-        path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return read_rows(self.path / name)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM off while a status is settled; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
 
 
 def environment() -> dict[str, Any]:
@@ -108,7 +131,9 @@ def git() -> dict[str, str | bool | None]:
             return None
         return found.stdout.strip()
 
-    commit = ask("rev-parse", "HEAD")
+    root = ask("rev-parse", "--show-toplevel")
+    ours = root is not None and Path(root).resolve() == Path(__file__).resolve().parent.parent
+    commit = ask("rev-parse", "HEAD") if ours else None  # not that of a project that merely installed the package
     return {"commit": commit, "uncommitted_changes": bool(ask("status", "--porcelain")) if commit else None}
 
 
@@ -165,10 +190,14 @@ class Tracker:
         run_name: what the run is called.
         params: short parameters.
         tags: searchable facts.
+
+    Attributes:
+        refused: what the store said when it last failed; None where it took everything.
     """
 
     def __init__(self, uri: str | None, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]):
         self.uri, self.run_id, self.experiment_id = uri, None, None
+        self.refused: str | None = None
         self._open = (experiment, run_name, params, tags)
         self._log = logging.getLogger("echoink")
 
@@ -178,25 +207,26 @@ class Tracker:
         return self
 
     def _start(self) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
         experiment, run_name, params, tags = self._open
         self._client = connect(self.uri)
-        self.experiment_id = experiment_id(self._client, experiment, self.uri)
-        if parent := os.environ.get(PARENT):
-            tags = {**tags, "mlflow.parentRunId": parent}
+        if parent := os.environ.get(PARENT):  # a child lives in its parent's experiment
+            self.experiment_id, parent_run = parent.split()
+            tags = {**tags, "mlflow.parentRunId": parent_run}
+        else:
+            self.experiment_id = experiment_id(self._client, experiment, self.uri)
         tags = {"mlflow.source.name": "echoink.train", "mlflow.source.type": "LOCAL", **tags}
         run = self._client.create_run(self.experiment_id, run_name=run_name, tags=tags)
         self.run_id = run.info.run_id
         items = [Param(key, str(value)) for key, value in params.items()]
         for start in range(0, len(items), 100):
             self._client.log_batch(self.run_id, params=items[start : start + 100])
-        self._tag = RunTag
 
     def __exit__(self, kind, error, traceback) -> None:
         if self.run_id is not None:
-            status = status_of(error)
-            self._guarded(lambda: self._client.set_terminated(self.run_id, status))
+            with uninterrupted():
+                self._guarded(lambda: self._client.set_terminated(self.run_id, status_of(error)))
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Log finite numbers at a step."""
@@ -229,11 +259,6 @@ class Tracker:
         tags = [InputTag("mlflow.data.context", context)]
         self._guarded(lambda: self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)]))
 
-    def tag(self, key: str, value: str) -> None:
-        """Set a tag."""
-        if self.run_id is not None:
-            self._guarded(lambda: self._client.set_tag(self.run_id, key, value))
-
     def settle_children(self, statuses: dict[str, str]) -> None:
         """Close child runs that their own process could not close (it was killed)."""
         if self.run_id is None:
@@ -259,8 +284,8 @@ class Tracker:
         try:
             call()
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
-            self._log.warning("MLflow did not take a call (%s); the run folder has everything", reason)
+            self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)
 
 
 def status_of(error: BaseException | None) -> str:

@@ -10,9 +10,10 @@ before a folder is written.
 """
 
 import logging
+import os
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from echoink import checkpoint, sweep
-from echoink.compose import VERSION_BASE, compose, conf_dir, validate
+from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
 from echoink.config import Config, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
@@ -40,21 +41,24 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Validate the command line, then let Hydra run the job or the sweep."""
-    arguments = get_args_parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments = get_args_parser().parse_intermixed_args()
     if arguments.help:
         sys.stdout.write(help_text())
         return
     shows_only = arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion
     run = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
     try:
+        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+        sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser wants all overrides side by side
         if shows_only:
             run()
             return
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("training on several processes is not there yet", "start one process")
         jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
-        # Hydra is told the folder that was found here; its parser wants all overrides side by side.
         where = "sweep" if arguments.multirun else "run"
-        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        sys.argv[1:] = [*flags, *arguments.overrides, f"hydra.{where}.dir='{jobs[0].folder}'"]
+        sys.argv.append(f"hydra.{where}.dir={quoted(jobs[0].folder)}")
         if arguments.multirun:
             sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
         run()
@@ -70,13 +74,18 @@ def _task(raw: DictConfig) -> float | None:
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
         own = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
-        return sweep.run_job(list(settings.overrides.task), folder, own)
+        flags = [word for path in own for word in ("--config-dir", path)]
+        kept = [o for o in settings.overrides.hydra if o.startswith(("hydra.searchpath", "hydra.job."))]
+        return sweep.run_job([*settings.overrides.task, *kept], folder, flags)
     try:
         return run(validate(raw), folder, sweep.run_name(list(settings.overrides.task)))
     except UserError as error:
         logging.getLogger("echoink").error("%s", error)
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception:
+        logging.getLogger("echoink").exception("the run failed")
+        raise
 
 
 def run(config: Config, folder: Path, name: str = "") -> float | None:
@@ -90,7 +99,6 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
     Returns:
         The final sampled accuracy: the objective of a search.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from echoink import console, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
@@ -113,8 +121,9 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
                 final = _evaluate(job, files, tracker, "final") if trains or not evaluates_base else []
                 _conclude(job, files, tracker, base, final)
         if tracker.run_id:
-            console.say("MLflow", f"mlflow ui --backend-store-uri {tracker.uri}")
-            console.say("", f"then open http://127.0.0.1:5000{tracker.url_path}")
+            console.say_mlflow(tracker.uri, tracker.url_path)
+        if tracker.refused:
+            console.say("MLflow", f"did not take everything ({tracker.refused}); the run folder has it all")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
 
 
@@ -141,8 +150,11 @@ def _phases(config: Config) -> tuple[bool, bool]:
 def _load_data(config: Config) -> "Splits":
     from echoink import console, data
 
-    splits = data.load(config.dataset, config.model.max_audio_seconds, train=config.task is Task.train)
+    trains = config.task is Task.train
+    splits = data.load(config.dataset, config.eval, config.model.max_audio_seconds, trains)
     console.say("data", data.describe(splits))
+    if trains:
+        data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 
 
@@ -188,11 +200,12 @@ def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
     from echoink import samples
 
     files.summary["mlflow"] = {"run_id": tracker.run_id}
+    files.write_summary()  # a process that dies now leaves its run's id
     for name in ("config.yaml", "environment.json"):
         tracker.artifact(files.path / name)
     dataset = job.config.dataset
-    for split in ("train", "valid"):
-        if rows := getattr(job.splits, split):
+    for split, rows in (("train", job.splits.train), (job.config.eval.split.name, job.splits.valid)):
+        if rows:
             digest, profile = samples.fingerprint(rows), {"num_rows": len(rows)}
             tracker.dataset(f"{dataset.source.name} {split}", digest, dataset.path, profile, split)
 
@@ -201,7 +214,7 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
     from echoink import console, evaluation
 
     config = job.config
-    samples = job.splits.valid[: config.eval.limit]
+    samples = job.splits.valid
     draws = evaluation.draw_names(config.eval.samples, config.eval.greedy)
     predictions = []
     for prediction in evaluation.evaluate(
@@ -218,7 +231,7 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
         draws,
         console.progress(phase, -(-len(samples) // config.eval.batch_prompts)),
     ):
-        files.append("predictions.jsonl", [evaluation.as_row(prediction)])
+        files.append("predictions.jsonl", [asdict(prediction)])
         predictions.append(prediction)
     found = files.summary[phase] = evaluation.summarize(predictions)
     tracker.metrics(
@@ -243,13 +256,15 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
 def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
     from echoink import models
     from echoink.callbacks import Keeper, Recorder, completions_writer
-    from echoink.trainer import EchoInkTrainer, arguments, training_steps
+    from echoink.data import training_steps
+    from echoink.trainer import EchoInkTrainer, arguments
 
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
     wanted = config.model
     reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if config.grpo.beta else None
-    recorder = Recorder(files, tracker, steps, config.trainer.prompts_per_step * config.grpo.group_size)
+    completions = config.trainer.prompts_per_step * config.grpo.group_size
+    recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
     keeper = Keeper(files.path, config.trainer.save_every, config.trainer.keep_checkpoints)
     trainer = EchoInkTrainer(
         model=job.model,
@@ -282,8 +297,6 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
 def _conclude(
     job: Job, files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
 ) -> None:
-    from dataclasses import asdict
-
     from echoink import console, evaluation, report
 
     if base and final:
@@ -305,6 +318,8 @@ def _conclude(
         row for path in sorted(files.path.glob("completions/*.jsonl")) for row in files.read(f"completions/{path.name}")
     ]
     tracker.table(rows, "completions.json")
+    files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
+    files.write_summary()
     tracker.artifact(files.path / "summary.json")
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)

@@ -19,7 +19,6 @@ the loss alike. Departures from the paper's public code: M-RoPE positions in the
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -36,8 +35,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from echoink import rollout
-from echoink.config import GenerationConfig, GrpoConfig, TrainerConfig
-from echoink.errors import UserError
+from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
 from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
@@ -311,43 +309,19 @@ def metrics_of(logs: dict[str, float]) -> dict[str, float]:
     return renamed | {name: value for name, value in logs.items() if name.startswith(("time/", "perf/"))}
 
 
-def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
-    """Optimizer steps of a run: as configured, or `epochs` over the prompts with the last step of each filled up.
-
-    Raises:
-        UserError: there are fewer prompts than a step takes.
-    """
-    if prompts < config.prompts_per_step:
-        raise UserError(
-            f"{prompts} training samples are fewer than trainer.prompts_per_step={config.prompts_per_step}",
-            "add samples or take fewer per step",
-        )
-    per_epoch = -(-prompts // config.prompts_per_step) * updates_per_rollout
-    return config.steps or max(1, round(per_epoch * config.epochs))
-
-
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
 ) -> GRPOConfig:
-    """TRL's configuration from ours.
-
-    Raises:
-        UserError: the prompts of a step do not divide over the processes and their micro-batches.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.prompts_per_step % (config.micro_batch_prompts * world):
-        raise UserError(
-            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
-            f"{config.micro_batch_prompts} x {world} processes",
-            "change one of them, or the number of processes",
-        )
+    """TRL's configuration from ours."""
+    # transformers' "constant" has no warm-up
+    schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
     return GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
-        gradient_accumulation_steps=config.prompts_per_step // (config.micro_batch_prompts * world),
+        gradient_accumulation_steps=config.prompts_per_step // config.micro_batch_prompts,
         max_steps=steps,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule.name,
+        lr_scheduler_type=schedule,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

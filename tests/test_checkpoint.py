@@ -53,6 +53,21 @@ def test_a_folder_that_is_no_omni_model_is_refused(tmp_path):
         load_processor(str(tmp_path), 784)
 
 
+def test_broken_and_mismatched_weights_are_one_clear_error(tmp_path):
+    model = load_model("tiny")
+    model.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot load a model from"):
+        load_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    config = (tmp_path / "config.json").read_text()
+    assert '"intermediate_size": 384' in config
+    (tmp_path / "config.json").write_text(config.replace('"intermediate_size": 384', '"intermediate_size": 380'))
+    with pytest.raises(UserError, match="cannot load a model from"):
+        load_model(str(tmp_path))
+
+
 def test_missing_weights_are_refused(tmp_path):
     model = load_model("tiny")
     state = {name: value for name, value in model.state_dict().items() if "layers.0" not in name}

@@ -40,6 +40,7 @@ REFUSED = [
     ("reward.lambda_acc=inf", "is not a finite number"),
     ("reward.lambda_acc=lots", "could not be converted to Float"),
     ("reward.match=strict", "lenient, exact"),
+    ("seed=4294967296", "seed=4294967296 must be < 4294967296"),
     ("seed=null", "not Optional"),
     ("model.freeze=[ears]", "audio, vision"),
     ("experiment=typo", "available: echoink_r1_7b, quickstart"),
@@ -72,6 +73,7 @@ def test_both_weights_zero_is_refused():
 
 def test_a_sweep_is_checked_for_every_job():
     assert len(compose(["reward.lambda_fmt=0,0.5,1", "seed=0,1"], multirun=True)) == 6
+    assert len(compose(["experiment=glob(*)", "seed=0,1"], multirun=True)) >= 1
     with pytest.raises(UserError, match="must be >= 0"):
         compose(["grpo.beta=0,0.1,-1"], multirun=True)
 

@@ -1,11 +1,11 @@
 """Evaluation: the training reward's own judgement, the same for any batch, with its summary."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from echoink.evaluation import GREEDY, SAMPLED, Prediction, as_row, compare, draw_names, evaluate, summarize
+from echoink.evaluation import GREEDY, SAMPLED, Prediction, compare, draw_names, evaluate, summarize
 from echoink.models import end_ids
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.rollout import Sampling
@@ -27,7 +27,7 @@ def test_a_prediction_is_judged_by_the_rewards(model, processor, samples):
         assert prediction.format == format_reward(prediction.completion)
         assert prediction.gold == ", ".join(sorted(sample.gold))
         assert prediction.fields == sample.fields
-        json.dumps(as_row(prediction))
+        json.dumps(asdict(prediction))
 
 
 def test_any_batch_size_gives_the_same_answers(model, processor, samples):

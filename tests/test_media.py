@@ -76,6 +76,9 @@ def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
     Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="over the limit"):
         load_image(tmp_path / "bomb.png")
+    Image.new("RGB", (2000, 4)).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match="too narrow"):
+        load_image(tmp_path / "thin.png")
     (tmp_path / "page.jpg").write_text("<html>")
     with pytest.raises(UserError, match="page.jpg"):
         load_image(tmp_path / "page.jpg")

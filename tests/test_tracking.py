@@ -47,6 +47,11 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess:
         ("sys.exit(0)", "FINISHED"),
         ("raise KeyboardInterrupt", "KILLED"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", "KILLED"),
+        (  # Ctrl-C, and SIGTERM while the status is being settled
+            "import threading; threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGTERM)).start(); "
+            "raise KeyboardInterrupt",
+            "KILLED",
+        ),
     ],
 )
 def test_status_is_true(tmp_path, body, status):
@@ -93,8 +98,8 @@ def test_what_a_run_shows_in_mlflow(tmp_path):
 def test_children_are_settled_by_their_parent(tmp_path, monkeypatch):
     uri, client = open_store(tmp_path)
     with tracking.Tracker(uri, "x", "parent", {}, {}) as parent:
-        monkeypatch.setenv(tracking.PARENT, parent.run_id)
-        child = tracking.Tracker(uri, "x", "child", {}, {})
+        monkeypatch.setenv(tracking.PARENT, f"{parent.experiment_id} {parent.run_id}")
+        child = tracking.Tracker(uri, "another", "child", {}, {})
         child.__enter__()  # and its process dies
         parent.settle_children({child.run_id: "failed"})
     assert client.get_run(child.run_id).info.status == "FAILED"
@@ -106,7 +111,8 @@ def test_a_store_that_cannot_be_used_costs_a_warning(tmp_path, caplog):
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
     with tracking.Tracker(uri, "x", "run", {}, {}) as tracker:
         tracker.metrics({"m": 1.0}, 1)
-    assert tracker.run_id is None and "the run folder has everything" in caplog.text
+    assert tracker.run_id is None and tracker.refused
+    assert "the run folder has everything" in caplog.text
 
 
 def test_tracking_off():
@@ -127,10 +133,24 @@ def test_environment_names_versions_and_commit():
     assert found["versions"]["trl"].startswith("1.16.") and found["python"].startswith("3.")
 
 
+def test_the_commit_is_this_checkouts_and_no_others(tmp_path, monkeypatch):
+    def answers(root):
+        def run(command, **_):
+            out = {"--show-toplevel": root, "HEAD": "c0ffee", "--porcelain": ""}[command[-1]]
+            return subprocess.CompletedProcess(command, 0, out, "")
+
+        monkeypatch.setattr(tracking.subprocess, "run", run)
+        return tracking.git()
+
+    checkout = Path(tracking.__file__).parent.parent
+    assert answers(str(checkout)) == {"commit": "c0ffee", "uncommitted_changes": False}
+    assert answers(str(tmp_path)) == {"commit": None, "uncommitted_changes": None}
+
+
 def test_rows_are_appended_and_json_is_written_whole(tmp_path):
     with tracking.RunFolder(tmp_path / "run", "train", "x", 0) as files:
         files.append("metrics.jsonl", [{"step": 1}])
-        files.append("metrics.jsonl", [{"step": 2, "text": "ü"}])
-    assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü"}]
+        files.append("metrics.jsonl", [{"step": 2, "text": "ü\u2028\x85"}])
+    assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü\u2028\x85"}]
     assert files.read("none.jsonl") == []
     assert not list((tmp_path / "run").glob(".*"))

@@ -131,6 +131,8 @@ def test_mlflow_has_the_run(first, place):
     evaluations = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "eval/accuracy")}
     assert evaluations == {0: summary["base"]["accuracy"], 2: summary["final"]["accuracy"]}
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    copy = Path(client.download_artifacts(run.info.run_id, "summary.json"))
+    assert json.loads(copy.read_text())["status"] == "finished"
     assert {"config.yaml", "environment.json", "summary.json", "figures", "completions.json"} <= artifacts
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["synthetic train", "synthetic valid"]
 
@@ -209,6 +211,7 @@ def test_bfloat16_several_updates_accumulation_and_checkpointing_go_through(plac
     assert done.returncode == 0, done.stderr
     (folder,) = (place / "outputs/paper").iterdir()
     metrics = lines(folder / "metrics.jsonl")
+    assert [row["completions_seen"] for row in metrics] == [16, 16]
     assert ["reward/accuracy" in row for row in metrics] == [True, False]
     assert all(row["train/grad_norm"] > 0 for row in metrics)
     summary = json.loads((folder / "summary.json").read_text())
@@ -275,17 +278,87 @@ def test_bad_input_is_one_clear_error(place, arguments, message):
     assert not [run for run in mlflow_runs(place) if run.data.tags["folder"] == str(newest)]
 
 
+def test_a_folder_made_with_other_settings_is_not_taken_for_this_one(first, place):
+    data = place / "outputs/data/synthetic_seed0_16_3_12"
+    done = echoink(place, *SMALL, "name=bad", f"dataset.path={data}", "dataset.seed=5")
+    assert done.returncode == 2 and "was made as" in done.stderr
+
+
+def test_too_few_samples_are_found_before_the_model_is_loaded(place):
+    done = echoink(place, *SMALL, "name=bad", "dataset.train=3")
+    assert done.returncode == 2 and "3 training samples are fewer" in done.stderr and "model " not in done.stdout
+
+
+def test_the_development_split_is_for_choosing(place):
+    done = echoink(place, *SMALL, "name=dev", "task=eval", "eval.split=dev")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs/dev").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["base"]["n"] == 3
+
+
+def test_an_interrupted_sweep_is_killed_everywhere(tmp_path):
+    name = tmp_path / "it's here"  # a path that wants quoting
+    name.mkdir()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "echoink.train",
+            "--multirun",
+            *SMALL,
+            "eval.base=false",
+            "trainer.steps=500",
+            "seed=0,1",
+        ],
+        cwd=name,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.time() + 120
+    while not list(name.glob("outputs/quickstart/sweep_*/0/metrics.jsonl")):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130
+    (summary,) = (json.loads(path.read_text()) for path in name.glob("outputs/quickstart/sweep_*/*/summary.json"))
+    assert summary["status"] == "killed"
+    assert sorted(run.info.status for run in mlflow_runs(name)) == ["KILLED", "KILLED"]
+
+
+def test_an_exception_is_in_the_log(place):
+    code = "from echoink import models; models.describe = None; from echoink.train import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *SMALL, "name=broken"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (folder,) = (place / "outputs/broken").iterdir()
+    (log,) = folder.glob("*.log")
+    assert "TypeError" in log.read_text()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+
+
+def test_several_processes_are_refused(tmp_path):
+    done = echoink(tmp_path, WORLD_SIZE="2")
+    assert done.returncode == 2 and "several processes" in done.stderr
+
+
 def test_help_and_cfg(place):
     done = echoink(place, "--help")
     assert done.returncode == 0 and "reward.lambda_fmt" in done.stdout and "python -m echoink.train" in done.stdout
-    done = echoink(place, "--cfg", "job", "experiment=quickstart")
+    done = echoink(place, "seed=3", "--cfg", "job", "experiment=quickstart")
     assert done.returncode == 0 and "group_size: 4" in done.stdout
 
 
 def test_a_wheel_works_in_another_folder(tmp_path):
     root = Path(__file__).parent.parent
     built = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(root)],
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(root)],
         capture_output=True,
         text=True,
     )

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from echoink.compose import compose
+from echoink.data import training_steps
 from echoink.models import load_model, load_reference
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
-from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of, training_steps
+from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of
 
 G = 4
 
@@ -51,7 +52,7 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05):
+def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05, scale="group"):
     """The paper's algorithm, one completion at a time, in float64; positions are transformers' own.
 
     Returns:
@@ -76,7 +77,8 @@ def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05
         )
         terms.append((log_p, log_ref.detach()))
     grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, G)
-    advantages = ((grouped - grouped.mean(1, True)) / (grouped.std(1, keepdim=True) + 1e-4)).flatten()
+    spread = {"group": grouped.std(1, keepdim=True) + 1e-4, "batch": grouped.std() + 1e-4, "none": 1.0}[scale]
+    advantages = ((grouped - grouped.mean(1, True)) / spread).flatten()
     losses = []
     for advantage, (log_p, log_ref) in zip(advantages, terms, strict=True):
         ratio = (log_p - log_p.detach()).exp()
@@ -86,14 +88,21 @@ def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05
     return torch.stack(losses).mean(), advantages
 
 
-def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(make_trainer, samples):
+@pytest.mark.parametrize(
+    ("lambda_acc", "lambda_fmt", "scale"),
+    [(1.0, 1.0, "group"), (0.3, 2.0, "group"), (1.0, 0.5, "batch"), (1, 1, "none")],
+)
+def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
+    make_trainer, samples, lambda_acc, lambda_fmt, scale
+):
     reference = load_reference("tiny").double()
     policy = load_model("tiny").double()
     with torch.no_grad():  # away from the reference, so that the KL term counts
         for parameter in policy.parameters():
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
             parameter.add_(0.02 * noise * parameter.std())
-    trainer = make_trainer("grpo.beta=0.05", model=policy, reference=reference)
+    rewards = [f"reward.lambda_acc={lambda_acc}", f"reward.lambda_fmt={lambda_fmt}", f"grpo.scale={scale}"]
+    trainer = make_trainer("grpo.beta=0.05", *rewards, model=policy, reference=reference)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     ids = [sample.id for sample in samples[:3] for _ in range(G)]
@@ -105,7 +114,7 @@ def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(make_trainer,
     gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
     named = [p for p in policy.parameters() if p.grad is not None]
     policy.zero_grad()
-    expected, advantages = oracle(trainer, policy, reference, ids, scored)
+    expected, advantages = oracle(trainer, policy, reference, ids, scored, (lambda_acc, lambda_fmt), scale=scale)
     assert (advantages != 0).any(), "wants a group with a signal"
     assert torch.allclose(scored["advantages"].double(), advantages, atol=1e-6)
     assert abs(loss.item() - expected.item()) <= 1e-6
@@ -268,13 +277,43 @@ def test_a_step_takes_no_prompt_twice():
         training_steps(compose([])[0].config.trainer, 1, 7)
 
 
-def test_a_step_must_divide_over_processes(monkeypatch):
-    from echoink.errors import UserError
+def test_every_setting_reaches_trl():
+    given = {
+        "grpo.group_size=4": ("num_generations", 4),
+        "grpo.beta=0.5": ("beta", 0.5),
+        "grpo.loss=dr_grpo": ("loss_type", "dr_grpo"),
+        "grpo.scale=none": ("scale_rewards", "none"),
+        "grpo.clip=0.1": ("epsilon", 0.1),
+        "grpo.updates_per_rollout=3": ("num_iterations", 3),
+        "generation.temperature=0.7": ("temperature", 0.7),
+        "generation.top_p=0.8": ("top_p", 0.8),
+        "generation.top_k=7": ("top_k", 7),
+        "generation.max_new_tokens=33": ("max_completion_length", 33),
+        "trainer.learning_rate=1e-3": ("learning_rate", 1e-3),
+        "trainer.schedule=constant": ("lr_scheduler_type", "constant_with_warmup"),
+        "trainer.warmup_steps=5": ("warmup_steps", 5),
+        "trainer.weight_decay=0.5": ("weight_decay", 0.5),
+        "trainer.max_grad_norm=2": ("max_grad_norm", 2.0),
+        "trainer.micro_batch_prompts=2": ("gradient_accumulation_steps", 4),
+        "trainer.gradient_checkpointing=true": ("gradient_checkpointing", True),
+        "seed=9": ("seed", 9),
+    }
+    config = compose(list(given))[0].config
+    args = arguments(config.trainer, config.grpo, config.generation, config.seed, 11, "x")
+    assert {name: getattr(args, name) for name, _ in given.values()} == dict(given.values())
+    assert args.max_steps == 11 and args.per_device_train_batch_size == 2 * 4
 
-    config = compose(["trainer.micro_batch_prompts=4"])[0].config
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="4 x 4 processes"):
-        arguments(config.trainer, config.grpo, config.generation, 0, 1, "x")
+
+@pytest.mark.parametrize(
+    "other", ["grpo.loss=dapo", "grpo.scale=none", "grpo.clip=0.0001", "trainer.max_grad_norm=0.01"]
+)
+def test_variants_train_another_model(make_trainer, other):
+    found = []
+    for setting in ("seed=0", other):
+        trainer = make_trainer("trainer.steps=4", "grpo.updates_per_rollout=2", "trainer.learning_rate=1e-3", setting)
+        trainer.train()
+        found.append(weights(trainer.model))
+    assert not torch.equal(*found)
 
 
 def test_stable_metric_names(make_trainer):
