@@ -119,7 +119,8 @@ def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, ove
             first = summaries[bad[0]] if bad else {}
             raise SystemExit(_failed(bad, first))
     if parent.run_id:
-        say_mlflow(parent.uri, f"/#/experiments/{parent.experiment_id}")
+        runs = [summary["mlflow"]["run_id"] for summary in summaries.values() if summary.get("mlflow")]
+        say_mlflow(parent.uri, tracking.compare_page(runs, parent.experiment_id))
     return 0
 
 

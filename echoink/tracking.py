@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -177,6 +178,11 @@ def experiment_id(client, name: str, uri: str) -> str:
         return client.create_experiment(name, artifact_location=location and f"{location}/{name}")
     except MlflowException:  # another process was first
         return client.get_experiment_by_name(name).experiment_id
+
+
+def compare_page(runs: list[str], experiment: str) -> str:
+    """MLflow's page that compares runs, below the server's address."""
+    return f"/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
 
 
 class Tracker:

@@ -34,6 +34,14 @@ def test_the_readme_gives_both_commands():
     assert f'{start}".[test]" && pytest\n' in text
 
 
+def test_pages_are_finished_and_their_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "experiments").glob("*.md")):
+        text = page.read_text()
+        assert "@@" not in text and "TODO" not in text, page.name
+        for link in re.findall(r"\]\(((?!http|\.\.)[\w./-]+)\)", text):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+
+
 def test_files_that_the_readme_names_exist():
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"`((?:echoink|conf|experiments|tests)/[\w./-]+\.\w+)`", text)) | set(
