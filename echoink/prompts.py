@@ -4,12 +4,16 @@ The tags that a prompt asks for are the ones that `rewards` checks, because both
 `rewards.ANSWER`. A template may use {question}, {options}, {think}, {end_think}, {answer} and {end_answer}.
 """
 
+from typing import TYPE_CHECKING
+
 from echoink.errors import UserError
 from echoink.rewards import ANSWER, THINK
-from echoink.samples import Sample
+
+if TYPE_CHECKING:
+    from echoink.samples import Sample
 
 
-def build_messages(sample: Sample, template: str, system: str = "") -> list[dict]:
+def build_messages(sample: "Sample", template: str, system: str = "") -> list[dict]:
     """The conversation for one sample: an optional system turn, then picture, sound and question in one user turn.
 
     Raises:

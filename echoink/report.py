@@ -115,7 +115,7 @@ def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
         bottom.set(ylim=(-0.6, 0.6), yticks=[], xlabel="seconds")
         bottom.locator_params(axis="x", nbins=3)
         bottom.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(target, dpi=130)
+    figure.savefig(target, dpi=130, bbox_inches="tight")
     pyplot.close(figure)
     return target
 

@@ -226,10 +226,11 @@ def main(overrides: list[str]) -> None:
         model, processor, lessons, config, config.sloppy_steps, config.sloppy_learning_rate, config.sloppiness
     )
     _save(model, processor, output)
-    record = {"loss_clean": clean, "loss_sloppy": sloppy, "seconds": round(time.perf_counter() - started)}
-    (output / "tiny.json").write_text(
-        json.dumps({"config": OmegaConf.to_container(OmegaConf.structured(config)), **record}, indent=1)
-    )
+    settings = OmegaConf.to_container(OmegaConf.structured(config))
+    del settings["output"]
+    record = {"config": settings, "loss_clean": clean, "loss_sloppy": sloppy}
+    record["seconds"] = round(time.perf_counter() - started)
+    (output / "tiny.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"saved to {output} after {record['seconds']} s; try it: python -m echoink.train model.path={output}")
 
 

@@ -93,3 +93,11 @@ def test_a_full_omni_checkpoint_gives_its_thinker(tmp_path):
     assert type(loaded) is type(thinker)
     for name, value in thinker.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_precision_attention_and_freezing_are_as_asked(model):
+    loaded = load_model("tiny", "bfloat16", "eager", ("vision",))
+    assert loaded.dtype == torch.bfloat16 and loaded.config._attn_implementation == "eager"
+    assert not any(parameter.requires_grad for parameter in loaded.model.visual.parameters())
+    assert all(parameter.requires_grad for parameter in loaded.model.audio_tower.parameters())
+    assert model.dtype == torch.float32 and all(parameter.requires_grad for parameter in model.parameters())

@@ -143,7 +143,8 @@ def test_the_resolved_configuration_composes_to_itself():
 def test_composing_imports_nothing_heavy():
     code = (
         "import sys; from echoink.compose import compose; compose([]);"
-        "print([m for m in ('torch', 'transformers', 'trl', 'mlflow', 'datasets') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'trl', 'mlflow', 'datasets', 'soundfile', 'PIL');"
+        "print([module for module in heavy if module in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -202,6 +202,7 @@ def test_bfloat16_several_updates_accumulation_and_checkpointing_go_through(plac
         "trainer.micro_batch_prompts=1",
         "grpo.updates_per_rollout=2",
         "model.freeze=[audio]",
+        "model.attention=eager",
         "reward.match=exact",
         "eval.greedy=false",
         "eval.samples=2",
