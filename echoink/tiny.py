@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
 from transformers import Qwen2_5OmniProcessor, Qwen2Tokenizer
 
 from echoink import synthetic
 from echoink.architecture import make_model, make_processor
 from echoink.compose import conf_dir
+from echoink.errors import UserError
 from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
 from echoink.prompts import build_messages
 from echoink.rewards import ANSWER, THINK
@@ -246,4 +248,10 @@ def _save(model: "torch.nn.Module", processor: Qwen2_5OmniProcessor, folder: Pat
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__, OmegaConf.to_yaml(OmegaConf.structured(TinyConfig)), sep="\n")
+        sys.exit()
+    try:
+        main(sys.argv[1:])
+    except (OmegaConfBaseException, UserError) as error:
+        sys.exit(f"error: {error}\n  → python -m echoink.tiny --help")
