@@ -1,6 +1,6 @@
 """Makes the embedded model: a real Qwen2.5-Omni thinker and processor of about a million parameters, warm-started.
 
-    python -m echoink.tiny output=my_base            # about 20 minutes on two cores
+    python -m echoink.tiny output=my_base            # about 17 minutes on two cores
     python -m echoink.tiny output=my_base seed=1
 
 Two stages of supervised learning on reasoning traces (`trace`): first correct ones, so that the model can listen, look,
