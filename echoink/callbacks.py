@@ -49,11 +49,8 @@ class Recorder(TrainerCallback):
         if not console.is_terminal and (step % 10 == 0 or step == self._steps):
             console.print(f"train     {step}/{self._steps} · {text}")
 
-    def on_train_end(self, args, state, control, **_) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Take the bar off the screen; also after an exception."""
+        """Take the bar off the screen, when training has ended or failed."""
         self._bar.stop()
 
 
