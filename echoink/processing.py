@@ -25,6 +25,16 @@ from echoink.samples import Sample
 if TYPE_CHECKING:
     from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
+MEDIA = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "input_features",
+    "feature_attention_mask",
+)
+"""What the processor makes of media, by the names under which the model takes it."""
+
 
 @dataclass(frozen=True)
 class PromptInputs:
@@ -86,32 +96,42 @@ def encode(
     processor: "Qwen2_5OmniProcessor",
     model: "Qwen2_5OmniThinkerForConditionalGeneration",
     messages: list[dict],
-    image: Image,
-    audio: np.ndarray,
+    image: Image | None = None,
+    audio: np.ndarray | None = None,
+    video: np.ndarray | None = None,
 ) -> PromptInputs:
-    """Tokenize a conversation with one picture and one sound and compute its positions.
+    """Tokenize a conversation with at most one picture, sound and video, and compute its positions.
 
     Args:
         processor: the model's.
         model: only its M-RoPE arithmetic is used.
-        messages: see `prompts.build_messages`.
+        messages: see `prompts.build_messages`; its turns name the media that are given.
         image: RGB.
         audio: mono samples at 16 kHz.
+        video: frames [F, 3, height, width], unsigned bytes, at 2 frames a second.
     """
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    # The extractor pads to `max_length`; the published configuration says 300 s, which costs 30 times the work of a
-    # 10 s clip. A few frames of silence past the end give the same features (the mask drops them).
-    hop = processor.feature_extractor.hop_length
-    audio_settings = {"max_length": (len(audio) // hop + 4) * hop}
-    encoded = processor(text=[text], images=[image], audio=[audio], audio_kwargs=audio_settings, return_tensors="pt")
+    given = {}
+    if image is not None:
+        given["images"] = [image]
+    if audio is not None:
+        # The extractor pads to `max_length`; the published configuration says 300 s, which costs 30 times the work of a
+        # 10 s clip. A few frames of silence past the end give the same features (the mask drops them).
+        hop = processor.feature_extractor.hop_length
+        given |= {"audio": [audio], "audio_kwargs": {"max_length": (len(audio) // hop + 4) * hop}}
+    if video is not None:
+        given["videos"] = [video]
+    encoded = processor(text=[text], **given, return_tensors="pt")
     positions, _ = model.get_rope_index(
         encoded["input_ids"],
-        image_grid_thw=encoded["image_grid_thw"],
+        image_grid_thw=encoded.get("image_grid_thw"),
+        video_grid_thw=encoded.get("video_grid_thw"),
         attention_mask=encoded["attention_mask"],
-        audio_seqlens=encoded["feature_attention_mask"].sum(-1),
+        audio_seqlens=encoded["feature_attention_mask"].sum(-1) if audio is not None else None,
+        second_per_grids=encoded.get("video_second_per_grid"),
     )
-    names = ("pixel_values", "image_grid_thw", "input_features", "feature_attention_mask")
-    return PromptInputs(encoded["input_ids"][0], positions[:, 0], {name: encoded[name] for name in names})
+    media = {name: encoded[name] for name in MEDIA if name in encoded}
+    return PromptInputs(encoded["input_ids"][0], positions[:, 0], media)
 
 
 def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:
@@ -148,8 +168,9 @@ def row_positions(
 
 
 def row_media(prompts: Sequence[PromptInputs], owner: Sequence[int]) -> dict[str, Tensor]:
-    """Media of rows, in row order: each row carries its prompt's picture and sound again."""
-    frames = max((prompt.media["input_features"].shape[-1] for prompt in prompts), default=0)
+    """Media of rows, in row order: each row carries its prompt's media again; a medium that none has is absent."""
+    heard = [prompt.media["input_features"] for prompt in prompts if "input_features" in prompt.media]
+    frames = max((features.shape[-1] for features in heard), default=0)
     parts: dict[str, list[Tensor]] = {}
     for index in owner:
         for name, value in prompts[index].media.items():

@@ -1,4 +1,4 @@
-"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from the shared cache.
+"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from that cache.
 
 Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt and C completion tokens, V vocabulary.
 
@@ -8,7 +8,7 @@ number of processes changes what a row samples (up to rounding in the logits).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
+from echoink.decoding import Growing, Slots
+from echoink.encoding import Features, embed, encode_media, placeholders
 from echoink.processing import PromptInputs, prompt_batch
 
 
@@ -63,6 +65,57 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
     return ids.gather(1, place.unsqueeze(1)).squeeze(1)
 
 
+@dataclass(frozen=True)
+class Prefilled:
+    """B prompts after their one pass, ready to decode G completions each."""
+
+    cache: DynamicCache
+    """Keys and values of R rows."""
+    mask: Tensor
+    """[R, P], 1 where there is a prompt token."""
+    logits: Tensor
+    """Of the first completion token: [R, V]."""
+    next_positions: Tensor
+    """Position of the first completion token on all M-RoPE axes: [R]."""
+
+
+@torch.no_grad()
+def prefill(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    prompts: Sequence[PromptInputs],
+    group: int,
+    pad_id: int,
+    features: Sequence[Features] | None = None,
+) -> Prefilled:
+    """Run each of B prompts through towers and language model once, the head on its last position, then share it.
+
+    Args:
+        model: the thinker, not wrapped.
+        prompts: B prompts.
+        group: G.
+        pad_id: the padding token.
+        features: what the towers made of the prompts' media; None encodes them here.
+    """
+    features = encode_media(model.model, prompts) if features is None else features
+    batch = {name: value.to(model.lm_head.weight.device) for name, value in prompt_batch(prompts, pad_id).items()}
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = model.model(
+        inputs_embeds=embed(model.model, batch["input_ids"], features),
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    cache.batch_repeat_interleave(group)
+    positions = torch.tensor([prompt.next_position for prompt in prompts], device=hidden.device)
+    return Prefilled(
+        cache,
+        batch["attention_mask"].repeat_interleave(group, 0),
+        model.lm_head(hidden).repeat_interleave(group, 0),
+        positions.repeat_interleave(group),
+    )
+
+
 @torch.no_grad()
 def generate(
     model: Qwen2_5OmniThinkerForConditionalGeneration,
@@ -72,6 +125,8 @@ def generate(
     sampling: Sampling,
     end_ids: Sequence[int],
     pad_id: int,
+    features: Sequence[Features] | None = None,
+    choose: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
 ) -> list[list[int]]:
     """Decode G completions for each prompt.
 
@@ -83,54 +138,40 @@ def generate(
         sampling: top-p, top-k and the cap C on new tokens.
         end_ids: tokens that end a completion.
         pad_id: the padding token.
+        features: what the towers made of the prompts' media; None encodes them here.
+        choose: turns logits into tokens; a benchmark replays given ones.
 
     Returns:
         R lists of token ids; a completion that ended has its end token last, one that was cut has none.
     """
     device = model.lm_head.weight.device
     ends = torch.tensor(list(end_ids), device=device)
-    group = len(temperatures)
     was_training = model.training
     model.eval()
 
-    # Prefill: towers and prompt once per prompt, the head on the last position only.
-    batch = {name: value.to(device) for name, value in prompt_batch(prompts, pad_id).items()}
-    cache = DynamicCache(config=model.config.get_text_config())
-    hidden = model.model(**batch, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    logits = model.lm_head(hidden).repeat_interleave(group, 0)
-    cache.batch_repeat_interleave(group)
-
-    rows = torch.arange(len(prompts) * group, device=device)
-    mask = batch["attention_mask"].repeat_interleave(group, 0)
-    first = torch.tensor([prompt.next_position for prompt in prompts], device=device).repeat_interleave(group)
+    start = prefill(model, prompts, len(temperatures), pad_id, features)
+    logits, positions = start.logits, start.next_positions
+    decoder = (Slots if device.type == "cuda" else Growing)(model, start.cache, start.mask, sampling.max_new_tokens)
+    rows = torch.arange(len(logits), device=device)
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)
     # A sampled placeholder would stand for a picture or a sound that is not there.
-    placeholders = [model.config.image_token_id, model.config.audio_token_id, model.config.video_token_id]
+    media_tokens = list(placeholders(model.model).values())
     completions: list[list[int]] = [[] for _ in range(len(rows))]
 
     for position in range(sampling.max_new_tokens):
-        logits[:, placeholders] = float("-inf")
+        logits[:, media_tokens] = float("-inf")
         tokens = choose(logits, noise[rows, position], temperature[rows], sampling.top_p, sampling.top_k)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             completions[row].append(token)
         running = ~torch.isin(tokens, ends)
         if position + 1 == sampling.max_new_tokens or not running.any():
             break
-        if running.sum() < len(rows):  # finished rows leave
+        if not running.all():  # finished rows leave
             kept = running.nonzero().squeeze(1)
-            rows, tokens, mask = rows[kept], tokens[kept], mask[kept]
-            cache.batch_select_indices(kept)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        positions = (first[rows] + position).view(1, -1, 1).expand(3, -1, 1)
-        hidden = model.model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = model.lm_head(hidden)
+            rows, tokens = rows[kept], tokens[kept]
+            decoder.keep(kept)
+        logits = decoder(tokens, positions[rows] + position)
 
     model.train(was_training)
     return completions

@@ -7,7 +7,7 @@ The paper's algorithm (Section 3.2) and where each line happens:
         sample o_1 … o_G from pi_theta(· | q)              _generate_single_turn → rollout.generate
         r_i = lambda_acc R_acc(o_i) + lambda_fmt R_fmt(o_i)     rewards.py, weighted by TRL (_calculate_rewards)
         A_i = (r_i - mean r) / (std r + 1e-4)              TRL (_generate_and_score_completions), Eq. 1
-        log pi_theta(o_it), log pi_ref(o_it)               _get_per_token_logps_and_entropies
+        log pi_theta(o_it), log pi_ref(o_it)               _get_per_token_logps_and_entropies → shared_prefix
         KL_it = exp(d) - d - 1,  d = log pi_ref - log pi_theta  TRL (_compute_loss)
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     TRL (_compute_loss), Eq. 2
         update theta                                       transformers.Trainer
@@ -27,6 +27,7 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
@@ -36,10 +37,12 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from echoink import rollout
 from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
+from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import Sample
+from echoink.shared_prefix import install, score, without_silent_groups
 
 METRICS = {
     "rewards/accuracy/mean": "reward/accuracy",
@@ -57,17 +60,56 @@ METRICS = {
 """TRL's metric names and ours, which are stable."""
 
 
+def plain_rows(
+    model: torch.nn.Module,
+    prompts: Sequence[PromptInputs],
+    owner: Sequence[int],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_width: int,
+) -> tuple[Tensor, Tensor | None]:
+    """What `score` computes, as TRL would: each row with its prompt and its media again.
+
+    Args:
+        model: a thinker after TRL's `add_fused_lm_head`, possibly wrapped.
+        prompts: the unique prompts.
+        owner: for each of the R rows the index of its prompt.
+        input_ids: [R, P + C], prompts padded on the left, completions on the right.
+        attention_mask: [R, P + C].
+        completion_width: C.
+
+    Returns:
+        Log-probabilities [R, C] and entropies alike, or None where the head computes none.
+    """
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    labels[:, :-completion_width] = -100
+    positions = row_positions(prompts, owner, input_ids.shape[1] - completion_width, completion_width)
+    media = {name: value.to(input_ids.device) for name, value in row_media(prompts, owner).items()}
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions.to(input_ids.device),
+        labels=labels,
+        fused_lm_head=True,
+        **media,
+    )
+    entropy = None if output.entropy is None else output.entropy[:, -completion_width:]
+    return output.log_probs[:, -completion_width:], entropy
+
+
 class EchoInkTrainer(GRPOTrainer):
     """TRL's GRPO for prompts with a picture and a sound.
 
     Args:
         model: the policy.
-        reference: the frozen pi_ref; None where `args.beta` is 0.
+        reference: the frozen pi_ref; None where `args.beta` is 0 or with an adapter.
         processor: turns a sample into model inputs.
         samples: the training set; their ids are unique.
         match: how an answer is read.
         reward_weights: lambda_acc, lambda_fmt.
         args: TRL's configuration.
+        shared_prefix: compute each group's prompt once in the loss; False computes plain rows, as TRL does.
+        adapter: a PEFT adapter to train in the place of the weights; without it switched on the model is the reference.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -82,6 +124,8 @@ class EchoInkTrainer(GRPOTrainer):
         args: GRPOConfig,
         callbacks: list | None = None,
         on_rollout: Callable[[list[dict]], None] | None = None,
+        shared_prefix: bool = True,
+        adapter: PeftConfig | None = None,
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -90,6 +134,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._prompt_ids: list[str] = []
         self._lengths: list[int] = []  # tokens of its completions
         self._owner: list[int] = []  # for each active row the index of its prompt
+        self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen
+        self._scored: Tensor | None = None  # [R, C], the tokens that the loss needs, where it does not need all
+        self._shared_prefix = shared_prefix
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
 
@@ -102,6 +149,9 @@ class EchoInkTrainer(GRPOTrainer):
             return [format_reward(completion) for completion in completions]
 
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
+        self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
+        if shared_prefix:
+            install(model)
         beta, args.beta = args.beta, 0.0
         args.reward_weights = list(reward_weights)
         super().__init__(
@@ -111,12 +161,16 @@ class EchoInkTrainer(GRPOTrainer):
             train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
             processing_class=processor.processor,
             callbacks=callbacks,
+            peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
         args.beta = self.beta = beta
-        self.ref_model = self._prepared(reference) if beta else None
+        # With an adapter TRL switches it off for the reference.
+        self.ref_model = self._prepared(reference) if beta and adapter is None else None
 
     def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
+        if self._shared_prefix:
+            install(reference)
         add_fused_lm_head(reference, temperature=self.temperature)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
@@ -171,6 +225,9 @@ class EchoInkTrainer(GRPOTrainer):
             ) as model,
             self.accelerator.autocast(),
         ):
+            model = model.get_base_model() if isinstance(model, PeftModel) else model
+            with torch.no_grad():
+                features = encode_media(model.model, self._prompts)
             completions = rollout.generate(
                 model,
                 self._prompts,
@@ -179,7 +236,10 @@ class EchoInkTrainer(GRPOTrainer):
                 sampling,
                 self.eos_token_ids,
                 self._tokenizer.pad_token_id,
+                features,
             )
+            # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
+            self._features = None if towers_learn(model.model) else features
         self._lengths = [len(completion) for completion in completions]
         return completions, None
 
@@ -222,7 +282,32 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
         self._owner = inputs["prompt_index"].tolist()
-        return super()._compute_loss(model, inputs)
+        if not (self._shared_prefix and self.beta == 0):
+            return super()._compute_loss(model, inputs)
+        # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
+        grouped = inputs["advantages"].view(-1, self.num_generations)
+        silent = (grouped.amax(1) == grouped.amin(1)).repeat_interleave(self.num_generations)
+        mask = inputs["completion_mask"].bool()
+        inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
+        if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
+            inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
+        self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._scored = None
+        self._correct_entropy(mask, mask & ~silent.unsqueeze(1))
+        return loss
+
+    def _correct_entropy(self, averaged: Tensor, scored: Tensor) -> None:
+        # TRL averaged over all tokens, with 0 for those that were left out: the mean is over the others.
+        found = self._metrics["train"]["entropy"]
+        counts = self.accelerator.reduce(torch.stack([averaged.sum(), scored.sum()]), reduction="sum").tolist()
+        mean = found.pop()
+        if counts[1]:
+            found.append(mean * counts[0] / counts[1])
+        if not found:
+            del self._metrics["train"]["entropy"]
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -235,39 +320,33 @@ class EchoInkTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **_,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probabilities and entropies [R, C] of the completions, one row per completion with its prompt and media.
+        """Log-probabilities and entropies [R, C] of the completions, with their prompts and media.
 
         Args:
             model: policy or reference, wrapped.
             input_ids: [R, P + C], prompts padded on the left, completions on the right.
             attention_mask: [R, P + C].
             logits_to_keep: C.
-            batch_size: rows per forward; all where None.
+            batch_size: rows per forward, whole groups; all where None.
         """
         timed = self._timed("time/logprob") if not torch.is_grad_enabled() else self._timed("time/update")
-        rows, width = len(input_ids), input_ids.shape[1]
+        scored = attention_mask[:, -logits_to_keep:].bool() if self._scored is None else self._scored
+        rows = len(input_ids)
         logps, entropies = [], []
-        with timed:
+        with timed, self.accelerator.autocast():
             for start in range(0, rows, batch_size or rows):
                 part = slice(start, start + (batch_size or rows))
                 owner = self._owner[part]
-                labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
-                labels[:, :-logits_to_keep] = -100
-                extra = {
-                    "position_ids": row_positions(self._prompts, owner, width - logits_to_keep, logits_to_keep),
-                    **row_media(self._prompts, owner),
-                }
-                with self.accelerator.autocast():
-                    output = model(
-                        input_ids=input_ids[part],
-                        attention_mask=attention_mask[part],
-                        labels=labels,
-                        fused_lm_head=True,
-                        **{name: value.to(input_ids.device) for name, value in extra.items()},
+                if self._shared_prefix:
+                    features = self._features if model is not self.ref_model or self._reference_sees_the_same else None
+                    completions = input_ids[part, -logits_to_keep:]
+                    found = score(model, self._prompts, features, owner, completions, scored[part])
+                else:
+                    found = plain_rows(
+                        model, self._prompts, owner, input_ids[part], attention_mask[part], logits_to_keep
                     )
-                logps.append(output.log_probs[:, -logits_to_keep:])
-                if compute_entropy:
-                    entropies.append(output.entropy[:, -logits_to_keep:])
+                logps.append(found[0])
+                entropies.append(found[1])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     # --- metrics ---

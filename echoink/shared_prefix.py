@@ -1,0 +1,315 @@
+"""Log-probabilities of a group's completions with the prompt computed once: exact, in one packed forward and backward.
+
+A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
+group is one row of P - 1 + Σ C_g tokens, of which each completion starts again from the prompt's last token, so that
+what predicts its first token is an ordinary position:
+
+    x_1 … x_{P-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | …
+    prefix          predicts a_1 … a_A  predicts b_1 … b_B
+
+Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and itself,
+nothing of its neighbours; each token keeps the M-RoPE position that it has in a plain row. Hence log-probabilities and
+gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv 2506.05433), here with
+pictures, sounds and videos in the prefix.
+
+`install` teaches a thinker this layout: its forward then takes `layout=` (and `features=`, see `encoding`). It stays one
+call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
+
+Shapes: B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads, K key-value heads.
+"""
+
+import functools
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from echoink.encoding import Features, embed, encode_media
+from echoink.errors import UserError
+from echoink.processing import PromptInputs
+
+NAME = "shared_prefix"
+"""Under which transformers knows our attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the groups of a packed row lie. Travels through the model in the place of the attention mask."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    """For each group the tokens of its prefix, P - 1, and those of each completion, C_g."""
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """T."""
+        return sum(prefix + sum(lengths) for prefix, lengths in self.groups)
+
+    @functools.cached_property
+    def branch(self) -> Tensor:
+        """For each packed token the completion that it belongs to, counted over all groups from 1, and 0 in a prefix: [T]."""
+        numbers, first = [], 1
+        for prefix, lengths in self.groups:
+            numbers += [0] * prefix
+            for number, length in enumerate(lengths, first):
+                numbers += [number] * length
+            first += len(lengths)
+        return torch.tensor(numbers)
+
+    @functools.cached_property
+    def group(self) -> Tensor:
+        """For each packed token the group that it belongs to: [T]."""
+        return torch.tensor([g for g, (prefix, lengths) in enumerate(self.groups) for _ in range(prefix + sum(lengths))])
+
+    @functools.cached_property
+    def scored(self) -> Tensor:
+        """The packed tokens that predict a completion token, in the order of the completions: [N]."""
+        return self.branch.nonzero().squeeze(1)
+
+    def allowed(self, device: torch.device | str):
+        """The attention rule as a function of query and key index: same group, in the prefix or the same completion,
+        not ahead.
+        """
+        group, branch = self.group.to(device), self.branch.to(device)
+
+        def rule(_batch, _head, query, key):
+            seen = (branch[key] == 0) | (branch[key] == branch[query])
+            return (group[query] == group[key]) & seen & (key <= query)
+
+        return rule
+
+    def block_mask(self, device: torch.device) -> BlockMask:
+        """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
+        if device not in self._block_masks:
+            make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+            rule = self.allowed(device)
+            self._block_masks[device] = make(rule, None, None, self.tokens, self.tokens, device=device)
+        return self._block_masks[device]
+
+    @functools.cached_property
+    def _block_masks(self) -> dict[torch.device, BlockMask]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One packed row of several groups."""
+
+    input_ids: Tensor
+    """[1, T]"""
+    position_ids: Tensor
+    """[3, 1, T]: the M-RoPE positions of plain rows."""
+    labels: Tensor
+    """[1, N]: the completion tokens, in the order of `layout.scored`."""
+    layout: Layout
+
+
+def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]]) -> Packed:
+    """Lay out B groups in one row.
+
+    Args:
+        prompts: B prompts of at least 2 tokens; the last token stands for no medium.
+        completions: for each prompt the token ids [C_g] of its completions, none empty; their number may differ.
+    """
+    ids, positions, groups = [], [], []
+    for prompt, group in zip(prompts, completions, strict=True):
+        assert len(prompt.input_ids) >= 2 and all(len(completion) for completion in group)
+        ids.append(prompt.input_ids[:-1])
+        positions.append(prompt.position_ids[:, :-1])
+        last, ahead = prompt.input_ids[-1:], torch.arange(max(map(len, group)) - 1) + prompt.next_position
+        from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(3, -1)], 1)
+        for completion in group:
+            ids += [last, completion[:-1].cpu()]
+            positions.append(from_last[:, : len(completion)])
+        groups.append((len(prompt.input_ids) - 1, tuple(len(completion) for completion in group)))
+    labels = torch.cat([completion.cpu() for group in completions for completion in group])
+    return Packed(torch.cat(ids)[None], torch.cat(positions, 1)[:, None], labels[None], Layout(tuple(groups)))
+
+
+def score(
+    model: torch.nn.Module,
+    prompts: Sequence[PromptInputs],
+    features: Sequence[Features] | None,
+    owner: Sequence[int],
+    completion_ids: Tensor,
+    scored: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of completion tokens, each group's prompt computed once.
+
+    Args:
+        model: a thinker after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
+        prompts: the unique prompts.
+        features: of the same prompts; None lets the model encode them, with gradients.
+        owner: for each of the R rows the index of its prompt; a group's rows stand together.
+        completion_ids: [R, C].
+        scored: [R, C], True from a row's first token up to the last one that is wanted. Rows and groups without any
+            are left out.
+
+    Returns:
+        Log-probabilities [R, C], 0 where not scored, and entropies alike, or None where the head computes none.
+    """
+    lengths = scored.sum(1).tolist()
+    groups: dict[int, list[Tensor]] = {}
+    for row, index in enumerate(owner):
+        if lengths[row]:
+            groups.setdefault(index, []).append(completion_ids[row, : lengths[row]])
+    chosen = [prompts[index] for index in groups]
+    packed = pack(chosen, list(groups.values()))
+    device = completion_ids.device
+    output = model(
+        input_ids=packed.input_ids.to(device),
+        position_ids=packed.position_ids.to(device),
+        layout=packed.layout,
+        prompts=chosen,
+        features=None if features is None else [features[index] for index in groups],
+        shift_labels=packed.labels.to(device),
+        fused_lm_head=True,
+    )
+
+    def rows(values: Tensor) -> Tensor:
+        return values.new_zeros(scored.shape).masked_scatter(scored, values)
+
+    return rows(output.log_probs), None if output.entropy is None else rows(output.entropy)
+
+
+def without_silent_groups(
+    prompts: Sequence[PromptInputs], owner: Sequence[int], completion_mask: Tensor, silent: Tensor
+) -> Tensor:
+    """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
+
+    A weight that only silent groups would have reached must still get a gradient, of zero: an optimizer with momentum
+    or weight decay treats none differently. So a silent group stays with one token where its media are in no group
+    that counts, and the first group does where none counts.
+
+    Args:
+        prompts: the unique prompts.
+        owner: for each of the R rows the index of its prompt.
+        completion_mask: [R, C], True on the completions' tokens.
+        silent: [R], True on the rows of silent groups.
+
+    Returns:
+        [R, C] for `score`.
+    """
+    scored = completion_mask & ~silent.unsqueeze(1)
+    reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[owner[row]].media}
+    any_group = bool((~silent).any())
+    for row in silent.nonzero().flatten().tolist():
+        media = set(prompts[owner[row]].media)
+        if not any_group or not media <= reached:
+            scored[row, 0], any_group = True, True
+            reached |= media
+    return scored
+
+
+def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
+    """Let a thinker take packed rows, before anything wraps it; without `layout` it works as before.
+
+    With `layout=` its `model` takes `input_ids` [1, T], `position_ids` [3, 1, T] and either `features`, one per group, or
+    `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens alone, so that the
+    head runs on nothing else.
+
+    Raises:
+        UserError: its attention has sliding windows or dropout, for which the packed row would not be exact.
+    """
+    config = model.config.get_text_config()
+    if "sliding_attention" in config.layer_types or config.attention_dropout:
+        what = "sliding windows" if "sliding_attention" in config.layer_types else "dropout"
+        raise UserError(f"this model's attention has {what}, which a shared prefix cannot follow", "grpo.shared_prefix=false")
+    thinker = model.model
+    plain = thinker.forward
+    # Selected for good: under gradient checkpointing the backward pass looks it up again.
+    thinker.language_model.config._attn_implementation = NAME
+
+    @functools.wraps(type(thinker).forward)
+    def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, **kwargs):
+        if layout is None:
+            return plain(*args, **kwargs)
+        input_ids = kwargs["input_ids"]
+        features = encode_media(self, prompts) if features is None else features
+        hidden = self.language_model(
+            inputs_embeds=embed(self, input_ids, features),
+            position_ids=kwargs["position_ids"],
+            attention_mask={"full_attention": layout},
+            use_cache=False,
+        ).last_hidden_state
+        return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
+
+    thinker.forward = types.MethodType(forward, thinker)
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Layout | Tensor | None, **kwargs
+) -> tuple[Tensor, None]:
+    # transformers' attention interface: query [1, H, T, d], key and value [1, K, T, d] → [1, T, H, d]
+    if not isinstance(attention_mask, Layout):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    kernel = by_blocks if query.is_cuda else by_parts
+    # Under autocast the rotary embedding leaves query and key in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return kernel(query, key, value, attention_mask, kwargs["scaling"]).transpose(1, 2), None
+
+
+def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
+
+    For a CPU, where FlexAttention has no backward.
+
+    Args:
+        query: [1, H, T, d].
+        key: [1, K, T, d].
+        value: [1, K, T, d].
+        layout: of the row.
+        scale: of the scores.
+
+    Returns:
+        [1, H, T, d].
+    """
+    settings, outputs, start = {"enable_gqa": True, "scale": scale}, [], 0
+    for prefix, lengths in layout.groups:
+        size = prefix + sum(lengths)
+        q, k, v = (x[:, :, start : start + size] for x in (query, key, value))
+        q_prefix, k_prefix, v_prefix = (x[:, :, :prefix] for x in (q, k, v))
+        outputs.append(scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True, **settings))
+        q_own, k_own, v_own = (_rows(x[0, :, prefix:], lengths) for x in (q, k, v))
+        keys, values = (
+            torch.cat([shared.expand(len(lengths), -1, -1, -1), own], 2)
+            for shared, own in ((k_prefix, k_own), (v_prefix, v_own))
+        )
+        longest = max(lengths)
+        causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
+        found = scaled_dot_product_attention(q_own, keys, values, attn_mask=causal, **settings)
+        rows = [row[:, :length] for row, length in zip(found, lengths, strict=True)]
+        outputs.append(torch.cat(rows, 1)[None])
+        start += size
+    return torch.cat(outputs, 2)
+
+
+def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    # [heads, Σ C_g, d] → [G, heads, max C_g, d], padded at the end, where a causal row never looks
+    rows = pad_sequence(packed.transpose(0, 1).split(lengths), batch_first=True)
+    return rows.transpose(1, 2)
+
+
+def by_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """As `by_parts`, in one kernel that skips the empty blocks: compiled FlexAttention on a GPU."""
+    flex = _compiled_flex() if query.is_cuda else flex_attention
+    return flex(query, key, value, block_mask=layout.block_mask(query.device), scale=scale, enable_gqa=True)
+
+
+@functools.cache
+def _compiled_flex():
+    # lengths differ from step to step: without dynamic shapes each would compile anew
+    return torch.compile(flex_attention, dynamic=True)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
