@@ -1,6 +1,7 @@
 """Model folders on disk: written aside and renamed, so that a checkpoint is whole or absent.
 
-A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor).
+A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor), or a PEFT
+adapter's with the processor beside it.
 """
 
 import os
@@ -58,13 +59,13 @@ def resolve(checkpoint: str) -> str:
     """
     folder = Path(checkpoint)
     if folder.is_dir():
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return str(folder)
         if found := steps(folder):
             return str(found[-1])
         raise UserError(
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
-            "a model folder holds config.json; a run folder holds checkpoints/step-N",
+            "a model folder holds config.json (or adapter_config.json); a run folder holds checkpoints/step-N",
         )
     if checkpoint == "tiny" or (re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("outputs/")):
         return checkpoint

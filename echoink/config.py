@@ -40,6 +40,11 @@ class Tower(Enum):
     vision = "vision"
 
 
+class Adapter(Enum):
+    none = "none"
+    lora = "lora"
+
+
 class Source(Enum):
     synthetic = "synthetic"
     folder = "folder"
@@ -85,6 +90,15 @@ class ModelConfig:
 
 
 @dataclass
+class AdapterConfig:
+    kind: Adapter = _("none trains the weights; lora trains low-rank updates of the language model, towers frozen")
+    rank: int = _("r of LoRA", ge=1)
+    alpha: float = _("LoRA's updates are scaled by alpha / rank", gt=0)
+    dropout: float = _("of LoRA's inputs", ge=0, lt=1)
+    targets: list[str] = field(default_factory=list, metadata={"doc": "its linear layers, such as q_proj"})
+
+
+@dataclass
 class DatasetConfig:
     source: Source = _("synthetic: made when it is missing; folder: must be there, in the official layout")
     path: str = _("folder that holds omni_rl_format_<split>.json and the split folders")
@@ -115,6 +129,7 @@ class GrpoConfig:
     scale: Scale = _("what advantages are divided by; group is Eq. 1")
     clip: float = _("epsilon of the clipped ratio", gt=0, lt=1)
     updates_per_rollout: int = _("optimizer passes over each rollout; 1 is on-policy", ge=1)
+    shared_prefix: bool = _("compute a group's prompt once in the loss; false: once per completion, the same result")
 
 
 @dataclass
@@ -137,7 +152,7 @@ class TrainerConfig:
     weight_decay: float = _("of AdamW", ge=0)
     max_grad_norm: float = _("gradient clipping; 0 for none", ge=0)
     bf16: bool = _("autocast to bfloat16")
-    gradient_checkpointing: bool = _("recompute activations to save memory")
+    gradient_checkpointing: bool | None = _("recompute activations; null: where they are estimated not to fit")
     save_every: int = _("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
     keep_checkpoints: int = _("newest checkpoints kept", ge=1)
     completions_every: int = _("steps between samples of rollouts in completions/; 0 for none", ge=0)
@@ -169,6 +184,7 @@ class Config:
     task: Task = _("train, or eval to evaluate `checkpoint` (or model.path) only")
     checkpoint: str | None = _("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

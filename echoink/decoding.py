@@ -88,7 +88,7 @@ class Slots:
         return _step(self._model, self._cache, self._tokens, self._positions, mask)
 
     def _capture(self) -> None:
-        # A run outside the graph first, as CUDA graphs want it; it fills this step's place, which the replay fills again.
+        # CUDA graphs want a run outside first; it fills this step's place, which the replay fills again.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

@@ -57,7 +57,7 @@ def encode_media(thinker: Qwen2_5OmniThinkerModel, prompts: Sequence[PromptInput
 
 
 def embed(thinker: Qwen2_5OmniThinkerModel, input_ids: Tensor, features: Sequence[Features]) -> Tensor:
-    """Embeddings [..., D] of `input_ids` [...], with the features in place of the placeholder tokens, in their order."""
+    """Embeddings [..., D] of `input_ids` [...], features in the place of placeholder tokens, in their order."""
     embeddings = thinker.get_input_embeddings()(input_ids)
     for name, token in placeholders(thinker).items():
         parts = [found[name] for found in features if name in found]

@@ -1,11 +1,14 @@
 """Loads the policy, its reference and its processor: the thinker of Qwen2.5-Omni, no talker, no edited config.json."""
 
 import contextlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from accelerate import PartialState
+from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
@@ -37,7 +40,8 @@ def load_model(
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The thinker of a model folder or hub id, in training-ready precision.
 
-    A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as it is published.
+    A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
+    gives its base model with the adapter merged in.
 
     Args:
         path: `tiny`, a folder, or a hub id.
@@ -48,6 +52,12 @@ def load_model(
     Raises:
         UserError: it is no such model, another architecture, or weights are missing.
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        with _as_user_error(path):
+            base = LoraConfig.from_pretrained(path).base_model_name_or_path
+        merged = PeftModel.from_pretrained(load_model(base, dtype, attention, freeze), path).merge_and_unload()
+        merged.name_or_path = str(Path(path).resolve())
+        return merged
     with _as_user_error(path):
         config = AutoConfig.from_pretrained(resolve(path))
         config = getattr(config, "thinker_config", config)
@@ -65,6 +75,7 @@ def load_model(
         raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
     for tower in freeze:
         getattr(model.model, TOWERS[tower]).requires_grad_(False)
+    model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path  # an adapter notes its base
     return model.to(PartialState().device)
 
 
@@ -80,6 +91,18 @@ def load_reference(
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The frozen pi_ref of the KL term: the model that training starts from."""
     return load_model(path, dtype, attention).eval().requires_grad_(False)
+
+
+def lora(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> LoraConfig:
+    """LoRA on the named linear layers of the language model; it never lands on a tower."""
+    names = "|".join(re.escape(name) for name in targets)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf".*language_model\..*\.({names})",
+        task_type="CAUSAL_LM",
+    )
 
 
 def end_ids(model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_5OmniProcessor) -> list[int]:

@@ -70,6 +70,13 @@ class PromptProcessor:
     max_audio_seconds: float
     max_prompt_tokens: int
 
+    @property
+    def most_tokens(self) -> int:
+        """About as many as a prompt has at most: the caps of picture and sound, and 512 for the text."""
+        image = self.processor.image_processor
+        pixels = image.size["longest_edge"] // (image.patch_size * image.merge_size) ** 2
+        return min(self.max_prompt_tokens, pixels + int(25 * self.max_audio_seconds) + 512)
+
     def __call__(self, sample: Sample) -> PromptInputs:
         """Decode the sample's media and tokenize its prompt.
 

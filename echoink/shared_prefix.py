@@ -7,13 +7,13 @@ what predicts its first token is an ordinary position:
     x_1 … x_{P-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | …
     prefix          predicts a_1 … a_A  predicts b_1 … b_B
 
-Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and itself,
-nothing of its neighbours; each token keeps the M-RoPE position that it has in a plain row. Hence log-probabilities and
-gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv 2506.05433), here with
-pictures, sounds and videos in the prefix.
+Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and
+itself, nothing of its neighbours; each token keeps the M-RoPE position that it has in a plain row. Hence
+log-probabilities and gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
+2506.05433), here with pictures, sounds and videos in the prefix.
 
-`install` teaches a thinker this layout: its forward then takes `layout=` (and `features=`, see `encoding`). It stays one
-call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
+`install` teaches a thinker this layout: its forward then takes `layout=` (and `features=`, see `encoding`). It stays
+one call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
 
 Shapes: B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads, K key-value heads.
 """
@@ -22,7 +22,6 @@ import functools
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class Layout:
 
     @functools.cached_property
     def branch(self) -> Tensor:
-        """For each packed token the completion that it belongs to, counted over all groups from 1, and 0 in a prefix: [T]."""
+        """For each packed token the completion it belongs to, counted over all groups from 1; 0 in a prefix: [T]."""
         numbers, first = [], 1
         for prefix, lengths in self.groups:
             numbers += [0] * prefix
@@ -68,7 +67,9 @@ class Layout:
     @functools.cached_property
     def group(self) -> Tensor:
         """For each packed token the group that it belongs to: [T]."""
-        return torch.tensor([g for g, (prefix, lengths) in enumerate(self.groups) for _ in range(prefix + sum(lengths))])
+        return torch.tensor(
+            [g for g, (prefix, lengths) in enumerate(self.groups) for _ in range(prefix + sum(lengths))]
+        )
 
     @functools.cached_property
     def scored(self) -> Tensor:
@@ -213,9 +214,9 @@ def without_silent_groups(
 def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     """Let a thinker take packed rows, before anything wraps it; without `layout` it works as before.
 
-    With `layout=` its `model` takes `input_ids` [1, T], `position_ids` [3, 1, T] and either `features`, one per group, or
-    `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens alone, so that the
-    head runs on nothing else.
+    With `layout=` its `model` takes `input_ids` [1, T], `position_ids` [3, 1, T] and either `features`, one per group,
+    or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens alone, so that
+    the head runs on nothing else.
 
     Raises:
         UserError: its attention has sliding windows or dropout, for which the packed row would not be exact.
@@ -223,7 +224,9 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     config = model.config.get_text_config()
     if "sliding_attention" in config.layer_types or config.attention_dropout:
         what = "sliding windows" if "sliding_attention" in config.layer_types else "dropout"
-        raise UserError(f"this model's attention has {what}, which a shared prefix cannot follow", "grpo.shared_prefix=false")
+        raise UserError(
+            f"this model's attention has {what}, which a shared prefix cannot follow", "grpo.shared_prefix=false"
+        )
     thinker = model.model
     plain = thinker.forward
     # Selected for good: under gradient checkpointing the backward pass looks it up again.

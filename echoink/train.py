@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,14 @@ from omegaconf import DictConfig
 
 from echoink import checkpoint, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
-from echoink.config import Config, Task, flatten, to_yaml
+from echoink.config import Adapter, Config, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
+    from echoink.config import TrainerConfig
     from echoink.data import Splits
     from echoink.evaluation import Prediction
     from echoink.processing import PromptProcessor
@@ -253,8 +254,30 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
     return predictions
 
 
+def _with_checkpointing_decided(job: Job, lora: bool, reference: bool) -> "TrainerConfig":
+    """The trainer's settings, activations recomputed where they are estimated not to fit."""
+    from echoink import console, memory
+
+    config = job.config
+    if config.trainer.gradient_checkpointing is not None:
+        return config.trainer
+    group, prompt = config.grpo.group_size, job.processor.most_tokens
+    prefixes = prompt if config.grpo.shared_prefix else group * prompt
+    tokens = config.trainer.micro_batch_prompts * (prefixes + group * config.generation.max_new_tokens)
+    learning = 0 if lora else sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter is small
+    needs = memory.estimate(job.model, learning, reference, tokens, config.trainer.bf16)
+    there = memory.available(job.model.device)
+    fits = needs.total <= memory.SHARE * there
+    console.say(
+        "memory",
+        f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "
+        f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
+    )
+    return replace(config.trainer, gradient_checkpointing=not fits)
+
+
 def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
-    from echoink import models
+    from echoink import console, models
     from echoink.callbacks import Keeper, Recorder, completions_writer
     from echoink.data import training_steps
     from echoink.trainer import EchoInkTrainer, arguments
@@ -262,7 +285,10 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
     wanted = config.model
-    reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if config.grpo.beta else None
+    lora = models.lora(*astuple(config.adapter)[1:]) if config.adapter.kind is Adapter.lora else None
+    needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
+    reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
+    settings = _with_checkpointing_decided(job, lora is not None, needs_reference)
     completions = config.trainer.prompts_per_step * config.grpo.group_size
     recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
     keeper = Keeper(files.path, config.trainer.save_every, config.trainer.keep_checkpoints)
@@ -273,10 +299,15 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
         samples=job.splits.train,
         match=config.reward.match,
         reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
-        args=arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(files.path)),
+        args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
         callbacks=[recorder, keeper],
         on_rollout=completions_writer(files, config.trainer.completions_every),
+        shared_prefix=config.grpo.shared_prefix,
+        adapter=lora,
     )
+    if lora:
+        learning, total = trainer.model.get_nb_trainable_parameters()
+        console.say("adapter", f"LoRA of rank {config.adapter.rank} · {learning:,} of {total:,} parameters learn")
     keeper.trainer = trainer
     try:
         trainer.train()

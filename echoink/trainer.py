@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
@@ -391,13 +392,17 @@ def metrics_of(logs: dict[str, float]) -> dict[str, float]:
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
 ) -> GRPOConfig:
-    """TRL's configuration from ours."""
+    """TRL's configuration from ours, of which `gradient_checkpointing` is decided and `prompts_per_step` is divided
+    among the processes.
+    """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
+    processes = PartialState().num_processes
+    assert config.prompts_per_step % (config.micro_batch_prompts * processes) == 0
     return GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
-        gradient_accumulation_steps=config.prompts_per_step // config.micro_batch_prompts,
+        gradient_accumulation_steps=config.prompts_per_step // (config.micro_batch_prompts * processes),
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedule,
@@ -406,7 +411,7 @@ def arguments(
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
         bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
         seed=seed,
         num_generations=grpo.group_size,
         num_iterations=grpo.updates_per_rollout,

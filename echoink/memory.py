@@ -1,0 +1,81 @@
+"""How much memory a training step takes, estimated from the model's dimensions: decides about gradient checkpointing.
+
+Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K width of keys and values.
+"""
+
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+SHARE = 0.85
+"""Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one process."""
+
+    weights: int
+    """The policy's, and their copies in bfloat16 under autocast."""
+    reference: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """Kept for the backward pass without gradient checkpointing."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, tokens: int, bf16: bool) -> int:
+    """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
+
+    Counted per token and layer: two norms (input, normalized and scaled value each), query and attention output,
+    key and value three times (projected, rotated, joined with the prefix), and four values of the feed-forward layer.
+    The towers and the head, which works in chunks, are small beside it.
+    """
+    config = model.config.get_text_config()
+    width, feed_forward = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    keys = width // heads * config.num_key_value_heads
+    elements = 9 * width + 6 * keys + 4 * feed_forward
+    return tokens * config.num_hidden_layers * elements * (2 if bf16 else model.dtype.itemsize)
+
+
+def estimate(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    learning: int,
+    reference: bool,
+    tokens: int,
+    bf16: bool,
+) -> Estimate:
+    """Memory of one training step without gradient checkpointing, on one process that holds everything.
+
+    Args:
+        model: the policy.
+        learning: how many of its parameters learn.
+        reference: whether a second model stands beside it.
+        tokens: T, packed tokens of a micro-batch.
+        bf16: whether it computes in bfloat16 under autocast.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = model.dtype.itemsize
+    copies = 2 * parameters if bf16 and size > 2 else 0
+    return Estimate(
+        weights=parameters * size + copies,
+        reference=parameters * size if reference else 0,
+        gradients=learning * size,
+        optimizer=2 * learning * size,
+        activations=activations(model, tokens, bf16),
+    )
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that the device has: a GPU's whole memory, of a computer's what is free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return psutil.virtual_memory().available
