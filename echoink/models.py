@@ -21,6 +21,11 @@ TOWERS = {"audio": "audio_tower", "vision": "visual"}
 """Names for `model.freeze` and the modules they stand for."""
 
 
+def processes() -> PartialState:
+    """The processes of this run and the device of this one; without an accelerator they meet on the CPU (gloo)."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def resolve(path: str) -> str:
     """The folder or hub id to load: `tiny` is the embedded model."""
     return str(TINY) if path == "tiny" else path
@@ -76,7 +81,7 @@ def load_model(
     for tower in freeze:
         getattr(model.model, TOWERS[tower]).requires_grad_(False)
     model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path  # an adapter notes its base
-    return model.to(PartialState().device)
+    return model.to(processes().device)
 
 
 def describe(model: Qwen2_5OmniThinkerForConditionalGeneration) -> str:

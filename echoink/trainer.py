@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
@@ -39,6 +38,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 from echoink import rollout
 from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
+from echoink.models import processes
 from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
@@ -137,6 +137,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._owner: list[int] = []  # for each active row the index of its prompt
         self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen
         self._scored: Tensor | None = None  # [R, C], the tokens that the loss needs, where it does not need all
+        self._tokens: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -283,32 +284,23 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
         self._owner = inputs["prompt_index"].tolist()
-        if not (self._shared_prefix and self.beta == 0):
-            return super()._compute_loss(model, inputs)
-        # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
-        grouped = inputs["advantages"].view(-1, self.num_generations)
-        silent = (grouped.amax(1) == grouped.amin(1)).repeat_interleave(self.num_generations)
-        mask = inputs["completion_mask"].bool()
-        inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
-        if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
-            inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
-        self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
+        mask = counted = inputs["completion_mask"].bool()
+        if self._shared_prefix and self.beta == 0:
+            # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
+            grouped = inputs["advantages"].view(-1, self.num_generations)
+            silent = (grouped.amax(1) == grouped.amin(1)).repeat_interleave(self.num_generations)
+            inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
+            if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
+                inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
+            counted = mask & ~silent.unsqueeze(1)
+            self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
             self._scored = None
-        self._correct_entropy(mask, mask & ~silent.unsqueeze(1))
+        tokens = torch.stack([mask.sum(), counted.sum()])
+        self._tokens.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
         return loss
-
-    def _correct_entropy(self, averaged: Tensor, scored: Tensor) -> None:
-        # TRL averaged over all tokens, with 0 for those that were left out: the mean is over the others.
-        found = self._metrics["train"]["entropy"]
-        counts = self.accelerator.reduce(torch.stack([averaged.sum(), scored.sum()]), reduction="sum").tolist()
-        mean = found.pop()
-        if counts[1]:
-            found.append(mean * counts[0] / counts[1])
-        if not found:
-            del self._metrics["train"]["entropy"]
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -367,12 +359,23 @@ class EchoInkTrainer(GRPOTrainer):
         tokens = self._metrics["train"]["completions/mean_length"]
         tokens = sum(tokens) / len(tokens) * self.args.generation_batch_size if tokens else 0.0
         now = time.perf_counter()
+        self._average_over_tokens()
         logs.update(self._seconds)
         logs["time/step"], self._step_started = now - self._step_started, now
         if self._seconds["time/rollout"]:
             logs["perf/completion_tokens_per_second"] = tokens / self._seconds["time/rollout"]
         self._seconds.clear()
         super().log(logs, start_time)
+
+    def _average_over_tokens(self) -> None:
+        # TRL averages over each micro-batch's tokens, then over micro-batches; over the step's tokens the mean does not
+        # depend on the split. Of groups that were left out there is no entropy.
+        for name, column in (("kl", 0), ("entropy", 1)):
+            if means := self._metrics["train"].pop(name, None):
+                total = sum(mean * tokens[0] for mean, tokens in zip(means, self._tokens, strict=True))
+                if count := sum(tokens[column] for tokens in self._tokens):
+                    self._metrics["train"][name] = [total / count]
+        self._tokens.clear()
 
     @contextmanager
     def _timed(self, name: str):
@@ -397,12 +400,12 @@ def arguments(
     """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
-    processes = PartialState().num_processes
-    assert config.prompts_per_step % (config.micro_batch_prompts * processes) == 0
+    at_once = config.micro_batch_prompts * processes().num_processes
+    assert config.prompts_per_step % at_once == 0
     return GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
-        gradient_accumulation_steps=config.prompts_per_step // (config.micro_batch_prompts * processes),
+        gradient_accumulation_steps=config.prompts_per_step // at_once,
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedule,

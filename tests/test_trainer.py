@@ -5,10 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from echoink.compose import compose
+from echoink.config import Adapter
 from echoink.data import training_steps
-from echoink.models import load_model, load_reference
+from echoink.models import load_model, load_reference, lora
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of
@@ -33,9 +35,10 @@ def make_trainer(make_processor, samples, tmp_path):
         model = model or load_model("tiny")
         steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(chosen))
         args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
+        adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
         return EchoInkTrainer(
             model=model,
-            reference=reference or load_reference("tiny"),
+            reference=None if adapter else reference or load_reference("tiny"),
             processor=make_processor(model),
             samples=chosen,
             match=Match.lenient,
@@ -43,9 +46,21 @@ def make_trainer(make_processor, samples, tmp_path):
             args=args,
             callbacks=callbacks,
             on_rollout=on_rollout,
+            shared_prefix=config.grpo.shared_prefix,
+            adapter=adapter,
         )
 
     return make
+
+
+class Catch(TrainerCallback):
+    """Keeps the metrics of every step."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.rows.append(metrics_of(logs))
 
 
 def weights(model):
@@ -89,11 +104,11 @@ def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05
 
 
 @pytest.mark.parametrize(
-    ("lambda_acc", "lambda_fmt", "scale"),
-    [(1.0, 1.0, "group"), (0.3, 2.0, "group"), (1.0, 0.5, "batch"), (1, 1, "none")],
+    ("lambda_acc", "lambda_fmt", "scale", "packed"),
+    [(1.0, 1.0, "group", True), (0.3, 2.0, "group", True), (1.0, 0.5, "batch", True), (1, 1, "none", False)],
 )
 def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
-    make_trainer, samples, lambda_acc, lambda_fmt, scale
+    make_trainer, samples, lambda_acc, lambda_fmt, scale, packed
 ):
     reference = load_reference("tiny").double()
     policy = load_model("tiny").double()
@@ -102,6 +117,7 @@ def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
             parameter.add_(0.02 * noise * parameter.std())
     rewards = [f"reward.lambda_acc={lambda_acc}", f"reward.lambda_fmt={lambda_fmt}", f"grpo.scale={scale}"]
+    rewards.append(f"grpo.shared_prefix={str(packed).lower()}")
     trainer = make_trainer("grpo.beta=0.05", *rewards, model=policy, reference=reference)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
@@ -139,6 +155,158 @@ def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_t
             logits = load_model("tiny").eval()(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits
             alone = logits[0, len(prompt.input_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, -length:, None])[:, 0]
             assert (together[row, :length] - alone).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("beta", [0, 0.05])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_packed_and_plain_rows_train_the_same_model_with_the_same_metrics(make_trainer, adapter, beta, updates):
+    found = []
+    for packed in ("true", "false"):
+        catch = Catch()
+        torch.manual_seed(0)  # the adapter's initial weights
+        trainer = make_trainer(
+            f"grpo.shared_prefix={packed}",
+            f"grpo.beta={beta}",
+            f"adapter={adapter}",
+            f"grpo.updates_per_rollout={updates}",
+            "trainer.steps=4",
+            "trainer.learning_rate=1e-3",
+            "trainer.micro_batch_prompts=1",
+            "generation.max_new_tokens=64",
+            callbacks=[catch],
+        )
+        before = weights(trainer.model)
+        trainer.train()
+        found.append((weights(trainer.model), catch.rows))
+    (ours, our_rows), (plain, plain_rows) = found
+    # AdamW moves a weight whose gradient is rounding alone (a key's bias) as far as any other, so few entries differ.
+    assert (ours - plain).norm() <= 1e-3 * (plain - before).norm()
+    for one, other in zip(our_rows, plain_rows, strict=True):
+        for name in set(other) - {"grpo/entropy"}:
+            if not name.startswith(("time/", "perf/")):
+                assert one[name] == pytest.approx(other[name], rel=1e-3, abs=2e-5), name
+
+
+@pytest.fixture
+def counts():
+    """What goes through towers, language model and head; `watch(model)` starts counting."""
+    seen = Counter()
+
+    def watch(model):
+        def count(name, amount):
+            def hook(module, args, kwargs):
+                seen[name] += amount(args, kwargs)
+                seen[f"{name} calls"] += 1
+
+            return hook
+
+        watched = {
+            model.model.visual: ("patches", lambda a, k: len(a[0])),
+            model.model.audio_tower: ("frames", lambda a, k: a[0].shape[1]),
+            model.model.language_model: ("tokens", lambda a, k: k["inputs_embeds"][..., 0].numel()),
+        }
+        for module, (name, amount) in watched.items():
+            module.register_forward_pre_hook(count(name, amount), with_kwargs=True)
+        return seen
+
+    watch.seen = seen
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("settings", "freeze", "encodings"),
+    [
+        (["grpo.beta=0.05"], ("audio", "vision"), 1),
+        (["grpo.beta=0.05"], (), 3),
+        (["grpo.beta=0"], (), 2),
+        (["grpo.beta=0.05", "adapter=lora"], (), 1),
+        (["grpo.beta=0.05", "grpo.updates_per_rollout=2", "trainer.steps=2"], ("audio", "vision"), 1),
+        (["grpo.beta=0.05", "trainer.micro_batch_prompts=1"], ("audio", "vision"), 1),
+    ],
+    ids=["frozen", "full", "full, no reference", "lora", "two updates", "micro-batches"],
+)
+def test_each_medium_is_encoded_once_per_prompt_and_step(make_trainer, counts, settings, freeze, encodings):
+    model, reference = load_model("tiny", freeze=freeze), load_reference("tiny")
+    counts(model), counts(reference)
+    make_trainer("trainer.steps=1", *settings, model=model, reference=reference).train()
+    assert counts.seen["patches"] == encodings * 2 * 64
+    assert counts.seen["patches calls"] == counts.seen["frames calls"] == encodings
+
+
+def test_loss_and_reference_compute_each_prompt_once(make_trainer, counts):
+    """B·P + the completions' tokens, where plain rows take B·G·(P + C)."""
+    model, reference, rows = load_model("tiny"), load_reference("tiny"), []
+    trainer = make_trainer("trainer.steps=1", model=model, reference=reference, on_rollout=rows.extend)
+    loss = counts(reference)
+    trainer.train()
+    completion_tokens = sum(row["tokens"] for row in rows)
+    prompt_tokens = sum(len(prompt.input_ids) for prompt in trainer._prompts)
+    assert loss["tokens"] == prompt_tokens - 2 + completion_tokens
+    assert loss["tokens calls"] == 1
+
+
+def test_groups_without_a_signal_are_left_out_where_that_changes_nothing(make_trainer, samples, counts):
+    """beta = 0, one group silent: gradient and loss of all groups, fewer tokens; a second update too."""
+    found = {}
+    for packed in ("true", "false"):
+        model = load_model("tiny")
+        trainer = make_trainer("grpo.beta=0", f"grpo.shared_prefix={packed}", model=model)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        ids = [sample.id for sample in samples[:3] for _ in range(G)]
+        scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+        scored["advantages"] = torch.tensor([0.5, -0.5, 1, -1, *[1e-9] * G, *[0.0] * G])
+        scored["old_per_token_logps"] = torch.full_like(scored["completion_mask"], -30.0, dtype=torch.float32)
+        scored["old_per_token_logps"][: 2 * G] = -2.0
+        seen = counts(model)
+        seen.clear()
+        loss = trainer._compute_loss(trainer.model, scored)
+        loss.backward()
+        found[packed] = loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        if packed == "true":
+            prompt = trainer._prompts[0]
+            assert seen["tokens"] == len(prompt.input_ids) - 1 + int(scored["completion_mask"][:G].sum())
+    assert found["true"][0] == pytest.approx(found["false"][0], abs=1e-6)
+    assert (found["true"][1] - found["false"][1]).norm() <= 1e-5 * found["false"][1].norm()
+
+
+@pytest.mark.parametrize("beta", [0, 0.05])
+def test_a_step_without_any_signal_is_a_zero_gradient_and_not_none(make_trainer, beta):
+    """Weight decay and momentum go on, as they would with all groups computed."""
+    found = []
+    for packed in ("true", "false"):
+        catch = Catch()
+        trainer = make_trainer(
+            f"grpo.beta={beta}",
+            f"grpo.shared_prefix={packed}",
+            "generation.max_new_tokens=1",  # no answer, no format: every reward is 0
+            "trainer.steps=1",
+            "trainer.learning_rate=1e-3",
+            "trainer.weight_decay=0.1",
+            callbacks=[catch],
+        )
+        trainer.train()
+        assert catch.rows[0]["grpo/zero_std_ratio"] == 1
+        assert ("grpo/entropy" in catch.rows[0]) == (beta > 0 or packed == "false")
+        found.append(weights(trainer.model))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], weights(load_model("tiny")))
+
+
+def test_entropy_is_that_of_the_groups_that_count(make_trainer, samples):
+    trainer = make_trainer("grpo.beta=0")
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    ids = [sample.id for sample in samples[:2] for _ in range(G)]
+    scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    scored["advantages"] = torch.tensor([0.5, -0.5, 1, -1, *[0.0] * G])
+    found = []
+    for part in (scored, {name: value[:G] if value.ndim else value for name, value in scored.items()}):
+        trainer._compute_loss(trainer.model, part)
+        trainer._average_over_tokens()
+        found += trainer._metrics["train"].pop("entropy")
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_micro_batches_do_not_change_the_update(make_trainer):
@@ -317,14 +485,9 @@ def test_variants_train_another_model(make_trainer, other):
 
 
 def test_stable_metric_names(make_trainer):
-    from transformers import TrainerCallback
-
-    class Catch(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **_):
-            rows.append(metrics_of(logs))
-
-    rows = []
-    make_trainer("trainer.steps=2", callbacks=[Catch()]).train()
+    catch = Catch()
+    make_trainer("trainer.steps=2", callbacks=[catch]).train()
+    rows = catch.rows
     assert len(rows) == 2
     expected = {*METRICS.values(), "time/rollout", "time/reward", "time/logprob", "time/update", "time/step"}
     assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)

@@ -1,0 +1,76 @@
+"""Trains on however many processes it was started on and writes what came out; started by test_distributed.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from transformers import TrainerCallback
+
+from echoink.compose import compose
+from echoink.config import Adapter
+from echoink.models import load_model, load_processor, load_reference, lora
+from echoink.processing import PromptProcessor
+from echoink.samples import read_split
+from echoink.trainer import EchoInkTrainer, arguments, metrics_of
+
+
+class Catch(TrainerCallback):
+    """Metrics of every step, and the gradient that the first one applied."""
+
+    def __init__(self):
+        self.rows, self.gradient = [], None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        if self.gradient is None:
+            named = [p for p in model.parameters() if p.requires_grad]
+            self.gradient = torch.cat(
+                [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in named]
+            )
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.rows.append(metrics_of(logs))
+
+
+def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
+    config = compose(settings)[0].config
+    torch.manual_seed(0)  # an adapter's initial weights
+    model, catch, rollouts = load_model("tiny"), Catch(), []
+    samples = read_split(dataset, "train")[:8]
+    trainer = EchoInkTrainer(
+        model=model,
+        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny"),
+        processor=PromptProcessor(
+            load_processor("tiny", 112 * 112), model, config.prompt.template, "", 10.0, config.model.max_prompt_tokens
+        ),
+        samples=samples,
+        match=config.reward.match,
+        reward_weights=(1.0, 1.0),
+        args=arguments(config.trainer, config.grpo, config.generation, config.seed, config.trainer.steps, str(folder)),
+        callbacks=[catch],
+        on_rollout=rollouts.extend,
+        shared_prefix=config.grpo.shared_prefix,
+        adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
+    )
+    trainer.train()
+    learnt = torch.cat([p.detach().flatten() for p in model.parameters()])
+    if torch.distributed.is_initialized():  # replicas must not drift apart
+        others = [torch.empty_like(learnt) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(others, learnt)
+        assert all(torch.equal(other, learnt) for other in others)
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "wrapped": type(trainer.model_wrapped).__name__,
+        "weights": learnt,
+        "gradient": catch.gradient,
+        "metrics": catch.rows,
+        "rollouts": rollouts,
+    }
+
+
+if __name__ == "__main__":
+    dataset, folder, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    found = [train(dataset, folder, settings) for settings in cases]
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(found, folder / "found.pt")
