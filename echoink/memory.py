@@ -34,16 +34,18 @@ class Estimate:
 def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, tokens: int, bf16: bool) -> int:
     """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
 
-    Counted per token and layer: two norms (input, normalized and scaled value each), query and attention output,
-    key and value three times (projected, rotated, joined with the prefix), and four values of the feed-forward layer.
-    The towers and the head, which works in chunks, are small beside it.
+    Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
+    attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps an input of its own:
+    34 bytes per D), four values of the feed-forward layer (4 F), key and value, also joined with the prefix (12 K).
+    The towers, and the head, which works in chunks, are small beside it.
     """
     config = model.config.get_text_config()
     width, feed_forward = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads
     keys = width // heads * config.num_key_value_heads
-    elements = 9 * width + 6 * keys + 4 * feed_forward
-    return tokens * config.num_hidden_layers * elements * (2 if bf16 else model.dtype.itemsize)
+    size = 2 if bf16 else model.dtype.itemsize
+    widths = 34 if bf16 and model.dtype.itemsize > 2 else 11 * size
+    return tokens * config.num_hidden_layers * (widths * width + (4 * feed_forward + 12 * keys) * size)
 
 
 def estimate(

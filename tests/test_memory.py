@@ -1,0 +1,60 @@
+"""The memory estimate against what autograd keeps."""
+
+import pytest
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from trl.trainer.utils import add_fused_lm_head
+
+from echoink import memory
+from echoink.encoding import encode_media
+from echoink.shared_prefix import install, score
+
+GROUP, LENGTH = 4, 64
+
+
+def kept(model, prompt, bf16):
+    """Bytes that the language model keeps for the backward pass of a packed row, and the row's tokens."""
+    completions = torch.randint(20, 400, (GROUP, LENGTH), generator=torch.Generator().manual_seed(0))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    copies = sum(p.numel() for p in [*model.model.language_model.layers.parameters(), model.lm_head.weight]) * 2 * bf16
+    with torch.no_grad():
+        features = encode_media(model.model, [prompt])
+    storages = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage, storage.nbytes())  # held, so that no address is used again
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        score(model, [prompt], features, [0] * GROUP, completions, torch.ones_like(completions).bool())
+    return sum(size for _, size in storages.values()) - copies, len(prompt.input_ids) - 1 + GROUP * LENGTH
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("width", [128, 256])
+def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, width, bf16):
+    if width != 128:
+        config = model.config
+        text = config.get_text_config()
+        text.hidden_size, text.intermediate_size, text.num_hidden_layers = width, 5 * width, 4
+        text.num_attention_heads, text.layer_types = width // 32, ["full_attention"] * 4
+        config.audio_config.output_dim = config.vision_config.out_hidden_size = width
+        model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config)
+    install(model)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    measured, tokens = kept(model.train(), prompts[0], bf16)
+    estimated = memory.activations(model, tokens, bf16)
+    assert 0.9 <= estimated / measured <= 1.25
+
+
+def test_the_whole_of_a_step(model):
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    full = memory.estimate(model, parameters, True, 1000, False)
+    assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
+    assert full.optimizer == 8 * parameters
+    assert full.total == 20 * parameters + full.activations
+    lean = memory.estimate(model, 0, False, 1000, True)
+    assert (lean.weights, lean.reference, lean.gradients, lean.optimizer) == (6 * parameters, 0, 0, 0)
