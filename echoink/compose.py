@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,6 +23,7 @@ from echoink.errors import UserError
 from echoink.prompts import check_template
 
 VERSION_BASE = "1.3"
+Schema = TypeVar("Schema")
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -108,18 +109,28 @@ def validate(raw: DictConfig) -> Config:
     Raises:
         UserError: see `compose`.
     """
+    config = typed(raw, Config)
+    _check_together(config)
+    return config
+
+
+def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
+    """The composed configuration as a schema's dataclass, values within their ranges.
+
+    Raises:
+        UserError: see `compose`.
+    """
     missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         hints = [f"set {key}=…" for key in missing]
         raise UserError(f"the configuration lacks {', '.join(missing)}", " ".join(hints))
     try:
         plain = OmegaConf.to_container(raw, resolve=True)
-        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        config: Schema = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except OmegaConfBaseException as error:
         raise _explained(error, []) from error
     for key, spec, value in fields_of(config):
         _check_range(key, spec, value)
-    _check_together(config)
     return config
 
 

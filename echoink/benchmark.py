@@ -1,0 +1,413 @@
+"""`python -m echoink.benchmark`: what sharing the prompt saves, against the same work done without, in one run.
+
+Three systems (`systems.py`) compute the same step on the same weights and completions, one after the other in turns, so
+that a noisy machine is noisy for all. First their log-probabilities and gradients are compared; where they differ,
+there is no benchmark.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from echoink.compose import VERSION_BASE, conf_dir, typed
+from echoink.config import _, flatten
+from echoink.errors import UserError
+from echoink.workload import ShapeConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from echoink.systems import Step
+
+PHASES = ("prefill", "rollout", "reference", "update", "step")
+"""`prefill` is a part of `rollout`; `step` is rollout, reference and update."""
+
+SYSTEMS = ("ours", "plain rows", "one group at a time")
+
+GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.5, 1, 2)}
+"""Where the cost's growth is looked at: G, and P relative to the shape's."""
+
+
+@dataclass
+class BenchmarkConfig:
+    seed: int = _("of weights, media and completions", ge=0)
+    repeats: int = _("timed repetitions of every phase, after one that is not timed", ge=1)
+    beta: float = _("weight of the KL term; 0 leaves the reference out, but for one group at a time", ge=0)
+    adapter: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
+    growth: bool = _("also time update and reference over G and P")
+    device: str = _("auto, cpu or cuda")
+    peak_tflops: float | None = _("of the device in that precision, for MFU; null leaves it out", gt=0)
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+
+
+ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
+
+
+def main() -> None:
+    """Compose and run."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler reports that there is no GPU
+    hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="benchmark")(_task)()
+
+
+def _task(raw: DictConfig) -> None:
+    try:
+        run(typed(raw, BenchmarkConfig))
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(config: BenchmarkConfig) -> None:
+    """Benchmark, show, and write the run folder."""
+    from echoink import console
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    console.say("EchoInk", f"benchmark · {folder}")
+    with console.quiet_libraries():
+        found = benchmark(config)
+    (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+    if config.growth:
+        figure(found["growth"], folder / "growth.png")
+    console.say("written", f"{folder}/benchmark.json" + (" and growth.png" if config.growth else ""))
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Run it all and show it.
+
+    Returns:
+        What `benchmark.json` holds: `parity`, `seconds` by system and phase (median and quartiles), `ratio` (plain rows
+        over ours), `ratio_reference_equivalent` (one group at a time over ours), `flops`, `peak_memory` of the update,
+        `completion_tokens_per_second`, `growth`, and what it ran on.
+
+    Raises:
+        UserError: the systems do not compute the same.
+    """
+    import torch
+
+    from echoink import console, tracking
+
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
+    systems = make_systems(config, device)
+    work = systems["ours"].work
+    completion_tokens = int(work.mask.sum())
+    console.say(
+        "shape",
+        f"{len(work.prompts)} prompts of {', '.join(str(len(prompt.input_ids)) for prompt in work.prompts)} tokens · "
+        f"G {work.group} · completions of {int(work.mask.sum(1).min())} to {int(work.mask.sum(1).max())} · "
+        f"{sum(p.numel() for p in systems['ours'].thinker.parameters()):,} parameters · {device.type}",
+    )
+    parity = compare(systems, tolerance=1e-4 if config.shape.dtype.name == "float32" else 0.3)
+    console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
+
+    seconds = timed(systems, config.repeats, device)
+    flops = {name: {phase: executed_flops(run) for phase, run in phases(system)} for name, system in systems.items()}
+    memory = {name: peak_memory(system.update, device) for name, system in systems.items()}
+    needed = needed_flops(systems["ours"])
+    medians = {name: {phase: of["median"] for phase, of in found.items()} for name, found in seconds.items()}
+    ours, rows, groups = (medians[name] for name in SYSTEMS)
+
+    def ratio(other: dict[str, float], name: str) -> dict[str, float]:
+        ratios = {phase: other[phase] / ours[phase] for phase in PHASES if ours[phase]}
+        return ratios | {"peak_memory": memory[name] / memory["ours"]}
+
+    found = {
+        "config": flatten(config),
+        "environment": tracking.environment(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "parity": parity,
+        "seconds": seconds,
+        "ratio": ratio(rows, "plain rows"),
+        "ratio_reference_equivalent": ratio(groups, "one group at a time"),
+        "peak_memory": memory,
+        "flops": flops,
+        "needed_flops": needed,
+        "completion_tokens_per_second": {name: completion_tokens / medians[name]["step"] for name in SYSTEMS},
+    }
+    if config.peak_tflops:
+        work_done = needed["reference"] + needed["update"]
+        spent = {name: medians[name]["reference"] + medians[name]["update"] for name in SYSTEMS}
+        found["mfu"] = {name: work_done / seconds / config.peak_tflops / 1e12 for name, seconds in spent.items()}
+    show(found)
+    if config.growth:
+        found["growth"] = growth(config, device)
+        show_growth(found["growth"])
+    return found
+
+
+def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "Step"]:
+    """The three systems over one model, one reference and one workload."""
+    import trl.trainer.utils
+    from peft import get_peft_model
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink.models import lora
+    from echoink.shared_prefix import install
+    from echoink.systems import OneGroupAtATime, PlainRows, SharedPrefix
+    from echoink.workload import make_model, make_workload
+
+    # TRL's head works in a buffer 32,768 entries wide whatever the vocabulary: with a small one it would hide the rest.
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
+    model = make_model(config.shape, config.seed, device)
+    work = make_workload(model, config.shape, config.seed)
+    reference = None if config.adapter else make_model(config.shape, config.seed + 1, device).eval()
+    for thinker in (model, reference):
+        if thinker is not None:
+            install(thinker)
+            add_fused_lm_head(thinker, outputs=("log_probs", "entropy"))
+    if config.adapter:
+        targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        model = get_peft_model(model, lora(16, 32, 0.0, targets))
+    else:
+        reference.requires_grad_(False)
+    shared = (model, reference, work, config.beta)
+    return {
+        "ours": SharedPrefix(*shared),
+        "plain rows": PlainRows(*shared, checkpointing=config.shape.rows_checkpointing),
+        "one group at a time": OneGroupAtATime(*shared),
+    }
+
+
+def phases(system: "Step") -> list[tuple[str, Callable]]:
+    """The phases in the order of a step."""
+    return [
+        ("prefill", system.prefill),
+        ("rollout", system.rollout),
+        ("reference", system.infer),
+        ("update", system.update),
+    ]
+
+
+def compare(systems: dict[str, "Step"], tolerance: float) -> dict[str, float]:
+    """How far log-probabilities, gradients and rollouts of the baselines are from ours; the largest over both.
+
+    Raises:
+        UserError: farther than `tolerance`.
+    """
+    import torch
+
+    found = {"max_logprob_difference": 0.0, "gradient_relative_difference": 0.0}
+    ours, *others = systems.values()
+    script = [ids[mask].tolist() for ids, mask in zip(ours.work.completion_ids, ours.work.mask, strict=True)]
+    assert ours.rollout() == script, "the rollout does not replay the completions"
+    expected = _log_probabilities_and_gradient(ours)
+    for system in others:
+        logps, gradient = _log_probabilities_and_gradient(system)
+        difference = (logps - expected[0]).abs().max().item()
+        distance = ((gradient - expected[1]).norm() / expected[1].norm()).item()
+        found["max_logprob_difference"] = max(found["max_logprob_difference"], difference)
+        found["gradient_relative_difference"] = max(found["gradient_relative_difference"], distance)
+        if not max(difference, distance) <= tolerance or not torch.isfinite(logps).all():
+            raise UserError(
+                f"{type(system).__name__} and SharedPrefix differ: log-probabilities by {difference:.1e}, gradients by "
+                f"{distance:.1e}, tolerance {tolerance}",
+                "this is a defect of the package: please report it",
+            )
+    return found
+
+
+def _log_probabilities_and_gradient(system: "Step") -> tuple["torch.Tensor", "torch.Tensor"]:
+    import torch
+
+    system.model.train()
+    system.infer()
+    found = []
+    for index, rows in system.groups():
+        logps = system.log_probabilities(system.model, index, rows)
+        system.loss(logps, rows).backward()
+        found.append(logps.detach())
+    learning = [parameter for parameter in system.model.parameters() if parameter.requires_grad]
+    gradient = torch.cat([p.grad.flatten().float() for p in learning if p.grad is not None])
+    system.optimizer.zero_grad()
+    return torch.cat(found), gradient
+
+
+def timed(systems: dict[str, "Step"], repeats: int, device: "torch.device") -> dict[str, dict[str, dict[str, float]]]:
+    """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
+    import torch
+
+    from echoink import console
+
+    found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in systems}
+    names = list(systems)
+    turns = [name for turn in range(repeats + 1) for name in (names if turn % 2 == 0 else names[::-1])]
+    for count, name in enumerate(console.progress("time", len(turns))(turns)):
+        spent = {}
+        for phase, run in phases(systems[name]):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[phase] = time.perf_counter() - started
+        spent["step"] = spent["rollout"] + spent["reference"] + spent["update"]
+        if count >= len(names):  # the first turn warms up
+            for phase, value in spent.items():
+                found[name][phase].append(value)
+    return {name: {phase: _quartiles(values) for phase, values in of.items()} for name, of in found.items()}
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    low, high = (min(values), max(values)) if len(values) < 3 else statistics.quantiles(values, method="inclusive")[::2]
+    return {"median": statistics.median(values), "lower": low, "upper": high}
+
+
+def executed_flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and attention; FlexAttention on a GPU is not counted."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def attention(query, key, value, *_, out_shape=None, **__) -> int:
+        batch, heads, queries, width = query
+        return 4 * batch * heads * queries * key[2] * width
+
+    def backward(_gradient, query, key, value, *_, out_shape=None, **__) -> int:
+        return 5 * attention(query, key, value) // 2
+
+    aten = torch.ops.aten
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def needed_flops(system: "Step") -> dict[str, float]:
+    """What a step cannot do without: each distinct token once through the language model (2 per weight, and attention
+    to what it may see), each completion token through the head, each medium through its tower; a backward pass is twice
+    a forward pass, half of that where the weights do not learn.
+    """
+    import torch
+
+    from echoink.encoding import encode_media, towers_learn
+
+    config = system.thinker.config.get_text_config()
+    layers = system.thinker.model.language_model.layers
+    weights = sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and "lora" not in name)
+    prompts, lengths = system.work.prompts, system.work.mask.sum(1).view(-1, system.work.group)
+    pairs = tokens = 0
+    for prompt, of in zip(prompts, lengths.tolist(), strict=True):
+        prefix = len(prompt.input_ids) - 1
+        tokens += prefix + sum(of)
+        pairs += prefix * (prefix + 1) / 2 + sum(prefix * length + length * (length + 1) / 2 for length in of)
+    language = 2 * weights * tokens + 4 * config.hidden_size * config.num_hidden_layers * pairs
+    head = 2 * system.thinker.lm_head.weight.numel() * int(system.work.mask.sum())
+    with torch.no_grad():
+        towers = executed_flops(lambda: encode_media(system.thinker.model, prompts))
+    learns, tower_learns = system.reference is not None, towers_learn(system.thinker.model)
+    forward = language + head
+    return {
+        "rollout": forward + towers,
+        "reference": forward + (towers if tower_learns else 0),
+        "update": forward * (3 if learns else 2) + (3 * towers if tower_learns else 0),
+    }
+
+
+def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
+    """Bytes that are allocated at most at one time while it runs, on top of what was there before."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def growth(config: BenchmarkConfig, device: "torch.device") -> list[dict[str, float]]:
+    """Seconds of reference and update, ours and plain rows, over G and over P: medians of up to three."""
+    points = [("group_size", group) for group in GROWTH["group_size"]]
+    points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
+    rows = []
+    for key, value in points:
+        changed = replace(config, shape=replace(config.shape, prompts=1, **{key: value}))
+        systems = make_systems(changed, device)
+        del systems["one group at a time"]
+        systems["ours"].rollout()  # features, where the towers are frozen
+        for system in systems.values():
+            system.prefill = system.rollout = lambda: None
+        found = timed(systems, min(3, config.repeats), device)
+        spent = {name: of["reference"]["median"] + of["update"]["median"] for name, of in found.items()}
+        rows.append({"key": key, "value": value, **spent, "ratio": spent["plain rows"] / spent["ours"]})
+    return rows
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table."""
+    from rich.table import Table
+
+    from echoink import console
+
+    table = Table("", *SYSTEMS, "plain rows / ours", "one group / ours", box=None, pad_edge=False, header_style="bold")
+    for phase in PHASES:
+        cells = [
+            "{median:.2f} s [{lower:.2f}, {upper:.2f}]".format(**found["seconds"][name][phase]) for name in SYSTEMS
+        ]
+        ratios = (found[key].get(phase) for key in ("ratio", "ratio_reference_equivalent"))
+        table.add_row(phase, *cells, *("–" if value is None else f"{value:.1f} x" for value in ratios))
+    memory = [f"{found['peak_memory'][name] / 2**20:,.0f} MiB" for name in SYSTEMS]
+    ratios = (found[key]["peak_memory"] for key in ("ratio", "ratio_reference_equivalent"))
+    table.add_row("peak memory of the update", *memory, *(f"{value:.1f} x" for value in ratios))
+    for phase in PHASES[1:-1]:
+        cells = [f"{found['flops'][name][phase] / 1e9:,.0f}" for name in SYSTEMS]
+        table.add_row(f"GFLOP of {phase} (needed {found['needed_flops'][phase] / 1e9:,.0f})", *cells, "", "")
+    speeds = [f"{found['completion_tokens_per_second'][name]:,.0f}" for name in SYSTEMS]
+    table.add_row("completion tokens per second", *speeds, "", "")
+    if "mfu" in found:
+        shares = [console.percent(found["mfu"][name]) for name in SYSTEMS]
+        table.add_row("MFU of reference and update, on needed FLOPs", *shares, "", "")
+    console.console.print(table)
+
+
+def show_growth(rows: Sequence[dict[str, Any]]) -> None:
+    """Reference and update over G and P, as a table."""
+    from rich.table import Table
+
+    from echoink import console
+
+    table = Table("reference + update", *SYSTEMS[:2], "ratio", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        label = {"group_size": "G", "prompt_tokens": "P"}[row["key"]]
+        cells = [f"{row[name]:.2f} s" for name in SYSTEMS[:2]]
+        table.add_row(f"{label} = {row['value']}", *cells, f"{row['ratio']:.1f} x")
+    console.console.print(table)
+
+
+def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Seconds of reference and update over G and over P, ours and plain rows, as a picture."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(8, 3.2), layout="constrained")
+    names = {"group_size": "G, completions per prompt", "prompt_tokens": "P, prompt tokens"}
+    for axis, (key, label) in zip(canvas.subplots(1, 2), names.items(), strict=True):
+        points = [row for row in rows if row["key"] == key]
+        for name in SYSTEMS[:2]:
+            axis.plot([row["value"] for row in points], [row[name] for row in points], marker="o", label=name)
+        axis.set(xlabel=label, ylabel="seconds of reference and update", ylim=(0, None))
+        axis.legend(frameon=False)
+    canvas.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
