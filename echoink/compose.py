@@ -197,7 +197,7 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
         return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
     given = [override.partition("=")[0] for override in overrides]
     for key in given:
-        if key.lstrip("+").partition("@")[0] in _groups() and key.startswith("+"):
+        if key.lstrip("+").partition("@")[0] in [group.name for group in groups()] and key.startswith("+"):
             return UserError(f"{key} adds a group that is already there", f"write {key.lstrip('+')}=… without +")
     keys = _keys()
     tried = getattr(cause, "full_key", None) or next((key for key in given if key.lstrip("+~") in text), "")
@@ -215,5 +215,7 @@ def _closest(tried: str, names: Sequence[str]) -> str:
     return f"did you mean {close[0]}? " if close else ""
 
 
-def _groups() -> list[str]:
-    return [path.name for path in conf_dir().iterdir() if path.is_dir()]
+def groups() -> list[Path]:
+    """The folders of `conf/` from which the command line chooses files."""
+    names = {spec.name for spec in dataclasses.fields(Config)} | {"experiment"}
+    return sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name in names)

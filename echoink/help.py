@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from echoink.compose import compose, conf_dir
+from echoink.compose import compose, groups
 from echoink.config import Config, fields_of, flatten
 
 USAGE = """\
@@ -20,7 +20,7 @@ EchoInk: GRPO for multimodal language models that reason over what they hear and
 def help_text() -> str:
     """The whole page."""
     lines = [USAGE, "Files to choose from (group=file):", ""]
-    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
+    for folder in groups():
         names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         lines.append(f"  {folder.name:<12} {names}")
     lines += ["", "Keys, their values in the default run, and what they mean:", ""]

@@ -1,16 +1,14 @@
 """The packed row against plain rows: same log-probabilities, same gradients, whatever the media, with less work."""
 
-from itertools import accumulate
-
 import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
 from trl.trainer.utils import add_fused_lm_head
 
 from echoink import shared_prefix
+from echoink.benchmark import peak_memory
 from echoink.encoding import encode_media, same_towers, towers_learn
 from echoink.errors import UserError
 from echoink.models import load_model, load_processor, lora
@@ -227,11 +225,7 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
         return plain_rows(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
 
     def peak(forward):
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            forward()[0].sum().backward()
-        model.zero_grad()
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+        return peak_memory(lambda: forward()[0].sum().backward(), torch.device("cpu"))
 
     assert peak(packed) <= 0.4 * peak(plain)
 
