@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration, StaticCache
 
+from echoink.shared_prefix import NAME
+
 
 class Growing:
     """Rows over a cache that grows by a token per call; rows leave at once.
@@ -99,6 +101,12 @@ class Slots:
             self._logits = self._run()
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(self._filled)
+
+
+def decoder_for(model: Qwen2_5OmniThinkerForConditionalGeneration) -> type[Growing] | type[Slots]:
+    """`Slots` on a GPU, where the language model's attention takes the mask as it is; else `Growing`."""
+    takes_masks = model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
+    return Slots if model.device.type == "cuda" and takes_masks else Growing
 
 
 def _step(model, cache, tokens: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor]) -> Tensor:

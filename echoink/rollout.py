@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink.decoding import Growing, Slots
+from echoink.decoding import decoder_for
 from echoink.encoding import Features, embed, encode_media, placeholders
 from echoink.processing import PromptInputs, prompt_batch
 
@@ -151,7 +151,7 @@ def generate(
 
     start = prefill(model, prompts, len(temperatures), pad_id, features)
     logits, positions = start.logits, start.next_positions
-    decoder = (Slots if device.type == "cuda" else Growing)(model, start.cache, start.mask, sampling.max_new_tokens)
+    decoder = decoder_for(model)(model, start.cache, start.mask, sampling.max_new_tokens)
     rows = torch.arange(len(logits), device=device)
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)

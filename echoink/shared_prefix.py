@@ -228,6 +228,8 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
             f"this model's attention has {what}, which a shared prefix cannot follow", "grpo.shared_prefix=false"
         )
     thinker = model.model
+    if thinker.language_model.config._attn_implementation == NAME:  # done already
+        return
     plain = thinker.forward
     # Selected for good: under gradient checkpointing the backward pass looks it up again.
     thinker.language_model.config._attn_implementation = NAME

@@ -14,11 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from echoink import rollout
+from echoink import plain_rows, rollout
 from echoink.encoding import Features, encode_media, towers_learn
 from echoink.processing import prompt_batch, row_media, row_positions
 from echoink.shared_prefix import score
-from echoink.trainer import plain_rows
 from echoink.workload import Workload
 
 
@@ -160,7 +159,7 @@ class PlainRows(Step):
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         ids, mask = self._rows(index, rows)
-        found, _ = plain_rows(model, self.work.prompts, [index] * self.work.group, ids, mask, self.mask.shape[1])
+        found, _ = plain_rows.score(model, self.work.prompts, [index] * self.work.group, ids, mask, self.mask.shape[1])
         return found * self.mask[rows]
 
 

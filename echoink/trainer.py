@@ -12,9 +12,13 @@ The paper's algorithm (Section 3.2) and where each line happens:
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     TRL (_compute_loss), Eq. 2
         update theta                                       transformers.Trainer
 
-TRL knows pictures but no sound, processes every prompt G times and scatters a group over micro-batches. What is
-overridden here mends that: prompts are processed once, a group stays whole, and picture and sound reach the rollout and
-the loss alike. Departures from the paper's public code: M-RoPE positions in the loss, d is not clamped to ±10.
+TRL knows pictures but no sound, processes, encodes, prefills and back-propagates every prompt G times and scatters a
+group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
+towers are frozen (`encoding`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
+stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
+left out of the loss, which does not change it; the entropy is then that of the other groups.
+
+Departures from the paper's public code: M-RoPE positions in the loss, d is not clamped to ±10.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
@@ -35,11 +39,11 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import rollout
+from echoink import plain_rows, rollout
 from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.models import processes
-from echoink.processing import PromptInputs, PromptProcessor, row_media, row_positions
+from echoink.processing import PromptInputs, PromptProcessor
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import Sample
@@ -59,43 +63,6 @@ METRICS = {
     "learning_rate": "train/lr",
 }
 """TRL's metric names and ours, which are stable."""
-
-
-def plain_rows(
-    model: torch.nn.Module,
-    prompts: Sequence[PromptInputs],
-    owner: Sequence[int],
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    completion_width: int,
-) -> tuple[Tensor, Tensor | None]:
-    """What `score` computes, as TRL would: each row with its prompt and its media again.
-
-    Args:
-        model: a thinker after TRL's `add_fused_lm_head`, possibly wrapped.
-        prompts: the unique prompts.
-        owner: for each of the R rows the index of its prompt.
-        input_ids: [R, P + C], prompts padded on the left, completions on the right.
-        attention_mask: [R, P + C].
-        completion_width: C.
-
-    Returns:
-        Log-probabilities [R, C] and entropies alike, or None where the head computes none.
-    """
-    labels = input_ids.masked_fill(attention_mask == 0, -100)
-    labels[:, :-completion_width] = -100
-    positions = row_positions(prompts, owner, input_ids.shape[1] - completion_width, completion_width)
-    media = {name: value.to(input_ids.device) for name, value in row_media(prompts, owner).items()}
-    output = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions.to(input_ids.device),
-        labels=labels,
-        fused_lm_head=True,
-        **media,
-    )
-    entropy = None if output.entropy is None else output.entropy[:, -completion_width:]
-    return output.log_probs[:, -completion_width:], entropy
 
 
 class EchoInkTrainer(GRPOTrainer):
@@ -137,7 +104,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._owner: list[int] = []  # for each active row the index of its prompt
         self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen
         self._scored: Tensor | None = None  # [R, C], the tokens that the loss needs, where it does not need all
-        self._tokens: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
+        self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -150,10 +117,10 @@ class EchoInkTrainer(GRPOTrainer):
         def format(completions: list[str], **_) -> list[float]:
             return [format_reward(completion) for completion in completions]
 
-        # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
         if shared_prefix:
             install(model)
+        # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
         args.reward_weights = list(reward_weights)
         super().__init__(
@@ -299,7 +266,7 @@ class EchoInkTrainer(GRPOTrainer):
         finally:
             self._scored = None
         tokens = torch.stack([mask.sum(), counted.sum()])
-        self._tokens.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
+        self._token_counts.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -335,7 +302,7 @@ class EchoInkTrainer(GRPOTrainer):
                     completions = input_ids[part, -logits_to_keep:]
                     found = score(model, self._prompts, features, owner, completions, scored[part])
                 else:
-                    found = plain_rows(
+                    found = plain_rows.score(
                         model, self._prompts, owner, input_ids[part], attention_mask[part], logits_to_keep
                     )
                 logps.append(found[0])
@@ -372,10 +339,10 @@ class EchoInkTrainer(GRPOTrainer):
         # depend on the split. Of groups that were left out there is no entropy.
         for name, column in (("kl", 0), ("entropy", 1)):
             if means := self._metrics["train"].pop(name, None):
-                total = sum(mean * tokens[0] for mean, tokens in zip(means, self._tokens, strict=True))
-                if count := sum(tokens[column] for tokens in self._tokens):
+                total = sum(mean * tokens[0] for mean, tokens in zip(means, self._token_counts, strict=True))
+                if count := sum(tokens[column] for tokens in self._token_counts):
                     self._metrics["train"][name] = [total / count]
-        self._tokens.clear()
+        self._token_counts.clear()
 
     @contextmanager
     def _timed(self, name: str):

@@ -1,12 +1,16 @@
 """Both decoders: the same tokens, and what each of them computes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import set_seed
 
 from echoink import rollout
-from echoink.decoding import Growing, Slots
+from echoink.decoding import Growing, Slots, decoder_for
+from echoink.models import load_model
 from echoink.processing import prompt_batch
+from echoink.shared_prefix import install
 from tests.test_rollout import noise_of, run
 
 
@@ -15,8 +19,20 @@ def test_slots_decode_what_growing_rows_do(model, prompts, monkeypatch, count):
     """The decoder for GPUs, without its CUDA graph."""
     expected = run(model, prompts[:count], noise_of(count, 4), [1.0] * 4)
     assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
-    monkeypatch.setattr(rollout, "Growing", Slots)
+    monkeypatch.setattr(rollout, "decoder_for", lambda model: Slots)
     assert run(model, prompts[:count], noise_of(count, 4), [1.0] * 4) == expected
+
+
+def test_slots_are_for_gpus_whose_attention_takes_their_mask():
+    def of(device, attention):
+        model = load_model("tiny", attention=attention)
+        if attention == "sdpa":
+            install(model)
+        model = SimpleNamespace(config=model.config, device=torch.device(device))
+        return decoder_for(model)
+
+    assert of("cuda", "sdpa") is Slots
+    assert of("cuda", "eager") is Growing and of("cpu", "sdpa") is Growing
 
 
 def test_slots_move_together_when_half_of_them_are_idle(model, prompts):

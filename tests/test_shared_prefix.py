@@ -7,14 +7,13 @@ from peft import get_peft_model
 from PIL import Image
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import shared_prefix
+from echoink import plain_rows, shared_prefix
 from echoink.benchmark import peak_memory
 from echoink.encoding import encode_media, same_towers, towers_learn
 from echoink.errors import UserError
 from echoink.models import load_model, load_processor, lora
 from echoink.processing import encode
 from echoink.shared_prefix import Layout, install, pack, score, without_silent_groups
-from echoink.trainer import plain_rows
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 KINDS = {
@@ -69,7 +68,7 @@ def both(model, prompts, features, completion_ids, mask, group):
     found = []
     for logps, _ in (
         score(model, prompts, features, owner, completion_ids, mask),
-        plain_rows(model, prompts, owner, ids, attention, mask.shape[1]),
+        plain_rows.score(model, prompts, owner, ids, attention, mask.shape[1]),
     ):
         learning = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad((logps * weight).sum(), learning, allow_unused=True)
@@ -222,7 +221,7 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
         return score(model, [prompt], None, [0] * 16, completions, torch.ones_like(completions).bool())
 
     def plain():
-        return plain_rows(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
+        return plain_rows.score(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
 
     def peak(forward):
         return peak_memory(lambda: forward()[0].sum().backward(), torch.device("cpu"))

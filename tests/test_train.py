@@ -147,6 +147,27 @@ def test_evaluating_its_checkpoint_gives_its_final_numbers(first, place):
     assert evaluated["base"] is None and evaluated["paired"] is None and not (again / "metrics.jsonl").exists()
 
 
+def test_an_adapter_is_trained_saved_and_evaluated_from_its_checkpoint(place):
+    """The checkpoint is the adapter alone; evaluated, it is merged into the model that it names."""
+    learning = ["adapter=lora", "trainer.learning_rate=1e-2", "tracking=off"]
+    done = echoink(place, *SMALL, *learning, "name=adapter", "eval.base=false", "trainer.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "LoRA of rank 16" in done.stdout
+    (folder,) = (place / "outputs/adapter").iterdir()
+    (step,) = (folder / "checkpoints").iterdir()
+    assert (step / "adapter_model.safetensors").is_file() and not (step / "model.safetensors").exists()
+    assert json.loads((step / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    done = echoink(place, *SMALL, "task=eval", f"checkpoint={folder}", "name=merged", "tracking=off")
+    assert done.returncode == 0, done.stderr
+    (again,) = (place / "outputs/merged").iterdir()
+
+    def answers(path):
+        return [json.loads(line)["completion"] for line in (path / "predictions.jsonl").read_text().splitlines()]
+
+    same = [one == other for one, other in zip(answers(folder), answers(again), strict=True)]
+    assert sum(same) >= 0.95 * len(same)  # merging rounds differently
+
+
 def test_the_same_command_gives_the_same_run(first, place):
     _, folder = first
     done = echoink(place, *SMALL, "trainer.save_every=1", "name=twin", "tracking=off")
