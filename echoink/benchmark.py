@@ -45,7 +45,7 @@ class BenchmarkConfig:
     seed: int = _("of weights, media and completions", ge=0)
     repeats: int = _("timed repetitions of every phase, after one that is not timed", ge=1)
     beta: float = _("weight of the KL term; 0 leaves the reference out, but for one group at a time", ge=0)
-    adapter: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
+    lora: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
     growth: bool = _("also time update and reference over G and P")
     device: str = _("auto, cpu or cuda")
     peak_tflops: float | None = _("of the device in that precision, for MFU; null leaves it out", gt=0)
@@ -154,7 +154,7 @@ def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "
     from peft import get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
-    from echoink.models import lora
+    from echoink import models
     from echoink.shared_prefix import install
     from echoink.systems import OneGroupAtATime, PlainRows, SharedPrefix
     from echoink.workload import make_model, make_workload
@@ -163,14 +163,14 @@ def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "
     trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
     model = make_model(config.shape, config.seed, device)
     work = make_workload(model, config.shape, config.seed)
-    reference = None if config.adapter else make_model(config.shape, config.seed + 1, device).eval()
+    reference = None if config.lora else make_model(config.shape, config.seed + 1, device).eval()
     for thinker in (model, reference):
         if thinker is not None:
             install(thinker)
             add_fused_lm_head(thinker, outputs=("log_probs", "entropy"))
-    if config.adapter:
+    if config.lora:
         targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        model = get_peft_model(model, lora(16, 32, 0.0, targets))
+        model = get_peft_model(model, models.lora(16, 32, 0.0, targets))
     else:
         reference.requires_grad_(False)
     shared = (model, reference, work, config.beta)
@@ -336,7 +336,7 @@ def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
 
 
 def growth(config: BenchmarkConfig, device: "torch.device") -> list[dict[str, float]]:
-    """Seconds of reference and update, ours and plain rows, over G and over P: medians of up to three."""
+    """Seconds of reference and update, ours and plain rows, over G and over P: one timed repetition after another."""
     points = [("group_size", group) for group in GROWTH["group_size"]]
     points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
     rows = []
@@ -347,7 +347,7 @@ def growth(config: BenchmarkConfig, device: "torch.device") -> list[dict[str, fl
         systems["ours"].rollout()  # features, where the towers are frozen
         for system in systems.values():
             system.prefill = system.rollout = lambda: None
-        found = timed(systems, min(3, config.repeats), device)
+        found = timed(systems, 1, device)
         spent = {name: of["reference"]["median"] + of["update"]["median"] for name, of in found.items()}
         rows.append({"key": key, "value": value, **spent, "ratio": spent["plain rows"] / spent["ours"]})
     return rows

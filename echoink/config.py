@@ -82,7 +82,7 @@ class Schedule(Enum):
 class ModelConfig:
     path: str = _("`tiny` (the embedded model), a folder, or a hub id")
     dtype: Dtype = _("precision of the weights; float32 are master weights when trainer.bf16 is on")
-    attention: Attention = _("attention kernel; with grpo.shared_prefix that of the towers, the rest has its own")
+    attention: Attention = _("attention kernel of the towers; the language model has its own")
     freeze: list[Tower] = field(default_factory=list, metadata={"doc": "towers that do not learn: [audio, vision]"})
     max_pixels: int = _("a larger picture is scaled down to this many pixels", ge=28 * 28)
     max_audio_seconds: float = _("a longer sound is cut to its first seconds", gt=0.05, le=300)

@@ -1,120 +1,160 @@
-"""One more token for every row that still runs: with a cache that grows, or with slots of fixed shape for CUDA graphs.
+"""One more token for every row that still runs, from one prompt cache per group.
 
-A small model step on a GPU costs its launches, not its arithmetic. `Slots` keeps every shape and address fixed, so that
-one captured graph replays a whole step; rows that finish leave their slots idle until half of them are, then the rest
-moves together and the graph is captured again: at most log2 R captures for R rows. On a CPU `Growing` computes exactly
-the rows that run.
+The cache of a prompt is not copied to its G completions: their queries meet it together, each keeps keys and values of
+its own tokens only, and the two parts of its attention are joined by their softmax sums.
 
-Shapes: R running rows, S slots, P prompt tokens, C completion tokens, V vocabulary.
+A small model step on a GPU costs its launches, not its arithmetic. There the shapes stay fixed, so that one captured
+CUDA graph replays a whole step: rows that finish leave their slots idle until half of them are, then the rest moves
+together and the graph is captured again, at most log2 R times. On a CPU rows leave at once.
+
+Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, H heads, K key-value heads, V vocabulary.
 """
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration, StaticCache
-
-from echoink.shared_prefix import NAME
+from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
 
-class Growing:
-    """Rows over a cache that grows by a token per call; rows leave at once.
+class Decoder:
+    """Decodes R = B·G rows, row b·G + g continuing prompt b.
 
     Args:
-        model: the thinker, in evaluation mode.
-        cache: of R prefilled rows; taken over.
-        mask: [R, P], 1 where there is a prompt token.
+        model: the thinker with our attention (`attention.select`), in evaluation mode.
+        cache: of the B prompts, padded on the left.
+        mask: [B, P], 1 where there is a prompt token.
+        group: G.
         length: C, at most so many calls.
+        fixed: keep shapes fixed between moves; on a GPU each step is then the replay of a CUDA graph.
     """
 
     def __init__(
-        self, model: Qwen2_5OmniThinkerForConditionalGeneration, cache: DynamicCache, mask: Tensor, length: int
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        cache: DynamicCache,
+        mask: Tensor,
+        group: int,
+        length: int,
+        fixed: bool,
     ):
-        self._model, self._cache, self._mask = model, cache, mask
-
-    def keep(self, rows: Tensor) -> None:
-        """Let all but `rows` leave."""
-        self._mask = self._mask[rows]
-        self._cache.batch_select_indices(rows)
-
-    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits [R, V] after `tokens` [R], which stand at `positions` [R]."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
-        return _step(self._model, self._cache, tokens, positions, self._mask)
-
-
-class Slots:
-    """As `Growing`, in slots of fixed shape; on a GPU each step is one replay of a CUDA graph."""
-
-    def __init__(
-        self, model: Qwen2_5OmniThinkerForConditionalGeneration, cache: DynamicCache, mask: Tensor, length: int
-    ):
-        self._model, self._filled, self._room = model, mask.shape[1], mask.shape[1] + length
-        self._slots = torch.arange(len(mask), device=mask.device)  # [R], the slot of each running row
-        self._occupy(
-            [(layer.keys, layer.values) for layer in cache.layers], torch.nn.functional.pad(mask, (0, length)).bool()
-        )
+        self._model, self._fixed, self._length = model, fixed, length
+        self._prefix = [(layer.keys, layer.values) for layer in cache.layers]
+        self._absent = mask == 0  # [B, P]
+        self._filled = torch.zeros(1, dtype=torch.long, device=mask.device)  # own tokens so far, the same for all rows
+        self._calls = 0
+        rows, shape = len(mask) * group, self._prefix[0][0].shape
+        room = (rows, shape[1], length, shape[3])
+        self._own = [(keys.new_zeros(room), values.new_zeros(room)) for keys, values in self._prefix]
+        self._slots = torch.arange(rows, device=mask.device)  # [R], the slot of each running row
+        self._settle(self._slots // group)
 
     def keep(self, rows: Tensor) -> None:
         """Let all but `rows` leave."""
         self._slots = self._slots[rows]
-        if len(rows) <= len(self._mask) // 2:
-            kept = self._slots
-            states = [(layer.keys[kept], layer.values[kept]) for layer in self._cache.layers]
-            self._slots = torch.arange(len(rows), device=kept.device)
-            self._occupy([(k[:, :, : self._filled], v[:, :, : self._filled]) for k, v in states], self._mask[kept])
+        if self._fixed and len(rows) > len(self._group) // 2:
+            return
+        kept, self._slots = self._slots, torch.arange(len(rows), device=rows.device)
+        self._own = [(keys[kept], values[kept]) for keys, values in self._own]
+        self._settle(self._group[kept])
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits [R, V] after `tokens` [R], which stand at `positions` [R]."""
         self._tokens[self._slots], self._positions[self._slots] = tokens, positions
-        self._mask[:, self._filled] = True
-        if self._tokens.is_cuda and self._graph is None:
-            self._capture()
-        if self._graph is None:
-            self._logits = self._run()
-        else:
+        if self._fixed and tokens.is_cuda:
+            if self._graph is None:
+                self._capture()
             self._graph.replay()
-        self._filled += 1
+        else:
+            self._logits = self._step()
+        self._calls += 1
         return self._logits[self._slots]
 
-    def _occupy(self, states: list[tuple[Tensor, Tensor]], mask: Tensor) -> None:
-        self._cache = StaticCache(config=self._model.config.get_text_config(), max_cache_len=self._room)
-        for number, (keys, values) in enumerate(states):
-            self._cache.update(keys, values, number)
-        self._mask = mask
-        self._tokens = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
-        self._positions = torch.zeros_like(self._tokens)
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of one token per slot: query [S, H, 1, d], key and value [S, K, 1, d] → [S, H, 1, d]."""
+        own_keys, own_values = self._own[layer]
+        own_keys.index_copy_(2, self._filled, key)
+        own_values.index_copy_(2, self._filled, value)
+        if self._fixed:
+            ahead = torch.arange(self._length, device=key.device) > self._filled  # [C]
+        else:
+            own_keys, own_values = own_keys[:, :, : self._calls + 1], own_values[:, :, : self._calls + 1]
+            ahead = None
+        prefix_keys, prefix_values = self._prefix[layer]
+        slots, heads, _, width = query.shape
+        query = query.view(slots, prefix_keys.shape[1], -1, width)  # [S, K, H/K, d]
+        grid = query.new_zeros((len(prefix_keys), self._places, *query.shape[1:]))  # [B, places, K, H/K, d]
+        grid[self._group, self._place] = query
+        together = grid.transpose(1, 2).flatten(2, 3)  # [B, K, places·H/K, d]: a group's queries side by side
+        part = _part(together, prefix_keys, prefix_values, scale, self._absent[:, None, None])
+        shared = (
+            x.unflatten(2, (self._places, -1)).transpose(1, 2)[self._group, self._place]  # back to [S, K, H/K, ·]
+            for x in part
+        )
+        return (
+            _joined(shared, _part(query, own_keys, own_values, scale, ahead))
+            .to(value.dtype)
+            .view(slots, heads, 1, width)
+        )
+
+    def _settle(self, group: Tensor) -> None:
+        # Which prompt each slot continues, and its place among the slots of that prompt.
+        alive = group.unique()
+        if len(alive) <= len(self._absent) // 2:  # prompts without rows leave too
+            self._prefix = [(keys[alive], values[alive]) for keys, values in self._prefix]
+            self._absent = self._absent[alive]
+            group = torch.searchsorted(alive, group)
+        self._group = group  # [S]
+        same = group[:, None] == group
+        self._place = same.tril(-1).sum(1)  # [S]
+        self._places = int(same.sum(1).max())
+        self._tokens, self._positions = torch.zeros_like(group), torch.zeros_like(group)
         self._graph = self._logits = None
 
-    def _run(self) -> Tensor:
-        # One query per row: it sees whatever is filled, so the mask needs no causal part.
-        mask = {"full_attention": self._mask[:, None, None, :]}
-        return _step(self._model, self._cache, self._tokens, self._positions, mask)
+    def _step(self) -> Tensor:
+        hidden = self._model.model(
+            input_ids=self._tokens.unsqueeze(1),
+            attention_mask={"full_attention": self},
+            position_ids=self._positions.view(1, -1, 1).expand(3, -1, 1),
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        self._filled += 1
+        return self._model.lm_head(hidden)
 
     def _capture(self) -> None:
-        # CUDA graphs want a run outside first; it fills this step's place, which the replay fills again.
+        # CUDA graphs want a run outside first; what it writes the replay writes again.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self._run()
+            self._step()
         torch.cuda.current_stream().wait_stream(aside)
+        self._filled -= 1
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._logits = self._run()
-        for layer in self._cache.layers:
-            layer.cumulative_length.fill_(self._filled)
+            self._logits = self._step()
 
 
-def decoder_for(model: Qwen2_5OmniThinkerForConditionalGeneration) -> type[Growing] | type[Slots]:
-    """`Slots` on a GPU, where the language model's attention takes the mask as it is; else `Growing`."""
-    takes_masks = model.config.get_text_config()._attn_implementation in ("sdpa", NAME)
-    return Slots if model.device.type == "cuda" and takes_masks else Growing
+def _part(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, hidden: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention over a part of the keys, not yet normalized: weighted values, sum and maximum, in float32.
+
+    Args:
+        query: [N, K, M, d].
+        keys: [N, K, T, d].
+        values: [N, K, T, d].
+        scale: of the scores.
+        hidden: True where a key is not to be seen, broadcast to [N, K, M, T].
+    """
+    scores = (query @ keys.transpose(2, 3)).float() * scale
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top).exp()
+    return (weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), top
 
 
-def _step(model, cache, tokens: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor]) -> Tensor:
-    hidden = model.model(
-        input_ids=tokens.unsqueeze(1),
-        attention_mask=mask,
-        position_ids=positions.view(1, -1, 1).expand(3, -1, 1),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    return model.lm_head(hidden)
+def _joined(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Attention over both parts."""
+    (value, total, top), (other_value, other_total, other_top) = one, other
+    highest = torch.maximum(top, other_top)
+    scale, other_scale = (top - highest).exp(), (other_top - highest).exp()
+    return (value * scale + other_value * other_scale) / (total * scale + other_total * other_scale)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink.errors import UserError
+from echoink.shared_prefix import install
 
 TINY = Path(__file__).parent / "assets" / "tiny"
 """The embedded model: `model.path=tiny`."""
@@ -43,7 +44,7 @@ def load_processor(path: str, max_pixels: int) -> Qwen2_5OmniProcessor:
 def load_model(
     path: str, dtype: str = "float32", attention: str = "sdpa", freeze: tuple[str, ...] = ()
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """The thinker of a model folder or hub id, in training-ready precision.
+    """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
 
     A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
     gives its base model with the adapter merged in.
@@ -51,7 +52,7 @@ def load_model(
     Args:
         path: `tiny`, a folder, or a hub id.
         dtype: of the weights; float32 are the master weights under bf16 autocast.
-        attention: `sdpa`, `eager` or `flash_attention_2`.
+        attention: of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
         freeze: towers whose weights do not learn, of "audio" and "vision".
 
     Raises:
@@ -80,6 +81,7 @@ def load_model(
         raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
     for tower in freeze:
         getattr(model.model, TOWERS[tower]).requires_grad_(False)
+    install(model)
     model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path  # an adapter notes its base
     return model.to(processes().device)
 

@@ -1,4 +1,4 @@
-"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from that cache.
+"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from its cache.
 
 Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt and C completion tokens, V vocabulary.
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink.decoding import decoder_for
+from echoink.decoding import Decoder
 from echoink.encoding import Features, embed, encode_media, placeholders
 from echoink.processing import PromptInputs, prompt_batch
 
@@ -67,32 +67,30 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
 
 @dataclass(frozen=True)
 class Prefilled:
-    """B prompts after their one pass, ready to decode G completions each."""
+    """B prompts after their one pass."""
 
     cache: DynamicCache
-    """Keys and values of R rows."""
+    """Keys and values of the prompts, padded on the left."""
     mask: Tensor
-    """[R, P], 1 where there is a prompt token."""
+    """[B, P], 1 where there is a prompt token."""
     logits: Tensor
-    """Of the first completion token: [R, V]."""
+    """Of the first completion token: [B, V]."""
     next_positions: Tensor
-    """Position of the first completion token on all M-RoPE axes: [R]."""
+    """Position of the first completion token on all M-RoPE axes: [B]."""
 
 
 @torch.no_grad()
 def prefill(
     model: Qwen2_5OmniThinkerForConditionalGeneration,
     prompts: Sequence[PromptInputs],
-    group: int,
     pad_id: int,
     features: Sequence[Features] | None = None,
 ) -> Prefilled:
-    """Run each of B prompts through towers and language model once, the head on its last position, then share it.
+    """Run each of B prompts through towers and language model once, the head on its last position only.
 
     Args:
         model: the thinker, not wrapped.
         prompts: B prompts.
-        group: G.
         pad_id: the padding token.
         features: what the towers made of the prompts' media; None encodes them here.
     """
@@ -106,14 +104,8 @@ def prefill(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    cache.batch_repeat_interleave(group)
     positions = torch.tensor([prompt.next_position for prompt in prompts], device=hidden.device)
-    return Prefilled(
-        cache,
-        batch["attention_mask"].repeat_interleave(group, 0),
-        model.lm_head(hidden).repeat_interleave(group, 0),
-        positions.repeat_interleave(group),
-    )
+    return Prefilled(cache, batch["attention_mask"], model.lm_head(hidden), positions)
 
 
 @torch.no_grad()
@@ -149,9 +141,11 @@ def generate(
     was_training = model.training
     model.eval()
 
-    start = prefill(model, prompts, len(temperatures), pad_id, features)
-    logits, positions = start.logits, start.next_positions
-    decoder = decoder_for(model)(model, start.cache, start.mask, sampling.max_new_tokens)
+    group = len(temperatures)
+    start = prefill(model, prompts, pad_id, features)
+    logits = start.logits.repeat_interleave(group, 0)
+    positions = start.next_positions.repeat_interleave(group)
+    decoder = Decoder(model, start.cache, start.mask, group, sampling.max_new_tokens, fixed=device.type == "cuda")
     rows = torch.arange(len(logits), device=device)
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)

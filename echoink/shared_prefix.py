@@ -28,17 +28,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5OmniThinkerForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from echoink import attention
 from echoink.encoding import Features, embed, encode_media
-from echoink.errors import UserError
 from echoink.processing import PromptInputs
-
-NAME = "shared_prefix"
-"""Under which transformers knows our attention."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +82,10 @@ class Layout:
             return (group[query] == group[key]) & seen & (key <= query)
 
         return rule
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of the packed row: query [1, H, T, d], key and value [1, K, T, d] → [1, H, T, d]."""
+        return (by_blocks if query.is_cuda else by_parts)(query, key, value, self, scale)
 
     def block_mask(self, device: torch.device) -> BlockMask:
         """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
@@ -219,20 +218,11 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     the head runs on nothing else.
 
     Raises:
-        UserError: its attention has sliding windows or dropout, for which the packed row would not be exact.
+        UserError: see `attention.select`.
     """
-    config = model.config.get_text_config()
-    if "sliding_attention" in config.layer_types or config.attention_dropout:
-        what = "sliding windows" if "sliding_attention" in config.layer_types else "dropout"
-        raise UserError(
-            f"this model's attention has {what}, which a shared prefix cannot follow", "grpo.shared_prefix=false"
-        )
+    attention.select(model)
     thinker = model.model
-    if thinker.language_model.config._attn_implementation == NAME:  # done already
-        return
     plain = thinker.forward
-    # Selected for good: under gradient checkpointing the backward pass looks it up again.
-    thinker.language_model.config._attn_implementation = NAME
 
     @functools.wraps(type(thinker).forward)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, **kwargs):
@@ -249,18 +239,6 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
 
     thinker.forward = types.MethodType(forward, thinker)
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Layout | Tensor | None, **kwargs
-) -> tuple[Tensor, None]:
-    # transformers' attention interface: query [1, H, T, d], key and value [1, K, T, d] → [1, T, H, d]
-    if not isinstance(attention_mask, Layout):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    kernel = by_blocks if query.is_cuda else by_parts
-    # Under autocast the rotary embedding leaves query and key in float32.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    return kernel(query, key, value, attention_mask, kwargs["scaling"]).transpose(1, 2), None
 
 
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -314,7 +292,3 @@ def by_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: 
 def _compiled_flex():
     # lengths differ from step to step: without dynamic shapes each would compile anew
     return torch.compile(flex_attention, dynamic=True)
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

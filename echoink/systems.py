@@ -87,7 +87,7 @@ class SharedPrefix(Step):
 
     def prefill(self) -> None:
         """Towers and prompts, up to the logits of the first token."""
-        rollout.prefill(self.thinker.eval(), self.work.prompts, self.work.group, self.pad)
+        rollout.prefill(self.thinker.eval(), self.work.prompts, self.pad)
 
     def rollout(self) -> list[list[int]]:
         """The whole rollout; finished rows leave."""

@@ -163,14 +163,11 @@ def _load_model(config: Config, splits: "Splits") -> Job:
     from echoink import console, models
     from echoink.processing import PromptProcessor
     from echoink.rollout import Sampling
-    from echoink.shared_prefix import install
 
     path = config.checkpoint or config.model.path
     wanted, prompt, generation = config.model, config.prompt, config.generation
     freeze = tuple(tower.name for tower in wanted.freeze)
     model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze)
-    if config.grpo.shared_prefix:  # before the base is evaluated: it is to be computed as the trained model will be
-        install(model)
     console.say("model", f"{path} · {models.describe(model)}")
     omni = models.load_processor(path, wanted.max_pixels)
     processor = PromptProcessor(

@@ -47,7 +47,7 @@ from echoink.processing import PromptInputs, PromptProcessor
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import Sample
-from echoink.shared_prefix import install, score, without_silent_groups
+from echoink.shared_prefix import score, without_silent_groups
 
 METRICS = {
     "rewards/accuracy/mean": "reward/accuracy",
@@ -69,7 +69,7 @@ class EchoInkTrainer(GRPOTrainer):
     """TRL's GRPO for prompts with a picture and a sound.
 
     Args:
-        model: the policy.
+        model: the policy, from `models.load_model` as the reference is.
         reference: the frozen pi_ref; None where `args.beta` is 0 or with an adapter.
         processor: turns a sample into model inputs.
         samples: the training set; their ids are unique.
@@ -118,8 +118,6 @@ class EchoInkTrainer(GRPOTrainer):
             return [format_reward(completion) for completion in completions]
 
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
-        if shared_prefix:
-            install(model)
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
         args.reward_weights = list(reward_weights)
@@ -138,8 +136,6 @@ class EchoInkTrainer(GRPOTrainer):
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
 
     def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
-        if self._shared_prefix:
-            install(reference)
         add_fused_lm_head(reference, temperature=self.temperature)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)

@@ -30,10 +30,10 @@ case "${1:-}" in
     export PYTHONPATH="$libs:$PWD" HF_HUB_OFFLINE=1
     benchmark() { python -m echoink.benchmark device="$device" hydra.run.dir="$out/$1" "${@:2}" 2>&1 | tee "$out/$1.txt"; }
     benchmark small growth=false
-    benchmark small_lora growth=false adapter=true
+    benchmark small_lora growth=false lora=true
     if [ "$device" = cuda ]; then
-      benchmark qwen2_5_omni_7b shape=qwen2_5_omni_7b adapter=true peak_tflops=989 repeats=3 growth=false
-      benchmark qwen2_5_omni_7b_growth shape=qwen2_5_omni_7b adapter=true shape.prompts=1 repeats=1
+      benchmark qwen2_5_omni_7b shape=qwen2_5_omni_7b lora=true peak_tflops=989 repeats=3 growth=false
+      benchmark qwen2_5_omni_7b_growth shape=qwen2_5_omni_7b lora=true shape.prompts=1 repeats=1
     fi
     ;;
   *)

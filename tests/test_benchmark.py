@@ -34,9 +34,9 @@ def test_every_shape_composes(shape):
     assert composed(f"shape={shape}").shape.group_size >= 2
 
 
-@pytest.mark.parametrize("adapter", ["false", "true"])
-def test_all_systems_compute_the_same_and_ours_no_more_than_is_needed(adapter):
-    found = benchmark.benchmark(composed(*MINI, f"adapter={adapter}", "peak_tflops=1"))
+@pytest.mark.parametrize("lora", ["false", "true"])
+def test_all_systems_compute_the_same_and_ours_no_more_than_is_needed(lora):
+    found = benchmark.benchmark(composed(*MINI, f"lora={lora}", "peak_tflops=1"))
     assert found["parity"]["max_logprob_difference"] <= 1e-5
     assert found["parity"]["gradient_relative_difference"] <= 1e-5
     for phase in ("rollout", "reference", "update"):

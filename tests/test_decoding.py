@@ -1,60 +1,68 @@
-"""Both decoders: the same tokens, and what each of them computes."""
-
-from types import SimpleNamespace
+"""Decoding from shared prompt caches: the right logits whoever has left, and what is computed and held."""
 
 import pytest
 import torch
 from transformers import set_seed
 
 from echoink import rollout
-from echoink.decoding import Growing, Slots, decoder_for
-from echoink.models import load_model
+from echoink.decoding import Decoder
 from echoink.processing import prompt_batch
-from echoink.shared_prefix import install
 from tests.test_rollout import noise_of, run
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_slots_decode_what_growing_rows_do(model, prompts, monkeypatch, count):
-    """The decoder for GPUs, without its CUDA graph."""
-    expected = run(model, prompts[:count], noise_of(count, 4), [1.0] * 4)
-    assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
-    monkeypatch.setattr(rollout, "decoder_for", lambda model: Slots)
-    assert run(model, prompts[:count], noise_of(count, 4), [1.0] * 4) == expected
-
-
-def test_slots_are_for_gpus_whose_attention_takes_their_mask():
-    def of(device, attention):
-        model = load_model("tiny", attention=attention)
-        if attention == "sdpa":
-            install(model)
-        model = SimpleNamespace(config=model.config, device=torch.device(device))
-        return decoder_for(model)
-
-    assert of("cuda", "sdpa") is Slots
-    assert of("cuda", "eager") is Growing and of("cpu", "sdpa") is Growing
-
-
-def test_slots_move_together_when_half_of_them_are_idle(model, prompts):
-    start = rollout.prefill(model.eval(), prompts[:2], 4, 0)
-    decoder = Slots(model, start.cache, start.mask, 8)
-    sizes = []
-    for rows in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 4, 5], [0, 1, 2, 4], [1, 3], [1]):
-        decoder.keep(torch.tensor(rows))
+def decode(model, prompts, group, fixed, leaving, length=8):
+    """Logits of steps between which all but the `leaving` rows leave; and the decoder."""
+    start = rollout.prefill(model.eval(), prompts, 0)
+    decoder = Decoder(model, start.cache, start.mask, group, length, fixed)
+    positions, found = start.next_positions.repeat_interleave(group), []
+    rows = torch.arange(len(prompts) * group)
+    for step, kept in enumerate(leaving):
+        rows = rows[kept]
+        decoder.keep(torch.tensor(kept))
         with torch.no_grad():
-            logits = decoder(torch.full((len(rows),), 30), start.next_positions[: len(rows)])
-        assert len(logits) == len(rows)
-        sizes.append(decoder._cache.layers[0].keys.shape[0])
-    assert sizes == [8, 8, 4, 2, 1]
+            found.append(decoder(30 + 7 * rows + step, positions[rows] + step))
+    return found, rows, decoder
 
 
-def test_growing_rows_leave_at_once(model, prompts):
-    start = rollout.prefill(model.eval(), prompts[:2], 2, 0)
-    decoder = Growing(model, start.cache, start.mask, 8)
-    decoder.keep(torch.tensor([3]))
+LEAVING = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 2, 3, 5, 6, 7, 9, 11], [1, 2, 4, 6, 7], [0, 4], [1]]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["leaving at once", "fixed slots"])
+def test_a_row_decodes_as_it_would_alone(model, prompts, fixed):
+    """Three prompts of different lengths, G = 4; against the whole sequence through the model's own forward."""
+    found, (row,), _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    assert row == 11
+    prompt = prompts[2]
+    ids = torch.cat([prompt.input_ids, 30 + 7 * row + torch.arange(5)])[None]
     with torch.no_grad():
-        assert decoder(torch.tensor([30]), start.next_positions[3:]).shape[0] == 1
-    assert start.cache.layers[0].keys.shape[0] == 1
+        expected = model(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits[0, -5:]
+    assert all((logits[-1] - one).abs().max() <= 1e-4 for logits, one in zip(found, expected, strict=True))
+
+
+def test_fixed_slots_compute_what_rows_that_leave_do(model, prompts):
+    one, _, _ = decode(model, prompts[:3], 4, False, LEAVING)
+    other, _, _ = decode(model, prompts[:3], 4, True, LEAVING)
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(one, other, strict=True))
+
+
+def test_the_prompts_cache_is_held_once_per_prompt_and_rows_leave(model, prompts):
+    _, _, decoder = decode(model, prompts[:3], 4, False, LEAVING[:1])
+    assert decoder._prefix[0][0].shape[0] == 3 and decoder._own[0][0].shape[:3] == (12, 2, 8)
+    sizes = {}
+    for fixed in (False, True):
+        sizes[fixed] = []
+        for steps in range(1, 6):
+            _, _, decoder = decode(model, prompts[:3], 4, fixed, LEAVING[:steps])
+            sizes[fixed].append((len(decoder._own[0][0]), len(decoder._prefix[0][0])))
+    assert sizes[False] == [(12, 3), (8, 3), (5, 3), (2, 3), (1, 1)]
+    assert sizes[True] == [(12, 3), (12, 3), (5, 3), (2, 3), (1, 1)], "slots move together when half of them are idle"
+
+
+def test_fixed_slots_sample_the_same_rollout(model, prompts, monkeypatch):
+    expected = run(model, prompts[:5], noise_of(5, 4), [1.0] * 4)
+    assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
+    monkeypatch.setattr(rollout, "Decoder", lambda *args, fixed: Decoder(*args, fixed=True))
+    assert run(model, prompts[:5], noise_of(5, 4), [1.0] * 4) == expected
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -68,15 +76,15 @@ def test_a_shared_prefill_samples_what_num_return_sequences_does(model, prompts,
     set_seed(3)
     expected = model.generate(**batch, num_return_sequences=group, **settings)
 
-    start = rollout.prefill(model, chosen, group, model.generation_config.pad_token_id)
+    start = rollout.prefill(model, chosen, model.generation_config.pad_token_id)
     # generate() wants the last prompt token not yet in the cache, and the offset of positions that it would have found
     start.cache.crop(-1)
-    real = start.mask.sum(1)
-    model.model.rope_deltas = (start.next_positions - real).unsqueeze(1)
+    start.cache.batch_repeat_interleave(group)
+    model.model.rope_deltas = (start.next_positions - start.mask.sum(1)).repeat_interleave(group).unsqueeze(1)
     set_seed(3)
     found = model.generate(
         input_ids=batch["input_ids"].repeat_interleave(group, 0),
-        attention_mask=start.mask,
+        attention_mask=start.mask.repeat_interleave(group, 0),
         past_key_values=start.cache,
         **settings,
     )

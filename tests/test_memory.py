@@ -43,7 +43,7 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
         text.num_attention_heads, text.layer_types = width // 32, ["full_attention"] * 4
         config.audio_config.output_dim = config.vision_config.out_hidden_size = width
         model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config)
-    install(model)
+        install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     measured, tokens = kept(model.train(), prompts[0], bf16)
     estimated = memory.activations(model, tokens, bf16)

@@ -5,13 +5,14 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
+from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import plain_rows, shared_prefix
+from echoink import attention, plain_rows, shared_prefix
 from echoink.benchmark import peak_memory
 from echoink.encoding import encode_media, same_towers, towers_learn
 from echoink.errors import UserError
-from echoink.models import load_model, load_processor, lora
+from echoink.models import TINY, load_model, load_processor, lora
 from echoink.processing import encode
 from echoink.shared_prefix import Layout, install, pack, score, without_silent_groups
 
@@ -86,7 +87,6 @@ def distance(one, other):
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])
 def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, adapter, checkpointing):
     prompts = prompts_of(kind, model)
-    install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     thinker = model
     if adapter:
@@ -110,7 +110,6 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, ad
         with torch.no_grad(), model.disable_adapter():
             off, _ = score(model, prompts, features, owner, ids, mask)
         untouched = load_model("tiny")
-        install(untouched)
         add_fused_lm_head(untouched)
         with torch.no_grad():
             expected, entropy = score(untouched, prompts, None, owner, ids, mask)
@@ -119,7 +118,6 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, ad
 
 
 def test_entropies_are_those_of_plain_rows(model, prompts):
-    install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     ids, mask = ragged(2, 3)
     with torch.no_grad():
@@ -192,7 +190,6 @@ def test_a_packed_row_by_hand(prompts):
 
 
 def test_a_packed_row_is_as_long_as_its_distinct_tokens_and_the_head_sees_completions_only(model, prompts):
-    install(model)
     add_fused_lm_head(model)
     seen = []
     model.model.language_model.register_forward_pre_hook(
@@ -211,7 +208,6 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 512)
     prompt = prompt_of(("image", "audio"), model, 1, 950)
     assert abs(len(prompt.input_ids) - 1_000) <= 30
-    install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     model.train()
     completions = torch.randint(20, 400, (16, 200), generator=torch.Generator().manual_seed(0))
@@ -270,17 +266,20 @@ def test_features_of_a_batch_are_those_of_its_prompts_one_by_one(model):
 
 
 @pytest.mark.parametrize("what", ["sliding windows", "dropout"])
-def test_a_model_that_packing_would_change_is_refused(model, what):
-    config = model.config.get_text_config()
+def test_a_model_that_sharing_would_change_is_refused(what):
+    config = AutoConfig.from_pretrained(TINY)
+    text = config.get_text_config()
     if what == "dropout":
-        config.attention_dropout = 0.1
+        text.attention_dropout = 0.1
     else:
-        config.layer_types = ["sliding_attention", *config.layer_types[1:]]
-    with pytest.raises(UserError, match=f"{what}.*\n.*grpo.shared_prefix=false"):
-        install(model)
+        text.layer_types = ["sliding_attention", *text.layer_types[1:]]
+    with pytest.raises(UserError, match=f"attention has {what}"):
+        install(Qwen2_5OmniThinkerForConditionalGeneration(config))
 
 
-def test_a_saved_model_knows_nothing_of_packing(model, prompts, tmp_path):
-    install(model)
+def test_a_saved_model_knows_nothing_of_sharing(model, tmp_path):
+    assert model.config.get_text_config()._attn_implementation == attention.NAME
     model.save_pretrained(tmp_path)
-    assert "shared_prefix" not in (tmp_path / "config.json").read_text()
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
+    plain = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(tmp_path)
+    assert plain.config.get_text_config()._attn_implementation == "sdpa"
