@@ -5,6 +5,7 @@ that a noisy machine is noisy for all. First their log-probabilities and gradien
 there is no benchmark.
 """
 
+import gc
 import json
 import os
 import statistics
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +38,14 @@ PHASES = ("prefill", "rollout", "reference", "update", "step")
 
 SYSTEMS = ("ours", "plain rows", "one group at a time")
 
-GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.5, 1, 2)}
+GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.75, 1, 2)}
 """Where the cost's growth is looked at: G, and P relative to the shape's."""
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 @dataclass
@@ -47,7 +55,7 @@ class BenchmarkConfig:
     beta: float = _("weight of the KL term; 0 leaves the reference out, but for one group at a time", ge=0)
     lora: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
     growth: bool = _("also time update and reference over G and P")
-    device: str = _("auto, cpu or cuda")
+    device: Device = _("auto: a GPU where there is one")
     peak_tflops: float | None = _("of the device in that precision, for MFU; null leaves it out", gt=0)
     shape: ShapeConfig = field(default_factory=ShapeConfig)
 
@@ -77,19 +85,24 @@ def run(config: BenchmarkConfig) -> None:
     console.say("EchoInk", f"benchmark · {folder}")
     with console.quiet_libraries():
         found = benchmark(config)
-    (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
-    if config.growth:
-        figure(found["growth"], folder / "growth.png")
+        (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+        show(found)
+        if config.growth:
+            found["growth"] = growth(config)
+            (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+            show_growth(found["growth"])
+            figure(found["growth"], folder / "growth.png")
     console.say("written", f"{folder}/benchmark.json" + (" and growth.png" if config.growth else ""))
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Run it all and show it.
+    """Compare, then time.
 
     Returns:
-        What `benchmark.json` holds: `parity`, `seconds` by system and phase (median and quartiles), `ratio` (plain rows
-        over ours), `ratio_reference_equivalent` (one group at a time over ours), `flops`, `peak_memory` of the update,
-        `completion_tokens_per_second`, `growth`, and what it ran on.
+        What `benchmark.json` holds, but for `growth`: `parity`, `seconds` by system and phase (median and quartiles),
+        `ratio` (plain rows over ours), `ratio_reference_equivalent` (one group at a time over ours), `flops` that were
+        executed (on a CPU: what a CUDA graph replays cannot be counted), `needed_flops`, `peak_memory` of the update,
+        `completion_tokens_per_second`, and what it ran on.
 
     Raises:
         UserError: the systems do not compute the same.
@@ -98,9 +111,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
     from echoink import console, tracking
 
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
+    device = device_of(config)
     systems = make_systems(config, device)
     work = systems["ours"].work
     completion_tokens = int(work.mask.sum())
@@ -114,7 +125,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
 
     seconds = timed(systems, config.repeats, device)
-    flops = {name: {phase: executed_flops(run) for phase, run in phases(system)} for name, system in systems.items()}
+    flops = None
+    if device.type == "cpu":
+        flops = {name: {phase: executed_flops(run) for phase, run in phases(of)} for name, of in systems.items()}
     memory = {name: peak_memory(system.update, device) for name, system in systems.items()}
     needed = needed_flops(systems["ours"])
     medians = {name: {phase: of["median"] for phase, of in found.items()} for name, found in seconds.items()}
@@ -141,11 +154,20 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         work_done = needed["reference"] + needed["update"]
         spent = {name: medians[name]["reference"] + medians[name]["update"] for name in SYSTEMS}
         found["mfu"] = {name: work_done / seconds / config.peak_tflops / 1e12 for name, seconds in spent.items()}
-    show(found)
-    if config.growth:
-        found["growth"] = growth(config, device)
-        show_growth(found["growth"])
     return found
+
+
+def device_of(config: BenchmarkConfig) -> "torch.device":
+    """Where to run.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if config.device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU", "device=cpu")
+    return torch.device("cpu" if config.device is Device.cpu or not torch.cuda.is_available() else "cuda")
 
 
 def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "Step"]:
@@ -192,7 +214,7 @@ def phases(system: "Step") -> list[tuple[str, Callable]]:
 
 
 def compare(systems: dict[str, "Step"], tolerance: float) -> dict[str, float]:
-    """How far log-probabilities, gradients and rollouts of the baselines are from ours; the largest over both.
+    """How far log-probabilities and gradients of the baselines are from ours, the larger of both; and ours replays.
 
     Raises:
         UserError: farther than `tolerance`.
@@ -267,7 +289,7 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def executed_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products and attention; FlexAttention on a GPU is not counted."""
+    """Floating-point operations of matrix products and attention; on a CPU."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -299,7 +321,9 @@ def needed_flops(system: "Step") -> dict[str, float]:
 
     config = system.thinker.config.get_text_config()
     layers = system.thinker.model.language_model.layers
-    weights = sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and "lora" not in name)
+    matrices = [(name, p.numel()) for name, p in layers.named_parameters() if p.ndim == 2]
+    weights = sum(size for name, size in matrices if "lora" not in name)
+    added = sum(size for name, size in matrices if "lora" in name)
     prompts, lengths = system.work.prompts, system.work.mask.sum(1).view(-1, system.work.group)
     pairs = tokens = 0
     for prompt, of in zip(prompts, lengths.tolist(), strict=True):
@@ -311,11 +335,11 @@ def needed_flops(system: "Step") -> dict[str, float]:
     with torch.no_grad():
         towers = executed_flops(lambda: encode_media(system.thinker.model, prompts))
     learns, tower_learns = system.reference is not None, towers_learn(system.thinker.model)
-    forward = language + head
+    forward, adapter = language + head, 2 * added * tokens
     return {
-        "rollout": forward + towers,
+        "rollout": forward + adapter + towers,
         "reference": forward + (towers if tower_learns else 0),
-        "update": forward * (3 if learns else 2) + (3 * towers if tower_learns else 0),
+        "update": forward * (3 if learns else 2) + 3 * adapter + (3 * towers if tower_learns else 0),
     }
 
 
@@ -335,8 +359,9 @@ def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def growth(config: BenchmarkConfig, device: "torch.device") -> list[dict[str, float]]:
+def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
     """Seconds of reference and update, ours and plain rows, over G and over P: one timed repetition after another."""
+    device = device_of(config)
     points = [("group_size", group) for group in GROWTH["group_size"]]
     points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
     rows = []
@@ -344,11 +369,13 @@ def growth(config: BenchmarkConfig, device: "torch.device") -> list[dict[str, fl
         changed = replace(config, shape=replace(config.shape, prompts=1, **{key: value}))
         systems = make_systems(changed, device)
         del systems["one group at a time"]
+        gc.collect()  # the models of the point before
         systems["ours"].rollout()  # features, where the towers are frozen
         for system in systems.values():
             system.prefill = system.rollout = lambda: None
         found = timed(systems, 1, device)
         spent = {name: of["reference"]["median"] + of["update"]["median"] for name, of in found.items()}
+        del systems
         rows.append({"key": key, "value": value, **spent, "ratio": spent["plain rows"] / spent["ours"]})
     return rows
 
@@ -370,7 +397,7 @@ def show(found: dict[str, Any]) -> None:
     ratios = (found[key]["peak_memory"] for key in ("ratio", "ratio_reference_equivalent"))
     table.add_row("peak memory of the update", *memory, *(f"{value:.1f} x" for value in ratios))
     for phase in PHASES[1:-1]:
-        cells = [f"{found['flops'][name][phase] / 1e9:,.0f}" for name in SYSTEMS]
+        cells = [f"{found['flops'][name][phase] / 1e9:,.0f}" if found["flops"] else "–" for name in SYSTEMS]
         table.add_row(f"GFLOP of {phase} (needed {found['needed_flops'][phase] / 1e9:,.0f})", *cells, "", "")
     speeds = [f"{found['completion_tokens_per_second'][name]:,.0f}" for name in SYSTEMS]
     table.add_row("completion tokens per second", *speeds, "", "")

@@ -129,7 +129,7 @@ class GrpoConfig:
     scale: Scale = _("what advantages are divided by; group is Eq. 1")
     clip: float = _("epsilon of the clipped ratio", gt=0, lt=1)
     updates_per_rollout: int = _("optimizer passes over each rollout; 1 is on-policy", ge=1)
-    shared_prefix: bool = _("compute a group's prompt once in the loss; false: once per completion, the same result")
+    shared_prefix: bool = _("compute a group's prompt once in the loss; false: once per completion, for comparison")
 
 
 @dataclass

@@ -37,7 +37,10 @@ class Decoder:
         fixed: bool,
     ):
         self._model, self._fixed, self._length = model, fixed, length
-        self._prefix = [(layer.keys, layer.values) for layer in cache.layers]
+        kind, dtype = mask.device.type, cache.layers[0].values.dtype
+        if torch.is_autocast_enabled(kind):  # the cache is in float32, because the rotary embedding leaves the keys so
+            dtype = torch.get_autocast_dtype(kind)
+        self._prefix = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
         self._absent = mask == 0  # [B, P]
         self._filled = torch.zeros(1, dtype=torch.long, device=mask.device)  # own tokens so far, the same for all rows
         self._calls = 0
@@ -71,8 +74,8 @@ class Decoder:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one token per slot: query [S, H, 1, d], key and value [S, K, 1, d] → [S, H, 1, d]."""
         own_keys, own_values = self._own[layer]
-        own_keys.index_copy_(2, self._filled, key)
-        own_values.index_copy_(2, self._filled, value)
+        own_keys.index_copy_(2, self._filled, key.to(own_keys.dtype))
+        own_values.index_copy_(2, self._filled, value.to(own_values.dtype))
         if self._fixed:
             ahead = torch.arange(self._length, device=key.device) > self._filled  # [C]
         else:
@@ -120,7 +123,8 @@ class Decoder:
         return self._model.lm_head(hidden)
 
     def _capture(self) -> None:
-        # CUDA graphs want a run outside first; what it writes the replay writes again.
+        # CUDA graphs want a run outside first; what it writes the replay writes again. Copies of weights that autocast
+        # has made live as long as the caller's autocast block, and so longer than the graph.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -144,12 +148,14 @@ def _part(
         scale: of the scores.
         hidden: True where a key is not to be seen, broadcast to [N, K, M, T].
     """
-    scores = (query @ keys.transpose(2, 3)).float() * scale
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, float("-inf"))
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp()
-    return (weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), top
+    # All in float32, as the kernels of the loss accumulate: a score rounded to bfloat16 samples from another policy.
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.float() @ keys.float().transpose(2, 3) * scale
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        top = scores.amax(-1, keepdim=True)
+        weights = (scores - top).exp()
+        return weights @ values.float(), weights.sum(-1, keepdim=True), top
 
 
 def _joined(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -31,12 +31,23 @@ class Estimate:
         return sum(asdict(self).values())
 
 
-def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, tokens: int, bf16: bool) -> int:
+@dataclass(frozen=True)
+class Rows:
+    """A packed row: so many prompts of P tokens, each with G completions of C tokens. Plain rows have P = 0."""
+
+    prompts: int
+    group: int
+    prompt: int
+    completion: int
+
+
+def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, rows: Rows, bf16: bool) -> int:
     """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
 
     Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
     attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps an input of its own:
-    34 bytes per D), four values of the feed-forward layer (4 F), key and value, also joined with the prefix (12 K).
+    34 bytes per D), four values of the feed-forward layer (4 F), key and value (4 K). Without a GPU keys and values are
+    also joined, prefix and completion: 2 K for each of the G (P + C).
     The towers, and the head, which works in chunks, are small beside it.
     """
     config = model.config.get_text_config()
@@ -45,14 +56,17 @@ def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, tokens: int, 
     keys = width // heads * config.num_key_value_heads
     size = 2 if bf16 else model.dtype.itemsize
     widths = 34 if bf16 and model.dtype.itemsize > 2 else 11 * size
-    return tokens * config.num_hidden_layers * (widths * width + (4 * feed_forward + 12 * keys) * size)
+    tokens = rows.prompts * (rows.prompt + rows.group * rows.completion)
+    joined = 0 if model.device.type == "cuda" else rows.prompts * rows.group * (rows.prompt + rows.completion)
+    per_layer = tokens * (widths * width + (4 * feed_forward + 4 * keys) * size) + joined * 2 * keys * size
+    return config.num_hidden_layers * per_layer
 
 
 def estimate(
     model: Qwen2_5OmniThinkerForConditionalGeneration,
     learning: int,
     reference: bool,
-    tokens: int,
+    rows: Rows,
     bf16: bool,
 ) -> Estimate:
     """Memory of one training step without gradient checkpointing, on one process that holds everything.
@@ -61,7 +75,7 @@ def estimate(
         model: the policy.
         learning: how many of its parameters learn.
         reference: whether a second model stands beside it.
-        tokens: T, packed tokens of a micro-batch.
+        rows: of a micro-batch.
         bf16: whether it computes in bfloat16 under autocast.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -72,12 +86,12 @@ def estimate(
         reference=parameters * size if reference else 0,
         gradients=learning * size,
         optimizer=2 * learning * size,
-        activations=activations(model, tokens, bf16),
+        activations=activations(model, rows, bf16),
     )
 
 
 def available(device: torch.device) -> int:
-    """Bytes of memory that the device has: a GPU's whole memory, of a computer's what is free now."""
+    """Bytes of memory that this process may have: what it holds and what is free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return psutil.virtual_memory().available
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

@@ -47,7 +47,7 @@ def load_model(
     """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
 
     A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
-    gives its base model with the adapter merged in.
+    gives its base model with the adapter merged in, in the precision of `dtype`.
 
     Args:
         path: `tiny`, a folder, or a hub id.
@@ -61,9 +61,13 @@ def load_model(
     if (Path(path) / "adapter_config.json").is_file():
         with _as_user_error(path):
             base = LoraConfig.from_pretrained(path).base_model_name_or_path
-        merged = PeftModel.from_pretrained(load_model(base, dtype, attention, freeze), path).merge_and_unload()
-        merged.name_or_path = str(Path(path).resolve())
-        return merged
+        try:
+            model = load_model(base, dtype, attention)
+        except UserError as error:
+            raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
+        with _as_user_error(path):
+            model = PeftModel.from_pretrained(model, path).merge_and_unload().requires_grad_(True)
+        return _named(_frozen(model, freeze), path)
     with _as_user_error(path):
         config = AutoConfig.from_pretrained(resolve(path))
         config = getattr(config, "thinker_config", config)
@@ -79,11 +83,23 @@ def load_model(
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
-    for tower in freeze:
-        getattr(model.model, TOWERS[tower]).requires_grad_(False)
+    _frozen(model, freeze)
     install(model)
-    model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path  # an adapter notes its base
-    return model.to(processes().device)
+    return _named(model, path).to(processes().device)
+
+
+def _frozen(
+    model: Qwen2_5OmniThinkerForConditionalGeneration, towers: Sequence[str]
+) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    for tower in towers:
+        getattr(model.model, TOWERS[tower]).requires_grad_(False)
+    return model
+
+
+def _named(model: Qwen2_5OmniThinkerForConditionalGeneration, path: str) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    # an adapter notes its base by this name
+    model.name_or_path = path if path == "tiny" or not Path(path).is_dir() else str(Path(path).resolve())
+    return model
 
 
 def describe(model: Qwen2_5OmniThinkerForConditionalGeneration) -> str:
@@ -98,6 +114,18 @@ def load_reference(
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The frozen pi_ref of the KL term: the model that training starts from."""
     return load_model(path, dtype, attention).eval().requires_grad_(False)
+
+
+def check_targets(model: Qwen2_5OmniThinkerForConditionalGeneration, targets: Sequence[str]) -> None:
+    """Raises `UserError` where the language model has no linear layer of one of the names."""
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    if unknown := [name for name in targets if name not in linear] or not targets:
+        wrong = ", ".join(unknown) if targets else "empty"
+        raise UserError(f"adapter.targets: {wrong}", f"linear layers of this model: {', '.join(sorted(linear))}")
 
 
 def lora(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> LoraConfig:

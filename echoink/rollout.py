@@ -146,6 +146,7 @@ def generate(
     logits = start.logits.repeat_interleave(group, 0)
     positions = start.next_positions.repeat_interleave(group)
     decoder = Decoder(model, start.cache, start.mask, group, sampling.max_new_tokens, fixed=device.type == "cuda")
+    del start  # the decoder lets go of the caches of prompts whose rows have all left
     rows = torch.arange(len(logits), device=device)
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)

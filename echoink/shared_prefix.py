@@ -90,7 +90,7 @@ class Layout:
     def block_mask(self, device: torch.device) -> BlockMask:
         """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
         if device not in self._block_masks:
-            make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+            make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
             rule = self.allowed(device)
             self._block_masks[device] = make(rule, None, None, self.tokens, self.tokens, device=device)
         return self._block_masks[device]
@@ -128,10 +128,10 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
         last, ahead = prompt.input_ids[-1:], torch.arange(max(map(len, group)) - 1) + prompt.next_position
         from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(3, -1)], 1)
         for completion in group:
-            ids += [last, completion[:-1].cpu()]
+            ids += [last, completion[:-1]]
             positions.append(from_last[:, : len(completion)])
         groups.append((len(prompt.input_ids) - 1, tuple(len(completion) for completion in group)))
-    labels = torch.cat([completion.cpu() for group in completions for completion in group])
+    labels = torch.cat([completion for group in completions for completion in group])
     return Packed(torch.cat(ids)[None], torch.cat(positions, 1)[:, None], labels[None], Layout(tuple(groups)))
 
 
@@ -157,11 +157,11 @@ def score(
     Returns:
         Log-probabilities [R, C], 0 where not scored, and entropies alike, or None where the head computes none.
     """
-    lengths = scored.sum(1).tolist()
+    lengths, ids = scored.sum(1).tolist(), completion_ids.cpu()
     groups: dict[int, list[Tensor]] = {}
     for row, index in enumerate(owner):
         if lengths[row]:
-            groups.setdefault(index, []).append(completion_ids[row, : lengths[row]])
+            groups.setdefault(index, []).append(ids[row, : lengths[row]])
     chosen = [prompts[index] for index in groups]
     packed = pack(chosen, list(groups.values()))
     device = completion_ids.device
@@ -284,11 +284,11 @@ def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 def by_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """As `by_parts`, in one kernel that skips the empty blocks: compiled FlexAttention on a GPU."""
-    flex = _compiled_flex() if query.is_cuda else flex_attention
+    flex = _compiled(flex_attention) if query.is_cuda else flex_attention
     return flex(query, key, value, block_mask=layout.block_mask(query.device), scale=scale, enable_gqa=True)
 
 
 @functools.cache
-def _compiled_flex():
+def _compiled(function):
     # lengths differ from step to step: without dynamic shapes each would compile anew
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(function, dynamic=True)

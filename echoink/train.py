@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,6 +168,9 @@ def _load_model(config: Config, splits: "Splits") -> Job:
     wanted, prompt, generation = config.model, config.prompt, config.generation
     freeze = tuple(tower.name for tower in wanted.freeze)
     model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze)
+    if config.adapter.kind is Adapter.lora:
+        models.check_targets(model, config.adapter.targets)
+        model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {models.describe(model)}")
     omni = models.load_processor(path, wanted.max_pixels)
     processor = PromptProcessor(
@@ -254,18 +257,19 @@ def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> l
     return predictions
 
 
-def _with_checkpointing_decided(job: Job, lora: bool, reference: bool) -> "TrainerConfig":
+def _with_checkpointing_decided(job: Job, reference: bool) -> "TrainerConfig":
     """The trainer's settings, activations recomputed where they are estimated not to fit."""
     from echoink import console, memory
 
     config = job.config
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
-    group, prompt = config.grpo.group_size, job.processor.most_tokens
-    prefixes = prompt if config.grpo.shared_prefix else group * prompt
-    tokens = config.trainer.micro_batch_prompts * (prefixes + group * config.generation.max_new_tokens)
-    learning = 0 if lora else sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter is small
-    needs = memory.estimate(job.model, learning, reference, tokens, config.trainer.bf16)
+    prompt, completion = job.processor.most_tokens, config.generation.max_new_tokens
+    if not config.grpo.shared_prefix:
+        prompt, completion = 0, prompt + completion
+    rows = memory.Rows(config.trainer.micro_batch_prompts, config.grpo.group_size, prompt, completion)
+    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
+    needs = memory.estimate(job.model, learning, reference, rows, config.trainer.bf16)
     there = memory.available(job.model.device)
     fits = needs.total <= memory.SHARE * there
     console.say(
@@ -285,10 +289,13 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
     wanted = config.model
-    lora = models.lora(*astuple(config.adapter)[1:]) if config.adapter.kind is Adapter.lora else None
+    adapter = config.adapter
+    lora = None
+    if adapter.kind is Adapter.lora:
+        lora = models.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
     reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
-    settings = _with_checkpointing_decided(job, lora is not None, needs_reference)
+    settings = _with_checkpointing_decided(job, needs_reference)
     completions = config.trainer.prompts_per_step * config.grpo.group_size
     recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
     keeper = Keeper(files.path, config.trainer.save_every, config.trainer.keep_checkpoints)
@@ -307,7 +314,7 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()
-        console.say("adapter", f"LoRA of rank {config.adapter.rank} · {learning:,} of {total:,} parameters learn")
+        console.say("adapter", f"LoRA of rank {adapter.rank} · {learning:,} of {total:,} parameters learn")
     keeper.trainer = trainer
     try:
         trainer.train()

@@ -16,7 +16,8 @@ TRL knows pictures but no sound, processes, encodes, prefills and back-propagate
 group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
 towers are frozen (`encoding`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
 stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
-left out of the loss, which does not change it; the entropy is then that of the other groups.
+left out of the loss, which does not change it; the entropy is then that of the other groups. (A micro-batch of such
+groups alone still computes one prompt with one token, for a gradient of zero.)
 
 Departures from the paper's public code: M-RoPE positions in the loss, d is not clamped to ±10.
 
@@ -42,6 +43,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 from echoink import plain_rows, rollout
 from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
+from echoink.errors import UserError
 from echoink.models import processes
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.rewards import Match, accuracy_reward, format_reward
@@ -103,7 +105,8 @@ class EchoInkTrainer(GRPOTrainer):
         self._lengths: list[int] = []  # tokens of its completions
         self._owner: list[int] = []  # for each active row the index of its prompt
         self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen
-        self._scored: Tensor | None = None  # [R, C], the tokens that the loss needs, where it does not need all
+        self._scored: Tensor | None = None  # [R, C], the tokens that the loss computes, where it does not need all
+        self._counted: Tensor | None = None  # [R, C], those of groups with a signal
         self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
         self._seconds: dict[str, float] = defaultdict(float)
@@ -255,12 +258,12 @@ class EchoInkTrainer(GRPOTrainer):
             inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
             if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
                 inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
-            counted = mask & ~silent.unsqueeze(1)
+            counted = self._counted = mask & ~silent.unsqueeze(1)
             self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
-            self._scored = None
+            self._scored = self._counted = None
         tokens = torch.stack([mask.sum(), counted.sum()])
         self._token_counts.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
         return loss
@@ -302,7 +305,7 @@ class EchoInkTrainer(GRPOTrainer):
                         model, self._prompts, owner, input_ids[part], attention_mask[part], logits_to_keep
                     )
                 logps.append(found[0])
-                entropies.append(found[1])
+                entropies.append(found[1] if self._counted is None else found[1] * self._counted[part])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     # --- metrics ---
@@ -364,7 +367,12 @@ def arguments(
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
     at_once = config.micro_batch_prompts * processes().num_processes
-    assert config.prompts_per_step % at_once == 0
+    if config.prompts_per_step % at_once:
+        raise UserError(
+            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{config.micro_batch_prompts} times {processes().num_processes} processes",
+            "gradients are accumulated over whole micro-batches",
+        )
     return GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,

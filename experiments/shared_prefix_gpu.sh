@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The benchmark of experiments/shared_prefix.md at Qwen2.5-Omni-7B's size, random weights, on one GPU of 80 GB or more
-# that has PyTorch and transformers and may lack the rest and a network.
+# that has PyTorch and transformers (versions as in constraints.txt) and may lack the rest and a network.
 #
 #   experiments/shared_prefix_gpu.sh wheels          with a network: collect the small packages in .wheels/
 #   experiments/shared_prefix_gpu.sh run [folder]    on the GPU machine: kernels first, then the 7B shape; JSON to folder
@@ -10,7 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(trl hydra-core omegaconf antlr4-python3-runtime peft accelerate datasets pyarrow dill multiprocess xxhash
-  psutil rich markdown-it-py mdurl pygments filelock pillow soundfile soxr cffi pycparser)
+  psutil rich markdown-it-py mdurl pygments filelock pillow soundfile soxr cffi pycparser matplotlib contourpy cycler
+  fonttools kiwisolver pyparsing python-dateutil six)
 
 case "${1:-}" in
   wheels)
@@ -22,6 +23,7 @@ case "${1:-}" in
     mkdir -p "$out"
     libs=$(mktemp -d)
     trap 'rm -rf "$libs"' EXIT
+    shopt -s nullglob
     for wheel in .wheels/*.whl; do # only what is not there
       name=$(basename "$wheel" | cut -d- -f1)
       python -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null ||

@@ -95,7 +95,7 @@ def test_flops_and_memory_by_hand():
 
 def test_growth_and_its_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "GROWTH", {"group_size": (2, 4), "prompt_tokens": (1,)})
-    rows = benchmark.growth(composed(*MINI), torch.device("cpu"))
+    rows = benchmark.growth(composed(*MINI))
     assert [(row["key"], row["value"]) for row in rows] == [
         ("group_size", 2),
         ("group_size", 4),

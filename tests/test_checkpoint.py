@@ -101,3 +101,39 @@ def test_precision_attention_and_freezing_are_as_asked(model):
     assert not any(parameter.requires_grad for parameter in loaded.model.visual.parameters())
     assert all(parameter.requires_grad for parameter in loaded.model.audio_tower.parameters())
     assert model.dtype == torch.float32 and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_adapters_checkpoint_is_a_model_that_can_be_trained_again(model, tmp_path):
+    from peft import get_peft_model
+
+    from echoink.models import load_model, lora
+
+    adapted = get_peft_model(model, lora(4, 8, 0.0, ("q_proj",)))
+    adapted.save_pretrained(tmp_path)
+    merged = load_model(str(tmp_path), freeze=("audio",))
+    learning = {name for name, parameter in merged.named_parameters() if parameter.requires_grad}
+    assert any("visual" in name for name in learning) and any("language_model" in name for name in learning)
+    assert not any("audio_tower" in name or "lora" in name for name in learning)
+
+
+def test_a_broken_adapter_is_one_clear_error(model, tmp_path):
+    from peft import get_peft_model
+
+    from echoink.models import load_model, lora
+
+    get_peft_model(model, lora(4, 8, 0.0, ("q_proj",))).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot load a model from"):
+        load_model(str(tmp_path))
+    config = (tmp_path / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(config.replace('"tiny"', '"gone/away"'))
+    with pytest.raises(UserError, match="was trained on gone/away"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("targets", "wrong"), [(("q_prj",), "q_prj"), ((), "empty")])
+def test_an_adapter_without_a_place_is_refused(model, targets, wrong):
+    from echoink.models import check_targets
+
+    with pytest.raises(UserError, match=f"adapter.targets: {wrong}.*\n.*q_proj"):
+        check_targets(model, targets)

@@ -39,6 +39,16 @@ def test_a_row_decodes_as_it_would_alone(model, prompts, fixed):
     assert all((logits[-1] - one).abs().max() <= 1e-4 for logits, one in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_under_autocast_a_row_decodes_about_as_in_float32(model, prompts, fixed):
+    exact, _, _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _, _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    assert all(
+        (a.log_softmax(-1) - b.float().log_softmax(-1)).abs().mean() < 0.1 for a, b in zip(exact, rounded, strict=True)
+    )
+
+
 def test_fixed_slots_compute_what_rows_that_leave_do(model, prompts):
     one, _, _ = decode(model, prompts[:3], 4, False, LEAVING)
     other, _, _ = decode(model, prompts[:3], 4, True, LEAVING)

@@ -9,12 +9,10 @@ from echoink import memory
 from echoink.encoding import encode_media
 from echoink.shared_prefix import install, score
 
-GROUP, LENGTH = 4, 64
 
-
-def kept(model, prompt, bf16):
-    """Bytes that the language model keeps for the backward pass of a packed row, and the row's tokens."""
-    completions = torch.randint(20, 400, (GROUP, LENGTH), generator=torch.Generator().manual_seed(0))
+def kept(model, prompt, group, length, bf16):
+    """Bytes that the language model keeps for the backward pass of a packed row."""
+    completions = torch.randint(20, 400, (group, length), generator=torch.Generator().manual_seed(0))
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     copies = sum(p.numel() for p in [*model.model.language_model.layers.parameters(), model.lm_head.weight]) * 2 * bf16
     with torch.no_grad():
@@ -29,13 +27,13 @@ def kept(model, prompt, bf16):
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        score(model, [prompt], features, [0] * GROUP, completions, torch.ones_like(completions).bool())
-    return sum(size for _, size in storages.values()) - copies, len(prompt.input_ids) - 1 + GROUP * LENGTH
+        score(model, [prompt], features, [0] * group, completions, torch.ones_like(completions).bool())
+    return sum(size for _, size in storages.values()) - copies
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("width", [128, 256])
-def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, width, bf16):
+@pytest.mark.parametrize(("width", "group", "length"), [(128, 4, 64), (256, 4, 64), (128, 32, 16)])
+def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, width, group, length, bf16):
     if width != 128:
         config = model.config
         text = config.get_text_config()
@@ -45,16 +43,16 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
         model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config)
         install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    measured, tokens = kept(model.train(), prompts[0], bf16)
-    estimated = memory.activations(model, tokens, bf16)
+    measured = kept(model.train(), prompts[0], group, length, bf16)
+    estimated = memory.activations(model, memory.Rows(1, group, len(prompts[0].input_ids), length), bf16)
     assert 0.9 <= estimated / measured <= 1.25
 
 
 def test_the_whole_of_a_step(model):
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    full = memory.estimate(model, parameters, True, 1000, False)
+    full = memory.estimate(model, parameters, True, memory.Rows(1, 4, 200, 200), False)
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
     assert full.total == 20 * parameters + full.activations
-    lean = memory.estimate(model, 0, False, 1000, True)
+    lean = memory.estimate(model, 0, False, memory.Rows(1, 4, 200, 200), True)
     assert (lean.weights, lean.reference, lean.gradients, lean.optimizer) == (6 * parameters, 0, 0, 0)
