@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from peft import PeftModel
 from transformers import TrainerCallback
 
 from echoink import checkpoint
-from echoink.console import bar, console
+from echoink.console import bar, console, say
 from echoink.tracking import RunFolder, Tracker
 from echoink.trainer import EchoInkTrainer, metrics_of
 
@@ -49,28 +51,58 @@ class Recorder(TrainerCallback):
         if not console.is_terminal and (step % 10 == 0 or step == self._steps):
             console.print(f"train     {step}/{self._steps} · {text}")
 
+    def development(self, step: int, metrics: dict[str, float]) -> None:
+        """Take an evaluation on the development split."""
+        self._files.append("dev.jsonl", [{"step": step, **metrics}])
+        self._tracker.metrics(metrics, step)
+
     def close(self) -> None:
         """Take the bar off the screen, when training has ended or failed."""
         self._bar.stop()
 
 
 class Keeper(TrainerCallback):
-    """Saves a checkpoint every so many steps and at the end.
+    """Saves a checkpoint every so many steps, at the end, and where the development split has never been answered better.
 
     Args:
         run: the run's folder.
         every: steps between checkpoints, 0 for only the last.
-        keep: newest checkpoints kept.
+        keep: newest checkpoints kept; the best is kept besides.
+        evaluate_every: steps between evaluations on the development split, 0 for none.
+        evaluate: of a model at a step: its metrics, `dev/accuracy` among them.
+        recorder: takes those metrics.
+
+    Attributes:
+        newest: the last checkpoint.
+        best: step and accuracy of the best on the development split; the earlier one of equals.
     """
 
-    def __init__(self, run: Path, every: int, keep: int):
+    def __init__(
+        self,
+        run: Path,
+        every: int,
+        keep: int,
+        evaluate_every: int,
+        evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
+        recorder: Recorder,
+    ):
         self._run, self._every, self._keep = run, every, keep
+        self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
         self.newest: Path | None = None
+        self.best: dict[str, float] | None = None
 
     def on_step_end(self, args, state, control, **_) -> None:
-        last = state.global_step == state.max_steps
-        if not last and not (self._every and state.global_step % self._every == 0):
+        step, last = state.global_step, state.global_step == state.max_steps
+        better = False
+        if self._evaluate_every and (last or step % self._evaluate_every == 0):
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            metrics = self._evaluate(model.get_base_model() if isinstance(model, PeftModel) else model, step)
+            self._recorder.development(step, metrics)
+            better = self.best is None or metrics["dev/accuracy"] > self.best["accuracy"]
+            if better:
+                self.best = {"step": step, "accuracy": metrics["dev/accuracy"]}
+        if not (last or better or (self._every and step % self._every == 0)):
             return
         trainer = self.trainer
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
@@ -83,7 +115,57 @@ class Keeper(TrainerCallback):
             model.save_pretrained(folder, state_dict=weights)
             trainer.processing_class.save_pretrained(folder)
 
-        self.newest = checkpoint.save(self._run, state.global_step, write, self._keep)
+        self.newest = checkpoint.save(self._run, step, write, self._keep, self.best)
+
+
+class Watch:
+    """Warns, once each, of what a run that cannot learn looks like in its rollouts.
+
+    Args:
+        group: G.
+        cap: of tokens in a completion.
+
+    Attributes:
+        said: the warnings so far.
+    """
+
+    PATIENCE = 20
+    """Rollouts in a row before a warning that a single one does not justify."""
+
+    def __init__(self, group: int, cap: int):
+        self._group, self._cap = group, cap
+        self._seen = {"format": 0, "cap": 0, "silent": 0}
+        self.said: list[str] = []
+
+    def __call__(self, rows: list[dict]) -> None:
+        """Look at the rows of one rollout, see `EchoInkTrainer`."""
+        n = len(rows)
+        groups = [rows[start : start + self._group] for start in range(0, n, self._group)]
+        if all(not row["text"].strip() for row in rows):
+            self._say("every completion is empty: the prompt or the end tokens do not fit this model")
+        signs = {
+            "format": sum(row["format"] for row in rows) < 0.02 * n,
+            "cap": sum(row["tokens"] >= self._cap for row in rows) > 0.9 * n,
+            "silent": all(len({row["advantage"] for row in group}) == 1 for group in groups),
+        }
+        for name, there in signs.items():
+            self._seen[name] = self._seen[name] + 1 if there else 0
+        first = rows[0]["step"] == 1
+        if signs["silent"] and first:
+            self._say("no group of the first rollout has rewards that differ: there is nothing to learn from in it")
+        if self._seen["silent"] == self.PATIENCE:
+            self._say(f"no group had rewards that differ in {self.PATIENCE} rollouts: raise the temperature or G")
+        if self._seen["format"] == self.PATIENCE:
+            self._say(
+                f"the format reward stayed near 0 for {self.PATIENCE} rollouts: does the prompt ask for the tags?"
+            )
+        if signs["cap"] and first or self._seen["cap"] == self.PATIENCE:
+            self._say(f"nearly all completions are cut at generation.max_new_tokens={self._cap}: raise it")
+
+    def _say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.append(text)
+            say("warning", text)
 
 
 def completions_writer(files: RunFolder, every: int) -> Callable[[list[dict]], None]:

@@ -4,6 +4,7 @@ A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weigh
 adapter's with the processor beside it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from echoink.errors import UserError
 
 _STEP = re.compile(r"step-(\d+)$")
+BEST = "best.json"
 
 
 def steps(run: Path) -> list[Path]:
@@ -27,8 +29,19 @@ def step_of(folder: Path) -> int:
     return int(_STEP.search(folder.name).group(1))
 
 
-def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest.
+def best(run: Path) -> Path | None:
+    """The checkpoint of a run that answered the development split best; None where that was not asked."""
+    note = run / "checkpoints" / BEST
+    folder = run / "checkpoints" / f"step-{json.loads(note.read_text())['step']}" if note.is_file() else None
+    return folder if folder and folder.is_dir() else None
+
+
+def save(
+    run: Path, step: int, write: Callable[[Path], None], keep: int, best_of: dict[str, float] | None = None
+) -> Path:
+    """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest and the best.
+
+    `best_of` has step and accuracy of the best so far, where there is one; it is noted in `checkpoints/best.json`.
 
     The files are written to a folder beside it and flushed before the rename; a failure leaves older checkpoints alone.
     """
@@ -46,13 +59,18 @@ def save(run: Path, step: int, write: Callable[[Path], None], keep: int) -> Path
         os.rename(part, final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    if best_of:
+        note = run / "checkpoints" / BEST
+        note.with_suffix(".part").write_text(json.dumps(best_of) + "\n")
+        os.replace(note.with_suffix(".part"), note)
     for old in steps(run)[:-keep]:
-        shutil.rmtree(old)
+        if old != best(run):
+            shutil.rmtree(old)
     return final
 
 
 def resolve(checkpoint: str) -> str:
-    """What to load for `checkpoint=`: a run folder gives its newest step, a step or model folder itself, else a hub id.
+    """What to load for `checkpoint=`: a run folder gives its best step, else its newest, a step or model folder itself, else a hub id.
 
     Raises:
         UserError: the folder is neither, or there is no such folder and the text is no hub id.
@@ -62,7 +80,7 @@ def resolve(checkpoint: str) -> str:
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return str(folder)
         if found := steps(folder):
-            return str(found[-1])
+            return str(best(folder) or found[-1])
         raise UserError(
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
             "a model folder holds config.json (or adapter_config.json); a run folder holds checkpoints/step-N",

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from echoink.config import Attention, Config, Dtype, fields_of
 from echoink.errors import UserError
-from echoink.prompts import check_template
+from echoink.prompts import Prompt
 
 VERSION_BASE = "1.3"
 Schema = TypeVar("Schema")
@@ -160,7 +160,8 @@ def _check_together(config: Config) -> None:
         )
     if config.reward.lambda_acc == 0 and config.reward.lambda_fmt == 0:
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
-    check_template(config.prompt.template)
+    for prompt in (config.prompt, config.eval.direct):
+        Prompt(prompt.template, prompt.options, prompt.system)
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):

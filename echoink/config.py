@@ -20,8 +20,11 @@ def _(doc: str, default: Any = MISSING, **bounds: float) -> Any:
 
 
 class Task(Enum):
+    """`eval` evaluates one model, `compare` model.path as the base against `checkpoint`."""
+
     train = "train"
     eval = "eval"
+    compare = "compare"
 
 
 class Dtype(Enum):
@@ -43,16 +46,31 @@ class Tower(Enum):
 class Adapter(Enum):
     none = "none"
     lora = "lora"
+    qlora = "qlora"
 
 
 class Source(Enum):
+    """What a dataset's rows look like: ours, or those of a benchmark as it is published."""
+
     synthetic = "synthetic"
-    folder = "folder"
+    rows = "rows"
+    omnibench = "omnibench"
+    daily_omni = "daily_omni"
+    worldsense = "worldsense"
+    mmau = "mmau"
 
 
 class Split(Enum):
     valid = "valid"
     dev = "dev"
+
+
+class Protocol(Enum):
+    """How base and trained model are compared; evaluation.py says what each does."""
+
+    matched = "matched"
+    release = "release"
+    may19 = "may19"
 
 
 class Loss(Enum):
@@ -79,19 +97,39 @@ class Schedule(Enum):
 
 
 @dataclass
+class FiguresConfig:
+    """An architecture's dimensions, for the plan: nothing is loaded to make it."""
+
+    layers: int = _("of the language model", ge=1)
+    width: int = _("of the language model", ge=1)
+    feed_forward: int = _("width of its feed-forward layers", ge=1)
+    heads: int = _("attention heads", ge=1)
+    key_heads: int = _("heads of keys and values", ge=1)
+    vocabulary: int = _("rows of the embedding", ge=1)
+    language_parameters: int = _("of the language model with its embedding", ge=1)
+    audio_parameters: int = _("of the audio tower", ge=1)
+    vision_parameters: int = _("of the vision tower", ge=1)
+
+
+@dataclass
 class ModelConfig:
     path: str = _("`tiny` (the embedded model), a folder, or a hub id")
     dtype: Dtype = _("precision of the weights; float32 are master weights when trainer.bf16 is on")
     attention: Attention = _("attention kernel of the towers; the language model has its own")
     freeze: list[Tower] = field(default_factory=list, metadata={"doc": "towers that do not learn: [audio, vision]"})
+    min_pixels: int = _("a smaller picture is scaled up to this many pixels", ge=28 * 28)
     max_pixels: int = _("a larger picture is scaled down to this many pixels", ge=28 * 28)
     max_audio_seconds: float = _("a longer sound is cut to its first seconds", gt=0.05, le=300)
+    video_fps: float = _("frames a second that are taken of a video", gt=0, le=30)
+    max_video_frames: int = _("of a longer video fewer frames a second are taken; even", ge=2)
+    max_video_pixels: int = _("a larger frame of a video is scaled down to this many pixels", ge=28 * 28)
     max_prompt_tokens: int = _("a longer prompt is an error; media tokens are never cut", ge=1)
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
 
 
 @dataclass
 class AdapterConfig:
-    kind: Adapter = _("none trains the weights; lora trains low-rank updates of the language model, towers frozen")
+    kind: Adapter = _("none: all weights; lora: low-rank updates of the language model; qlora: on 4-bit weights")
     rank: int = _("r of LoRA", ge=1)
     alpha: float = _("LoRA's updates are scaled by alpha / rank", gt=0)
     dropout: float = _("of LoRA's inputs", ge=0, lt=1)
@@ -100,18 +138,21 @@ class AdapterConfig:
 
 @dataclass
 class DatasetConfig:
-    source: Source = _("synthetic: made when it is missing; folder: must be there, in the official layout")
-    path: str = _("folder that holds omni_rl_format_<split>.json and the split folders")
-    seed: int = _("makes the synthetic data", ge=0)
-    train: int | None = _("training samples (synthetic: to make; folder: the first so many); null for all", ge=1)
-    dev: int | None = _("development samples, held out of train for choosing", ge=1)
+    source: Source = _("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
+    path: str = _("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
+    split: str | None = _("what the validation split is called there, where it has a name of its own")
+    seed: int = _("makes the synthetic data; chooses the held-out development samples", ge=0)
+    train: int | None = _("training samples (synthetic: to make; else the first so many); null for all", ge=1)
+    dev: int | None = _("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = _("validation samples", ge=1)
+    max_skipped: float = _("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
 
 @dataclass
 class PromptConfig:
     system: str = _("system turn; empty for the chat template's own")
-    template: str = _("user turn, with {question} {options} {think} {end_think} {answer} {end_answer}")
+    template: str = _("user turn, with {question} {options} {media} {wanted} {think} {end_think} {answer} {end_answer}")
+    options: str = _("how options are shown where a question has some; {options} has one a line")
 
 
 @dataclass
@@ -119,6 +160,8 @@ class RewardConfig:
     lambda_acc: float = _("weight of the accuracy reward (Eq. 5)", ge=0)
     lambda_fmt: float = _("weight of the format reward (Eq. 5)", ge=0)
     match: Match = _("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
+    file: str | None = _("a Python file of your own that defines reward(completion, sample)")
+    lambda_file: float = _("weight of the reward in reward.file", ge=0)
 
 
 @dataclass
@@ -142,6 +185,7 @@ class GenerationConfig:
 
 @dataclass
 class TrainerConfig:
+    processes: int = _("processes that the run is meant for, one a GPU", ge=1)
     prompts_per_step: int = _("prompts per optimizer step, over all processes", ge=1)
     micro_batch_prompts: int = _("prompts per forward and backward on one process", ge=1)
     steps: int | None = _("optimizer steps; null for `epochs` over the training set", ge=1)
@@ -155,17 +199,25 @@ class TrainerConfig:
     gradient_checkpointing: bool | None = _("recompute activations; null: where they are estimated not to fit")
     save_every: int = _("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
     keep_checkpoints: int = _("newest checkpoints kept", ge=1)
+    push_to_hub: str | None = _("hub id of a repository that gets the exported model when training has ended")
     completions_every: int = _("steps between samples of rollouts in completions/; 0 for none", ge=0)
 
 
 @dataclass
 class EvalConfig:
+    protocol: Protocol = _("matched: base and trained model alike; release, may19: as the paper's public code")
     split: Split = _("valid, or dev for choosing settings; valid is for the numbers one reports")
     base: bool = _("evaluate the model before training too")
     limit: int | None = _("validation samples to use; null for all", ge=1)
     batch_prompts: int = _("prompts decoded together; does not change the result", ge=1)
     samples: int = _("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
     greedy: bool = _("add a greedy draw")
+    every: int = _(
+        "steps between evaluations on the development split, by which the best checkpoint is kept; 0: none", ge=0
+    )
+    dev_samples: int = _("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
+    direct: PromptConfig = field(default_factory=PromptConfig)
+    """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
 
 
 @dataclass
@@ -181,7 +233,8 @@ class Config:
 
     name: str = _("first part of the run folder's name, outputs/<name>/<time>")
     seed: int = _("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
-    task: Task = _("train, or eval to evaluate `checkpoint` (or model.path) only")
+    task: Task = _("train; eval: evaluate `checkpoint` (or model.path) only; compare: model.path with `checkpoint`")
+    dry_run: bool = _("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
     checkpoint: str | None = _("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

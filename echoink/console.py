@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.tree import Tree
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 _log = logging.getLogger("echoink")
@@ -38,19 +37,6 @@ def percent(value: float | None) -> str:
 def interval(bounds: Iterable[float]) -> str:
     """[0.842, 0.873] → "[84.2, 87.3]"."""
     return "[" + ", ".join(f"{100 * bound:.1f}" for bound in bounds) + "]"
-
-
-def config_tree(values: dict[str, object]) -> None:
-    """The whole configuration, a branch per group."""
-    tree = Tree("[bold]configuration[/]", guide_style="dim")
-    branches = {}
-    for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        text = str(value).strip().replace("\n", " ⏎ ")
-        branch = tree if not group else branches.setdefault(group, None) or tree.add(f"[bold]{group}[/]")
-        branches[group] = branch
-        branch.add(f"{name} [cyan]{escape(text)}[/]")
-    console.print(tree)
 
 
 def bar(label: str) -> Progress:
@@ -93,14 +79,15 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     def accuracy(found: dict) -> str:
         return f"{percent(found['accuracy'])} {interval(found['interval'])}"
 
-    table.add_row("accuracy, sampled", *cells(accuracy))
+    drawn = {phase["draw"] for phase in phases.values()}
+    table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(accuracy))
     greedy = cells(
         lambda s: (
             "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
         )
     )
     table.add_row("accuracy, greedy", *greedy)
-    if next(iter(phases.values()))["samples"]:
+    if all(phase["samples"] for phase in phases.values()):
         for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
             k = next(iter(phases.values()))["samples"]["k"]
             table.add_row(f"  {label.format(k)}", *cells(lambda s, n=name: percent(s["samples"][n])))
@@ -110,6 +97,10 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     table.add_row("format", *cells(lambda s: percent(s["format"])))
     table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
     table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))
+    if any(phase["truncated"] for phase in phases.values()):
+        table.add_row("cut at the cap", *cells(lambda s: percent(s["truncated"])))
+    if any(phase["custom"] is not None for phase in phases.values()):
+        table.add_row("reward.file", *cells(lambda s: f"{s['custom']:.3f}"))
     table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
     console.print(table)
 

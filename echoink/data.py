@@ -1,14 +1,21 @@
-"""From the dataset's configuration to samples that are known to be good."""
+"""From the dataset's configuration to samples that are known to be good, and what there is to say about them."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from echoink import synthetic
-from echoink.config import DatasetConfig, EvalConfig, Source, TrainerConfig
+from echoink.benchmarks import BENCHMARKS, open_benchmark
+from echoink.config import DatasetConfig, EvalConfig, ModelConfig, Source, Split, TrainerConfig
 from echoink.console import progress, say
 from echoink.errors import UserError
-from echoink.samples import Sample, answer_positions, check_media, read_split
+from echoink.media import VideoCaps
+from echoink.samples import Dropped, Facts, Sample, answer_positions, check_media, parse_rows
+from echoink.sources import open_split
 
 
 @dataclass(frozen=True)
@@ -16,31 +23,222 @@ class Splits:
     """The samples of a run."""
 
     train: list[Sample]
+    dev: list[Sample]
+    """Held out of train: for choosing, during training."""
     valid: list[Sample]
     """What is evaluated: the validation split, or the development split with eval.split=dev."""
+    facts: dict[str, Facts] = field(default_factory=dict)
+    """By split and id, "train 7": what the samples' files hold."""
+    profile: dict = field(default_factory=dict)
+    """What dataset.json says: see `profile`."""
+
+    def clusters(self, split: str) -> dict[str, str]:
+        """By id of the evaluated samples a name that those which share a picture, sound or video share."""
+        keys = [self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in self.valid]
+        groups = _groups(keys)
+        return {s.id: self.valid[group].id for s, group in zip(self.valid, groups, strict=True)}
 
 
-def load(config: DatasetConfig, evaluation: EvalConfig, max_audio_seconds: float, train: bool) -> Splits:
+def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, train: bool) -> Splits:
     """Read the splits, after writing the synthetic set where it is missing, and decode every file once.
 
     Args:
         config: the group `dataset`.
         evaluation: the group `eval`: its split and limit.
-        max_audio_seconds: cap on sounds.
+        model: the caps on media.
         train: whether the training split is needed.
 
     Raises:
-        UserError: naming the folder, the file or the sample.
+        UserError: naming the folder, the file or the sample; more samples are broken than dataset.max_skipped allows.
     """
-    root = Path(config.path)
     if config.source is Source.synthetic:
-        _write_synthetic(config, root)
-    split = evaluation.split.name
-    samples = read_split(root, split, getattr(config, split))
-    splits = Splits(train=read_split(root, "train", config.train) if train else [], valid=samples[: evaluation.limit])
-    samples = splits.train + splits.valid
-    check_media(samples, max_audio_seconds, progress("check", len(samples)))
-    return splits
+        _write_synthetic(config, Path(config.path))
+    wanted = {evaluation.split.name: None}  # by name of the split; None before it is read
+    if train:
+        wanted |= {"train": None} | ({"dev": None} if evaluation.every else {})
+    found: dict[str, list[Sample]] = {}
+    dropped: dict[str, list[Dropped]] = {}
+    for split in wanted:
+        found[split], dropped[split] = _read(config, split)
+    if "dev" in wanted and not found["dev"]:
+        rest, _ = (found["train"], None) if "train" in found else _read(config, "train")
+        rest, found["dev"] = hold_out(rest, config.dev, config.seed)
+        if train:
+            found["train"] = rest
+    evaluated = evaluation.split.name
+    found[evaluated] = found[evaluated][: evaluation.limit]
+    facts: dict[str, Facts] = {}
+    caps = video_caps(model)
+    total = sum(map(len, found.values()))
+    checked = iter(
+        check_media(
+            [s for rows in found.values() for s in rows], model.max_audio_seconds, caps, progress("check", total)
+        )
+    )
+    for split, samples in found.items():
+        kept = []
+        for sample, result in zip(samples, checked, strict=False):
+            if isinstance(result, Dropped):
+                dropped[split].append(result)
+            else:
+                facts[f"{split} {sample.id}"] = result
+                kept.append(sample)
+        found[split] = kept
+        _refuse_too_many(dropped[split], len(kept) + len(dropped[split]), config.max_skipped, split)
+        if not kept:
+            raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
+    return Splits(
+        train=found.get("train", []),
+        dev=found.get("dev", []) if evaluation.split is not Split.dev else found["dev"],
+        valid=found[evaluated],
+        facts=facts,
+        profile=profile(found, dropped, facts),
+    )
+
+
+def video_caps(model: ModelConfig) -> VideoCaps:
+    """The caps on videos in the group `model`."""
+    return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels)
+
+
+def _read(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]]:
+    """The first so many samples of a split, and the rows before them that are no valid question.
+
+    A missing development split is empty: it can be held out of train.
+
+    Raises:
+        UserError: the split is missing or unreadable.
+    """
+    if config.source.name in BENCHMARKS:
+        if split != "valid":
+            raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
+        rows = open_benchmark(config.source.name, config.path)
+    else:
+        if split == "train" and Path(config.path).is_file():
+            raise UserError(
+                f"{config.path} holds one split", "for training give a folder with train.jsonl, valid.jsonl"
+            )
+        rows = open_split(config.path, split, config.split if split == "valid" else None)
+    if rows is None and split == "dev":
+        return [], []
+    if rows is None:
+        raise _no_split(split, config.path)
+    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where)
+    return samples[: getattr(config, split)], dropped
+
+
+def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:
+    """The samples of a split in the official layout or another of `sources`.
+
+    Raises:
+        UserError: the split is missing, or a row is no valid question.
+    """
+    rows = open_split(str(path), split)
+    if rows is None:
+        raise _no_split(split, str(path))
+    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where)
+    _refuse_too_many(dropped, len(samples) + len(dropped), 0, split)
+    return samples[:limit]
+
+
+def _no_split(split: str, path: str) -> UserError:
+    return UserError(
+        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table of it",
+        "see the top of echoink/sources.py for what a dataset may look like",
+    )
+
+
+def hold_out(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Training samples without, and with only, `count` development samples that share no file with the rest.
+
+    Samples that share a picture, a sound or a video by name go together; which do is keyed by (seed, name), so that
+    neither their order nor further samples change it.
+
+    Raises:
+        UserError: `count` is not given, or leaves nothing to train on.
+    """
+    if count is None:
+        raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
+    groups = _groups([tuple(str(medium) for medium in s.media.values()) or (s.id,) for s in samples])
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+
+    def key(places: list[int]) -> str:
+        return hashlib.sha256(f"{seed} {min(samples[place].id for place in places)}".encode()).hexdigest()
+
+    held: set[int] = set()
+    for places in sorted(members.values(), key=key):
+        if len(held) + len(places) <= count:
+            held |= set(places)
+    if len(held) == len(samples) or not held:
+        raise UserError(f"cannot hold dataset.dev={count} of {len(samples)} training samples out", "choose fewer")
+    rest = [sample for place, sample in enumerate(samples) if place not in held]
+    return rest, [samples[place] for place in sorted(held)]
+
+
+def _groups(keys: Sequence[tuple[str, ...]]) -> list[int]:
+    """A number for each entry; entries that share a key, directly or through others, get the same."""
+    parent = list(range(len(keys)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = place = parent[parent[place]]
+        return place
+
+    first: dict[str, int] = {}
+    for place, names in enumerate(keys):
+        for name in names:
+            parent[root(place)] = root(first.setdefault(name, place))
+    return [root(place) for place in range(len(keys))]
+
+
+def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
+    if len(dropped) <= allowed * total:
+        return
+    some = "".join(f"\n  {each.reason}" for each in dropped[1:4])
+    more = f"\n  … and {len(dropped) - 4} more" if len(dropped) > 4 else ""
+    share = f"{len(dropped)} of {total} samples of {split} cannot be used"
+    hint = f"{dropped[0].hint + '; ' if dropped[0].hint else ''}or set dataset.max_skipped to the share that may be dropped"
+    raise UserError(f"{dropped[0].reason}{some}{more}" + (f"\n  ({share})" if len(dropped) > 1 else ""), hint)
+
+
+def profile(
+    splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], facts: dict[str, Facts]
+) -> dict[str, dict]:
+    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media shared by splits."""
+    seen: dict[str, set[str]] = {
+        split: {digest for s in samples for digest in facts[f"{split} {s.id}"].digests}
+        for split, samples in splits.items()
+    }
+    report = {}
+    for split, samples in splits.items():
+        own = [facts[f"{split} {sample.id}"] for sample in samples]
+        asked = Counter((s.problem, s.options, s.solution, f.digests) for s, f in zip(samples, own, strict=True))
+        heard = [(f.seconds, f.kept) for f in own if f.seconds is not None]
+        pictures = [f.image for f in own if f.image]
+        report[split] = {
+            "samples": len(samples),
+            "dropped": [each.reason for each in dropped.get(split, [])],
+            "duplicates": sum(count - 1 for count in asked.values()),
+            "data_types": dict(Counter(s.data_type.value for s in samples)),
+            "problem_types": dict(Counter(s.problem_type.value for s in samples)),
+            "options": dict(Counter(len(s.options) for s in samples)),
+            "answer_positions": answer_positions(samples),
+            "media_also_in": {other: len(seen[split] & seen[other]) for other in splits if other != split},
+            "audio": _spread([seconds for seconds, _ in heard]),
+            "audio_kept": _spread([kept for _, kept in heard]),
+            "audio_cut": sum(kept < seconds - 0.01 for seconds, kept in heard),
+            "image_pixels": _spread([width * height for width, height in pictures]),
+            "video_frames": _spread([f.frames for f in own if f.frames]),
+        }
+    return report
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}
 
 
 def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
@@ -75,15 +273,31 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
         )
 
 
-def describe(splits: Splits) -> str:
-    """One line: sizes, kinds of question, where the right answers stand."""
+def describe(splits: Splits, split: str) -> Iterator[str]:
+    """Lines for the screen: sizes, kinds of question, where the right answers stand; what was dropped, cut or shared.
+
+    Args:
+        splits: loaded.
+        split: the name of the evaluated one.
+    """
     parts = [f"{len(splits.train):,} train"] if splits.train else []
-    kinds: dict[str, int] = {}
-    for sample in splits.valid:
-        if kind := sample.fields.get("kind"):
-            kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter(kind for sample in splits.valid if (kind := sample.fields.get("kind")))
     by = " · ".join(f"by {kind} {count}" for kind, count in sorted(kinds.items()))
     parts.append(f"{len(splits.valid):,} to evaluate" + (f" ({by})" if by else ""))
     positions = answer_positions(splits.valid)
-    parts.append("answers " + " ".join(f"{letter} {100 * share:.0f}%" for letter, share in positions.items()))
-    return " · ".join(parts)
+    if positions:
+        parts.append("answers " + " ".join(f"{letter} {100 * share:.0f}%" for letter, share in positions.items()))
+    yield " · ".join(parts)
+    for name, found in splits.profile.items():
+        notes = []
+        if found["dropped"]:
+            notes.append(f"{len(found['dropped'])} dropped (dataset.json says why)")
+        if found["audio_cut"]:
+            cut = found["audio"]["total"] - found["audio_kept"]["total"]
+            notes.append(f"{found['audio_cut']} sounds cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost")
+        if found["duplicates"]:
+            notes.append(f"{found['duplicates']} duplicates")
+        if name == "train" and (shared := found["media_also_in"].get(split)):
+            notes.append(f"{shared} files also in {split}: its accuracy says less")
+        if notes:
+            yield f"{name}: {' · '.join(notes)}"

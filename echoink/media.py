@@ -1,10 +1,16 @@
-"""The only place that opens an image or a sound; every limit on media is applied here.
+"""The only place that opens a picture, a sound or a video; every limit on media is applied here.
 
 An image is returned as 8-bit RGB, upright; the model's own processor then scales it down to `model.max_pixels`. A sound
-is returned as mono float32 samples at 16 kHz, cut to its first `max_seconds`. Anything that cannot be read raises
+is returned as mono float32 samples at 16 kHz, cut to its first `max_seconds`. A video is returned as frames at a steady
+rate, scaled while they are decoded; its own soundtrack is read like a sound. Anything that cannot be read raises
 `UserError` with the file's path.
 """
 
+import hashlib
+import io
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,50 +33,232 @@ MAX_ASPECT = 200
 MIN_SECONDS = 0.05
 """A shorter sound gives no audio token."""
 
+MAX_VIDEO_SECONDS = 7_200
+"""A video that claims to be longer is refused."""
 
-def load_image(path: Path) -> Image.Image:
+GRID = 28
+"""Pixels of a side of the square that one image token stands for: sides of scaled frames are multiples of it."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A medium that lives inside a table, such as a `datasets` folder, and is read when it is needed."""
+
+    name: str
+    """For messages and fingerprints."""
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Medium = Path | Embedded
+"""Where a picture, a sound or a video is."""
+
+
+def read_bytes(medium: Medium) -> bytes:
+    """The file as it is; `UserError` where it is missing."""
+    try:
+        return medium.read() if isinstance(medium, Embedded) else medium.read_bytes()
+    except OSError as error:
+        raise _missing("file", medium) from error
+
+
+def digest(medium: Medium) -> str:
+    """A short digest of the file's bytes, by which copies of it are recognized."""
+    return hashlib.sha256(read_bytes(medium)).hexdigest()[:16]
+
+
+def _stream(medium: Medium) -> str | io.BytesIO:
+    return io.BytesIO(medium.read()) if isinstance(medium, Embedded) else str(medium)
+
+
+def _missing(kind: str, medium: Medium) -> UserError:
+    return UserError(f"{kind} not found: {medium}", "check the sample's path and dataset.path")
+
+
+def load_image(medium: Medium) -> Image.Image:
     """Open a picture as RGB; what is transparent becomes white.
 
     Raises:
         UserError: the file is missing, is no picture, is broken, or claims an absurd size.
     """
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as file:
+        with Image.open(_stream(medium), formats=IMAGE_FORMATS) as file:
             if file.width * file.height > MAX_FILE_PIXELS:
-                raise UserError(f"{path}: {file.width}x{file.height} pixels is over the limit of {MAX_FILE_PIXELS:,}")
+                raise UserError(f"{medium}: {file.width}x{file.height} pixels is over the limit of {MAX_FILE_PIXELS:,}")
             if max(file.size) > MAX_ASPECT * min(file.size):
-                raise UserError(f"{path}: {file.width}x{file.height} pixels are too narrow for the model's processor")
+                raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
             image = ImageOps.exif_transpose(file)
             if image.mode in ("RGBA", "LA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"picture not found: {path}", "check the sample's path and dataset.path") from None
+        raise _missing("picture", medium) from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the picture {path}: {error}", "replace the file or drop the sample") from error
+        raise UserError(f"cannot read the picture {medium}: {error}", "replace the file or drop the sample") from error
     return image
 
 
-def load_audio(path: Path, max_seconds: float) -> np.ndarray:
-    """Read the first `max_seconds` of a sound as mono float32 at 16 kHz, shape [samples].
+@dataclass(frozen=True)
+class Sound:
+    """A sound as the model gets it."""
+
+    samples: np.ndarray
+    """Mono float32 at 16 kHz: [samples]."""
+    seconds: float
+    """How long the whole sound is, before the cap."""
+
+
+def load_sound(medium: Medium, max_seconds: float) -> Sound:
+    """Read the first `max_seconds` of a sound as mono float32 at 16 kHz.
 
     Raises:
         UserError: the file is missing, is no sound, is broken, holds non-finite samples, or is shorter than 50 ms.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
+        with soundfile.SoundFile(_stream(medium)) as file:
+            rate, whole = file.samplerate, file.frames / file.samplerate
             samples = file.read(frames=int(np.ceil(max_seconds * rate)), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        if not Path(path).exists():
-            raise UserError(f"sound not found: {path}", "check the sample's path and dataset.path") from None
-        raise UserError(f"cannot read the sound {path}: {error}", "replace the file or drop the sample") from error
+    except (soundfile.SoundFileError, OSError) as error:
+        if isinstance(medium, Path) and not medium.exists():
+            raise _missing("sound", medium) from None
+        raise UserError(f"cannot read the sound {medium}: {error}", "replace the file or drop the sample") from error
+    return Sound(_mono_16k(samples, rate, max_seconds, medium), whole)
+
+
+def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
+    """The samples [samples] of `load_sound`."""
+    return load_sound(medium, max_seconds).samples
+
+
+def _mono_16k(samples: np.ndarray, rate: int, max_seconds: float, medium: Medium) -> np.ndarray:
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise UserError(f"the sound {path} holds samples that are not finite", "replace the file or drop the sample")
+        raise UserError(f"the sound {medium} holds samples that are not finite", "replace the file or drop the sample")
     if len(mono) < MIN_SECONDS * rate:
-        raise UserError(f"the sound {path} lasts {len(mono) / rate:.3f} s, less than {MIN_SECONDS} s")
-    if rate != SAMPLING_RATE:
-        mono = soxr.resample(mono, rate, SAMPLING_RATE)
+        raise UserError(f"the sound {medium} lasts {len(mono) / rate:.3f} s, less than {MIN_SECONDS} s")
+    mono = mono if rate == SAMPLING_RATE else soxr.resample(mono, rate, SAMPLING_RATE)
     return np.ascontiguousarray(mono[: int(max_seconds * SAMPLING_RATE)], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video as the model gets it."""
+
+    frames: np.ndarray
+    """[F, 3, height, width], unsigned bytes."""
+    fps: float
+    """Frames a second of `frames`."""
+    seconds: float
+    """How long the whole video is."""
+
+
+@dataclass(frozen=True)
+class VideoCaps:
+    """How much of a video the model gets: frames at `fps`, fewer a second where more than `max_frames` would be."""
+
+    fps: float
+    max_frames: int
+    max_pixels: int
+    """Of one frame."""
+
+    def frame_count(self, seconds: float) -> int:
+        """Frames of a video of so many seconds: an even number, for the processor takes them two by two."""
+        return max(2, min(int(seconds * self.fps), self.max_frames) // 2 * 2)
+
+
+def load_video(medium: Medium, caps: VideoCaps) -> Video:
+    """Decode a video's frames, evenly spaced over the whole of it and scaled to at most `caps.max_pixels` each.
+
+    Raises:
+        UserError: the file is missing, is no video, is broken, or claims an absurd size or length.
+    """
+    with _container(medium) as container:
+        if not container.streams.video:
+            raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if not 0 < width * height <= MAX_FILE_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+            raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
+        seconds = _duration(container, stream, medium)
+        count = caps.frame_count(seconds)
+        size = scaled(width, height, caps.max_pixels)
+        frames: list[np.ndarray] = []
+        due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
+        last = None
+        for frame in container.decode(stream):
+            last = frame
+            while len(frames) < count and frame.time is not None and frame.time + 1e-6 >= due[len(frames)]:
+                frames.append(_rgb(frame, size))
+            if len(frames) == count:
+                break
+        if last is None:
+            raise UserError(f"the video {medium} has no frames", "replace the file or drop the sample")
+        frames += [_rgb(last, size)] * (count - len(frames))
+    return Video(np.stack(frames), count / seconds, seconds)
+
+
+def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
+    """The first `max_seconds` of a video's own sound, as `load_sound` returns it.
+
+    Raises:
+        UserError: as `load_video`, or the video has no sound.
+    """
+    with _container(medium) as container:
+        if not container.streams.audio:
+            raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
+        from av import AudioResampler
+
+        stream = container.streams.audio[0]
+        rate = stream.rate
+        seconds = float(stream.duration * stream.time_base) if stream.duration else None
+        resampler = AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+        parts, length = [], 0
+        for frame in container.decode(stream):
+            for part in resampler.resample(frame):
+                parts.append(part.to_ndarray().T)
+                length += len(parts[-1])
+            if length >= max_seconds * rate:
+                break
+    if not parts:
+        raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
+    samples = np.concatenate(parts)[: int(np.ceil(max_seconds * rate))]
+    return Sound(_mono_16k(samples, rate, max_seconds, medium), seconds or length / rate)
+
+
+def scaled(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """Sides of a frame of at most `max_pixels`, multiples of `GRID`, about as wide to its height as before."""
+    shrink = min(1.0, (max_pixels / (width * height)) ** 0.5)
+    sides = [max(GRID, int(side * shrink / GRID) * GRID) for side in (width, height)]
+    return sides[0], sides[1]
+
+
+def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1]).transpose(2, 0, 1)
+
+
+def _duration(container, stream, medium: Medium) -> float:
+    from av import time_base
+
+    seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / time_base
+    if not 0 < seconds <= MAX_VIDEO_SECONDS:
+        raise UserError(f"the video {medium} claims to last {seconds:.0f} s", f"at most {MAX_VIDEO_SECONDS} s are read")
+    return seconds
+
+
+@contextmanager
+def _container(medium: Medium):
+    import av
+
+    try:
+        with av.open(_stream(medium), metadata_errors="replace") as container:
+            yield container
+    except FileNotFoundError:
+        raise _missing("video", medium) from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read the video {medium}: {error}", "replace the file or drop the sample") from error

@@ -3,7 +3,7 @@
 Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K width of keys and values.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -14,8 +14,47 @@ SHARE = 0.85
 
 
 @dataclass(frozen=True)
+class Model:
+    """What the estimate needs to know of a model: of a loaded one, or of one that nobody has loaded yet."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    key_heads: int
+    parameters: int
+    """Of the whole thinker."""
+    weight_bytes: int
+    itemsize: int
+    """Bytes of a weight that is not quantized."""
+    joins_keys: bool
+    """Without a GPU the keys and values of prefix and completion are joined for each completion."""
+
+    @property
+    def key_width(self) -> int:
+        """K"""
+        return self.width // self.heads * self.key_heads
+
+
+def of(model: Qwen2_5OmniThinkerForConditionalGeneration) -> Model:
+    """The dimensions of a loaded model."""
+    text = model.config.get_text_config()
+    return Model(
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        feed_forward=text.intermediate_size,
+        heads=text.num_attention_heads,
+        key_heads=text.num_key_value_heads,
+        parameters=model.num_parameters(),
+        weight_bytes=sum(p.numel() * p.itemsize for p in model.parameters()),
+        itemsize=model.dtype.itemsize,
+        joins_keys=model.device.type != "cuda",
+    )
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """Bytes on one process."""
+    """Bytes on one process that holds everything."""
 
     weights: int
     """The policy's, and their copies in bfloat16 under autocast."""
@@ -24,11 +63,15 @@ class Estimate:
     optimizer: int
     """AdamW's two moments."""
     activations: int
-    """Kept for the backward pass without gradient checkpointing."""
+    """Kept for the backward pass."""
+    cache: int
+    """Keys and values of a rollout, which is over when the backward pass begins."""
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        """At the worst moment of a step: in the rollout or in the backward pass."""
+        always = self.weights + self.reference + self.optimizer
+        return always + max(self.gradients + self.activations, self.cache)
 
 
 @dataclass(frozen=True)
@@ -40,53 +83,64 @@ class Rows:
     prompt: int
     completion: int
 
+    @property
+    def tokens(self) -> int:
+        """T"""
+        return self.prompts * (self.prompt + self.group * self.completion)
 
-def activations(model: Qwen2_5OmniThinkerForConditionalGeneration, rows: Rows, bf16: bool) -> int:
+
+def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = False) -> int:
     """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
 
     Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
     attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps an input of its own:
     34 bytes per D), four values of the feed-forward layer (4 F), key and value (4 K). Without a GPU keys and values are
-    also joined, prefix and completion: 2 K for each of the G (P + C).
+    also joined, prefix and completion: 2 K for each of the G (P + C). With gradient checkpointing each layer keeps its
+    input alone, and one layer at a time is computed again.
     The towers, and the head, which works in chunks, are small beside it.
     """
-    config = model.config.get_text_config()
-    width, feed_forward = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads
-    keys = width // heads * config.num_key_value_heads
-    size = 2 if bf16 else model.dtype.itemsize
-    widths = 34 if bf16 and model.dtype.itemsize > 2 else 11 * size
-    tokens = rows.prompts * (rows.prompt + rows.group * rows.completion)
-    joined = 0 if model.device.type == "cuda" else rows.prompts * rows.group * (rows.prompt + rows.completion)
-    per_layer = tokens * (widths * width + (4 * feed_forward + 4 * keys) * size) + joined * 2 * keys * size
-    return config.num_hidden_layers * per_layer
+    size = 2 if bf16 else model.itemsize
+    widths = 34 if bf16 and model.itemsize > 2 else 11 * size
+    joined = rows.prompts * rows.group * (rows.prompt + rows.completion) if model.joins_keys else 0
+    units = widths * model.width + (4 * model.feed_forward + 4 * model.key_width) * size
+    layer = rows.tokens * units + joined * 2 * model.key_width * size
+    return model.layers * rows.tokens * model.width * model.itemsize + layer if checkpointing else model.layers * layer
+
+
+def cache(model: Model, rows: Rows, bf16: bool) -> int:
+    """Bytes of a rollout's keys and values, each prompt's held once for its group."""
+    return model.layers * rows.tokens * 2 * model.key_width * (2 if bf16 else model.itemsize)
 
 
 def estimate(
-    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    model: Model,
     learning: int,
     reference: bool,
     rows: Rows,
     bf16: bool,
+    checkpointing: bool = False,
+    rollout_prompts: int | None = None,
 ) -> Estimate:
-    """Memory of one training step without gradient checkpointing, on one process that holds everything.
+    """Memory of one training step, on one process that holds everything.
 
     Args:
         model: the policy.
-        learning: how many of its parameters learn.
+        learning: how many parameters learn.
         reference: whether a second model stands beside it.
         rows: of a micro-batch.
         bf16: whether it computes in bfloat16 under autocast.
+        checkpointing: whether activations are computed again.
+        rollout_prompts: prompts that are decoded together; those of a micro-batch where None.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = model.dtype.itemsize
-    copies = 2 * parameters if bf16 and size > 2 else 0
+    copies = 2 * model.parameters if bf16 and model.itemsize > 2 else 0
+    decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
     return Estimate(
-        weights=parameters * size + copies,
-        reference=parameters * size if reference else 0,
-        gradients=learning * size,
-        optimizer=2 * learning * size,
-        activations=activations(model, rows, bf16),
+        weights=model.weight_bytes + copies,
+        reference=model.weight_bytes if reference else 0,
+        gradients=learning * model.itemsize,
+        optimizer=2 * learning * model.itemsize,
+        activations=activations(model, rows, bf16, checkpointing),
+        cache=cache(model, decoded, bf16),
     )
 
 

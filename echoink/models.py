@@ -10,7 +10,12 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
 from echoink.errors import UserError
 from echoink.shared_prefix import install
@@ -20,6 +25,9 @@ TINY = Path(__file__).parent / "assets" / "tiny"
 
 TOWERS = {"audio": "audio_tower", "vision": "visual"}
 """Names for `model.freeze` and the modules they stand for."""
+
+OTHER_PARTS = ("talker.", "token2wav.")
+"""Weights of a full Omni checkpoint that the thinker does without."""
 
 
 def processes() -> PartialState:
@@ -32,41 +40,48 @@ def resolve(path: str) -> str:
     return str(TINY) if path == "tiny" else path
 
 
-def load_processor(path: str, max_pixels: int) -> Qwen2_5OmniProcessor:
-    """The processor of a model folder or hub id, with pictures capped at `max_pixels`."""
+def load_processor(path: str, min_pixels: int, max_pixels: int) -> Qwen2_5OmniProcessor:
+    """The processor of a model folder or hub id, with pictures scaled into `min_pixels` to `max_pixels`."""
     with _as_user_error(path):
         processor = Qwen2_5OmniProcessor.from_pretrained(resolve(path))
-    smallest = min(processor.image_processor.size["shortest_edge"], max_pixels)
-    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return processor
 
 
 def load_model(
-    path: str, dtype: str = "float32", attention: str = "sdpa", freeze: tuple[str, ...] = ()
+    path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    freeze: tuple[str, ...] = (),
+    quantized: bool = False,
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
 
     A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
-    gives its base model with the adapter merged in, in the precision of `dtype`.
+    gives its base model with the adapter merged in, in the precision of `dtype`; on a quantized base it stays beside it,
+    for the 4-bit weights that it was trained on are not those of the base.
 
     Args:
         path: `tiny`, a folder, or a hub id.
         dtype: of the weights; float32 are the master weights under bf16 autocast.
         attention: of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
         freeze: towers whose weights do not learn, of "audio" and "vision".
+        quantized: hold the language model's linear layers in 4 bits (NF4, bitsandbytes); nothing but an adapter can
+            learn then.
 
     Raises:
-        UserError: it is no such model, another architecture, or weights are missing.
+        UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
     """
     if (Path(path) / "adapter_config.json").is_file():
         with _as_user_error(path):
             base = LoraConfig.from_pretrained(path).base_model_name_or_path
         try:
-            model = load_model(base, dtype, attention)
+            model = load_model(base, dtype, attention, quantized=quantized)
         except UserError as error:
             raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
         with _as_user_error(path):
-            model = PeftModel.from_pretrained(model, path).merge_and_unload().requires_grad_(True)
+            model = PeftModel.from_pretrained(model, path)
+            model = model.get_base_model() if quantized else model.merge_and_unload().requires_grad_(True)
         return _named(_frozen(model, freeze), path)
     with _as_user_error(path):
         config = AutoConfig.from_pretrained(resolve(path))
@@ -79,13 +94,38 @@ def load_model(
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             output_loading_info=True,
+            **(_four_bits(dtype) if quantized else {}),
         )
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{path} lacks {len(report['missing_keys'])} weights of the thinker: {some} …")
+    wrong = {
+        "lacks": sorted(report["missing_keys"]),
+        "has unexpected": sorted(key for key in report["unexpected_keys"] if not key.startswith(OTHER_PARTS)),
+        "has, in another shape,": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            some = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
+            hint = "its config.json and its weights do not belong together, or a file is missing"
+            raise UserError(f"{path} {what} {len(keys)} weights of the thinker: {some}", hint)
     _frozen(model, freeze)
     install(model)
-    return _named(model, path).to(processes().device)
+    return _named(model, path) if quantized else _named(model, path).to(processes().device)
+
+
+def _four_bits(dtype: str) -> dict:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError("adapter=qlora needs bitsandbytes", 'pip install "echoink[qlora]"') from error
+    kept = [*(f"model.{tower}" for tower in TOWERS.values()), "lm_head"]
+    return {
+        "device_map": {"": processes().device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            llm_int8_skip_modules=kept,
+        ),
+    }
 
 
 def _frozen(
@@ -102,11 +142,11 @@ def _named(model: Qwen2_5OmniThinkerForConditionalGeneration, path: str) -> Qwen
     return model
 
 
-def describe(model: Qwen2_5OmniThinkerForConditionalGeneration) -> str:
-    """One line: parameters in all, learning, and where."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f"{total:,} parameters, {learning:,} learn · {model.dtype} on {model.device.type}".replace("torch.", "")
+def describe(model: Qwen2_5OmniThinkerForConditionalGeneration, trains: bool) -> str:
+    """One line: parameters in all, learning where it trains, and where they are."""
+    learning = model.num_parameters(only_trainable=True)
+    learns = f", {learning:,} learn" if trains and learning else ""
+    return f"{model.num_parameters():,} parameters{learns} · {model.dtype} on {model.device.type}".replace("torch.", "")
 
 
 def load_reference(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from echoink import media
 from echoink.errors import UserError
-from echoink.prompts import build_messages
-from echoink.samples import Sample
+from echoink.media import GRID, VideoCaps
+from echoink.prompts import Prompt, build_messages
+from echoink.samples import Sample, load_sound
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
@@ -59,44 +60,68 @@ class PromptInputs:
 
 
 @dataclass(frozen=True)
+class Caps:
+    """How much of its media, and how long a prompt, the model gets. Pictures are capped by the model's processor."""
+
+    audio_seconds: float
+    video: VideoCaps
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class PromptProcessor:
-    """Turns samples into `PromptInputs` with one model's processor, one prompt template and one set of caps."""
+    """Turns samples into `PromptInputs` with one model's processor, one prompt and one set of caps."""
 
     processor: "Qwen2_5OmniProcessor"
     model: "Qwen2_5OmniThinkerForConditionalGeneration"
     """Only its M-RoPE arithmetic is used."""
-    template: str
-    system: str
-    max_audio_seconds: float
-    max_prompt_tokens: int
-
-    @property
-    def most_tokens(self) -> int:
-        """About as many as a prompt has at most: the caps of picture and sound, and 512 for the text."""
-        image = self.processor.image_processor
-        pixels = image.size["longest_edge"] // (image.patch_size * image.merge_size) ** 2
-        return min(self.max_prompt_tokens, pixels + int(25 * self.max_audio_seconds) + 512)
+    prompt: Prompt
+    caps: Caps
 
     def __call__(self, sample: Sample) -> PromptInputs:
         """Decode the sample's media and tokenize its prompt.
 
         Raises:
-            UserError: a file cannot be read, or the prompt has more than `max_prompt_tokens` (media are never cut).
+            UserError: a file cannot be read, or the prompt is longer than its cap (media are never cut).
         """
         try:
-            image = media.load_image(sample.image)
-            audio = media.load_audio(sample.audio, self.max_audio_seconds)
+            image = media.load_image(sample.image) if sample.image else None
+            video = media.load_video(sample.video, self.caps.video) if sample.video else None
+            sound = load_sound(sample, self.caps.audio_seconds)
         except UserError as error:
             raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
-        messages = build_messages(sample, self.template, self.system)
-        prompt = encode(self.processor, self.model, messages, image, audio)
-        if len(prompt.input_ids) > self.max_prompt_tokens:
-            raise UserError(
-                f"sample {sample.id}: its prompt has {len(prompt.input_ids)} tokens, the cap is "
-                f"{self.max_prompt_tokens}",
-                "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
-            )
+        prompt = encode(
+            self.processor,
+            self.model,
+            build_messages(sample, self.prompt),
+            image,
+            sound.samples if sound else None,
+            video.frames if video else None,
+            video.fps if video else 2.0,
+        )
+        self.check_length(sample, len(prompt.input_ids))
         return prompt
+
+    def check_length(self, sample: Sample, tokens: int) -> None:
+        """Raises `UserError` where a prompt is longer than its cap."""
+        if tokens > self.caps.prompt_tokens:
+            raise UserError(
+                f"sample {sample.id}: its prompt has {tokens} tokens, the cap is {self.caps.prompt_tokens}",
+                "raise model.max_prompt_tokens, or lower model.max_pixels, model.max_audio_seconds or the video caps",
+            )
+
+    def text_tokens(self, sample: Sample) -> int:
+        """Tokens of a sample's prompt with one placeholder for each medium; no file is opened."""
+        text = chat_text(self.processor, build_messages(sample, self.prompt))
+        woven = (
+            2 if sample.video and (sample.audio or "audio" in sample.data_type.value) else 0
+        )  # bos and eos of a sound
+        return len(self.processor.tokenizer(text)["input_ids"]) + woven
+
+
+def chat_text(processor: "Qwen2_5OmniProcessor", messages: list[dict]) -> str:
+    """A conversation as the model reads it, a placeholder for each medium, up to where the assistant speaks."""
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def encode(
@@ -106,8 +131,12 @@ def encode(
     image: Image | None = None,
     audio: np.ndarray | None = None,
     video: np.ndarray | None = None,
+    fps: float = 2.0,
 ) -> PromptInputs:
     """Tokenize a conversation with at most one picture, sound and video, and compute its positions.
+
+    A sound without a place of its own in the conversation is woven into the video: chunks of two seconds of frames and
+    of sound take turns, as in Omni's audio-in-video, and share the clock of their positions.
 
     Args:
         processor: the model's.
@@ -115,10 +144,15 @@ def encode(
         messages: see `prompts.build_messages`; its turns name the media that are given.
         image: RGB.
         audio: mono samples at 16 kHz.
-        video: frames [F, 3, height, width], unsigned bytes, at 2 frames a second.
+        video: frames [F, 3, height, width], unsigned bytes.
+        fps: frames a second of the video.
+
+    Raises:
+        UserError: the chat template leaves a medium out.
     """
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    given = {}
+    parts = [part["type"] for turn in messages if not isinstance(turn["content"], str) for part in turn["content"]]
+    woven = video is not None and audio is not None and "audio" not in parts
+    given: dict = {}
     if image is not None:
         given["images"] = [image]
     if audio is not None:
@@ -127,18 +161,37 @@ def encode(
         hop = processor.feature_extractor.hop_length
         given |= {"audio": [audio], "audio_kwargs": {"max_length": (len(audio) // hop + 4) * hop}}
     if video is not None:
-        given["videos"] = [video]
-    encoded = processor(text=[text], **given, return_tensors="pt")
+        pixels = video.shape[2] * video.shape[3]  # frames are scaled where they are decoded
+        size = {"shortest_edge": min(pixels, GRID**2), "longest_edge": max(pixels, GRID**2)}
+        given |= {"videos": [video], "videos_kwargs": {"fps": fps, "size": size}}
+    if woven:
+        given |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
+    encoded = processor(text=[chat_text(processor, messages)], **given, return_tensors="pt")
+    per_grid = encoded.get("video_second_per_grid")
     positions, _ = model.get_rope_index(
         encoded["input_ids"],
         image_grid_thw=encoded.get("image_grid_thw"),
         video_grid_thw=encoded.get("video_grid_thw"),
         attention_mask=encoded["attention_mask"],
+        use_audio_in_video=woven,
         audio_seqlens=encoded["feature_attention_mask"].sum(-1) if audio is not None else None,
-        second_per_grids=encoded.get("video_second_per_grid"),
+        second_per_grids=torch.as_tensor(per_grid) if per_grid is not None else None,
     )
     media = {name: encoded[name] for name in MEDIA if name in encoded}
+    _check_placeholders(model, encoded["input_ids"][0], image, audio, video)
     return PromptInputs(encoded["input_ids"][0], positions[:, 0], media)
+
+
+def _check_placeholders(model, input_ids: Tensor, image, audio, video) -> None:
+    config = model.config
+    tokens = {"picture": config.image_token_id, "sound": config.audio_token_id, "video": config.video_token_id}
+    for (name, token), medium in zip(tokens.items(), (image, audio, video), strict=True):
+        there = bool((input_ids == token).any())
+        if there != (medium is not None):
+            raise UserError(
+                f"the prompt has {'no' if medium is not None else 'a'} place for a {name}",
+                "the model's chat template must write a placeholder for every medium of the user turn",
+            )
 
 
 def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:

@@ -1,45 +1,101 @@
 """What the model is asked: the templates of `conf/prompt/` filled with a sample.
 
 The tags that a prompt asks for are the ones that `rewards` checks, because both come from `rewards.THINK` and
-`rewards.ANSWER`. A template may use {question}, {options}, {think}, {end_think}, {answer} and {end_answer}.
+`rewards.ANSWER`. A template may use
+
+    {question}   the problem
+    {options}    the options as `prompt.options` shows them; nothing where there are none
+    {media}      one sentence on what there is to hear and see, for the sample's data type
+    {wanted}     what to answer, for the sample's problem type
+    {think} {end_think} {answer} {end_answer}
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from echoink.errors import UserError
-from echoink.rewards import ANSWER, THINK
+from echoink.rewards import ANSWER, THINK, ProblemType
 
 if TYPE_CHECKING:
     from echoink.samples import Sample
 
+FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answer", "end_answer")
 
-def build_messages(sample: "Sample", template: str, system: str = "") -> list[dict]:
-    """The conversation for one sample: an optional system turn, then picture, sound and question in one user turn.
+PERCEIVE = {
+    "text": "",
+    "image": "Look at the picture. ",
+    "audio": "Listen to the sound. ",
+    "image_audio": "Listen to the sound and look at the picture. ",
+    "video": "Watch the video. ",
+    "video_audio": "Watch the video and listen to its sound. ",
+}
+"""{media} by data type."""
 
-    Raises:
-        UserError: the template names a field that does not exist or lacks {question} or {options}.
-    """
-    check_template(template)
+WANTED = {
+    ProblemType.multiple_choice: "the letter of every right option",
+    ProblemType.numerical: "the number",
+    ProblemType.ocr: "the text as it is written",
+    ProblemType.free_form: "the answer in a few words",
+    ProblemType.regression: "the number",
+    ProblemType.temporal: "the start and the end in seconds, such as 2.5-7",
+    ProblemType.counting: "the number",
+}
+"""{wanted} by problem type."""
+
+PARTS = {
+    "image": ({"type": "image"},),
+    "audio": ({"type": "audio"},),
+    "image_audio": ({"type": "image"}, {"type": "audio"}),
+    "video": ({"type": "video"},),
+    "video_audio": ({"type": "video"},),  # the processor weaves the sound into the video's tokens
+}
+"""The media in a user turn by data type, in their order."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a question is put: a file of `conf/prompt/`."""
+
+    template: str
+    """The user turn."""
+    options: str
+    """How options are shown where a question has some."""
+    system: str = ""
+    """The system turn; empty for the chat template's own."""
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` unless the templates can be filled."""
+        try:
+            self.template.format(**dict.fromkeys(FIELDS, ""))
+            self.options.format(options="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise UserError(f"prompt.template has a bad field: {error}", f"known: {', '.join(FIELDS)}") from error
+        wanted = ("{question}", "{options}", "{answer}", "{end_answer}")
+        if missing := [name for name in wanted if name not in self.template]:
+            raise UserError(f"prompt.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
+        if "{options}" not in self.options:
+            raise UserError("prompt.options lacks {options}", "the model would not see them")
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it asks for a think block; without one the format is the answer block alone."""
+        return "{think}" in self.template
+
+
+def build_messages(sample: "Sample", prompt: Prompt) -> list[dict]:
+    """The conversation for one sample: an optional system turn, then media and question in one user turn."""
+    shown = prompt.options.format(options="\n".join(sample.options)) if sample.options else ""
+    template = prompt.template if shown else prompt.template.replace("{options}\n", "{options}")  # leave no empty line
     text = template.format(
         question=sample.problem,
-        options="\n".join(sample.options),
+        options=shown,
+        media=PERCEIVE[sample.data_type.value],
+        wanted=WANTED[sample.problem_type],
         think=THINK[0],
         end_think=THINK[1],
         answer=ANSWER[0],
         end_answer=ANSWER[1],
     )
-    content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": text.strip()}]
-    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    content = [*PARTS.get(sample.data_type.value, ()), {"type": "text", "text": text.strip()}]
+    turns = [{"role": "system", "content": [{"type": "text", "text": prompt.system}]}] if prompt.system else []
     return [*turns, {"role": "user", "content": content}]
-
-
-def check_template(template: str) -> None:
-    """Raises `UserError` unless the template can be filled."""
-    fields = dict.fromkeys(("question", "options", "think", "end_think", "answer", "end_answer"), "")
-    try:
-        template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"prompt.template has a bad field: {error}", f"known: {', '.join(fields)}") from error
-    missing = [name for name in ("{question}", "{options}") if name not in template]
-    if missing:
-        raise UserError(f"prompt.template lacks {' and '.join(missing)}", "the model would not see the question")

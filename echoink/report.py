@@ -98,7 +98,7 @@ def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
         count: how many.
     """
     from echoink.media import SAMPLING_RATE, load_audio, load_image
-    from echoink.samples import read_split
+    from echoink.data import read_split
 
     samples = read_split(dataset, "valid", count)
     figure, axes = pyplot.subplots(

@@ -1,10 +1,4 @@
-"""A question about a picture and a sound, and the reader of the official AVQA-R1-6K layout.
-
-    <dataset.path>/
-      omni_rl_format_train.json     a list of rows (below); the synthetic set adds omni_rl_format_dev.json
-      omni_rl_format_valid.json
-      train/images/sample_7.jpg     the rows' paths start at their split's folder
-      train/audios/sample_7.wav
+"""A question about pictures, sounds, videos or text alone: what every row of a dataset becomes, whatever it came from.
 
 One row (the fields of HarryHsing/EchoInk's data files):
 
@@ -12,156 +6,295 @@ One row (the fields of HarryHsing/EchoInk's data files):
      "problem_type": "multiple choice", "options": ["A. dog", "B. bell", "C. car", "D. rain"],
      "solution": "<answer>B</answer>", "path": {"image": "images/sample_7.jpg", "audio": "audios/sample_7.wav"},
      "data_source": "OmniInstruct_v1-AVQA"}
+
+`problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may be
+bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows, `benchmarks` brings those of other datasets into this form.
 """
 
+import base64
+import binascii
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from echoink import media
 from echoink.errors import UserError
-from echoink.rewards import option_letter, parse_answer, parse_letters
+from echoink.media import Embedded, Medium
+from echoink.rewards import ANSWER, ProblemType, option_letter, parse_answer, parse_letters, problem_with
 
-OFFICIAL_ROOTS = ("", "AVQA_R1", "AVQA-R1-6K/AVQA_R1")
-"""Where the official archive may have put the split folders below `dataset.path`."""
 
-_KNOWN_KEYS = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source"}
+class DataType(Enum):
+    """What a prompt shows besides its text; the values are the official `data_type`s, and `media` what a row must have.
+
+    `video_audio` is a video with its sound, their tokens interleaved in time: its own soundtrack, or the row's `audio`.
+    """
+
+    text = "text"
+    image = "image"
+    audio = "audio"
+    image_audio = "image_audio"
+    video = "video"
+    video_audio = "video_audio"
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        return {"text": (), "video_audio": ("video",)}.get(self.value, tuple(self.value.split("_")))
+
+
+MEDIA = ("image", "audio", "video")
+_KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
+MAX_OPTIONS = 26
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. Media are paths: they are decoded late, once per prompt.
+    """One question. Media are paths (or cells of a table): they are decoded late, once per prompt.
 
-    Example: `Sample(id="7", problem="What is making the sound?", options=("A. dog", "B. bell"), gold=frozenset("B"),
+    Example: `Sample(id="7", problem="What is making the sound?", options=("A. dog", "B. bell"), solution="B",
     image=Path(".../sample_7.jpg"), audio=Path(".../sample_7.wav"), fields={"data_source": "OmniInstruct_v1-AVQA"})`.
     """
 
     id: str
     problem: str
     options: tuple[str, ...]
-    gold: frozenset[str]
-    """Letters of the right options."""
-    image: Path
-    audio: Path
+    """Empty where the question is not multiple choice."""
+    solution: str
+    """The right answer as an answer block would hold it."""
+    problem_type: ProblemType = ProblemType.multiple_choice
+    data_type: DataType = DataType.image_audio
+    image: Medium | None = None
+    audio: Medium | None = None
+    video: Medium | None = None
     fields: dict[str, str] = field(default_factory=dict)
     """Further scalar fields of the row, such as `kind`; evaluation reports accuracy by them."""
 
+    @property
+    def gold(self) -> frozenset[str]:
+        """Letters of the right options of a multiple-choice question."""
+        return parse_letters(self.solution, self.options)
 
-def read_split(root: Path, split: str, limit: int | None = None) -> list[Sample]:
-    """Read one split of a dataset folder in the official layout.
+    @property
+    def media(self) -> dict[str, Medium]:
+        """Its pictures, sounds and videos by name."""
+        return {name: medium for name in MEDIA if (medium := getattr(self, name)) is not None}
 
-    Raises:
-        UserError: the folder or its JSON is missing or unreadable, or a row is not a valid multiple-choice question.
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is not used, and why."""
+
+    where: str
+    reason: str
+    hint: str = ""
+
+
+def parse_rows(rows: Iterable[dict | UserError], folder: Path, where: str) -> tuple[list[Sample], list[Dropped]]:
+    """Samples of a dataset's rows, and the rows that are no valid question.
+
+    Args:
+        rows: in the form of this module's docstring; an error stands for a row that could not be brought into it.
+        folder: where relative paths start, and which they may not leave.
+        where: what to call the source in errors.
     """
-    if not root.is_dir():
-        raise UserError(f"dataset folder not found: {root}", "set dataset.path to the folder that holds the splits")
-    candidates = [root / sub / f"omni_rl_format_{split}.json" for sub in OFFICIAL_ROOTS]
-    candidates += [root / sub / split / f"omni_rl_format_{split}.json" for sub in OFFICIAL_ROOTS]
-    index = next((path for path in candidates if path.is_file()), None)
-    if index is None:
-        raise UserError(
-            f"no omni_rl_format_{split}.json in {root}",
-            f"dataset.path must hold the official layout: omni_rl_format_{split}.json beside the folder {split}/",
-        )
-    try:
-        rows = json.loads(index.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{index} must hold a list of at least one row")
-    folder = index.parent if index.parent.name == split else index.parent / split
-    samples = [_sample(row, folder.resolve(), f"{index}, row {number}") for number, row in enumerate(rows)]
-    repeated = [id for id, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if repeated:
-        raise UserError(f"{index}: problem_id {repeated[0]} occurs more than once")
-    return samples[:limit]
+    samples, dropped, ids = [], [], set()
+    folder = folder.resolve()
+    for number, row in enumerate(rows):
+        place = f"{where}, row {number}"
+        try:
+            if isinstance(row, UserError):
+                raise UserError(f"{place}: {row.problem}", row.hint)
+            sample = _sample(row, number, folder, place)
+            if sample.id in ids:
+                raise UserError(f"{place}: problem_id {sample.id} occurs more than once")
+        except UserError as error:
+            dropped.append(Dropped(place, error.problem, error.hint))
+            continue
+        ids.add(sample.id)
+        samples.append(sample)
+    return samples, dropped
 
 
-def _sample(row: dict, folder: Path, where: str) -> Sample:
+def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
-    missing = {"problem_id", "problem", "options", "solution", "path"} - row.keys()
-    if missing:
+    if missing := {"problem", "solution"} - row.keys():
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}")
-    where = f"{where} (problem_id {row['problem_id']})"
-    if row.get("problem_type", "multiple choice") != "multiple choice":
-        raise UserError(f"{where}: problem_type {row['problem_type']!r} is not known", "known: multiple choice")
-    if row.get("data_type", "image_audio") != "image_audio":
-        raise UserError(f"{where}: data_type {row['data_type']!r} is not known", "known: image_audio")
-    options = row["options"]
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
-        raise UserError(f"{where}: options must be a list of at least two texts")
-    letters = [option_letter(option) for option in options]
-    expected = [chr(ord("A") + position) for position in range(len(options))]
-    if letters != expected:
-        raise UserError(f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order")
-    gold = parse_letters(parse_answer(row["solution"]) or "", options)
-    if not gold:
+    id = row.get("problem_id", number)
+    where = f"{where} (problem_id {id})"
+    problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
+    options = _options(row.get("options") or [], problem_type, where)
+    solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
+    hint = 'a solution reads "<answer>B</answer>", several letters "<answer>A, C</answer>"'
+    if solution is None:
+        raise UserError(f"{where}: the solution {row['solution']!r} has no answer in {ANSWER[0]}{ANSWER[1]}", hint)
+    if wrong := problem_with(solution, problem_type, options):
+        raise UserError(f"{where}: {wrong}", hint)
+    paths = row.get("path") or {}
+    if not isinstance(paths, dict):
+        raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
+    given = {name: paths.get(name) or row.get(name) for name in MEDIA}
+    given = {name: medium for name, medium in given.items() if medium is not None}
+    data_type = _data_type(row, given, where)
+    if absent := [name for name in data_type.media if name not in given]:
         raise UserError(
-            f"{where}: the answer {row['solution']!r} is not among the options {', '.join(letters)}",
-            'a solution reads "<answer>B</answer>", several letters "<answer>A, C</answer>"',
+            f"{where}: data_type {data_type.value} needs path to hold {' and '.join(f'{name!r}' for name in absent)}",
+            "give the file's path, or another data_type",
         )
-    if not isinstance(row["path"], dict) or not {"image", "audio"} <= row["path"].keys():
-        raise UserError(f'{where}: path must hold "image" and "audio"')
+    wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     return Sample(
-        id=str(row["problem_id"]),
+        id=str(id),
         problem=str(row["problem"]).strip(),
-        options=tuple(options),
-        gold=gold,
-        image=_inside(folder, row["path"]["image"], where),
-        audio=_inside(folder, row["path"]["audio"], where),
+        options=options,
+        solution=solution,
+        problem_type=problem_type,
+        data_type=data_type,
+        **{name: _medium(given[name], folder, f"{where}, {name}") for name in wanted if name in given},
         fields={
             key: str(value)
             for key, value in row.items()
-            if key == "data_source" or (key not in _KNOWN_KEYS and isinstance(value, str | int | bool))
+            if key == "data_source" or (key not in _KNOWN and isinstance(value, str | int | bool))
         },
     )
 
 
-def _inside(folder: Path, relative: str, where: str) -> Path:
-    path = (folder / relative).resolve() if isinstance(relative, str) and "\0" not in relative else None
+def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(member.value) for member in kind)
+        raise UserError(f"{where} {value!r} is not known", f"known: {known}") from None
+
+
+def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
+    if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
+        raise UserError(f"{where}: options must be a list of texts")
+    if problem_type is not ProblemType.multiple_choice and not options:
+        return ()
+    if not 2 <= len(options) <= MAX_OPTIONS:
+        raise UserError(f"{where}: options must be a list of at least two texts, at most {MAX_OPTIONS}")
+    expected = [chr(ord("A") + position) for position in range(len(options))]
+    if [option_letter(option) for option in options] != expected:
+        raise UserError(f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order")
+    return tuple(options)
+
+
+def _data_type(row: dict, given: dict, where: str) -> DataType:
+    if "data_type" in row:
+        return _one_of(DataType, row["data_type"], f"{where}: data_type")
+    found = tuple(name for name in MEDIA if name in given)
+    kinds = {("audio", "video"): DataType.video_audio} | {kind.media: kind for kind in reversed(DataType)}
+    if found not in kinds:
+        raise UserError(f"{where}: no data_type, and {' with '.join(found)} is none", "give data_type and path")
+    return kinds[found]
+
+
+def _medium(value: object, folder: Path, where: str) -> Medium:
+    if isinstance(value, Embedded):
+        return value
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        content = value["bytes"]
+        try:
+            content = base64.b64decode(content, validate=True) if isinstance(content, str) else bytes(content)
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise UserError(f"{where}: bytes are not base64: {error}") from error
+        return Embedded(where, lambda: content)
+    value = value.get("path") if isinstance(value, dict) else value
+    path = (folder / value).resolve() if isinstance(value, str) and "\0" not in value else None
     if path is None or not path.is_relative_to(folder):
-        raise UserError(f"{where}: the path {relative!r} leaves the dataset folder {folder}")
+        raise UserError(f"{where}: the path {value!r} leaves the dataset folder {folder}", "paths start at that folder")
     return path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sample's files hold."""
+
+    digests: tuple[str, ...]
+    """Of the files' bytes, by which the same picture or sound is recognized."""
+    image: tuple[int, int] | None = None
+    """Width and height in pixels, upright."""
+    seconds: float | None = None
+    """Of the whole sound."""
+    kept: float | None = None
+    """Seconds of the sound that the model gets."""
+    frames: int = 0
+    """Of the video, as the model gets it."""
+    frame: tuple[int, int] | None = None
+    """Width and height of such a frame."""
+
+
+def inspect(sample: Sample, max_seconds: float, caps: media.VideoCaps) -> Facts:
+    """Decode a sample's media once.
+
+    Raises:
+        UserError: naming the sample and the file.
+    """
+    try:
+        digests = tuple(media.digest(medium) for medium in sample.media.values())
+        image = media.load_image(sample.image).size if sample.image else None
+        video = media.load_video(sample.video, caps) if sample.video else None
+        sound = load_sound(sample, max_seconds)
+    except UserError as error:
+        raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+    return Facts(
+        digests=digests,
+        image=image,
+        seconds=sound.seconds if sound else None,
+        kept=len(sound.samples) / media.SAMPLING_RATE if sound else None,
+        frames=len(video.frames) if video else 0,
+        frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
+    )
+
+
+def load_sound(sample: Sample, max_seconds: float) -> media.Sound | None:
+    """The sound that goes with a sample: its file, or its video's soundtrack where it is part of the data type."""
+    if sample.audio is not None:
+        return media.load_sound(sample.audio, max_seconds)
+    if sample.data_type is DataType.video_audio:
+        return media.load_soundtrack(sample.video, max_seconds)
+    return None
 
 
 def check_media(
     samples: Sequence[Sample],
     max_seconds: float,
+    caps: media.VideoCaps,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> None:
-    """Decode every picture and sound once, so that a broken file is named before anything expensive starts.
+) -> list[Facts | Dropped]:
+    """Decode every file once, so that a broken one is named before anything expensive starts.
 
-    Raises:
-        UserError: naming the sample and the file.
+    Returns:
+        For each sample what its files hold, or why they cannot be used.
     """
 
-    def check(sample: Sample) -> None:
+    def check(sample: Sample) -> Facts | Dropped:
         try:
-            media.load_image(sample.image)
-            media.load_audio(sample.audio, max_seconds)
+            return inspect(sample, max_seconds, caps)
         except UserError as error:
-            raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+            return Dropped(f"sample {sample.id}", error.problem, error.hint)
 
     with ThreadPoolExecutor() as pool:
-        for _ in progress(pool.map(check, samples)):
-            pass
+        return list(progress(pool.map(check, samples)))
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
     """A short digest of the questions, their answers and their files' names, for the record of a run."""
-    lines = (f"{s.id}\t{s.problem}\t{s.options}\t{sorted(s.gold)}\t{s.image.name}\t{s.audio.name}" for s in samples)
+    lines = (
+        f"{s.id}\t{s.problem}\t{s.options}\t{s.solution}\t{[Path(str(medium)).name for medium in s.media.values()]}"
+        for s in samples
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def answer_positions(samples: Sequence[Sample]) -> dict[str, float]:
     """Share of right answers at each letter; a sample with two right letters counts half for each."""
     counts: Counter[str] = Counter()
-    for sample in samples:
+    asked = [sample for sample in samples if sample.problem_type is ProblemType.multiple_choice]
+    for sample in asked:
         for letter in sample.gold:
             counts[letter] += 1 / len(sample.gold)
-    return {letter: counts[letter] / len(samples) for letter in sorted(counts)}
+    return {letter: counts[letter] / len(asked) for letter in sorted(counts)}

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
+
+RESAMPLES = 9_999
+"""Bootstrap samples; the smallest p-value that they can show is 2 / (RESAMPLES + 1)."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A two-sided confidence interval of a share, both ends in [0, 1]."""
+    """A two-sided confidence interval, such as of a share."""
 
     low: float
     high: float
@@ -25,19 +29,77 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two answers to each of the same samples, compared."""
+    """Two answers, or two means of several, to each of the same samples, compared.
 
+    What is compared is these two checkpoints, not two methods: another seed of training gives another checkpoint.
+    """
+
+    test: str
+    """`exact McNemar`, or `clustered bootstrap`."""
+    difference: float
+    """Of the mean scores, second - first."""
+    interval: tuple[float, float]
+    """95 % of the difference, by the bootstrap over clusters of samples that share media."""
     gained: int
-    """Samples that only the second got right."""
+    """Samples that the second got righter."""
     lost: int
-    """Samples that only the first got right."""
+    """Samples that the first got righter."""
     p_value: float
-    """Two-sided exact McNemar test of no difference; it compares these two checkpoints, not two methods."""
+    """Two-sided, of no difference."""
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """Exact McNemar test: under no difference, gains among the samples that differ are a fair coin (McNemar 1947)."""
-    pairs = list(zip(first, second, strict=True))
-    gained = sum(not a and b for a, b in pairs)
-    lost = sum(a and not b for a, b in pairs)
-    return Paired(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
+def mcnemar(gained: int, lost: int) -> float:
+    """p of the exact McNemar test: under no difference, gains among the samples that differ are a fair coin (1947)."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of the values of each cluster."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.bincount(index, weights=np.asarray(values, float)), np.bincount(index).astype(float)
+
+
+def _bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: float) -> tuple[Interval, np.ndarray]:
+    totals, counts = _by_cluster(values, clusters)
+    mean = totals.sum() / counts.sum()
+    if len(totals) == 1 or np.allclose(totals, mean * counts):
+        return Interval(float(mean), float(mean)), np.full(1, mean)
+    found = bootstrap(
+        (totals, counts),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=100,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    interval = found.confidence_interval
+    return Interval(float(interval.low), float(interval.high)), found.bootstrap_distribution
+
+
+def cluster_bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95) -> Interval:
+    """Percentile interval of the mean of values, resampling whole clusters (Davison and Hinkley 1997, section 2.4)."""
+    return _bootstrap(values, clusters, confidence)[0]
+
+
+def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[str], draws: int = 1) -> Paired:
+    """Compare two scores of each sample.
+
+    Args:
+        first: scores in [0, 1], means over the draws of each sample.
+        second: of the same samples.
+        clusters: of each sample; those that share media are resampled together.
+        draws: draws per sample. With one draw and scores of 0 and 1 the test is the exact McNemar test.
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    interval, distribution = _bootstrap(differences, clusters, 0.95)
+    if draws == 1 and {*first, *second} <= {0.0, 1.0}:
+        test, p_value = "exact McNemar", mcnemar(gained, lost)
+    else:
+        beyond = min((distribution <= 0).sum(), (distribution >= 0).sum())
+        test, p_value = "clustered bootstrap", min(1.0, 2 * float(beyond + 1) / (len(distribution) + 1))
+    difference = sum(differences) / len(differences)
+    return Paired(test, difference, (interval.low, interval.high), gained, lost, p_value)

@@ -27,7 +27,7 @@ from echoink.architecture import make_model, make_processor
 from echoink.compose import conf_dir
 from echoink.errors import UserError
 from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
-from echoink.prompts import build_messages
+from echoink.prompts import Prompt, build_messages
 from echoink.rewards import ANSWER, THINK
 from echoink.samples import Sample
 from echoink.synthetic import Question, Scene
@@ -114,8 +114,8 @@ class Lesson:
     prompt: PromptInputs
 
 
-def make_pool(config: TinyConfig, templates: list[str]) -> tuple[Qwen2_5OmniProcessor, "torch.nn.Module", list[Lesson]]:
-    """Processor, untrained model and `config.pool` lessons; their prompts take turns among `templates`."""
+def make_pool(config: TinyConfig, wording: Prompt) -> tuple[Qwen2_5OmniProcessor, "torch.nn.Module", list[Lesson]]:
+    """Processor, untrained model and `config.pool` lessons."""
     scenes = []
     for index in range(config.pool):
         rng = synthetic.generator(config.seed, "base", index)
@@ -123,25 +123,23 @@ def make_pool(config: TinyConfig, templates: list[str]) -> tuple[Qwen2_5OmniProc
         scenes.append((*synthetic.draw(rng, kind), rng))
     texts = []
     for scene, question, _ in scenes[:4000]:
-        texts += [_prompt(question, template)[-1]["content"][-1]["text"] for template in templates]
+        texts.append(_prompt(question, wording)[-1]["content"][-1]["text"])
         rng = np.random.default_rng(len(texts))
         texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
     texts += ["user", "assistant", "system"] * 10
     processor = make_processor(texts)
     model = make_model(processor)
     lessons = []
-    for number, (scene, question, rng) in enumerate(track(scenes, "rendering scenes", disable=None)):
+    for scene, question, rng in track(scenes, "rendering scenes", disable=None):
         sound = (np.round(synthetic.render_sound(rng, scene) * 32767) / 32768).astype(np.float32)  # as a WAV file
-        messages = _prompt(question, templates[number % len(templates)])
+        messages = _prompt(question, wording)
         prompt = encode(processor, model, messages, synthetic.render_picture(rng, scene), sound)
         lessons.append(Lesson(scene, question, prompt))
     return processor, model, lessons
 
 
-def _prompt(question: Question, template: str) -> list[dict]:
-    here = Path()
-    sample = Sample("", question.text, question.options, frozenset(question.gold), here, here)
-    return build_messages(sample, template)
+def _prompt(question: Question, wording: Prompt) -> list[dict]:
+    return build_messages(Sample("", question.text, question.options, ", ".join(question.gold)), wording)
 
 
 def learn(
@@ -219,7 +217,7 @@ def main(overrides: list[str]) -> None:
     )
     torch.manual_seed(config.seed)
     started = time.perf_counter()
-    processor, model, lessons = make_pool(config, _templates())
+    processor, model, lessons = make_pool(config, _wording())
     output = Path(config.output)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}")
     clean = learn(model, processor, lessons, config, config.steps, config.learning_rate, None)
@@ -236,8 +234,8 @@ def main(overrides: list[str]) -> None:
     print(f"saved to {output} after {record['seconds']} s; try it: python -m echoink.train model.path={output}")
 
 
-def _templates() -> list[str]:
-    return [OmegaConf.load(path).template for path in sorted((conf_dir() / "prompt").glob("*.yaml"))]
+def _wording() -> Prompt:
+    return Prompt(**OmegaConf.load(conf_dir() / "prompt" / "reason.yaml"))
 
 
 def _save(model: "torch.nn.Module", processor: Qwen2_5OmniProcessor, folder: Path) -> None:

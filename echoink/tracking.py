@@ -24,6 +24,8 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from echoink.errors import UserError
+
 PARENT = "ECHOINK_PARENT_RUN"
 """Environment variable by which a sweep tells its jobs their parent run."""
 
@@ -45,7 +47,7 @@ class RunFolder:
         (path / "completions").mkdir(parents=True, exist_ok=True)
         (path / "figures").mkdir(exist_ok=True)
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
-        later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "error")
+        later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
         self._started = time.perf_counter()
 
@@ -85,6 +87,34 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+def check_continues(folder: Path, task: str, config: str) -> None:
+    """Whether a folder is new, or holds an evaluation of the same configuration that can be taken up.
+
+    A line of predictions.jsonl that was cut off by a kill is dropped.
+
+    Raises:
+        UserError: it holds another run.
+    """
+    if (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} holds a training run already", "choose another hydra.run.dir")
+    answers = folder / "predictions.jsonl"
+    if not answers.is_file():
+        return
+    before = (folder / "config.yaml").read_text() if (folder / "config.yaml").is_file() else ""
+    if task == "train" or before != config:
+        old, new = before.splitlines(), config.splitlines()
+        changed = [line.strip() for line in new if line not in old]
+        raise UserError(
+            f"{folder} holds another run" + (f"; here {', '.join(changed[:4])}" if changed else ""),
+            "an evaluation goes on only with the same configuration; choose another hydra.run.dir",
+        )
+    whole, _, torn = answers.read_bytes().rpartition(b"\n")
+    if torn:
+        part = answers.with_suffix(".part")
+        part.write_bytes(whole + b"\n" if whole else b"")
+        os.replace(part, answers)
 
 
 @contextmanager

@@ -4,16 +4,18 @@
     python -m echoink.train reward.lambda_fmt=0.5 grpo.beta=0        other values
     python -m echoink.train --multirun reward.lambda_fmt=0,0.5,1     a sweep, each job in its own process
     python -m echoink.train task=eval checkpoint=outputs/tiny/…      evaluate only
+    python -m echoink.train dry_run=true experiment=echoink_r1_7b …  the plan: steps, tokens, memory, disk
 
 The configuration is composed and validated first, in a sweep for every job, before anything heavy is imported and
 before a folder is written.
 """
 
+import json
 import logging
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +34,12 @@ from echoink.help import help_text
 if TYPE_CHECKING:
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    from echoink.config import TrainerConfig
+    from echoink.config import PromptConfig, TrainerConfig
     from echoink.data import Splits
     from echoink.evaluation import Prediction
+    from echoink.own_reward import OwnReward
+    from echoink.phases import Evaluator
+    from echoink.prompts import Prompt
     from echoink.processing import PromptProcessor
     from echoink.rollout import Sampling
     from echoink.tracking import RunFolder, Tracker
@@ -98,34 +103,67 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
         name: of the run in MLflow: what the command line changed.
 
     Returns:
-        The final sampled accuracy: the objective of a search.
+        The final sampled accuracy: the objective of a search. None for a dry run.
     """
-    from echoink import console, tracking
+    from echoink import console, preflight, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
-    if not sweep.swept_keys():
-        console.config_tree(flatten(config))
+    console.say("config", summary_line(config))
+    if config.dry_run:
+        _plan(config, folder)
+        return None
+    if config.trainer.processes > 1 and config.task is Task.train:
+        raise UserError(
+            f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
+            "set trainer.processes=1, or dry_run=true for the plan",
+        )
+    if config.checkpoint:
+        config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
+    tracking.check_continues(folder, config.task.name, to_yaml(config))
+    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed) as files:
         (folder / "config.yaml").write_text(to_yaml(config))
         files.write_json("environment.json", tracking.environment())
-        if config.checkpoint:
-            config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
+        disk = _disk_bytes(config) if config.task is Task.train else 0
+        preflight.check(folder, disk, uri, config.trainer.push_to_hub)
         splits = _load_data(config)
+        files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
-            job = _load_model(config, splits)
-            with _tracker(config, files, name) as tracker:
+            first, last = _models(config)
+            job = _load_model(config, splits, first)
+            with _tracker(config, files, uri, name) as tracker:
                 _record_inputs(job, files, tracker)
-                trains, evaluates_base = _phases(config)
-                base = _evaluate(job, files, tracker, "base") if evaluates_base else []
-                if trains:
-                    _train(job, files, tracker)
-                final = _evaluate(job, files, tracker, "final") if trains or not evaluates_base else []
+                evaluator = _evaluator(job, files, tracker)
+                evaluates_base = config.task is Task.compare or first == _base(config) and config.eval.base
+                base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
+                if config.task is Task.train:
+                    _train(job, files, tracker, evaluator)
+                elif last != first:
+                    job = _load_model(config, splits, last)
+                    evaluator = _evaluator(job, files, tracker)
+                final = []
+                if config.task is not Task.eval or not evaluates_base:
+                    final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
                 _conclude(job, files, tracker, base, final)
         if tracker.run_id:
             console.say_mlflow(tracker.uri, tracker.url_path)
         if tracker.refused:
             console.say("MLflow", f"did not take everything ({tracker.refused}); the run folder has it all")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
+
+
+def summary_line(config: Config) -> str:
+    """What a run is, in one line; config.yaml in its folder has every value."""
+    parts = [f"model {config.checkpoint or config.model.path}", f"dataset {config.dataset.source.name}"]
+    if config.adapter.kind is not Adapter.none:
+        parts.append(f"{config.adapter.kind.name} of rank {config.adapter.rank}")
+    reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
+    parts.append(
+        f"reward {reward}" + (f", {config.reward.file} {config.reward.lambda_file:g}" if config.reward.file else "")
+    )
+    parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
+    parts.append(f"{config.trainer.steps} steps" if config.trainer.steps else f"{config.trainer.epochs:g} epochs")
+    return " · ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -140,55 +178,99 @@ class Job:
     processor: "PromptProcessor"
     sampling: "Sampling"
     end_ids: list[int]
+    own_reward: "OwnReward | None"
 
 
-def _phases(config: Config) -> tuple[bool, bool]:
-    """Whether the run trains, and whether it evaluates a base: task=eval calls a named checkpoint `final`."""
-    trains = config.task is Task.train
-    return trains, config.eval.base if trains else not config.checkpoint
+def _base(config: Config) -> str:
+    """Where a training run starts: what is called its base."""
+    return (config.checkpoint or config.model.path) if config.task is Task.train else config.model.path
+
+
+def _models(config: Config) -> tuple[str, str]:
+    """The weights that a run begins with, and those that it ends with where it does not train."""
+    if config.task is Task.compare:
+        if not config.checkpoint:
+            raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
+        return config.model.path, config.checkpoint
+    return (config.checkpoint or config.model.path,) * 2
+
+
+def _plan(config: Config, folder: Path) -> None:
+    from echoink import console, plan
+
+    made = plan.make(config, _load_data(replace(config, task=Task.train)))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(made, indent=1) + "\n")
+    for label, text in plan.lines(made):
+        console.say(label, text)
+    console.say("plan", str(folder / "plan.json"))
+
+
+def _disk_bytes(config: Config) -> int:
+    """What checkpoints take at most at a time: those kept, and the one that is being written."""
+    from echoink import plan
+
+    kept = config.trainer.keep_checkpoints if config.trainer.save_every else 1
+    return (kept + 1 + bool(config.eval.every)) * plan.checkpoint_bytes(config, plan.count_parameters(config))
 
 
 def _load_data(config: Config) -> "Splits":
     from echoink import console, data
 
     trains = config.task is Task.train
-    splits = data.load(config.dataset, config.eval, config.model.max_audio_seconds, trains)
-    console.say("data", data.describe(splits))
+    splits = data.load(config.dataset, config.eval, config.model, trains)
+    for line in data.describe(splits, config.eval.split.name):
+        console.say("data", line)
     if trains:
         data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 
 
-def _load_model(config: Config, splits: "Splits") -> Job:
-    from echoink import console, models
-    from echoink.processing import PromptProcessor
+def _load_model(config: Config, splits: "Splits", path: str) -> Job:
+    from echoink import console, data, models, own_reward
+    from echoink.processing import Caps, PromptProcessor
     from echoink.rollout import Sampling
 
-    path = config.checkpoint or config.model.path
-    wanted, prompt, generation = config.model, config.prompt, config.generation
+    wanted, generation, trains = config.model, config.generation, config.task is Task.train
     freeze = tuple(tower.name for tower in wanted.freeze)
-    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze)
-    if config.adapter.kind is Adapter.lora:
+    quantized = config.adapter.kind is Adapter.qlora
+    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
+    if config.adapter.kind is not Adapter.none:
         models.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
-    console.say("model", f"{path} · {models.describe(model)}")
-    omni = models.load_processor(path, wanted.max_pixels)
-    processor = PromptProcessor(
-        omni,
-        model,
-        prompt.template,
-        prompt.system,
-        wanted.max_audio_seconds,
-        wanted.max_prompt_tokens,
-    )
+    console.say("model", f"{path} · {models.describe(model, trains)}")
+    omni = models.load_processor(path, wanted.min_pixels, wanted.max_pixels)
+    caps = Caps(wanted.max_audio_seconds, data.video_caps(wanted), wanted.max_prompt_tokens)
+    processor = PromptProcessor(omni, model, _prompt(config.prompt), caps)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni))
+    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
+    return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
 
 
-def _tracker(config: Config, files: "RunFolder", name: str) -> "Tracker":
+def _prompt(config: "PromptConfig") -> "Prompt":
+    from echoink.prompts import Prompt
+
+    return Prompt(config.template, config.options, config.system)
+
+
+def _longest_prompt(job: Job) -> int:
+    """Tokens of the longest prompt, every prompt's length checked against its cap before anything is computed."""
+    from echoink.tokens import prompt_tokens
+
+    wanted, longest = job.config.model, 0
+    evaluated = job.config.eval.split.name
+    for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
+        for sample in samples:
+            facts, text = job.splits.facts[f"{split} {sample.id}"], job.processor.text_tokens(sample)
+            tokens = prompt_tokens(facts, text, wanted.min_pixels, wanted.max_pixels).total
+            job.processor.check_length(sample, tokens)
+            longest = max(longest, tokens)
+    return longest
+
+
+def _tracker(config: Config, files: "RunFolder", uri: str | None, name: str) -> "Tracker":
     from echoink import tracking
 
-    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     parameters = {key: value for key, value in flatten(config).items() if len(str(value)) <= 100}
     tags = {
         "experiment": config.name,
@@ -205,7 +287,7 @@ def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
 
     files.summary["mlflow"] = {"run_id": tracker.run_id}
     files.write_summary()  # a process that dies now leaves its run's id
-    for name in ("config.yaml", "environment.json"):
+    for name in ("config.yaml", "environment.json", "dataset.json"):
         tracker.artifact(files.path / name)
     dataset = job.config.dataset
     for split, rows in (("train", job.splits.train), (job.config.eval.split.name, job.splits.valid)):
@@ -214,62 +296,42 @@ def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
             tracker.dataset(f"{dataset.source.name} {split}", digest, dataset.path, profile, split)
 
 
-def _evaluate(job: Job, files: "RunFolder", tracker: "Tracker", phase: str) -> list["Prediction"]:
-    from echoink import console, evaluation
+def _evaluator(job: Job, files: "RunFolder", tracker: "Tracker") -> "Evaluator":
+    from echoink.phases import Evaluator
 
     config = job.config
-    samples = job.splits.valid
-    draws = evaluation.draw_names(config.eval.samples, config.eval.greedy)
-    predictions = []
-    for prediction in evaluation.evaluate(
-        job.model,
-        job.processor,
-        samples,
-        job.sampling,
-        job.end_ids,
-        config.reward.match,
-        config.seed,
-        phase,
-        config.eval.batch_prompts,
-        config.trainer.bf16,
-        draws,
-        console.progress(phase, -(-len(samples) // config.eval.batch_prompts)),
-    ):
-        files.append("predictions.jsonl", [asdict(prediction)])
-        predictions.append(prediction)
-    found = files.summary[phase] = evaluation.summarize(predictions)
-    tracker.metrics(
-        {
-            "eval/accuracy": found["accuracy"],
-            "eval/format": found["format"],
-            "eval/parse_failure_ratio": found["parse_failures"],
-            "eval/mean_length": found["mean_tokens"],
-            **({"eval/greedy_accuracy": found["greedy_accuracy"]} if config.eval.greedy else {}),
-        },
-        files.summary["steps"] or 0,
+    return Evaluator(
+        config=config.eval,
+        direct=_prompt(config.eval.direct),
+        processor=job.processor,
+        sampling=job.sampling,
+        end_ids=job.end_ids,
+        match=config.reward.match,
+        own_reward=job.own_reward,
+        seed=config.seed,
+        bf16=config.trainer.bf16,
+        clusters=job.splits.clusters(config.eval.split.name),
+        files=files,
+        tracker=tracker,
     )
-    console.say(
-        phase,
-        f"accuracy {console.percent(found['accuracy'])} {console.interval(found['interval'])} · "
-        f"greedy {console.percent(found['greedy_accuracy'])} · format {console.percent(found['format'])} · "
-        f"parse failures {console.percent(found['parse_failures'])}",
-    )
-    return predictions
 
 
-def _with_checkpointing_decided(job: Job, reference: bool) -> "TrainerConfig":
+def _with_checkpointing_decided(job: Job, reference: bool, longest: int) -> "TrainerConfig":
     """The trainer's settings, activations recomputed where they are estimated not to fit."""
     from echoink import console, memory
 
     config = job.config
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
-    prompt, completion = job.processor.most_tokens, config.generation.max_new_tokens
+    prompt, completion = longest, config.generation.max_new_tokens
     if not config.grpo.shared_prefix:
         prompt, completion = 0, prompt + completion
     rows = memory.Rows(config.trainer.micro_batch_prompts, config.grpo.group_size, prompt, completion)
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
-    needs = memory.estimate(job.model, learning, reference, rows, config.trainer.bf16)
+    rollout = config.trainer.prompts_per_step
+    needs = memory.estimate(
+        memory.of(job.model), learning, reference, rows, config.trainer.bf16, rollout_prompts=rollout
+    )
     there = memory.available(job.model.device)
     fits = needs.total <= memory.SHARE * there
     console.say(
@@ -280,25 +342,35 @@ def _with_checkpointing_decided(job: Job, reference: bool) -> "TrainerConfig":
     return replace(config.trainer, gradient_checkpointing=not fits)
 
 
-def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
+def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator") -> None:
     from echoink import console, models
-    from echoink.callbacks import Keeper, Recorder, completions_writer
+    from echoink.callbacks import Keeper, Recorder, Watch, completions_writer
     from echoink.data import training_steps
     from echoink.trainer import EchoInkTrainer, arguments
 
     config = job.config
+    longest = _longest_prompt(job)
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
     wanted = config.model
     adapter = config.adapter
     lora = None
-    if adapter.kind is Adapter.lora:
+    if adapter.kind is not Adapter.none:
         lora = models.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
     reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
-    settings = _with_checkpointing_decided(job, needs_reference)
+    settings = _with_checkpointing_decided(job, needs_reference, longest)
     completions = config.trainer.prompts_per_step * config.grpo.group_size
     recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
-    keeper = Keeper(files.path, config.trainer.save_every, config.trainer.keep_checkpoints)
+    keeper = Keeper(
+        files.path,
+        config.trainer.save_every,
+        config.trainer.keep_checkpoints,
+        config.eval.every,
+        lambda model, step: evaluator.development(model, job.splits.dev, step),
+        recorder,
+    )
+    watch = Watch(config.grpo.group_size, config.generation.max_new_tokens)
+    write = completions_writer(files, config.trainer.completions_every)
     trainer = EchoInkTrainer(
         model=job.model,
         reference=reference,
@@ -308,13 +380,17 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
         reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
         args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
         callbacks=[recorder, keeper],
-        on_rollout=completions_writer(files, config.trainer.completions_every),
+        on_rollout=lambda rows: (watch(rows), write(rows)),
         shared_prefix=config.grpo.shared_prefix,
         adapter=lora,
+        own_reward=job.own_reward,
+        own_weight=config.reward.lambda_file,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()
-        console.say("adapter", f"LoRA of rank {adapter.rank} · {learning:,} of {total:,} parameters learn")
+        console.say(
+            "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
+        )
     keeper.trainer = trainer
     try:
         trainer.train()
@@ -329,25 +405,23 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
             "accuracy_last": sum(rewards[-tenth:]) / tenth,
         },
         "checkpoint": str(keeper.newest.relative_to(files.path)),
+        "best": keeper.best,
     }
+    files.write_summary()
+    if keeper.best:
+        console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
+    if config.trainer.push_to_hub:
+        from echoink import export
+
+        export.export(keeper.newest, files.path / "export", push_to=config.trainer.push_to_hub)
 
 
 def _conclude(
     job: Job, files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
 ) -> None:
-    from echoink import console, evaluation, report
+    from echoink import console, phases, report
 
-    if base and final:
-        sampled = evaluation.compare(base, final, evaluation.SAMPLED)
-        greedy = evaluation.compare(base, final, evaluation.GREEDY) if job.config.eval.greedy else None
-        files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
-        gain = 100 * (files.summary["final"]["accuracy"] - files.summary["base"]["accuracy"])
-        console.say(
-            "gain",
-            f"{gain:+.1f} points, exact McNemar p = {sampled.p_value:.2g}"
-            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else ""),
-        )
-    console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})
+    phases.conclude(files, base, final)
     files.write_summary()
     if figure := report.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
         tracker.artifact(figure, "figures")
@@ -362,7 +436,7 @@ def _conclude(
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
     console.say("sample", f"{sample.problem} {' '.join(sample.options)}")
-    console.say("", f"{sample.image}  {sample.audio}")
+    console.say("", "  ".join(str(medium) for medium in sample.media.values()))
     console.say("", f"{shown.completion!r} → {'right' if shown.correct else 'wrong'}, gold {shown.gold}")
 
 

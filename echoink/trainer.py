@@ -54,6 +54,7 @@ from echoink.shared_prefix import score, without_silent_groups
 METRICS = {
     "rewards/accuracy/mean": "reward/accuracy",
     "rewards/format/mean": "reward/format",
+    "rewards/custom/mean": "reward/custom",
     "reward": "reward/total",
     "completions/mean_length": "completion/mean_length",
     "completions/clipped_ratio": "completion/clipped_ratio",
@@ -80,6 +81,7 @@ class EchoInkTrainer(GRPOTrainer):
         args: TRL's configuration.
         shared_prefix: compute each group's prompt once in the loss; False computes plain rows, as TRL does.
         adapter: a PEFT adapter to train in the place of the weights; without it switched on the model is the reference.
+        own_reward: a user's reward of a completion and its sample, weighted by `own_weight`.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -96,6 +98,8 @@ class EchoInkTrainer(GRPOTrainer):
         on_rollout: Callable[[list[dict]], None] | None = None,
         shared_prefix: bool = True,
         adapter: PeftConfig | None = None,
+        own_reward: Callable[[str, Sample], float] | None = None,
+        own_weight: float = 1.0,
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -115,18 +119,21 @@ class EchoInkTrainer(GRPOTrainer):
         def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
             asked = (self._samples[prompt] for prompt in prompts)
             pairs = zip(completions, asked, strict=True)
-            return [accuracy_reward(completion, sample.options, sample.gold, match) for completion, sample in pairs]
+            return [accuracy_reward(text, s.problem_type, s.options, s.solution, match) for text, s in pairs]
 
         def format(completions: list[str], **_) -> list[float]:
-            return [format_reward(completion) for completion in completions]
+            return [format_reward(text, processor.prompt.thinks) for text in completions]
+
+        def custom(prompts: list[str], completions: list[str], **_) -> list[float]:
+            return [own_reward(text, self._samples[id]) for id, text in zip(prompts, completions, strict=True)]
 
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
-        args.reward_weights = list(reward_weights)
+        args.reward_weights = list(reward_weights) + ([own_weight] if own_reward else [])
         super().__init__(
             model=model,
-            reward_funcs=[accuracy, format],
+            reward_funcs=[accuracy, format] + ([custom] if own_reward else []),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
             processing_class=processor.processor,

@@ -105,7 +105,7 @@ def _prompt(
     side = int(shape.pixels**0.5)
     image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
     audio = rng.standard_normal(int(16_000 * shape.audio_seconds)).astype(np.float32)
-    processor = load_processor("tiny", shape.pixels)
+    processor = load_processor("tiny", min(112**2, shape.pixels), shape.pixels)
 
     def made(words: int) -> PromptInputs:
         content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "a" + " a" * words}]

@@ -12,10 +12,15 @@ import torch
 
 from echoink import synthetic
 from echoink.compose import compose
-from echoink.samples import Sample, read_split
+from echoink.data import read_split
+from echoink.media import VideoCaps
+from echoink.prompts import Prompt
+from echoink.samples import Sample
 
-TEMPLATE = compose([])[0].config.prompt.template
+PROMPT = Prompt(**vars(compose([])[0].config.prompt))
 """What the embedded base has learnt to answer."""
+
+VIDEO = VideoCaps(fps=2, max_frames=4, max_pixels=112 * 112)
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +47,10 @@ def model():
 def make_processor():
     """The prompt processor of a model."""
     from echoink.models import load_processor
-    from echoink.processing import PromptProcessor
+    from echoink.processing import Caps, PromptProcessor
 
-    omni = load_processor("tiny", 112 * 112)
-    return lambda model: PromptProcessor(omni, model, TEMPLATE, "", 10.0, 4096)
+    omni = load_processor("tiny", 112 * 112, 112 * 112)
+    return lambda model: PromptProcessor(omni, model, PROMPT, Caps(10.0, VIDEO, 4096))
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from transformers import TrainerCallback
 from echoink.compose import compose
 from echoink.config import Adapter
 from echoink.models import load_model, load_processor, load_reference, lora
-from echoink.processing import PromptProcessor
-from echoink.samples import read_split
+from echoink.processing import Caps, PromptProcessor
+from echoink.data import read_split, video_caps
+from echoink.prompts import Prompt
 from echoink.trainer import EchoInkTrainer, arguments, metrics_of
 
 
@@ -42,7 +43,10 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         model=model,
         reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny"),
         processor=PromptProcessor(
-            load_processor("tiny", 112 * 112), model, config.prompt.template, "", 10.0, config.model.max_prompt_tokens
+            load_processor("tiny", 112 * 112, 112 * 112),
+            model,
+            Prompt(**vars(config.prompt)),
+            Caps(10.0, video_caps(config.model), config.model.max_prompt_tokens),
         ),
         samples=samples,
         match=config.reward.match,

@@ -50,7 +50,7 @@ def test_a_folder_that_is_no_omni_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot load a model from"):
         load_model(str(tmp_path))
     with pytest.raises(UserError, match="cannot load a model from"):
-        load_processor(str(tmp_path), 784)
+        load_processor(str(tmp_path), 784, 784)
 
 
 def test_broken_and_mismatched_weights_are_one_clear_error(tmp_path):

@@ -23,9 +23,11 @@ def test_a_prediction_is_judged_by_the_rewards(model, processor, samples):
     assert [(p.id, p.draw) for p in found] == [(s.id, draw) for s in samples[:6] for draw in (SAMPLED, GREEDY)]
     for prediction in found:
         sample = samples[int(prediction.id)]
-        assert prediction.correct == accuracy_reward(prediction.completion, sample.options, sample.gold)
+        assert prediction.correct == accuracy_reward(
+            prediction.completion, sample.problem_type, sample.options, sample.solution
+        )
         assert prediction.format == format_reward(prediction.completion)
-        assert prediction.gold == ", ".join(sorted(sample.gold))
+        assert prediction.gold == sample.solution
         assert prediction.fields == sample.fields
         json.dumps(asdict(prediction))
 
@@ -50,20 +52,28 @@ def test_a_truncated_completion_says_so(model, processor, samples):
 
 def made(id, correct, draw=SAMPLED, format=True, letters="A", kind="ear", tokens=10):
     return Prediction(
-        "base",
-        "full",
-        id,
-        draw,
-        "",
-        "",
-        letters or None,
-        letters,
-        "A",
-        correct,
-        format,
-        tokens,
-        False,
-        {"kind": kind, "data_source": "one"},
+        phase="base",
+        variant="full",
+        id=id,
+        draw=draw,
+        prompt="",
+        problem="What?",
+        options=("A. 1", "B. 2", "C. 3"),
+        problem_type="multiple choice",
+        data_type="image_audio",
+        thinks=True,
+        completion="",
+        answer=letters or None,
+        letters=letters,
+        gold="A",
+        score=float(correct),
+        correct=correct,
+        format=format,
+        custom=None,
+        tokens=tokens,
+        truncated=False,
+        cluster=id,
+        fields={"kind": kind, "data_source": "one"},
     )
 
 
@@ -96,7 +106,9 @@ def test_several_draws_by_hand():
 
     rows = drawn("1", "A", "B", "A") + drawn("2", "B", "B", "A") + drawn("3", "", "", "A") + drawn("4", "B", "A", "C")
     found = summarize(rows)
-    assert found["samples"] == {"k": 3, "mean": 5 / 12, "majority": 0.5, "pass": 1.0}
+    interval = found["samples"].pop("interval")
+    assert found["samples"] == {"k": 3, "mean": pytest.approx(5 / 12), "majority": 0.5, "pass": 1.0}
+    assert interval[0] < 5 / 12 < interval[1]
     assert found["accuracy"] == 0.25, "of the first draw"
     assert summarize(drawn("1", "A"))["samples"] is None
 

@@ -44,15 +44,15 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
         install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     measured = kept(model.train(), prompts[0], group, length, bf16)
-    estimated = memory.activations(model, memory.Rows(1, group, len(prompts[0].input_ids), length), bf16)
+    estimated = memory.activations(memory.of(model), memory.Rows(1, group, len(prompts[0].input_ids), length), bf16)
     assert 0.9 <= estimated / measured <= 1.25
 
 
 def test_the_whole_of_a_step(model):
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    full = memory.estimate(model, parameters, True, memory.Rows(1, 4, 200, 200), False)
+    full = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), False)
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
     assert full.total == 20 * parameters + full.activations
-    lean = memory.estimate(model, 0, False, memory.Rows(1, 4, 200, 200), True)
+    lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True)
     assert (lean.weights, lean.reference, lean.gradients, lean.optimizer) == (6 * parameters, 0, 0, 0)

@@ -1,11 +1,12 @@
 """Prompts as the model takes them: positions, padding, and that a batch is the same as its prompts one by one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from echoink.errors import UserError
-from echoink.processing import PromptProcessor, prompt_batch, row_media, row_positions
-from tests.conftest import TEMPLATE
+from echoink.processing import prompt_batch, row_media, row_positions
 
 
 def logits_of(model, prompts, completions):
@@ -79,13 +80,11 @@ def test_padding_of_the_extractor_does_not_change_the_features(processor, sample
 
 
 def test_a_prompt_over_its_cap_is_refused(processor, samples):
-    small = PromptProcessor(processor.processor, processor.model, TEMPLATE, "", 10.0, 50)
+    small = replace(processor, caps=replace(processor.caps, prompt_tokens=50))
     with pytest.raises(UserError, match="sample 0: its prompt has .* the cap is 50"):
         small(samples[0])
 
 
 def test_a_broken_file_names_the_sample(processor, samples, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(UserError, match="sample 0: picture not found"):
         processor(replace(samples[0], image=tmp_path / "gone.jpg"))

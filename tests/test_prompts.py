@@ -4,13 +4,13 @@ import pytest
 
 from echoink.compose import compose
 from echoink.errors import UserError
-from echoink.prompts import build_messages, check_template
-from echoink.rewards import format_reward
+from echoink.prompts import Prompt, build_messages
+from echoink.rewards import ProblemType, format_reward
+from echoink.samples import DataType, Sample
 
 
 def test_picture_then_sound_then_question(samples):
-    template = compose([])[0].config.prompt.template
-    (turn,) = build_messages(samples[0], template)
+    (turn,) = build_messages(samples[0], Prompt(**vars(compose([])[0].config.prompt)))
     assert [part["type"] for part in turn["content"]] == ["image", "audio", "text"]
     text = turn["content"][-1]["text"]
     assert text.startswith(samples[0].problem) and all(option in text for option in samples[0].options)
@@ -18,23 +18,53 @@ def test_picture_then_sound_then_question(samples):
 
 
 def test_a_system_turn_comes_first(samples):
-    turns = build_messages(samples[0], "{question} {options}", "Be brief.")
+    turns = build_messages(samples[0], Prompt("{question} {options} {answer}{end_answer}", "{options}", "Be brief."))
     assert [turn["role"] for turn in turns] == ["system", "user"]
     assert turns[0]["content"][0]["text"] == "Be brief."
 
 
 def test_the_tags_that_the_prompt_names_are_the_ones_rewarded(samples):
-    text = build_messages(samples[0], "{think}x{end_think}{answer}B{end_answer} {question}{options}")[0]["content"][-1][
-        "text"
-    ]
+    prompt = Prompt("{think}x{end_think}{answer}B{end_answer} {question}{options}", "{options}")
+    text = build_messages(samples[0], prompt)[0]["content"][-1]["text"]
     assert format_reward(text.split(" ")[0]) == 1
 
 
 def test_bad_templates():
     for template, message in (
-        ("{question}", "lacks {options}"),
+        ("{question}{answer}{end_answer}", "lacks {options}"),
+        ("{question}{options}", "lacks {answer} and {end_answer}"),
         ("{question}{options}{x}", "bad field"),
         ("{", "bad field"),
     ):
         with pytest.raises(UserError, match=message):
-            check_template(template)
+            Prompt(template, "{options}")
+    with pytest.raises(UserError, match="prompt.options lacks"):
+        Prompt("{question}{options}{answer}{end_answer}", "Options:")
+
+
+def test_a_prompt_fits_its_sample():
+    """No options, no heading; what there is to perceive, and what is wanted, are named."""
+    prompt = Prompt(**vars(compose([])[0].config.prompt))
+
+    def text(**fields):
+        return build_messages(Sample("1", "How many?", **fields), prompt)[0]["content"][-1]["text"]
+
+    plain = text(options=(), solution="3", problem_type=ProblemType.counting, data_type=DataType.text)
+    assert plain.startswith("How many?\nReason between") and "put the number between" in plain
+    video = text(options=("A. 1", "B. 2"), solution="A", data_type=DataType.video_audio)
+    assert "Options:\nA. 1\nB. 2\nWatch the video and listen to its sound. Reason" in video
+
+
+@pytest.mark.parametrize("data_type", DataType)
+def test_media_stand_before_the_question(data_type):
+    prompt = Prompt(**vars(compose([])[0].config.prompt))
+    (turn,) = build_messages(Sample("1", "What?", ("A. 1", "B. 2"), "A", data_type=data_type), prompt)
+    kinds = [part["type"] for part in turn["content"]]
+    shown = ("video",) if data_type is DataType.video_audio else data_type.media
+    assert kinds == [*shown, "text"]
+
+
+def test_the_direct_prompt_does_not_think():
+    config = compose(["prompt=direct"])[0].config
+    assert not Prompt(**vars(config.prompt)).thinks and Prompt(**vars(compose([])[0].config.prompt)).thinks
+    assert vars(config.eval.direct) == vars(config.prompt)

@@ -4,7 +4,16 @@ import time
 
 import pytest
 
-from echoink.rewards import Match, accuracy_reward, format_reward, option_text, parse_answer, parse_letters
+from echoink.rewards import (
+    Match,
+    ProblemType,
+    accuracy_reward,
+    format_reward,
+    option_text,
+    parse_answer,
+    parse_letters,
+    problem_with,
+)
 
 OPTIONS = ("A. cat", "B. bell", "C. dog", "D. rain and hail")
 
@@ -120,9 +129,9 @@ def test_answer(completion, answer):
     [
         (GOOD, "B", 1),
         (GOOD, "A", 0),
-        (GOOD, "AB", 0),
-        ("<answer>A, B</answer>", "AB", 1),
-        ("<answer>B and A</answer>", "AB", 1),
+        (GOOD, "A, B", 0),
+        ("<answer>A, B</answer>", "A, B", 1),
+        ("<answer>B and A</answer>", "A, B", 1),
         ("<answer>A, B</answer>", "B", 0),
         ("<answer>A, B, C, D</answer>", "B", 0),
         ("A bell. <answer>no letter</answer>", "A", 0),
@@ -131,12 +140,97 @@ def test_answer(completion, answer):
     ],
 )
 def test_accuracy(completion, gold, reward):
-    assert accuracy_reward(completion, OPTIONS, frozenset(gold)) == reward
+    assert accuracy_reward(completion, ProblemType.multiple_choice, OPTIONS, gold) == reward
 
 
 def test_exact_is_the_papers_rule():
-    assert accuracy_reward("<answer>B. bell</answer>", OPTIONS, frozenset("B")) == 1
-    assert accuracy_reward("<answer>B. bell</answer>", OPTIONS, frozenset("B"), Match.exact) == 0
+    choice = ProblemType.multiple_choice
+    assert accuracy_reward("<answer>B. bell</answer>", choice, OPTIONS, "B") == 1
+    assert accuracy_reward("<answer>B. bell</answer>", choice, OPTIONS, "B", Match.exact) == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        ("<answer>B</answer>", "B"),
+        ("<answer>B. bell</answer>", "B"),  # the reply's first lone letter is that of the block
+        ("The image shows a dog, so the answer is C.", "A"),  # the article
+        ("I hear it. (d)", "D"),
+        ("<answer>E</answer> B", "B"),
+        ("dog", ""),
+    ],
+)
+def test_first_letter_is_the_rule_of_the_public_evaluation(completion, letter):
+    found = accuracy_reward(completion, ProblemType.multiple_choice, OPTIONS, letter or "A", Match.first_letter)
+    assert found == bool(letter)
+
+
+SCORED = [  # type, answer, solution, score by hand
+    ("numerical", "3.14159", "3.14", 1),
+    ("numerical", "3.15", "3.14", 0),
+    ("numerical", " 1,234.50 ", "1234.5", 1),
+    ("numerical", "12 %", "12", 1),
+    ("numerical", "-7.", "-7", 1),
+    ("numerical", "12 34", "1234", 0),
+    ("numerical", "1,2", "12", 0),
+    ("numerical", "nan", "3", 0),
+    ("numerical", "three", "3", 0),
+    ("OCR", "the quick fox", "the quick fox", 1),
+    ("OCR", "the quack fox", "the quick fox", 2 / 3),
+    ("OCR", "a b c d e f g h", "x", 0),
+    ("free-form", "a dog barks", "a dog barks", 1),
+    ("free-form", "a dog barks", "A dog, barks!", 1),
+    ("free-form", "the dog is barking", "a dog barks", 2 / 7),
+    ("free-form", "собака лает", "собака громко лает", 0.8),
+    ("regression", "90", "100", 0.9),
+    ("regression", "250", "100", 0),
+    ("regression", "-1", "-2", 0.5),
+    ("regression", "0", "0", 1),
+    ("regression", "0.1", "0", 0),
+    ("temporal retrieval", "[0, 10]", "0:05 to 0:15", 1 / 3),
+    ("temporal retrieval", "0-2 and 1-4", "0-4", 1),  # a union: the overlap counts once
+    ("temporal retrieval", "1:00:00-1:00:10", "[[3600, 3605], [3605, 3610]]", 1),
+    ("temporal retrieval", "5", "0-4", 0),
+    ("temporal retrieval", "4-2", "2-4", 0),
+    ("temporal retrieval", "7-8", "2-4", 0),
+    ("counting", "7", "7", 1),
+    ("counting", "7.0", "7", 1),
+    ("counting", "14/2", "7", 1),
+    ("counting", "8", "7", 0),
+    ("counting", "9**9**9**9**9**9" * 9, "7", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "answer", "solution", "score"), SCORED)
+def test_scores_of_the_other_types(kind, answer, solution, score):
+    found = accuracy_reward(f"<think>x</think><answer>{answer}</answer>", ProblemType(kind), (), solution)
+    assert found == pytest.approx(score)
+    assert accuracy_reward(answer, ProblemType(kind), (), solution) == 0, "outside an answer block nothing counts"
+
+
+@pytest.mark.parametrize(
+    ("kind", "solution", "fine"),
+    [
+        ("multiple choice", "B", True),
+        ("multiple choice", "A, C", True),
+        ("multiple choice", "E", False),
+        ("numerical", "3.5", True),
+        ("numerical", "about 3", False),
+        ("temporal retrieval", "3-5", True),
+        ("temporal retrieval", "3", False),
+        ("OCR", "STOP", True),
+        ("free-form", "!", False),
+        ("counting", "7", True),
+    ],
+)
+def test_a_right_answer_scores_1_against_itself(kind, solution, fine):
+    assert (problem_with(solution, ProblemType(kind), OPTIONS) is None) == fine
+
+
+def test_format_without_reasoning():
+    assert format_reward("<answer>B</answer>\n", thinks=False) == 1
+    for text in (GOOD, "B", "so <answer>B</answer>", "<answer></answer>", "<answer>A</answer><answer>B</answer>"):
+        assert format_reward(text, thinks=False) == 0, text
 
 
 @pytest.mark.parametrize(
@@ -159,7 +253,7 @@ def test_long_and_pathological_texts_are_fast(text):
 
 def _seconds(text: str) -> float:
     started = time.perf_counter()
-    accuracy_reward(text, OPTIONS, frozenset("B"))
+    accuracy_reward(text, ProblemType.multiple_choice, OPTIONS, "B")
     format_reward(text)
     return time.perf_counter() - started
 

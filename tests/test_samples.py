@@ -6,7 +6,11 @@ import shutil
 import pytest
 
 from echoink.errors import UserError
-from echoink.samples import answer_positions, check_media, fingerprint, read_split
+from echoink.data import read_split
+from echoink.media import VideoCaps
+from echoink.samples import Dropped, answer_positions, check_media, fingerprint
+
+CAPS = VideoCaps(2, 4, 12544)
 
 
 def rows(dataset):
@@ -51,14 +55,17 @@ def test_limit(dataset):
     ("edit", "message"),
     [
         (lambda row: row.update(solution="<answer>F</answer>"), "row 3 .*not among the options"),
-        (lambda row: row.update(solution="B"), "row 3 .*not among the options"),
+        (lambda row: row.update(solution="B"), "row 3 .*the solution 'B' has no answer"),
         (lambda row: row.update(options=["A. only"]), "at least two"),
         (lambda row: row.update(options=["1. x", "2. y"]), "options must start with"),
         (lambda row: row.update(problem_type="essay"), "problem_type 'essay' is not known"),
         (lambda row: row.update(data_type="smell"), "data_type 'smell' is not known"),
         (lambda row: row.pop("problem"), "row 3: no field problem"),
         (lambda row: row.update(problem_id=0), "problem_id 0 occurs more than once"),
-        (lambda row: row.update(path={"image": "images/sample_3.jpg"}), 'must hold "image" and "audio"'),
+        (
+            lambda row: row.update(path={"image": "images/sample_3.jpg"}),
+            "data_type image_audio needs path to hold 'audio'",
+        ),
         (lambda row: row["path"].update(image="../../../etc/passwd"), "leaves the dataset folder"),
         (lambda row: row["path"].update(audio="/etc/passwd"), "leaves the dataset folder"),
         (lambda row: row["path"].update(audio="a\0b"), "leaves the dataset folder"),
@@ -72,7 +79,7 @@ def test_a_bad_row_is_named(broken, edit, message):
 def test_missing_folder_split_and_bad_json(tmp_path):
     with pytest.raises(UserError, match="dataset folder not found"):
         read_split(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match="no omni_rl_format_train.json"):
+    with pytest.raises(UserError, match="no split train in .*neither omni_rl_format_train.json"):
         read_split(tmp_path, "train")
     for content, message in (("[{", "is not valid JSON"), ("[]", "at least one row"), ('{"a": 1}', "must hold a list")):
         (tmp_path / "omni_rl_format_train.json").write_text(content)
@@ -83,11 +90,11 @@ def test_missing_folder_split_and_bad_json(tmp_path):
 def test_a_broken_file_names_its_sample(broken):
     root = broken(lambda row: None)
     (root / "train" / "audios" / "sample_3.wav").write_bytes(b"no sound")
-    with pytest.raises(UserError, match=r"sample 3: cannot read the sound .*sample_3\.wav"):
-        check_media(read_split(root, "train"), 10)
+    found = check_media(read_split(root, "train"), 10, CAPS)
+    assert [place for place, each in enumerate(found) if isinstance(each, Dropped)] == [3]
+    assert "sample 3: cannot read the sound" in found[3].reason and "sample_3.wav" in found[3].reason
     (root / "train" / "audios" / "sample_3.wav").unlink()
-    with pytest.raises(UserError, match="sample 3: sound not found"):
-        check_media(read_split(root, "train"), 10)
+    assert "sample 3: file not found" in check_media(read_split(root, "train"), 10, CAPS)[3].reason
 
 
 def test_fingerprint_and_positions(samples):

@@ -37,7 +37,7 @@ def prompt_of(kinds, model, seed, words):
     }
     content = [*({"type": kind} for kind in kinds), {"type": "text", "text": " ".join(["hear"] * words)}]
     media = {kind: made[kind]() for kind in kinds}
-    return encode(load_processor("tiny", 112 * 112), model, [{"role": "user", "content": content}], **media)
+    return encode(load_processor("tiny", 112 * 112, 112 * 112), model, [{"role": "user", "content": content}], **media)
 
 
 def prompts_of(kind, model):

@@ -2,7 +2,9 @@
 
 import pytest
 
-from echoink.statistics import mcnemar, wilson
+import numpy as np
+
+from echoink.statistics import cluster_bootstrap, mcnemar, paired, wilson
 
 
 def test_wilson_against_the_formula():
@@ -23,15 +25,42 @@ def test_mcnemar_is_a_sign_test_of_the_flips():
     # 1 lost, 5 gained: two-sided binomial(6, 1/2) tail is 2 * (1 + 6) / 64.
     first = [True] * 3 + [True] + [False] * 5 + [False] * 2
     second = [True] * 3 + [False] + [True] * 5 + [False] * 2
-    found = mcnemar(first, second)
-    assert (found.gained, found.lost) == (5, 1)
-    assert found.p_value == pytest.approx(14 / 64)
+    found = paired(first, second, list("abcdefghijk"))
+    assert (found.test, found.gained, found.lost) == ("exact McNemar", 5, 1)
+    assert found.p_value == pytest.approx(14 / 64) == mcnemar(5, 1)
+    assert found.difference == pytest.approx(4 / 11) and found.interval[0] < 4 / 11 < found.interval[1]
 
 
 def test_no_flip_is_no_evidence():
-    assert mcnemar([True, False], [True, False]).p_value == 1.0
+    assert paired([1, 0], [1, 0], ["a", "b"]).p_value == 1.0
+    assert paired([0.5, 0.25], [0.5, 0.25], ["a", "b"], draws=4).p_value == 1.0
 
 
 def test_samples_must_pair_up():
     with pytest.raises(ValueError):
-        mcnemar([True], [True, False])
+        paired([True], [True, False], ["a"])
+
+
+def test_the_bootstrap_is_the_t_interval_for_many_clusters_of_one():
+    values = np.random.default_rng(0).random(400)
+    found = cluster_bootstrap(values, [str(place) for place in range(400)])
+    half = 1.96 * values.std(ddof=1) / 20
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.003)
+
+
+def test_samples_that_share_media_are_resampled_together():
+    """Ten copies of each of 40 values tell no more than the 40 do."""
+    values = np.random.default_rng(1).random(40)
+    once = cluster_bootstrap(values, [str(place) for place in range(40)])
+    copies = cluster_bootstrap(np.repeat(values, 10), [str(place) for place in range(40) for _ in range(10)])
+    apart = cluster_bootstrap(np.repeat(values, 10), [str(place) for place in range(400)])
+    assert (copies.low, copies.high) == pytest.approx((once.low, once.high), abs=0.01)
+    assert apart.high - apart.low < 0.5 * (once.high - once.low)
+
+
+def test_several_draws_are_compared_by_the_bootstrap():
+    rng = np.random.default_rng(2)
+    first, clusters = rng.integers(0, 5, 200) / 4, [str(place) for place in range(200)]
+    clear = paired(first, np.minimum(first + 0.25, 1), clusters, draws=4)
+    assert clear.test == "clustered bootstrap" and clear.p_value < 0.001 and clear.interval[0] > 0
+    assert paired(first, rng.permutation(first), clusters, draws=4).p_value > 0.05

@@ -10,7 +10,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from echoink import synthetic
 from echoink.media import load_audio
-from echoink.samples import read_split
+from echoink.data import read_split
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path):

@@ -9,9 +9,9 @@ from echoink import synthetic
 from echoink.architecture import make_model, make_processor
 from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
 from echoink.models import TINY, end_ids
-from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.rollout import Sampling
-from echoink.samples import read_split
+from echoink.data import read_split
 from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
 
 
@@ -39,6 +39,11 @@ def test_any_text_survives_the_tokenizer(processor, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+from tests.conftest import PROMPT
+
+CHOICE = ProblemType.multiple_choice
+
+
 def scenes(kind, n=200):
     for index in range(n):
         rng = synthetic.generator(0, "base", index)
@@ -49,7 +54,7 @@ def scenes(kind, n=200):
 def test_clean_traces_earn_both_rewards(kind):
     for rng, scene, question in scenes(kind):
         text = trace(rng, scene, question)
-        assert accuracy_reward(text, question.options, frozenset(question.gold)) == 1
+        assert accuracy_reward(text, CHOICE, question.options, ", ".join(question.gold)) == 1
         assert format_reward(text) == 1
 
 
@@ -60,7 +65,7 @@ def test_sloppy_traces_err_as_often_as_they_say():
             text := trace(rng, scene, question, sloppy),
             kind,
             format_reward(text),
-            accuracy_reward(text, question.options, frozenset(question.gold)),
+            accuracy_reward(text, CHOICE, question.options, ", ".join(question.gold)),
         )
         for kind in synthetic.KINDS
         for rng, scene, question in scenes(kind, 600)
@@ -79,12 +84,12 @@ def test_the_command_builds_and_teaches_a_model(tmp_path):
     main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8"])
     from echoink.models import load_model, load_processor
 
-    assert len(load_processor(f"{tmp_path}/base", 12_544).tokenizer) > 300
+    assert len(load_processor(f"{tmp_path}/base", 12_544, 12_544).tokenizer) > 300
     assert load_model(f"{tmp_path}/base").dtype == torch.float32
 
     config = TinyConfig(pool=24, batch=8, steps=30)
     torch.manual_seed(0)
-    processor, model, lessons = make_pool(config, ["{question} {options}"])
+    processor, model, lessons = make_pool(config, PROMPT)
     first = learn(model, processor, lessons, config, 1, 1e-3, None)
     assert learn(model, processor, lessons, config, 40, 2e-3, None) < first
 
@@ -100,16 +105,10 @@ def test_the_same_seed_gives_the_same_first_weights():
 
 def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     """The shipped base on 150 questions that it has never seen: within the bounds that the first run promises."""
-    from omegaconf import OmegaConf
-
-    from echoink.compose import conf_dir
-    from echoink.processing import PromptProcessor
-
     synthetic.write(tmp_path / "set", 0, {"valid": 150})
     samples = read_split(tmp_path / "set", "valid")
     omni = make_processor(model).processor
-    template = OmegaConf.load(conf_dir() / "prompt" / "reason.yaml").template
-    processor = PromptProcessor(omni, model, template, "", 10.0, 4096)
+    processor = make_processor(model)
     sampling = Sampling(1.0, 0.95, 50, 96)
     found = evaluate(
         model,

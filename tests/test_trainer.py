@@ -78,7 +78,7 @@ def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05
         sample = trainer._samples[sample_id]
         completion = scored["completion_ids"][row][scored["completion_mask"][row].bool()]
         text = trainer.processing_class.decode(completion, skip_special_tokens=True)
-        accuracy = accuracy_reward(text, sample.options, sample.gold)
+        accuracy = accuracy_reward(text, sample.problem_type, sample.options, sample.solution)
         rewards.append(weights[0] * accuracy + weights[1] * format_reward(text))
         prompt = trainer._prompt_processor(sample)
         inputs = {"input_ids": torch.cat([prompt.input_ids, completion])[None], **prompt.media}
@@ -359,7 +359,7 @@ def test_rollout_rows_tell_what_was_sampled(make_trainer, samples):
     for row in rows:
         sample = trainer._samples[row["id"]]
         assert row["step"] == 1
-        assert row["accuracy"] == accuracy_reward(row["text"], sample.options, sample.gold)
+        assert row["accuracy"] == accuracy_reward(row["text"], sample.problem_type, sample.options, sample.solution)
         assert row["format"] == format_reward(row["text"])
         assert 0 < row["tokens"] <= 24
     for start in (0, G):

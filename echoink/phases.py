@@ -1,0 +1,171 @@
+"""One evaluation of a run: the answers to disk as they come, then the summary, the screen and MLflow.
+
+An evaluation that was killed goes on where it stopped: what predictions.jsonl already holds is not answered again, and
+each answer stands there once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink import console, evaluation
+from echoink.config import EvalConfig
+from echoink.evaluation import Prediction
+from echoink.processing import PromptProcessor
+from echoink.prompts import Prompt
+from echoink.rewards import Match
+from echoink.rollout import Sampling
+from echoink.samples import Sample
+from echoink.tracking import RunFolder, Tracker
+
+PREDICTIONS = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What the evaluations of one run have in common.
+
+    Args:
+        config: the group `eval`.
+        direct: the prompt without reasoning, for the public protocols.
+        processor: turns a sample into model inputs, with the prompt of training.
+        sampling: as in training.
+        end_ids: tokens that end a completion.
+        match: how an answer is read.
+        own_reward: a user's.
+        seed: of the sampled draws.
+        bf16: autocast to bfloat16.
+        clusters: by id, which samples share media.
+        files: the run's folder.
+        tracker: the run in MLflow.
+    """
+
+    config: EvalConfig
+    direct: Prompt
+    processor: PromptProcessor
+    sampling: Sampling
+    end_ids: Sequence[int]
+    match: Match
+    own_reward: Callable[[str, Sample], float] | None
+    seed: int
+    bf16: bool
+    clusters: Mapping[str, str]
+    files: RunFolder
+    tracker: Tracker
+
+    def phase(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], phase: str, step: int
+    ) -> list[Prediction]:
+        """Evaluate a model as the protocol says, or take up where an earlier process stopped.
+
+        Args:
+            model: the thinker.
+            samples: what to answer.
+            phase: `base` or `final`.
+            step: of training, for MLflow.
+        """
+        config = self.config
+        how = evaluation.setting(
+            config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
+        )
+        predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match)
+        found = self.files.summary[phase] = evaluation.summarize(predictions)
+        self.tracker.metrics(_metrics(found, "eval"), step)
+        greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
+        console.say(
+            phase,
+            f"accuracy {console.percent(found['accuracy'])} {console.interval(found['interval'])} · {greedy}"
+            f"format {console.percent(found['format'])} · parse failures {console.percent(found['parse_failures'])}"
+            + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else ""),
+        )
+        return predictions
+
+    def development(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int
+    ) -> dict[str, float]:
+        """Evaluate on the development split during training, always with the prompt and parser of training.
+
+        Returns:
+            `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
+        """
+        draws = evaluation.draw_names(self.config.dev_samples, greedy=False)
+        answers = self._answers(model, samples, f"step-{step}", self.processor.prompt, draws, self.match)
+        found = evaluation.summarize(answers)
+        metrics = _metrics(found, "dev")
+        if several := found["samples"]:
+            metrics |= {"dev/accuracy": several["mean"], "dev/pass_at_k": several["pass"]}
+        console.say("dev", f"step {step} · " + " · ".join(f"{k.partition('/')[2]} {v:.3g}" for k, v in metrics.items()))
+        return metrics
+
+    def _answers(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        samples: Sequence[Sample],
+        phase: str,
+        prompt: Prompt,
+        draws: Sequence[str],
+        match: Match,
+    ) -> list[Prediction]:
+        stored = (evaluation.of_row(row) for row in self.files.read(PREDICTIONS) if row["phase"] == phase)
+        have = {(p.id, p.draw): p for p in stored}
+        open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
+        if have and open_samples:
+            console.say(
+                phase, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
+            )
+        for prediction in evaluation.evaluate(
+            model,
+            replace(self.processor, prompt=prompt),
+            open_samples,
+            self.sampling,
+            self.end_ids,
+            match,
+            self.seed,
+            phase,
+            self.config.batch_prompts,
+            self.bf16,
+            draws,
+            console.progress(phase, -(-len(open_samples) // self.config.batch_prompts)),
+            self.clusters,
+            self.own_reward,
+        ):
+            if (prediction.id, prediction.draw) not in have:
+                self.files.append(PREDICTIONS, [asdict(prediction)])
+                have[prediction.id, prediction.draw] = prediction
+        return [have[sample.id, draw] for sample in samples for draw in draws]
+
+
+def _metrics(found: dict, where: str) -> dict[str, float]:
+    metrics = {
+        f"{where}/accuracy": found["accuracy"],
+        f"{where}/format": found["format"],
+        f"{where}/parse_failure_ratio": found["parse_failures"],
+        f"{where}/truncated_ratio": found["truncated"],
+        f"{where}/mean_length": found["mean_tokens"],
+    }
+    if found["greedy_accuracy"] is not None:
+        metrics[f"{where}/greedy_accuracy"] = found["greedy_accuracy"]
+    if found["samples"]:
+        metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}
+    return metrics
+
+
+def conclude(files: RunFolder, base: Sequence[Prediction], final: Sequence[Prediction]) -> None:
+    """Compare base and final where both were evaluated: summary, flips.jsonl, screen."""
+    if base and final:
+        sampled = evaluation.compare(base, final)
+        drawn = [{p.draw for p in predictions} for predictions in (base, final)]
+        both_greedy = all(evaluation.GREEDY in names and len(names) > 1 for names in drawn)
+        greedy = evaluation.compare(base, final, evaluation.GREEDY) if both_greedy else None
+        files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
+        flipped = evaluation.flips(base, final)
+        files.append("flips.jsonl", flipped)
+        low, high = (100 * end for end in sampled.interval)
+        console.say(
+            "gain",
+            f"{100 * sampled.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {sampled.test} p = {sampled.p_value:.2g}"
+            f" · {sampled.gained} samples gained, {sampled.lost} lost"
+            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else ""),
+        )
+    console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})

@@ -1,0 +1,201 @@
+"""The plan of a run before anything is loaded: steps, tokens, parameters, memory, disk (`dry_run=true`, plan.json).
+
+Everything is arithmetic on the configuration, the dataset's files and the architecture's figures in `conf/model/`. What
+is estimated is called so: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
+(`memory.py` says how; its activations are within 25 % of what autograd keeps on the tiny model).
+"""
+
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+from echoink import memory
+from echoink.config import Adapter, Config, Dtype, ModelConfig
+from echoink.data import Splits, training_steps
+from echoink.prompts import Prompt, build_messages
+from echoink.samples import Sample
+from echoink.tokens import Tokens, prompt_tokens
+
+CHARACTERS = 4
+"""Of English text per token, about."""
+CHAT = 12
+"""Tokens of the chat template around a turn, about."""
+NF4 = 4.5 / 8
+"""Bytes of a weight in 4 bits: a 32-bit scale for each block of 64."""
+
+
+def make(config: Config, splits: Splits) -> dict[str, Any]:
+    """The plan: see the module's docstring. Bytes where a key says bytes, parameters as numbers.
+
+    Raises:
+        UserError: fewer samples than a step takes.
+    """
+    trainer, grpo = config.trainer, config.grpo
+    prompt = Prompt(config.prompt.template, config.prompt.options, config.prompt.system)
+    tokens = [_tokens(sample, splits.facts[f"train {sample.id}"], prompt, config.model) for sample in splits.train]
+    steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
+    parameters = count_parameters(config)
+    longest = max(each.total for each in tokens)
+    estimate, checkpointing = needs(config, parameters, longest)
+    checkpoint = checkpoint_bytes(config, parameters)
+    saved = 1 + (steps // trainer.save_every if trainer.save_every else 0)
+    kept = min(saved, trainer.keep_checkpoints) + bool(config.eval.every)
+    rollouts = -(-steps // grpo.updates_per_rollout)
+    return {
+        "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
+        "steps": steps,
+        "epochs": round(rollouts * trainer.prompts_per_step / len(splits.train), 3),
+        "prompts_per_step": trainer.prompts_per_step,
+        "completions_per_step": trainer.prompts_per_step * grpo.group_size,
+        "completions": rollouts * trainer.prompts_per_step * grpo.group_size,
+        "world_size": trainer.processes,
+        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * trainer.processes),
+        "prompt_tokens": {
+            "text (estimated)": _spread([each.text for each in tokens]),
+            "image": _spread([each.image for each in tokens]),
+            "audio": _spread([each.audio for each in tokens]),
+            "video": _spread([each.video for each in tokens]),
+            "total": _spread([each.total for each in tokens]),
+        },
+        "completion_tokens_at_most": config.generation.max_new_tokens,
+        "parameters": parameters,
+        "gradient_checkpointing": checkpointing,
+        "memory_bytes_per_process": {
+            "not sharded": {**asdict(estimate), "total": estimate.total},
+            f"sharded over {trainer.processes}": _sharded(estimate, trainer.processes),
+        },
+        "disk_bytes": {"checkpoint": checkpoint, "kept": kept, "total": (kept + 1) * checkpoint},
+    }
+
+
+def _tokens(sample: Sample, facts, prompt: Prompt, model: ModelConfig) -> Tokens:
+    written = sum(len(part.get("text", "")) for turn in build_messages(sample, prompt) for part in turn["content"])
+    media = bool(facts.image) + bool(facts.frame) + (facts.kept is not None and not facts.frame)
+    return prompt_tokens(facts, written // CHARACTERS + CHAT + media, model.min_pixels, model.max_pixels)
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters of the model by part, and how many learn; an adapter's are added to the total."""
+    figures, adapter = config.model.figures, config.adapter
+    head = figures.vocabulary * figures.width
+    parts = {
+        "language": figures.language_parameters,
+        "head": head,
+        "audio": figures.audio_parameters,
+        "vision": figures.vision_parameters,
+    }
+    added = 0
+    if adapter.kind is Adapter.none:
+        learning = sum(parts.values()) - sum(parts[tower.name] for tower in set(config.model.freeze))
+    else:
+        keys = figures.width // figures.heads * figures.key_heads
+        wide = figures.feed_forward
+        sides = {
+            **dict.fromkeys(("q_proj", "o_proj"), 2 * figures.width),
+            **dict.fromkeys(("k_proj", "v_proj"), figures.width + keys),
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), figures.width + wide),
+        }
+        learning = added = figures.layers * adapter.rank * sum(sides.get(target, 0) for target in adapter.targets)
+    return {**parts, "adapter": added, "total": sum(parts.values()) + added, "learning": learning}
+
+
+def checkpoint_bytes(config: Config, parameters: dict[str, int]) -> int:
+    """Of a checkpoint: the weights, or the adapter alone."""
+    return parameters["learning"] * 4 if config.adapter.kind is not Adapter.none else _bytes(config, parameters)
+
+
+def _linear(config: Config) -> int:
+    """Parameters of the language model's linear layers, which qlora holds in 4 bits."""
+    f = config.model.figures
+    keys = f.width // f.heads * f.key_heads
+    return f.layers * f.width * (2 * f.width + 2 * keys + 3 * f.feed_forward)
+
+
+def _bytes(config: Config, parameters: dict[str, int]) -> int:
+    """Of the weights as they are loaded."""
+    size = 4 if config.model.dtype is Dtype.float32 else 2
+    small = _linear(config) if config.adapter.kind is Adapter.qlora else 0
+    return round((parameters["total"] - parameters["adapter"] - small) * size + small * NF4) + parameters["adapter"] * 4
+
+
+def needs(config: Config, parameters: dict[str, int], longest: int) -> tuple[memory.Estimate, bool]:
+    """Memory of one process that holds everything, as on a GPU, and whether activations are computed again.
+
+    Args:
+        config: the run's.
+        parameters: of `count_parameters`.
+        longest: tokens of the longest prompt.
+    """
+    figures, trainer, group = config.model.figures, config.trainer, config.grpo.group_size
+    model = memory.Model(
+        layers=figures.layers,
+        width=figures.width,
+        feed_forward=figures.feed_forward,
+        heads=figures.heads,
+        key_heads=figures.key_heads,
+        parameters=parameters["total"],
+        weight_bytes=_bytes(config, parameters),
+        itemsize=4 if config.model.dtype is Dtype.float32 else 2,
+        joins_keys=False,
+    )
+    reference = config.grpo.beta > 0 and config.adapter.kind is Adapter.none
+    checkpointing = bool(trainer.gradient_checkpointing)
+    prompt, completion = longest, config.generation.max_new_tokens
+    if not config.grpo.shared_prefix:
+        prompt, completion = 0, prompt + completion
+    return (
+        memory.estimate(
+            model,
+            parameters["learning"],
+            reference,
+            memory.Rows(trainer.micro_batch_prompts, group, prompt, completion),
+            trainer.bf16,
+            checkpointing,
+            rollout_prompts=-(-trainer.prompts_per_step // trainer.processes),
+        ),
+        checkpointing,
+    )
+
+
+def _sharded(estimate: memory.Estimate, processes: int) -> dict[str, int]:
+    """Weights, reference, gradients and optimizer divided among the processes (ZeRO-3 or FSDP); the rest is each's own."""
+    divided = ("weights", "reference", "gradients", "optimizer")
+    parts = {name: value // (processes if name in divided else 1) for name, value in asdict(estimate).items()}
+    return {**parts, "total": memory.Estimate(**parts).total}
+
+
+def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan for the screen: labels and texts."""
+    gib = lambda size: f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"  # noqa: E731
+    samples, tokens, parameters = plan["samples"], plan["prompt_tokens"], plan["parameters"]
+    rows = [
+        ("samples", " · ".join(f"{count:,} {split}" for split, count in samples.items() if count)),
+        (
+            "steps",
+            f"{plan['steps']:,} of {plan['prompts_per_step']} prompts, {plan['completions_per_step']} completions "
+            f"({plan['epochs']} epochs, {plan['completions']:,} completions in all)",
+        ),
+        ("processes", f"{plan['world_size']}, gradients accumulated {plan['accumulation']} times"),
+        (
+            "prompt",
+            " · ".join(
+                f"{name} {spread['median']:,.0f} (most {spread['most']:,})"
+                for name, spread in tokens.items()
+                if spread["most"]
+            )
+            + " tokens",
+        ),
+        ("weights", f"{parameters['total']:,} parameters, {parameters['learning']:,} learn"),
+    ]
+    for name, parts in plan["memory_bytes_per_process"].items():
+        inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part != "total")
+        rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
+    again = "computed again" if plan["gradient_checkpointing"] else "kept"
+    rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/memory.py"))
+    disk = plan["disk_bytes"]
+    rows.append(("disk", f"{gib(disk['checkpoint'])} a checkpoint, at most {gib(disk['total'])} at a time"))
+    return rows
