@@ -5,8 +5,8 @@
     dataset=worldsense dataset.path=…   worldsense_qa.json beside videos/<id>.mp4, or lmms-lab's Parquet (split test)
     dataset=mmau       dataset.path=…   mmau-test-mini.json beside its sounds, or the hub's Parquet with sounds inside
 
-Options come with or without letters and answers as a letter or as the option's text; here options get one letter each and
-an option that is written twice is offered once (27 of MMAU's 1,000 do so, and the right answer would be ambiguous).
+Options come with or without letters and answers as a letter or as the option's text; here options get one letter each,
+and one that is written twice is offered once (27 of MMAU's 1,000 do so, and the right answer would be ambiguous).
 """
 
 import ast

@@ -62,7 +62,7 @@ class Recorder(TrainerCallback):
 
 
 class Keeper(TrainerCallback):
-    """Saves a checkpoint every so many steps, at the end, and where the development split has never been answered better.
+    """Saves a checkpoint every so many steps, at the end, and where the development split is answered best so far.
 
     Args:
         run: the run's folder.
@@ -159,7 +159,7 @@ class Watch:
             self._say(
                 f"the format reward stayed near 0 for {self.PATIENCE} rollouts: does the prompt ask for the tags?"
             )
-        if signs["cap"] and first or self._seen["cap"] == self.PATIENCE:
+        if (signs["cap"] and first) or self._seen["cap"] == self.PATIENCE:
             self._say(f"nearly all completions are cut at generation.max_new_tokens={self._cap}: raise it")
 
     def _say(self, text: str) -> None:

@@ -70,7 +70,7 @@ def save(
 
 
 def resolve(checkpoint: str) -> str:
-    """What to load for `checkpoint=`: a run folder gives its best step, else its newest, a step or model folder itself, else a hub id.
+    """What to load for `checkpoint=`: of a run folder the best step, else the newest; a step or model folder; a hub id.
 
     Raises:
         UserError: the folder is neither, or there is no such folder and the text is no hub id.

@@ -56,9 +56,9 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
     """
-    jobs = _expand(overrides) if multirun else [list(overrides)]
-    if config_dir is not None:
-        jobs = [[*job, f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] for job in jobs]
+    found = [f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    jobs = _expand(overrides, found) if multirun else [list(overrides)]
+    jobs = [[*job, *found] for job in jobs]
     return [_compose_one(job, multirun) for job in jobs]
 
 
@@ -67,13 +67,21 @@ def quoted(text: object) -> str:
     return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _expand(overrides: Sequence[str]) -> list[list[str]]:
+def _expand(overrides: Sequence[str], searchpath: Sequence[str]) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise _explained(error, overrides) from error
+    def parse(words: Sequence[str]) -> list:
+        try:
+            return OverridesParser.create().parse_overrides(list(words))
+        except OverrideParseException as error:
+            raise _explained(error, words) from error
+
+    parsed = parse(overrides)
+    # An experiment may say what it sweeps over (hydra.sweeper.params); the command line goes before it.
+    plain = [override.input_line for override in parsed if not override.is_sweep_override()]
+    params = _raw([*plain, *searchpath]).hydra.sweeper.get("params") or {}
+    given = {override.key_or_group for override in parsed}
+    parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
     if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
         return [[o.input_line for o in parsed if not o.is_sweep_override()]]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -85,22 +93,28 @@ def _expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
+def _raw(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes, its own configuration with it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
         try:
-            raw = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
-            hydra = raw.hydra
-            OmegaConf.set_struct(hydra, False)
-            hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-            OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
-            folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
-            del_hydra = OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])
-            return Composed(validate(del_hydra), folder)
-        except UserError:
-            raise
+            return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
             raise _explained(error, overrides) from error
+
+
+def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
+    raw = _raw(overrides)
+    try:
+        OmegaConf.set_struct(raw.hydra, False)
+        raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
+        folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
+        return Composed(validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])), folder)
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained(error, overrides) from error
 
 
 def validate(raw: DictConfig) -> Config:
@@ -158,8 +172,16 @@ def _check_together(config: Config) -> None:
             f"trainer.micro_batch_prompts={trainer.micro_batch_prompts}",
             "gradients are accumulated over whole micro-batches",
         )
-    if config.reward.lambda_acc == 0 and config.reward.lambda_fmt == 0:
+    reward = config.reward
+    if reward.lambda_acc == 0 and reward.lambda_fmt == 0 and not (reward.file and reward.lambda_file):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
+    at_once = trainer.micro_batch_prompts * trainer.processes
+    if trainer.prompts_per_step % at_once:
+        raise UserError(
+            f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{trainer.micro_batch_prompts} times trainer.processes={trainer.processes}",
+            "every process takes whole micro-batches",
+        )
     for prompt in (config.prompt, config.eval.direct):
         Prompt(prompt.template, prompt.options, prompt.system)
     if config.model.attention is Attention.flash_attention_2 and not (

@@ -19,6 +19,9 @@ def _(doc: str, default: Any = MISSING, **bounds: float) -> Any:
     return field(default=default, metadata={"doc": doc, **bounds})
 
 
+OPTIONS = "Options:\n{options}"
+
+
 class Task(Enum):
     """`eval` evaluates one model, `compare` model.path as the base against `checkpoint`."""
 
@@ -152,7 +155,7 @@ class DatasetConfig:
 class PromptConfig:
     system: str = _("system turn; empty for the chat template's own")
     template: str = _("user turn, with {question} {options} {media} {wanted} {think} {end_think} {answer} {end_answer}")
-    options: str = _("how options are shown where a question has some; {options} has one a line")
+    options: str = _("how options are shown where a question has some; {options} has one a line", OPTIONS)
 
 
 @dataclass

@@ -114,7 +114,7 @@ def quiet_libraries():
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "datasets", "httpx", "urllib3", "matplotlib", "PIL"):
+    for name in ("trl", "accelerate", "bitsandbytes", "datasets", "httpx", "urllib3", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,8 +1,14 @@
-"""From the dataset's configuration to samples that are known to be good, and what there is to say about them."""
+"""From the dataset's configuration to samples that are known to be good, and what there is to say about them.
+
+    python -m echoink.data get avqa_r1_6k output=data         download, unpack and verify the paper's dataset
+    python -m echoink.data show n=3 output=shown              the first samples as the model gets them, of the default
+    python -m echoink.data show dataset=rows dataset.path=mine split=train model=qwen2_5_omni_7b …     or of any other
+"""
 
 import hashlib
 import json
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +100,14 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
         facts=facts,
         profile=profile(found, dropped, facts),
     )
+
+
+def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
+    """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
+    if config.source is Source.synthetic:
+        _write_synthetic(config, Path(config.path))
+    samples, dropped = _read(config, split)
+    return samples[:n], dropped
 
 
 def video_caps(model: ModelConfig) -> VideoCaps:
@@ -199,8 +213,10 @@ def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, spl
     some = "".join(f"\n  {each.reason}" for each in dropped[1:4])
     more = f"\n  … and {len(dropped) - 4} more" if len(dropped) > 4 else ""
     share = f"{len(dropped)} of {total} samples of {split} cannot be used"
-    hint = f"{dropped[0].hint + '; ' if dropped[0].hint else ''}or set dataset.max_skipped to the share that may be dropped"
-    raise UserError(f"{dropped[0].reason}{some}{more}" + (f"\n  ({share})" if len(dropped) > 1 else ""), hint)
+    hints = [*([dropped[0].hint] if dropped[0].hint else []), "dataset.max_skipped is the share that may be dropped"]
+    raise UserError(
+        f"{dropped[0].reason}{some}{more}" + (f"\n  ({share})" if len(dropped) > 1 else ""), "; ".join(hints)
+    )
 
 
 def profile(
@@ -301,3 +317,32 @@ def describe(splits: Splits, split: str) -> Iterator[str]:
             notes.append(f"{shared} files also in {split}: its accuracy says less")
         if notes:
             yield f"{name}: {' · '.join(notes)}"
+
+
+def main(words: Sequence[str]) -> None:
+    """The commands get and show; see the module's docstring.
+
+    Raises:
+        UserError: an unknown command or key, or what the command says.
+    """
+    from echoink import show
+
+    command, *rest = words
+    own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))
+    others = [word for word in rest if word.partition("=")[0] not in own]
+    if command == "get" and len(others) == 1:
+        say("data", str(show.get(others[0], Path(own.get("output", "data")))))
+    elif command == "show" and own.get("n", "3").isdigit():
+        show.show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "shown")))
+    else:
+        raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -228,9 +228,9 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
 
     `accuracy` (the mean score), `interval` (95 %; Wilson, or the bootstrap where scores are graded), `format`,
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom` and `mean_tokens` are of the first sampled draw
-    (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the
-    accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20 values
-    (such as `kind`). With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the
+    (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
+    the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
+    values (such as `kind`). With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the
     accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
     """
     main = headline(predictions)

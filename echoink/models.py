@@ -58,8 +58,8 @@ def load_model(
     """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
 
     A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
-    gives its base model with the adapter merged in, in the precision of `dtype`; on a quantized base it stays beside it,
-    for the 4-bit weights that it was trained on are not those of the base.
+    gives its base model with the adapter merged in, in the precision of `dtype`; on a quantized base it stays beside
+    it, for the 4-bit weights that it was trained on are not those of the base.
 
     Args:
         path: `tiny`, a folder, or a hub id.

@@ -164,8 +164,8 @@ def conclude(files: RunFolder, base: Sequence[Prediction], final: Sequence[Predi
         low, high = (100 * end for end in sampled.interval)
         console.say(
             "gain",
-            f"{100 * sampled.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {sampled.test} p = {sampled.p_value:.2g}"
-            f" · {sampled.gained} samples gained, {sampled.lost} lost"
+            f"{100 * sampled.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {sampled.test} "
+            f"p = {sampled.p_value:.2g} · {sampled.gained} samples gained, {sampled.lost} lost"
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else ""),
         )
     console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})

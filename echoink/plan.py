@@ -162,7 +162,7 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> tuple[mem
 
 
 def _sharded(estimate: memory.Estimate, processes: int) -> dict[str, int]:
-    """Weights, reference, gradients and optimizer divided among the processes (ZeRO-3 or FSDP); the rest is each's own."""
+    """Weights, reference, gradients and optimizer divided among the processes (ZeRO-3, FSDP), the rest each's own."""
     divided = ("weights", "reference", "gradients", "optimizer")
     parts = {name: value // (processes if name in divided else 1) for name, value in asdict(estimate).items()}
     return {**parts, "total": memory.Estimate(**parts).total}

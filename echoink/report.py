@@ -97,8 +97,8 @@ def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
         target: the PNG to write.
         count: how many.
     """
-    from echoink.media import SAMPLING_RATE, load_audio, load_image
     from echoink.data import read_split
+    from echoink.media import SAMPLING_RATE, load_audio, load_image
 
     samples = read_split(dataset, "valid", count)
     figure, axes = pyplot.subplots(

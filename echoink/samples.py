@@ -7,8 +7,8 @@ One row (the fields of HarryHsing/EchoInk's data files):
      "solution": "<answer>B</answer>", "path": {"image": "images/sample_7.jpg", "audio": "audios/sample_7.wav"},
      "data_source": "OmniInstruct_v1-AVQA"}
 
-`problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may be
-bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows, `benchmarks` brings those of other datasets into this form.
+`problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may
+be bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows; `benchmarks` brings other datasets' into this form.
 """
 
 import base64

@@ -46,6 +46,8 @@ class Rows:
     """Where relative paths start."""
     where: str
     """What to call them in errors."""
+    total: int = 0
+    """How many, where that is known."""
 
 
 def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
@@ -151,7 +153,7 @@ def _table(table: "datasets.Dataset", folder: Path, where: str) -> Rows:
         if isinstance(kind, tuple(kinds.values())):
             table = table.cast_column(column, type(kind)(decode=False))
     table = table.flatten_indices() if table._indices is not None else table
-    return Rows(_cells(table, where), folder, where)
+    return Rows(_cells(table, where), folder, where, len(table))
 
 
 def _cells(table: "datasets.Dataset", where: str) -> Iterator[dict]:

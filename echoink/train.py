@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from echoink.evaluation import Prediction
     from echoink.own_reward import OwnReward
     from echoink.phases import Evaluator
-    from echoink.prompts import Prompt
     from echoink.processing import PromptProcessor
+    from echoink.prompts import Prompt
     from echoink.rollout import Sampling
     from echoink.tracking import RunFolder, Tracker
 
@@ -134,7 +134,7 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
             with _tracker(config, files, uri, name) as tracker:
                 _record_inputs(job, files, tracker)
                 evaluator = _evaluator(job, files, tracker)
-                evaluates_base = config.task is Task.compare or first == _base(config) and config.eval.base
+                evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
                 base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
                 if config.task is Task.train:
                     _train(job, files, tracker, evaluator)

@@ -7,6 +7,7 @@ import pytest
 
 from echoink.compose import compose, conf_dir, groups
 from echoink.config import fields_of, flatten, to_yaml
+from echoink.data import training_steps
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -16,8 +17,9 @@ YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml
 @pytest.mark.parametrize("path", [path for path in YAMLS if path.parent.name not in ("", "shape")], ids=str)
 def test_every_shipped_file_composes(path):
     group, name = path.parent.name, path.stem
-    needs = ["dataset.path=somewhere"] if name in ("avqa_r1_6k", "echoink_r1_7b") else []
-    needs += ["trainer.bf16=true"] if name == "qwen2_5_omni_7b" else []
+    elsewhere = (group == "dataset" and name != "synthetic") or (group == "experiment" and name != "quickstart")
+    needs = ["dataset.path=somewhere"] if elsewhere else []
+    needs += ["trainer.bf16=true"] if name.startswith("qwen2_5_omni") else []
     compose([f"{group}={name}", *needs])
 
 
@@ -40,11 +42,11 @@ REFUSED = [
     ("reward.lambda_acc=nan", "is not a finite number"),
     ("reward.lambda_acc=inf", "is not a finite number"),
     ("reward.lambda_acc=lots", "could not be converted to Float"),
-    ("reward.match=strict", "lenient, exact"),
+    ("reward.match=strict", "lenient, exact, first_letter"),
     ("seed=4294967296", "seed=4294967296 must be < 4294967296"),
     ("seed=null", "not Optional"),
     ("model.freeze=[ears]", "audio, vision"),
-    ("experiment=typo", "available: echoink_r1_7b, quickstart"),
+    ("experiment=typo", "available: compare_released, echoink_r1_3b_lora, echoink_r1_7b, quickstart"),
     ("experiment=null", "must be a string or a list"),
     ("experiment=quickstat", "did you mean quickstart"),
     ("+experiment=quickstart", "without +"),
@@ -55,6 +57,8 @@ REFUSED = [
     ("trainer.micro_batch_prompts=3", "not a multiple"),
     ("prompt.template='{question}'", "lacks {options}"),
     ("prompt.template='{question} {options} {sound}'", "bad field"),
+    ("trainer.processes=3", "times trainer.processes=3"),
+    ("eval.protocol=may20", "matched, release, may19"),
     ("model.attention=flash_attention_2", "trainer.bf16=true"),
     ("name=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
 ]
@@ -129,7 +133,7 @@ def test_every_field_says_what_it_is_and_help_shows_it():
     for key, spec, _ in fields_of(compose([])[0].config):
         assert spec.metadata["doc"], key
         assert f"  {key} " in text and spec.metadata["doc"] in text
-    assert "experiment   echoink_r1_7b, quickstart" in text
+    assert "experiment   compare_released, echoink_r1_3b_lora, echoink_r1_7b, quickstart" in text
 
 
 def test_the_resolved_configuration_composes_to_itself():
@@ -153,7 +157,69 @@ def test_composing_imports_nothing_heavy():
 
 def test_a_folder_of_ones_own_adds_files_to_the_groups(tmp_path):
     (tmp_path / "prompt").mkdir()
-    (tmp_path / "prompt/terse.yaml").write_text("system: ''\ntemplate: '{question} {options}'\n")
-    with pytest.raises(UserError, match="available: reason"):
+    (tmp_path / "prompt/terse.yaml").write_text("system: ''\ntemplate: '{question} {options} {answer}{end_answer}'\n")
+    with pytest.raises(UserError, match="available: direct, reason"):
         compose(["prompt=terse"])
-    assert compose(["prompt=terse"], config_dir=str(tmp_path))[0].config.prompt.template == "{question} {options}"
+    found = compose(["prompt=terse"], config_dir=str(tmp_path))[0].config.prompt
+    assert found.template == "{question} {options} {answer}{end_answer}"
+    assert found.options == "Options:\n{options}"
+
+
+def test_an_experiment_may_say_what_it_sweeps_over():
+    overrides = ["experiment=compare_released", "dataset.path=x", "trainer.bf16=true"]
+    protocols = [job.config.eval.protocol.name for job in compose(overrides, multirun=True)]
+    assert protocols == ["matched", "release", "may19"]
+    (one,) = compose([*overrides, "eval.protocol=may19"], multirun=True)
+    assert one.config.eval.protocol.name == "may19", "the command line goes before the file"
+
+
+def test_the_papers_run_has_the_papers_values():
+    """The table of paper.md, value for value."""
+    config = compose(["experiment=echoink_r1_7b", "dataset.path=x"])[0].config
+    assert (config.model.path, config.model.dtype.name, config.model.freeze) == (
+        "Qwen/Qwen2.5-Omni-7B",
+        "float32",
+        [],
+    )
+    assert (config.adapter.kind.name, config.trainer.bf16, config.model.attention.name) == (
+        "none",
+        True,
+        "flash_attention_2",
+    )
+    trainer, generation = config.trainer, config.generation
+    assert (trainer.prompts_per_step, trainer.processes, config.grpo.group_size) == (8, 8, 16)
+    assert (trainer.steps, trainer.epochs, training_steps(trainer, 1, 4490)) == (None, 1, 562)
+    assert (trainer.learning_rate, trainer.schedule.name, trainer.warmup_steps) == (1e-6, "cosine", 0)
+    assert (trainer.weight_decay, trainer.max_grad_norm, trainer.gradient_checkpointing) == (0.01, 5, True)
+    assert (config.grpo.beta, config.grpo.loss.name, config.grpo.scale.name, config.grpo.updates_per_rollout) == (
+        0.001,
+        "grpo",
+        "group",
+        1,
+    )
+    assert (generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens) == (1, 0.95, 50, 768)
+    assert (config.reward.lambda_acc, config.reward.lambda_fmt, config.reward.match.name) == (1, 1, "exact")
+    assert (config.model.max_pixels, config.model.max_audio_seconds, config.model.max_prompt_tokens) == (
+        200_704,
+        10,
+        16_384,
+    )
+    assert trainer.save_every == 100
+
+
+def test_the_sibling_differs_where_it_says():
+    paper, small = (
+        flatten(compose([f"experiment={name}", "dataset.path=x"])[0].config)
+        for name in ("echoink_r1_7b", "echoink_r1_3b_lora")
+    )
+    different = {key for key in paper if paper[key] != small[key] and not key.startswith("model.figures")}
+    assert different == {
+        "name",
+        "model.path",
+        "model.dtype",
+        "model.freeze",
+        "adapter.kind",
+        "trainer.processes",
+        "trainer.learning_rate",
+        "tracking.experiment",
+    }

@@ -6,7 +6,18 @@ import soundfile
 from PIL import Image
 
 from echoink.errors import UserError
-from echoink.media import SAMPLING_RATE, load_audio, load_image
+from echoink.media import (
+    SAMPLING_RATE,
+    Embedded,
+    VideoCaps,
+    digest,
+    load_audio,
+    load_image,
+    load_soundtrack,
+    load_video,
+    scaled,
+)
+from tests.files import video
 
 
 def tone(rate: int, seconds: float, hertz: float = 440.0) -> np.ndarray:
@@ -82,3 +93,63 @@ def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>")
     with pytest.raises(UserError, match="page.jpg"):
         load_image(tmp_path / "page.jpg")
+
+
+CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112)
+
+
+def test_frames_are_spread_over_the_whole_video_and_scaled(tmp_path):
+    found = load_video(video(tmp_path / "clip.mp4", seconds=3, fps=8), CAPS)
+    assert found.frames.shape == (6, 3, 84, 140) and found.frames.dtype == np.uint8
+    assert found.fps == pytest.approx(2) and found.seconds == pytest.approx(3, abs=0.1)
+    levels = found.frames.mean((1, 2, 3))  # 20 a second, from the middle of each half second
+    assert levels == pytest.approx([20 * (0.25 + 0.5 * number) for number in range(6)], abs=6)
+
+
+def test_a_long_video_gives_fewer_frames_a_second(tmp_path):
+    found = load_video(video(tmp_path / "clip.mp4", seconds=8, fps=4), CAPS)
+    assert len(found.frames) == 8 and found.fps == pytest.approx(1, rel=0.05)
+    short = load_video(video(tmp_path / "short.mp4", seconds=0.5, fps=4), CAPS)
+    assert len(short.frames) == 2, "the processor takes frames two by two"
+
+
+def test_the_soundtrack_is_16_khz_and_cut(tmp_path):
+    path = video(tmp_path / "clip.mp4", seconds=3, hertz=1000)
+    found = load_soundtrack(path, 1.0)
+    assert len(found.samples) == SAMPLING_RATE and found.seconds == pytest.approx(3, abs=0.15)
+    assert abs(np.abs(np.fft.rfft(found.samples)).argmax() - 1000) <= 2
+
+
+def test_a_video_without_what_is_asked_for_is_refused(tmp_path):
+    silent = video(tmp_path / "silent.mp4", with_sound=False)
+    with pytest.raises(UserError, match=r"silent\.mp4 has no sound"):
+        load_soundtrack(silent, 10)
+    with pytest.raises(UserError, match="video not found"):
+        load_video(tmp_path / "gone.mp4", CAPS)
+    (tmp_path / "page.mp4").write_text("<html>")
+    with pytest.raises(UserError, match=r"cannot read the video .*page\.mp4"):
+        load_video(tmp_path / "page.mp4", CAPS)
+    (tmp_path / "cut.mp4").write_bytes(silent.read_bytes()[:400])
+    with pytest.raises(UserError, match=r"cut\.mp4"):
+        load_video(tmp_path / "cut.mp4", CAPS)
+    soundfile.write(tmp_path / "only.wav", tone(16_000, 1), 16_000)
+    with pytest.raises(UserError, match="no picture track"):
+        load_video(tmp_path / "only.wav", CAPS)
+
+
+def test_media_may_be_bytes(tmp_path):
+    path = video(tmp_path / "clip.mp4", seconds=1)
+    inside = Embedded("row 3", path.read_bytes)
+    assert (load_video(inside, CAPS).frames == load_video(path, CAPS).frames).all()
+    assert digest(inside) == digest(path)
+    with pytest.raises(UserError, match="cannot read the picture row 4"):
+        load_image(Embedded("row 4", lambda: b"nothing"))
+    with pytest.raises(UserError, match="cannot read the sound row 4"):
+        load_audio(Embedded("row 4", lambda: b"nothing"), 10)
+
+
+def test_scaled_sides_are_multiples_within_the_cap():
+    for width, height in ((1920, 1080), (160, 96), (27, 5), (3000, 40)):
+        found = scaled(width, height, 12_544)
+        assert all(side % 28 == 0 and side for side in found)
+        assert found[0] * found[1] <= 12_544 or min(found) == 28

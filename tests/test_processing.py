@@ -7,6 +7,8 @@ import torch
 
 from echoink.errors import UserError
 from echoink.processing import prompt_batch, row_media, row_positions
+from echoink.samples import DataType, Sample
+from tests.files import picture, sound, video
 
 
 def logits_of(model, prompts, completions):
@@ -88,3 +90,86 @@ def test_a_prompt_over_its_cap_is_refused(processor, samples):
 def test_a_broken_file_names_the_sample(processor, samples, tmp_path):
     with pytest.raises(UserError, match="sample 0: picture not found"):
         processor(replace(samples[0], image=tmp_path / "gone.jpg"))
+
+
+@pytest.fixture
+def one_of_each(tmp_path):
+    """A sample of every data type, from files."""
+    made = {
+        "image": lambda: picture(tmp_path / "p.png"),
+        "audio": lambda: sound(tmp_path / "s.wav", seconds=0.7),
+        "video": lambda: video(tmp_path / "v.mp4", seconds=2.5),
+    }
+    return [
+        Sample(kind.value, "What?", ("A. x", "B. y"), "A", data_type=kind, **{name: made[name]() for name in kind.media})
+        for kind in DataType
+    ]
+
+
+def test_a_soundtrack_is_woven_into_its_video(processor, tmp_path):
+    """Two seconds of frames, two of sound, the next frames, the rest of the sound; both on one clock of 25 a second."""
+    config = processor.model.config
+    clip = video(tmp_path / "v.mp4", seconds=5)  # four frames, two tokens of time at 0 and 2.5 s
+    prompt = processor(Sample("1", "What?", ("A. x", "B. y"), "A", data_type=DataType.video_audio, video=clip))
+    kinds = {config.video_token_id: "v", config.audio_token_id: "a"}
+    row = [kinds.get(token, ".") for token in prompt.input_ids.tolist()]
+    runs = "".join(kind for kind, before in zip(row, [None, *row], strict=False) if kind != before)
+    assert runs == ".vava."
+    assert row.count("a") == pytest.approx(125, abs=3)
+    times = prompt.position_ids[0]
+    seen, heard = ([t for t, kind in zip(times.tolist(), row, strict=True) if kind == which] for which in "va")
+    assert seen[0] == heard[0], "they start together"
+    assert sorted(set(seen)) == [seen[0], seen[0] + 62] and heard == list(range(heard[0], heard[0] + len(heard)))
+
+
+@pytest.mark.parametrize("path", ["packed", "plain"])
+def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, model, one_of_each, path):
+    """Log-probabilities of two completions per prompt: the mixed batch against one prompt at a time."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink import plain_rows
+    from echoink.encoding import encode_media
+    from echoink.shared_prefix import score
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    prompts = [processor(sample) for sample in one_of_each]
+    completions = torch.randint(20, 400, (2 * len(prompts), 5), generator=torch.Generator().manual_seed(0))
+
+    def logps(chosen):
+        rows = [2 * index + g for index in chosen for g in (0, 1)]
+        owner = [place for place, _ in enumerate(chosen) for _ in (0, 1)]
+        own = [prompts[index] for index in chosen]
+        with torch.no_grad():
+            if path == "packed":
+                features = encode_media(model.model, own)
+                return score(model, own, features, owner, completions[rows], torch.ones(len(rows), 5).bool())[0]
+            batch = prompt_batch([own[index] for index in owner], 0)
+            ids = torch.cat([batch["input_ids"], completions[rows]], 1)
+            mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
+            return plain_rows.score(model, own, owner, ids, mask, 5)[0]
+
+    together = logps(range(len(prompts)))
+    alone = torch.cat([logps([index]) for index in range(len(prompts))])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_each):
+    from echoink.models import end_ids
+    from echoink.rollout import Sampling, generate, uniforms
+
+    sampling, ends = Sampling(1.0, 0.95, 50, 12), end_ids(model, processor.processor)
+
+    def texts(samples):
+        noise = torch.stack([uniforms(0, 0, sample.id, 2, 12) for sample in samples])
+        return generate(model, [processor(s) for s in samples], noise, [1.0, 1.0], sampling, ends, 0)
+
+    assert texts(one_of_each) == [row for sample in one_of_each for row in texts([sample])]
+
+
+def test_a_template_that_forgets_a_medium_is_refused(processor, one_of_each):
+    from copy import deepcopy
+
+    forgetful = deepcopy(processor.processor)
+    forgetful.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    with pytest.raises((UserError, ValueError)):
+        replace(processor, processor=forgetful)(one_of_each[1])

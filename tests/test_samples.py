@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from echoink.errors import UserError
 from echoink.data import read_split
+from echoink.errors import UserError
 from echoink.media import VideoCaps
 from echoink.samples import Dropped, answer_positions, check_media, fingerprint
 

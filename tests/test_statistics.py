@@ -1,8 +1,7 @@
 """Intervals and tests against published or hand-computed values."""
 
-import pytest
-
 import numpy as np
+import pytest
 
 from echoink.statistics import cluster_bootstrap, mcnemar, paired, wilson
 

@@ -7,12 +7,13 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 
 from echoink import synthetic
 from echoink.architecture import make_model, make_processor
+from echoink.data import read_split
 from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
 from echoink.models import TINY, end_ids
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.rollout import Sampling
-from echoink.data import read_split
 from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
+from tests.conftest import PROMPT
 
 
 def test_real_classes_small_files(model, processor):
@@ -38,8 +39,6 @@ def test_any_text_survives_the_tokenizer(processor, text):
     tokenizer = processor.processor.tokenizer
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
-
-from tests.conftest import PROMPT
 
 CHOICE = ProblemType.multiple_choice
 

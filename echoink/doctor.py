@@ -1,0 +1,226 @@
+"""What a bug report needs, and what is wrong here: `python -m echoink.doctor [key=value …]`.
+
+Checks the installed versions against the ones that were tested, GPUs and attention kernels, the decoders of pictures,
+sounds and videos (by decoding), the disk, the tracking store, the hub, and the model and data that the configuration
+names. The exit status is 1 where something is wrong.
+"""
+
+import io
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+
+from echoink.compose import compose, conf_dir
+from echoink.config import Attention, Config, Source
+from echoink.console import console
+from echoink.errors import UserError
+
+
+class Verdict(Enum):
+    """Of one finding."""
+
+    good = "ok"
+    note = "–"
+    bad = "!!"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Every finding, one after the other; none of the checks stops the others."""
+    yield Finding("system", Verdict.note, f"Python {platform.python_version()} on {platform.platform()}")
+    yield from versions()
+    for what, check in (
+        ("gpu", lambda: gpu(config)),
+        ("picture", _picture),
+        ("sound", _sound),
+        ("video", _video),
+        ("disk", _disk),
+        ("tracking", lambda: _tracking(config)),
+        ("model", lambda: _model(config)),
+        ("data", lambda: _data(config)),
+    ):
+        yield _guarded(what, check)
+
+
+def _guarded(what: str, check: Callable[[], tuple[Verdict, str]]) -> Finding:
+    try:
+        return Finding(what, *check())
+    except Exception as error:  # a doctor reports; it does not fall ill itself
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return Finding(what, Verdict.bad, text)
+
+
+def versions() -> Iterator[Finding]:
+    """Installed packages against the bounds of this one, and against constraints.txt where it lies beside."""
+    from packaging.requirements import Requirement
+
+    pins = {}
+    constraints = conf_dir().parent / "constraints.txt"
+    if constraints.is_file():
+        lines = (line.partition("==") for line in constraints.read_text().splitlines())
+        pins = {name.strip().lower(): version.strip() for name, _, version in lines if version}
+    for line in metadata.requires("echoink") or []:
+        requirement = Requirement(line)
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            if not optional:
+                yield Finding(requirement.name, Verdict.bad, f"not installed, {requirement.specifier} is needed")
+            continue
+        pinned = pins.get(requirement.name.lower())
+        if not requirement.specifier.contains(found, prereleases=True):
+            yield Finding(requirement.name, Verdict.bad, f"{found}, but {requirement.specifier} is needed")
+        elif pinned and found.partition("+")[0] != pinned:
+            yield Finding(requirement.name, Verdict.note, f"{found}; {pinned} was tested")
+        elif not optional:
+            yield Finding(requirement.name, Verdict.good, found)
+
+
+def gpu(config: Config) -> tuple[Verdict, str]:
+    """Accelerators with their memory, and whether the configured attention kernel is there."""
+    import torch
+
+    wanted = config.model.attention
+    flash = _version("flash-attn")
+    if wanted is Attention.flash_attention_2 and not flash:
+        return Verdict.bad, "model.attention=flash_attention_2 needs the package flash-attn; model.attention=sdpa does not"
+    kernels = "attention: sdpa" + (f", flash-attn {flash}" if flash else "")
+    if not torch.cuda.is_available():
+        return Verdict.note, f"none, everything runs on the CPU · {kernels}"
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        found.append(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)")
+    if config.trainer.bf16 and not torch.cuda.is_bf16_supported():
+        return Verdict.bad, f"{', '.join(found)}: no bfloat16, set trainer.bf16=false"
+    return Verdict.good, f"{', '.join(found)} · CUDA {torch.version.cuda} · {kernels}, flex_attention"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _picture() -> tuple[Verdict, str]:
+    from PIL import Image
+
+    from echoink import media
+
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(file, kind)
+        media.load_image(media.Embedded(kind, file.getvalue))
+    return Verdict.good, f"Pillow {_version('pillow')} decodes JPEG, PNG, WEBP"
+
+
+def _sound() -> tuple[Verdict, str]:
+    import numpy as np
+    import soundfile
+
+    from echoink import media
+
+    for kind in ("WAV", "FLAC", "OGG", "MP3"):
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros(44_100), 44_100, format=kind)
+        media.load_sound(media.Embedded(kind, file.getvalue), 1)
+    return Verdict.good, f"soundfile {soundfile.__version__} decodes WAV, FLAC, OGG, MP3"
+
+
+def _video() -> tuple[Verdict, str]:
+    import av
+
+    needed = ("h264", "hevc", "vp9", "av1", "aac", "mp3", "opus")
+    missing = [name for name in needed if name not in av.codecs_available]
+    if missing:
+        return Verdict.note, f"PyAV {av.__version__} cannot decode {', '.join(missing)}"
+    return Verdict.good, f"PyAV {av.__version__} decodes {', '.join(needed)}"
+
+
+def _disk() -> tuple[Verdict, str]:
+    usage = shutil.disk_usage(Path.cwd())
+    free = usage.free / 2**30
+    return (Verdict.good if free > 5 else Verdict.bad), f"{free:.0f} GiB free in {Path.cwd()}"
+
+
+def _tracking(config: Config) -> tuple[Verdict, str]:
+    from echoink import preflight, tracking
+
+    if not config.tracking.enabled:
+        return Verdict.note, "off"
+    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd())
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return Verdict.good, f"{uri} will be made"
+    preflight.check_store(uri)
+    return Verdict.good, uri
+
+
+def _model(config: Config) -> tuple[Verdict, str]:
+    from echoink.models import resolve
+
+    path = resolve(config.checkpoint or config.model.path)
+    if Path(path).is_dir():
+        return Verdict.good, path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Verdict.good, f"{path} is in the cache: {snapshot_download(path, local_files_only=True)}"
+    except LocalEntryNotFoundError:
+        pass
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(path, timeout=10)
+    except Exception as error:  # the hub's client raises many kinds of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return Verdict.bad, f"{path} is not in the cache, the hub cannot be reached ({reason}); give model.path=<folder>"
+    return Verdict.note, f"{path} is not in the cache and will be downloaded"
+
+
+def _data(config: Config) -> tuple[Verdict, str]:
+    from echoink.data import first
+
+    if config.dataset.source is Source.synthetic and not Path(config.dataset.path).exists():
+        return Verdict.good, f"{config.dataset.path} will be made"
+    samples, dropped = first(config.dataset, "valid", 1)
+    return Verdict.good, f"{config.dataset.path}: {samples[0].data_type.value}" + (
+        f" · {len(dropped)} rows cannot be used" if dropped else ""
+    )
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Print the findings; 1 where one is bad."""
+    colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
+    bad = 0
+    for finding in examine(compose(overrides)[0].config):
+        console.print(f"[{colours[finding.verdict]}]{finding.verdict.value:<2}[/] {finding.what:<14}", end=" ")
+        console.print(finding.text, markup=False)
+        bad += finding.verdict is Verdict.bad
+    console.print(f"\n{bad} wrong" if bad else "\nnothing wrong")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,156 @@
+"""Ask a trained or a base model about files of your own; prints the reasoning and the answer.
+
+    python -m echoink.predict --image cat.jpg --audio meow.wav --question "What is making the sound?" \\
+        --options cat dog bell
+    python -m echoink.predict --checkpoint outputs/tiny/<time> --video clip.mp4 --question "How many knocks?" \\
+        --type counting
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from echoink import checkpoint
+from echoink.compose import compose
+from echoink.config import Config
+from echoink.errors import UserError
+from echoink.rewards import ProblemType, parse_answer, parse_letters
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; free text and paths need no quoting beyond the shell's."""
+    made = argparse.ArgumentParser(
+        "python -m echoink.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--checkpoint", help="a run folder, a step or model folder, or a hub id; else the model's own")
+    made.add_argument("--model", default=None, help="a file of conf/model (default: that of the run, else tiny)")
+    made.add_argument("--image", type=Path, help="a picture")
+    made.add_argument("--audio", type=Path, help="a sound")
+    made.add_argument("--video", type=Path, help="a video; its own sound is used unless --audio or --no-sound is given")
+    made.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
+    made.add_argument("--question", required=True)
+    made.add_argument("--options", nargs="+", default=[], help="without letters")
+    made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="what is asked for")
+    made.add_argument("--prompt", default=None, help="a file of conf/prompt, such as direct")
+    made.add_argument("--samples", type=int, default=0, help="sampled answers; 0 takes the likeliest tokens")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def configuration(arguments: argparse.Namespace) -> Config:
+    """The configuration that the checkpoint's run had for model, prompt and sampling, or that of the named model.
+
+    Raises:
+        UserError: see `compose`.
+    """
+    from omegaconf import OmegaConf
+
+    from echoink.compose import typed
+
+    run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
+    overrides = [
+        f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
+    ]
+    chosen = compose(overrides)[0].config
+    if run is None:
+        return chosen
+    config = typed(OmegaConf.load(run / "config.yaml"), Config)
+    for group in ("model", "prompt"):
+        if getattr(arguments, group):
+            setattr(config, group, getattr(chosen, group))
+    return config
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run folder that a checkpoint lies in."""
+    return next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir()), None)
+
+
+def sample_of(arguments: argparse.Namespace):
+    """The question as a `Sample`.
+
+    Raises:
+        UserError: a problem type that does not fit.
+    """
+    from echoink.samples import DataType, Sample
+
+    if arguments.image and arguments.video:
+        raise UserError("give --image or --video, not both", "no data type has both")
+    if arguments.video:
+        kind = DataType.video if arguments.no_sound else DataType.video_audio
+    else:
+        kind = DataType("_".join(name for name in ("image", "audio") if getattr(arguments, name)) or "text")
+    problem_type = ProblemType(arguments.type or ("multiple choice" if arguments.options else "free-form"))
+    if (problem_type is ProblemType.multiple_choice) != bool(arguments.options):
+        raise UserError(f"--type {problem_type.value} and {len(arguments.options)} --options do not go together")
+    return Sample(
+        id="yours",
+        problem=arguments.question,
+        options=tuple(f"{chr(ord('A') + place)}. {text}" for place, text in enumerate(arguments.options)),
+        solution="",
+        problem_type=problem_type,
+        data_type=kind,
+        image=arguments.image,
+        audio=arguments.audio,
+        video=arguments.video,
+    )
+
+
+def predict(arguments: argparse.Namespace) -> list[str]:
+    """The completions.
+
+    Raises:
+        UserError: a file, the checkpoint or the configuration is wrong.
+    """
+    sample = sample_of(arguments)
+    config = configuration(arguments)
+    path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else config.model.path
+    from echoink import console
+
+    with console.quiet_libraries():
+        from echoink import models
+        from echoink.config import Adapter
+        from echoink.data import video_caps
+        from echoink.evaluation import draw_names
+        from echoink.processing import Caps, PromptProcessor
+        from echoink.prompts import Prompt
+        from echoink.rollout import Sampling, generate, uniforms
+
+        quantized = config.adapter.kind is Adapter.qlora
+        model = models.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)
+        omni = models.load_processor(path, config.model.min_pixels, config.model.max_pixels)
+        prompt = config.prompt
+        caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
+        processor = PromptProcessor(omni, model, Prompt(prompt.template, prompt.options, prompt.system), caps)
+        generation = config.generation
+        sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+        draws = draw_names(arguments.samples, greedy=False) if arguments.samples else ["greedy"]
+        completions = generate(
+            model,
+            [processor(sample)],
+            uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
+            [sampling.temperature if arguments.samples else 0.0] * len(draws),
+            sampling,
+            models.end_ids(model, omni),
+            omni.tokenizer.pad_token_id,
+        )
+    return [text.strip() for text in omni.batch_decode(completions, skip_special_tokens=True)]
+
+
+def main(words: list[str]) -> None:
+    """Print each completion and what its answer means."""
+    arguments = parser().parse_args(words)
+    options = sample_of(arguments).options
+    for text in predict(arguments):
+        print(text)
+        answer = parse_answer(text)
+        letters = parse_letters(answer or "", options)
+        meant = [option for option in options if option[0] in letters] if options else answer and [answer]
+        print(f"→ {', '.join(meant)}" if meant else "→ no answer can be read")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,100 @@
+"""Apply another parser or reward to stored completions, without a model.
+
+    python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.match=exact
+    python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.file=mine.py output=rescored.jsonl
+
+Prints the table of the run with the new scores, and how many answers changed. With output= the rescored lines are
+written; the file that is read stays as it is.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from echoink.errors import UserError
+from echoink.rewards import Match
+
+
+@dataclass
+class Reward:
+    """The keys of the group `reward` that matter here."""
+
+    match: Match = Match.lenient
+    file: str | None = None
+
+
+@dataclass
+class RescoreConfig:
+    """`reward.match` and `reward.file` as in training; `output` is a new file."""
+
+    reward: Reward = field(default_factory=Reward)
+    output: str | None = None
+
+
+def rescore(path: Path, match: Match, reward_file: str | None):
+    """Predictions before and after.
+
+    Raises:
+        UserError: there is no such file, or a line is no prediction.
+    """
+    from echoink import evaluation, own_reward
+    from echoink.samples import Sample
+
+    if not path.is_file():
+        raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
+    before = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            before += [evaluation.of_row(json.loads(line))] if line else []
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error
+    if not before:
+        raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
+    first = before[0]
+    example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
+    own = own_reward.load(reward_file, example) if reward_file else None
+    return before, [evaluation.rejudged(prediction, match, own) for prediction in before]
+
+
+def main(words: Sequence[str]) -> None:
+    """Rescore, print, write."""
+    from echoink import console, evaluation
+
+    schema = OmegaConf.structured(RescoreConfig)
+    try:
+        paths, settings = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+        given = OmegaConf.merge(schema, OmegaConf.from_dotlist(settings))
+        if len(paths) != 1:
+            raise UserError(
+                "give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…"
+            )
+    except OmegaConfBaseException as error:
+        known = "reward.match=" + "|".join(member.name for member in Match) + ", reward.file=, output="
+        raise UserError(str(error).splitlines()[0], f"known: {known}") from error
+    before, after = rescore(Path(paths[0]), given.reward.match, given.reward.file)
+    phases = list(dict.fromkeys(p.phase for p in after))
+    console.accuracy_table({phase: evaluation.summarize([p for p in after if p.phase == phase]) for phase in phases})
+    changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
+    console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
+    if {evaluation.BASE, evaluation.FINAL} <= set(phases):
+        base, final = ([p for p in after if p.phase == phase] for phase in (evaluation.BASE, evaluation.FINAL))
+        found = evaluation.compare(base, final)
+        console.say("gain", f"{100 * found.difference:+.1f} points, {found.test} p = {found.p_value:.2g}")
+    if given.output:
+        with open(given.output, "x", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in after)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit()
+    try:
+        main(sys.argv[1:])
+    except (UserError, FileExistsError) as error:
+        sys.exit(f"error: {error}")

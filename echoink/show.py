@@ -1,0 +1,112 @@
+"""What the model gets of a dataset: `python -m echoink.data show` and `get` (see `echoink.data`)."""
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from echoink.compose import compose
+from echoink.console import console, say
+from echoink.errors import UserError
+
+HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
+"""Published copies, tried in this order."""
+ARCHIVE = "AVQA_R1.tar.gz"
+COUNTS = {"train": 4_490, "valid": 1_911}
+
+
+def get(name: str, output: Path) -> Path:
+    """Download, unpack and verify a published dataset.
+
+    Raises:
+        UserError: it is not known, cannot be reached, or is not what was published.
+    """
+    if name not in HUBS:
+        raise UserError(f"{name} is not known", f"known: {', '.join(HUBS)}")
+    from huggingface_hub import hf_hub_download
+
+    refused = []
+    for id in HUBS[name]:
+        try:
+            archive = hf_hub_download(id, ARCHIVE, repo_type="dataset")
+            break
+        except Exception as error:  # the hub's client raises many kinds of its own
+            refused.append(f"{id}: {next(iter(str(error).strip().splitlines()), type(error).__name__)}")
+    else:
+        raise UserError(
+            f"cannot download {name}: {'; '.join(refused)}",
+            f"fetch {ARCHIVE} where a hub can be reached and unpack it, or make the set with echoink.curate",
+        )
+    return unpack(Path(archive), output)
+
+
+def unpack(archive: Path, output: Path) -> Path:
+    """Unpack the official archive; nothing in it may leave the folder. Counts are checked afterwards.
+
+    Raises:
+        UserError: it is broken, hostile, or holds other counts than the published 4,490 and 1,911.
+    """
+    from echoink.data import read_split
+
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty", "give a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(output, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"cannot unpack {archive}: {error}", "download it again") from error
+    for split, count in COUNTS.items():
+        found = len(read_split(output, split))
+        say("data", f"{split} {found:,} samples")
+        if found != count:
+            raise UserError(f"{archive} has {found} {split} samples, not {count}", "it is not the published set")
+    return output
+
+
+def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
+    """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
+
+    Pictures are scaled as the processor scales them, sounds are 16 kHz mono, a video is the row of its frames.
+
+    Raises:
+        UserError: a key or a sample is wrong.
+    """
+    import numpy as np
+    import soundfile
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    from echoink import data, media
+    from echoink.console import quiet_libraries
+    from echoink.prompts import Prompt, build_messages
+    from echoink.samples import load_sound
+
+    config = compose(overrides)[0].config
+    samples, _ = data.first(config.dataset, split, n)
+    with quiet_libraries():
+        from echoink import models
+        from echoink.processing import chat_text
+
+        processor = models.load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
+    prompt = Prompt(config.prompt.template, config.prompt.options, config.prompt.system)
+    output.mkdir(parents=True, exist_ok=True)
+    for sample in samples:
+        say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")
+        console.print(chat_text(processor, build_messages(sample, prompt)), markup=False)
+        name = f"{split}_{sample.id}".replace("/", "_")
+        if sample.image:
+            image = media.load_image(sample.image)
+            caps = {"min_pixels": config.model.min_pixels, "max_pixels": config.model.max_pixels}
+            height, width = smart_resize(image.height, image.width, factor=media.GRID, **caps)
+            image.resize((width, height), Image.Resampling.BICUBIC).save(output / f"{name}.png")
+            say("picture", f"{image.width}x{image.height} → {width}x{height}  {output / name}.png")
+        if sample.video:
+            video = media.load_video(sample.video, data.video_caps(config.model))
+            strip = np.concatenate(list(video.frames), axis=2).transpose(1, 2, 0)
+            Image.fromarray(strip).save(output / f"{name}_frames.png")
+            kept = f"{len(video.frames)} frames of {video.frames.shape[3]}x{video.frames.shape[2]}"
+            say("video", f"{video.seconds:.1f} s → {kept}  {output / name}_frames.png")
+        if sound := load_sound(sample, config.model.max_audio_seconds):
+            soundfile.write(output / f"{name}.wav", sound.samples, media.SAMPLING_RATE)
+            kept = len(sound.samples) / media.SAMPLING_RATE
+            say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {output / name}.wav")

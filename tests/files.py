@@ -1,0 +1,52 @@
+"""Pictures, sounds and videos for the tests, as real files."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from PIL import Image
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (96, 64)) -> Path:
+    """A picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def sound(path: Path, seed: int = 0, seconds: float = 1.0, rate: int = 16_000) -> Path:
+    """A sound of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    soundfile.write(path, rng.uniform(-0.3, 0.3, int(seconds * rate)), rate)
+    return path
+
+
+def video(
+    path: Path, seconds: float = 3.0, fps: int = 8, with_sound: bool = True, size=(160, 96), hertz: float = 440
+) -> Path:
+    """A video whose frame at second t has the grey level 20 t, and a tone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        heard = container.add_stream("aac", rate=16_000, layout="mono") if with_sound else None
+        for number in range(int(seconds * fps)):
+            level = np.full((size[1], size[0], 3), int(20 * number / fps), np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+        if heard:
+            wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16_000)) / 16_000).astype(np.float32)
+            for start in range(0, len(wave), 1024):
+                frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16_000, start, Fraction(1, 16_000)
+                for packet in heard.encode(frame):
+                    container.mux(packet)
+            for packet in heard.encode():
+                container.mux(packet)
+    return path

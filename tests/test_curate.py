@@ -1,0 +1,201 @@
+"""AVQA-R1-6K out of a source in OmniInstruct-v1's schema, with every kind of defect in it."""
+
+import io
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from echoink import curate
+from echoink.data import read_split
+from echoink.errors import UserError
+from echoink.media import load_audio, load_image
+from echoink.samples import Facts, check_media
+from tests.conftest import VIDEO
+
+WORDS = ["dog barking", "car horn", "rain", "piano"]
+
+
+def encoded(make, **settings) -> bytes:
+    file = io.BytesIO()
+    make(file, **settings)
+    return file.getvalue()
+
+
+def image_bytes(seed: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    patches = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(patches).resize((60, 40), Image.Resampling.BICUBIC)
+    return encoded(lambda file: image.convert(mode).save(file, kind))
+
+
+def audio_bytes(seed: int, rate: int = 22_050, channels: int = 2, kind: str = "FLAC") -> bytes:
+    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (rate // 2, channels))
+    return encoded(lambda file: soundfile.write(file, samples, rate, format=kind))
+
+
+DEFECTS = [  # what is changed of a good row, the reason it is dropped for
+    ({"source": "Music-AVQA2.0"}, "source Music-AVQA2.0"),
+    ({"source": "avqa"}, "source avqa"),
+    ({"answer": "thunder"}, "answer not among the options"),
+    ({"answer": " rain"}, "answer not among the options"),
+    ({"options": None}, "no options"),
+    ({"options": []}, "no options"),
+    ({"question": ""}, "no question"),
+    ({"options": [*WORDS, "wind"], "answer": "wind"}, "answer beyond the fourth option"),
+    ({"image": image_bytes(1, "RGBA")}, "image of mode RGBA"),
+    ({"image": image_bytes(1, "P")}, "image of mode P"),
+    ({"image": b"<html>"}, "image cannot be read"),
+    ({"image": image_bytes(1, kind="JPEG")[:600]}, "image cannot be read"),
+    ({"audio": b"nothing"}, "audio cannot be read"),
+    ({"image": None}, "no image"),
+    ({"audio": None}, "no audio"),
+]
+
+
+def rows(n: int, every: int, seed: int) -> tuple[list[dict], Counter]:
+    """n rows of which each `every`th has the next defect; and how often each reason occurs."""
+    made, reasons = [], Counter()
+    for number in range(n):
+        row = {
+            "source": "AVQA",
+            "question": f"What is heard in {number}?",
+            "options": [*WORDS, "wind"] if number % 7 == 0 else WORDS,
+            "answer": WORDS[number % 4],
+            "image": image_bytes(seed + number, "L" if number % 11 == 0 else "RGB"),
+            "audio": audio_bytes(seed + number),
+            "audio_label": "{}",
+            "original_meta": "{}",
+        }
+        if number % every == every - 1:
+            change, reason = DEFECTS[number // every % len(DEFECTS)]
+            row |= change
+            reasons[reason] += 1
+        made.append(row)
+    return made, reasons
+
+
+def table(made: list[dict]) -> datasets.Dataset:
+    cells = [
+        {**row, **{name: row[name] and {"bytes": row[name], "path": None} for name in ("image", "audio")}}
+        for row in made
+    ]
+    return (
+        datasets.Dataset.from_list(cells)
+        .cast_column("image", datasets.Image())
+        .cast_column("audio", datasets.Audio())
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A source of 330 rows as a `datasets` folder; train and valid share one sound."""
+    root = tmp_path_factory.mktemp("source") / "omni"
+    train, reasons = rows(240, 5, 0)
+    valid, _ = rows(90, 30, 1000)
+    valid[0]["audio"] = train[0]["audio"]
+    valid[2] = valid[1]
+    datasets.DatasetDict({"train": table(train), "valid": table(valid)}).save_to_disk(root)
+    return root, train, reasons
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "AVQA_R1"
+    curate.main([f"source={source[0]}", f"output={output}", "expect=[192,87]"])
+    return output
+
+
+def test_rows_ids_letters_and_files_are_the_official_ones(source, made):
+    _, train, _ = source
+    index = json.loads((made / "omni_rl_format_train.json").read_text())
+    assert len(index) == 192
+    for row in index:
+        number = row["problem_id"]
+        assert row == {
+            "problem_id": number,
+            "problem": train[number]["question"],
+            "data_type": "image_audio",
+            "problem_type": "multiple choice",
+            "options": [f"{letter}. {word}" for letter, word in zip("ABCD", WORDS, strict=True)],
+            "solution": f"<answer>{'ABCD'[number % 4]}</answer>",
+            "path": {"image": f"images/sample_{number}.jpg", "audio": f"audios/sample_{number}.wav"},
+            "data_source": "OmniInstruct_v1-AVQA",
+        }
+        assert number % 5 != 4, "a row with a defect was kept"
+    kept = {row["problem_id"] for row in index}
+    assert len(list((made / "train/images").iterdir())) == len(list((made / "train/audios").iterdir())) == len(kept)
+
+
+def test_the_media_are_those_of_the_source(source, made):
+    _, train, _ = source
+    samples = read_split(made, "train")
+    assert all(isinstance(facts, Facts) for facts in check_media(samples, 10, VIDEO))
+    with Image.open(made / "train/images/sample_0.jpg") as file:
+        assert (file.format, file.mode, file.size) == ("JPEG", "L", (60, 40))
+    before = np.asarray(Image.open(io.BytesIO(train[1]["image"])), float)
+    assert np.abs(np.asarray(load_image(samples[1].image), float) - before).mean() < 5
+    heard = load_audio(samples[1].audio, 10)
+    (made / "probe.flac").write_bytes(train[1]["audio"])
+    assert np.allclose(heard, load_audio(made / "probe.flac", 10), atol=1e-4)
+    assert soundfile.info(samples[1].audio).format == "WAV"
+
+
+def test_the_report_counts_every_reason(source, made):
+    report = json.loads((made / "curation.json").read_text())
+    assert report["train"]["dropped"] == dict(source[2]) and sum(source[2].values()) == 48
+    assert set(source[2]) == {reason for _, reason in DEFECTS}
+    assert report["valid"]["duplicates"] == 1 and report["train"]["duplicates"] == 0
+    assert report["train"]["media_also_in"] == {"valid": 1}
+    assert sum(report["train"]["answer_positions"].values()) == pytest.approx(1)
+    assert report["train"]["options"] == {"4": 192}
+    assert not list(made.rglob("*.jsonl")) and not list(made.rglob("*.part"))
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(source, made, tmp_path, monkeypatch):
+    output, calls = tmp_path / "AVQA_R1", []
+    write = curate.write_media
+
+    def stops(row, folder, one):
+        calls.append((folder.name, one["problem_id"]))
+        if len(calls) == 100:
+            raise KeyboardInterrupt
+        return write(row, folder, one)
+
+    monkeypatch.setattr(curate, "write_media", stops)
+    with pytest.raises(KeyboardInterrupt):
+        curate.main([f"source={source[0]}", f"output={output}"])
+    ledger = output / "train" / curate.LEDGER
+    ledger.write_text(ledger.read_text() + '{"problem_id": 1')  # and its last line was cut off
+    curate.main([f"source={source[0]}", f"output={output}"])
+    assert len(calls) == len(set(calls)) + 1, "only the row that was interrupted was done again"
+    for path in made.rglob("*.jp*g"), made.rglob("*.wav"), made.rglob("*.json"):
+        for file in path:
+            assert (output / file.relative_to(made)).read_bytes() == file.read_bytes(), file
+
+
+def test_other_sources_and_mistakes(source, tmp_path):
+    curate.main([f"source={source[0]}", f"output={tmp_path}/music", "keep=[Music-AVQA2.0]", "splits=[train]"])
+    (row, *_) = json.loads((tmp_path / "music/omni_rl_format_train.json").read_text())
+    assert row["data_source"] == "OmniInstruct_v1-Music-AVQA2.0"
+    with pytest.raises(UserError, match="is finished"):
+        curate.main([f"source={source[0]}", f"output={tmp_path}/music", "splits=[train]"])
+    with pytest.raises(UserError, match=r"made \[192\] rows, expected \[7\]"):
+        curate.main([f"source={source[0]}", f"output={tmp_path}/few", "splits=[train]", "expect=[7]"])
+    with pytest.raises(UserError, match="has no split dev"):
+        curate.main([f"source={source[0]}", f"output={tmp_path}/no", "splits=[dev]"])
+    with pytest.raises(UserError, match="known: source="):
+        curate.main(["sauce=1"])
+    with pytest.raises(UserError, match="give output=… and source=…"):
+        curate.main(["splits=[train]"])
+    other = datasets.Dataset.from_list([{"question": "What?", "answer": "rain", "category": "x"}])
+    datasets.DatasetDict({"train": other}).save_to_disk(tmp_path / "other")
+    with pytest.raises(UserError, match="the set without _v1 has not"):
+        curate.main([f"source={tmp_path}/other", f"output={tmp_path}/o", "splits=[train]"])
+    found = subprocess.run([sys.executable, "-m", "echoink.curate", "--help"], capture_output=True, text=True)
+    assert found.returncode == 0 and "OmniInstruct-v1" in found.stdout

@@ -1,0 +1,229 @@
+"""Rows are the same wherever they are stored, and each of a dataset's faults is named."""
+
+import base64
+import json
+import shutil
+
+import datasets
+import pytest
+
+from echoink.compose import compose
+from echoink.data import hold_out, load, profile, read_split
+from echoink.errors import UserError
+from echoink.media import Embedded, load_image
+from echoink.samples import DataType, Dropped, Facts, check_media, parse_rows
+from echoink.sources import open_split
+from tests.conftest import VIDEO
+from tests.files import picture, sound, video
+
+
+def rows(root, split="train"):
+    return json.loads((root / f"omni_rl_format_{split}.json").read_text())
+
+
+def essence(sample):
+    return (sample.id, sample.problem, sample.options, sample.solution, sample.data_type, sample.problem_type)
+
+
+@pytest.fixture(scope="module")
+def forms(dataset, tmp_path_factory):
+    """The same split in every form: path by name."""
+    root = tmp_path_factory.mktemp("forms")
+    lines = [
+        {**row, "path": {name: f"train/{path}" for name, path in row["path"].items()}} for row in rows(dataset)[:6]
+    ]
+    shutil.copytree(dataset / "train", root / "lines" / "train")
+    (root / "lines" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    inside = []
+    for row in rows(dataset)[:6]:
+        cells = {name: (dataset / "train" / path).read_bytes() for name, path in row["path"].items()}
+        inside.append({**{key: value for key, value in row.items() if key != "path"}, **cells})
+    table = datasets.Dataset.from_list(
+        [{**row, **{n: {"bytes": row[n], "path": None} for n in ("image", "audio")}} for row in inside]
+    )
+    table = table.cast_column("image", datasets.Image()).cast_column("audio", datasets.Audio())
+    datasets.DatasetDict({"train": table, "validation": table.select([5, 0])}).save_to_disk(root / "saved")
+    (root / "parquet" / "data").mkdir(parents=True)
+    table.to_parquet(root / "parquet" / "data" / "train-00000-of-00001.parquet")
+    (root / "base64").mkdir()
+    coded = [
+        {**row, **{n: {"bytes": base64.b64encode(row[n]).decode()} for n in ("image", "audio")}} for row in inside
+    ]
+    (root / "base64" / "train.jsonl").write_text("\n".join(map(json.dumps, coded)))
+    return root
+
+
+@pytest.mark.parametrize("form", ["lines", "saved", "parquet", "base64"])
+def test_every_form_gives_the_same_samples(dataset, forms, form):
+    wanted, found = read_split(dataset, "train", 6), read_split(forms / form, "train")
+    assert [essence(sample) for sample in found] == [essence(sample) for sample in wanted]
+    assert [sample.fields for sample in found] == [sample.fields for sample in wanted]
+    for one, other in zip(wanted, found, strict=True):
+        assert load_image(one.image).tobytes() == load_image(other.image).tobytes()
+    assert all(isinstance(result, Facts) for result in check_media(found, 10, VIDEO))
+    assert isinstance(found[0].image, Embedded) == (form != "lines")
+
+
+def test_a_file_is_one_split_and_validation_has_other_names(forms):
+    assert len(read_split(forms / "lines" / "train.jsonl", "valid")) == 6
+    assert [sample.id for sample in read_split(forms / "saved", "valid")] == ["5", "0"]
+    assert open_split(str(forms / "saved"), "valid", "train") is not None
+    assert open_split(str(forms / "saved"), "dev") is None
+    with pytest.raises(UserError, match="holds one split"):
+        load(*settings(f"dataset.path={forms}/lines/train.jsonl"), train=True)
+
+
+def test_media_are_read_late(forms, monkeypatch):
+    """Reading the index of a table touches no file's bytes."""
+    import echoink.sources as sources
+
+    def never(*_):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(sources, "_read", never)
+    assert len(read_split(forms / "saved", "train")) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"problem": 1}\n[{', "line 2 is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, content, message):
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_split(tmp_path, "train")
+
+
+def test_broken_tables_and_hubs_are_one_clear_error(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="cannot read"):
+        read_split(tmp_path, "train")
+    with pytest.raises(UserError, match="cannot reach the dataset nobody/nothing"):
+        read_split("nobody/nothing", "train")
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(UserError, match=r"\.jsonl, \.json or \.parquet"):
+        read_split(tmp_path / "x.csv", "train")
+
+
+def plain(**fields):
+    return {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>", **fields}
+
+
+def test_every_data_type_reads_and_is_told_by_its_media(tmp_path):
+    picture(tmp_path / "p.png"), sound(tmp_path / "s.wav"), video(tmp_path / "v.mp4")
+    files = {"image": "p.png", "audio": "s.wav", "video": "v.mp4"}
+    made = [plain(path={name: files[name] for name in kind.media}, data_type=kind.value) for kind in DataType]
+    samples, dropped = parse_rows(made, tmp_path, "here")
+    assert not dropped and [sample.data_type for sample in samples] == list(DataType)
+    untold = [{key: value for key, value in row.items() if key != "data_type"} for row in made[:-1]]
+    assert [s.data_type for s in parse_rows(untold, tmp_path, "here")[0]] == list(DataType)[:-1]
+    (both,), _ = parse_rows([plain(path={"video": "v.mp4", "audio": "s.wav"})], tmp_path, "here")
+    assert both.data_type is DataType.video_audio and set(both.media) == {"audio", "video"}
+    facts = check_media(samples, 10, VIDEO)
+    assert [(f.image is not None, f.kept is not None, f.frames) for f in facts] == [
+        (False, False, 0),
+        (True, False, 0),
+        (False, True, 0),
+        (True, True, 0),
+        (False, False, 4),
+        (False, True, 4),
+    ]
+
+
+def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
+    video(tmp_path / "v.mp4", with_sound=False)
+    samples, _ = parse_rows([plain(path={"video": "v.mp4"}, data_type="video_audio")], tmp_path, "here")
+    (found,) = check_media(samples, 10, VIDEO)
+    assert isinstance(found, Dropped) and "v.mp4 has no sound" in found.reason and "data_type video" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (plain(problem_type="essay"), "problem_type 'essay' is not known"),
+        (plain(problem_type="numerical", options=[], solution="<answer>few</answer>"), "cannot be read as one of type"),
+        (plain(data_type="video", path={"image": "p.png"}), "data_type video needs path to hold 'video'"),
+        (plain(path={"image": {"bytes": "!!"}}), "bytes are not base64"),
+        (plain(path={"image": 7}), "leaves the dataset folder"),
+        (plain(path="p.png"), "path must be an object"),
+        (plain(options="A. x"), "options must be a list of texts"),
+        (7, "must be an object"),
+    ],
+)
+def test_bad_rows_are_dropped_with_their_reason(tmp_path, row, message):
+    samples, (dropped,) = parse_rows([row], tmp_path, "here")
+    assert not samples and message in dropped.reason and "here, row 0" in dropped.reason
+
+
+def settings(*overrides, groups=("dataset", "eval", "model")):
+    config = compose(["dataset=rows", *overrides])[0].config
+    return [getattr(config, group) for group in groups]
+
+
+@pytest.fixture
+def spoilt(dataset, tmp_path):
+    """A copy in which a sound is broken, a picture is gone and a row has no such answer."""
+    root = tmp_path / "spoilt"
+    shutil.copytree(dataset, root)
+    (root / "train/audios/sample_3.wav").write_bytes(b"no sound")
+    (root / "train/images/sample_4.jpg").unlink()
+    content = rows(root)
+    content[5]["solution"] = "<answer>Z</answer>"
+    (root / "omni_rl_format_train.json").write_text(json.dumps(content))
+    return root
+
+
+def test_broken_samples_are_refused_or_dropped_up_to_a_share(spoilt):
+    with pytest.raises(UserError, match=r"(?s)row 5.*3 of 24 samples of train") as error:
+        load(*settings(f"dataset.path={spoilt}"), train=True)
+    assert "sample 3" in str(error.value) and "dataset.max_skipped" in str(error.value)
+    with pytest.raises(UserError, match="3 of 24"):
+        load(*settings(f"dataset.path={spoilt}", "dataset.max_skipped=0.1"), train=True)
+    splits = load(*settings(f"dataset.path={spoilt}", "dataset.max_skipped=0.2"), train=True)
+    assert len(splits.train) == 21 and not {"3", "4", "5"} & {sample.id for sample in splits.train}
+    reasons = splits.profile["train"]["dropped"]
+    assert len(reasons) == 3 and "sample_3.wav" in " ".join(reasons) and "sample_4.jpg" in " ".join(reasons)
+
+
+def test_the_profile_by_hand(tmp_path):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", seed=number, size=(40 + number, 50))
+        sound(tmp_path / f"{number}.wav", seed=number, seconds=1 + number)
+    files = lambda a, b: {"path": {"image": f"{a}.png", "audio": f"{b}.wav"}}  # noqa: E731
+    train, _ = parse_rows([plain(**files(0, 0)), plain(**files(0, 0)), plain(**files(1, 1))], tmp_path, "train")
+    valid, _ = parse_rows([plain(**files(2, 1), solution="<answer>B</answer>")], tmp_path, "valid")
+    facts = {f"train {s.id}": f for s, f in zip(train, check_media(train, 1.5, VIDEO), strict=True)}
+    facts |= {f"valid {s.id}": f for s, f in zip(valid, check_media(valid, 1.5, VIDEO), strict=True)}
+    found = profile({"train": train, "valid": valid}, {"train": [Dropped("row 9", "because")]}, facts)
+    assert found["train"]["samples"] == 3 and found["train"]["dropped"] == ["because"]
+    assert found["train"]["duplicates"] == 1 and found["valid"]["duplicates"] == 0
+    assert found["train"]["answer_positions"] == {"A": 1} and found["valid"]["answer_positions"] == {"B": 1}
+    assert found["train"]["media_also_in"] == {"valid": 1} == {"valid": found["valid"]["media_also_in"]["train"]}
+    assert found["train"]["audio"] == {"least": 1, "median": 1, "most": 2, "total": 4}
+    assert found["train"]["audio_kept"]["total"] == 3.5 and found["train"]["audio_cut"] == 1
+    assert found["valid"]["image_pixels"]["most"] == 42 * 50
+
+
+def test_a_development_split_is_held_out_without_sharing_files(tmp_path):
+    made = [plain(path={"image": f"{number // 2}.png"}) for number in range(20)]  # pairs share a picture
+    samples, _ = parse_rows(made, tmp_path, "here")
+    rest, held = hold_out(samples, 6, seed=0)
+    assert len(held) == 6 and len(rest) == 14
+    assert not {s.image for s in held} & {s.image for s in rest}
+    assert hold_out(list(reversed(samples)), 6, seed=0)[1] == held[::-1], "order does not matter"
+    assert hold_out(samples, 6, seed=1)[1] != held
+    with pytest.raises(UserError, match=r"set dataset\.dev"):
+        hold_out(samples, None, 0)
+    with pytest.raises(UserError, match="cannot hold"):
+        hold_out(samples, 20, 0)
+
+
+def test_a_held_out_split_leaves_train(forms):
+    shutil.copy(forms / "lines" / "train.jsonl", forms / "lines" / "valid.jsonl")
+    splits = load(*settings(f"dataset.path={forms}/lines", "dataset.dev=2", "eval.every=5"), train=True)
+    assert (len(splits.train), len(splits.dev), len(splits.valid)) == (4, 2, 6)
+    assert not {s.id for s in splits.train} & {s.id for s in splits.dev}
