@@ -54,7 +54,7 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     if push_to:
         preflight.check_hub(push_to)
     path = checkpoint.resolve(str(source))
-    adapter = (Path(path) / "adapter_config.json").is_file()
+    adapter = models.is_adapter(path)
     if adapter:
         _refuse_untrained(Path(path))
     part = output.with_name(f".{output.name}.part")

@@ -40,6 +40,11 @@ def resolve(path: str) -> str:
     return str(TINY) if path == "tiny" else path
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter's checkpoint."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
 def load_processor(path: str, min_pixels: int, max_pixels: int) -> Qwen2_5OmniProcessor:
     """The processor of a model folder or hub id, with pictures scaled into `min_pixels` to `max_pixels`."""
     with _as_user_error(path):
@@ -72,7 +77,7 @@ def load_model(
     Raises:
         UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
     """
-    if (Path(path) / "adapter_config.json").is_file():
+    if is_adapter(path):
         with _as_user_error(path):
             base = LoraConfig.from_pretrained(path).base_model_name_or_path
         try:
@@ -106,6 +111,9 @@ def load_model(
             some = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
             hint = "its config.json and its weights do not belong together, or a file is missing"
             raise UserError(f"{path} {what} {len(keys)} weights of the thinker: {some}", hint)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
     _frozen(model, freeze)
     install(model)
     return _named(model, path) if quantized else _named(model, path).to(processes().device)

@@ -117,13 +117,13 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
             f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
             "set trainer.processes=1, or dry_run=true for the plan",
         )
-    if config.checkpoint:
-        config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
     tracking.check_continues(folder, config.task.name, to_yaml(config))
     uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed) as files:
         (folder / "config.yaml").write_text(to_yaml(config))
         files.write_json("environment.json", tracking.environment())
+        if config.checkpoint:
+            config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
         disk = _disk_bytes(config) if config.task is Task.train else 0
         preflight.check(folder, disk, uri, config.trainer.push_to_hub)
         splits = _load_data(config)
@@ -235,7 +235,10 @@ def _load_model(config: Config, splits: "Splits", path: str) -> Job:
     freeze = tuple(tower.name for tower in wanted.freeze)
     quantized = config.adapter.kind is Adapter.qlora
     model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
-    if config.adapter.kind is not Adapter.none:
+    if trains and config.adapter.kind is not Adapter.none:
+        if quantized and models.is_adapter(path):
+            hint = "merge it first (python -m echoink.export), or use adapter=lora"
+            raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
         models.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {models.describe(model, trains)}")

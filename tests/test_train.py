@@ -63,6 +63,8 @@ def test_the_run_folder_has_everything(first):
         ".hydra",
         "config.yaml",
         "environment.json",
+        "dataset.json",
+        "flips.jsonl",
         "train.log",
         "metrics.jsonl",
         "completions",
@@ -99,7 +101,7 @@ def test_the_screen_says_what_happens_in_order(first):
     said = [line.split(" ")[0] for line in done.stdout.splitlines()]
     order = [
         "EchoInk",
-        "configuration",
+        "config",
         "data",
         "model",
         "base",
@@ -152,7 +154,7 @@ def test_an_adapter_is_trained_saved_and_evaluated_from_its_checkpoint(place):
     learning = ["adapter=lora", "trainer.learning_rate=1e-2", "tracking=off"]
     done = echoink(place, *SMALL, *learning, "name=adapter", "eval.base=false", "trainer.steps=1")
     assert done.returncode == 0, done.stderr
-    assert "LoRA of rank 16" in done.stdout
+    assert "lora of rank 16" in done.stdout
     (folder,) = (place / "outputs/adapter").iterdir()
     (step,) = (folder / "checkpoints").iterdir()
     assert (step / "adapter_model.safetensors").is_file() and not (step / "model.safetensors").exists()
@@ -308,7 +310,7 @@ def test_a_folder_made_with_other_settings_is_not_taken_for_this_one(first, plac
 
 def test_too_few_samples_are_found_before_the_model_is_loaded(place):
     done = echoink(place, *SMALL, "name=bad", "dataset.train=3")
-    assert done.returncode == 2 and "3 training samples are fewer" in done.stderr and "model " not in done.stdout
+    assert done.returncode == 2 and "3 training samples are fewer" in done.stderr and "\nmodel " not in done.stdout
 
 
 def test_the_development_split_is_for_choosing(place):

@@ -1,0 +1,351 @@
+"""The commands around a run: plan, doctor, predict, export, rescore, preflight."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from echoink import doctor, export, memory, plan, predict, preflight, rescore
+from echoink.compose import compose
+from echoink.data import load
+from echoink.errors import UserError
+from echoink.models import load_model, load_processor, lora
+from echoink.rewards import Match
+from tests.files import picture, sound, video
+
+
+def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    root = str(Path(__file__).parent.parent)
+    import os
+
+    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+# --- the plan ---
+
+
+def planned(dataset, *overrides):
+    config = compose([f"dataset.path={dataset}", *overrides])[0].config
+    return plan.make(config, load(config.dataset, config.eval, config.model, train=True))
+
+
+SMALL = ("dataset.train=24", "dataset.dev=6", "dataset.valid=12")
+
+
+def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, samples):
+    found = planned(dataset, *SMALL)
+    assert found["parameters"]["total"] == found["parameters"]["learning"] == model.num_parameters()
+    assert (found["steps"], found["prompts_per_step"], found["completions_per_step"]) == (120, 8, 64)
+    assert found["epochs"] == 40 and found["world_size"] == 1 and found["completions"] == 7680
+    images = {16}
+    assert {found["prompt_tokens"]["image"][name] for name in ("least", "median", "most")} == images
+    assert found["prompt_tokens"]["audio"]["most"] == 25 and found["prompt_tokens"]["video"]["most"] == 0
+    text = [processor.text_tokens(sample) - 2 for sample in samples]
+    estimated = found["prompt_tokens"]["text (estimated)"]
+    assert estimated["median"] == pytest.approx(sorted(text)[12], rel=0.35)
+    assert found["disk_bytes"]["checkpoint"] == 4 * model.num_parameters()
+    parts = dict(found["memory_bytes_per_process"]["not sharded"])
+    total = parts.pop("total")
+    assert parts["optimizer"] == 8 * model.num_parameters()
+    always = parts["weights"] + parts["reference"] + parts["optimizer"]
+    assert total == always + max(parts["gradients"] + parts["activations"], parts["cache"])
+
+
+def test_the_tiny_figures_are_the_models(model):
+    figures = compose([])[0].config.model.figures
+    found = memory.of(model)
+    assert (figures.layers, figures.width, figures.feed_forward, figures.heads, figures.key_heads) == (
+        found.layers,
+        found.width,
+        found.feed_forward,
+        found.heads,
+        found.key_heads,
+    )
+    parts = plan.count_parameters(compose([])[0].config)
+    assert parts["language"] == sum(p.numel() for p in model.model.language_model.parameters())
+    assert parts["audio"] == sum(p.numel() for p in model.model.audio_tower.parameters())
+    assert parts["vision"] == sum(p.numel() for p in model.model.visual.parameters())
+    assert parts["head"] == model.lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni_7b", "qwen2_5_omni_3b"])
+def test_the_published_figures_give_the_parameters_of_their_architecture(name):
+    """Built without weights; what is not in the figures is the published configuration's."""
+    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+    config = compose(["dataset.path=x", f"model={name}", "trainer.bf16=true"])[0].config
+    figures = config.model.figures
+    with torch.device("meta"):
+        model = Qwen2_5OmniThinkerForConditionalGeneration(
+            Qwen2_5OmniThinkerConfig(
+                text_config={
+                    "vocab_size": figures.vocabulary,
+                    "hidden_size": figures.width,
+                    "intermediate_size": figures.feed_forward,
+                    "num_hidden_layers": figures.layers,
+                    "num_attention_heads": figures.heads,
+                    "num_key_value_heads": figures.key_heads,
+                },
+                audio_config={"output_dim": figures.width},
+                vision_config={"hidden_size": 1280, "out_hidden_size": figures.width},
+            )
+        )
+    parts = plan.count_parameters(config)
+    assert parts["total"] == model.num_parameters()
+    assert parts["audio"] == model.model.audio_tower.num_parameters()
+    assert plan._linear(config) == sum(
+        module.weight.numel()
+        for module in model.model.language_model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+
+
+def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):
+    from peft import get_peft_model
+
+    for targets in (["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]):
+        config = compose(["adapter=lora", f"adapter.targets=[{','.join(targets)}]", "adapter.rank=4"])[0].config
+        made = get_peft_model(load_model("tiny"), lora(4, 8, 0.0, targets))
+        learning, total = made.get_nb_trainable_parameters()
+        counted = plan.count_parameters(config)
+        assert (counted["learning"], counted["total"]) == (learning, total)
+
+
+def test_frozen_towers_and_sharding(dataset):
+    frozen = planned(dataset, *SMALL, "model.freeze=[audio,vision]", "trainer.processes=8", "trainer.micro_batch_prompts=1")
+    parameters = frozen["parameters"]
+    assert parameters["learning"] == parameters["language"] + parameters["head"]
+    whole, part = frozen["memory_bytes_per_process"].values()
+    assert part["optimizer"] == whole["optimizer"] // 8 and part["activations"] == whole["activations"]
+    assert frozen["accumulation"] == 1
+
+
+def test_4490_samples_are_562_steps(dataset, tmp_path):
+    """The paper's run, planned on as many samples as the paper has, without weights and without a hub."""
+    rows = json.loads((dataset / "omni_rl_format_train.json").read_text())
+    many = [{**rows[number % 24], "problem_id": number} for number in range(4490)]
+    (tmp_path / "train").symlink_to(dataset / "train")
+    for split in ("train", "valid"):
+        (tmp_path / split / f"omni_rl_format_{split}.json").exists()
+    root = tmp_path / "AVQA_R1"
+    shutil.copytree(dataset, root)
+    (root / "omni_rl_format_train.json").write_text(json.dumps(many))
+    done = command(
+        "echoink.train", "experiment=echoink_r1_7b", f"dataset.path={root}", "dry_run=true", "name=planned", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs/planned").iterdir()
+    found = json.loads((folder / "plan.json").read_text())
+    assert (found["steps"], found["world_size"], found["prompts_per_step"], found["completions_per_step"]) == (562, 8, 8, 128)
+    assert found["parameters"]["total"] == 8_931_813_888
+    assert found["disk_bytes"]["checkpoint"] == 4 * 8_931_813_888
+    assert found["samples"]["train"] == 4490
+    assert "562 of 8 prompts, 128 completions" in done.stdout
+    assert not (folder / "predictions.jsonl").exists()
+
+
+# --- preflight ---
+
+
+def test_preflight_names_what_would_fail_later(tmp_path, monkeypatch):
+    preflight.check(tmp_path / "run", 1, f"sqlite:///{tmp_path}/mlflow.db", None)
+    with pytest.raises(UserError, match=r"GiB free; the checkpoints need about .* GiB"):
+        preflight.check_disk(tmp_path, 2**60)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        preflight.check_disk(tmp_path / "file", 1)
+    with pytest.raises(UserError, match="tracking=off"):
+        preflight.check_store("nosuchscheme://x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="cannot push to me/mine"):
+        preflight.check_hub("me/mine")
+
+
+# --- doctor ---
+
+
+def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {finding.what: finding for finding in doctor.examine(compose([])[0].config)}
+    for what in ("torch", "picture", "sound", "video", "disk", "tracking", "model", "data"):
+        assert found[what].verdict is doctor.Verdict.good, found[what]
+    sick = compose(["dataset=rows", "dataset.path=nowhere", "model.path=me/mine"])[0].config
+    bad = {finding.what: finding.text for finding in doctor.examine(sick) if finding.verdict is doctor.Verdict.bad}
+    assert set(bad) == {"model", "data"}
+    assert "model.path=<folder>" in bad["model"] and "dataset folder not found" in bad["data"]
+
+
+def test_the_doctor_compares_versions(monkeypatch):
+    real = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "1.0" if name == "trl" else real(name))
+    found = {finding.what: finding for finding in doctor.versions()}
+    assert found["trl"].verdict is doctor.Verdict.bad and "is needed" in found["trl"].text
+
+
+# --- after training ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A short run with an evaluation on the development split."""
+    place = tmp_path_factory.mktemp("run")
+    done = command(
+        "echoink.train",
+        "experiment=quickstart",
+        *("dataset.train=16", "dataset.dev=6", "dataset.valid=8", "trainer.steps=3", "eval.every=1", "eval.dev_samples=2"),
+        *("trainer.keep_checkpoints=1", "generation.max_new_tokens=48", "name=short", "trainer.learning_rate=1e-3"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (place / "outputs/short").iterdir()
+    return folder
+
+
+def test_the_best_checkpoint_is_kept(run):
+    summary = json.loads((run / "summary.json").read_text())
+    rows = [json.loads(line) for line in (run / "dev.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    best = max(rows, key=lambda row: (row["dev/accuracy"], -row["step"]))
+    assert summary["best"] == {"step": best["step"], "accuracy": best["dev/accuracy"]}
+    assert {path.name for path in (run / "checkpoints").glob("step-*")} == {f"step-{best['step']}", "step-3"}
+    from echoink.checkpoint import resolve
+
+    assert resolve(str(run)).endswith(f"step-{best['step']}")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3 and "dev/accuracy" not in metrics[0]
+
+
+def test_evaluating_during_training_changes_nothing(run, tmp_path):
+    done = command(
+        "echoink.train",
+        "experiment=quickstart",
+        *("dataset.train=16", "dataset.dev=6", "dataset.valid=8", "trainer.steps=3", "eval.base=false", "tracking=off"),
+        *("generation.max_new_tokens=48", "name=without", "trainer.learning_rate=1e-3"),
+        f"dataset.path={run.parent.parent}/data/synthetic_seed0_16_6_8",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (other,) = (tmp_path / "outputs/without").iterdir()
+    name = "checkpoints/step-3/model.safetensors"
+    assert (other / name).read_bytes() == (run / name).read_bytes()
+
+
+def logits(model, processor, text="user: what is heard?"):
+    inputs = processor.tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_an_exported_model_needs_nothing_of_ours(run, tmp_path):
+    """A process without this package gives the logits that we give."""
+    folder = export.export(run, tmp_path / "export")
+    ours = logits(load_model(str(folder)).eval(), load_processor(str(folder), 12_544, 12_544))
+    code = (
+        "import sys, torch; from transformers import Qwen2_5OmniProcessor as P, "
+        "Qwen2_5OmniThinkerForConditionalGeneration as M;"
+        f"p = P.from_pretrained({str(folder)!r}); m = M.from_pretrained({str(folder)!r}).eval();"
+        "x = p.tokenizer('user: what is heard?', return_tensors='pt');"
+        f"torch.save((m(**x).logits.detach(), m.generation_config.eos_token_id), {str(tmp_path / 'l.pt')!r});"
+        "assert 'echoink' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    theirs, ends = torch.load(tmp_path / "l.pt", weights_only=True)
+    assert (theirs - ours).abs().max() <= 1e-4
+    assert len(ends) == 2, "both tokens that end a completion"
+    card = (folder / "README.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"| final | 8 | {100 * summary['final']['accuracy']:.1f} %" in card and "train 16" in card
+    with pytest.raises(UserError, match="is there already"):
+        export.export(run, tmp_path / "export")
+
+
+def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path):
+    from peft import PeftModel, get_peft_model
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    made = get_peft_model(load_model("tiny"), lora(4, 8, 0.0, ["q_proj", "v_proj"]))
+    processor = load_processor("tiny", 12_544, 12_544)
+    made.save_pretrained(tmp_path / "blank")
+    processor.save_pretrained(tmp_path / "blank")
+    with pytest.raises(UserError, match="changes nothing"):
+        export.export(tmp_path / "blank", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    made.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    ours = logits(made.eval(), processor)
+    merged = export.export(tmp_path / "adapter", tmp_path / "merged")
+    plain = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(merged).eval()
+    assert (logits(plain, processor) - ours).abs().max() <= 1e-4
+    apart = export.export(tmp_path / "adapter", tmp_path / "apart", merge=False)
+    assert (apart / "adapter_model.safetensors").is_file() and not (apart / "model.safetensors").exists()
+    base_path = json.loads((apart / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(base_path).eval()
+    before = logits(base, processor)
+    theirs = logits(PeftModel.from_pretrained(base, apart).eval(), processor)
+    assert (theirs - ours).abs().max() <= 1e-4 and (theirs - before).abs().max() > 0.1
+
+
+def asked(*words: str) -> list[str]:
+    return predict.predict(predict.parser().parse_args(list(words)))
+
+
+def test_predict_answers_about_files_of_ones_own(run, tmp_path):
+    files = ["--image", str(picture(tmp_path / "it's, [my] p.png")), "--audio", str(sound(tmp_path / "s.wav"))]
+    question = ["--question", "What's heard, \"or\" seen?", "--options", "beep", "hiss, or so"]
+    (base,) = asked(*files, *question)
+    (trained,) = asked(*files, *question, "--checkpoint", str(run))
+    assert base and trained and "<" in base
+    assert len(asked(*files, *question, "--samples", "3")) == 3
+    (seen,) = asked("--video", str(video(tmp_path / "v.mp4")), "--question", "How many?", "--type", "counting")
+    assert isinstance(seen, str)
+    done = command("echoink.predict", *files, *question)
+    assert done.returncode == 0 and "→" in done.stdout and base.splitlines()[0] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "gone.png"], "picture not found"),
+        (["--image", "a.png", "--video", "b.mp4"], "not both"),
+        (["--type", "counting", "--options", "a", "b"], "do not go together"),
+        (["--checkpoint", "nowhere"], "no such folder"),
+        (["--model", "tinny"], "did you mean tiny"),
+    ],
+)
+def test_predict_says_what_is_wrong(words, message):
+    with pytest.raises(UserError, match=message):
+        asked("--question", "What?", *words)
+
+
+def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
+    file = run / "predictions.jsonl"
+    own = tmp_path / "mine.py"
+    own.write_text("def reward(completion, sample):\n    return len(completion) / 1000\n")
+    before, after = rescore.rescore(file, Match.exact, str(own))
+    assert [p.completion for p in before] == [p.completion for p in after]
+    assert all(p.custom == len(p.completion) / 1000 for p in after)
+    rescore.main([str(file), "reward.match=exact", f"output={tmp_path}/new.jsonl"])
+    shown = capsys.readouterr().out
+    assert "accuracy, sampled" in shown and "answers are judged differently" in shown and "gain" in shown
+    assert len((tmp_path / "new.jsonl").read_text().splitlines()) == len(after)
+    for words, message in (
+        ([str(file), "reward.match=loose"], "lenient|exact"),
+        ([str(tmp_path / "gone.jsonl")], "no such file"),
+        ([], "give one predictions.jsonl"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rescore.main(words)
+
+
+@pytest.mark.parametrize("name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "tiny", "benchmark"])
+def test_every_command_has_help(name):
+    done = command(f"echoink.{name}", "--help")
+    assert done.returncode == 0 and f"echoink.{name}" in done.stdout and not done.stderr

@@ -1,0 +1,139 @@
+"""An evaluation of a run: resumed where it stopped, under each protocol, and the numbers it leaves."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from echoink.compose import compose
+from echoink.config import Protocol
+from echoink.evaluation import FINAL, GREEDY, SAMPLED, compare, flips, of_row, rejudged, setting
+from echoink.models import end_ids
+from echoink.phases import Evaluator, conclude
+from echoink.prompts import Prompt
+from echoink.rewards import Match
+from echoink.rollout import Sampling
+from echoink.tracking import RunFolder, Tracker
+from tests.test_evaluation import made
+
+CONFIG = compose([])[0].config
+
+
+@pytest.fixture
+def make_evaluator(model, processor, tmp_path):
+    def make(folder=None, **settings):
+        return Evaluator(
+            config=replace(CONFIG.eval, **{"batch_prompts": 4, **settings}),
+            direct=Prompt(**vars(CONFIG.eval.direct)),
+            processor=processor,
+            sampling=Sampling(1.0, 0.95, 50, 48),
+            end_ids=end_ids(model, processor.processor),
+            match=Match.lenient,
+            own_reward=None,
+            seed=0,
+            bf16=False,
+            clusters={},
+            files=RunFolder(folder or tmp_path / "run", "eval", "x", 0),
+            tracker=Tracker(None, "x", "x", {}, {}),
+        )
+
+    return make
+
+
+def lines(evaluator):
+    return evaluator.files.read("predictions.jsonl")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 19])
+def test_an_evaluation_that_was_killed_goes_on_and_each_answer_stands_once(
+    make_evaluator, model, samples, tmp_path, kept
+):
+    whole = make_evaluator(tmp_path / "whole")
+    wanted = whole.phase(model, samples[:10], FINAL, 0)
+    cut = make_evaluator(tmp_path / "cut")
+    cut.files.append("predictions.jsonl", lines(whole)[:kept])
+    assert cut.phase(model, samples[:10], FINAL, 0) == wanted
+    key = lambda row: (row["id"], row["draw"])  # noqa: E731
+    assert sorted(lines(cut), key=key) == sorted(lines(whole), key=key) and len(lines(cut)) == 20
+    assert cut.files.summary[FINAL] == whole.files.summary[FINAL]
+
+
+def test_answered_samples_are_not_answered_again(make_evaluator, model, samples, monkeypatch):
+    evaluator = make_evaluator()
+    evaluator.phase(model, samples[:5], FINAL, 0)
+
+    def never(*_, **__):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("echoink.rollout.generate", never)
+    assert len(evaluator.phase(model, samples[:5], FINAL, 0)) == 10
+
+
+def test_what_each_protocol_asks_draws_and_reads():
+    prompt, direct = Prompt(**vars(CONFIG.prompt)), Prompt(**vars(CONFIG.eval.direct))
+
+    def of(protocol, phase):
+        return setting(protocol, phase, prompt, direct, 1, True, Match.exact)
+
+    base, final = of(Protocol.matched, "base"), of(Protocol.matched, "final")
+    assert base == final and base.draws == (SAMPLED, GREEDY) and base.match is Match.exact and base.prompt == prompt
+    for protocol, drawn in ((Protocol.release, SAMPLED), (Protocol.may19, GREEDY)):
+        base, final = of(protocol, "base"), of(protocol, "final")
+        assert (base.draws, final.draws) == ((drawn,), (SAMPLED,))
+        assert (base.prompt.template, final.prompt.template) == (direct.template, prompt.template)
+        assert base.prompt.options == final.prompt.options == "{options}", "no heading before the options"
+        assert base.match is final.match is Match.first_letter
+
+
+def test_the_public_protocols_run(make_evaluator, model, samples):
+    evaluator = make_evaluator(protocol=Protocol.may19)
+    base, final = (evaluator.phase(model, samples[:4], phase, 0) for phase in ("base", "final"))
+    assert {p.draw for p in base} == {GREEDY} and {p.draw for p in final} == {SAMPLED}
+    assert not base[0].thinks and final[0].thinks and base[0].prompt != final[0].prompt
+    conclude(evaluator.files, base, final)
+    assert evaluator.files.summary["paired"]["test"] == "exact McNemar"
+    assert evaluator.files.summary["base"]["draw"] == GREEDY
+
+
+def test_the_development_split_is_asked_with_the_training_prompt(make_evaluator, model, samples):
+    evaluator = make_evaluator(protocol=Protocol.release, dev_samples=3)
+    metrics = evaluator.development(model, samples[:4], 7)
+    rows = lines(evaluator)
+    assert {row["phase"] for row in rows} == {"step-7"} and len(rows) == 12 and all(row["thinks"] for row in rows)
+    assert metrics["dev/accuracy"] == pytest.approx(sum(row["score"] for row in rows) / 12)
+    best = {row["id"] for row in rows if row["correct"]}
+    assert metrics["dev/pass_at_k"] == pytest.approx(len(best) / 4)
+
+
+def test_flips_and_comparisons_by_hand(tmp_path):
+    base = [made("1", True), made("2", False), made("3", False)]
+    final = [made("1", False), made("2", True), made("3", False)]
+    found = flips(base, final)
+    assert [(row["id"], row["direction"]) for row in found] == [("1", "lost"), ("2", "gained")]
+    files = RunFolder(tmp_path / "run", "eval", "x", 0)
+    from echoink.evaluation import summarize
+
+    files.summary |= {"base": summarize(base), "final": summarize(final)}
+    conclude(files, base, final)
+    assert [row["id"] for row in files.read("flips.jsonl")] == ["1", "2"]
+    several = [replace(made("1", correct), draw=draw) for draw, correct in ((SAMPLED, True), ("sampled-2", False))]
+    assert compare(several, [made("1", True), replace(made("1", True), draw="sampled-2")]).difference == 0.5
+
+
+def test_graded_scores_get_a_bootstrap_interval():
+    from echoink.evaluation import summarize
+
+    graded = [replace(made(str(n), False), score=n / 10) for n in range(11)]
+    found = summarize(graded)
+    assert found["accuracy"] == pytest.approx(0.5) and 0.25 < found["interval"][0] < 0.5 < found["interval"][1] < 0.75
+
+
+def test_a_stored_answer_is_judged_again_as_the_model_would_be(make_evaluator, model, samples):
+    evaluator = make_evaluator()
+    predictions = evaluator.phase(model, samples[:6], FINAL, 0)
+    stored = [of_row(row) for row in lines(evaluator)]
+    assert stored == predictions == [rejudged(p, Match.lenient, None) for p in stored]
+    text = replace(stored[0], completion="<think>x</think><answer>(b)</answer>", gold="B")
+    assert rejudged(text, Match.lenient, None).correct and not rejudged(text, Match.exact, None).correct
+    assert rejudged(text, Match.lenient, lambda completion, sample: float(len(sample.options))).custom == len(text.options)
+    json.dumps(asdict(text))
