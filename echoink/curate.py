@@ -4,10 +4,10 @@
     python -m echoink.curate source=<folder of Parquet files or a datasets folder> output=data/AVQA_R1
     python -m echoink.curate source=… output=data/omni keep=[AVQA,Music-AVQA2.0]
 
-A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and its
-sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to D,
-and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread, and
-which media train and valid share. A run that was stopped goes on where it was.
+A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and
+its sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to
+D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
+and which media train and valid share. A run that was stopped goes on where it was.
 
 Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not by the
 error that saving it raises; a sound that the decoder cannot read is dropped, too.
@@ -153,7 +153,7 @@ def curate_split(source: str, split: str, output: Path, keep: Sequence[str]) -> 
             if number == 0 and not {"source", "question", "options", "answer"} <= row.keys():
                 raise UserError(
                     f"{found.where} has the columns {', '.join(row)}",
-                    "OmniInstruct-v1 has source, question, options, answer, image and audio (the set without _v1 has not)",
+                    "OmniInstruct-v1 has source, question, options, answer, image, audio (the set without _v1 has not)",
                 )
             if number < len(settled):
                 result = settled[number]
@@ -237,7 +237,9 @@ def main(words: Sequence[str]) -> None:
         for reason, count in found["dropped"].items():
             say("", f"{count:,} dropped: {reason}")
         shared = ", ".join(f"{count} with {other}" for other, count in found["media_also_in"].items() if count)
-        say("", f"{found['duplicates']} duplicates" + (f" · media shared: {shared}" if shared else " · no media shared"))
+        say(
+            "", f"{found['duplicates']} duplicates" + (f" · media shared: {shared}" if shared else " · no media shared")
+        )
     if given.expect is not None and (counts := [found["rows"] for found in made.values()]) != list(given.expect):
         raise UserError(f"made {counts} rows, expected {list(given.expect)}", "curation.json says what was dropped")
     say("curated", str(output))

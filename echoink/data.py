@@ -1,8 +1,8 @@
 """From the dataset's configuration to samples that are known to be good, and what there is to say about them.
 
-    python -m echoink.data get avqa_r1_6k output=data         download, unpack and verify the paper's dataset
-    python -m echoink.data show n=3 output=shown              the first samples as the model gets them, of the default
-    python -m echoink.data show dataset=rows dataset.path=mine split=train model=qwen2_5_omni_7b …     or of any other
+python -m echoink.data get avqa_r1_6k output=data         download, unpack and verify the paper's dataset
+python -m echoink.data show n=3 output=shown              the first samples as the model gets them, of the default
+python -m echoink.data show dataset=rows dataset.path=mine split=train model=qwen2_5_omni_7b …     or of any other
 """
 
 import hashlib

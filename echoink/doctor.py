@@ -97,7 +97,10 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     wanted = config.model.attention
     flash = _version("flash-attn")
     if wanted is Attention.flash_attention_2 and not flash:
-        return Verdict.bad, "model.attention=flash_attention_2 needs the package flash-attn; model.attention=sdpa does not"
+        return (
+            Verdict.bad,
+            "model.attention=flash_attention_2 needs the package flash-attn; model.attention=sdpa does not",
+        )
     kernels = "attention: sdpa" + (f", flash-attn {flash}" if flash else "")
     if not torch.cuda.is_available():
         return Verdict.note, f"none, everything runs on the CPU · {kernels}"
@@ -189,7 +192,10 @@ def _model(config: Config) -> tuple[Verdict, str]:
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # the hub's client raises many kinds of its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return Verdict.bad, f"{path} is not in the cache, the hub cannot be reached ({reason}); give model.path=<folder>"
+        return (
+            Verdict.bad,
+            f"{path} is not in the cache, the hub cannot be reached ({reason}); give model.path=<folder>",
+        )
     return Verdict.note, f"{path} is not in the cache and will be downloaded"
 
 

@@ -230,8 +230,9 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom` and `mean_tokens` are of the first sampled draw
     (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
     the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
-    values (such as `kind`). With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the
-    accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
+    values (such as `kind`). With several sampled draws, `samples` has their number k, the mean accuracy and its
+    interval, the accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw
+    got right.
     """
     main = headline(predictions)
     greedy = [p for p in predictions if p.draw == GREEDY]

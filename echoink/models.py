@@ -99,6 +99,7 @@ def load_model(
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
             **(_four_bits(dtype) if quantized else {}),
         )
     wrong = {

@@ -45,7 +45,8 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def curves(runs: dict[str, Path], target: Path) -> Path | None:
     """Draw the curves of runs from their `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
 
-    Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel.
+    Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel, those on the
+    development split squares.
 
     Args:
         runs: folders by the label of their line.
@@ -87,6 +88,10 @@ def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None
             low, high = found["interval"]
             error = [[found["accuracy"] - low], [high - found["accuracy"]]]
             axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
+    if points := read_rows(run / "dev.jsonl"):
+        axis.plot(
+            [row["step"] for row in points], [row["dev/accuracy"] for row in points], "s--", color="#3a7d44", ms=4
+        )
 
 
 def sheet(dataset: Path, target: Path, count: int = 6) -> Path:

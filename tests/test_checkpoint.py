@@ -77,22 +77,78 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 def test_a_full_omni_checkpoint_gives_its_thinker(tmp_path):
-    """Weights under `thinker.`, a nested configuration and a talker beside it, as Qwen publishes them."""
-    import json
+    """As Qwen publishes them: thinker., talker. and token2wav. weights, a nested configuration."""
+    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
+    thinker = load_model("tiny")
+    speaks = {
+        "hidden_size": 32,
+        "head_dim": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "embedding_size": 128,
+        "rope_scaling": {"type": "default", "mrope_section": [2, 3, 3]},
+    }
+    sounds = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ff_mult": 2,
+        "emb_dim": 16,
+        "head_dim": 16,
+        "enc_dim": 16,
+        "enc_emb_dim": 16,
+        "enc_channels": [16, 16, 16, 16, 48],
+        "enc_attention_channels": 8,
+        "enc_res2net_scale": 2,
+        "enc_se_channels": 8,
+        "num_embeds": 64,
+    }
+    waves = {
+        "upsample_initial_channel": 16,
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3, 5]],
+        "upsample_rates": [2],
+        "upsample_kernel_sizes": [4],
+    }
+    full = Qwen2_5OmniForConditionalGeneration(
+        Qwen2_5OmniConfig(
+            thinker_config=thinker.config.to_dict(),
+            talker_config=speaks,
+            token2wav_config={"dit_config": sounds, "bigvgan_config": waves},
+            enable_audio_output=True,
+        )
+    )
+    full.thinker.load_state_dict(thinker.state_dict())
+    full.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is type(thinker) and loaded.num_parameters() < full.num_parameters()
+    for name, value in thinker.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda state: state.pop("lm_head.weight"), r"lacks 1 weights of the thinker: lm_head\.weight"),
+        (lambda state: state.update({"model.extra.weight": torch.zeros(2)}), r"unexpected 1 .*model\.extra\.weight"),
+        (lambda state: state.update({"lm_head.weight": torch.zeros(8, 128)}), "lm_head.weight"),
+    ],
+    ids=["missing", "unexpected", "another shape"],
+)
+def test_weights_that_do_not_belong_are_named(tmp_path, edit, message):
     from safetensors.torch import save_file
 
     thinker = load_model("tiny")
-    state = {f"thinker.{name}": value.contiguous() for name, value in thinker.state_dict().items()}
-    state["talker.codec_head.weight"] = torch.zeros(2, 2)
+    thinker.save_pretrained(tmp_path)
+    state = {name: value.contiguous() for name, value in thinker.state_dict().items()}
+    edit(state)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"], "enable_audio_output": True}
-    config["thinker_config"] = thinker.config.to_dict()
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = load_model(str(tmp_path))
-    assert type(loaded) is type(thinker)
-    for name, value in thinker.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path))
 
 
 def test_precision_attention_and_freezing_are_as_asked(model):

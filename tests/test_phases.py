@@ -135,5 +135,7 @@ def test_a_stored_answer_is_judged_again_as_the_model_would_be(make_evaluator, m
     assert stored == predictions == [rejudged(p, Match.lenient, None) for p in stored]
     text = replace(stored[0], completion="<think>x</think><answer>(b)</answer>", gold="B")
     assert rejudged(text, Match.lenient, None).correct and not rejudged(text, Match.exact, None).correct
-    assert rejudged(text, Match.lenient, lambda completion, sample: float(len(sample.options))).custom == len(text.options)
+    assert rejudged(text, Match.lenient, lambda completion, sample: float(len(sample.options))).custom == len(
+        text.options
+    )
     json.dumps(asdict(text))

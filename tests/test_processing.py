@@ -101,7 +101,9 @@ def one_of_each(tmp_path):
         "video": lambda: video(tmp_path / "v.mp4", seconds=2.5),
     }
     return [
-        Sample(kind.value, "What?", ("A. x", "B. y"), "A", data_type=kind, **{name: made[name]() for name in kind.media})
+        Sample(
+            kind.value, "What?", ("A. x", "B. y"), "A", data_type=kind, **{name: made[name]() for name in kind.media}
+        )
         for kind in DataType
     ]
 

@@ -3,9 +3,12 @@
 import base64
 import json
 import shutil
+import tarfile
 
 import datasets
 import pytest
+import soundfile
+from PIL import Image
 
 from echoink.compose import compose
 from echoink.data import hold_out, load, profile, read_split
@@ -46,9 +49,7 @@ def forms(dataset, tmp_path_factory):
     (root / "parquet" / "data").mkdir(parents=True)
     table.to_parquet(root / "parquet" / "data" / "train-00000-of-00001.parquet")
     (root / "base64").mkdir()
-    coded = [
-        {**row, **{n: {"bytes": base64.b64encode(row[n]).decode()} for n in ("image", "audio")}} for row in inside
-    ]
+    coded = [{**row, **{n: {"bytes": base64.b64encode(row[n]).decode()} for n in ("image", "audio")}} for row in inside]
     (root / "base64" / "train.jsonl").write_text("\n".join(map(json.dumps, coded)))
     return root
 
@@ -227,3 +228,47 @@ def test_a_held_out_split_leaves_train(forms):
     splits = load(*settings(f"dataset.path={forms}/lines", "dataset.dev=2", "eval.every=5"), train=True)
     assert (len(splits.train), len(splits.dev), len(splits.valid)) == (4, 2, 6)
     assert not {s.id for s in splits.train} & {s.id for s in splits.dev}
+
+
+def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
+    from echoink.data import main
+
+    main(["show", "dataset=rows", f"dataset.path={forms}/saved", "split=train", "n=2", f"output={tmp_path}/shown"])
+    shown = capsys.readouterr().out
+    assert "<|vision_bos|><|IMAGE|><|vision_eos|>" in shown and shown.count("gold") == 2
+    with Image.open(tmp_path / "shown/train_0.png") as file:
+        assert file.size == (112, 112)
+    assert soundfile.info(tmp_path / "shown/train_0.wav").samplerate == 16_000
+    picture(tmp_path / "p.png"), video(tmp_path / "v.mp4")
+    row = plain(path={"video": "v.mp4"}, data_type="video_audio")
+    (tmp_path / "valid.jsonl").write_text(json.dumps(row))
+    main(["show", "dataset=rows", f"dataset.path={tmp_path}/valid.jsonl", f"output={tmp_path}/shown"])
+    assert "video" in capsys.readouterr().out and (tmp_path / "shown/valid_0_frames.png").is_file()
+    with pytest.raises(UserError, match="cannot read shout"):
+        main(["shout"])
+
+
+def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch):
+    from echoink import show
+    from echoink.data import main
+
+    def packed(name, target):
+        with tarfile.open(tmp_path / name, "w:gz") as file:
+            file.add(dataset, target)
+        return tmp_path / name
+
+    monkeypatch.setattr(show, "COUNTS", {"train": 24, "valid": 12})
+    root = show.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
+    assert len(read_split(root, "valid")) == 12
+    with pytest.raises(UserError, match="cannot unpack"):
+        show.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
+    with pytest.raises(UserError, match="cannot unpack"):
+        show.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
+    monkeypatch.setattr(show, "COUNTS", {"train": 4490})
+    with pytest.raises(UserError, match="has 24 train samples, not 4490"):
+        show.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
+    with pytest.raises(UserError, match=r"(?s)harryhsing/AVQA-R1-6K.*harryhsing/OmniInstruct_V1_AVQA_R1"):
+        main(["get", "avqa_r1_6k", f"output={tmp_path}/hub"])
+    with pytest.raises(UserError, match="known: avqa_r1_6k"):
+        main(["get", "avqa"])

@@ -403,3 +403,64 @@ def test_a_wheel_works_in_another_folder(tmp_path):
         text=True,
     )
     assert where.stdout.count(str(tmp_path / "site")) == 2
+
+
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(place):
+    """kill -9 in the middle; the same command in the same folder ends as if nothing had been."""
+    folder = place / "outputs/interrupted"
+    words = [*SMALL, "task=eval", "tracking=off", "eval.batch_prompts=1", f"hydra.run.dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "echoink.train", *words], cwd=place, env=environment, stdout=subprocess.DEVNULL
+    )
+    file = folder / "predictions.jsonl"
+    while process.poll() is None and not (file.is_file() and file.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    stood = file.read_bytes()
+    with open(file, "ab") as torn:
+        torn.write(b'{"phase": "ba')
+    done = echoink(place, *words)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes().startswith(stood) and "samples were already answered" in done.stdout
+    rows = lines(file)
+    assert len(rows) == len({(row["id"], row["draw"]) for row in rows}) == 24
+    again = echoink(place, *words[:-1], "name=whole")
+    assert again.returncode == 0, again.stderr
+    (whole,) = (place / "outputs/whole").iterdir()
+    key = lambda row: (row["id"], row["draw"])  # noqa: E731
+    assert sorted(rows, key=key) == sorted(lines(whole / "predictions.jsonl"), key=key)
+    summaries = [json.loads((path / "summary.json").read_text())["base"] for path in (folder, whole)]
+    assert summaries[0] == summaries[1]
+    other = echoink(place, *words, "seed=1")
+    assert other.returncode == 2 and "holds another run; here seed: 1" in other.stderr
+
+
+def test_base_and_checkpoint_are_compared_under_a_public_protocol(first, place):
+    _, folder = first
+    done = echoink(place, *SMALL, "task=compare", f"checkpoint={folder}", "eval.protocol=release", "name=release")
+    assert done.returncode == 0, done.stderr
+    (release,) = (place / "outputs/release").iterdir()
+    rows = lines(release / "predictions.jsonl")
+    assert {(row["phase"], row["thinks"], row["draw"]) for row in rows} == {
+        ("base", False, "sampled"),
+        ("final", True, "sampled"),
+    }
+    summary = json.loads((release / "summary.json").read_text())
+    assert summary["paired"]["test"] == "exact McNemar" and summary["final"]["n"] == 12
+    refused = echoink(place, *SMALL, "task=compare", "name=alone")
+    assert refused.returncode == 2 and "task=compare needs checkpoint=" in refused.stderr
+
+
+def test_a_training_folder_is_not_written_over(first, place):
+    _, folder = first
+    done = echoink(place, *SMALL, f"hydra.run.dir={folder}")
+    assert done.returncode == 2 and "holds a training run already" in done.stderr
+
+
+def test_a_prompt_over_its_cap_is_found_before_training(place):
+    done = echoink(place, *SMALL, "model.max_prompt_tokens=60", "eval.base=false", "name=long", "tracking=off")
+    assert done.returncode == 2 and "tokens, the cap is 60" in done.stderr
+    (folder,) = (place / "outputs/long").iterdir()
+    assert not (folder / "predictions.jsonl").exists()

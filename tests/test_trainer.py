@@ -11,9 +11,11 @@ from echoink.compose import compose
 from echoink.config import Adapter
 from echoink.data import training_steps
 from echoink.models import load_model, load_reference, lora
-from echoink.rewards import Match, accuracy_reward, format_reward
+from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
+from echoink.samples import DataType, Sample
 from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of
+from tests.files import picture, sound, video
 
 G = 4
 
@@ -48,6 +50,7 @@ def make_trainer(make_processor, samples, tmp_path):
             on_rollout=on_rollout,
             shared_prefix=config.grpo.shared_prefix,
             adapter=adapter,
+            **extra,
         )
 
     return make
@@ -519,3 +522,95 @@ def test_what_is_overridden_in_trl_has_not_changed(name):
 
     assert name in vars(EchoInkTrainer)
     assert str(inspect.signature(getattr(GRPOTrainer, name))).startswith(SIGNATURES[name])
+
+
+def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
+    rows, catch = [], Catch()
+    trainer = make_trainer(
+        "trainer.steps=1",
+        callbacks=[catch],
+        on_rollout=rows.extend,
+        own_reward=lambda completion, sample: float(len(completion)),
+        own_weight=0.5,
+    )
+    trainer.train()
+    lengths = [len(row["text"]) for row in rows]
+    assert [row["custom"] for row in rows] == lengths
+    assert catch.rows[0]["reward/custom"] == pytest.approx(sum(lengths) / len(lengths))
+    total = sum(row["accuracy"] + row["format"] + 0.5 * row["custom"] for row in rows) / len(rows)
+    assert catch.rows[0]["reward/total"] == pytest.approx(total)
+
+
+@pytest.mark.parametrize("shared_prefix", ["true", "false"])
+def test_every_data_and_problem_type_trains_in_one_batch(make_trainer, shared_prefix, tmp_path):
+    """One step over a text, a picture, a sound, both, a video, a video with its sound, each scored in its own way."""
+    made = {
+        "image": lambda: picture(tmp_path / "p.png"),
+        "audio": lambda: sound(tmp_path / "s.wav"),
+        "video": lambda: video(tmp_path / "v.mp4"),
+    }
+    kinds = zip(DataType, [kind for kind in ProblemType if kind is not ProblemType.ocr], strict=True)
+    chosen = [
+        Sample(
+            f"{number}",
+            "What is it?",
+            ("A. x", "B. y") if problem_type is ProblemType.multiple_choice else (),
+            {"multiple choice": "A", "temporal retrieval": "1-2"}.get(problem_type.value, "3"),
+            problem_type,
+            data_type,
+            **{name: made[name]() for name in data_type.media},
+        )
+        for number, (data_type, problem_type) in enumerate(kinds)
+    ]
+    rows = []
+    trainer = make_trainer(
+        "trainer.steps=1",
+        "trainer.prompts_per_step=6",
+        "trainer.micro_batch_prompts=3",
+        f"grpo.shared_prefix={shared_prefix}",
+        chosen=chosen,
+        on_rollout=rows.extend,
+    )
+    before = weights(trainer.model).clone()
+    trainer.train()
+    assert {row["id"] for row in rows} == {sample.id for sample in chosen}
+    for row in rows:
+        sample = trainer._samples[row["id"]]
+        assert row["accuracy"] == accuracy_reward(row["text"], sample.problem_type, sample.options, sample.solution)
+    assert not torch.equal(weights(trainer.model), before)
+
+
+def rollout_rows(step=1, n=8, **changes):
+    rows = [{"step": step, "text": "x", "tokens": 5, "format": 1.0, "advantage": float(g % 2)} for g in range(n)]
+    return [{**row, **changes} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rollouts", "said"),
+    [
+        ({}, 30, []),
+        ({"text": " "}, 1, ["every completion is empty"]),
+        ({"advantage": 0.0}, 1, ["nothing to learn"]),
+        ({"advantage": 0.0}, 20, ["nothing to learn", "in 20 rollouts"]),
+        ({"format": 0.0}, 19, []),
+        ({"format": 0.0}, 20, ["format reward stayed near 0"]),
+        ({"tokens": 10}, 1, ["cut at generation.max_new_tokens=10"]),
+    ],
+)
+def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
+    from echoink.callbacks import Watch
+
+    watch = Watch(group=4, cap=10)
+    for step in range(1, rollouts + 1):
+        watch(rollout_rows(step, **changes))
+    assert len(watch.said) == len(said)
+    assert all(text in warning for text, warning in zip(said, watch.said, strict=True))
+
+
+def test_one_good_rollout_starts_the_count_again():
+    from echoink.callbacks import Watch
+
+    watch = Watch(group=4, cap=10)
+    for step in range(2, 60):
+        watch(rollout_rows(step, format=float(step % 15 == 0)))
+    assert not watch.said
