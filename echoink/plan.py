@@ -40,6 +40,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     checkpoint = checkpoint_bytes(config, parameters)
     saved = 1 + (steps // trainer.save_every if trainer.save_every else 0)
     kept = min(saved, trainer.keep_checkpoints) + bool(config.eval.every)
+    processes = trainer.processes
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {
         "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
@@ -48,8 +49,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "prompts_per_step": trainer.prompts_per_step,
         "completions_per_step": trainer.prompts_per_step * grpo.group_size,
         "completions": rollouts * trainer.prompts_per_step * grpo.group_size,
-        "world_size": trainer.processes,
-        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * trainer.processes),
+        "world_size": processes,
+        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * processes),
         "prompt_tokens": {
             "text (estimated)": _spread([each.text for each in tokens]),
             "image": _spread([each.image for each in tokens]),
@@ -62,7 +63,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "gradient_checkpointing": checkpointing,
         "memory_bytes_per_process": {
             "not sharded": {**asdict(estimate), "total": estimate.total},
-            f"sharded over {trainer.processes}": _sharded(estimate, trainer.processes),
+            **({f"sharded over {processes}": _sharded(estimate, processes)} if processes > 1 else {}),
         },
         "disk_bytes": {"checkpoint": checkpoint, "kept": kept, "total": (kept + 1) * checkpoint},
     }

@@ -64,15 +64,7 @@ def test_broken_and_mismatched_weights_are_one_clear_error(tmp_path):
     config = (tmp_path / "config.json").read_text()
     assert '"intermediate_size": 384' in config
     (tmp_path / "config.json").write_text(config.replace('"intermediate_size": 384', '"intermediate_size": 380'))
-    with pytest.raises(UserError, match="cannot load a model from"):
-        load_model(str(tmp_path))
-
-
-def test_missing_weights_are_refused(tmp_path):
-    model = load_model("tiny")
-    state = {name: value for name, value in model.state_dict().items() if "layers.0" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(UserError, match="lacks .* weights of the thinker"):
+    with pytest.raises(UserError, match=r"in another shape, 9 weights of the thinker: .*mlp"):
         load_model(str(tmp_path))
 
 
