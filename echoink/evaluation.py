@@ -128,7 +128,6 @@ def evaluate(
     batch_prompts: int,
     bf16: bool = False,
     draws: Sequence[str] = (SAMPLED, GREEDY),
-    progress: Callable[[Iterable], Iterable] = iter,
     clusters: Mapping[str, str] | None = None,
     own_reward: Callable[[str, Sample], float] | None = None,
 ) -> Iterator[Prediction]:
@@ -146,13 +145,12 @@ def evaluate(
         batch_prompts: prompts decoded together.
         bf16: autocast to bfloat16, as in training.
         draws: see `draw_names`.
-        progress: wraps the iteration over batches.
         clusters: by id, which samples share media; without it none do.
         own_reward: a user's.
     """
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
-    for batch in progress(batches):
+    for batch in batches:
         prompts = [processor(sample) for sample in batch]
         noise = torch.stack(
             [rollout.uniforms(seed, 0, sample.id, len(draws), sampling.max_new_tokens) for sample in batch]

@@ -1,17 +1,19 @@
 """One evaluation of a run: the answers to disk as they come, then the summary, the screen and MLflow.
 
 An evaluation that was killed goes on where it stopped: what predictions.jsonl already holds is not answered again, and
-each answer stands there once.
+each answer stands there once. Several processes share the samples; the first of them writes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import console, evaluation
 from echoink.config import EvalConfig
 from echoink.evaluation import Prediction
+from echoink.models import processes
 from echoink.processing import PromptProcessor
 from echoink.prompts import Prompt
 from echoink.rewards import Match
@@ -114,25 +116,30 @@ class Evaluator:
             console.say(
                 phase, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
-        for prediction in evaluation.evaluate(
-            model,
-            replace(self.processor, prompt=prompt),
-            open_samples,
-            self.sampling,
-            self.end_ids,
-            match,
-            self.seed,
-            phase,
-            self.config.batch_prompts,
-            self.bf16,
-            draws,
-            console.progress(phase, -(-len(open_samples) // self.config.batch_prompts)),
-            self.clusters,
-            self.own_reward,
-        ):
-            if (prediction.id, prediction.draw) not in have:
-                self.files.append(PREDICTIONS, [asdict(prediction)])
-                have[prediction.id, prediction.draw] = prediction
+        group = processes()
+        group.wait_for_everyone()  # everyone has read before anyone writes
+        own = open_samples[group.process_index :: group.num_processes]
+        batch = self.config.batch_prompts
+        rounds = -(-len(open_samples) // (batch * group.num_processes))
+        for number in console.progress(phase, rounds)(range(rounds)):
+            answers = evaluation.evaluate(
+                model,
+                replace(self.processor, prompt=prompt),
+                own[number * batch : (number + 1) * batch],
+                self.sampling,
+                self.end_ids,
+                match,
+                self.seed,
+                phase,
+                batch,
+                self.bf16,
+                draws,
+                self.clusters,
+                self.own_reward,
+            )
+            new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
+            self.files.append(PREDICTIONS, map(asdict, new))
+            have |= {(p.id, p.draw): p for p in new}
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
 

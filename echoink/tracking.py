@@ -40,10 +40,11 @@ class RunFolder:
         task: train or eval.
         name: of the configuration.
         seed: of the run.
+        writes: whether this process writes; of several only the first does.
     """
 
-    def __init__(self, path: Path, task: str, name: str, seed: int):
-        self.path = path
+    def __init__(self, path: Path, task: str, name: str, seed: int, writes: bool = True):
+        self.path, self._writes = path, writes
         (path / "completions").mkdir(parents=True, exist_ok=True)
         (path / "figures").mkdir(exist_ok=True)
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
@@ -68,14 +69,22 @@ class RunFolder:
 
     def append(self, name: str, rows: Iterable[dict]) -> None:
         """Append rows to a JSON Lines file and flush it."""
+        if not self._writes:
+            return
         with open(self.path / name, "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file whole: aside, then renamed."""
+        self.write_text(name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole: aside, then renamed."""
+        if not self._writes:
+            return
         part = self.path / f".{name}"
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, self.path / name)
 
     def read(self, name: str) -> list[dict]:

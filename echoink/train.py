@@ -60,11 +60,11 @@ def main() -> None:
         if shows_only:
             run()
             return
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("training on several processes is not there yet", "start one process")
         jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
-        where = "sweep" if arguments.multirun else "run"
-        sys.argv.append(f"hydra.{where}.dir={quoted(jobs[0].folder)}")
+        where, folder = "sweep" if arguments.multirun else "run", jobs[0].folder
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            folder = _agreed(jobs[0].config, folder, arguments.multirun)
+        sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
             sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
         run()
@@ -73,6 +73,24 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _agreed(config: Config, folder: Path, multirun: bool) -> Path:
+    """The first process's folder, for all of them; the others leave writing to it."""
+    if config.task is Task.train or multirun:
+        raise UserError("training and sweeps on several processes are not there yet", "start one process")
+    from accelerate.utils import broadcast_object_list
+
+    from echoink import console
+    from echoink.models import processes
+
+    state = processes()
+    folder = Path(broadcast_object_list([str(folder)])[0])
+    if not state.is_main_process:
+        console.console.quiet = True
+        log = quoted(folder / f"train.rank{state.process_index}.log")
+        sys.argv += ["hydra.output_subdir=null", f"hydra.job_logging.handlers.file.filename={log}"]
+    return folder
 
 
 def _task(raw: DictConfig) -> float | None:
@@ -117,10 +135,12 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
             f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
             "set trainer.processes=1, or dry_run=true for the plan",
         )
-    tracking.check_continues(folder, config.task.name, to_yaml(config))
-    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
-    with tracking.RunFolder(folder, config.task.name, config.name, config.seed) as files:
-        (folder / "config.yaml").write_text(to_yaml(config))
+    writes = int(os.environ.get("RANK", "0")) == 0
+    if writes:
+        tracking.check_continues(folder, config.task.name, to_yaml(config))
+    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
+    with tracking.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
+        files.write_text("config.yaml", to_yaml(config))
         files.write_json("environment.json", tracking.environment())
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))

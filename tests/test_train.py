@@ -372,6 +372,29 @@ def test_several_processes_are_refused(tmp_path):
     assert done.returncode == 2 and "several processes" in done.stderr
 
 
+def test_two_processes_evaluate_what_one_does_in_one_folder(first, place):
+    _, folder = first
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*SMALL, "task=eval", f"checkpoint={folder}", "name=two", "eval.batch_prompts=2", "tracking=off"]
+    done = subprocess.run(
+        [*launcher, "-m", "echoink.train", *words],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (two,) = (place / "outputs/two").iterdir()
+    rows = [row for row in lines(folder / "predictions.jsonl") if row["phase"] == "final"]
+    key = lambda row: (row["id"], row["draw"])  # noqa: E731
+    assert sorted(lines(two / "predictions.jsonl"), key=key) == sorted(rows, key=key)
+    trained, evaluated = (json.loads((path / "summary.json").read_text()) for path in (folder, two))
+    assert evaluated["final"] == trained["final"] and evaluated["status"] == "finished"
+    assert done.stdout.count("final     accuracy") == 1, "one process speaks"
+
+
 def test_help_and_cfg(place):
     done = echoink(place, "--help")
     assert done.returncode == 0 and "reward.lambda_fmt" in done.stdout and "python -m echoink.train" in done.stdout
