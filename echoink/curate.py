@@ -16,16 +16,13 @@ error that saving it raises; a sound that the decoder cannot read is dropped, to
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from echoink import command
 from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.sources import open_split
@@ -215,12 +212,7 @@ def report(output: Path, splits: dict[str, list[dict]], dropped: dict[str, Count
 
 def main(words: Sequence[str]) -> None:
     """Curate as the settings say, and print the report."""
-    try:
-        given = OmegaConf.merge(OmegaConf.structured(CurateConfig), OmegaConf.from_dotlist(list(words)))
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0], "known: source= output= keep= splits= expect=") from error
-    if missing := sorted(OmegaConf.missing_keys(given)):
-        raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "see python -m echoink.curate --help")
+    given = command.settings(CurateConfig, words)
     output, splits, dropped = Path(given.output), {}, {}
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
     if (output / "curation.json").is_file():
@@ -258,12 +250,4 @@ def _refuse_another(output: Path, recipe: dict) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    command.run(main, __doc__)

@@ -8,13 +8,12 @@ python -m echoink.data show dataset=rows dataset.path=mine split=train model=qwe
 import hashlib
 import json
 import statistics
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echoink import synthetic
+from echoink import command, synthetic
 from echoink.benchmarks import BENCHMARKS, open_benchmark
 from echoink.config import DatasetConfig, EvalConfig, ModelConfig, Source, Split, TrainerConfig
 from echoink.console import progress, say
@@ -339,10 +338,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, __doc__)

@@ -8,13 +8,13 @@ names. The exit status is 1 where something is wrong.
 import io
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
+from echoink import command
 from echoink.compose import compose, conf_dir
 from echoink.config import Attention, Config, Source
 from echoink.console import console
@@ -223,10 +223,4 @@ def main(overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["-h"], ["--help"]):
-        print(__doc__)
-        sys.exit()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, __doc__, needs_words=False)

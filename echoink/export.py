@@ -10,16 +10,14 @@ the run's numbers and data.
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from echoink import checkpoint
+from echoink import checkpoint, command
 from echoink.errors import UserError
 
 
@@ -181,22 +179,11 @@ def main(words: Sequence[str]) -> None:
     """Export as the settings say."""
     from echoink import console
 
-    try:
-        given = OmegaConf.merge(OmegaConf.structured(ExportConfig), OmegaConf.from_dotlist(list(words)))
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0], "known: checkpoint= output= merge= push_to=") from error
-    if missing := sorted(OmegaConf.missing_keys(given)):
-        raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "see python -m echoink.export --help")
+    given = command.settings(ExportConfig, words)
     with console.quiet_libraries():
         folder = export(given.checkpoint, Path(given.output), given.merge, given.push_to)
     console.say("export", str(folder))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, __doc__)

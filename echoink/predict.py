@@ -7,10 +7,9 @@
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from echoink import checkpoint
+from echoink import checkpoint, command
 from echoink.compose import compose
 from echoink.config import Config
 from echoink.errors import UserError
@@ -150,7 +149,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, parser().format_help())

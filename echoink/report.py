@@ -6,7 +6,6 @@ python -m echoink.report outputs/data/<set> sheet.png       samples of a dataset
 """
 
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from omegaconf import OmegaConf
 
+from echoink import command
 from echoink.errors import UserError
 from echoink.tracking import read_rows
 
@@ -158,10 +158,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, __doc__)

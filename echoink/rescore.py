@@ -8,14 +8,11 @@ written; the file that is read stays as it is.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from echoink import command
 from echoink.errors import UserError
 from echoink.rewards import Match
 
@@ -65,17 +62,10 @@ def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
     from echoink import console, evaluation
 
-    schema = OmegaConf.structured(RescoreConfig)
-    try:
-        paths, settings = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-        given = OmegaConf.merge(schema, OmegaConf.from_dotlist(settings))
-        if len(paths) != 1:
-            raise UserError(
-                "give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…"
-            )
-    except OmegaConfBaseException as error:
-        known = "reward.match=" + "|".join(member.name for member in Match) + ", reward.file=, output="
-        raise UserError(str(error).splitlines()[0], f"known: {known}") from error
+    paths, others = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if len(paths) != 1:
+        raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
+    given = command.settings(RescoreConfig, others)
     before, after = rescore(Path(paths[0]), given.reward.match, given.reward.file)
     phases = list(dict.fromkeys(p.phase for p in after))
     console.accuracy_table({phase: evaluation.summarize([p for p in after if p.phase == phase]) for phase in phases})
@@ -86,15 +76,12 @@ def main(words: Sequence[str]) -> None:
         found = evaluation.compare(base, final)
         console.say("gain", f"{100 * found.difference:+.1f} points, {found.test} p = {found.p_value:.2g}")
     if given.output:
-        with open(given.output, "x", encoding="utf-8") as file:
+        target = Path(given.output)
+        if target.exists():
+            raise UserError(f"{target} is there already", "give a new output=")
+        with open(target, "x", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in after)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except (UserError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
+    command.run(main, __doc__)

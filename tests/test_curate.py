@@ -187,7 +187,7 @@ def test_other_sources_and_mistakes(source, tmp_path):
         curate.main([f"source={source[0]}", f"output={tmp_path}/few", "splits=[train]", "expect=[7]"])
     with pytest.raises(UserError, match="has no split dev"):
         curate.main([f"source={source[0]}", f"output={tmp_path}/no", "splits=[dev]"])
-    with pytest.raises(UserError, match="known: source="):
+    with pytest.raises(UserError, match="cannot read sauce=1\\n .*did you mean source="):
         curate.main(["sauce=1"])
     with pytest.raises(UserError, match="give output=… and source=…"):
         curate.main(["splits=[train]"])
