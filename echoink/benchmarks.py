@@ -42,7 +42,7 @@ def choices(options: Iterable[str], answer: str) -> tuple[list[str], str]:
     texts = [_LETTER.sub("", option, count=1) if lettered else option for option in options]
     answer = str(answer).strip()
     bare = re.fullmatch(r"\(?([A-Z])[.):]?", answer)
-    if bare and not any(text.strip() == answer for text in texts):
+    if bare and (lettered or not any(text.strip() == answer for text in texts)):
         place = ord(bare.group(1)) - ord("A")
         gold = texts[place] if place < len(texts) else None
     else:
@@ -65,6 +65,8 @@ class Benchmark:
     """Names of its split where it is a table."""
     unfold: Callable[[Any], Iterable[dict]]
     """The questions in the index."""
+    media: str
+    """The folder of its media, beside the index or one above; nothing where paths start at the index."""
     convert: Callable[[dict, Path], dict]
     """A question as a row of `samples`, with a problem_id where it has one; the folder is where paths start."""
 
@@ -81,25 +83,28 @@ def open_benchmark(name: str, path: str) -> Rows:
     if index is not None and index.suffix == ".json":
         try:
             rows = benchmark.unfold(json.loads(index.read_text(encoding="utf-8-sig")))
+        except AttributeError as error:
+            raise UserError(f"{index} is no index of {name}", "see the top of echoink/benchmarks.py") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
-        found = Rows(rows, index.parent, str(index))
+        found = Rows(list(rows), index.parent, str(index))
     elif index is not None:
         found = open_split(str(index), "valid")
     else:
         found = next((rows for split in benchmark.splits if (rows := open_split(path, "valid", split))), None)
     if found is None:
         raise UserError(f"no {name} in {path}", f"looked for {', '.join(benchmark.files)} and Parquet files")
-    return Rows(_converted(found, benchmark), found.folder, found.where)
+    folder = next((f for f in (found.folder, found.folder.parent) if (f / benchmark.media).is_dir()), found.folder)
+    return Rows(_converted(found.rows, folder, benchmark), folder, found.where)
 
 
-def _converted(found: Rows, benchmark: Benchmark) -> Iterator[dict | UserError]:
-    for row in found.rows:
+def _converted(rows: Iterable[dict], folder: Path, benchmark: Benchmark) -> Iterator[dict | UserError]:
+    for row in rows:
         try:
-            yield {"problem_type": "multiple choice", **benchmark.convert(row, found.folder)}
+            yield {"problem_type": "multiple choice", **benchmark.convert(row, folder)}
         except UserError as error:
             yield error
-        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, SyntaxError) as error:
             yield UserError(f"no field {error}" if isinstance(error, KeyError) else str(error))
 
 
@@ -182,9 +187,9 @@ def _listing(index: list[dict] | dict[str, dict]) -> Iterable[dict]:
 
 
 BENCHMARKS = {
-    "omnibench": Benchmark(("dataset/*.jsonl", "*.jsonl"), ("train",), _listing, _omnibench),
-    "daily_omni": Benchmark(("qa.json",), ("train",), _listing, _daily_omni),
-    "worldsense": Benchmark(("worldsense_qa.json",), ("test",), _worldsense_tasks, _worldsense),
-    "mmau": Benchmark(("mmau-test-mini.json", "mmau*.json"), ("test", "test_mini", "v05.15.25"), _listing, _mmau),
+    "omnibench": Benchmark(("dataset/*.jsonl", "*.jsonl"), ("train",), _listing, "mm_data", _omnibench),
+    "daily_omni": Benchmark(("qa.json",), ("train",), _listing, "Videos", _daily_omni),
+    "worldsense": Benchmark(("worldsense_qa.json",), ("test",), _worldsense_tasks, "videos", _worldsense),
+    "mmau": Benchmark(("mmau-test-mini.json", "mmau*.json"), ("test", "test_mini", "v05.15.25"), _listing, "", _mmau),
 }
 """By the name of `dataset.source`."""

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from echoink.config import Attention, Config, Dtype, fields_of
+from echoink.config import Attention, Config, Dtype, Task, fields_of
 from echoink.errors import UserError
 from echoink.prompts import Prompt
 
@@ -175,6 +175,10 @@ def _check_together(config: Config) -> None:
     reward = config.reward
     if reward.lambda_acc == 0 and reward.lambda_fmt == 0 and not (reward.file and reward.lambda_file):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
+    if config.task is Task.compare and not config.checkpoint:
+        raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
+    if config.dry_run and config.task is not Task.train:
+        raise UserError(f"dry_run plans training, not task={config.task.name}", "set task=train")
     at_once = trainer.micro_batch_prompts * trainer.processes
     if trainer.prompts_per_step % at_once:
         raise UserError(

@@ -79,6 +79,10 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     def accuracy(found: dict) -> str:
         return f"{percent(found['accuracy'])} {interval(found['interval'])}"
 
+    def of_group(found: dict, field: str, value: str) -> str:
+        group = found["by"].get(field, {}).get(value)
+        return accuracy(group) if group else "–"
+
     drawn = {phase["draw"] for phase in phases.values()}
     table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(accuracy))
     greedy = cells(
@@ -93,7 +97,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
             table.add_row(f"  {label.format(k)}", *cells(lambda s, n=name: percent(s["samples"][n])))
     for field in next(iter(phases.values()))["by"]:
         for value in next(iter(phases.values()))["by"][field]:
-            table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: accuracy(s["by"][f][v])))
+            table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
     table.add_row("format", *cells(lambda s: percent(s["format"])))
     table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
     table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))

@@ -10,7 +10,7 @@ D, and options beyond the fourth are cut. curation.json says what was dropped an
 and which media train and valid share. A run that was stopped goes on where it was.
 
 Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not by the
-error that saving it raises; a sound that the decoder cannot read is dropped, too.
+error that saving it raises; a picture is written upright; a sound that the decoder cannot read is dropped, too.
 """
 
 import io

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from echoink import command, synthetic
 from echoink.benchmarks import BENCHMARKS, open_benchmark
-from echoink.config import DatasetConfig, EvalConfig, ModelConfig, Source, Split, TrainerConfig
+from echoink.config import DatasetConfig, EvalConfig, ModelConfig, Source, TrainerConfig
 from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.media import VideoCaps
@@ -37,11 +37,10 @@ class Splits:
     profile: dict = field(default_factory=dict)
     """What dataset.json says: see `profile`."""
 
-    def clusters(self, split: str) -> dict[str, str]:
-        """By id of the evaluated samples a name that those which share a picture, sound or video share."""
-        keys = [self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in self.valid]
-        groups = _groups(keys)
-        return {s.id: self.valid[group].id for s, group in zip(self.valid, groups, strict=True)}
+    def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, str]:
+        """By id of samples of a split a name that those which share a picture, sound or video share."""
+        groups = _groups([self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
+        return {s.id: samples[group].id for s, group in zip(samples, groups, strict=True)}
 
 
 def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, train: bool) -> Splits:
@@ -58,44 +57,40 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
     """
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    wanted = {evaluation.split.name: None}  # by name of the split; None before it is read
-    if train:
-        wanted |= {"train": None} | ({"dev": None} if evaluation.every else {})
+    evaluated = evaluation.split.name
+    needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and evaluation.every else []), evaluated])
     found: dict[str, list[Sample]] = {}
     dropped: dict[str, list[Dropped]] = {}
-    for split in wanted:
-        found[split], dropped[split] = _read(config, split)
-    if "dev" in wanted and not found["dev"]:
-        rest, _ = (found["train"], None) if "train" in found else _read(config, "train")
-        rest, found["dev"] = hold_out(rest, config.dev, config.seed)
-        if train:
-            found["train"] = rest
-    evaluated = evaluation.split.name
-    found[evaluated] = found[evaluated][: evaluation.limit]
+    for split in needed:
+        limits = [getattr(config, split), evaluation.limit if split == "valid" else None]
+        found[split], dropped[split] = _read(config, split, min(filter(None, limits), default=None))
+    holds_out = "dev" in needed and not found["dev"]
+    if holds_out and "train" not in found:
+        found["train"], dropped["train"] = _read(config, "train", config.train)
+    if holds_out:
+        del found["dev"], dropped["dev"]
     facts: dict[str, Facts] = {}
-    caps = video_caps(model)
-    total = sum(map(len, found.values()))
-    checked = iter(
-        check_media(
-            [s for rows in found.values() for s in rows], model.max_audio_seconds, caps, progress("check", total)
-        )
-    )
     for split, samples in found.items():
-        kept = []
-        for sample, result in zip(samples, checked, strict=False):
-            if isinstance(result, Dropped):
-                dropped[split].append(result)
-            else:
-                facts[f"{split} {sample.id}"] = result
-                kept.append(sample)
-        found[split] = kept
-        _refuse_too_many(dropped[split], len(kept) + len(dropped[split]), config.max_skipped, split)
-        if not kept:
+        check = progress(f"check {split}", len(samples))
+        results = check_media(samples, model.max_audio_seconds, video_caps(model), check)
+        pairs = list(zip(samples, results, strict=True))
+        dropped[split] += [result for _, result in pairs if isinstance(result, Dropped)]
+        facts |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, Facts)}
+        found[split] = [s for s, result in pairs if isinstance(result, Facts)]
+        _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
+        if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
+    if holds_out:
+        digests = [facts[f"train {sample.id}"].digests for sample in found["train"]]
+        found["train"], found["dev"] = hold_out(found["train"], digests, config.dev, config.seed)
+        facts |= {f"dev {sample.id}": facts.pop(f"train {sample.id}") for sample in found["dev"]}
+        dropped["dev"] = []
+    if not train:
+        found.pop("train", None)
     return Splits(
         train=found.get("train", []),
-        dev=found.get("dev", []) if evaluation.split is not Split.dev else found["dev"],
-        valid=found[evaluated],
+        dev=found.get("dev", []),
+        valid=found[evaluated][: evaluation.limit],
         facts=facts,
         profile=profile(found, dropped, facts),
     )
@@ -105,8 +100,7 @@ def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list
     """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    samples, dropped = _read(config, split)
-    return samples[:n], dropped
+    return _read(config, split, n)
 
 
 def video_caps(model: ModelConfig) -> VideoCaps:
@@ -114,8 +108,8 @@ def video_caps(model: ModelConfig) -> VideoCaps:
     return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels)
 
 
-def _read(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]]:
-    """The first so many samples of a split, and the rows before them that are no valid question.
+def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:
+    """The first `limit` samples of a split, and the rows before them that are no valid question.
 
     A missing development split is empty: it can be held out of train.
 
@@ -136,8 +130,7 @@ def _read(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped
         return [], []
     if rows is None:
         raise _no_split(split, config.path)
-    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where)
-    return samples[: getattr(config, split)], dropped
+    return parse_rows(rows.rows, rows.folder, rows.where, limit)
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:
@@ -149,9 +142,9 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
     rows = open_split(str(path), split)
     if rows is None:
         raise _no_split(split, str(path))
-    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where)
+    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where, limit)
     _refuse_too_many(dropped, len(samples) + len(dropped), 0, split)
-    return samples[:limit]
+    return samples
 
 
 def _no_split(split: str, path: str) -> UserError:
@@ -161,18 +154,26 @@ def _no_split(split: str, path: str) -> UserError:
     )
 
 
-def hold_out(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Training samples without, and with only, `count` development samples that share no file with the rest.
+def hold_out(
+    samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], count: int | None, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Training samples without, and with only, at most `count` development samples that share no file with the rest.
 
-    Samples that share a picture, a sound or a video by name go together; which do is keyed by (seed, name), so that
-    neither their order nor further samples change it.
+    Samples that share a picture, a sound or a video go together; which are held out is keyed by (seed, id), so that
+    their order does not change it.
+
+    Args:
+        samples: of the training split.
+        digests: of each sample's files.
+        count: how many.
+        seed: dataset.seed.
 
     Raises:
         UserError: `count` is not given, or leaves nothing to train on.
     """
     if count is None:
         raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
-    groups = _groups([tuple(str(medium) for medium in s.media.values()) or (s.id,) for s in samples])
+    groups = _groups([files or (sample.id,) for sample, files in zip(samples, digests, strict=True)])
     members: dict[int, list[int]] = defaultdict(list)
     for place, group in enumerate(groups):
         members[group].append(place)

@@ -49,6 +49,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("video", _video),
         ("disk", _disk),
         ("tracking", lambda: _tracking(config)),
+        ("hub", _hub),
         ("model", lambda: _model(config)),
         ("data", lambda: _data(config)),
     ):
@@ -171,6 +172,20 @@ def _tracking(config: Config) -> tuple[Verdict, str]:
         return Verdict.good, f"{uri} will be made"
     preflight.check_store(uri)
     return Verdict.good, uri
+
+
+def _hub() -> tuple[Verdict, str]:
+    from huggingface_hub import HfApi, constants, get_token
+
+    who = "a token is there" if get_token() else "no token"
+    if constants.HF_HUB_OFFLINE:
+        return Verdict.note, f"off (HF_HUB_OFFLINE) · {who} · cache {constants.HF_HUB_CACHE}"
+    try:
+        HfApi().dataset_info("harryhsing/AVQA-R1-6K", timeout=10)
+    except Exception as error:  # the hub's client raises many kinds of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return Verdict.note, f"cannot be reached ({reason}) · {who} · files must be here before a run"
+    return Verdict.good, f"can be reached · {who}"
 
 
 def _model(config: Config) -> tuple[Verdict, str]:

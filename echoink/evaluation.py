@@ -32,7 +32,7 @@ from echoink.rewards import (
     parse_answer,
     read_letters,
 )
-from echoink.samples import Sample
+from echoink.samples import DataType, Sample
 from echoink.statistics import Paired, cluster_bootstrap, paired, wilson
 
 SAMPLED, GREEDY = "sampled", "greedy"
@@ -212,6 +212,7 @@ def rejudged(prediction: Prediction, match: Match, own_reward: Callable[[str, Sa
         options=prediction.options,
         solution=prediction.gold,
         problem_type=ProblemType(prediction.problem_type),
+        data_type=DataType(prediction.data_type),
         fields=prediction.fields,
     )
     return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, own_reward))

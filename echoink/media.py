@@ -188,10 +188,12 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
         size = scaled(width, height, caps.max_pixels)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
-        last = None
+        last, start = None, None
         for frame in container.decode(stream):
-            last = frame
-            while len(frames) < count and frame.time is not None and frame.time + 1e-6 >= due[len(frames)]:
+            if frame.time is None:
+                continue
+            last, start = frame, frame.time if start is None else start  # a clock need not start at 0
+            while len(frames) < count and frame.time - start + 1e-6 >= due[len(frames)]:
                 frames.append(_rgb(frame, size))
             if len(frames) == count:
                 break
@@ -202,7 +204,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
 
 
 def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
-    """The first `max_seconds` of a video's own sound, as `load_sound` returns it.
+    """The first `max_seconds` of a video's own sound, as `load_sound` returns it, on the clock of its pictures.
 
     Raises:
         UserError: as `load_video`, or the video has no sound.
@@ -216,16 +218,22 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
         rate = stream.rate
         seconds = float(stream.duration * stream.time_base) if stream.duration else None
         resampler = AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        parts, length = [], 0
+        parts, length, late = [], 0, 0
         for frame in container.decode(stream):
+            if not parts and frame.time is not None and container.streams.video:
+                pictures = container.streams.video[0]
+                late = round((frame.time - float((pictures.start_time or 0) * pictures.time_base)) * rate)
             for part in resampler.resample(frame):
                 parts.append(part.to_ndarray().T)
                 length += len(parts[-1])
-            if length >= max_seconds * rate:
+            if length + late >= max_seconds * rate:
                 break
     if not parts:
         raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
-    samples = np.concatenate(parts)[: int(np.ceil(max_seconds * rate))]
+    samples = np.concatenate(parts)
+    late = min(max(late, -len(samples)), int(max_seconds * rate))
+    samples = np.pad(samples, ((late, 0), (0, 0))) if late > 0 else samples[-late:]
+    samples = samples[: int(np.ceil(max_seconds * rate))]
     return Sound(_mono_16k(samples, rate, max_seconds, medium), seconds or length / rate)
 
 
@@ -237,13 +245,17 @@ def scaled(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 
 def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
-    return frame.to_ndarray(format="rgb24", width=size[0], height=size[1]).transpose(2, 0, 1)
+    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    return np.rot90(pixels, round(frame.rotation / 90) % 4).transpose(2, 0, 1)  # upright, as the file says
 
 
 def _duration(container, stream, medium: Medium) -> float:
     from av import time_base
 
-    seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / time_base
+    if stream.duration:
+        seconds = float(stream.duration * stream.time_base)
+    else:  # of the whole file, whose clock need not start at 0
+        seconds = ((container.duration or 0) - max(0, container.start_time or 0)) / time_base
     if not 0 < seconds <= MAX_VIDEO_SECONDS:
         raise UserError(f"the video {medium} claims to last {seconds:.0f} s", f"at most {MAX_VIDEO_SECONDS} s are read")
     return seconds

@@ -9,6 +9,7 @@ user's own configuration, never by a dataset or a checkpoint.
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def load(path: str, example: Sample) -> OwnReward:
     module = importlib.util.module_from_spec(spec) if spec and spec.loader else None
     if module is None:
         raise UserError(f"reward.file={path} is no Python file", "its name must end in .py")
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:

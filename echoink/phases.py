@@ -4,6 +4,7 @@ An evaluation that was killed goes on where it stopped: what predictions.jsonl a
 each answer stands there once. Several processes share the samples; the first of them writes.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -38,7 +39,8 @@ class Evaluator:
         own_reward: a user's.
         seed: of the sampled draws.
         bf16: autocast to bfloat16.
-        clusters: by id, which samples share media.
+        clusters: by id, which evaluated samples share media.
+        dev_clusters: the same of the development split.
         files: the run's folder.
         tracker: the run in MLflow.
     """
@@ -53,6 +55,7 @@ class Evaluator:
     seed: int
     bf16: bool
     clusters: Mapping[str, str]
+    dev_clusters: Mapping[str, str]
     files: RunFolder
     tracker: Tracker
 
@@ -71,7 +74,7 @@ class Evaluator:
         how = evaluation.setting(
             config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
         )
-        predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match)
+        predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters)
         found = self.files.summary[phase] = evaluation.summarize(predictions)
         self.tracker.metrics(_metrics(found, "eval"), step)
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
@@ -92,7 +95,8 @@ class Evaluator:
             `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
         """
         draws = evaluation.draw_names(self.config.dev_samples, greedy=False)
-        answers = self._answers(model, samples, f"step-{step}", self.processor.prompt, draws, self.match)
+        prompt = self.processor.prompt
+        answers = self._answers(model, samples, f"step-{step}", prompt, draws, self.match, self.dev_clusters)
         found = evaluation.summarize(answers)
         metrics = _metrics(found, "dev")
         if several := found["samples"]:
@@ -108,6 +112,7 @@ class Evaluator:
         prompt: Prompt,
         draws: Sequence[str],
         match: Match,
+        clusters: Mapping[str, str],
     ) -> list[Prediction]:
         stored = (evaluation.of_row(row) for row in self.files.read(PREDICTIONS) if row["phase"] == phase)
         have = {(p.id, p.draw): p for p in stored}
@@ -134,7 +139,7 @@ class Evaluator:
                 batch,
                 self.bf16,
                 draws,
-                self.clusters,
+                clusters,
                 self.own_reward,
             )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
@@ -167,7 +172,7 @@ def conclude(files: RunFolder, base: Sequence[Prediction], final: Sequence[Predi
         greedy = evaluation.compare(base, final, evaluation.GREEDY) if both_greedy else None
         files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
         flipped = evaluation.flips(base, final)
-        files.append("flips.jsonl", flipped)
+        files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
         low, high = (100 * end for end in sampled.interval)
         console.say(
             "gain",

@@ -36,7 +36,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
-    estimate, checkpointing = needs(config, parameters, longest)
+    estimate = needs(config, parameters, longest)
     checkpoint = checkpoint_bytes(config, parameters)
     saved = 1 + (steps // trainer.save_every if trainer.save_every else 0)
     kept = min(saved, trainer.keep_checkpoints) + bool(config.eval.every)
@@ -60,7 +60,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         },
         "completion_tokens_at_most": config.generation.max_new_tokens,
         "parameters": parameters,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": trainer.gradient_checkpointing,
+        "prompt_tokens_cap": config.model.max_prompt_tokens,
         "memory_bytes_per_process": {
             "not sharded": {**asdict(estimate), "total": estimate.total},
             **({f"sharded over {processes}": _sharded(estimate, processes)} if processes > 1 else {}),
@@ -123,8 +124,8 @@ def _bytes(config: Config, parameters: dict[str, int]) -> int:
     return round((parameters["total"] - parameters["adapter"] - small) * size + small * NF4) + parameters["adapter"] * 4
 
 
-def needs(config: Config, parameters: dict[str, int], longest: int) -> tuple[memory.Estimate, bool]:
-    """Memory of one process that holds everything, as on a GPU, and whether activations are computed again.
+def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Estimate:
+    """Memory of one process that holds everything, as on a GPU.
 
     Args:
         config: the run's.
@@ -144,21 +145,17 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> tuple[mem
         joins_keys=False,
     )
     reference = config.grpo.beta > 0 and config.adapter.kind is Adapter.none
-    checkpointing = bool(trainer.gradient_checkpointing)
     prompt, completion = longest, config.generation.max_new_tokens
     if not config.grpo.shared_prefix:
         prompt, completion = 0, prompt + completion
-    return (
-        memory.estimate(
-            model,
-            parameters["learning"],
-            reference,
-            memory.Rows(trainer.micro_batch_prompts, group, prompt, completion),
-            trainer.bf16,
-            checkpointing,
-            rollout_prompts=-(-trainer.prompts_per_step // trainer.processes),
-        ),
-        checkpointing,
+    return memory.estimate(
+        model,
+        parameters["learning"],
+        reference,
+        memory.Rows(trainer.micro_batch_prompts, group, prompt, completion),
+        trainer.bf16,
+        bool(trainer.gradient_checkpointing),
+        rollout_prompts=-(-trainer.prompts_per_step // trainer.processes),
     )
 
 
@@ -195,7 +192,12 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     for name, parts in plan["memory_bytes_per_process"].items():
         inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part != "total")
         rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
-    again = "computed again" if plan["gradient_checkpointing"] else "kept"
+    if tokens["total"]["most"] > plan["prompt_tokens_cap"]:
+        rows.append(
+            ("", f"the longest is over model.max_prompt_tokens={plan['prompt_tokens_cap']}: it will be refused")
+        )
+    how = {None: "kept where they fit, else computed again", True: "computed again", False: "kept"}
+    again = how[plan["gradient_checkpointing"]]
     rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/memory.py"))
     disk = plan["disk_bytes"]
     rows.append(("disk", f"{gib(disk['checkpoint'])} a checkpoint, at most {gib(disk['total'])} at a time"))

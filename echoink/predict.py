@@ -50,7 +50,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
-    chosen = compose(overrides)[0].config
+    half = ["trainer.bf16=true"] if arguments.model and arguments.model != "tiny" else []  # what those are made for
+    chosen = compose([*overrides, *half])[0].config
     if run is None:
         return chosen
     config = typed(OmegaConf.load(run / "config.yaml"), Config)
@@ -71,8 +72,11 @@ def sample_of(arguments: argparse.Namespace):
     Raises:
         UserError: a problem type that does not fit.
     """
-    from echoink.samples import DataType, Sample
+    from echoink.samples import DataType, Sample, check_text
 
+    check_text([arguments.question, *arguments.options], "the question")
+    if arguments.no_sound and arguments.audio:
+        raise UserError("give --audio or --no-sound, not both")
     if arguments.image and arguments.video:
         raise UserError("give --image or --video, not both", "no data type has both")
     if arguments.video:
@@ -107,6 +111,8 @@ def predict(arguments: argparse.Namespace) -> list[str]:
     from echoink import console
 
     with console.quiet_libraries():
+        import torch
+
         from echoink import models
         from echoink.config import Adapter
         from echoink.data import video_caps
@@ -124,15 +130,16 @@ def predict(arguments: argparse.Namespace) -> list[str]:
         generation = config.generation
         sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
         draws = draw_names(arguments.samples, greedy=False) if arguments.samples else ["greedy"]
-        completions = generate(
-            model,
-            [processor(sample)],
-            uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
-            [sampling.temperature if arguments.samples else 0.0] * len(draws),
-            sampling,
-            models.end_ids(model, omni),
-            omni.tokenizer.pad_token_id,
-        )
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.trainer.bf16):
+            completions = generate(
+                model,
+                [processor(sample)],
+                uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
+                [sampling.temperature if arguments.samples else 0.0] * len(draws),
+                sampling,
+                models.end_ids(model, omni),
+                omni.tokenizer.pad_token_id,
+            )
     return [text.strip() for text in omni.batch_decode(completions, skip_special_tokens=True)]
 
 

@@ -62,7 +62,8 @@ def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
     from echoink import console, evaluation
 
-    paths, others = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    paths = [word for word in words if "=" not in word or Path(word).is_file()]
+    others = [word for word in words if word not in paths]
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = command.settings(RescoreConfig, others)

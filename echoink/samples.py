@@ -14,6 +14,7 @@ be bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows; `benchmarks`
 import base64
 import binascii
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ class DataType(Enum):
 MEDIA = ("image", "audio", "video")
 _KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
 MAX_OPTIONS = 26
+_CONTROL = re.compile(r"<\|\w+\|>")
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,22 @@ class Dropped:
     hint: str = ""
 
 
-def parse_rows(rows: Iterable[dict | UserError], folder: Path, where: str) -> tuple[list[Sample], list[Dropped]]:
-    """Samples of a dataset's rows, and the rows that are no valid question.
+def parse_rows(
+    rows: Iterable[dict | UserError], folder: Path, where: str, limit: int | None = None
+) -> tuple[list[Sample], list[Dropped]]:
+    """The first `limit` samples of a dataset's rows, and the rows before them that are no valid question.
 
     Args:
         rows: in the form of this module's docstring; an error stands for a row that could not be brought into it.
         folder: where relative paths start, and which they may not leave.
         where: what to call the source in errors.
+        limit: None for all.
     """
     samples, dropped, ids = [], [], set()
     folder = folder.resolve()
     for number, row in enumerate(rows):
+        if limit is not None and len(samples) == limit:
+            break
         place = f"{where}, row {number}"
         try:
             if isinstance(row, UserError):
@@ -121,12 +128,16 @@ def parse_rows(rows: Iterable[dict | UserError], folder: Path, where: str) -> tu
 def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
+    row = {key: value for key, value in row.items() if value is not None}  # a table has null for what is absent
     if missing := {"problem", "solution"} - row.keys():
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}")
     id = row.get("problem_id", number)
     where = f"{where} (problem_id {id})"
+    if not isinstance(row["problem"], str) or not row["problem"].strip():
+        raise UserError(f"{where}: problem must be a text", "it is the question")
     problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
     options = _options(row.get("options") or [], problem_type, where)
+    check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
     hint = 'a solution reads "<answer>B</answer>", several letters "<answer>A, C</answer>"'
     if solution is None:
@@ -147,7 +158,7 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     return Sample(
         id=str(id),
-        problem=str(row["problem"]).strip(),
+        problem=row["problem"].strip(),
         options=options,
         solution=solution,
         problem_type=problem_type,
@@ -159,6 +170,15 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
             if key == "data_source" or (key not in _KNOWN and isinstance(value, str | int | bool))
         },
     )
+
+
+def check_text(texts: Iterable[str], where: str) -> None:
+    """Raises `UserError` where a text holds what the chat template writes, such as the placeholder of a picture."""
+    for text in texts:
+        if found := _CONTROL.search(text):
+            raise UserError(
+                f"{where}: a text holds {found.group(0)}, which the model takes for structure", "rephrase it"
+            )
 
 
 def _one_of(kind: type[Enum], value: object, where: str) -> Enum:

@@ -61,7 +61,7 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     Raises:
         UserError: there is nothing at the path, or it cannot be read.
     """
-    names = (name,) if name else ALIASES[split]
+    names = (name,) if name else ALIASES.get(split, (split,))
     root = Path(path)
     if root.is_file():
         return _file(root)

@@ -62,8 +62,10 @@ def _by_cluster(values: Sequence[float], clusters: Sequence[str]) -> tuple[np.nd
 def _bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: float) -> tuple[Interval, np.ndarray]:
     totals, counts = _by_cluster(values, clusters)
     mean = totals.sum() / counts.sum()
-    if len(totals) == 1 or np.allclose(totals, mean * counts):
-        return Interval(float(mean), float(mean)), np.full(1, mean)
+    if len(totals) == 1:  # one cluster says nothing of others
+        return Interval(-1.0, 1.0), np.zeros(RESAMPLES)
+    if np.allclose(totals, mean * counts):
+        return Interval(float(mean), float(mean)), np.full(RESAMPLES, mean)
     found = bootstrap(
         (totals, counts),
         lambda total, count, axis: total.sum(axis) / count.sum(axis),
@@ -80,7 +82,10 @@ def _bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: flo
 
 
 def cluster_bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95) -> Interval:
-    """Percentile interval of the mean of values, resampling whole clusters (Davison and Hinkley 1997, section 2.4)."""
+    """Percentile interval of the mean of values, resampling whole clusters (Davison and Hinkley 1997, section 2.4).
+
+    It is too narrow where clusters are few (below about 30).
+    """
     return _bootstrap(values, clusters, confidence)[0]
 
 
@@ -91,7 +96,8 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[s
         first: scores in [0, 1], means over the draws of each sample.
         second: of the same samples.
         clusters: of each sample; those that share media are resampled together.
-        draws: draws per sample. With one draw and scores of 0 and 1 the test is the exact McNemar test.
+        draws: draws per sample. With one draw and scores of 0 and 1 the test is the exact McNemar test, which takes
+            samples for independent; where some share media the interval, which does not, is the one to look at.
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     gained, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)

@@ -10,7 +10,6 @@ The configuration is composed and validated first, in a sweep for every job, bef
 before a folder is written.
 """
 
-import json
 import logging
 import os
 import signal
@@ -25,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from echoink import checkpoint, sweep
+from echoink import checkpoint, preflight, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
 from echoink.config import Adapter, Config, Task, flatten, to_yaml
 from echoink.errors import UserError
@@ -62,6 +61,7 @@ def main() -> None:
             return
         jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
         where, folder = "sweep" if arguments.multirun else "run", jobs[0].folder
+        preflight.check_disk(folder, 0)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             folder = _agreed(jobs[0].config, folder, arguments.multirun)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
@@ -123,12 +123,13 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
     Returns:
         The final sampled accuracy: the objective of a search. None for a dry run.
     """
-    from echoink import console, preflight, tracking
+    from echoink import console, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     if config.dry_run:
-        _plan(config, folder)
+        with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
+            _plan(config, files)
         return None
     if config.trainer.processes > 1 and config.task is Task.train:
         raise UserError(
@@ -151,20 +152,24 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
         with console.quiet_libraries():
             first, last = _models(config)
             job = _load_model(config, splits, first)
+            longest = _longest_prompt(job)
             with _tracker(config, files, uri, name) as tracker:
                 _record_inputs(job, files, tracker)
                 evaluator = _evaluator(job, files, tracker)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
                 base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
                 if config.task is Task.train:
-                    _train(job, files, tracker, evaluator)
+                    _train(job, files, tracker, evaluator, longest)
                 elif last != first:
+                    del job, evaluator  # two models need not fit side by side
                     job = _load_model(config, splits, last)
                     evaluator = _evaluator(job, files, tracker)
                 final = []
                 if config.task is not Task.eval or not evaluates_base:
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
                 _conclude(job, files, tracker, base, final)
+                if config.task is Task.train and config.trainer.push_to_hub:
+                    _push(files, config.trainer.push_to_hub)
         if tracker.run_id:
             console.say_mlflow(tracker.uri, tracker.url_path)
         if tracker.refused:
@@ -209,21 +214,18 @@ def _base(config: Config) -> str:
 def _models(config: Config) -> tuple[str, str]:
     """The weights that a run begins with, and those that it ends with where it does not train."""
     if config.task is Task.compare:
-        if not config.checkpoint:
-            raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
         return config.model.path, config.checkpoint
     return (config.checkpoint or config.model.path,) * 2
 
 
-def _plan(config: Config, folder: Path) -> None:
+def _plan(config: Config, files: "RunFolder") -> None:
     from echoink import console, plan
 
-    made = plan.make(config, _load_data(replace(config, task=Task.train)))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(made, indent=1) + "\n")
+    made = plan.make(config, _load_data(config))
+    files.write_json("plan.json", made)
     for label, text in plan.lines(made):
         console.say(label, text)
-    console.say("plan", str(folder / "plan.json"))
+    console.say("plan", str(files.path / "plan.json"))
 
 
 def _disk_bytes(config: Config) -> int:
@@ -254,6 +256,7 @@ def _load_model(config: Config, splits: "Splits", path: str) -> Job:
     wanted, generation, trains = config.model, config.generation, config.task is Task.train
     freeze = tuple(tower.name for tower in wanted.freeze)
     quantized = config.adapter.kind is Adapter.qlora
+    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
     model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
     if trains and config.adapter.kind is not Adapter.none:
         if quantized and models.is_adapter(path):
@@ -266,7 +269,6 @@ def _load_model(config: Config, splits: "Splits", path: str) -> Job:
     caps = Caps(wanted.max_audio_seconds, data.video_caps(wanted), wanted.max_prompt_tokens)
     processor = PromptProcessor(omni, model, _prompt(config.prompt), caps)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
     return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
 
 
@@ -333,7 +335,8 @@ def _evaluator(job: Job, files: "RunFolder", tracker: "Tracker") -> "Evaluator":
         own_reward=job.own_reward,
         seed=config.seed,
         bf16=config.trainer.bf16,
-        clusters=job.splits.clusters(config.eval.split.name),
+        clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),
+        dev_clusters=job.splits.clusters("dev", job.splits.dev),
         files=files,
         tracker=tracker,
     )
@@ -365,14 +368,13 @@ def _with_checkpointing_decided(job: Job, reference: bool, longest: int) -> "Tra
     return replace(config.trainer, gradient_checkpointing=not fits)
 
 
-def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator") -> None:
+def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
     from echoink import console, models
     from echoink.callbacks import Keeper, Recorder, Watch, completions_writer
     from echoink.data import training_steps
     from echoink.trainer import EchoInkTrainer, arguments
 
     config = job.config
-    longest = _longest_prompt(job)
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
     wanted = config.model
     adapter = config.adapter
@@ -433,10 +435,19 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluat
     files.write_summary()
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
-    if config.trainer.push_to_hub:
-        from echoink import export
 
-        export.export(keeper.newest, files.path / "export", push_to=config.trainer.push_to_hub)
+
+def _push(files: "RunFolder", repository: str) -> None:
+    """The best checkpoint, else the last, to the hub; a failure is said and costs nothing that is on disk."""
+    from echoink import console, export
+
+    target = files.path / "export"
+    try:
+        export.export(files.path, target, push_to=repository)
+        console.say("pushed", repository)
+    except Exception as error:  # the hub's client raises many kinds of its own
+        hint = f"python -m echoink.export checkpoint={files.path} output=<folder> push_to={repository}"
+        console.say("push", f"failed: {next(iter(str(error).splitlines()), type(error).__name__)} · again: {hint}")
 
 
 def _conclude(

@@ -26,9 +26,20 @@ def sound(path: Path, seed: int = 0, seconds: float = 1.0, rate: int = 16_000) -
 
 
 def video(
-    path: Path, seconds: float = 3.0, fps: int = 8, with_sound: bool = True, size=(160, 96), hertz: float = 440
+    path: Path,
+    seconds: float = 3.0,
+    fps: int = 8,
+    with_sound: bool = True,
+    size: tuple[int, int] = (160, 96),
+    hertz: float = 440,
+    start: float = 0,
+    sound_start: float = 0,
+    half: bool = False,
 ) -> Path:
-    """A video whose frame at second t has the grey level 20 t, and a tone."""
+    """A video whose frame at second t has the grey level 20 t, and a tone.
+
+    Its clock begins at `start`, its sound `sound_start` later; with `half` the left half of the frames is white.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps)
@@ -36,15 +47,19 @@ def video(
         heard = container.add_stream("aac", rate=16_000, layout="mono") if with_sound else None
         for number in range(int(seconds * fps)):
             level = np.full((size[1], size[0], 3), int(20 * number / fps), np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")):
+            level[:, : size[0] // 2 * half] = 255
+            frame = av.VideoFrame.from_ndarray(level, format="rgb24")
+            frame.pts, frame.time_base = number + int(start * fps), Fraction(1, fps)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
         if heard:
             wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16_000)) / 16_000).astype(np.float32)
-            for start in range(0, len(wave), 1024):
-                frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
-                frame.sample_rate, frame.pts, frame.time_base = 16_000, start, Fraction(1, 16_000)
+            first = int((start + sound_start) * 16_000)
+            for place in range(0, len(wave), 1024):
+                frame = av.AudioFrame.from_ndarray(wave[None, place : place + 1024], format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16_000, first + place, Fraction(1, 16_000)
                 for packet in heard.encode(frame):
                     container.mux(packet)
             for packet in heard.encode():

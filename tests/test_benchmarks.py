@@ -22,6 +22,7 @@ from tests.files import picture, sound, video
         (["A. Man", "B. Woman"], "B", ["A. Man", "B. Woman"], "B"),
         (["A.  Man", "B. Woman"], "A", ["A. Man", "B. Woman"], "A"),
         (["Man", "Woman"], "(B)", ["A. Man", "B. Woman"], "B"),
+        (["A. B", "B. A", "C. C"], "A", ["A. B", "B. A", "C. C"], "A"),  # lettered notes
         (["C", "B", "A"], "A", ["A. C", "B. B", "C. A"], "C"),  # notes, not letters
         (["x", "y", "x", "z"], "z", ["A. x", "B. y", "C. z"], "C"),  # written twice, offered once
         (["x", "y", "x", "z"], "x", ["A. x", "B. y", "C. z"], "A"),
@@ -65,8 +66,8 @@ def test_omnibench_lines(tmp_path):
     (tmp_path / "dataset").mkdir()
     lines = [OMNIBENCH, {**OMNIBENCH, "index": 8, "answer": "They run."}]
     (tmp_path / "dataset/batch-5_1142_20240817.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    picture(tmp_path / "dataset/mm_data/image/2_008.png")
-    sound(tmp_path / "dataset/mm_data/audio/2_009.wav").rename(tmp_path / "dataset/mm_data/audio/2_009.mp4.mp3")
+    picture(tmp_path / "mm_data/image/2_008.png")  # beside dataset/, as the repository has it
+    sound(tmp_path / "mm_data/audio/2_009.wav").rename(tmp_path / "mm_data/audio/2_009.mp4.mp3")
     (sample,), (dropped,) = read("omnibench", tmp_path)
     assert (sample.id, sample.solution, sample.options[1]) == ("7", "B", "B. They  play.")
     assert sample.fields == {

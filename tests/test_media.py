@@ -1,5 +1,7 @@
 """What opens and what is refused, on files made here."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -153,3 +155,29 @@ def test_scaled_sides_are_multiples_within_the_cap():
         found = scaled(width, height, 12_544)
         assert all(side % 28 == 0 and side for side in found)
         assert found[0] * found[1] <= 12_544 or min(found) == 28
+
+
+def test_a_clock_that_starts_late_changes_nothing(tmp_path):
+    plainly = load_video(video(tmp_path / "a.mp4", seconds=4), CAPS)
+    for name in ("late.mp4", "late.mkv"):
+        late = load_video(video(tmp_path / name, seconds=4, start=3), CAPS)
+        assert late.seconds == pytest.approx(plainly.seconds, abs=0.3) and len(late.frames) == len(plainly.frames)
+        assert late.frames.mean((1, 2, 3)) == pytest.approx(plainly.frames.mean((1, 2, 3)), abs=8)
+
+
+def test_a_turned_video_is_shown_upright(tmp_path):
+    """A quarter turn in the file's header, as phones write it."""
+    path = video(tmp_path / "turned.mp4", seconds=1, half=True)  # its left half is white
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
+    path.write_bytes(content)
+    frames = load_video(path, CAPS).frames
+    assert frames.shape[2:] == (140, 84)
+    top, bottom = frames[:, :, :60].mean(), frames[:, :, 80:].mean()
+    assert top > 200 > 60 > bottom, "what was on the left is above after a turn to the right"
+
+
+def test_a_soundtrack_that_starts_late_is_late(tmp_path):
+    late = load_soundtrack(video(tmp_path / "v.mkv", seconds=3, sound_start=1), 10).samples
+    assert np.abs(late[: SAMPLING_RATE // 2]).max() < 0.01 < np.abs(late[SAMPLING_RATE * 3 // 2 :]).max()

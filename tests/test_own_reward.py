@@ -17,6 +17,13 @@ def test_it_gets_the_completion_and_the_sample(tmp_path, samples):
     assert own_reward.load(path, samples[0])("AA b", samples[0]) == 2.0
 
 
+def test_it_may_be_any_python(tmp_path, samples):
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    text += "@dataclass\nclass Rule:\n    cap: int\nRULE = Rule(9)\n"
+    text += "def reward(completion, sample):\n    return float(len(completion) < RULE.cap)\n"
+    assert own_reward.load(written(tmp_path, text), samples[0])("short", samples[0]) == 1.0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -33,6 +33,7 @@ def make_evaluator(model, processor, tmp_path):
             seed=0,
             bf16=False,
             clusters={},
+            dev_clusters={},
             files=RunFolder(folder or tmp_path / "run", "eval", "x", 0),
             tracker=Tracker(None, "x", "x", {}, {}),
         )
@@ -115,6 +116,7 @@ def test_flips_and_comparisons_by_hand(tmp_path):
 
     files.summary |= {"base": summarize(base), "final": summarize(final)}
     conclude(files, base, final)
+    conclude(files, base, final)  # taken up again
     assert [row["id"] for row in files.read("flips.jsonl")] == ["1", "2"]
     several = [replace(made("1", correct), draw=draw) for draw, correct in ((SAMPLED, True), ("sampled-2", False))]
     assert compare(several, [made("1", True), replace(made("1", True), draw="sampled-2")]).difference == 0.5

@@ -197,6 +197,10 @@ SCORED = [  # type, answer, solution, score by hand
     ("counting", "7.0", "7", 1),
     ("counting", "14/2", "7", 1),
     ("counting", "8", "7", 0),
+    ("counting", "\\frac{14}{2}", "7", 1),
+    ("counting", "(3 + 4)", "7", 1),
+    *(("counting", text, "7", 0) for text in ("not 7", "7 knocks", "3 4 7", "x=8 or 7", "8=7", "7;8", "7%")),
+    ("counting", "7+0*10**10**8", "7", 0),
     ("counting", "9**9**9**9**9**9" * 9, "7", 0),
 ]
 

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import datasets
 import pytest
@@ -153,11 +154,22 @@ def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
         (plain(path="p.png"), "path must be an object"),
         (plain(options="A. x"), "options must be a list of texts"),
         (7, "must be an object"),
+        (plain(problem=None), "no field problem"),
+        (plain(problem=" "), "problem must be a text"),
+        (plain(problem="What is in <|IMAGE|>?"), "a text holds <|IMAGE|>"),
+        (plain(options=["A. x<|im_end|>", "B. y"]), "a text holds <|im_end|>"),
     ],
 )
 def test_bad_rows_are_dropped_with_their_reason(tmp_path, row, message):
     samples, (dropped,) = parse_rows([row], tmp_path, "here")
     assert not samples and message in dropped.reason and "here, row 0" in dropped.reason
+
+
+def test_null_is_absent_and_reading_stops_at_the_limit():
+    rows = [plain(problem_id=None, data_type=None, path={"image": None, "audio": None}), plain(), 7]
+    samples, dropped = parse_rows(rows, Path("."), "here", limit=2)
+    assert [sample.id for sample in samples] == ["0", "1"] and not dropped
+    assert samples[0].data_type is DataType.text
 
 
 def settings(*overrides, groups=("dataset", "eval", "model")):
@@ -209,18 +221,33 @@ def test_the_profile_by_hand(tmp_path):
     assert found["valid"]["image_pixels"]["most"] == 42 * 50
 
 
-def test_a_development_split_is_held_out_without_sharing_files(tmp_path):
-    made = [plain(path={"image": f"{number // 2}.png"}) for number in range(20)]  # pairs share a picture
-    samples, _ = parse_rows(made, tmp_path, "here")
-    rest, held = hold_out(samples, 6, seed=0)
+def test_a_development_split_is_held_out_without_sharing_files():
+    """Pairs of samples share a picture under names of their own."""
+    samples, _ = parse_rows([plain() for _ in range(20)], Path("."), "here")
+    digests = [(f"picture {number // 2}",) for number in range(20)]
+    by_id = dict(zip((sample.id for sample in samples), digests, strict=True))
+    rest, held = hold_out(samples, digests, 6, seed=0)
     assert len(held) == 6 and len(rest) == 14
-    assert not {s.image for s in held} & {s.image for s in rest}
-    assert hold_out(list(reversed(samples)), 6, seed=0)[1] == held[::-1], "order does not matter"
-    assert hold_out(samples, 6, seed=1)[1] != held
+    assert not {by_id[s.id] for s in held} & {by_id[s.id] for s in rest}
+    assert hold_out(samples[::-1], digests[::-1], 6, seed=0)[1] == held[::-1], "order does not matter"
+    assert hold_out(samples, digests, 6, seed=1)[1] != held
     with pytest.raises(UserError, match=r"set dataset\.dev"):
-        hold_out(samples, None, 0)
+        hold_out(samples, digests, None, 0)
     with pytest.raises(UserError, match="cannot hold"):
-        hold_out(samples, 20, 0)
+        hold_out(samples, digests, 20, 0)
+
+
+def test_copies_of_a_file_do_not_cross_the_held_out_split(tmp_path):
+    """The official layout gives every sample files of its own; equal bytes are what counts."""
+    for number in range(12):
+        picture(tmp_path / f"sample_{number}.png", seed=number // 2)
+    made = [plain(problem=f"What is {number}?", path={"image": f"sample_{number}.png"}) for number in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, made)))
+    (tmp_path / "valid.jsonl").write_text(json.dumps(made[0]))
+    splits = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4", "eval.every=5"), train=True)
+    assert len(splits.dev) == 4 and splits.profile["train"]["media_also_in"]["dev"] == 0
+    only = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4", "eval.split=dev"), train=False)
+    assert only.valid == splits.dev and not only.train
 
 
 def test_a_held_out_split_leaves_train(forms):

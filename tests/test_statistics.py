@@ -35,6 +35,12 @@ def test_no_flip_is_no_evidence():
     assert paired([0.5, 0.25], [0.5, 0.25], ["a", "b"], draws=4).p_value == 1.0
 
 
+def test_a_unanimous_gain_is_evidence_and_one_cluster_is_none():
+    unanimous = paired([0.5] * 20, [1.0] * 20, [str(place) for place in range(20)], draws=2)
+    assert unanimous.p_value < 0.001 and unanimous.interval == (0.5, 0.5)
+    assert paired([0.5] * 20, [1.0] * 20, ["one"] * 20, draws=2).p_value == 1.0
+
+
 def test_samples_must_pair_up():
     with pytest.raises(ValueError):
         paired([True], [True, False], ["a"])
