@@ -74,7 +74,7 @@ class Keeper(TrainerCallback):
 
     Attributes:
         newest: the last checkpoint.
-        best: step and accuracy of the best on the development split; the earlier one of equals.
+        best: step and accuracy of the best on the development split; the later one of equals.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Keeper(TrainerCallback):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             metrics = self._evaluate(model.get_base_model() if isinstance(model, PeftModel) else model, step)
             self._recorder.development(step, metrics)
-            better = self.best is None or metrics["dev/accuracy"] > self.best["accuracy"]
+            better = self.best is None or metrics["dev/accuracy"] >= self.best["accuracy"]
             if better:
                 self.best = {"step": step, "accuracy": metrics["dev/accuracy"]}
         if not (last or better or (self._every and step % self._every == 0)):

@@ -28,7 +28,8 @@ def run(main: Callable[[Sequence[str]], int | None], doc: str, needs_words: bool
     try:
         sys.exit(main(words))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

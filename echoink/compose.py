@@ -175,6 +175,10 @@ def _check_together(config: Config) -> None:
     reward = config.reward
     if reward.lambda_acc == 0 and reward.lambda_fmt == 0 and not (reward.file and reward.lambda_file):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
+    if reward.file and not Path(reward.file).is_file():
+        raise UserError(
+            f"reward.file={reward.file}: no such file", "a Python file that defines reward(completion, sample)"
+        )
     if config.task is Task.compare and not config.checkpoint:
         raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
     if config.dry_run and config.task is not Task.train:
@@ -219,7 +223,10 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
         tried = what.split("'")[-2].split("/")[-1]
         return UserError(what.strip().splitlines()[-1], f"{_closest(tried, names)}available: {', '.join(names)}")
     if isinstance(error, OverrideParseException):
-        return UserError(f"cannot read the override {error.override!r}", "overrides read key=value, without spaces")
+        return UserError(
+            f"cannot read the override {error.override!r}",
+            "overrides read key=value, without spaces; quote braces: \"key='{…}'\"",
+        )
     if "Ambiguous value for argument" in text:
         return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
     given = [override.partition("=")[0] for override in overrides]

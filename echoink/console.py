@@ -79,22 +79,29 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     def accuracy(found: dict) -> str:
         return f"{percent(found['accuracy'])} {interval(found['interval'])}"
 
+    def main(found: dict) -> str:
+        return accuracy(found) + ("" if drawn == {"sampled"} else f" {found['draw']}")
+
     def of_group(found: dict, field: str, value: str) -> str:
         group = found["by"].get(field, {}).get(value)
         return accuracy(group) if group else "–"
 
     drawn = {phase["draw"] for phase in phases.values()}
-    table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(accuracy))
+    table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(main))
     greedy = cells(
         lambda s: (
             "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
         )
     )
-    table.add_row("accuracy, greedy", *greedy)
+    if any(phase["greedy_accuracy"] is not None for phase in phases.values()):
+        table.add_row("accuracy, greedy", *greedy)
     if all(phase["samples"] for phase in phases.values()):
         for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
             k = next(iter(phases.values()))["samples"]["k"]
-            table.add_row(f"  {label.format(k)}", *cells(lambda s, n=name: percent(s["samples"][n])))
+            told = cells(lambda s, n=name: percent(s["samples"][n]))
+            if name == "mean":
+                told = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
+            table.add_row(f"  {label.format(k)}", *told)
     for field in next(iter(phases.values()))["by"]:
         for value in next(iter(phases.values()))["by"][field]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))

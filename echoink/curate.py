@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from echoink import command
 from echoink.console import progress, say
 from echoink.errors import UserError
-from echoink.sources import open_split
+from echoink.sources import holds_one_split, open_split
 
 if TYPE_CHECKING:
     from echoink.media import Embedded
@@ -127,8 +127,12 @@ def _whole(target: Path, write) -> None:
     os.replace(part, target)
 
 
-def curate_split(source: str, split: str, output: Path, keep: Sequence[str]) -> tuple[list[dict], Counter[str]]:
+def curate_split(
+    source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
+) -> tuple[list[dict], Counter[str]]:
     """Write one split; rows that an earlier run settled are not read again.
+
+    `only` names the split where no other is asked for: then the source may be a single table.
 
     Returns:
         The rows of the index and the counts of dropped rows by reason.
@@ -137,6 +141,8 @@ def curate_split(source: str, split: str, output: Path, keep: Sequence[str]) -> 
         UserError: the source has no such split, or its rows are of another kind.
     """
     found = open_split(source, split)
+    if found is not None and holds_one_split(source) and split != only:
+        raise UserError(f"{source} holds one split", "say which: splits=[train] or splits=[valid]")
     if found is None:
         raise UserError(f"{source} has no split {split}", "name those it has: splits=[train]")
     folder = output / split
@@ -166,6 +172,7 @@ def curate_split(source: str, split: str, output: Path, keep: Sequence[str]) -> 
             else:
                 dropped[result] += 1
     if not rows:
+        ledger.unlink()  # so that other settings may try again
         raise UserError(f"no row of {found.where} can be used: {dict(dropped)}", f"keep={list(keep)} names the sources")
     index = output / f"omni_rl_format_{split}.json"
     index.with_suffix(".part").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -218,8 +225,9 @@ def main(words: Sequence[str]) -> None:
     if (output / "curation.json").is_file():
         raise UserError(f"{output} is finished", "give a new output=")
     _refuse_another(output, recipe)
+    only = given.splits[0] if len(given.splits) == 1 else None
     for split in given.splits:
-        splits[split], dropped[split] = curate_split(given.source, split, output, given.keep)
+        splits[split], dropped[split] = curate_split(given.source, split, output, given.keep, only)
     made = report(output, splits, dropped)
     (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n")
     for split in splits:
@@ -243,7 +251,8 @@ def _shares(shares: dict[str, float]) -> str:
 
 def _refuse_another(output: Path, recipe: dict) -> None:
     note = output / ".recipe.json"
-    if note.is_file() and json.loads(note.read_text()) != recipe:
+    begun = any(output.glob(f"*/{LEDGER}"))
+    if begun and note.is_file() and json.loads(note.read_text()) != recipe:
         raise UserError(f"{output} was begun as {note.read_text().strip()}", "give a new output=")
     output.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(recipe) + "\n")

@@ -10,7 +10,7 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from echoink import command, synthetic
@@ -20,7 +20,7 @@ from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.media import VideoCaps
 from echoink.samples import Dropped, Facts, Sample, answer_positions, check_media, parse_rows
-from echoink.sources import open_split
+from echoink.sources import holds_one_split, open_split
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
         check = progress(f"check {split}", len(samples))
         results = check_media(samples, model.max_audio_seconds, video_caps(model), check)
         pairs = list(zip(samples, results, strict=True))
-        dropped[split] += [result for _, result in pairs if isinstance(result, Dropped)]
+        dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
         facts |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, Facts)}
         found[split] = [s for s, result in pairs if isinstance(result, Facts)]
         _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
@@ -121,10 +121,9 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
             raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
         rows = open_benchmark(config.source.name, config.path)
     else:
-        if split == "train" and Path(config.path).is_file():
-            raise UserError(
-                f"{config.path} holds one split", "for training give a folder with train.jsonl, valid.jsonl"
-            )
+        if split == "train" and holds_one_split(config.path):
+            hint = "for training give a folder with train.jsonl and valid.jsonl, or a datasets folder with both"
+            raise UserError(f"{config.path} holds one split", hint)
         rows = open_split(config.path, split, config.split if split == "valid" else None)
     if rows is None and split == "dev":
         return [], []
@@ -289,17 +288,25 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
         )
 
 
-def describe(splits: Splits, split: str) -> Iterator[str]:
+def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]:
     """Lines for the screen: sizes, kinds of question, where the right answers stand; what was dropped, cut or shared.
 
     Args:
         splits: loaded.
         split: the name of the evaluated one.
+        config: the group `dataset`.
     """
-    parts = [f"{len(splits.train):,} train"] if splits.train else []
+
+    def first(name: str, count: int) -> str:
+        asked = getattr(config, name) if config.source is not Source.synthetic else None
+        return f" (the first, dataset.{name})" if asked == count else ""
+
+    parts = [f"{len(splits.train):,} train{first('train', len(splits.train))}"] if splits.train else []
+    parts += [f"{len(splits.dev):,} dev"] if splits.dev and split != "dev" else []
     kinds = Counter(kind for sample in splits.valid if (kind := sample.fields.get("kind")))
     by = " · ".join(f"by {kind} {count}" for kind, count in sorted(kinds.items()))
-    parts.append(f"{len(splits.valid):,} to evaluate" + (f" ({by})" if by else ""))
+    limited = first(split, len(splits.valid)) if split == "valid" else ""
+    parts.append(f"{len(splits.valid):,} to evaluate{limited}" + (f" ({by})" if by else ""))
     positions = answer_positions(splits.valid)
     if positions:
         parts.append("answers " + " ".join(f"{letter} {100 * share:.0f}%" for letter, share in positions.items()))
@@ -313,8 +320,8 @@ def describe(splits: Splits, split: str) -> Iterator[str]:
             notes.append(f"{found['audio_cut']} sounds cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost")
         if found["duplicates"]:
             notes.append(f"{found['duplicates']} duplicates")
-        if name == "train" and (shared := found["media_also_in"].get(split)):
-            notes.append(f"{shared} files also in {split}: its accuracy says less")
+        shared = {other: count for other, count in found["media_also_in"].items() if count and name == "train"}
+        notes += [f"{count} files also in {other}: its accuracy says less" for other, count in shared.items()]
         if notes:
             yield f"{name}: {' · '.join(notes)}"
 
@@ -333,7 +340,7 @@ def main(words: Sequence[str]) -> None:
     if command == "get" and len(others) == 1:
         say("data", str(show.get(others[0], Path(own.get("output", "data")))))
     elif command == "show" and own.get("n", "3").isdigit():
-        show.show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "shown")))
+        show.show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "outputs/shown")))
     else:
         raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
 

@@ -6,6 +6,7 @@ names. The exit status is 1 where something is wrong.
 """
 
 import io
+import logging
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -227,6 +228,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
 
 def main(overrides: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
     bad = 0
     for finding in examine(compose(overrides)[0].config):

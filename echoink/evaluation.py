@@ -25,6 +25,7 @@ from echoink.config import Protocol
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.prompts import Prompt
 from echoink.rewards import (
+    GRADED,
     Match,
     ProblemType,
     accuracy_reward,
@@ -291,11 +292,11 @@ def _majority(group: Sequence[Prediction]) -> float:
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict:
     scores, n = [p.score for p in predictions], len(predictions)
-    if set(scores) <= {0.0, 1.0}:
-        interval = wilson(int(sum(scores)), n)
-    else:
+    if any(ProblemType(p.problem_type) in GRADED for p in predictions):
         interval = cluster_bootstrap(scores, [p.cluster for p in predictions])
-    return {"accuracy": sum(scores) / n, "n": n, "interval": [interval.low, interval.high]}
+    else:
+        interval = wilson(round(sum(scores)), n)
+    return {"accuracy": sum(scores) / n, "n": n, "interval": [max(0.0, interval.low), min(1.0, interval.high)]}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -273,4 +273,5 @@ def _container(medium: Medium):
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot read the video {medium}: {error}", "replace the file or drop the sample") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the video {medium}: {reason}", "replace the file or drop the sample") from error

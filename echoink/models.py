@@ -88,6 +88,8 @@ def load_model(
             model = PeftModel.from_pretrained(model, path)
             model = model.get_base_model() if quantized else model.merge_and_unload().requires_grad_(True)
         return _named(_frozen(model, freeze), path)
+    if path.startswith(("/", "./", "../")) and not Path(path).is_dir():
+        raise UserError(f"model.path={path}: no such folder", "give a model folder, a hub id, or tiny")
     with _as_user_error(path):
         config = AutoConfig.from_pretrained(resolve(path))
         config = getattr(config, "thinker_config", config)

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import console, evaluation
-from echoink.config import EvalConfig
+from echoink.config import EvalConfig, Protocol
 from echoink.evaluation import Prediction
 from echoink.models import processes
 from echoink.processing import PromptProcessor
@@ -101,7 +101,14 @@ class Evaluator:
         metrics = _metrics(found, "dev")
         if several := found["samples"]:
             metrics |= {"dev/accuracy": several["mean"], "dev/pass_at_k": several["pass"]}
-        console.say("dev", f"step {step} · " + " · ".join(f"{k.partition('/')[2]} {v:.3g}" for k, v in metrics.items()))
+        passed = (
+            f" · pass@{found['samples']['k']} {console.percent(found['samples']['pass'])}" if found["samples"] else ""
+        )
+        console.say(
+            "dev",
+            f"step {step} · accuracy {console.percent(metrics['dev/accuracy'])}{passed} · "
+            f"format {console.percent(found['format'])} · parse failures {console.percent(found['parse_failures'])}",
+        )
         return metrics
 
     def _answers(
@@ -163,7 +170,12 @@ def _metrics(found: dict, where: str) -> dict[str, float]:
     return metrics
 
 
-def conclude(files: RunFolder, base: Sequence[Prediction], final: Sequence[Prediction]) -> None:
+def conclude(
+    files: RunFolder,
+    base: Sequence[Prediction],
+    final: Sequence[Prediction],
+    protocol: Protocol = Protocol.matched,
+) -> None:
     """Compare base and final where both were evaluated: summary, flips.jsonl, screen."""
     if base and final:
         sampled = evaluation.compare(base, final)
@@ -174,10 +186,14 @@ def conclude(files: RunFolder, base: Sequence[Prediction], final: Sequence[Predi
         flipped = evaluation.flips(base, final)
         files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
         low, high = (100 * end for end in sampled.interval)
+        several = files.summary["final"]["samples"]
+        unit = f" (mean of {several['k']} draws)" if several and files.summary["base"]["samples"] else ""
+        how = "" if protocol is Protocol.matched else f" · protocol {protocol.name}, not matched"
         console.say(
             "gain",
-            f"{100 * sampled.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {sampled.test} "
+            f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
             f"p = {sampled.p_value:.2g} · {sampled.gained} samples gained, {sampled.lost} lost"
-            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else ""),
+            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
+            + how,
         )
     console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})

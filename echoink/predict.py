@@ -130,10 +130,16 @@ def predict(arguments: argparse.Namespace) -> list[str]:
         generation = config.generation
         sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
         draws = draw_names(arguments.samples, greedy=False) if arguments.samples else ["greedy"]
+        try:
+            prompt_inputs = processor(sample)
+        except UserError as error:
+            found = "not found" not in error.problem
+            hint = error.hint if found else "check the path"
+            raise UserError(error.problem.removeprefix("sample yours: "), hint) from error
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.trainer.bf16):
             completions = generate(
                 model,
-                [processor(sample)],
+                [prompt_inputs],
                 uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
                 [sampling.temperature if arguments.samples else 0.0] * len(draws),
                 sampling,

@@ -42,6 +42,7 @@ def rescore(path: Path, match: Match, reward_file: str | None):
     from echoink import evaluation, own_reward
     from echoink.samples import Sample
 
+    path = path / "predictions.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
@@ -75,7 +76,9 @@ def main(words: Sequence[str]) -> None:
     if {evaluation.BASE, evaluation.FINAL} <= set(phases):
         base, final = ([p for p in after if p.phase == phase] for phase in (evaluation.BASE, evaluation.FINAL))
         found = evaluation.compare(base, final)
-        console.say("gain", f"{100 * found.difference:+.1f} points, {found.test} p = {found.p_value:.2g}")
+        low, high = (100 * end for end in found.interval)
+        text = f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g}"
+        console.say("gain", text)
     if given.output:
         target = Path(given.output)
         if target.exists():

@@ -251,6 +251,9 @@ SCORES: dict[ProblemType, Callable[[str, str], float]] = {
 }
 """How an answer is scored against the solution, in [0, 1]; multiple choice, which needs the options, stands apart."""
 
+GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
+"""Those whose scores lie between 0 and 1, too."""
+
 
 def format_reward(completion: str, thinks: bool = True) -> float:
     """R_fmt: 1 for one non-empty think block, one non-empty answer block, and only white space besides (Eq. 4).

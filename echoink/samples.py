@@ -49,6 +49,13 @@ class DataType(Enum):
 MEDIA = ("image", "audio", "video")
 _KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
 MAX_OPTIONS = 26
+_EXAMPLES = {
+    ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
+    ProblemType.ocr: "<answer>NO ENTRY</answer>",
+    ProblemType.free_form: "<answer>a dog barks</answer>",
+    ProblemType.temporal: "<answer>2.5-7</answer> in seconds",
+    **dict.fromkeys((ProblemType.numerical, ProblemType.regression, ProblemType.counting), "<answer>4</answer>"),
+}
 _CONTROL = re.compile(r"<\|\w+\|>")
 
 
@@ -130,7 +137,11 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
     row = {key: value for key, value in row.items() if value is not None}  # a table has null for what is absent
     if missing := {"problem", "solution"} - row.keys():
-        raise UserError(f"{where}: no field {', '.join(sorted(missing))}")
+        alike = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
+        hint = next((text for key, text in alike.items() if key in row), "the top of echoink/samples.py shows a row")
+        if {"question", "options", "answer"} <= row.keys():
+            hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
+        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
     id = row.get("problem_id", number)
     where = f"{where} (problem_id {id})"
     if not isinstance(row["problem"], str) or not row["problem"].strip():
@@ -139,7 +150,7 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
     options = _options(row.get("options") or [], problem_type, where)
     check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
-    hint = 'a solution reads "<answer>B</answer>", several letters "<answer>A, C</answer>"'
+    hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"
     if solution is None:
         raise UserError(f"{where}: the solution {row['solution']!r} has no answer in {ANSWER[0]}{ANSWER[1]}", hint)
     if wrong := problem_with(solution, problem_type, options):
@@ -147,6 +158,8 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
     paths = row.get("path") or {}
     if not isinstance(paths, dict):
         raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
+    if unknown := [key for key in paths if key not in MEDIA]:
+        raise UserError(f"{where}: path holds {unknown[0]!r}", f"it may hold {', '.join(MEDIA)}")
     given = {name: paths.get(name) or row.get(name) for name in MEDIA}
     given = {name: medium for name, medium in given.items() if medium is not None}
     data_type = _data_type(row, given, where)
@@ -198,7 +211,10 @@ def _options(options: object, problem_type: ProblemType, where: str) -> tuple[st
         raise UserError(f"{where}: options must be a list of at least two texts, at most {MAX_OPTIONS}")
     expected = [chr(ord("A") + position) for position in range(len(options))]
     if [option_letter(option) for option in options] != expected:
-        raise UserError(f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order")
+        raise UserError(
+            f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order",
+            f'write "A. {options[0]}" and so on',
+        )
     return tuple(options)
 
 
@@ -223,9 +239,11 @@ def _medium(value: object, folder: Path, where: str) -> Medium:
             raise UserError(f"{where}: bytes are not base64: {error}") from error
         return Embedded(where, lambda: content)
     value = value.get("path") if isinstance(value, dict) else value
-    path = (folder / value).resolve() if isinstance(value, str) and "\0" not in value else None
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
+    path = (folder / value).resolve() if "\0" not in value else None
     if path is None or not path.is_relative_to(folder):
-        raise UserError(f"{where}: the path {value!r} leaves the dataset folder {folder}", "paths start at that folder")
+        raise UserError(f"{where}: the path {value!r} leaves the dataset folder {folder}", "files must lie below it")
     return path
 
 

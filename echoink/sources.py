@@ -83,6 +83,11 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     return None
 
 
+def holds_one_split(path: str) -> bool:
+    """Whether there is a single table or file, which can be training or validation data, not both."""
+    return Path(path).is_file() or (Path(path) / "state.json").is_file()
+
+
 def _json(index: Path) -> list[dict]:
     try:
         rows = json.loads(index.read_text(encoding="utf-8-sig"))

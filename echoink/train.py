@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from echoink import checkpoint, preflight, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
-from echoink.config import Adapter, Config, Task, flatten, to_yaml
+from echoink.config import Adapter, Config, Protocol, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -179,7 +179,13 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
 
 def summary_line(config: Config) -> str:
     """What a run is, in one line; config.yaml in its folder has every value."""
-    parts = [f"model {config.checkpoint or config.model.path}", f"dataset {config.dataset.source.name}"]
+    compared = f"model {config.model.path} with {config.checkpoint}"
+    model = compared if config.task is Task.compare else f"model {config.checkpoint or config.model.path}"
+    parts = [model, f"dataset {config.dataset.source.name}"]
+    if config.eval.protocol is not Protocol.matched:
+        parts.append(f"protocol {config.eval.protocol.name}: base and trained model are asked in different ways")
+    if config.task is not Task.train:
+        return " · ".join(parts)
     if config.adapter.kind is not Adapter.none:
         parts.append(f"{config.adapter.kind.name} of rank {config.adapter.rank}")
     reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
@@ -241,7 +247,7 @@ def _load_data(config: Config) -> "Splits":
 
     trains = config.task is Task.train
     splits = data.load(config.dataset, config.eval, config.model, trains)
-    for line in data.describe(splits, config.eval.split.name):
+    for line in data.describe(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:
         data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
@@ -455,7 +461,7 @@ def _conclude(
 ) -> None:
     from echoink import console, phases, report
 
-    phases.conclude(files, base, final)
+    phases.conclude(files, base, final, job.config.eval.protocol)
     files.write_summary()
     if figure := report.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
         tracker.artifact(figure, "figures")

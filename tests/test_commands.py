@@ -226,7 +226,7 @@ def test_the_best_checkpoint_is_kept(run):
     summary = json.loads((run / "summary.json").read_text())
     rows = [json.loads(line) for line in (run / "dev.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
-    best = max(rows, key=lambda row: (row["dev/accuracy"], -row["step"]))
+    best = max(rows, key=lambda row: (row["dev/accuracy"], row["step"]))
     assert summary["best"] == {"step": best["step"], "accuracy": best["dev/accuracy"]}
     assert {path.name for path in (run / "checkpoints").glob("step-*")} == {f"step-{best['step']}", "step-3"}
     from echoink.checkpoint import resolve

@@ -125,7 +125,7 @@ def test_flips_and_comparisons_by_hand(tmp_path):
 def test_graded_scores_get_a_bootstrap_interval():
     from echoink.evaluation import summarize
 
-    graded = [replace(made(str(n), False), score=n / 10) for n in range(11)]
+    graded = [replace(made(str(n), False), score=n / 10, problem_type="regression") for n in range(11)]
     found = summarize(graded)
     assert found["accuracy"] == pytest.approx(0.5) and 0.25 < found["interval"][0] < 0.5 < found["interval"][1] < 0.75
 
