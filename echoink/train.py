@@ -61,9 +61,9 @@ def main() -> None:
             return
         jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
         where, folder = "sweep" if arguments.multirun else "run", jobs[0].folder
-        preflight.check_disk(folder, 0)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             folder = _agreed(jobs[0].config, folder, arguments.multirun)
+        preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
             sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
