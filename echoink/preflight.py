@@ -1,6 +1,7 @@
 """What is checked before anything expensive starts: the disk, the run's folder, the tracking store, the hub."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from echoink import tracking
@@ -28,11 +29,10 @@ def check(folder: Path, disk_bytes: int, tracking_uri: str | None, push_to: str 
 
 def check_disk(folder: Path, disk_bytes: int) -> None:
     """Raises `UserError` where the folder cannot be written to or its disk is too full."""
-    probe = folder / ".probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:  # of a name of its own: several processes may look
+            probe.write(b"x")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}", "set hydra.run.dir to another folder") from error
     free = shutil.disk_usage(folder).free

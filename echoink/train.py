@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,16 +31,10 @@ from echoink.errors import UserError
 from echoink.help import help_text
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
-
-    from echoink.config import PromptConfig, TrainerConfig
     from echoink.data import Splits
     from echoink.evaluation import Prediction
-    from echoink.own_reward import OwnReward
+    from echoink.job import Job
     from echoink.phases import Evaluator
-    from echoink.processing import PromptProcessor
-    from echoink.prompts import Prompt
-    from echoink.rollout import Sampling
     from echoink.tracking import RunFolder, Tracker
 
 
@@ -127,6 +121,9 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
+    writes = int(os.environ.get("RANK", "0")) == 0
+    if writes:
+        tracking.check_continues(folder, config.task.name, to_yaml(config))
     if config.dry_run:
         with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
             _plan(config, files)
@@ -136,9 +133,6 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
             f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
             "set trainer.processes=1, or dry_run=true for the plan",
         )
-    writes = int(os.environ.get("RANK", "0")) == 0
-    if writes:
-        tracking.check_continues(folder, config.task.name, to_yaml(config))
     uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
         files.write_text("config.yaml", to_yaml(config))
@@ -150,9 +144,11 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
+            from echoink.job import load_model, longest_prompt
+
             first, last = _models(config)
-            job = _load_model(config, splits, first)
-            longest = _longest_prompt(job)
+            job = load_model(config, splits, first)
+            longest = longest_prompt(job)
             with _tracker(config, files, uri, name) as tracker:
                 _record_inputs(job, files, tracker)
                 evaluator = _evaluator(job, files, tracker)
@@ -162,7 +158,7 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
                     _train(job, files, tracker, evaluator, longest)
                 elif last != first:
                     del job, evaluator  # two models need not fit side by side
-                    job = _load_model(config, splits, last)
+                    job = load_model(config, splits, last)
                     evaluator = _evaluator(job, files, tracker)
                 final = []
                 if config.task is not Task.eval or not evaluates_base:
@@ -197,21 +193,6 @@ def summary_line(config: Config) -> str:
     return " · ".join(parts)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a run works with."""
-
-    config: Config
-    splits: "Splits"
-    path: str
-    """Model folder or hub id that the weights come from."""
-    model: "Qwen2_5OmniThinkerForConditionalGeneration"
-    processor: "PromptProcessor"
-    sampling: "Sampling"
-    end_ids: list[int]
-    own_reward: "OwnReward | None"
-
-
 def _base(config: Config) -> str:
     """Where a training run starts: what is called its base."""
     return (config.checkpoint or config.model.path) if config.task is Task.train else config.model.path
@@ -222,6 +203,18 @@ def _models(config: Config) -> tuple[str, str]:
     if config.task is Task.compare:
         return config.model.path, config.checkpoint
     return (config.checkpoint or config.model.path,) * 2
+
+
+def _load_data(config: Config) -> "Splits":
+    from echoink import console, data
+
+    trains = config.task is Task.train
+    splits = data.load(config.dataset, config.eval, config.model, trains)
+    for line in data.describe(splits, config.eval.split.name, config.dataset):
+        console.say("data", line)
+    if trains:
+        data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
+    return splits
 
 
 def _plan(config: Config, files: "RunFolder") -> None:
@@ -242,63 +235,6 @@ def _disk_bytes(config: Config) -> int:
     return (kept + 1 + bool(config.eval.every)) * plan.checkpoint_bytes(config, plan.count_parameters(config))
 
 
-def _load_data(config: Config) -> "Splits":
-    from echoink import console, data
-
-    trains = config.task is Task.train
-    splits = data.load(config.dataset, config.eval, config.model, trains)
-    for line in data.describe(splits, config.eval.split.name, config.dataset):
-        console.say("data", line)
-    if trains:
-        data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
-    return splits
-
-
-def _load_model(config: Config, splits: "Splits", path: str) -> Job:
-    from echoink import console, data, models, own_reward
-    from echoink.processing import Caps, PromptProcessor
-    from echoink.rollout import Sampling
-
-    wanted, generation, trains = config.model, config.generation, config.task is Task.train
-    freeze = tuple(tower.name for tower in wanted.freeze)
-    quantized = config.adapter.kind is Adapter.qlora
-    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
-    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
-    if trains and config.adapter.kind is not Adapter.none:
-        if quantized and models.is_adapter(path):
-            hint = "merge it first (python -m echoink.export), or use adapter=lora"
-            raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
-        models.check_targets(model, config.adapter.targets)
-        model.requires_grad_(False)  # PEFT's adapter alone learns
-    console.say("model", f"{path} · {models.describe(model, trains)}")
-    omni = models.load_processor(path, wanted.min_pixels, wanted.max_pixels)
-    caps = Caps(wanted.max_audio_seconds, data.video_caps(wanted), wanted.max_prompt_tokens)
-    processor = PromptProcessor(omni, model, _prompt(config.prompt), caps)
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
-
-
-def _prompt(config: "PromptConfig") -> "Prompt":
-    from echoink.prompts import Prompt
-
-    return Prompt(config.template, config.options, config.system)
-
-
-def _longest_prompt(job: Job) -> int:
-    """Tokens of the longest prompt, every prompt's length checked against its cap before anything is computed."""
-    from echoink.tokens import prompt_tokens
-
-    wanted, longest = job.config.model, 0
-    evaluated = job.config.eval.split.name
-    for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
-        for sample in samples:
-            facts, text = job.splits.facts[f"{split} {sample.id}"], job.processor.text_tokens(sample)
-            tokens = prompt_tokens(facts, text, wanted.min_pixels, wanted.max_pixels).total
-            job.processor.check_length(sample, tokens)
-            longest = max(longest, tokens)
-    return longest
-
-
 def _tracker(config: Config, files: "RunFolder", uri: str | None, name: str) -> "Tracker":
     from echoink import tracking
 
@@ -313,7 +249,7 @@ def _tracker(config: Config, files: "RunFolder", uri: str | None, name: str) -> 
     return tracking.Tracker(uri, config.tracking.experiment, name, parameters, tags)
 
 
-def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
+def _record_inputs(job: "Job", files: "RunFolder", tracker: "Tracker") -> None:
     from echoink import samples
 
     files.summary["mlflow"] = {"run_id": tracker.run_id}
@@ -327,13 +263,14 @@ def _record_inputs(job: Job, files: "RunFolder", tracker: "Tracker") -> None:
             tracker.dataset(f"{dataset.source.name} {split}", digest, dataset.path, profile, split)
 
 
-def _evaluator(job: Job, files: "RunFolder", tracker: "Tracker") -> "Evaluator":
+def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator":
+    from echoink.job import prompt_of
     from echoink.phases import Evaluator
 
     config = job.config
     return Evaluator(
         config=config.eval,
-        direct=_prompt(config.eval.direct),
+        direct=prompt_of(config.eval.direct),
         processor=job.processor,
         sampling=job.sampling,
         end_ids=job.end_ids,
@@ -348,36 +285,11 @@ def _evaluator(job: Job, files: "RunFolder", tracker: "Tracker") -> "Evaluator":
     )
 
 
-def _with_checkpointing_decided(job: Job, reference: bool, longest: int) -> "TrainerConfig":
-    """The trainer's settings, activations recomputed where they are estimated not to fit."""
-    from echoink import console, memory
-
-    config = job.config
-    if config.trainer.gradient_checkpointing is not None:
-        return config.trainer
-    prompt, completion = longest, config.generation.max_new_tokens
-    if not config.grpo.shared_prefix:
-        prompt, completion = 0, prompt + completion
-    rows = memory.Rows(config.trainer.micro_batch_prompts, config.grpo.group_size, prompt, completion)
-    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
-    rollout = config.trainer.prompts_per_step
-    needs = memory.estimate(
-        memory.of(job.model), learning, reference, rows, config.trainer.bf16, rollout_prompts=rollout
-    )
-    there = memory.available(job.model.device)
-    fits = needs.total <= memory.SHARE * there
-    console.say(
-        "memory",
-        f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "
-        f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
-    )
-    return replace(config.trainer, gradient_checkpointing=not fits)
-
-
-def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
+def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
     from echoink import console, models
     from echoink.callbacks import Keeper, Recorder, Watch, completions_writer
     from echoink.data import training_steps
+    from echoink.job import with_checkpointing_decided
     from echoink.trainer import EchoInkTrainer, arguments
 
     config = job.config
@@ -389,7 +301,7 @@ def _train(job: Job, files: "RunFolder", tracker: "Tracker", evaluator: "Evaluat
         lora = models.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
     reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
-    settings = _with_checkpointing_decided(job, needs_reference, longest)
+    settings = with_checkpointing_decided(job, needs_reference, longest)
     completions = config.trainer.prompts_per_step * config.grpo.group_size
     recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
     keeper = Keeper(
@@ -457,7 +369,7 @@ def _push(files: "RunFolder", repository: str) -> None:
 
 
 def _conclude(
-    job: Job, files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
+    job: "Job", files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
 ) -> None:
     from echoink import console, phases, report
 

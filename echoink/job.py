@@ -1,0 +1,97 @@
+"""What a run works with, built from its configuration: model, processor, prompt, sampling, the user's reward."""
+
+from dataclasses import dataclass, replace
+
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink import console, memory, models, own_reward
+from echoink.config import Adapter, Config, PromptConfig, Task, TrainerConfig
+from echoink.data import Splits, video_caps
+from echoink.errors import UserError
+from echoink.own_reward import OwnReward
+from echoink.processing import Caps, PromptProcessor
+from echoink.prompts import Prompt
+from echoink.rollout import Sampling
+from echoink.tokens import prompt_tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with."""
+
+    config: Config
+    splits: Splits
+    path: str
+    """Model folder or hub id that the weights come from."""
+    model: Qwen2_5OmniThinkerForConditionalGeneration
+    processor: PromptProcessor
+    sampling: Sampling
+    end_ids: list[int]
+    own_reward: OwnReward | None
+
+
+def load_model(config: Config, splits: Splits, path: str) -> Job:
+    """Model and processor of a path, with what the configuration says of caps, prompt, sampling and adapter.
+
+    Raises:
+        UserError: it is no such model, or the adapter or the user's reward does not fit.
+    """
+    wanted, generation, trains = config.model, config.generation, config.task is Task.train
+    freeze = tuple(tower.name for tower in wanted.freeze)
+    quantized = config.adapter.kind is Adapter.qlora
+    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
+    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
+    if trains and config.adapter.kind is not Adapter.none:
+        if quantized and models.is_adapter(path):
+            hint = "merge it first (python -m echoink.export), or use adapter=lora"
+            raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
+        models.check_targets(model, config.adapter.targets)
+        model.requires_grad_(False)  # PEFT's adapter alone learns
+    console.say("model", f"{path} · {models.describe(model, trains)}")
+    omni = models.load_processor(path, wanted.min_pixels, wanted.max_pixels)
+    caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
+    processor = PromptProcessor(omni, model, prompt_of(config.prompt), caps)
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
+
+
+def prompt_of(config: PromptConfig) -> Prompt:
+    """The group `prompt` as what `prompts` takes."""
+    return Prompt(config.template, config.options, config.system)
+
+
+def longest_prompt(job: Job) -> int:
+    """Tokens of the longest prompt, every prompt's length checked against its cap before anything is computed."""
+    wanted, longest = job.config.model, 0
+    evaluated = job.config.eval.split.name
+    for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
+        for sample in samples:
+            facts, text = job.splits.facts[f"{split} {sample.id}"], job.processor.text_tokens(sample)
+            tokens = prompt_tokens(facts, text, wanted.min_pixels, wanted.max_pixels).total
+            job.processor.check_length(sample, tokens)
+            longest = max(longest, tokens)
+    return longest
+
+
+def with_checkpointing_decided(job: Job, reference: bool, longest: int) -> TrainerConfig:
+    """The trainer's settings, activations recomputed where they are estimated not to fit."""
+    config = job.config
+    if config.trainer.gradient_checkpointing is not None:
+        return config.trainer
+    prompt, completion = longest, config.generation.max_new_tokens
+    if not config.grpo.shared_prefix:
+        prompt, completion = 0, prompt + completion
+    rows = memory.Rows(config.trainer.micro_batch_prompts, config.grpo.group_size, prompt, completion)
+    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
+    rollout = config.trainer.prompts_per_step
+    needs = memory.estimate(
+        memory.of(job.model), learning, reference, rows, config.trainer.bf16, rollout_prompts=rollout
+    )
+    there = memory.available(job.model.device)
+    fits = needs.total <= memory.SHARE * there
+    console.say(
+        "memory",
+        f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "
+        f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
+    )
+    return replace(config.trainer, gradient_checkpointing=not fits)
