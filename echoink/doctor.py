@@ -216,7 +216,7 @@ def _model(config: Config) -> tuple[Verdict, str]:
 
 
 def _data(config: Config) -> tuple[Verdict, str]:
-    from echoink.data import first
+    from echoink.splits import first
 
     if config.dataset.source is Source.synthetic and not Path(config.dataset.path).exists():
         return Verdict.good, f"{config.dataset.path} will be made"

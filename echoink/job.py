@@ -6,12 +6,12 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import console, memory, models, own_reward
 from echoink.config import Adapter, Config, PromptConfig, Task, TrainerConfig
-from echoink.data import Splits, video_caps
 from echoink.errors import UserError
 from echoink.own_reward import OwnReward
 from echoink.processing import Caps, PromptProcessor
 from echoink.prompts import Prompt
 from echoink.rollout import Sampling
+from echoink.splits import Splits, video_caps
 from echoink.tokens import prompt_tokens
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from echoink import memory
 from echoink.config import Adapter, Config, Dtype, ModelConfig
-from echoink.data import Splits, training_steps
 from echoink.prompts import Prompt, build_messages
 from echoink.samples import Sample
+from echoink.splits import Splits, training_steps
 from echoink.tokens import Tokens, prompt_tokens
 
 CHARACTERS = 4

@@ -115,11 +115,11 @@ def predict(arguments: argparse.Namespace) -> list[str]:
 
         from echoink import models
         from echoink.config import Adapter
-        from echoink.data import video_caps
         from echoink.evaluation import draw_names
         from echoink.processing import Caps, PromptProcessor
         from echoink.prompts import Prompt
         from echoink.rollout import Sampling, generate, uniforms
+        from echoink.splits import video_caps
 
         quantized = config.adapter.kind is Adapter.qlora
         model = models.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)

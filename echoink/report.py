@@ -102,8 +102,8 @@ def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
         target: the PNG to write.
         count: how many.
     """
-    from echoink.data import read_split
     from echoink.media import SAMPLING_RATE, load_audio, load_image
+    from echoink.splits import read_split
 
     samples = read_split(dataset, "valid", count)
     figure, axes = pyplot.subplots(

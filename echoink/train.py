@@ -31,10 +31,10 @@ from echoink.errors import UserError
 from echoink.help import help_text
 
 if TYPE_CHECKING:
-    from echoink.data import Splits
     from echoink.evaluation import Prediction
     from echoink.job import Job
     from echoink.phases import Evaluator
+    from echoink.splits import Splits
     from echoink.tracking import RunFolder, Tracker
 
 
@@ -206,14 +206,15 @@ def _models(config: Config) -> tuple[str, str]:
 
 
 def _load_data(config: Config) -> "Splits":
-    from echoink import console, data
+    from echoink import console
+    from echoink.splits import describe, load, training_steps
 
     trains = config.task is Task.train
-    splits = data.load(config.dataset, config.eval, config.model, trains)
-    for line in data.describe(splits, config.eval.split.name, config.dataset):
+    splits = load(config.dataset, config.eval, config.model, trains)
+    for line in describe(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:
-        data.training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
+        training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 
 
@@ -288,8 +289,8 @@ def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator
 def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
     from echoink import console, models
     from echoink.callbacks import Keeper, Recorder, Watch, completions_writer
-    from echoink.data import training_steps
     from echoink.job import with_checkpointing_decided
+    from echoink.splits import training_steps
     from echoink.trainer import EchoInkTrainer, arguments
 
     config = job.config

@@ -12,10 +12,10 @@ import torch
 
 from echoink import synthetic
 from echoink.compose import compose
-from echoink.data import read_split
 from echoink.media import VideoCaps
 from echoink.prompts import Prompt
 from echoink.samples import Sample
+from echoink.splits import read_split
 
 PROMPT = Prompt(**vars(compose([])[0].config.prompt))
 """What the embedded base has learnt to answer."""

@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 
 from echoink.compose import compose
 from echoink.config import Adapter
-from echoink.data import read_split, video_caps
 from echoink.models import load_model, load_processor, load_reference, lora
 from echoink.processing import Caps, PromptProcessor
 from echoink.prompts import Prompt
+from echoink.splits import read_split, video_caps
 from echoink.trainer import EchoInkTrainer, arguments, metrics_of
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from echoink.benchmarks import BENCHMARKS, choices, open_benchmark
 from echoink.compose import compose
-from echoink.data import load
 from echoink.errors import UserError
 from echoink.samples import Facts, check_media, parse_rows
+from echoink.splits import load
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video
 

@@ -12,10 +12,10 @@ import torch
 
 from echoink import doctor, export, memory, plan, predict, preflight, rescore
 from echoink.compose import compose
-from echoink.data import load
 from echoink.errors import UserError
 from echoink.models import load_model, load_processor, lora
 from echoink.rewards import Match
+from echoink.splits import load
 from tests.files import picture, sound, video
 
 

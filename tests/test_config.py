@@ -7,9 +7,9 @@ import pytest
 
 from echoink.compose import compose, conf_dir, groups
 from echoink.config import fields_of, flatten, to_yaml
-from echoink.data import training_steps
 from echoink.errors import UserError
 from echoink.help import help_text
+from echoink.splits import training_steps
 
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 

@@ -13,10 +13,10 @@ import soundfile
 from PIL import Image
 
 from echoink import curate
-from echoink.data import read_split
 from echoink.errors import UserError
 from echoink.media import load_audio, load_image
 from echoink.samples import Facts, check_media
+from echoink.splits import read_split
 from tests.conftest import VIDEO
 
 WORDS = ["dog barking", "car horn", "rain", "piano"]

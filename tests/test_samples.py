@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from echoink.data import read_split
 from echoink.errors import UserError
 from echoink.media import VideoCaps
 from echoink.samples import Dropped, answer_positions, check_media, fingerprint
+from echoink.splits import read_split
 
 CAPS = VideoCaps(2, 4, 12544)
 

@@ -12,11 +12,11 @@ import soundfile
 from PIL import Image
 
 from echoink.compose import compose
-from echoink.data import hold_out, load, profile, read_split
 from echoink.errors import UserError
 from echoink.media import Embedded, load_image
 from echoink.samples import DataType, Dropped, Facts, check_media, parse_rows
 from echoink.sources import open_split
+from echoink.splits import hold_out, load, profile, read_split
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video
 
@@ -277,7 +277,7 @@ def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
 
 
 def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch):
-    from echoink import show
+    from echoink import data
     from echoink.data import main
 
     def packed(name, target):
@@ -285,17 +285,17 @@ def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypat
             file.add(dataset, target)
         return tmp_path / name
 
-    monkeypatch.setattr(show, "COUNTS", {"train": 24, "valid": 12})
-    root = show.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
+    monkeypatch.setattr(data, "COUNTS", {"train": 24, "valid": 12})
+    root = data.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
     assert len(read_split(root, "valid")) == 12
     with pytest.raises(UserError, match="cannot unpack"):
-        show.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
+        data.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
     with pytest.raises(UserError, match="cannot unpack"):
-        show.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
-    monkeypatch.setattr(show, "COUNTS", {"train": 4490})
+        data.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
+    monkeypatch.setattr(data, "COUNTS", {"train": 4490})
     with pytest.raises(UserError, match="has 24 train samples, not 4490"):
-        show.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
+        data.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
     with pytest.raises(UserError, match=r"(?s)harryhsing/AVQA-R1-6K.*harryhsing/OmniInstruct_V1_AVQA_R1"):
         main(["get", "avqa_r1_6k", f"output={tmp_path}/hub"])
     with pytest.raises(UserError, match="known: avqa_r1_6k"):

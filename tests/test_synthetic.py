@@ -9,8 +9,8 @@ from scipy.stats import binomtest, chisquare
 from sklearn.ensemble import RandomForestClassifier
 
 from echoink import synthetic
-from echoink.data import read_split
 from echoink.media import load_audio
+from echoink.splits import read_split
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path):

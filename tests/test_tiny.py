@@ -7,11 +7,11 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 
 from echoink import synthetic
 from echoink.architecture import make_model, make_processor
-from echoink.data import read_split
 from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
 from echoink.models import TINY, end_ids
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.rollout import Sampling
+from echoink.splits import read_split
 from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
 from tests.conftest import PROMPT
 

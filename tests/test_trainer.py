@@ -9,11 +9,11 @@ from transformers import TrainerCallback
 
 from echoink.compose import compose
 from echoink.config import Adapter
-from echoink.data import training_steps
 from echoink.models import load_model, load_reference, lora
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import DataType, Sample
+from echoink.splits import training_steps
 from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of
 from tests.files import picture, sound, video
 
