@@ -191,7 +191,7 @@ def _check_together(config: Config) -> None:
             "every process takes whole micro-batches",
         )
     for prompt in (config.prompt, config.eval.direct):
-        Prompt(prompt.template, prompt.options, prompt.system)
+        Prompt(**vars(prompt))
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):

@@ -94,7 +94,7 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
         from echoink.processing import chat_text
 
         processor = models.load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
-    prompt = Prompt(config.prompt.template, config.prompt.options, config.prompt.system)
+    prompt = Prompt(**vars(config.prompt))
     output.mkdir(parents=True, exist_ok=True)
     for sample in samples:
         say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import console, memory, models, own_reward
-from echoink.config import Adapter, Config, PromptConfig, Task, TrainerConfig
+from echoink.config import Adapter, Config, Task, TrainerConfig
 from echoink.errors import UserError
 from echoink.own_reward import OwnReward
 from echoink.processing import Caps, PromptProcessor
@@ -50,14 +50,9 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     console.say("model", f"{path} · {models.describe(model, trains)}")
     omni = models.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
-    processor = PromptProcessor(omni, model, prompt_of(config.prompt), caps)
+    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
     return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
-
-
-def prompt_of(config: PromptConfig) -> Prompt:
-    """The group `prompt` as what `prompts` takes."""
-    return Prompt(config.template, config.options, config.system)
 
 
 def longest_prompt(job: Job) -> int:

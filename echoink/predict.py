@@ -126,7 +126,7 @@ def predict(arguments: argparse.Namespace) -> list[str]:
         omni = models.load_processor(path, config.model.min_pixels, config.model.max_pixels)
         prompt = config.prompt
         caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
-        processor = PromptProcessor(omni, model, Prompt(prompt.template, prompt.options, prompt.system), caps)
+        processor = PromptProcessor(omni, model, Prompt(**vars(prompt)), caps)
         generation = config.generation
         sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
         draws = draw_names(arguments.samples, greedy=False) if arguments.samples else ["greedy"]

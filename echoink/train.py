@@ -265,13 +265,13 @@ def _record_inputs(job: "Job", files: "RunFolder", tracker: "Tracker") -> None:
 
 
 def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator":
-    from echoink.job import prompt_of
     from echoink.phases import Evaluator
+    from echoink.prompts import Prompt
 
     config = job.config
     return Evaluator(
         config=config.eval,
-        direct=prompt_of(config.eval.direct),
+        direct=Prompt(**vars(config.eval.direct)),
         processor=job.processor,
         sampling=job.sampling,
         end_ids=job.end_ids,
