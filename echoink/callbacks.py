@@ -122,7 +122,6 @@ class Watch:
     """Warns, once each, of what a run that cannot learn looks like in its rollouts.
 
     Args:
-        group: G.
         cap: of tokens in a completion.
 
     Attributes:
@@ -132,21 +131,20 @@ class Watch:
     PATIENCE = 20
     """Rollouts in a row before a warning that a single one does not justify."""
 
-    def __init__(self, group: int, cap: int):
-        self._group, self._cap = group, cap
+    def __init__(self, cap: int):
+        self._cap = cap
         self._seen = {"format": 0, "cap": 0, "silent": 0}
         self.said: list[str] = []
 
     def __call__(self, rows: list[dict]) -> None:
         """Look at the rows of one rollout, see `EchoInkTrainer`."""
         n = len(rows)
-        groups = [rows[start : start + self._group] for start in range(0, n, self._group)]
         if all(not row["text"].strip() for row in rows):
             self._say("every completion is empty: the prompt or the end tokens do not fit this model")
         signs = {
             "format": sum(row["format"] for row in rows) < 0.02 * n,
             "cap": sum(row["tokens"] >= self._cap for row in rows) > 0.9 * n,
-            "silent": all(len({row["advantage"] for row in group}) == 1 for group in groups),
+            "silent": all(abs(row["advantage"]) < 1e-3 for row in rows),
         }
         for name, there in signs.items():
             self._seen[name] = self._seen[name] + 1 if there else 0

@@ -26,6 +26,7 @@ VERSION_BASE = "1.3"
 Schema = TypeVar("Schema")
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("conf", lambda path: str(conf_dir() / path))
 
 
 def conf_dir() -> Path:

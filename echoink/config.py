@@ -77,12 +77,28 @@ class Protocol(Enum):
 
 
 class Loss(Enum):
-    """How TRL sums the token losses; `grpo` is the paper's (mean over a completion's tokens, then over completions)."""
+    """How TRL sums the token losses; `grpo` is the paper's (mean over a completion's tokens, then over completions).
+
+    On-policy (`updates_per_rollout=1`) `cispo` has the gradient of `dapo`; it clips otherwise.
+    """
 
     grpo = "grpo"
     bnpo = "bnpo"
     dr_grpo = "dr_grpo"
     dapo = "dapo"
+    cispo = "cispo"
+
+
+class Advantage(Enum):
+    """What a completion is weighted with.
+
+    `group`: its reward relative to its group (Eq. 1, scaled as `grpo.scale` says). `rejection`: 1 where the answer is
+    right, else 0: a supervised step on the model's own right completions, the control for what GRPO adds to it (RAFT,
+    Dong et al. 2023); rewards and their weights are logged but do not act.
+    """
+
+    group = "group"
+    rejection = "rejection"
 
 
 class Scale(Enum):
@@ -172,6 +188,7 @@ class GrpoConfig:
     group_size: int = _("G, completions per prompt", ge=2)
     beta: float = _("weight of the KL term; 0 leaves the reference model out", ge=0)
     loss: Loss = _("how token losses are summed")
+    advantage: Advantage = _("group: rewards relative to the group; rejection: learn from right completions only")
     scale: Scale = _("what advantages are divided by; group is Eq. 1")
     clip: float = _("epsilon of the clipped ratio", gt=0, lt=1)
     updates_per_rollout: int = _("optimizer passes over each rollout; 1 is on-policy", ge=1)
@@ -219,6 +236,7 @@ class EvalConfig:
         "steps between evaluations on the development split, by which the best checkpoint is kept; 0: none", ge=0
     )
     dev_samples: int = _("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
+    cache: str | None = _("folder where the base's answers are kept for other runs of the same base; null: nowhere")
     direct: PromptConfig = field(default_factory=PromptConfig)
     """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
 
@@ -228,6 +246,14 @@ class TrackingConfig:
     enabled: bool = _("log to MLflow; the run folder is written in any case")
     uri: str = _("MLflow tracking URI; a relative sqlite path counts from the current folder")
     experiment: str = _("MLflow experiment")
+
+
+@dataclass
+class SweepConfig:
+    """Of --multirun only."""
+
+    resume: str | None = _("folder of a sweep: run what is missing there or did not finish")
+    share: str | None = _("folder: a finished run below it with the same configuration is copied, not run again")
 
 
 @dataclass
@@ -249,6 +275,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:

@@ -15,7 +15,7 @@ follow the question without a heading, and an answer is read as `Match.first_let
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
@@ -110,6 +110,8 @@ class Prediction:
     cluster: str
     """Samples that share media share it; the bootstrap resamples them together."""
     fields: dict[str, str]
+    media: dict[str, str] = field(default_factory=dict)
+    """Where its pictures, sounds and videos are."""
 
 
 def of_row(row: dict) -> Prediction:
@@ -179,6 +181,7 @@ def evaluate(
                 truncated=tokens[-1] not in end_ids,
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
+                media=sample.places,
                 **judged(text, sample, match, processor.prompt.thinks, own_reward),
             )
 
@@ -342,6 +345,7 @@ def flips(base: Sequence[Prediction], final: Sequence[Prediction]) -> list[dict]
             "gold": b.gold,
             "base": b.completion,
             "final": f.completion,
+            "media": f.media,
         }
         for b, f in pairs
         if b.correct != f.correct

@@ -7,13 +7,14 @@ each answer stands there once. Several processes share the samples; the first of
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import console, evaluation
+from echoink import cache, console, evaluation
 from echoink.config import EvalConfig, Protocol
-from echoink.evaluation import Prediction
+from echoink.evaluation import Prediction, Setting
 from echoink.models import processes
 from echoink.processing import PromptProcessor
 from echoink.prompts import Prompt
@@ -41,6 +42,7 @@ class Evaluator:
         bf16: autocast to bfloat16.
         clusters: by id, which evaluated samples share media.
         dev_clusters: the same of the development split.
+        data: digest of the evaluated samples and their files.
         files: the run's folder.
         tracker: the run in MLflow.
     """
@@ -56,6 +58,7 @@ class Evaluator:
     bf16: bool
     clusters: Mapping[str, str]
     dev_clusters: Mapping[str, str]
+    data: str
     files: RunFolder
     tracker: Tracker
 
@@ -74,7 +77,13 @@ class Evaluator:
         how = evaluation.setting(
             config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
         )
+        kept = self._kept(model, how, samples[0]) if config.cache and phase == evaluation.BASE else None
+        if kept and processes().is_main_process:
+            self._take(kept, samples, how)
+        processes().wait_for_everyone()
         predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters)
+        if kept and processes().is_main_process and not kept.is_file():
+            cache.keep(kept, predictions)
         found = self.files.summary[phase] = evaluation.summarize(predictions)
         self.tracker.metrics(_metrics(found, "eval"), step)
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
@@ -85,6 +94,43 @@ class Evaluator:
             + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else ""),
         )
         return predictions
+
+    def _kept(self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample) -> Path:
+        """Where the answers of this base are kept for other runs."""
+        example = replace(self.processor, prompt=how.prompt)(sample)  # for the tokenizer and its template
+        name = cache.key(
+            model,
+            data=self.data,
+            prompt=how.prompt,
+            draws=how.draws,
+            caps=self.processor.caps,
+            pixels=self.processor.processor.image_processor.size,
+            tokens=example.input_ids.tolist(),
+            sampling=self.sampling,
+            ends=sorted(self.end_ids),
+            seed=self.seed,
+            bf16=self.bf16,
+            batch=self.config.batch_prompts,
+        )
+        return Path(self.config.cache) / f"base-{name}.jsonl"
+
+    def _take(self, kept: Path, samples: Sequence[Sample], how: Setting) -> None:
+        """Take kept answers into this run's predictions, judged as this run judges."""
+        here = {row["id"] for row in self.files.read(PREDICTIONS) if row["phase"] == evaluation.BASE}
+        of_id = {sample.id: sample for sample in samples}
+        taken = [
+            replace(
+                evaluation.rejudged(p, how.match, self.own_reward),
+                cluster=self.clusters.get(p.id, p.id),
+                fields=of_id[p.id].fields,
+                media=of_id[p.id].places,
+            )
+            for p in cache.take(kept)
+            if p.id not in here
+        ]
+        if taken:
+            self.files.append(PREDICTIONS, map(asdict, taken))
+            console.say(evaluation.BASE, f"answers of an earlier run of the same base, from {kept}")
 
     def development(
         self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int

@@ -91,6 +91,11 @@ class Sample:
         """Its pictures, sounds and videos by name."""
         return {name: medium for name in MEDIA if (medium := getattr(self, name)) is not None}
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Where its media are, by name, for people and reports."""
+        return {name: str(medium) for name, medium in self.media.items()}
+
 
 @dataclass(frozen=True)
 class Dropped:

@@ -14,7 +14,7 @@ from echoink.config import DatasetConfig, EvalConfig, ModelConfig, Source, Train
 from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.media import VideoCaps
-from echoink.samples import Dropped, Facts, Sample, answer_positions, check_media, parse_rows
+from echoink.samples import Dropped, Facts, Sample, answer_positions, check_media, fingerprint, parse_rows
 from echoink.sources import holds_one_split, open_split
 
 
@@ -36,6 +36,11 @@ class Splits:
         """By id of samples of a split a name that those which share a picture, sound or video share."""
         groups = _groups([self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
         return {s.id: samples[group].id for s, group in zip(samples, groups, strict=True)}
+
+    def digest(self, split: str, samples: Sequence[Sample]) -> str:
+        """Of questions, answers and the contents of their files."""
+        contents = [self.facts[f"{split} {sample.id}"].digests for sample in samples]
+        return hashlib.sha256(f"{fingerprint(samples)} {contents}".encode()).hexdigest()
 
 
 def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, train: bool) -> Splits:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from echoink import checkpoint, preflight, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
-from echoink.config import Adapter, Config, Protocol, Task, flatten, to_yaml
+from echoink.config import Adapter, Advantage, Config, Protocol, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -188,6 +188,8 @@ def summary_line(config: Config) -> str:
     parts.append(
         f"reward {reward}" + (f", {config.reward.file} {config.reward.lambda_file:g}" if config.reward.file else "")
     )
+    if config.grpo.advantage is not Advantage.group:
+        parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
     parts.append(f"{config.trainer.steps} steps" if config.trainer.steps else f"{config.trainer.epochs:g} epochs")
     return " · ".join(parts)
@@ -281,6 +283,7 @@ def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator
         bf16=config.trainer.bf16,
         clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),
         dev_clusters=job.splits.clusters("dev", job.splits.dev),
+        data=job.splits.digest(config.eval.split.name, job.splits.valid),
         files=files,
         tracker=tracker,
     )
@@ -313,7 +316,7 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         lambda model, step: evaluator.development(model, job.splits.dev, step),
         recorder,
     )
-    watch = Watch(config.grpo.group_size, config.generation.max_new_tokens)
+    watch = Watch(config.generation.max_new_tokens)
     write = completions_writer(files, config.trainer.completions_every)
     trainer = EchoInkTrainer(
         model=job.model,
@@ -329,6 +332,7 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         adapter=lora,
         own_reward=job.own_reward,
         own_weight=config.reward.lambda_file,
+        advantage=config.grpo.advantage,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()

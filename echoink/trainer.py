@@ -41,7 +41,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from echoink import plain_rows, rollout
-from echoink.config import GenerationConfig, GrpoConfig, Schedule, TrainerConfig
+from echoink.config import Advantage, GenerationConfig, GrpoConfig, Loss, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
 from echoink.models import processes
@@ -81,6 +81,7 @@ class EchoInkTrainer(GRPOTrainer):
         args: TRL's configuration.
         shared_prefix: compute each group's prompt once in the loss; False computes plain rows, as TRL does.
         adapter: a PEFT adapter to train in the place of the weights; without it switched on the model is the reference.
+        advantage: see `Advantage`.
         own_reward: a user's reward of a completion and its sample, weighted by `own_weight`.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
@@ -100,6 +101,7 @@ class EchoInkTrainer(GRPOTrainer):
         adapter: PeftConfig | None = None,
         own_reward: Callable[[str, Sample], float] | None = None,
         own_weight: float = 1.0,
+        advantage: Advantage = Advantage.group,
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -113,6 +115,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._counted: Tensor | None = None  # [R, C], those of groups with a signal
         self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
+        self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
 
@@ -229,6 +232,14 @@ class EchoInkTrainer(GRPOTrainer):
         scored = super()._generate_and_score_completions(inputs)
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
+        if self._rejects:
+            right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
+            self._logs["advantages"].clear()
+            self._logs["advantages"].extend(right)
+            own = slice(
+                self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
+            )
+            scored["advantages"] = torch.tensor(right, device=self.accelerator.device)[own]
         if self._on_rollout is not None:
             rows = self._rollout_rows()
             if self.accelerator.is_main_process:
@@ -261,7 +272,10 @@ class EchoInkTrainer(GRPOTrainer):
         if self._shared_prefix and self.beta == 0:
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
             grouped = inputs["advantages"].view(-1, self.num_generations)
-            silent = (grouped.amax(1) == grouped.amin(1)).repeat_interleave(self.num_generations)
+            silent = grouped.amax(1) == grouped.amin(1)
+            if self._rejects:  # there all right is not silent
+                silent &= grouped.amax(1) == 0
+            silent = silent.repeat_interleave(self.num_generations)
             inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
             if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
                 inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
@@ -399,6 +413,9 @@ def arguments(
         beta=grpo.beta,
         use_bias_correction_kl=False,  # TRL's default weights the KL term by rho; Eq. 2 does not
         epsilon=grpo.clip,
+        epsilon_high=1 + grpo.clip
+        if grpo.loss is Loss.cispo
+        else None,  # there TRL clips the ratio to it, not to 1 + it
         loss_type=grpo.loss.name,
         scale_rewards=grpo.scale.name,
         temperature=generation.temperature,

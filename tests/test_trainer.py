@@ -600,7 +600,7 @@ def rollout_rows(step=1, n=8, **changes):
 def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
     from echoink.callbacks import Watch
 
-    watch = Watch(group=4, cap=10)
+    watch = Watch(cap=10)
     for step in range(1, rollouts + 1):
         watch(rollout_rows(step, **changes))
     assert len(watch.said) == len(said)
@@ -610,7 +610,7 @@ def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
 def test_one_good_rollout_starts_the_count_again():
     from echoink.callbacks import Watch
 
-    watch = Watch(group=4, cap=10)
+    watch = Watch(cap=10)
     for step in range(2, 60):
         watch(rollout_rows(step, format=float(step % 15 == 0)))
     assert not watch.said

@@ -1,0 +1,66 @@
+"""The base's answers, kept for every run of the same base: a sweep over rewards evaluates its base once.
+
+The key is a digest of all that an answer depends on: weights, samples with their media, prompt, draws, sampling, seed,
+this package's code and the versions of torch and transformers. How an answer is judged is not part of it: answers that
+are taken are judged again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache as once
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echoink import evaluation
+from echoink.evaluation import Prediction
+
+
+def key(model: torch.nn.Module, **depends_on: Any) -> str:
+    """The name under which the answers of a model are kept.
+
+    Args:
+        model: its weights and its device count.
+        depends_on: whatever else the answers depend on, with a `repr` that says all of it.
+    """
+    versions = [metadata.version(library) for library in ("torch", "transformers")]
+    facts = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def weights(model: torch.nn.Module) -> str:
+    """Digest of a model's parameters and buffers: names, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+@once
+def code() -> str:
+    """Digest of this package's sources."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def take(file: Path) -> list[Prediction]:
+    """The answers that are kept in a file; none where there is no such file."""
+    if not file.is_file():
+        return []
+    return [evaluation.of_row(json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def keep(file: Path, predictions: Sequence[Prediction]) -> None:
+    """Keep answers: written aside, then renamed, so that several runs may keep the same at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text("".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions), encoding="utf-8")
+    os.replace(part, file)
