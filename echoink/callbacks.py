@@ -1,15 +1,17 @@
 """What happens beside a training step: metrics to disk and MLflow, rollout samples, the progress bar, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from echoink import checkpoint
+from echoink import checkpoint, traces
 from echoink.console import bar, console, say
-from echoink.tracking import RunFolder, Tracker
+from echoink.samples import Sample
+from echoink.tracker import Tracker
+from echoink.tracking import RunFolder
 from echoink.trainer import EchoInkTrainer, metrics_of
 
 
@@ -40,8 +42,7 @@ class Recorder(TrainerCallback):
             return
         step, metrics = state.global_step, metrics_of(logs)
         metrics["completions_seen"] = -(-step // self._updates) * self._completions
-        self._files.append("metrics.jsonl", [{"step": step, "epoch": state.epoch, **metrics}])
-        self._tracker.metrics(metrics, step)
+        self._tracker.row(self._files.numbers("metrics.jsonl", {"step": step, "epoch": state.epoch, **metrics}))
         self._newest |= metrics  # a step that reuses a rollout has no rewards of its own
         text = (
             f"accuracy {self._newest['reward/accuracy']:.2f} · format {self._newest['reward/format']:.2f} · "
@@ -53,8 +54,7 @@ class Recorder(TrainerCallback):
 
     def development(self, step: int, metrics: dict[str, float]) -> None:
         """Take an evaluation on the development split."""
-        self._files.append("dev.jsonl", [{"step": step, **metrics}])
-        self._tracker.metrics(metrics, step)
+        self._tracker.row(self._files.numbers("dev.jsonl", {"step": step, **metrics}))
 
     def close(self) -> None:
         """Take the bar off the screen, when training has ended or failed."""
@@ -70,6 +70,8 @@ class Keeper(TrainerCallback):
         keep: newest checkpoints kept; the best is kept besides.
         evaluate_every: steps between evaluations on the development split, 0 for none.
         evaluate: of a model at a step: its metrics, `dev/accuracy` among them.
+        watch_every: steps between answers to the watched samples, 0 for none.
+        watch: answers them.
         recorder: takes those metrics.
 
     Attributes:
@@ -84,20 +86,32 @@ class Keeper(TrainerCallback):
         keep: int,
         evaluate_every: int,
         evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
+        watch_every: int,
+        watch: Callable[[torch.nn.Module, int], None],
         recorder: Recorder,
     ):
+        self._watch_every, self._watch = watch_every, watch
         self._run, self._every, self._keep = run, every, keep
         self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
         self.newest: Path | None = None
         self.best: dict[str, float] | None = None
 
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if self._watch_every:
+            self._watch(self._thinker(), state.global_step)
+
+    def _thinker(self) -> torch.nn.Module:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
     def on_step_end(self, args, state, control, **_) -> None:
         step, last = state.global_step, state.global_step == state.max_steps
         better = False
+        if self._watch_every and (last or step % self._watch_every == 0):
+            self._watch(self._thinker(), step)
         if self._evaluate_every and (last or step % self._evaluate_every == 0):
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            metrics = self._evaluate(model.get_base_model() if isinstance(model, PeftModel) else model, step)
+            metrics = self._evaluate(self._thinker(), step)
             self._recorder.development(step, metrics)
             better = self.best is None or metrics["dev/accuracy"] >= self.best["accuracy"]
             if better:
@@ -166,15 +180,58 @@ class Watch:
             say("warning", text)
 
 
-def completions_writer(files: RunFolder, every: int) -> Callable[[list[dict]], None]:
-    """Keeps the first rollout and the next one after every `every` steps, in `completions/step-N.jsonl`."""
+def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[list[dict]], list[dict]]:
+    """Adds to the rows of a rollout their question, gold answer, places of media and total reward.
+
+    Args:
+        samples: of training.
+        weights: of the rewards by name.
+    """
+    of_id = {sample.id: sample for sample in samples}
+
+    def tell(rows: list[dict]) -> list[dict]:
+        return [
+            {
+                **row,
+                "total": sum(weight * row[name] for name, weight in weights.items()),
+                "problem": of_id[row["id"]].problem,
+                "options": of_id[row["id"]].options,
+                "gold": of_id[row["id"]].solution,
+                "media": of_id[row["id"]].places,
+            }
+            for row in rows
+        ]
+
+    return tell
+
+
+def every(steps: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
+    """Passes on the first rollout and the next one after every `steps` steps; none where it is 0."""
     due = 1
 
-    def write(rows: list[dict]) -> None:
+    def pass_on(rows: list[dict]) -> None:
         nonlocal due
         step = rows[0]["step"]
-        if every and step >= due:
-            due = (step // every + 1) * every
-            files.append(f"completions/step-{step}.jsonl", rows)
+        if steps and step >= due:
+            due = (step // steps + 1) * steps
+            write(rows)
 
-    return write
+    return pass_on
+
+
+def keep_completions(files: RunFolder) -> Callable[[list[dict]], None]:
+    """Writes a rollout to `completions/step-N.jsonl`."""
+    return lambda rows: files.append(f"completions/step-{rows[0]['step']}.jsonl", rows)
+
+
+def keep_traces(files: RunFolder, tracker: Tracker, groups: int) -> Callable[[list[dict]], None]:
+    """Writes the first groups of a rollout to `traces.jsonl` and sends them as traces."""
+
+    def keep(rows: list[dict]) -> None:
+        ids = list(dict.fromkeys(row["id"] for row in rows))[:groups]
+        for id in ids:
+            group = [row for row in rows if row["id"] == id]
+            files.append(traces.FILE, group)
+            tracker.group(group)
+
+    return keep

@@ -44,6 +44,7 @@ class Composed:
 
     config: Config
     folder: Path
+    overrides: tuple[str, ...] = ()
 
 
 def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
@@ -111,7 +112,8 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
         raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
-        return Composed(validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])), folder)
+        config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
+        return Composed(config, folder, tuple(overrides))
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -236,6 +236,7 @@ class EvalConfig:
         "steps between evaluations on the development split, by which the best checkpoint is kept; 0: none", ge=0
     )
     dev_samples: int = _("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
+    watched: int = _("evaluated samples that are answered every trainer.completions_every steps, to look at", ge=0)
     cache: str | None = _("folder where the base's answers are kept for other runs of the same base; null: nowhere")
     direct: PromptConfig = field(default_factory=PromptConfig)
     """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
@@ -246,6 +247,9 @@ class TrackingConfig:
     enabled: bool = _("log to MLflow; the run folder is written in any case")
     uri: str = _("MLflow tracking URI; a relative sqlite path counts from the current folder")
     experiment: str = _("MLflow experiment")
+    traces_every: int = _("steps between rollouts that are shown as traces, with picture and sound; 0 for none", ge=0)
+    traces_groups: int = _("groups of such a rollout that are shown", ge=1)
+    machine_every: float = _("seconds between looks at processor, memory and GPU; 0 for none", ge=0)
 
 
 @dataclass

@@ -16,6 +16,9 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 _log = logging.getLogger("echoink")
 
+SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens."""
+
 
 def say(label: str, text: str) -> None:
     """A line with its label; also in train.log."""
@@ -26,7 +29,7 @@ def say(label: str, text: str) -> None:
 def say_mlflow(uri: str, page: str) -> None:
     """How to open MLflow on a page of this store."""
     say("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
-    say("", f"then open http://127.0.0.1:5000{page}")
+    say("", f"then open {SERVER}{page}")
 
 
 def percent(value: float | None) -> str:

@@ -21,7 +21,8 @@ from echoink.prompts import Prompt
 from echoink.rewards import Match
 from echoink.rollout import Sampling
 from echoink.samples import Sample
-from echoink.tracking import RunFolder, Tracker
+from echoink.tracker import Tracker
+from echoink.tracking import RunFolder
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -85,7 +86,9 @@ class Evaluator:
         if kept and processes().is_main_process and not kept.is_file():
             cache.keep(kept, predictions)
         found = self.files.summary[phase] = evaluation.summarize(predictions)
-        self.tracker.metrics(_metrics(found, "eval"), step)
+        row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
+        if phase == evaluation.BASE:  # the final numbers go with the checkpoint, see sync.py
+            self.tracker.row(row)
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
         console.say(
             phase,
@@ -94,6 +97,23 @@ class Evaluator:
             + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else ""),
         )
         return predictions
+
+    def watch(self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int) -> None:
+        """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
+        answers = evaluation.evaluate(
+            model,
+            self.processor,
+            samples[: self.config.watched],
+            self.sampling,
+            self.end_ids,
+            self.match,
+            self.seed,
+            f"step-{step}",
+            self.config.batch_prompts,
+            self.bf16,
+            (evaluation.SAMPLED,),
+        )
+        self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
     def _kept(self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample) -> Path:
         """Where the answers of this base are kept for other runs."""

@@ -1,160 +1,329 @@
-"""Pictures, made from folders alone.
+"""A report of runs, made from their folders alone: report.html (one file, no network) and report.md.
 
-python -m echoink.report outputs/tiny/<run>                 figures/curves.png of a run
-python -m echoink.report outputs/tiny/sweep_<time>          the same of a sweep, a line per job
-python -m echoink.report outputs/data/<set> sheet.png       samples of a dataset: picture, sound, question, answer
+python -m echoink.report outputs/tiny/<run>                     a run: what got better, what got worse
+python -m echoink.report outputs/ablate_beta/sweep_<time>       an ablation: arms, intervals over seeds, differences
+python -m echoink.report <folder> <folder> … output=<folder>    several together, runs of a seed side by side
+python -m echoink.report outputs/data/<set> sheet.png           samples of a dataset as a picture
+
+It is written into the folder (of several: outputs/report, or output=).
 """
 
 import json
-import textwrap
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from omegaconf import OmegaConf
-
-from echoink import command
+from echoink import command, figures, results
+from echoink.compose import compose, conf_dir
+from echoink.config import flatten
 from echoink.errors import UserError
+from echoink.exhibits import encoded, picture, sound
+from echoink.results import Arm, Difference, Run
+from echoink.statistics import Seeds, wilson
 from echoink.tracking import read_rows
 
-PANELS = (
-    ("reward/accuracy", "accuracy reward"),
-    ("completion/mean_length", "completion length (tokens)"),
-    ("reward/format", "format reward"),
-)
-"""The curves of the paper's Figure 4, and the format reward."""
-
-COLOURS = ("#1f4e79", "#c05a1c", "#3a7d44", "#7d3c98", "#b03a48", "#4a4a4a", "#8a6d1a", "#2a7f8e")
+EXAMPLES = 4
+"""Samples that got better, and as many that got worse, are shown."""
+SECONDS = 10
+"""A longer sound is cut in a report."""
+SIDE = 360
+"""Pixels of a picture's longer side in a report."""
 
 
-def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average with its start-up bias removed, as experiment trackers draw it.
-
-    s_t = (1 - w) Σ_k w^(t-k) v_k / (1 - w^(t+1))
-    """
-    smoothed, total = [], 0.0
-    for count, value in enumerate(values, 1):
-        total = weight * total + (1 - weight) * value
-        smoothed.append(total / (1 - weight**count))
-    return smoothed
-
-
-def curves(runs: dict[str, Path], target: Path) -> Path | None:
-    """Draw the curves of runs from their `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
-
-    Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel, those on the
-    development split squares.
+def write(folders: Sequence[Path], target: Path) -> list[Path]:
+    """Write the report of the runs in or below folders.
 
     Args:
-        runs: folders by the label of their line.
-        target: the PNG to write.
-    """
-    found = {
-        label: [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()
-    }
-    found = {label: rows for label, rows in found.items() if rows}
-    if not found:
-        return None
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
-    for axis, (name, title) in zip(axes, PANELS, strict=True):
-        for number, (label, rows) in enumerate(found.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
-            axis.plot(steps, values, color=colour, alpha=0.25 if len(found) == 1 else 0.12, linewidth=1)
-            axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
-        axis.set(xlabel="step", title=title)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if name != "completion/mean_length":
-            axis.set_ylim(0, 1.02)
-    if len(found) > 1:
-        axes[0].legend(frameon=False, fontsize="small")
-    else:
-        _evaluations(axes[0], *((runs[label], rows[-1]["step"]) for label, rows in found.items()))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
-    pyplot.close(figure)
-    return target
+        folders: of runs, sweeps, or anything above.
+        target: the folder that gets report.html, report.md and figures/.
 
-
-def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None:
-    run, last = run_and_last_step
-    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").is_file() else {}
-    for phase, step in (("base", 0), ("final", last)):
-        if found := summary.get(phase):
-            low, high = found["interval"]
-            error = [[found["accuracy"] - low], [high - found["accuracy"]]]
-            axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
-    if points := read_rows(run / "dev.jsonl"):
-        axis.plot(
-            [row["step"] for row in points], [row["dev/accuracy"] for row in points], "s--", color="#3a7d44", ms=4
-        )
-
-
-def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
-    """Draw the first validation samples of a dataset: picture, waveform, question, options, right answer.
-
-    Args:
-        dataset: its folder.
-        target: the PNG to write.
-        count: how many.
-    """
-    from echoink.media import SAMPLING_RATE, load_audio, load_image
-    from echoink.splits import read_split
-
-    samples = read_split(dataset, "valid", count)
-    figure, axes = pyplot.subplots(
-        2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False
-    )
-    for (top, bottom), sample in zip(axes.T, samples, strict=True):
-        sound = load_audio(sample.audio, 10)
-        top.imshow(load_image(sample.image))
-        top.set_axis_off()
-        words = (option.replace(" ", "\N{NO-BREAK SPACE}") for option in sample.options)
-        options = "   ".join(f"[{word}]" if word[0] in sample.gold else word for word in words)
-        top.set_title(f"{_wrapped(sample.problem)}\n{_wrapped(options)}", fontsize=7.5, loc="left")
-        bottom.plot([t / SAMPLING_RATE for t in range(len(sound))], sound, color=COLOURS[0], linewidth=0.5)
-        bottom.set(ylim=(-0.6, 0.6), yticks=[], xlabel="seconds")
-        bottom.locator_params(axis="x", nbins=3)
-        bottom.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(target, dpi=130, bbox_inches="tight")
-    pyplot.close(figure)
-    return target
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 38)
-
-
-def label(job: Path) -> str:
-    """What sets a job of a sweep apart: the overrides that its sweep varies, from the job's folder."""
-    file = job / ".hydra" / "overrides.yaml"
-    told = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
-    others = [path for path in job.parent.glob("*/.hydra/overrides.yaml") if path != file]
-    shared = [set(OmegaConf.to_container(OmegaConf.load(path))) for path in others]
-    return ", ".join(o for o in told if not shared or any(o not in s for s in shared) if not o.startswith("hydra."))
-
-
-def main(arguments: list[str]) -> None:
-    """Draw what the given folder holds; see the module's docstring.
+    Returns:
+        The files.
 
     Raises:
-        UserError: the folder is neither a run, a sweep nor a dataset.
+        UserError: a folder holds no run.
     """
-    folder = Path(arguments[0])
-    jobs = sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
-    target = Path(arguments[1]) if len(arguments) > 1 else folder / "figures" / "curves.png"
-    if jobs:
-        print(curves({label(job): job for job in jobs}, target))
-    elif (folder / "metrics.jsonl").is_file():
-        print(curves({folder.name: folder}, target))
-    elif (folder / "omni_rl_format_valid.json").is_file():
-        print(sheet(folder, target if len(arguments) > 1 else Path("sheet.png")))
-    else:
-        raise UserError(f"{folder} is neither a run, a sweep nor a dataset", "see python -m echoink.report --help")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    runs = results.find(folders)
+    figure = figures.overlay(runs, target / "figures" / ("curves.png" if len(runs) > 1 else "overlay.png"))
+    drawn = figures.overlay(runs, target / "figures" / ".curves.svg")
+    told = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
+    told["figure"] = figure and figure.relative_to(target).as_posix()
+    told["curves"] = drawn and encoded(drawn.read_bytes())
+    if drawn:
+        drawn.unlink()
+    templates = Environment(
+        loader=PackageLoader("echoink", "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,  # model output is text, never markup
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    templates.filters |= {"points": points, "percent": percent, "span": span, "fenced": fenced}
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in ("report.html", "report.md"):
+        text = templates.get_template(f"{name}.jinja").render(told)
+        (target / name).write_text(text, encoding="utf-8")
+        written.append(target / name)
+    return written
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in the table."""
+
+    label: str
+    seeds: str
+    finished: str
+    base: float | None
+    final: float | None
+    interval: tuple[float, float] | None
+    per_seed: str
+    greedy: float | None
+    format: float | None
+    lengths: tuple[float, float] | None
+    difference: Difference | None
+    is_reference: bool
+
+
+def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
+    """What the templates tell.
+
+    Args:
+        runs: of the report.
+        sweeps: folders of the sweeps among them, for their questions and commands.
+    """
+    defaults = flatten(compose([])[0].config)
+    arms = results.arms(runs)
+    trained = [arm for arm in arms if any(run.finished and run.result for run in arm.runs)]
+    reference = results.reference(trained, defaults) if trained else None
+    found = {id(d.arm): d for d in (results.differences(trained, reference) if reference else [])}
+    rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
+    shown = _example_run(reference or arms[0])
+    asked = [json.loads((folder / "sweep.json").read_text(encoding="utf-8")) for folder in sweeps]
+    return {
+        "title": " and ".join(dict.fromkeys(run.summary["name"] for run in runs)),
+        "questions": [question for one in asked if (question := one.get("question"))],
+        "n": (shown.result or {}).get("n"),
+        "rows": rows,
+        "reference": reference.label if reference else "",
+        "several": len(arms) > 1,
+        "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
+        "paired": shown.summary.get("paired") if len(runs) == 1 else None,
+        "settings": _settings(runs, defaults),
+        "varied": [results.SHORT.get(key, key) for key in results.differing(runs)],
+        "examples": _examples(shown),
+        "example_run": f"{(reference or arms[0]).label}, seed {shown.seed}" if len(runs) > 1 else "",
+        "watched": _watched(shown),
+        "commands": list(dict.fromkeys(_command(one["command"]) for one in asked)) or _commands(runs),
+        "machine": _machine(runs),
+        "unfinished": [f"{run.folder.name}: {run.summary['status']}" for run in runs if not run.finished],
+    }
+
+
+def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
+    done = [run for run in arm.runs if run.finished and run.result]
+    final = arm.over_seeds("accuracy")
+    interval = final.interval if final else None
+    if final and interval is None:
+        wide = wilson(round(final.mean * done[0].result["n"]), done[0].result["n"])
+        interval = (wide.low, wide.high)
+    base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
+    lengths = [run.lengths for run in done if run.lengths]
+    by_seed = arm.of_seed("accuracy")
+    return Row(
+        label=arm.label,
+        seeds=", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
+        finished=f"{len(done)} of {len(arm.runs)}",
+        base=mean(base),
+        final=final and final.mean,
+        interval=interval,
+        per_seed=" / ".join(f"{100 * by_seed[seed]:.1f}" for seed in sorted(by_seed)),
+        greedy=_mean_of(arm.over_seeds("greedy_accuracy")),
+        format=_mean_of(arm.over_seeds("format")),
+        lengths=(mean(x[0] for x in lengths), mean(x[1] for x in lengths)) if lengths else None,
+        difference=difference,
+        is_reference=is_reference,
+    )
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Of nothing: None."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _mean_of(seeds: Seeds | None) -> float | None:
+    return seeds.mean if seeds else None
+
+
+def verdict(found: Difference, reference: Arm) -> str:
+    """What a difference carries, in a sentence.
+
+    Example: "β 0.04: no difference shown; at 95 % it is no larger than 1.9 points (3 seeds)."
+    """
+    if found.seeds is None:
+        return f"{found.arm.label}: fewer than two seeds shared with {reference.label}, so nothing can be said."
+    low, high = (100 * end for end in found.seeds.interval)
+    n, change = len(found.seeds.values), 100 * found.seeds.mean
+    p = f"p = {found.adjusted_p:.2g} after Holm"
+    if found.adjusted_p < 0.05:
+        way = "better" if change > 0 else "worse"
+        return f"{found.arm.label}: {abs(change):.1f} points {way} [{low:+.1f}, {high:+.1f}], {p} ({n} seeds)."
+    largest = max(abs(low), abs(high))
+    return (
+        f"{found.arm.label}: no difference shown ({change:+.1f} points, {p}, {n} seeds); "
+        f"at 95 % none is larger than {largest:.1f} points."
+    )
+
+
+def _settings(runs: Sequence[Run], defaults: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What all runs set otherwise than the defaults: key, value, default."""
+    varied = {*results.differing(runs), "seed"}
+    return [
+        (key, str(value), str(defaults[key]))
+        for key, value in runs[0].config.items()
+        if key in defaults and key not in varied and not isinstance(value, list) and str(value) != str(defaults[key])
+    ]
+
+
+def _example_run(arm: Arm) -> Run:
+    """The run whose samples are shown: the arm's first finished one."""
+    return min(arm.runs, key=lambda run: (not run.finished, run.seed))
+
+
+def _examples(run: Run) -> list[dict]:
+    flips = read_rows(run.folder / "flips.jsonl")
+    chosen = []
+    for direction in ("gained", "lost"):
+        rows = [row for row in flips if row["direction"] == direction]
+        chosen.append(
+            {
+                "direction": direction,
+                "count": len(rows),
+                "samples": [{**row, "exhibits": exhibits(row.get("media", {}))} for row in rows[:EXAMPLES]],
+            }
+        )
+    return chosen if flips else []
+
+
+def exhibits(media: dict[str, str]) -> list[dict[str, str]]:
+    """A sample's media for a page: kind, and the data or why there are none."""
+    shown = []
+    for kind, place in media.items():
+        data = words = ""
+        try:
+            if kind == "image":
+                data = "data:image/jpeg;base64," + encoded(picture(Path(place), SIDE))
+            elif kind == "audio":
+                data = "data:audio/wav;base64," + encoded(sound(Path(place), SECONDS))
+            else:
+                words = place
+        except UserError as error:
+            words = error.problem
+        shown.append({"kind": kind, "data": data, "words": words, "place": place})
+    return shown
+
+
+def _watched(run: Run) -> list[dict]:
+    """The same prompts over training: question, media, and an answer per step."""
+    prompts: dict[str, dict] = {}
+    for row in read_rows(run.folder / "watched.jsonl"):
+        prompt = prompts.setdefault(row["id"], {**row, "exhibits": exhibits(row["media"]), "answers": []})
+        prompt["answers"].append(row)
+    for prompt in prompts.values():  # the first, the last, and where the answer turns
+        answers = prompt["answers"]
+        turns = [i for i in range(1, len(answers)) if answers[i]["correct"] != answers[i - 1]["correct"]]
+        kept = sorted({0, len(answers) - 1, *turns[:4]})
+        prompt["shown"] = [answers[i] for i in kept]
+    return list(prompts.values())
+
+
+def _command(words: Sequence[str]) -> str:
+    return "python " + shlex.join(words)
+
+
+def _commands(runs: Sequence[Run]) -> list[str]:
+    found = []
+    for run in runs[:20]:
+        file = run.folder / "environment.json"
+        if file.is_file():
+            words = json.loads(file.read_text(encoding="utf-8"))["command"]
+            kept = [word for word in words[1:] if not word.startswith(("hydra.run.dir", "tracking."))]
+            found.append(_command(["-m", "echoink.train", *kept]))
+    return list(dict.fromkeys(found))
+
+
+def _machine(runs: Sequence[Run]) -> list[str]:
+    """Commits, platforms and library versions of the runs."""
+    files = [run.folder / "environment.json" for run in runs]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    lines = []
+    for name, read in (
+        ("commit", lambda e: (e["commit"] or "unknown")[:7] + (" with changes" if e["uncommitted_changes"] else "")),
+        ("machine", lambda e: f"{e['platform']}, {e['processors']} processors, Python {e['python']}"),
+        ("versions", lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items())),
+    ):
+        if told := dict.fromkeys(read(one) for one in found):
+            lines.append(f"{name}: {'; '.join(told)}")
+    return lines
+
+
+# --- how numbers are written ---
+
+
+def percent(value: float | None) -> str:
+    """0.8577 → "85.8"."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """0.0123 → "+1.2"."""
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def span(bounds: Sequence[float] | None, sign: bool = False) -> str:
+    """[0.842, 0.873] → "[84.2, 87.3]"."""
+    return "" if bounds is None else "[" + ", ".join(f"{100 * b:{'+' if sign else ''}.1f}" for b in bounds) + "]"
+
+
+def fenced(text: str) -> str:
+    """Text as a Markdown code block that it cannot end."""
+    longest = max((len(run) for run in "".join(c if c == "~" else " " for c in text).split()), default=0)
+    fence = "~" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def question(experiment: str | None) -> str:
+    """The first words of an experiment's file, its question; empty where there is none."""
+    file = conf_dir() / "experiment" / f"{experiment}.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines() if experiment and file.is_file() else []
+    said = []
+    for line in lines[1:]:
+        if not line.startswith("# "):
+            break
+        said.append(line[2:])
+    return " ".join(said)
+
+
+def main(words: Sequence[str]) -> None:
+    """Write the report of the given folders; see the module's docstring.
+
+    Raises:
+        UserError: a folder is neither a run, a sweep nor a dataset.
+    """
+    outputs = [word.partition("=")[2] for word in words if word.startswith("output=")]
+    folders = [Path(word) for word in words if not word.startswith("output=")]
+    if (folders[0] / "omni_rl_format_valid.json").is_file():
+        print(figures.sheet(folders[0], folders[1] if len(folders) > 1 else Path("sheet.png")))
+        return
+    target = Path(outputs[-1]) if outputs else folders[0] if len(folders) == 1 else Path("outputs/report")
+    for file in write(folders, target):
+        print(file)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,44 @@
 """A sweep: every job in a process of its own, one parent run in MLflow, true statuses, a table at the end.
 
-Hydra's launchers choose when and where a job starts; the job itself is `python -m echoink.train` again, so that
-accelerate's state, GPU memory and MLflow never leak from one job to the next, and a crash stops one job only.
+Hydra's launchers choose when and where a job starts (one after the other, `hydra/launcher=joblib` side by side,
+`hydra/launcher=submitit_slurm` on a cluster), its sweepers which jobs there are (`hydra/sweeper=optuna` searches). The
+job itself is `python -m echoink.train` again, so that accelerate's state, GPU memory and MLflow never leak from one job
+to the next, and a crash stops one job only.
+
+    sweep_<time>/
+      sweep.json        what was asked for, and the parent run
+      0/ 1/ …           jobs, each a run's folder; output.log has a job's screen where several run at once
+      unfinished/       what an earlier attempt at a job left, after sweep.resume
+      figures/, report.html, report.md
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from echoink.compose import quoted
-from echoink.config import Config
+from filelock import FileLock, Timeout
+
+from echoink import results
+from echoink.compose import Composed, compose, quoted
+from echoink.config import Config, Task
+from echoink.errors import UserError
+from echoink.results import Run
+
+if TYPE_CHECKING:
+    from echoink.tracker import Tracker
 
 SWEPT = "ECHOINK_SWEPT"
 """Environment variable by which a sweep tells its jobs which keys differ between them."""
 
-_NOT_PART_OF_A_NAME = ("hydra", "tracking.", "dataset.path", "checkpoint")
+_NOT_PART_OF_A_NAME = ("hydra", "tracking.", "dataset.path", "checkpoint", "sweep.", "eval.cache")
 
 
 def swept_keys() -> list[str]:
@@ -26,43 +46,113 @@ def swept_keys() -> list[str]:
     return os.environ.get(SWEPT, "").split()
 
 
-def run_name(overrides: list[str]) -> str:
+def run_name(overrides: Sequence[str]) -> str:
     """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"; in a sweep, what differs."""
     keys = swept_keys()
-    told = [
-        override
-        for override in overrides
-        if (override.partition("=")[0] in keys if keys else not override.startswith(_NOT_PART_OF_A_NAME))
+    return ", ".join(one for one in told(overrides) if not keys or one.partition("=")[0] in keys)[:200]
+
+
+def told(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, not where its files go."""
+    return [override for override in overrides if not override.startswith(_NOT_PART_OF_A_NAME)]
+
+
+def side_by_side(settings) -> int:
+    """How many jobs Hydra's launcher runs at once: 1 leaves the screen and the machine to each job."""
+    choice = settings.runtime.choices["hydra/launcher"]
+    if choice == "basic":
+        return 1
+    cores = os.cpu_count() or 1
+    wanted = settings.launcher.get("n_jobs") or settings.launcher.get("array_parallelism") or 2
+    return max(2, min(cores if wanted < 0 else wanted, cores))
+
+
+def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
+    """The overrides of a sweep, those of the one that `sweep.resume=` names where it is given, and its folder.
+
+    Raises:
+        UserError: it is no sweep's folder, or other overrides than its own are given beside.
+    """
+    given = [override for override in overrides if override.startswith("sweep.resume=")]
+    folder = Path(given[-1].partition("=")[2].strip("'\"")) if given else None
+    if folder is None or str(folder) == "null":
+        return overrides, None
+    if not (folder / "sweep.json").is_file():
+        raise UserError(f"sweep.resume={folder} is no folder of a sweep", "it has a sweep.json")
+    before = json.loads((folder / "sweep.json").read_text())["overrides"]
+    others = [
+        o for o in overrides if o not in before and not o.startswith(("sweep.resume=", "hydra/launcher", "hydra."))
     ]
-    return ", ".join(told)[:200]
+    if others:
+        raise UserError(
+            f"sweep.resume={folder} goes on with its own overrides, not with {', '.join(others)}", "start another sweep"
+        )
+    if any(o.startswith("hydra/sweeper=") for o in before):
+        raise UserError("a search cannot be taken up", "start another one")
+    return [*before, *(o for o in overrides if o.startswith("hydra") and o not in before)], folder
 
 
-def run_job(overrides: list[str], folder: Path, flags: list[str]) -> float | None:
-    """Run one job in its own process, its output on ours; a failure is left in the job's folder for the table.
+# --- one job ---
+
+
+def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float | None:
+    """Run one job in its own process; a failure is left in the job's folder for the table.
+
+    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again.
 
     Args:
+        config: the job's.
         overrides: what the job is.
         folder: its folder.
         flags: Hydra's flags, --config-dir.
+        side_by_side: how many jobs run at once; 1 leaves the screen to the job.
 
     Returns:
-        The job's final accuracy, None where it failed.
+        The job's final accuracy: the objective of a search. NaN where it failed.
     """
+    summary = read_summary(folder)
+    if summary["status"] == "finished":
+        return _done(folder, "finished before")
+    if config.sweep.share and (elsewhere := shared(config, Path(config.sweep.share), folder)):
+        _copy(elsewhere, folder)
+        return _done(folder, f"from {elsewhere.folder}")
+    if config.task is Task.train:
+        _set_aside(folder)
     command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir={quoted(folder)}"]
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
-            process.terminate()
-        _wait(process)
-        raise
+    alone = side_by_side == 1
+    with (
+        nullcontext() if alone else open(folder / "output.log", "a") as output,
+        _device(folder.parent, alone) as device,
+    ):
+        environment = {**os.environ, **device}
+        if not alone:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent if not alone else None
+        )
+        try:
+            code = process.wait()
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
+                process.terminate()
+            _wait(process)
+            raise
     summary = read_summary(folder)
     if code != 0 and summary["status"] in ("running", "missing"):
         status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
         summary |= {"status": status, "error": f"the process ended with {code}"}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    return (summary.get("final") or summary.get("base") or {}).get("accuracy")
+    return _done(folder, summary["status"])
+
+
+def _done(folder: Path, how: str) -> float:
+    from echoink.console import percent, say
+
+    summary = read_summary(folder)
+    accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
+    took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
+    say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(_overrides(folder))}")
+    return float("nan") if accuracy is None else accuracy
 
 
 def _wait(process: subprocess.Popen) -> None:
@@ -74,54 +164,109 @@ def _wait(process: subprocess.Popen) -> None:
             insist()
 
 
+def _end_with_parent() -> None:
+    """A worker that is killed takes its job along (Linux only; elsewhere the job ends by itself)."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
+    """A GPU of its own for a job beside others: the first that no other job of this sweep holds."""
+    there = [] if alone or "SLURM_JOB_ID" in os.environ else devices()
+    while there:
+        for device in there:
+            lock = FileLock(sweep / f".gpu-{device}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
+                yield {"CUDA_VISIBLE_DEVICES": device}
+            return
+        time.sleep(1)
+    yield {}
+
+
+def devices() -> list[str]:
+    """The GPUs that jobs may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+
+
+def shared(config: Config, below: Path, but: Path) -> Run | None:
+    """A finished run below a folder that computed what this configuration would.
+
+    A key that such a run does not know, for it is older, has to have its default value here.
+    """
+    from echoink.config import to_yaml
+
+    def of(text: str) -> dict:
+        from omegaconf import OmegaConf
+
+        found = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        return {k: v for k, v in results.flat(found) if not k.startswith(results.NOT_THE_METHOD)}
+
+    wanted, defaults = of(to_yaml(config)), of(to_yaml(compose([])[0].config))
+    for path in sorted(below.rglob("summary.json")):
+        run = results.read(path.parent) if path.parent.resolve() != but.resolve() else None
+        if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
+            continue
+        same = all(run.config.get(key, defaults.get(key)) == value for key, value in wanted.items())
+        if same and run.config.keys() <= wanted.keys():
+            return run
+    return None
+
+
+def _copy(run: Run, folder: Path) -> None:
+    """A run's files for another sweep; its checkpoints stay where they are, behind a link."""
+    skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "report.*", ".*")
+    shutil.copytree(run.folder, folder, ignore=skip, dirs_exist_ok=True)
+    if (run.folder / "checkpoints").is_dir() and not (folder / "checkpoints").exists():
+        (folder / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
+    summary = read_summary(folder) | {"shared": str(run.folder.resolve()), "mlflow": None}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what an earlier attempt left out of a job's way; nothing is deleted."""
+    left = [path for path in folder.glob("*") if path.name != ".hydra"]
+    if left:
+        place = folder.parent / "unfinished" / f"{folder.name}-{time.time_ns()}"
+        place.mkdir(parents=True)
+        for path in left:
+            path.rename(place / path.name)
+
+
+# --- all jobs ---
+
+
 def read_summary(folder: Path) -> dict:
     """A job's `summary.json`; its status is `missing` where there is none."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.is_file() else {"status": "missing"}
 
 
-def run(launch: Callable[[], None], config: Config, folder: Path, jobs: int, overrides: list[str]) -> int:
-    """Launch all jobs through Hydra under one parent run, settle every status, print the table.
+def _overrides(job: Path) -> list[str]:
+    from omegaconf import OmegaConf
 
-    Args:
-        launch: Hydra's entry point.
-        config: of the first job, for the tracking settings.
-        folder: the sweep's folder.
-        jobs: how many jobs there will be (a search decides later: at least 1).
-        overrides: the command line's.
+    file = job / ".hydra" / "overrides.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
 
-    Returns:
-        Exit status: 0 where every job finished.
-    """
-    from echoink import report, tracking
-    from echoink.console import say, say_mlflow
 
-    say("EchoInk", f"sweep of {jobs} jobs · {folder}")
-    name = "sweep " + (run_name(overrides) or config.name)
-    os.environ[SWEPT] = " ".join(key for key, _, value in (o.partition("=") for o in overrides) if _is_swept(value))
-    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
-    swept = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
-    with tracking.Tracker(uri, config.tracking.experiment, name, swept, {"folder": str(folder.resolve())}) as parent:
-        if parent.run_id:
-            os.environ[tracking.PARENT] = f"{parent.experiment_id} {parent.run_id}"
-        try:
-            launch()
-        finally:
-            found = sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
-            summaries = {path: read_summary(path) for path in found}
-            parent.settle_children({s["mlflow"]["run_id"]: s["status"] for s in summaries.values() if s.get("mlflow")})
-            _table(summaries)
-            if figure := report.curves({report.label(path): path for path in found}, folder / "figures" / "curves.png"):
-                parent.artifact(figure, "figures")
-                say("figure", str(figure))
-        bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
-        if bad or not summaries:
-            first = summaries[bad[0]] if bad else {}
-            raise SystemExit(_failed(bad, first))
-    if parent.run_id:
-        runs = [summary["mlflow"]["run_id"] for summary in summaries.values() if summary.get("mlflow")]
-        say_mlflow(parent.uri, tracking.compare_page(runs, parent.experiment_id))
-    return 0
+def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
+    """The keys that differ between jobs; of a search, those that the command line leaves open."""
+    told = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
+    names = dict.fromkeys(key for job in told for key in job)
+    open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
+    return list(dict.fromkeys([*(n for n in names if len({job.get(n) for job in told}) > 1), *open_keys]))
 
 
 def _is_swept(value: str) -> bool:
@@ -130,37 +275,147 @@ def _is_swept(value: str) -> bool:
     return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
 
 
-def _failed(bad: list[Path], first: dict) -> int:
+def run(launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, overrides: list[str]) -> int:
+    """Launch all jobs through Hydra under one parent run, settle every status, print the table, write the report.
+
+    Args:
+        launch: Hydra's entry point.
+        jobs: composed (of a search only the first is known).
+        folder: the sweep's.
+        overrides: the command line's.
+
+    Returns:
+        Exit status: 0 where every job finished.
+    """
+    from echoink import report, tracker, tracking
+    from echoink.console import say, say_mlflow
+
+    config, keys = jobs[0].config, _keys(jobs, overrides)
+    say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[SWEPT] = " ".join(keys)
+    chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
+    definition = {
+        "status": "running",
+        "overrides": overrides,
+        "swept": keys,
+        "jobs": len(jobs),
+        "question": report.question(chosen[-1] if chosen else None),
+        "command": ["-m", "echoink.train", "--multirun", *overrides],
+        **tracking.git(),
+    }
+    _define(folder, definition)
+    record = tracker.Record(
+        experiment=config.tracking.experiment,
+        name=f"sweep {config.name}" + (f": {', '.join(keys)}" if keys else ""),
+        params={"swept": " ".join(keys), "jobs": len(jobs), "overrides": " ".join(overrides)},
+        tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": config.name},
+        parent=None,
+    ).kept(folder)
+    uri = tracker.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
+    os.environ[tracker.PARENT] = record.id
+    with tracker.Tracker(uri, record, folder) as parent:
+        try:
+            launch()
+        except BaseException as error:
+            _settle(folder, definition, parent, tracking.status_of(error).lower())
+            raise
+        bad = _settle(folder, definition, parent, None)
+        if bad:
+            raise SystemExit(bad)
+    if parent.run_id:
+        ids = [id for path in results.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
+        say_mlflow(parent.uri, tracker.compare_page(ids, parent.experiment_id))
+    return 0
+
+
+def _define(folder: Path, definition: dict) -> None:
+    (folder / "sweep.json").write_text(json.dumps(definition, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _mlflow_id(summary: dict) -> str | None:
+    return (summary.get("mlflow") or {}).get("run_id")
+
+
+def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | None) -> int:
+    """Close what is open, print the table, write figures and report.
+
+    Returns:
+        Exit status: 0 where every job finished.
+    """
+    from echoink import figures, report, sync
+    from echoink.console import say
+
+    places = results.jobs(folder)
+    if parent.run_id:
+        for path in places:
+            if read_summary(path).get("shared"):
+                _adopt(path, parent)
+                sync.folder(path, parent.uri)
+    summaries = {path: read_summary(path) for path in places}
+    parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
+    bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
+    _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
+    runs = [run for path in places if (run := results.read(path))]
+    _table(summaries, parent)
+    if figure := figures.overlay(runs, folder / "figures" / "curves.png"):
+        say("figure", str(figure))
+    if any(run.finished and run.result for run in runs):
+        report.write([folder], folder)
+        say("report", str(folder / "report.html"))
+    return _failed(bad, summaries, folder) if bad or not summaries else 0
+
+
+def _adopt(path: Path, parent: "Tracker") -> None:
+    """A job that was copied from elsewhere is a child of this sweep, under an id of its own."""
+    from dataclasses import replace
+    from uuid import uuid4
+
+    from echoink.tracker import read_record
+
+    record = read_record(path)
+    if record and record.parent != parent.record.id:
+        (path / "tracking.json").unlink()
+        tags = record.tags | {"folder": str(path.resolve())}
+        replace(record, id=uuid4().hex, parent=parent.record.id, tags=tags, name=run_name(_overrides(path))).kept(path)
+
+
+def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path) -> int:
     if not bad:
         print("\nerror: no job was run", file=sys.stderr)
-    else:
-        print(
-            f"\nerror: {len(bad)} jobs did not finish; the first: {first.get('error')}\n  → {bad[0] / 'train.log'}",
-            file=sys.stderr,
-        )
+        return 1
+    print(f"\nerror: {len(bad)} of {len(summaries)} jobs did not finish", file=sys.stderr)
+    for path in bad[:5]:
+        log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
+        print(f"  job {path.name}: {summaries[path].get('error')}\n  → {log}", file=sys.stderr)
+    print(f"  → again, only these: --multirun sweep.resume={folder}", file=sys.stderr)
     return 1
 
 
-def _table(summaries: dict[Path, dict]) -> None:
+def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
     from rich.table import Table
 
-    from echoink import report
-    from echoink.console import console, interval, percent
+    from echoink.console import SERVER, console, interval, percent
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("job", "overrides", "status", "base", "final", "95 % interval", "format", "tokens", "seconds"):
-        table.add_column(column)
+    for column in ("job", "overrides", "status", "base", "final", "95 % interval", "format", "tokens", "s", "MLflow"):
+        table.add_column(column, no_wrap=column != "overrides")
     for path, summary in summaries.items():
         base, final = summary.get("base") or {}, summary.get("final") or {}
+        run, shown = results.read(path), final or base
+        lengths = run.lengths if run else None
+        id = _mlflow_id(summary)
+        page = f"{SERVER}/#/experiments/{parent.experiment_id}/runs/{id}"
         table.add_row(
             path.name,
-            report.label(path),
-            summary["status"],
+            run_name(_overrides(path)),
+            summary["status"] + (" (shared)" if summary.get("shared") else ""),
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),
-            interval(final["interval"]) if final else "–",
-            percent(final.get("format")),
-            f"{base['mean_tokens']:.0f} → {final['mean_tokens']:.0f}" if base and final else "–",
+            interval(shown["interval"]) if shown else "–",
+            percent(shown.get("format")),
+            f"{lengths[0]:.0f} → {lengths[1]:.0f}" if lengths else "–",
             f"{summary.get('seconds') or 0:.0f}",
+            f"[link={page}]{id[:8]}[/link]" if id else "–",
         )
     console.print(table)

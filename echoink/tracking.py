@@ -1,13 +1,10 @@
-"""Tracking: the run folder first, MLflow second.
+"""The run folder: every line goes to disk before anything else sees it, and that folder is the truth of a run.
 
-`RunFolder` writes every line to disk before anything else; that folder is the truth of a run. `Tracker` is the view of
-it in MLflow: one run per job, whose status is true also after an exception, `sys.exit` and Ctrl-C, because it is a
-context manager and MLflow's own exit hook (which says FINISHED) is never relied on.
+Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `metrics.jsonl` (training), `dev.jsonl` and
+`eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracker.py`) is a view of them.
 """
 
 import json
-import logging
-import math
 import os
 import platform
 import signal
@@ -20,14 +17,14 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-from filelock import FileLock
 
 from echoink.errors import UserError
 
-PARENT = "ECHOINK_PARENT_RUN"
-"""Environment variable by which a sweep tells its jobs their parent run."""
+ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
+"""The files of numbers."""
+
+NOT_METRICS = ("step", "epoch", "timestamp", "phase")
+"""What else a row of numbers has."""
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
 
@@ -44,12 +41,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, task: str, name: str, seed: int, writes: bool = True):
-        self.path, self._writes = path, writes
+        self.path, self.writes = path, writes
         (path / "completions").mkdir(parents=True, exist_ok=True)
         (path / "figures").mkdir(exist_ok=True)
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
         later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
+        self.summary["started"] = milliseconds()
         self._started = time.perf_counter()
 
     def __enter__(self) -> "RunFolder":
@@ -57,9 +55,16 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        self.settle(error)
+
+    def settle(self, error: BaseException | None) -> None:
+        """Write how the run ended; the first word stands."""
+        if self.summary.get("ended"):
+            return
         with uninterrupted():
             self.summary["status"] = status_of(error).lower()
             self.summary["error"] = error and f"{type(error).__name__}: {error}"
+            self.summary["ended"] = milliseconds()
             self.write_summary()
 
     def write_summary(self) -> None:
@@ -69,11 +74,17 @@ class RunFolder:
 
     def append(self, name: str, rows: Iterable[dict]) -> None:
         """Append rows to a JSON Lines file and flush it."""
-        if not self._writes:
+        if not self.writes:
             return
         with open(self.path / name, "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def numbers(self, name: str, row: dict) -> dict:
+        """Append a row of numbers to one of `ROWS` and give it back with its timestamp."""
+        row = {**row, "timestamp": milliseconds()}
+        self.append(name, [row])
+        return row
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file whole: aside, then renamed."""
@@ -81,7 +92,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: aside, then renamed."""
-        if not self._writes:
+        if not self.writes:
             return
         part = self.path / f".{name}"
         part.write_text(text, encoding="utf-8")
@@ -90,6 +101,11 @@ class RunFolder:
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
         return read_rows(self.path / name)
+
+
+def milliseconds() -> int:
+    """Now, as MLflow counts time."""
+    return int(time.time() * 1000)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -175,162 +191,6 @@ def git() -> dict[str, str | bool | None]:
     ours = root is not None and Path(root).resolve() == Path(__file__).resolve().parent.parent
     commit = ask("rev-parse", "HEAD") if ours else None  # not that of a project that merely installed the package
     return {"commit": commit, "uncommitted_changes": bool(ask("status", "--porcelain")) if commit else None}
-
-
-def absolute_uri(uri: str, root: Path) -> str:
-    """A relative `sqlite:///path` made absolute from `root`; other URIs as they are."""
-    prefix = "sqlite:///"
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return prefix + str((root / uri.removeprefix(prefix)).resolve())
-    return uri
-
-
-def connect(uri: str):
-    """An MLflow client on a store that is ready, also when several processes start on a fresh SQLite file at once."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):
-            client = mlflow.MlflowClient(uri)
-            client.search_experiments(max_results=1)
-        return client
-    return mlflow.MlflowClient(uri)
-
-
-def experiment_id(client, name: str, uri: str) -> str:
-    """The experiment's id, made if need be; the artifacts of a SQLite store go beside it."""
-    from mlflow.exceptions import MlflowException
-
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-    if found := client.get_experiment_by_name(name):
-        return found.experiment_id
-    try:
-        return client.create_experiment(name, artifact_location=location and f"{location}/{name}")
-    except MlflowException:  # another process was first
-        return client.get_experiment_by_name(name).experiment_id
-
-
-def compare_page(runs: list[str], experiment: str) -> str:
-    """MLflow's page that compares runs, below the server's address."""
-    return f"/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
-
-
-class Tracker:
-    """One MLflow run for one job; a context manager that settles the run's status.
-
-    A store that fails costs a warning, never the training: all is on disk.
-
-    Args:
-        uri: absolute tracking URI, or None to track nothing.
-        experiment: MLflow experiment.
-        run_name: what the run is called.
-        params: short parameters.
-        tags: searchable facts.
-
-    Attributes:
-        refused: what the store said when it last failed; None where it took everything.
-    """
-
-    def __init__(self, uri: str | None, experiment: str, run_name: str, params: dict[str, Any], tags: dict[str, str]):
-        self.uri, self.run_id, self.experiment_id = uri, None, None
-        self.refused: str | None = None
-        self._open = (experiment, run_name, params, tags)
-        self._log = logging.getLogger("echoink")
-
-    def __enter__(self) -> "Tracker":
-        if self.uri is not None:
-            self._guarded(self._start)
-        return self
-
-    def _start(self) -> None:
-        from mlflow.entities import Param
-
-        experiment, run_name, params, tags = self._open
-        self._client = connect(self.uri)
-        if parent := os.environ.get(PARENT):  # a child lives in its parent's experiment
-            self.experiment_id, parent_run = parent.split()
-            tags = {**tags, "mlflow.parentRunId": parent_run}
-        else:
-            self.experiment_id = experiment_id(self._client, experiment, self.uri)
-        tags = {"mlflow.source.name": "echoink.train", "mlflow.source.type": "LOCAL", **tags}
-        run = self._client.create_run(self.experiment_id, run_name=run_name, tags=tags)
-        self.run_id = run.info.run_id
-        items = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, len(items), 100):
-            self._client.log_batch(self.run_id, params=items[start : start + 100])
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if self.run_id is not None:
-            with uninterrupted():
-                self._guarded(lambda: self._client.set_terminated(self.run_id, status_of(error)))
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Log finite numbers at a step."""
-        from mlflow.entities import Metric
-
-        if self.run_id is None:
-            return
-        now = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now, step) for name, value in values.items() if math.isfinite(value)]
-        self._guarded(lambda: self._client.log_batch(self.run_id, metrics=batch))
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a small file into the run's artifacts."""
-        if self.run_id is not None:
-            self._guarded(lambda: self._client.log_artifact(self.run_id, str(path), folder))
-
-    def table(self, rows: list[dict], name: str) -> None:
-        """A table of rows to look at in MLflow."""
-        if self.run_id is not None and rows:
-            columns = {key: [row[key] for row in rows] for key in rows[0]}
-            self._guarded(lambda: self._client.log_table(self.run_id, columns, name))
-
-    def dataset(self, name: str, digest: str, source: str, profile: dict[str, Any], context: str) -> None:
-        """Record a dataset as an input of the run."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        if self.run_id is None:
-            return
-        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), None, json.dumps(profile))
-        tags = [InputTag("mlflow.data.context", context)]
-        self._guarded(lambda: self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)]))
-
-    def settle_children(self, statuses: dict[str, str]) -> None:
-        """Close child runs that their own process could not close (it was killed)."""
-        if self.run_id is None:
-            return
-
-        def settle() -> None:
-            query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
-            for run in self._client.search_runs([self.experiment_id], query):
-                self._client.set_terminated(run.info.run_id, statuses.get(run.info.run_id, "killed").upper())
-
-        self._guarded(settle)
-
-    @property
-    def url_path(self) -> str | None:
-        """The run's page below the server's address."""
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else None
-
-    def _guarded(self, call) -> None:
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            call()
-        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-            self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)
 
 
 def status_of(error: BaseException | None) -> str:

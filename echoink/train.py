@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from echoink.job import Job
     from echoink.phases import Evaluator
     from echoink.splits import Splits
-    from echoink.tracking import RunFolder, Tracker
+    from echoink.tracker import Tracker
+    from echoink.tracking import RunFolder
 
 
 def main() -> None:
@@ -53,14 +55,16 @@ def main() -> None:
         if shows_only:
             run()
             return
-        jobs = compose(arguments.overrides, arguments.multirun, arguments.config_dir)
-        where, folder = "sweep" if arguments.multirun else "run", jobs[0].folder
+        overrides, again = sweep.settled(arguments.overrides) if arguments.multirun else (arguments.overrides, None)
+        sys.argv[1:] = [*flags, *overrides]
+        jobs = compose(overrides, arguments.multirun, arguments.config_dir)
+        where, folder = "sweep" if arguments.multirun else "run", again or jobs[0].folder
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             folder = _agreed(jobs[0].config, folder, arguments.multirun)
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
-            sys.exit(sweep.run(run, jobs[0].config, jobs[0].folder, len(jobs), arguments.overrides))
+            sys.exit(sweep.run(run, jobs, folder, overrides))
         run()
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -94,9 +98,10 @@ def _task(raw: DictConfig) -> float | None:
         own = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
         flags = [word for path in own for word in ("--config-dir", path)]
         kept = [o for o in settings.overrides.hydra if o.startswith(("hydra.searchpath", "hydra.job."))]
-        return sweep.run_job([*settings.overrides.task, *kept], folder, flags)
+        side_by_side = sweep.side_by_side(settings)
+        return sweep.run_job(validate(raw), [*settings.overrides.task, *kept], folder, flags, side_by_side)
     try:
-        return run(validate(raw), folder, sweep.run_name(list(settings.overrides.task)))
+        return run(validate(raw), folder, list(settings.overrides.task))
     except UserError as error:
         logging.getLogger("echoink").error("%s", error)
         print(f"\nerror: {error}", file=sys.stderr)
@@ -106,18 +111,18 @@ def _task(raw: DictConfig) -> float | None:
         raise
 
 
-def run(config: Config, folder: Path, name: str = "") -> float | None:
+def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | None:
     """One run: data, model, evaluation of the base, training, evaluation again, and what a person wants to see.
 
     Args:
         config: validated.
         folder: where the run's files go.
-        name: of the run in MLflow: what the command line changed.
+        overrides: the command line's, which say what the run is called in MLflow.
 
     Returns:
         The final sampled accuracy: the objective of a search. None for a dry run.
     """
-    from echoink import console, tracking
+    from echoink import console, tracker, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
@@ -133,7 +138,7 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
             f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
             "set trainer.processes=1, or dry_run=true for the plan",
         )
-    uri = tracking.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
+    uri = tracker.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
         files.write_text("config.yaml", to_yaml(config))
         files.write_json("environment.json", tracking.environment())
@@ -144,32 +149,39 @@ def run(config: Config, folder: Path, name: str = "") -> float | None:
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
+            from echoink import machine
             from echoink.job import load_model, longest_prompt
 
             first, last = _models(config)
             job = load_model(config, splits, first)
             longest = longest_prompt(job)
-            with _tracker(config, files, uri, name) as tracker:
-                _record_inputs(job, files, tracker)
-                evaluator = _evaluator(job, files, tracker)
+            files.summary["mlflow"] = {"run_id": None}
+            with (
+                _tracker(job, files, uri, overrides) as view,
+                machine.Watch(files, view, config.tracking.machine_every),
+            ):
+                files.summary["mlflow"]["run_id"] = view.run_id
+                files.write_summary()  # a process that dies now leaves its run's id
+                evaluator = _evaluator(job, files, view)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
                 base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
                 if config.task is Task.train:
-                    _train(job, files, tracker, evaluator, longest)
+                    _train(job, files, view, evaluator, longest)
                 elif last != first:
                     del job, evaluator  # two models need not fit side by side
                     job = load_model(config, splits, last)
-                    evaluator = _evaluator(job, files, tracker)
+                    evaluator = _evaluator(job, files, view)
                 final = []
                 if config.task is not Task.eval or not evaluates_base:
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
-                _conclude(job, files, tracker, base, final)
+                _conclude(job, files, base, final)
                 if config.task is Task.train and config.trainer.push_to_hub:
                     _push(files, config.trainer.push_to_hub)
-        if tracker.run_id:
-            console.say_mlflow(tracker.uri, tracker.url_path)
-        if tracker.refused:
-            console.say("MLflow", f"did not take everything ({tracker.refused}); the run folder has it all")
+        if view.run_id:
+            console.say_mlflow(view.uri, view.url_path)
+        if view.refused:
+            console.say("MLflow", f"did not take everything ({view.refused})")
+            console.say("", f"the run folder has it all: python -m echoink.sync {files.path} uri={view.uri}")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
 
 
@@ -238,32 +250,54 @@ def _disk_bytes(config: Config) -> int:
     return (kept + 1 + bool(config.eval.every)) * plan.checkpoint_bytes(config, plan.count_parameters(config))
 
 
-def _tracker(config: Config, files: "RunFolder", uri: str | None, name: str) -> "Tracker":
-    from echoink import tracking
+CORE = (
+    "seed",
+    "model.path",
+    "adapter.kind",
+    "dataset.source",
+    "reward.lambda_acc",
+    "reward.lambda_fmt",
+    "grpo.group_size",
+    "grpo.beta",
+    "grpo.loss",
+    "grpo.scale",
+    "grpo.advantage",
+    "trainer.learning_rate",
+    "trainer.steps",
+)
+"""What every run has as parameters in MLflow, beside what its command line changed."""
 
-    parameters = {key: value for key, value in flatten(config).items() if len(str(value)) <= 100}
-    tags = {
-        "experiment": config.name,
-        "dataset": config.dataset.source.name,
-        "commit": tracking.git()["commit"] or "none",
-        "folder": str(files.path.resolve()),
-    }
-    name = name or f"{config.task.name} seed {config.seed}"
-    return tracking.Tracker(uri, config.tracking.experiment, name, parameters, tags)
 
+def _tracker(job: "Job", files: "RunFolder", uri: str | None, overrides: Sequence[str]) -> "Tracker":
+    from echoink import samples, tracker, tracking
 
-def _record_inputs(job: "Job", files: "RunFolder", tracker: "Tracker") -> None:
-    from echoink import samples
-
-    files.summary["mlflow"] = {"run_id": tracker.run_id}
-    files.write_summary()  # a process that dies now leaves its run's id
-    for name in ("config.yaml", "environment.json", "dataset.json"):
-        tracker.artifact(files.path / name)
-    dataset = job.config.dataset
-    for split, rows in (("train", job.splits.train), (job.config.eval.split.name, job.splits.valid)):
-        if rows:
-            digest, profile = samples.fingerprint(rows), {"num_rows": len(rows)}
-            tracker.dataset(f"{dataset.source.name} {split}", digest, dataset.path, profile, split)
+    config = job.config
+    values = flatten(config)
+    changed = {key: value for key, _, value in (one.partition("=") for one in sweep.told(overrides))}
+    inputs = [
+        {
+            "name": f"{config.dataset.source.name} {split}",
+            "digest": samples.fingerprint(rows),
+            "source": config.dataset.path,
+            "profile": {"num_rows": len(rows)},
+            "context": split,
+        }
+        for split, rows in (("train", job.splits.train), (config.eval.split.name, job.splits.valid))
+        if rows
+    ]
+    record = tracker.Record(
+        experiment=config.tracking.experiment,
+        name=sweep.run_name(overrides) or f"{config.task.name} seed {config.seed}",
+        params={key: values[key] for key in CORE} | {k: values.get(k, v) for k, v in changed.items() if len(v) <= 100},
+        tags={
+            "experiment": config.name,
+            "dataset": config.dataset.source.name,
+            "commit": tracking.git()["commit"] or "none",
+            "folder": str(files.path.resolve()),
+        },
+        inputs=inputs,
+    )
+    return tracker.Tracker(uri, record.kept(files.path), files.path, files)
 
 
 def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator":
@@ -291,7 +325,7 @@ def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator
 
 def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
     from echoink import console, models
-    from echoink.callbacks import Keeper, Recorder, Watch, completions_writer
+    from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
     from echoink.job import with_checkpointing_decided
     from echoink.splits import training_steps
     from echoink.trainer import EchoInkTrainer, arguments
@@ -314,10 +348,21 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         config.trainer.keep_checkpoints,
         config.eval.every,
         lambda model, step: evaluator.development(model, job.splits.dev, step),
+        config.trainer.completions_every if config.eval.watched else 0,
+        lambda model, step: evaluator.watch(model, job.splits.valid, step),
         recorder,
     )
     watch = Watch(config.generation.max_new_tokens)
-    write = completions_writer(files, config.trainer.completions_every)
+    weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
+    tell = told(job.splits.train, weights | ({"custom": config.reward.lambda_file} if job.own_reward else {}))
+    keep = every(config.trainer.completions_every, keep_completions(files))
+    trace = every(config.tracking.traces_every, keep_traces(files, tracker, config.tracking.traces_groups))
+
+    def on_rollout(rows: list[dict]) -> None:
+        rows = tell(rows)
+        for look in (watch, keep, trace):
+            look(rows)
+
     trainer = EchoInkTrainer(
         model=job.model,
         reference=reference,
@@ -327,7 +372,7 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
         args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
         callbacks=[recorder, keeper],
-        on_rollout=lambda rows: (watch(rows), write(rows)),
+        on_rollout=on_rollout,
         shared_prefix=config.grpo.shared_prefix,
         adapter=lora,
         own_reward=job.own_reward,
@@ -373,23 +418,17 @@ def _push(files: "RunFolder", repository: str) -> None:
         console.say("push", f"failed: {next(iter(str(error).splitlines()), type(error).__name__)} · again: {hint}")
 
 
-def _conclude(
-    job: "Job", files: "RunFolder", tracker: "Tracker", base: list["Prediction"], final: list["Prediction"]
-) -> None:
-    from echoink import console, phases, report
+def _conclude(job: "Job", files: "RunFolder", base: list["Prediction"], final: list["Prediction"]) -> None:
+    from echoink import console, figures, phases, report
 
     phases.conclude(files, base, final, job.config.eval.protocol)
     files.write_summary()
-    if figure := report.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
-        tracker.artifact(figure, "figures")
-        console.say("figure", str(figure))
-    rows = [
-        row for path in sorted(files.path.glob("completions/*.jsonl")) for row in files.read(f"completions/{path.name}")
-    ]
-    tracker.table(rows, "completions.json")
-    files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
     files.write_summary()
-    tracker.artifact(files.path / "summary.json")
+    if figure := figures.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
+        console.say("figure", str(figure))
+    for written in report.write([files.path], files.path):
+        if written.suffix == ".html":
+            console.say("report", str(written))
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
     console.say("sample", f"{sample.problem} {' '.join(sample.options)}")
