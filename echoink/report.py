@@ -48,8 +48,12 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     runs = results.find(folders)
-    figure = figures.overlay(runs, target / "figures" / ("curves.png" if len(runs) > 1 else "overlay.png"))
-    drawn = figures.overlay(runs, target / "figures" / ".curves.svg")
+
+    def draw(name: str) -> Path | None:
+        file = target / "figures" / name
+        return figures.overlay(runs, file) if len(runs) > 1 else figures.curves({"": runs[0].folder}, file)
+
+    figure, drawn = draw("curves.png"), draw(".curves.svg")
     told = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
     told["figure"] = figure and figure.relative_to(target).as_posix()
     told["curves"] = drawn and encoded(drawn.read_bytes())

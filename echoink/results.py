@@ -30,7 +30,7 @@ SHORT = {
 }
 """How keys are called in labels: the paper's names."""
 
-NOT_THE_METHOD = ("name", "tracking", "sweep", "eval.cache", "dry_run", "model.figures")
+NOT_THE_METHOD = ("name", "tracking", "sweep", "eval.cache", "eval.watched", "dry_run", "model.figures")
 """Keys that change nothing of what a run computes."""
 
 
@@ -158,7 +158,7 @@ def _short(value: Any) -> str:
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Group runs into arms, in the order in which they first appear; of a repeated seed the last finished one counts."""
+    """Group runs into arms, in the order in which they first appear; a seed counts once, its last finished run."""
     keys = differing(runs)
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:

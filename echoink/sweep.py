@@ -238,7 +238,7 @@ def _copy(run: Run, folder: Path) -> None:
 def _set_aside(folder: Path) -> None:
     """Move what an earlier attempt left out of a job's way; nothing is deleted."""
     left = [path for path in folder.glob("*") if path.name != ".hydra"]
-    if left:
+    if any(path.name != "train.log" for path in left):  # which Hydra opens for the job that starts
         place = folder.parent / "unfinished" / f"{folder.name}-{time.time_ns()}"
         place.mkdir(parents=True)
         for path in left:

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from echoink.compose import compose
-from echoink.config import Adapter
+from echoink.config import Adapter, Advantage
 from echoink.models import load_model, load_reference, lora
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
@@ -139,6 +139,82 @@ def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
     assert abs(loss.item() - expected.item()) <= 1e-6
     expected_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(expected, named)])
     assert (gradient - expected_gradient).norm() / expected_gradient.norm() <= 1e-6
+
+
+def one_step(make_trainer, samples, *settings, model=None, **extra):
+    """Rollout and gradient of one step of three groups."""
+    trainer = make_trainer(*settings, model=model or load_model("tiny"), chosen=samples[:3], **extra)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    ids = [sample.id for sample in samples[:3] for _ in range(trainer.num_generations)]
+    scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    loss = trainer._compute_loss(trainer.model, scored)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    return trainer, scored, loss, gradient
+
+
+@pytest.mark.parametrize("packed", ["true", "false"])
+def test_rejection_is_a_supervised_step_on_the_right_completions(make_trainer, samples, packed):
+    """Cross-entropy on the right completions alone, each by its mean, over all G; a group that is all right counts."""
+    rows, model = [], load_model("tiny")
+    batch = ("trainer.prompts_per_step=3", "trainer.micro_batch_prompts=3", "grpo.beta=0")
+    given = {"model": model, "advantage": Advantage.rejection, "on_rollout": rows.extend}
+    trainer = make_trainer(*batch, f"grpo.shared_prefix={packed}", **given)
+    # whatever the tiny model says: all of the first group is right, and one of each other
+    trainer.reward_funcs[0] = lambda prompts, **_: [float(row < G or row % G == 1) for row in range(len(prompts))]
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    ids = [sample.id for sample in samples[:3] for _ in range(G)]
+    scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    expected = [1.0] * G + [0.0, 1.0, 0.0, 0.0] * 2
+    assert scored["advantages"].tolist() == expected == [row["advantage"] for row in rows]
+    trainer._compute_loss(trainer.model, scored).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    named = [p for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    terms = []
+    for row, sample_id in enumerate(ids):
+        if expected[row]:
+            completion = scored["completion_ids"][row][scored["completion_mask"][row].bool()]
+            prompt = trainer._prompt_processor(trainer._samples[sample_id])
+            tokens = torch.cat([prompt.input_ids, completion])[None]
+            logits = model(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), **prompt.media, use_cache=False
+            ).logits
+            at = slice(len(prompt.input_ids) - 1, -1)
+            terms.append(torch.nn.functional.cross_entropy(logits[0, at], completion))
+    right = torch.cat([g.flatten() for g in torch.autograd.grad(torch.stack(terms).sum() / len(ids), named)])
+    assert (gradient - right).norm() <= 2e-5 * right.norm()
+
+
+def test_on_policy_cispo_is_dapo_and_later_it_is_not(make_trainer, samples):
+    gradients = [one_step(make_trainer, samples, f"grpo.loss={loss}")[3] for loss in ("dapo", "cispo", "grpo")]
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
+    assert (gradients[0] - gradients[2]).norm() > 0.01 * gradients[0].norm()
+    trained = []
+    for loss in ("dapo", "cispo"):
+        settings = ("grpo.updates_per_rollout=2", "trainer.learning_rate=1e-3", "trainer.steps=4", "grpo.clip=0.01")
+        trainer = make_trainer(f"grpo.loss={loss}", *settings)
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert not torch.allclose(*trained, atol=1e-6)
+
+
+def test_standardized_per_group_only_the_ratio_of_the_rewards_matters(make_trainer, samples):
+    """Up to the 1e-4 beside the standard deviation; without the standardization the size matters too."""
+
+    def gradient(scale, acc, fmt):
+        rewards = (f"grpo.scale={scale}", f"reward.lambda_acc={acc}", f"reward.lambda_fmt={fmt}")
+        settings = ("grpo.beta=0", "grpo.group_size=16", *rewards)
+        return one_step(make_trainer, samples, *settings)[3]
+
+    def apart(scale, first, second):
+        one, other = gradient(scale, *first), gradient(scale, *second)
+        return float((one - other).norm() / one.norm())
+
+    assert apart("group", (1, 0.5), (4, 2)) < 1e-3 < 1e-2 < apart("group", (1, 0.5), (1, 2))
+    assert apart("none", (1, 0.5), (4, 2)) == pytest.approx(3, abs=1e-3)
 
 
 def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_trainer, samples):
