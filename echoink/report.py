@@ -209,10 +209,16 @@ def _examples(run: Run) -> list[dict]:
             {
                 "direction": direction,
                 "count": len(rows),
-                "samples": [{**row, "exhibits": exhibits(row.get("media", {}))} for row in rows[:EXAMPLES]],
+                "samples": [{**row, "exhibits": exhibits(row.get("media", {}))} for row in _varied(rows)[:EXAMPLES]],
             }
         )
     return chosen if flips else []
+
+
+def _varied(rows: Sequence[dict]) -> list[dict]:
+    """Rows of different questions first."""
+    first = {row["problem"]: row["id"] for row in reversed(rows)}
+    return sorted(rows, key=lambda row: first[row["problem"]] != row["id"])
 
 
 def exhibits(media: dict[str, str]) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from echoink import results
+from echoink import results, tracking
 from echoink.compose import Composed, compose, quoted
 from echoink.config import Config, Task
 from echoink.errors import UserError
@@ -287,7 +287,7 @@ def run(launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, over
     Returns:
         Exit status: 0 where every job finished.
     """
-    from echoink import report, tracker, tracking
+    from echoink import report, tracker
     from echoink.console import say, say_mlflow
 
     config, keys = jobs[0].config, _keys(jobs, overrides)
@@ -352,7 +352,7 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
             if read_summary(path).get("shared"):
                 _adopt(path, parent)
                 sync.folder(path, parent.uri)
-    summaries = {path: read_summary(path) for path in places}
+    summaries = {path: _closed(path) for path in places}
     parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
     bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
     _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
@@ -366,18 +366,35 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
     return _failed(bad, summaries, folder) if bad or not summaries else 0
 
 
+def _closed(path: Path, patience: float = 30.0) -> dict:
+    """A job's summary when its process has ended; one that was killed before it could say so is called killed."""
+    end = time.monotonic() + patience
+    while (summary := read_summary(path))["status"] == "running" and time.monotonic() < end:
+        if tracking.process_is_gone(path):
+            summary = read_summary(path)
+            break
+        time.sleep(0.2)
+    if summary["status"] == "running":
+        summary |= {"status": "killed", "error": "its process ended without a word"}
+        (path / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
 def _adopt(path: Path, parent: "Tracker") -> None:
     """A job that was copied from elsewhere is a child of this sweep, under an id of its own."""
     from dataclasses import replace
     from uuid import uuid4
 
-    from echoink.tracker import read_record
+    from echoink.tracker import Record, read_record
 
+    name, own = run_name(_overrides(path)), {"folder": str(path.resolve())}
     record = read_record(path)
-    if record and record.parent != parent.record.id:
+    if record is None:  # of an older version
+        swept = dict(one.partition("=")[::2] for one in name.split(", "))
+        Record(parent.record.experiment, name, swept, own, parent=parent.record.id).kept(path)
+    elif record.parent != parent.record.id:
         (path / "tracking.json").unlink()
-        tags = record.tags | {"folder": str(path.resolve())}
-        replace(record, id=uuid4().hex, parent=parent.record.id, tags=tags, name=run_name(_overrides(path))).kept(path)
+        replace(record, id=uuid4().hex, parent=parent.record.id, tags=record.tags | own, name=name).kept(path)
 
 
 def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path) -> int:

@@ -8,14 +8,13 @@ twice changes nothing. A run whose process died is closed as KILLED.
 """
 
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from echoink import command, traces
 from echoink.errors import UserError
 from echoink.tracker import Record, Stored, absolute_uri, read_record
-from echoink.tracking import NOT_METRICS, ROWS, read_rows
+from echoink.tracking import NOT_METRICS, ROWS, process_is_gone, read_rows
 
 ARTIFACTS = (
     "config.yaml",
@@ -158,22 +157,8 @@ def _ended(place: Path, record: Record) -> tuple[str | None, int]:
     found = json.loads(file.read_text(encoding="utf-8"))
     status, last = found["status"], int(file.stat().st_mtime * 1000)
     if status == "running":
-        return ("KILLED", last) if _dead(place) else (None, last)
+        return ("KILLED", last) if process_is_gone(place) else (None, last)
     return status.upper(), found.get("ended") or last
-
-
-def _dead(place: Path) -> bool:
-    """Whether the process that wrote a folder is gone; of another machine's nothing is known."""
-    import psutil
-
-    file = place / "environment.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if found.get("host") != socket.gethostname():
-        return False
-    try:
-        return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) > 1
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _note(place: Path, stored: Stored) -> None:

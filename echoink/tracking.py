@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from echoink.errors import UserError
 
@@ -170,9 +173,23 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "process": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "host": socket.gethostname(),
         "versions": versions,
         **git(),
     }
+
+
+def process_is_gone(folder: Path) -> bool:
+    """Whether the process that wrote a run's folder has ended; of another machine's nothing is known."""
+    file = folder / "environment.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if found.get("host") != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) > 1
+    except psutil.NoSuchProcess:
+        return True
 
 
 def git() -> dict[str, str | bool | None]:

@@ -11,6 +11,7 @@ before a folder is written.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -99,7 +100,10 @@ def _task(raw: DictConfig) -> float | None:
         flags = [word for path in own for word in ("--config-dir", path)]
         kept = [o for o in settings.overrides.hydra if o.startswith(("hydra.searchpath", "hydra.job."))]
         side_by_side = sweep.side_by_side(settings)
-        return sweep.run_job(validate(raw), [*settings.overrides.task, *kept], folder, flags, side_by_side)
+        found = sweep.run_job(validate(raw), [*settings.overrides.task, *kept], folder, flags, side_by_side)
+        if math.isnan(found) and settings.runtime.choices["hydra/sweeper"] != "basic":
+            raise RuntimeError(f"job {folder.name} failed")  # a search counts it, see hydra.sweeper.max_failure_rate
+        return found
     try:
         return run(validate(raw), folder, list(settings.overrides.task))
     except UserError as error:
