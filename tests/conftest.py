@@ -35,6 +35,16 @@ def samples(dataset) -> list[Sample]:
     return read_split(dataset, "train")
 
 
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory) -> Path:
+    """An MLflow database without a run, to be copied: to make one takes seconds."""
+    from echoink.tracker import connect
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{file}")
+    return file
+
+
 @pytest.fixture
 def model():
     from echoink.models import load_model

@@ -1,12 +1,12 @@
-"""Pictures of a run."""
+"""Pictures of runs and ablations."""
 
 import json
 
 import pytest
 from PIL import Image
 
-from echoink.errors import UserError
-from echoink.report import curves, label, main, smooth
+from echoink.figures import curves, overlay, smooth
+from echoink.results import Run
 
 
 def test_smoothing_by_hand():
@@ -31,18 +31,23 @@ def test_curves_are_drawn_from_the_folder_alone(tmp_path):
     assert plain.tobytes() != marked.tobytes(), "the base's accuracy is a point with its interval"
 
 
-def test_the_command_draws_runs_sweeps_and_datasets(tmp_path, dataset, capsys):
-    for job, value in (("0", 0.2), ("1", 0.9)):
-        (tmp_path / job / ".hydra").mkdir(parents=True)
-        (tmp_path / job / ".hydra/overrides.yaml").write_text(f"- grpo.beta={job}\n- seed=0\n")
-        row = {"step": 1, "reward/accuracy": value, "reward/format": 1.0, "completion/mean_length": 50.0}
-        (tmp_path / job / "metrics.jsonl").write_text(json.dumps(row))
-    assert [label(tmp_path / job) for job in "01"] == ["grpo.beta=0", "grpo.beta=1"]
-    main([str(tmp_path)])
-    main([str(tmp_path / "0")])
-    main([str(dataset), str(tmp_path / "sheet.png")])
-    drawn = capsys.readouterr().out.split()
-    assert drawn == [f"{tmp_path}/figures/curves.png", f"{tmp_path}/0/figures/curves.png", f"{tmp_path}/sheet.png"]
-    assert all(Image.open(path).size[1] > 300 for path in drawn)
-    with pytest.raises(UserError, match="neither a run"):
-        main([str(tmp_path / "nothing")])
+def test_an_overlay_has_a_line_per_arm_and_a_band_over_its_seeds(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    lines, bands = [], []
+    monkeypatch.setattr(Axes, "fill_between", lambda self, x, low, high, **_: bands.append((x, low, high)))
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (lines.append((a, k)), plot(self, *a, **k))[1])
+    runs = []
+    for beta, seed, value in ((0.0, 0, 0.2), (0.0, 1, 0.4), (0.04, 0, 0.9)):
+        folder = tmp_path / f"{beta}-{seed}"
+        folder.mkdir()
+        row = {"reward/accuracy": value, "reward/format": 1.0, "completion/mean_length": 50.0}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s, **row}) + "\n" for s in (1, 2)))
+        runs.append(Run(folder, {"status": "finished"}, {"grpo.beta": beta, "seed": seed}))
+    assert overlay([Run(tmp_path, {"status": "failed"}, {"seed": 0})], tmp_path / "none.png") is None
+    target = overlay(runs, tmp_path / "figures/curves.png")
+    assert Image.open(target).size[0] > 1000
+    labelled = [(a[1], k["label"]) for a, k in lines if "label" in k]
+    assert labelled[:2] == [([pytest.approx(0.3)] * 2, "β 0"), ([pytest.approx(0.9)] * 2, "β 0.04")]
+    assert bands[0] == ([1, 2], [pytest.approx(0.2)] * 2, [pytest.approx(0.4)] * 2) and len(bands) == 3

@@ -4,16 +4,18 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from echoink.compose import compose
 from echoink.config import Protocol
-from echoink.evaluation import FINAL, GREEDY, SAMPLED, compare, flips, of_row, rejudged, setting
+from echoink.evaluation import BASE, FINAL, GREEDY, SAMPLED, compare, flips, of_row, rejudged, setting
 from echoink.models import end_ids
 from echoink.phases import Evaluator, conclude
 from echoink.prompts import Prompt
 from echoink.rewards import Match
 from echoink.rollout import Sampling
-from echoink.tracking import RunFolder, Tracker
+from echoink.tracker import Record, Tracker
+from echoink.tracking import RunFolder
 from tests.test_evaluation import made
 
 CONFIG = compose([])[0].config
@@ -23,7 +25,7 @@ CONFIG = compose([])[0].config
 def make_evaluator(model, processor, tmp_path):
     def make(folder=None, **settings):
         return Evaluator(
-            config=replace(CONFIG.eval, **{"batch_prompts": 4, **settings}),
+            config=replace(CONFIG.eval, **{"batch_prompts": 4, "cache": None, **settings}),
             direct=Prompt(**vars(CONFIG.eval.direct)),
             processor=processor,
             sampling=Sampling(1.0, 0.95, 50, 48),
@@ -34,8 +36,9 @@ def make_evaluator(model, processor, tmp_path):
             bf16=False,
             clusters={},
             dev_clusters={},
+            data="data",
             files=RunFolder(folder or tmp_path / "run", "eval", "x", 0),
-            tracker=Tracker(None, "x", "x", {}, {}),
+            tracker=Tracker(None, Record("x", "x", {}, {}), tmp_path),
         )
 
     return make
@@ -141,3 +144,50 @@ def test_a_stored_answer_is_judged_again_as_the_model_would_be(make_evaluator, m
         text.options
     )
     json.dumps(asdict(text))
+
+
+def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samples, tmp_path, monkeypatch):
+    kept = {"cache": str(tmp_path / "cache")}
+    first = make_evaluator(tmp_path / "first", **kept)
+    wanted = first.phase(model, samples[:4], BASE, 0)
+    (file,) = (tmp_path / "cache").iterdir()
+    second = replace(
+        make_evaluator(tmp_path / "second", **kept),
+        own_reward=lambda text, sample: float(len(text)),
+        clusters={sample.id: "one" for sample in samples},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("echoink.evaluation.rollout.generate", lambda *_: pytest.fail("answered again"))
+        taken = second.phase(model, samples[:4], BASE, 0)
+    assert [replace(p, custom=None, cluster=p.id) for p in taken] == wanted
+    assert [p.custom for p in taken] == [float(len(p.completion)) for p in taken], "judged as this run judges"
+    assert {p.cluster for p in taken} == {"one"} and lines(second) == [json.loads(json.dumps(asdict(p))) for p in taken]
+    make_evaluator(tmp_path / "third", **kept).phase(model, samples[:4], FINAL, 0)
+    assert list((tmp_path / "cache").iterdir()) == [file], "only the base's answers are kept"
+
+
+@pytest.mark.parametrize("change", ["weights", "seed", "data", "sampling", "prompt"])
+def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path, change):
+    kept = {"cache": str(tmp_path / "cache")}
+    make_evaluator(tmp_path / "first", greedy=False, **kept).phase(model, samples[:2], BASE, 0)
+    other = make_evaluator(tmp_path / "second", greedy=False, **kept)
+    if change == "weights":
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1e-3
+    elif change == "prompt":
+        other = replace(other, processor=replace(other.processor, prompt=other.direct))
+    else:
+        value = {"seed": 1, "data": "other", "sampling": Sampling(0.5, 0.95, 50, 48)}[change]
+        other = replace(other, **{change: value})
+    other.phase(model, samples[:2], BASE, 0)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_watched_samples_are_answered_with_the_same_noise(make_evaluator, model, samples):
+    evaluator = make_evaluator(watched=2)
+    for step in (0, 10):
+        evaluator.watch(model, samples, step)
+    rows = evaluator.files.read("watched.jsonl")
+    assert [(row["step"], row["id"]) for row in rows] == [(s, sample.id) for s in (0, 10) for sample in samples[:2]]
+    assert [row["completion"] for row in rows[:2]] == [row["completion"] for row in rows[2:]]
+    assert rows[0]["media"]["image"] == str(samples[0].image)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from echoink import tracking
+from echoink import tracker
+from echoink.models import TINY
 
 SMALL = [
     "experiment=quickstart",
@@ -39,7 +40,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def mlflow_runs(folder: Path) -> list:
-    client = tracking.connect(tracking.absolute_uri("sqlite:///outputs/mlflow.db", folder))
+    client = tracker.connect(tracker.absolute_uri("sqlite:///outputs/mlflow.db", folder))
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
@@ -72,7 +73,13 @@ def test_the_run_folder_has_everything(first):
         "predictions.jsonl",
         "summary.json",
         "figures",
-    }
+        "eval.jsonl",
+        "tracking.json",
+        "traces.jsonl",
+        "watched.jsonl",
+        "report.html",
+        "report.md",
+    } | ({"system.jsonl"} if (folder / "system.jsonl").exists() else set())
     assert [row["step"] for row in lines(folder / "metrics.jsonl")] == [1, 2]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-1", "step-2"]
     assert {path.name for path in (folder / "completions").iterdir()} == {"step-1.jsonl", "step-2.jsonl"}
@@ -121,13 +128,13 @@ def test_the_screen_says_what_happens_in_order(first):
 def test_mlflow_has_the_run(first, place):
     _, folder = first
     summary = json.loads((folder / "summary.json").read_text())
-    client = tracking.connect(tracking.absolute_uri("sqlite:///outputs/mlflow.db", place))
+    client = tracker.connect(tracker.absolute_uri("sqlite:///outputs/mlflow.db", place))
     run = client.get_run(summary["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["grpo.group_size"] == "4" and run.data.tags["folder"] == str(folder)
     for row in lines(folder / "metrics.jsonl"):
         for name, value in row.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch", "timestamp"):
                 history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}
                 assert history[row["step"]] == pytest.approx(value), name
     evaluations = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "eval/accuracy")}
@@ -135,7 +142,16 @@ def test_mlflow_has_the_run(first, place):
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     copy = Path(client.download_artifacts(run.info.run_id, "summary.json"))
     assert json.loads(copy.read_text())["status"] == "finished"
-    assert {"config.yaml", "environment.json", "summary.json", "figures", "completions.json"} <= artifacts
+    assert {"config.yaml", "environment.json", "summary.json", "figures", "report.html"} <= artifacts
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    scores = {metric.key: metric.value for metric in model.metrics}
+    assert scores["eval/accuracy"] == summary["final"]["accuracy"]
+    (trace,) = client.search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id)
+    assert (
+        len([a for a in trace.info.assessments if a.name == "advantage"])
+        == 4
+        == int(run.data.params["grpo.group_size"])
+    )
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["synthetic train", "synthetic valid"]
 
 
@@ -190,7 +206,7 @@ def test_a_failing_job_stops_no_other_and_is_named(place):
     assert statuses == ["failed", "finished"]
     table = done.stdout[done.stdout.index("job  overrides") :]
     assert "model.path=nowhere" in table and "model.path=tiny" in table and "failed" in table
-    assert "1 jobs did not finish" in done.stderr and "cannot load a model from nowhere" in done.stderr
+    assert "1 of 2 jobs did not finish" in done.stderr and "cannot load a model from nowhere" in done.stderr
     runs = {run.info.run_name: run for run in mlflow_runs(place) if run.data.tags["folder"].startswith(str(folder))}
     assert {name: run.info.status for name, run in runs.items()} == {
         "model.path=tiny": "FINISHED",
@@ -198,6 +214,19 @@ def test_a_failing_job_stops_no_other_and_is_named(place):
     }
     parent = next(run for name, run in runs.items() if name.startswith("sweep "))
     assert runs["model.path=tiny"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    (place / "nowhere").symlink_to(TINY)  # what was missing is there now
+    began = [(folder / str(job) / "environment.json").stat().st_mtime for job in (0, 1)]
+    again = echoink(place, "--multirun", f"sweep.resume={folder}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert again.returncode == 0, again.stderr
+    assert [json.loads((folder / str(job) / "summary.json").read_text())["status"] for job in (0, 1)] == [
+        "finished"
+    ] * 2
+    ended = [(folder / str(job) / "environment.json").stat().st_mtime for job in (0, 1)]
+    assert ended[0] > began[0] and ended[1] == began[1], "only what had failed was run"
+    assert "finished before" in again.stdout and len(list((folder / "unfinished").iterdir())) == 1
+    assert (folder / "report.html").is_file() and "model.path" in (folder / "report.md").read_text()
+    runs = [run for run in mlflow_runs(place) if run.data.tags["folder"].startswith(str(folder))]
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3, "the same parent went on"
 
 
 def test_jobs_are_processes_of_their_own_and_know_the_users_folder(place):

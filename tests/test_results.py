@@ -1,0 +1,81 @@
+"""Arms of an ablation, and differences paired by seed."""
+
+import json
+
+import pytest
+
+from echoink import results
+from echoink.compose import compose
+from echoink.config import flatten
+from echoink.errors import UserError
+from tests.runs import make_run
+
+ACCURACY = {(0, 0): 0.70, (0, 1): 0.74, (0.04, 0): 0.60, (0.04, 1): 0.66, (0.001, 0): 0.71, (0.001, 1): 0.75}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for number, ((beta, seed), accuracy) in enumerate(ACCURACY.items()):
+        make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], accuracy)
+    return tmp_path
+
+
+def test_runs_are_found_in_the_order_of_a_sweep(sweep):
+    for number in range(6, 11):
+        make_run(sweep / str(number), [f"seed={number}"])
+    make_run(sweep / "unfinished/3-1", ["seed=99"], status="killed")
+    found = results.find([sweep])
+    assert [run.folder.name for run in found] == [str(n) for n in range(11)]
+    assert results.find([sweep, sweep / "3"]) == found, "each once"
+    assert [path.name for path in results.jobs(sweep)] == [str(n) for n in range(11)]
+
+
+def test_arms_differ_in_more_than_the_seed(sweep):
+    arms = results.arms(results.find([sweep]))
+    assert [arm.label for arm in arms] == ["β 0", "β 0.04", "β 0.001"]
+    assert arms[0].of_seed("accuracy") == {0: 0.70, 1: 0.74} and arms[0].over_seeds("accuracy").mean == pytest.approx(
+        0.72
+    )
+    reference = results.reference(arms, flatten(compose([])[0].config))
+    assert reference.label == "β 0.001", "the default"
+
+
+def test_differences_are_paired_by_seed_and_adjusted(sweep):
+    arms = results.arms(results.find([sweep]))
+    zero, four = results.differences(arms, arms[2])
+    assert zero.seeds.values == pytest.approx((-0.01, -0.01)) and four.seeds.values == pytest.approx((-0.11, -0.09))
+    assert four.seeds.p_value == pytest.approx(0.0635, abs=1e-3) and four.adjusted_p == pytest.approx(
+        four.seeds.p_value
+    )
+    assert zero.adjusted_p == pytest.approx(2 * zero.seeds.p_value, abs=1e-9)
+
+
+def test_a_run_that_did_not_finish_counts_in_no_mean(sweep):
+    file = sweep / "1/summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "failed", "final": None}))
+    arms = results.arms(results.find([sweep]))
+    assert arms[0].of_seed("accuracy") == {0: 0.70}
+    zero, _ = results.differences(arms, arms[2])
+    assert zero.seeds is None and zero.adjusted_p is None, "one shared seed says nothing"
+    make_run(sweep / "6", ["grpo.beta=0", "seed=1"], 0.9)
+    assert results.arms(results.find([sweep]))[0].of_seed("accuracy") == {0: 0.70, 1: 0.9}, "it was run again"
+
+
+def test_keys_that_older_runs_do_not_know_do_not_divide_arms(sweep):
+    file = sweep / "0/config.yaml"
+    file.write_text(file.read_text().replace("  advantage: group\n", ""))
+    assert [arm.label for arm in results.arms(results.find([sweep]))] == ["β 0", "β 0.04", "β 0.001"]
+
+
+def test_labels_are_short(tmp_path):
+    for number, reward in enumerate(("accuracy_format", "random")):
+        make_run(tmp_path / str(number), [f"reward={reward}"])
+    labels = [arm.label for arm in results.arms(results.find([tmp_path]))]
+    assert labels == ["λ_acc 1 · λ_fmt 1 · reward None", "λ_acc 0 · λ_fmt 0 · reward random_reward"]
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        results.find([tmp_path])
+    with pytest.raises(UserError, match="no such folder"):
+        results.find([tmp_path / "nowhere"])
