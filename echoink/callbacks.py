@@ -109,9 +109,11 @@ class Keeper(TrainerCallback):
         step, last = state.global_step, state.global_step == state.max_steps
         better = False
         if self._watch_every and (last or step % self._watch_every == 0):
-            self._watch(self._thinker(), step)
+            with self.trainer.apart():
+                self._watch(self._thinker(), step)
         if self._evaluate_every and (last or step % self._evaluate_every == 0):
-            metrics = self._evaluate(self._thinker(), step)
+            with self.trainer.apart():
+                metrics = self._evaluate(self._thinker(), step)
             self._recorder.development(step, metrics)
             better = self.best is None or metrics["dev/accuracy"] >= self.best["accuracy"]
             if better:

@@ -59,11 +59,7 @@ def curves(runs: dict[str, Path], target: Path) -> Path | None:
             steps, values = [row["step"] for row in rows], [row[name] for row in rows]
             axis.plot(steps, values, color=colour, alpha=0.25 if len(found) == 1 else 0.12, linewidth=1)
             axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
-        axis.set(xlabel="step", title=title)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if name != "completion/mean_length":
-            axis.set_ylim(0, 1.02)
+        _dress(axis, name, title)
     if len(found) > 1:
         axes[0].legend(frameon=False, fontsize="small")
     else:
@@ -72,6 +68,14 @@ def curves(runs: dict[str, Path], target: Path) -> Path | None:
     figure.savefig(target, dpi=130)
     pyplot.close(figure)
     return target
+
+
+def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
+    axis.set(xlabel="step", title=title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if name != "completion/mean_length":
+        axis.set_ylim(0, 1.02)
 
 
 def overlay(runs: Sequence[Run], target: Path) -> Path | None:
@@ -92,11 +96,7 @@ def overlay(runs: Sequence[Run], target: Path) -> Path | None:
         for number, arm in enumerate(found):
             colour = pyplot.get_cmap("viridis")(number / (len(found) - 1)) if many else COLOURS[number]
             _arm(axis, arm, name, colour)
-        axis.set(xlabel="step", title=title)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if name != "completion/mean_length":
-            axis.set_ylim(0, 1.02)
+        _dress(axis, name, title)
     if len(found) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     target.parent.mkdir(parents=True, exist_ok=True)

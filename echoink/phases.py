@@ -78,12 +78,14 @@ class Evaluator:
         how = evaluation.setting(
             config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
         )
-        kept = self._kept(model, how, samples[0]) if config.cache and phase == evaluation.BASE else None
-        if kept and processes().is_main_process:
+        kept = None
+        started = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))  # by an earlier process
+        if config.cache and phase == evaluation.BASE and processes().is_main_process and not started:
+            kept = self._kept(model, how, samples[0])
             self._take(kept, samples, how)
         processes().wait_for_everyone()
         predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters)
-        if kept and processes().is_main_process and not kept.is_file():
+        if kept and not kept.is_file():
             cache.keep(kept, predictions)
         found = self.files.summary[phase] = evaluation.summarize(predictions)
         row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
@@ -136,17 +138,16 @@ class Evaluator:
 
     def _take(self, kept: Path, samples: Sequence[Sample], how: Setting) -> None:
         """Take kept answers into this run's predictions, judged as this run judges."""
-        here = {row["id"] for row in self.files.read(PREDICTIONS) if row["phase"] == evaluation.BASE}
         of_id = {sample.id: sample for sample in samples}
         taken = [
             replace(
-                evaluation.rejudged(p, how.match, self.own_reward),
+                p,
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places,
+                **evaluation.judged(p.completion, of_id[p.id], how.match, p.thinks, self.own_reward),
             )
             for p in cache.take(kept)
-            if p.id not in here
         ]
         if taken:
             self.files.append(PREDICTIONS, map(asdict, taken))

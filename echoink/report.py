@@ -9,6 +9,8 @@ It is written into the folder (of several: outputs/report, or output=).
 """
 
 import json
+import logging
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from echoink import command, figures, results
-from echoink.compose import compose, conf_dir
-from echoink.config import flatten
+from echoink.compose import conf_dir
 from echoink.errors import UserError
 from echoink.exhibits import encoded, picture, sound
 from echoink.results import Arm, Difference, Run
-from echoink.statistics import Seeds, wilson
+from echoink.statistics import Seeds
 from echoink.tracking import read_rows
 
 EXAMPLES = 4
@@ -66,7 +67,7 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.filters |= {"points": points, "percent": percent, "span": span, "fenced": fenced}
+    templates.filters |= {"points": points, "percent": percent, "span": span, "fenced": fenced, "cell": cell}
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name in ("report.html", "report.md"):
@@ -74,6 +75,19 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
         (target / name).write_text(text, encoding="utf-8")
         written.append(target / name)
     return written
+
+
+def try_to_write(folders: Sequence[Path], target: Path) -> Path | None:
+    """Write the report of a job that has ended; what fails here is said, and costs the job nothing.
+
+    Returns:
+        The page; None where it could not be made.
+    """
+    try:
+        return write(folders, target)[0]
+    except Exception:  # a report is for looking at: the numbers are on disk
+        logging.getLogger("echoink").exception("no report of %s", target)
+        return None
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,9 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         runs: of the report.
         sweeps: folders of the sweeps among them, for their questions and commands.
     """
-    defaults = flatten(compose([])[0].config)
     arms = results.arms(runs)
     trained = [arm for arm in arms if any(run.finished and run.result for run in arm.runs)]
-    reference = results.reference(trained, defaults) if trained else None
+    reference = results.reference(trained) if trained else None
     found = {id(d.arm): d for d in (results.differences(trained, reference) if reference else [])}
     rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
     shown = _example_run(reference or arms[0])
@@ -112,13 +125,17 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     return {
         "title": " and ".join(dict.fromkeys(run.summary["name"] for run in runs)),
         "questions": [question for one in asked if (question := one.get("question"))],
-        "n": (shown.result or {}).get("n"),
+        "asked": _asked(shown),
         "rows": rows,
         "reference": reference.label if reference else "",
         "several": len(arms) > 1,
         "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
-        "paired": shown.summary.get("paired") if len(runs) == 1 else None,
-        "settings": _settings(runs, defaults),
+        "paired": [
+            (f"{run.folder.name}: " if len(runs) > 1 else "", run.summary["paired"])
+            for run in runs
+            if run.summary.get("paired") and (len(runs) == 1 or run.summary["task"] == "compare")
+        ],
+        "settings": _settings(runs),
         "varied": [results.SHORT.get(key, key) for key in results.differing(runs)],
         "examples": _examples(shown),
         "example_run": f"{(reference or arms[0]).label}, seed {shown.seed}" if len(runs) > 1 else "",
@@ -129,13 +146,20 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def _asked(run: Run) -> str:
+    """What an accuracy is of: "one sampled answer to each of 1,000 samples of valid"."""
+    if not run.result:
+        return ""
+    split = run.config.get("eval.split", "valid")
+    return f"one {run.result.get('draw', 'sampled')} answer to each of {run.result['n']:,} samples of {split}"
+
+
 def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
     done = [run for run in arm.runs if run.finished and run.result]
     final = arm.over_seeds("accuracy")
     interval = final.interval if final else None
-    if final and interval is None:
-        wide = wilson(round(final.mean * done[0].result["n"]), done[0].result["n"])
-        interval = (wide.low, wide.high)
+    if len(done) == 1:
+        interval = tuple(done[0].result["interval"])
     base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
     lengths = [run.lengths for run in done if run.lengths]
     by_seed = arm.of_seed("accuracy")
@@ -172,8 +196,10 @@ def verdict(found: Difference, reference: Arm) -> str:
     """
     if found.seeds is None:
         return f"{found.arm.label}: fewer than two seeds shared with {reference.label}, so nothing can be said."
-    low, high = (100 * end for end in found.seeds.interval)
     n, change = len(found.seeds.values), 100 * found.seeds.mean
+    if found.seeds.interval is None:
+        return f"{found.arm.label}: {change:+.1f} points in each of {n} seeds, which is too alike for an interval."
+    low, high = (100 * end for end in found.seeds.interval)
     p = f"p = {found.adjusted_p:.2g} after Holm"
     if found.adjusted_p < 0.05:
         way = "better" if change > 0 else "worse"
@@ -185,9 +211,9 @@ def verdict(found: Difference, reference: Arm) -> str:
     )
 
 
-def _settings(runs: Sequence[Run], defaults: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     """What all runs set otherwise than the defaults: key, value, default."""
-    varied = {*results.differing(runs), "seed"}
+    varied, defaults = {*results.differing(runs), "seed"}, results.defaults()
     return [
         (key, str(value), str(defaults[key]))
         for key, value in runs[0].config.items()
@@ -301,6 +327,12 @@ def span(bounds: Sequence[float] | None, sign: bool = False) -> str:
     return "" if bounds is None else "[" + ", ".join(f"{100 * b:{'+' if sign else ''}.1f}" for b in bounds) + "]"
 
 
+def cell(text: str) -> str:
+    """Text for a cell or a line of Markdown: one line, without markup."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", line)
+
+
 def fenced(text: str) -> str:
     """Text as a Markdown code block that it cannot end."""
     longest = max((len(run) for run in "".join(c if c == "~" else " " for c in text).split()), default=0)
@@ -328,6 +360,8 @@ def main(words: Sequence[str]) -> None:
     """
     outputs = [word.partition("=")[2] for word in words if word.startswith("output=")]
     folders = [Path(word) for word in words if not word.startswith("output=")]
+    if not folders:
+        raise UserError("no folder is given", "python -m echoink.report <run or sweep> … output=<folder>")
     if (folders[0] / "omni_rl_format_valid.json").is_file():
         print(figures.sheet(folders[0], folders[1] if len(folders) > 1 else Path("sheet.png")))
         return

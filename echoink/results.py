@@ -7,12 +7,14 @@ An arm is all runs that differ in nothing but the seed. Only files are read: `co
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from echoink.compose import compose
+from echoink.config import to_yaml
 from echoink.errors import UserError
 from echoink.statistics import Seeds, holm, over_seeds
 from echoink.tracking import read_rows
@@ -77,9 +79,20 @@ def read(folder: Path) -> Run | None:
 
 
 def method(config: Path) -> dict[str, Any]:
-    """The dotted keys of a run's `config.yaml` on which its numbers depend."""
-    found = OmegaConf.to_container(OmegaConf.load(config), resolve=True, enum_to_str=True)
+    """The dotted keys of a run's `config.yaml` on which its numbers depend; what an older one lacks has its default."""
+    return defaults() | of_yaml(config.read_text(encoding="utf-8"))
+
+
+def of_yaml(text: str) -> dict[str, Any]:
+    """Dotted keys and values of a configuration on which a run's numbers depend."""
+    found = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     return {key: value for key, value in flat(found) if not key.startswith(NOT_THE_METHOD)}
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """The default run's."""
+    return of_yaml(to_yaml(compose([])[0].config))
 
 
 def flat(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -121,11 +134,9 @@ def find(folders: Iterable[Path]) -> list[Run]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys in which runs differ, the seed apart; a key that an older run does not know yet does not count."""
-    shared = set.intersection(*(set(run.config) for run in runs))
-    return [
-        key for key in runs[0].config if key in shared and key != "seed" if len({repr(r.config[key]) for r in runs}) > 1
-    ]
+    """The keys in which runs differ, the seed apart."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
+    return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,10 @@ class Arm:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return Path(value).stem if isinstance(value, str) and value.endswith(".py") else str(value)
+    if isinstance(value, str) and value.endswith(".py"):
+        return Path(value).stem
+    line = " ".join(str(value).split())
+    return line if len(line) <= 40 else line[:39] + "…"
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
@@ -162,18 +176,18 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
     keys = differing(runs)
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        group = groups.setdefault(repr([run.config[key] for key in keys]), {})
+        group = groups.setdefault(repr([run.config.get(key) for key in keys]), {})
         if run.seed not in group or run.finished:
             group[run.seed] = run
     return [
-        Arm(tuple((key, next(iter(group.values())).config[key]) for key in keys), tuple(group.values()))
+        Arm(tuple((key, next(iter(group.values())).config.get(key)) for key in keys), tuple(group.values()))
         for group in groups.values()
     ]
 
 
-def reference(found: Sequence[Arm], defaults: dict[str, Any]) -> Arm:
+def reference(found: Sequence[Arm]) -> Arm:
     """The arm that the others are compared with: the one with the most default values, of equals the first."""
-    return max(found, key=lambda arm: sum(defaults.get(key) == value for key, value in arm.values))
+    return max(found, key=lambda arm: sum(defaults().get(key) == value for key, value in arm.values))
 
 
 @dataclass(frozen=True)
@@ -200,7 +214,9 @@ def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> l
         theirs = arm.of_seed(name)
         both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs]
         paired.append(over_seeds(both) if len(both) > 1 else None)
-    adjusted = iter(holm([seeds.p_value for seeds in paired if seeds]))
+    tested = [seeds is not None and seeds.p_value is not None for seeds in paired]
+    adjusted = iter(holm([seeds.p_value for seeds, has in zip(paired, tested, strict=True) if has]))
     return [
-        Difference(arm, seeds, next(adjusted) if seeds else None) for arm, seeds in zip(others, paired, strict=True)
+        Difference(arm, seeds, next(adjusted) if has else None)
+        for arm, seeds, has in zip(others, paired, tested, strict=True)
     ]

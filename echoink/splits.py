@@ -39,7 +39,7 @@ class Splits:
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
         """Of questions, answers and the contents of their files."""
-        contents = [self.facts[f"{split} {sample.id}"].digests for sample in samples]
+        contents = [(self.facts[f"{split} {s.id}"].digests, s.problem_type.name, s.data_type.name) for s in samples]
         return hashlib.sha256(f"{fingerprint(samples)} {contents}".encode()).hexdigest()
 
 

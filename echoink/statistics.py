@@ -118,9 +118,9 @@ class Seeds:
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
-    """95 %, Student's t over seeds; None for a single seed. It speaks of the method, not of one checkpoint."""
+    """95 %, Student's t over seeds; None for one seed or equal values. It speaks of the method, not of a checkpoint."""
     p_value: float | None
-    """Two-sided t test of a mean of 0; None for a single seed."""
+    """Two-sided t test of a mean of 0; None where there is no interval."""
 
 
 def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Seeds:
@@ -133,8 +133,8 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Seeds:
     if len(array) == 1:
         return Seeds(tuple(values), mean, None, None)
     error = float(array.std(ddof=1)) / len(array) ** 0.5
-    if error == 0:
-        return Seeds(tuple(values), mean, (mean, mean), 1.0 if mean == 0 else 0.0)
+    if error < 1e-9:  # seeds that agree by chance, or by construction, say nothing of their spread
+        return Seeds(tuple(values), mean, None, None)
     reach = float(t.ppf((1 + confidence) / 2, len(array) - 1)) * error
     p_value = 2 * float(t.sf(abs(mean) / error, len(array) - 1))
     return Seeds(tuple(values), mean, (mean - reach, mean + reach), p_value)

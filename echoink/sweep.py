@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from echoink import results, tracking
-from echoink.compose import Composed, compose, quoted
-from echoink.config import Config, Task
+from echoink.compose import Composed, quoted
+from echoink.config import Config, Task, to_yaml
 from echoink.errors import UserError
 from echoink.results import Run
 
@@ -58,12 +58,12 @@ def told(overrides: Sequence[str]) -> list[str]:
 
 
 def side_by_side(settings) -> int:
-    """How many jobs Hydra's launcher runs at once: 1 leaves the screen and the machine to each job."""
+    """How many jobs Hydra's launcher runs at once on this machine; a job on a cluster has its own."""
     choice = settings.runtime.choices["hydra/launcher"]
-    if choice == "basic":
+    if choice not in ("joblib", "submitit_local"):
         return 1
     cores = os.cpu_count() or 1
-    wanted = settings.launcher.get("n_jobs") or settings.launcher.get("array_parallelism") or 2
+    wanted = settings.launcher.get("n_jobs") or cores
     return max(2, min(cores if wanted < 0 else wanted, cores))
 
 
@@ -111,13 +111,17 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
         The job's final accuracy: the objective of a search. NaN where it failed.
     """
     summary = read_summary(folder)
-    if summary["status"] == "finished":
+    wanted = results.defaults() | results.of_yaml(to_yaml(config))
+    if summary["status"] == "finished" and (run := results.read(folder)) and run.config == wanted:
         return _done(folder, "finished before")
-    if config.sweep.share and (elsewhere := shared(config, Path(config.sweep.share), folder)):
-        _copy(elsewhere, folder)
-        return _done(folder, f"from {elsewhere.folder}")
-    if config.task is Task.train:
+    if summary["status"] == "running" and not tracking.process_is_gone(folder):
+        raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
+    elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
+    if config.task is Task.train or elsewhere or summary["status"] == "finished":
         _set_aside(folder)
+    if elsewhere:
+        _copy(elsewhere, folder)
+        return _done(folder, f"from {elsewhere.folder}{_other_code(elsewhere)}")
     command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir={quoted(folder)}"]
     alone = side_by_side == 1
     with (
@@ -127,9 +131,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
         environment = {**os.environ, **device}
         if not alone:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent if not alone else None
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent)
         try:
             code = process.wait()
         except BaseException as error:
@@ -175,7 +177,7 @@ def _end_with_parent() -> None:
 @contextmanager
 def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
     """A GPU of its own for a job beside others: the first that no other job of this sweep holds."""
-    there = [] if alone or "SLURM_JOB_ID" in os.environ else devices()
+    there = [] if alone else devices()
     while there:
         for device in there:
             lock = FileLock(sweep / f".gpu-{device}.lock")
@@ -183,8 +185,10 @@ def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            with lock:
+            try:
                 yield {"CUDA_VISIBLE_DEVICES": device}
+            finally:
+                lock.release()
             return
         time.sleep(1)
     yield {}
@@ -202,37 +206,54 @@ def devices() -> list[str]:
 
 
 def shared(config: Config, below: Path, but: Path) -> Run | None:
-    """A finished run below a folder that computed what this configuration would.
+    """A finished run below a folder that had this configuration; a key that it lacks, for it is older, had its default.
 
-    A key that such a run does not know, for it is older, has to have its default value here.
+    The dataset is compared by its path and settings, the code not at all: `_other_code` says where it differs.
     """
-    from echoink.config import to_yaml
-
-    def of(text: str) -> dict:
-        from omegaconf import OmegaConf
-
-        found = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-        return {k: v for k, v in results.flat(found) if not k.startswith(results.NOT_THE_METHOD)}
-
-    wanted, defaults = of(to_yaml(config)), of(to_yaml(compose([])[0].config))
+    wanted = results.defaults() | results.of_yaml(to_yaml(config))
     for path in sorted(below.rglob("summary.json")):
         run = results.read(path.parent) if path.parent.resolve() != but.resolve() else None
         if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
             continue
-        same = all(run.config.get(key, defaults.get(key)) == value for key, value in wanted.items())
-        if same and run.config.keys() <= wanted.keys():
+        if run.config == wanted:
             return run
     return None
 
 
+def _other_code(run: Run) -> str:
+    file = run.folder / "environment.json"
+    then = json.loads(file.read_text()).get("commit") if file.is_file() else None
+    now = tracking.git()["commit"]
+    return f" (commit {(then or 'unknown')[:7]}, here {(now or 'unknown')[:7]})" if then != now else ""
+
+
 def _copy(run: Run, folder: Path) -> None:
-    """A run's files for another sweep; its checkpoints stay where they are, behind a link."""
-    skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "report.*", ".*")
-    shutil.copytree(run.folder, folder, ignore=skip, dirs_exist_ok=True)
-    if (run.folder / "checkpoints").is_dir() and not (folder / "checkpoints").exists():
-        (folder / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
-    summary = read_summary(folder) | {"shared": str(run.folder.resolve()), "mlflow": None}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    """A run's files for another sweep, of which it becomes a child; checkpoints stay where they are, behind a link."""
+    from echoink.tracker import Record, read_record
+
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
+    shutil.copytree(run.folder, part, ignore=skip)
+    if (run.folder / "checkpoints").is_dir():
+        (part / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
+    before, name = read_record(run.folder), run_name(_overrides(folder))
+    Record(
+        experiment=before.experiment if before else run.summary["name"],
+        name=name,
+        params=(before.params if before else {}) | dict(one.partition("=")[::2] for one in name.split(", ") if one),
+        tags=(before.tags if before else {}) | {"folder": str(folder.resolve())},
+        inputs=before.inputs if before else [],
+        started=before.started if before else run.summary.get("started") or int(run.folder.stat().st_mtime * 1000),
+    ).kept(part)
+    summary = read_summary(part) | {"shared": str(run.folder.resolve()), "mlflow": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.name != "summary.json":
+            path.rename(folder / path.name)
+    (part / "summary.json").write_text(json.dumps(summary, indent=1))
+    (part / "summary.json").rename(folder / "summary.json")  # last: it says that the job is there
+    shutil.rmtree(part)
 
 
 def _set_aside(folder: Path) -> None:
@@ -275,7 +296,9 @@ def _is_swept(value: str) -> bool:
     return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
 
 
-def run(launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, overrides: list[str]) -> int:
+def run(
+    launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, overrides: list[str], flags: list[str]
+) -> int:
     """Launch all jobs through Hydra under one parent run, settle every status, print the table, write the report.
 
     Args:
@@ -283,6 +306,7 @@ def run(launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, over
         jobs: composed (of a search only the first is known).
         folder: the sweep's.
         overrides: the command line's.
+        flags: the command line's other words, such as --multirun.
 
     Returns:
         Exit status: 0 where every job finished.
@@ -301,8 +325,8 @@ def run(launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, over
         "swept": keys,
         "jobs": len(jobs),
         "question": report.question(chosen[-1] if chosen else None),
-        "command": ["-m", "echoink.train", "--multirun", *overrides],
-        **tracking.git(),
+        "command": ["-m", "echoink.train", *flags, *overrides],
+        **{key: tracking.environment()[key] for key in ("host", "process", "process_started", *tracking.git())},
     }
     _define(folder, definition)
     record = tracker.Record(
@@ -343,16 +367,15 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
     Returns:
         Exit status: 0 where every job finished.
     """
-    from echoink import figures, report, sync
+    from echoink import figures, report
     from echoink.console import say
 
-    places = results.jobs(folder)
-    if parent.run_id:
-        for path in places:
-            if read_summary(path).get("shared"):
-                _adopt(path, parent)
-                sync.folder(path, parent.uri)
-    summaries = {path: _closed(path) for path in places}
+    places, until = results.jobs(folder), time.monotonic() + 30
+    summaries = {path: _closed(path, until) for path in places}
+    for path, summary in summaries.items():
+        if summary.get("shared") and not _mlflow_id(summary):
+            parent.adopt(path)
+            summaries[path] = read_summary(path)
     parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
     bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
     _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
@@ -360,41 +383,25 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
     _table(summaries, parent)
     if figure := figures.overlay(runs, folder / "figures" / "curves.png"):
         say("figure", str(figure))
-    if any(run.finished and run.result for run in runs):
-        report.write([folder], folder)
-        say("report", str(folder / "report.html"))
+    if any(run.finished and run.result for run in runs) and (page := report.try_to_write([folder], folder)):
+        say("report", str(page))
     return _failed(bad, summaries, folder) if bad or not summaries else 0
 
 
-def _closed(path: Path, patience: float = 30.0) -> dict:
-    """A job's summary when its process has ended; one that was killed before it could say so is called killed."""
-    end = time.monotonic() + patience
-    while (summary := read_summary(path))["status"] == "running" and time.monotonic() < end:
+def _closed(path: Path, until: float) -> dict:
+    """A job's summary, its process waited for; one that was killed before it could say so is called killed.
+
+    Of a job on another machine nothing is known: what it says stands.
+    """
+    while (summary := read_summary(path))["status"] == "running" and time.monotonic() < until:
         if tracking.process_is_gone(path):
             summary = read_summary(path)
             break
         time.sleep(0.2)
-    if summary["status"] == "running":
+    if summary["status"] == "running" and tracking.process_is_gone(path):
         summary |= {"status": "killed", "error": "its process ended without a word"}
         (path / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
-
-
-def _adopt(path: Path, parent: "Tracker") -> None:
-    """A job that was copied from elsewhere is a child of this sweep, under an id of its own."""
-    from dataclasses import replace
-    from uuid import uuid4
-
-    from echoink.tracker import Record, read_record
-
-    name, own = run_name(_overrides(path)), {"folder": str(path.resolve())}
-    record = read_record(path)
-    if record is None:  # of an older version
-        swept = dict(one.partition("=")[::2] for one in name.split(", "))
-        Record(parent.record.experiment, name, swept, own, parent=parent.record.id).kept(path)
-    elif record.parent != parent.record.id:
-        (path / "tracking.json").unlink()
-        replace(record, id=uuid4().hex, parent=parent.record.id, tags=record.tags | own, name=name).kept(path)
 
 
 def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path) -> int:
@@ -405,11 +412,13 @@ def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path) -> int:
     for path in bad[:5]:
         log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
         print(f"  job {path.name}: {summaries[path].get('error')}\n  → {log}", file=sys.stderr)
-    print(f"  → again, only these: --multirun sweep.resume={folder}", file=sys.stderr)
+    if not (folder / "optimization_results.yaml").is_file():
+        print(f"  → again, only these: --multirun sweep.resume={folder}", file=sys.stderr)
     return 1
 
 
 def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from echoink.console import SERVER, console, interval, percent
@@ -425,7 +434,7 @@ def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
         page = f"{SERVER}/#/experiments/{parent.experiment_id}/runs/{id}"
         table.add_row(
             path.name,
-            run_name(_overrides(path)),
+            escape(run_name(_overrides(path))),
             summary["status"] + (" (shared)" if summary.get("shared") else ""),
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),

@@ -8,12 +8,13 @@ twice changes nothing. A run whose process died is closed as KILLED.
 """
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from echoink import command, traces
 from echoink.errors import UserError
-from echoink.tracker import Record, Stored, absolute_uri, read_record
+from echoink.tracker import Stored, absolute_uri, read_record
 from echoink.tracking import NOT_METRICS, ROWS, process_is_gone, read_rows
 
 ARTIFACTS = (
@@ -57,8 +58,8 @@ class _History:
     def __init__(self, stored: Stored):
         self._stored = stored
         data = stored.client.get_run(stored.run_id).data
-        self._steps = {
-            name: {metric.step for metric in stored.client.get_metric_history(stored.run_id, name)}
+        self._points = {
+            name: {(point.step, point.timestamp) for point in stored.client.get_metric_history(stored.run_id, name)}
             for name in data.metrics
         }
         self.traces = traces.sent(stored)
@@ -69,7 +70,7 @@ class _History:
             new = {
                 name: value
                 for name, value in row.items()
-                if name in NOT_METRICS or row["step"] not in self._steps.get(name, ())
+                if name in NOT_METRICS or (row["step"], row["timestamp"]) not in self._points.get(name, ())
             }
             if new.keys() - set(NOT_METRICS):
                 yield new
@@ -105,9 +106,18 @@ def _artifacts(stored: Stored, folder: Path) -> None:
     for pattern in ARTIFACTS:
         for file in sorted(folder.glob(pattern)):
             place = file.relative_to(folder)
-            if there.get(place.as_posix()) != file.stat().st_size:
+            if there.get(place.as_posix()) != file.stat().st_size or _changed(stored, place, file):
                 parent = place.parent.as_posix()
                 stored.client.log_artifact(stored.run_id, str(file), None if parent == "." else parent)
+
+
+def _changed(stored: Stored, place: Path, file: Path) -> bool:
+    """Whether a file whose size is the same has another content; asked only of what says how a run ended."""
+    if place.name not in ("summary.json", "sweep.json"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        copy = stored.client.download_artifacts(stored.run_id, place.as_posix(), folder)
+        return Path(copy).read_bytes() != file.read_bytes()
 
 
 def _model(stored: Stored, folder: Path) -> str | None:
@@ -137,21 +147,23 @@ def folder(place: Path, uri: str) -> Stored:
     """Complete the run of one folder in a store, with its status.
 
     Raises:
-        UserError: the folder has no tracking.json.
+        UserError: the folder has no tracking.json, or its run is going on and feeds MLflow itself.
     """
     record = read_record(place)
     if record is None:
         raise UserError(f"{place} has no tracking.json", "it is no folder of a run or a sweep, or of an older version")
+    if _ended(place)[0] is None:
+        raise UserError(f"{place} is still running", "sync it when it has ended")
     stored = Stored(uri, record)
     complete(stored, place)
-    status, ended = _ended(place, record)
-    if status and status != stored.status:
+    status, ended = _ended(place)
+    if status != stored.status:
         stored.end(status, ended)
     _note(place, stored)
     return stored
 
 
-def _ended(place: Path, record: Record) -> tuple[str | None, int]:
+def _ended(place: Path) -> tuple[str | None, int]:
     """How a run or sweep ended and when; no status while it goes on."""
     file = next(file for name in ("summary.json", "sweep.json") if (file := place / name).is_file())
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -166,9 +178,11 @@ def _note(place: Path, stored: Stored) -> None:
     file = place / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if summary is not None and not (summary.get("mlflow") or {}).get("run_id"):
-        file.write_text(
+        part = file.with_name(".summary.json")
+        part.write_text(
             json.dumps(summary | {"mlflow": {"run_id": stored.run_id}}, indent=1, ensure_ascii=False) + "\n"
         )
+        part.rename(file)
         _artifacts(stored, place)
 
 

@@ -5,7 +5,9 @@ total reward and advantage as feedback, the gold answer the trace's expectation.
 `traces.jsonl` first, so that it can be sent again.
 """
 
+import atexit
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from echoink.errors import UserError
@@ -57,6 +59,7 @@ def send(stored, rows: list[dict]) -> None:
     import mlflow
     from mlflow.entities import AssessmentSource
 
+    _end_quietly()
     client, first = stored.client, rows[0]
     question = "\n".join([first["problem"], *first["options"]])
     content = [*_media(first["media"]), {"type": "text", "text": question}]
@@ -65,7 +68,6 @@ def send(stored, rows: list[dict]) -> None:
         span_type="CHAT_MODEL",
         inputs={"messages": [{"role": "user", "content": content}]},
         attributes={"step": first["step"], "sample": first["id"]},
-        tags={TAG: name(rows)},
         experiment_id=stored.experiment_id,
         run_id=stored.run_id,
     )
@@ -86,6 +88,15 @@ def send(stored, rows: list[dict]) -> None:
                     trace_id=root.trace_id, name=feedback, value=row[feedback], source=source, span_id=span
                 )
     mlflow.log_expectation(trace_id=root.trace_id, name="gold", value=first["gold"], source=source)
+    client.set_trace_tag(root.trace_id, TAG, name(rows))  # last: it says that the trace is whole
+
+
+@cache
+def _end_quietly() -> None:
+    """MLflow's own generator of ids complains at the interpreter's end where its provider is still there."""
+    from mlflow.tracing import provider
+
+    atexit.register(provider.reset)
 
 
 def _media(places: dict[str, str]) -> Iterator[dict]:

@@ -76,6 +76,8 @@ def connect(uri: str):
     """An MLflow client on a store that is ready, also when several processes start on a fresh SQLite file at once."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # Else traces are named by Python's generator, which a run seeds: runs of one seed would share their traces.
+    os.environ["MLFLOW_TRACE_USE_ISOLATED_RANDOM_ID_GENERATOR"] = "true"
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
@@ -135,6 +137,8 @@ class Stored:
             if parent:
                 tags["mlflow.parentRunId"] = parent.info.run_id
             run = self.client.create_run(home, start_time=record.started, run_name=record.name, tags=tags)
+        elif parent and "mlflow.parentRunId" not in run.data.tags:  # made while the store did not have the parent
+            self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         self.status = run.info.status
         missing = [Param(k, str(v)) for k, v in record.params.items() if k not in run.data.params]
@@ -219,7 +223,6 @@ class Tracker:
             return
         with uninterrupted():
             self._drain()
-            self._silent_until = 0.0
             self._guarded(lambda: self._finish(status_of(error)))
 
     def _finish(self, status: str) -> None:
@@ -240,6 +243,13 @@ class Tracker:
         from echoink import traces
 
         self._later(lambda: traces.send(self._stored, rows))
+
+    def adopt(self, folder: Path) -> None:
+        """Complete the run of another folder in the same store, such as that of a job that was copied."""
+        from echoink import sync
+
+        if self.uri is not None:
+            self._guarded(lambda: sync.folder(folder, self.uri))
 
     def settle_children(self, statuses: dict[str, str]) -> None:
         """Close child runs that their own process could not close (it was killed); status by run id."""
@@ -265,23 +275,24 @@ class Tracker:
     def _send(self) -> None:
         while True:
             call = self._queue.get()
-            if time.monotonic() >= self._silent_until:
-                self._guarded(call)
-            self._queue.task_done()
+            try:
+                if time.monotonic() >= self._silent_until:
+                    self._guarded(call)
+            finally:
+                self._queue.task_done()
 
     def _drain(self) -> None:
         end = time.monotonic() + self.PATIENCE
         while self._queue.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.02)
+        self._silent_until = math.inf  # what is still waiting is completed from disk
+        while self._queue.unfinished_tasks and time.monotonic() < end + self.PATIENCE:
+            time.sleep(0.02)
 
     def _guarded(self, call) -> None:
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             call()
-        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        except Exception as error:  # whatever a store raises costs the view only
             self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             self._silent_until = time.monotonic() + 60  # a server that is away is not asked at every step
             self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)

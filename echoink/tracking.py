@@ -181,9 +181,9 @@ def environment() -> dict[str, Any]:
 
 
 def process_is_gone(folder: Path) -> bool:
-    """Whether the process that wrote a run's folder has ended; of another machine's nothing is known."""
-    file = folder / "environment.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Whether the process that wrote a run's or a sweep's folder has ended; of another machine's nothing is known."""
+    files = [file for name in ("environment.json", "sweep.json") if (file := folder / name).is_file()]
+    found = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
     if found.get("host") != socket.gethostname():
         return False
     try:

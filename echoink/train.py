@@ -65,7 +65,7 @@ def main() -> None:
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
-            sys.exit(sweep.run(run, jobs, folder, overrides))
+            sys.exit(sweep.run(run, jobs, folder, overrides, flags))
         run()
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -149,7 +149,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
         disk = _disk_bytes(config) if config.task is Task.train else 0
-        preflight.check(folder, disk, uri, config.trainer.push_to_hub)
+        store = None if tracker.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
+        preflight.check(folder, disk, store, config.trainer.push_to_hub)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
@@ -301,7 +302,7 @@ def _tracker(job: "Job", files: "RunFolder", uri: str | None, overrides: Sequenc
         },
         inputs=inputs,
     )
-    return tracker.Tracker(uri, record.kept(files.path), files.path, files)
+    return tracker.Tracker(uri, record.kept(files.path) if files.writes else record, files.path, files)
 
 
 def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator":
@@ -427,12 +428,13 @@ def _conclude(job: "Job", files: "RunFolder", base: list["Prediction"], final: l
 
     phases.conclude(files, base, final, job.config.eval.protocol)
     files.write_summary()
+    files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
     files.write_summary()
-    if figure := figures.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
-        console.say("figure", str(figure))
-    for written in report.write([files.path], files.path):
-        if written.suffix == ".html":
-            console.say("report", str(written))
+    if files.writes:
+        if figure := figures.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
+            console.say("figure", str(figure))
+        if page := report.try_to_write([files.path], files.path):
+            console.say("report", str(page))
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
     console.say("sample", f"{sample.problem} {' '.join(sample.options)}")

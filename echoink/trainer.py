@@ -365,6 +365,14 @@ class EchoInkTrainer(GRPOTrainer):
         self._token_counts.clear()
 
     @contextmanager
+    def apart(self):
+        """What happens here beside a step does not count into its time."""
+        started = time.perf_counter()
+        yield
+        if self._step_started is not None:
+            self._step_started += time.perf_counter() - started
+
+    @contextmanager
     def _timed(self, name: str):
         started = time.perf_counter()
         try:

@@ -105,7 +105,7 @@ def test_a_single_run_is_compared_with_its_base(tmp_path, dataset):
     text = markdown.read_text()
     assert "+40.0 points [+30.0, +50.0], exact McNemar p = 1e-09; 45 samples gained, 5 lost" in text
     assert "- `trainer.learning_rate` is 0.0001, by default 2e-05" in text
-    assert "| all runs | 0 | 40.0 | 80.0 | [71.1, 86.7] |" in text, "Wilson of 80 of 100"
+    assert "| all runs | 0 | 40.0 | 80.0 | [75.0, 85.0] |" in text, "the interval of the run itself"
     assert "python -m echoink.train trainer.learning_rate=1e-4" in html.read_text()
 
 
@@ -114,6 +114,19 @@ def test_a_file_that_is_gone_is_said(tmp_path, dataset):
     file = run / "flips.jsonl"
     file.write_text(file.read_text().replace("sample_0", "sample_gone"))
     assert "sample_gone.jpg" in report.write([run], run)[0].read_text()
+
+
+def test_markdown_from_a_question_is_text(tmp_path):
+    run = make_run(tmp_path / "run")
+    file = run / "flips.jsonl"
+    file.write_text(file.read_text().replace("What <b>is</b> it?", "a | b\\n# <b>*c*"))
+    assert r"**a \| b # \<b\>\*c\*** A. x · B. y" in report.write([run], run)[1].read_text()
+
+
+def test_a_report_that_fails_costs_nothing(tmp_path, caplog):
+    run = make_run(tmp_path / "run")
+    (run / "flips.jsonl").write_text("{")
+    assert report.try_to_write([run], run) is None and "no report of" in caplog.text
 
 
 def test_the_command(tmp_path, dataset, capsys, monkeypatch):

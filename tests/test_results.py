@@ -5,8 +5,6 @@ import json
 import pytest
 
 from echoink import results
-from echoink.compose import compose
-from echoink.config import flatten
 from echoink.errors import UserError
 from tests.runs import make_run
 
@@ -36,7 +34,7 @@ def test_arms_differ_in_more_than_the_seed(sweep):
     assert arms[0].of_seed("accuracy") == {0: 0.70, 1: 0.74} and arms[0].over_seeds("accuracy").mean == pytest.approx(
         0.72
     )
-    reference = results.reference(arms, flatten(compose([])[0].config))
+    reference = results.reference(arms)
     assert reference.label == "β 0.001", "the default"
 
 
@@ -47,7 +45,7 @@ def test_differences_are_paired_by_seed_and_adjusted(sweep):
     assert four.seeds.p_value == pytest.approx(0.0635, abs=1e-3) and four.adjusted_p == pytest.approx(
         four.seeds.p_value
     )
-    assert zero.adjusted_p == pytest.approx(2 * zero.seeds.p_value, abs=1e-9)
+    assert zero.adjusted_p is None, "equal differences say nothing of their spread"
 
 
 def test_a_run_that_did_not_finish_counts_in_no_mean(sweep):
@@ -61,10 +59,23 @@ def test_a_run_that_did_not_finish_counts_in_no_mean(sweep):
     assert results.arms(results.find([sweep]))[0].of_seed("accuracy") == {0: 0.70, 1: 0.9}, "it was run again"
 
 
-def test_keys_that_older_runs_do_not_know_do_not_divide_arms(sweep):
-    file = sweep / "0/config.yaml"
+def test_a_key_that_an_older_run_does_not_know_had_its_default(tmp_path):
+    """An old run of the default, one that says so, and another method of the same seed: two arms."""
+    for number, overrides in enumerate([[], ["seed=1"], ["grpo.advantage=rejection"]]):
+        make_run(tmp_path / str(number), overrides, 0.8 - number / 10)
+    file = tmp_path / "0/config.yaml"
     file.write_text(file.read_text().replace("  advantage: group\n", ""))
-    assert [arm.label for arm in results.arms(results.find([sweep]))] == ["β 0", "β 0.04", "β 0.001"]
+    arms = results.arms(results.find([tmp_path]))
+    assert [arm.label for arm in arms] == ["advantage group", "advantage rejection"]
+    assert arms[0].of_seed("accuracy") == pytest.approx({0: 0.8, 1: 0.7})
+
+
+def test_equal_differences_are_no_certainty(tmp_path):
+    for number, (beta, seed) in enumerate([(0.001, 0), (0.001, 1), (0, 0), (0, 1)]):
+        make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], 0.8 + (beta == 0) * 0.05)
+    arms = results.arms(results.find([tmp_path]))
+    (found,) = results.differences(arms, arms[0])
+    assert found.seeds.mean == pytest.approx(0.05) and found.seeds.interval is None and found.adjusted_p is None
 
 
 def test_labels_are_short(tmp_path):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from echoink import results, sweep
-from echoink.compose import compose
+from echoink import results, sweep, tracking
+from echoink.compose import _expand, compose
 from echoink.errors import UserError
 from tests.runs import make_run
 
@@ -17,29 +17,31 @@ def config(*overrides):
 
 
 def test_swept_keys_are_those_that_differ():
-    jobs = compose(["experiment=ablate_beta", "trainer.steps=3"], multirun=True)
-    assert len(jobs) == 9 and sweep._keys(jobs, ["experiment=ablate_beta"]) == ["grpo.beta", "seed"]
+    jobs = compose(["experiment=ablate_beta", "grpo.beta=0,0.1", "seed=0,1"], multirun=True)
+    assert len(jobs) == 4 and sweep._keys(jobs, ["experiment=ablate_beta"]) == ["grpo.beta", "seed"]
     search = ["reward.lambda_fmt=interval(0,2)", "seed=1"]
     assert sweep._keys(compose(search, multirun=True), search) == ["reward.lambda_fmt"]
 
 
 @pytest.mark.parametrize(
-    ("experiment", "arms", "seeds"),
+    ("experiment", "arms", "seeds", "default"),
     [
-        ("ablate_lambda_fmt", 5, 3),
-        ("ablate_reward_scale", 10, 3),
-        ("ablate_group_size", 4, 3),
-        ("ablate_beta", 3, 3),
-        ("ablate_loss", 4, 3),
-        ("control_reward", 3, 5),
-        ("control_rejection", 2, 5),
+        ("ablate_lambda_fmt", 5, 3, ["reward.lambda_fmt=1"]),
+        ("ablate_reward_scale", 10, 3, ["grpo.scale=group", "reward.lambda_fmt=1"]),
+        ("ablate_group_size", 4, 3, ["grpo.group_size=8"]),
+        ("ablate_beta", 3, 3, ["grpo.beta=0.001"]),
+        ("ablate_loss", 4, 3, ["grpo.loss=grpo"]),
+        ("control_reward", 3, 5, ["reward=accuracy_format"]),
+        ("control_rejection", 2, 5, ["grpo.advantage=group"]),
     ],
 )
-def test_every_ablation_has_its_arms_and_seeds_and_the_default_among_them(experiment, arms, seeds):
-    jobs = [job.config for job in compose([f"experiment={experiment}"], multirun=True)]
-    methods = {repr({k: v for k, v in vars(job).items() if k not in ("seed", "name", "tracking")}) for job in jobs}
-    assert len(jobs) == arms * seeds and len(methods) == arms and {job.seed for job in jobs} == set(range(seeds))
-    assert any(job.reward == config().reward and job.grpo == config().grpo for job in jobs)
+def test_every_ablation_has_its_arms_and_seeds_and_the_default_among_them(experiment, arms, seeds, default):
+    jobs = _expand([f"experiment={experiment}"], [])
+    ours = [tuple(one for one in job if not one.startswith(("seed=", "experiment="))) for job in jobs]
+    assert len(jobs) == arms * seeds and len(set(ours)) == arms and set(default) in map(set, ours)
+    assert {one for job in jobs for one in job if one.startswith("seed=")} == {f"seed={seed}" for seed in range(seeds)}
+    found = config(f"experiment={experiment}", *default)
+    assert (found.reward, found.grpo, found.trainer) == (config().reward, config().grpo, config().trainer)
 
 
 def test_a_name_says_what_differs(monkeypatch):
@@ -75,7 +77,7 @@ def test_an_older_run_without_a_key_is_taken_where_the_key_has_its_default(tmp_p
 
 
 def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(sweep, "_device", lambda *_: pytest.fail("a process was about to start"))
     old = make_run(tmp_path / "old")
     (old / "checkpoints/step-2").mkdir(parents=True)
     new = tmp_path / "sweep/0"
@@ -84,7 +86,41 @@ def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatc
     assert (new / "metrics.jsonl").read_text() == (old / "metrics.jsonl").read_text()
     assert (new / "checkpoints/step-2").is_dir(), "behind a link"
     assert sweep.read_summary(new)["shared"] == str(old)
+    records = [json.loads((place / "tracking.json").read_text()) for place in (old, new)]
+    assert records[0]["id"] != records[1]["id"], "a run of its own in MLflow"
     assert "from " in (said := capsys.readouterr().out) and "finished before" in said
+
+
+def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch):
+    """The experiment's file changed since: the number of the job is not enough."""
+
+    class Starts(Exception):
+        pass
+
+    def starts(*_):
+        raise Starts
+
+    monkeypatch.setattr(sweep, "_device", starts)
+    job = make_run(tmp_path / "3", ["grpo.beta=0"])
+    assert sweep.run_job(config("grpo.beta=0"), [], job, [], 1) == 0.8
+    with pytest.raises(Starts):
+        sweep.run_job(config("grpo.beta=0.04"), [], job, [], 1)
+    assert len(list((tmp_path / "unfinished").iterdir())) == 1
+
+
+def test_a_job_that_still_runs_is_left_alone(tmp_path):
+    job = make_run(tmp_path / "0", status="running")
+    (job / "environment.json").write_text(json.dumps(tracking.environment()))
+    with pytest.raises(UserError, match="job 0 is still running"):
+        sweep.run_job(config(), [], job, [], 1)
+    assert (job / "metrics.jsonl").is_file()
+
+
+def test_a_job_whose_process_died_is_called_killed_and_one_elsewhere_is_not(tmp_path):
+    for name, other in (("0", {"process_started": 0.0}), ("1", {"host": "another"})):
+        job = make_run(tmp_path / name, status="running")
+        (job / "environment.json").write_text(json.dumps(tracking.environment() | other))
+    assert [sweep._closed(tmp_path / name, time.monotonic())["status"] for name in "01"] == ["killed", "running"]
 
 
 def test_what_an_attempt_left_is_moved_aside(tmp_path):

@@ -96,16 +96,38 @@ def test_what_a_store_has_already_is_completed(outputs):
     assert [m.step for m in again.client.get_metric_history(again.run_id, "reward/accuracy")] == [1, 2]
 
 
-@pytest.mark.parametrize(("gone", "status"), [(True, "KILLED"), (False, "RUNNING")])
-def test_a_run_without_a_process_is_killed(outputs, gone, status):
+def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(outputs):
     place = outputs / "run"
     summary = json.loads((place / "summary.json").read_text())
     (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
-    facts = tracking.environment() | ({"process_started": 0.0} if gone else {})
+    facts = tracking.environment()
     assert facts["process"] == os.getpid()
     (place / "environment.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="is still running"):
+        sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    (place / "environment.json").write_text(json.dumps(facts | {"process_started": 0.0}))
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
-    assert stored.client.get_run(stored.run_id).info.status == status
+    assert stored.client.get_run(stored.run_id).info.status == "KILLED"
+
+
+def test_base_and_final_at_one_step_are_both_there(outputs):
+    """As of task=compare: the base was sent during the run, the other must not be taken for it."""
+    place = outputs / "run"
+    rows = [json.loads(line) | {"step": 0} for line in (place / "eval.jsonl").read_text().splitlines()]
+    (place / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stored = tracker.Stored(f"sqlite:///{outputs}/mlflow.db", tracker.read_record(place))
+    stored.log(rows[:1])
+    again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    history = again.client.get_metric_history(again.run_id, "eval/accuracy")
+    assert [(m.step, m.value) for m in history] == [(0, 0.4), (0, 0.8)]
+    assert again.client.get_run(again.run_id).data.metrics["eval/accuracy"] == 0.8
+
+
+def test_a_child_that_was_made_before_its_parent_finds_it(outputs):
+    child = sync.folder(outputs / "sweep/0", f"sqlite:///{outputs}/mlflow.db")
+    assert "mlflow.parentRunId" not in child.client.get_run(child.run_id).data.tags
+    assert sync.main(["outputs"]) == 0
+    assert "mlflow.parentRunId" in child.client.get_run(child.run_id).data.tags
 
 
 def test_a_folder_that_fails_stops_no_other(outputs, capsys):

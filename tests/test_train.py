@@ -85,6 +85,8 @@ def test_the_run_folder_has_everything(first):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-1", "step-2"]
     assert {path.name for path in (folder / "completions").iterdir()} == {"step-1.jsonl", "step-2.jsonl"}
     assert (folder / "figures/curves.png").stat().st_size > 10_000
+    told = (folder / "report.md").read_text()
+    assert "Not finished" not in told and "p = " in told and told.count("Step ") >= 2
 
 
 def test_the_summary_agrees_with_the_predictions(first):
