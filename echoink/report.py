@@ -330,7 +330,7 @@ def span(bounds: Sequence[float] | None, sign: bool = False) -> str:
 def cell(text: str) -> str:
     """Text for a cell or a line of Markdown: one line, without markup."""
     line = " ".join(str(text).split())
-    return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", line)
+    return re.sub(r"([\\|<>*`])", r"\\\1", line).replace("](", "]\\(")
 
 
 def fenced(text: str) -> str:

@@ -119,8 +119,8 @@ def test_a_file_that_is_gone_is_said(tmp_path, dataset):
 def test_markdown_from_a_question_is_text(tmp_path):
     run = make_run(tmp_path / "run")
     file = run / "flips.jsonl"
-    file.write_text(file.read_text().replace("What <b>is</b> it?", "a | b\\n# <b>*c*"))
-    assert r"**a \| b # \<b\>\*c\*** A. x · B. y" in report.write([run], run)[1].read_text()
+    file.write_text(file.read_text().replace("What <b>is</b> it?", "a | b\\n# <b>*c* [x](y)"))
+    assert r"**a \| b # \<b\>\*c\* [x]\(y)** A. x · B. y" in report.write([run], run)[1].read_text()
 
 
 def test_a_report_that_fails_costs_nothing(tmp_path, caplog):
