@@ -312,7 +312,7 @@ def run(
         Exit status: 0 where every job finished.
     """
     from echoink import report, tracker
-    from echoink.console import say, say_mlflow
+    from echoink.console import SERVER, say, say_mlflow
 
     config, keys = jobs[0].config, _keys(jobs, overrides)
     say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
@@ -350,6 +350,7 @@ def run(
     if parent.run_id:
         ids = [id for path in results.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, tracker.compare_page(ids, parent.experiment_id))
+        say("", f"or its curves: {SERVER}{tracker.curves_page(ids, parent.experiment_id)}")
     return 0
 
 

@@ -65,8 +65,9 @@ class _History:
         self.traces = traces.sent(stored)
 
     def missing(self, rows) -> Iterator[dict]:
-        """The numbers of rows that are not there yet."""
+        """The numbers of rows that are not there yet; those of an older version have no time, only an order."""
         for row in rows:
+            row = {"timestamp": self._stored.record.started + row["step"], **row}
             new = {
                 name: value
                 for name, value in row.items()

@@ -76,6 +76,7 @@ def connect(uri: str):
     """An MLflow client on a store that is ready, also when several processes start on a fresh SQLite file at once."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Else traces are named by Python's generator, which a run seeds: runs of one seed would share their traces.
     os.environ["MLFLOW_TRACE_USE_ISOLATED_RANDOM_ID_GENERATOR"] = "true"
     for name in ("mlflow", "alembic"):
@@ -111,6 +112,14 @@ def experiment_id(client, name: str, uri: str) -> str:
 def compare_page(runs: list[str], experiment: str) -> str:
     """MLflow's page that compares runs, below the server's address."""
     return f"/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
+
+
+def curves_page(runs: list[str], experiment: str, metric: str = "reward/accuracy") -> str:
+    """MLflow's page with one metric's curves of many runs, smoothed, below the server's address."""
+    chosen = {"runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric]}
+    settings = {"plot_layout": {"autosize": True}, "deselected_curves": [], "last_linear_y_axis_range": []}
+    words = [f"{key}={quote(json.dumps(value))}" for key, value in (chosen | settings).items()]
+    return "/#/metric?" + "&".join([*words, "x_axis=step&y_axis_scale=linear&line_smoothness=70&show_point=false"])
 
 
 class Stored:

@@ -196,3 +196,12 @@ def test_relative_databases_count_from_the_current_folder(tmp_path):
     assert tracker.absolute_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/b.db"
     for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000"):
         assert tracker.absolute_uri(uri, tmp_path) == uri
+
+
+def test_pages_name_their_runs():
+    pages = tracker.compare_page(["a", "b"], "7"), tracker.curves_page(["a", "b"], "7")
+    for page in pages:
+        assert (
+            page.startswith("/#/") and "runs=%5B%22a%22%2C%20%22b%22%5D" in page and "experiments=%5B%227%22%5D" in page
+        )
+    assert "metric=%22reward/accuracy%22" in pages[1]
