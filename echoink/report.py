@@ -123,7 +123,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     shown = _example_run(reference or arms[0])
     asked = [json.loads((folder / "sweep.json").read_text(encoding="utf-8")) for folder in sweeps]
     return {
-        "title": " and ".join(dict.fromkeys(run.summary["name"] for run in runs)),
+        "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
         "questions": [question for one in asked if (question := one.get("question"))],
         "asked": _asked(shown),
         "rows": rows,
@@ -204,6 +204,8 @@ def verdict(found: Difference, reference: Arm) -> str:
     if found.adjusted_p < 0.05:
         way = "better" if change > 0 else "worse"
         return f"{found.arm.label}: {abs(change):.1f} points {way} [{low:+.1f}, {high:+.1f}], {p} ({n} seeds)."
+    if low > 0 or high < 0:
+        return f"{found.arm.label}: undecided: {change:+.1f} points [{low:+.1f}, {high:+.1f}], but {p} ({n} seeds)."
     largest = max(abs(low), abs(high))
     return (
         f"{found.arm.label}: no difference shown ({change:+.1f} points, {p}, {n} seeds); "

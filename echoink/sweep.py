@@ -321,6 +321,7 @@ def run(
     chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
     definition = {
         "status": "running",
+        "name": config.name,
         "overrides": overrides,
         "swept": keys,
         "jobs": len(jobs),

@@ -46,6 +46,7 @@ def sweep(tmp_path, dataset):
     for number, (beta, seed, accuracy) in enumerate(RUNS):
         make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], accuracy, dataset=dataset)
     definition = {
+        "name": "beta",
         "question": "What does β do?",
         "command": ["-m", "echoink.train", "--multirun", "grpo.beta=0.001,0.04"],
     }
@@ -97,6 +98,14 @@ def test_where_nothing_differs_the_bound_is_said(tmp_path):
     assert re.search(
         r"- scale none: no difference shown \(\+0\.[23] points, p = 0\.[78].* none is larger than 9\.8 points", text
     )
+
+
+def test_what_holm_takes_back_is_undecided(tmp_path):
+    values = {0.001: (0.8, 0.82, 0.81), 0.0: (0.79, 0.805, 0.80), 0.01: (0.81, 0.80, 0.82), 0.04: (0.82, 0.80, 0.81)}
+    for number, (beta, seed) in enumerate((beta, seed) for beta in values for seed in range(3)):
+        make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], values[beta][seed])
+    text = report.write([tmp_path], tmp_path)[1].read_text()
+    assert "- β 0: undecided: -1.2 points [-1.9, -0.4], but p = 0.059 after Holm (3 seeds)." in text
 
 
 def test_a_single_run_is_compared_with_its_base(tmp_path, dataset):
@@ -166,4 +175,4 @@ def test_in_a_browser_the_page_loads_plays_and_sorts(sweep):
     done = subprocess.run([*command, f"file://{sweep}/probe.html"], capture_output=True, text=True, timeout=120)
     found = re.search(r'data-found="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
-    assert found.group(1).split("|") == ["β 0.04", "β 0.001", "3", "true", "true", "tiny"]
+    assert found.group(1).split("|") == ["β 0.04", "β 0.001", "3", "true", "true", "beta"]
