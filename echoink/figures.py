@@ -98,7 +98,8 @@ def overlay(runs: Sequence[Run], target: Path) -> Path | None:
             _arm(axis, arm, name, colour)
         _dress(axis, name, title)
     if len(found) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        columns = max(1, min(4, 150 // (max(len(arm.label) for arm in found) + 6)))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130)
     pyplot.close(figure)

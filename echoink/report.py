@@ -121,7 +121,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     found = {id(d.arm): d for d in (results.differences(trained, reference) if reference else [])}
     rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
     shown = _example_run(reference or arms[0])
-    asked = [json.loads((folder / "sweep.json").read_text(encoding="utf-8")) for folder in sweeps]
+    asked = [{"name": folder.name} | json.loads((folder / "sweep.json").read_text("utf-8")) for folder in sweeps]
     return {
         "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
         "questions": [question for one in asked if (question := one.get("question"))],
@@ -160,6 +160,8 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
     interval = final.interval if final else None
     if len(done) == 1:
         interval = tuple(done[0].result["interval"])
+    if interval:  # Student's t knows no bounds
+        interval = (max(0.0, interval[0]), min(1.0, interval[1]))
     base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
     lengths = [run.lengths for run in done if run.lengths]
     by_seed = arm.of_seed("accuracy")

@@ -163,6 +163,8 @@ class Arm:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str) and value.endswith(".py"):

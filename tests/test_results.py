@@ -82,7 +82,7 @@ def test_labels_are_short(tmp_path):
     for number, reward in enumerate(("accuracy_format", "random")):
         make_run(tmp_path / str(number), [f"reward={reward}"])
     labels = [arm.label for arm in results.arms(results.find([tmp_path]))]
-    assert labels == ["λ_acc 1 · λ_fmt 1 · reward None", "λ_acc 0 · λ_fmt 0 · reward random_reward"]
+    assert labels == ["λ_acc 1 · λ_fmt 1 · reward –", "λ_acc 0 · λ_fmt 0 · reward random_reward"]
 
 
 def test_no_run_is_an_error(tmp_path):
