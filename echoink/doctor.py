@@ -164,11 +164,11 @@ def _disk() -> tuple[Verdict, str]:
 
 
 def _tracking(config: Config) -> tuple[Verdict, str]:
-    from echoink import preflight, tracker
+    from echoink import preflight, stored
 
     if not config.tracking.enabled:
         return Verdict.note, "off"
-    uri = tracker.absolute_uri(config.tracking.uri, Path.cwd())
+    uri = stored.absolute_uri(config.tracking.uri, Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return Verdict.good, f"{uri} will be made"
     preflight.check_store(uri)

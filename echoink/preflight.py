@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from echoink import tracker
+from echoink import stored
 from echoink.errors import UserError
 
 
@@ -50,7 +50,7 @@ def check_store(uri: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        tracker.connect(uri).search_experiments(max_results=1)
+        stored.connect(uri).search_experiments(max_results=1)
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise UserError(

@@ -229,7 +229,7 @@ def _other_code(run: Run) -> str:
 
 def _copy(run: Run, folder: Path) -> None:
     """A run's files for another sweep, of which it becomes a child; checkpoints stay where they are, behind a link."""
-    from echoink.tracker import Record, read_record
+    from echoink.stored import Record, read_record
 
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -311,8 +311,9 @@ def run(
     Returns:
         Exit status: 0 where every job finished.
     """
-    from echoink import report, tracker
+    from echoink import report, stored
     from echoink.console import SERVER, say, say_mlflow
+    from echoink.tracker import Tracker
 
     config, keys = jobs[0].config, _keys(jobs, overrides)
     say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
@@ -330,16 +331,16 @@ def run(
         **{key: tracking.environment()[key] for key in ("host", "process", "process_started", *tracking.git())},
     }
     _define(folder, definition)
-    record = tracker.Record(
+    record = stored.Record(
         experiment=config.tracking.experiment,
         name=f"sweep {config.name}" + (f": {', '.join(keys)}" if keys else ""),
         params={"swept": " ".join(keys), "jobs": len(jobs), "overrides": " ".join(overrides)},
         tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": config.name},
         parent=None,
     ).kept(folder)
-    uri = tracker.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
-    os.environ[tracker.PARENT] = record.id
-    with tracker.Tracker(uri, record, folder) as parent:
+    uri = stored.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
+    os.environ[stored.PARENT] = record.id
+    with Tracker(uri, record, folder) as parent:
         try:
             launch()
         except BaseException as error:
@@ -350,8 +351,8 @@ def run(
             raise SystemExit(bad)
     if parent.run_id:
         ids = [id for path in results.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
-        say_mlflow(parent.uri, tracker.compare_page(ids, parent.experiment_id))
-        say("", f"or its curves: {SERVER}{tracker.curves_page(ids, parent.experiment_id)}")
+        say_mlflow(parent.uri, stored.compare_page(ids, parent.experiment_id))
+        say("", f"or its curves: {SERVER}{stored.curves_page(ids, parent.experiment_id)}")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from echoink import command, traces
 from echoink.errors import UserError
-from echoink.tracker import Stored, absolute_uri, read_record
+from echoink.stored import Stored, absolute_uri, read_record
 from echoink.tracking import NOT_METRICS, ROWS, process_is_gone, read_rows
 
 ARTIFACTS = (

@@ -126,7 +126,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     Returns:
         The final sampled accuracy: the objective of a search. None for a dry run.
     """
-    from echoink import console, tracker, tracking
+    from echoink import console, stored, tracking
 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
@@ -142,14 +142,14 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
             "set trainer.processes=1, or dry_run=true for the plan",
         )
-    uri = tracker.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
+    uri = stored.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
         files.write_text("config.yaml", to_yaml(config))
         files.write_json("environment.json", tracking.environment())
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
         disk = _disk_bytes(config) if config.task is Task.train else 0
-        store = None if tracker.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
+        store = None if stored.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
         preflight.check(folder, disk, store, config.trainer.push_to_hub)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
@@ -274,7 +274,7 @@ CORE = (
 
 
 def _tracker(job: "Job", files: "RunFolder", uri: str | None, overrides: Sequence[str]) -> "Tracker":
-    from echoink import samples, tracker, tracking
+    from echoink import samples, stored, tracker, tracking
 
     config = job.config
     values = flatten(config)
@@ -290,7 +290,7 @@ def _tracker(job: "Job", files: "RunFolder", uri: str | None, overrides: Sequenc
         for split, rows in (("train", job.splits.train), (config.eval.split.name, job.splits.valid))
         if rows
     ]
-    record = tracker.Record(
+    record = stored.Record(
         experiment=config.tracking.experiment,
         name=sweep.run_name(overrides) or f"{config.task.name} seed {config.seed}",
         params={key: values[key] for key in CORE} | {k: values.get(k, v) for k, v in changed.items() if len(v) <= 100},

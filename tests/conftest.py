@@ -38,7 +38,7 @@ def samples(dataset) -> list[Sample]:
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory) -> Path:
     """An MLflow database without a run, to be copied: to make one takes seconds."""
-    from echoink.tracker import connect
+    from echoink.stored import connect
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     connect(f"sqlite:///{file}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from echoink.compose import compose
 from echoink.config import to_yaml
-from echoink.tracker import Record
+from echoink.stored import Record
 
 PICTURE, SOUND = "valid/images/sample_0.jpg", "valid/audios/sample_0.wav"
 

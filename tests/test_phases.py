@@ -14,7 +14,8 @@ from echoink.phases import Evaluator, conclude
 from echoink.prompts import Prompt
 from echoink.rewards import Match
 from echoink.rollout import Sampling
-from echoink.tracker import Record, Tracker
+from echoink.stored import Record
+from echoink.tracker import Tracker
 from echoink.tracking import RunFolder
 from tests.test_evaluation import made
 

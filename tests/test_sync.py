@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from echoink import sync, tracker, tracking
+from echoink import sync, tracking
 from echoink.errors import UserError
+from echoink.stored import Record, Stored, connect, read_record
 from tests.runs import make_run
 
 
@@ -32,7 +33,7 @@ def outputs(tmp_path, dataset, fresh_store, monkeypatch):
     sweep.mkdir(parents=True)
     shutil.copy(fresh_store, tmp_path / "outputs/mlflow.db")
     (sweep / "sweep.json").write_text(json.dumps({"status": "failed", "overrides": []}))
-    parent = tracker.Record("made", "sweep", {}, {}, parent=None).kept(sweep)
+    parent = Record("made", "sweep", {}, {}, parent=None).kept(sweep)
     make_run(sweep / "0", ["seed=0"], dataset=dataset, parent=parent.id)
     make_run(sweep / "1", ["seed=1"], status="failed", parent=parent.id)
     make_run(tmp_path / "outputs/run", ["grpo.beta=0"])
@@ -41,7 +42,7 @@ def outputs(tmp_path, dataset, fresh_store, monkeypatch):
 
 def test_everything_is_rebuilt_and_a_second_time_changes_nothing(outputs, capsys):
     assert sync.main(["outputs"]) == 0 and "4 of 4 folders" in capsys.readouterr().out
-    client = tracker.connect(f"sqlite:///{outputs}/mlflow.db")
+    client = connect(f"sqlite:///{outputs}/mlflow.db")
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "made"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     assert {name: run.info.status for name, run in runs.items()} == {
@@ -89,7 +90,7 @@ def test_a_group_is_a_trace_with_picture_sound_feedback_and_gold(outputs):
 def test_what_a_store_has_already_is_completed(outputs):
     """A server that went away after the first step: the rest comes, the first step stays single."""
     place = outputs / "run"
-    stored = tracker.Stored(f"sqlite:///{outputs}/mlflow.db", tracker.read_record(place))
+    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
     stored.log([json.loads((place / "metrics.jsonl").read_text().splitlines()[0])])
     again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     assert again.run_id == stored.run_id
@@ -115,7 +116,7 @@ def test_base_and_final_at_one_step_are_both_there(outputs):
     place = outputs / "run"
     rows = [json.loads(line) | {"step": 0} for line in (place / "eval.jsonl").read_text().splitlines()]
     (place / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stored = tracker.Stored(f"sqlite:///{outputs}/mlflow.db", tracker.read_record(place))
+    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
     stored.log(rows[:1])
     again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     history = again.client.get_metric_history(again.run_id, "eval/accuracy")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from echoink import tracker, tracking
-from echoink.tracker import Record, Tracker
+from echoink import stored, tracking
+from echoink.stored import Record
+from echoink.tracker import Tracker
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def tmp_path(tmp_path, fresh_store):
 
 
 def open_store(folder: Path):
-    uri = tracker.absolute_uri("sqlite:///outputs/mlflow.db", folder)
-    return uri, tracker.connect(uri)
+    uri = stored.absolute_uri("sqlite:///outputs/mlflow.db", folder)
+    return uri, stored.connect(uri)
 
 
 def runs_of(folder: Path):
@@ -37,11 +38,11 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess:
         """
         import os, signal, sys, time
         from pathlib import Path
-        from echoink import tracker, tracking
+        from echoink import stored, tracker, tracking
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        uri = tracker.absolute_uri("sqlite:///outputs/mlflow.db", Path({folder!r}))
+        uri = stored.absolute_uri("sqlite:///outputs/mlflow.db", Path({folder!r}))
         with tracking.RunFolder(Path({folder!r}) / "run", "train", "x", 0) as files:
-            record = tracker.Record("x", "run", {{"a": 1}}, {{}})
+            record = stored.Record("x", "run", {{"a": 1}}, {{}})
             with tracker.Tracker(uri, record.kept(files.path), files.path, files) as view:
                 {body}
         """
@@ -74,16 +75,16 @@ def test_status_is_true(tmp_path, body, status):
 
 def test_processes_that_start_on_a_fresh_store_at_once_all_succeed(tmp_path):
     code = (
-        "from pathlib import Path; from echoink import tracker; import sys, time;"
-        f"uri = tracker.absolute_uri('sqlite:///new/mlflow.db', Path({str(tmp_path)!r}));"
-        f"\nrecord = tracker.Record('x', 'run', {{}}, {{}})"
+        "from pathlib import Path; from echoink import stored, tracker; import sys, time;"
+        f"uri = stored.absolute_uri('sqlite:///new/mlflow.db', Path({str(tmp_path)!r}));"
+        f"\nrecord = stored.Record('x', 'run', {{}}, {{}})"
         f"\nwith tracker.Tracker(uri, record, Path({str(tmp_path)!r})) as view:"
         "\n view.row({'m': 1.0, 'step': 1, 'timestamp': 1})"
         "\nsys.exit(view.run_id is None or view.refused is not None)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    client = tracker.connect(tracker.absolute_uri("sqlite:///new/mlflow.db", tmp_path))
+    client = stored.connect(stored.absolute_uri("sqlite:///new/mlflow.db", tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "x"]
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3
 
@@ -146,7 +147,7 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
 
     uri, client = open_store(tmp_path)
     calls = []
-    log = tracker.Stored.log
+    log = stored.Stored.log
 
     def flaky(self, rows, model=None):
         calls.append(1)
@@ -154,7 +155,7 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
             raise MlflowException("the server went away")
         log(self, rows, model)
 
-    monkeypatch.setattr(tracker.Stored, "log", flaky)
+    monkeypatch.setattr(stored.Stored, "log", flaky)
     files = tracking.RunFolder(tmp_path / "run", "train", "x", 0)
     with files, Tracker(uri, Record("x", "run", {}, {}).kept(files.path), files.path, files) as shown:
         for step in range(1, 6):
@@ -169,7 +170,7 @@ def test_a_slow_store_does_not_slow_a_step(tmp_path, monkeypatch):
 
     uri, _ = open_store(tmp_path)
     gate = threading.Event()
-    monkeypatch.setattr(tracker.Stored, "log", lambda *_: gate.wait(30))
+    monkeypatch.setattr(stored.Stored, "log", lambda *_: gate.wait(30))
     with view(tmp_path, uri) as shown:
         for step in range(100):
             shown.row(row(step, m=1.0))  # would wait half an hour
@@ -193,13 +194,13 @@ def test_tracking_off(tmp_path):
 
 
 def test_relative_databases_count_from_the_current_folder(tmp_path):
-    assert tracker.absolute_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/b.db"
+    assert stored.absolute_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/b.db"
     for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000"):
-        assert tracker.absolute_uri(uri, tmp_path) == uri
+        assert stored.absolute_uri(uri, tmp_path) == uri
 
 
 def test_pages_name_their_runs():
-    pages = tracker.compare_page(["a", "b"], "7"), tracker.curves_page(["a", "b"], "7")
+    pages = stored.compare_page(["a", "b"], "7"), stored.curves_page(["a", "b"], "7")
     for page in pages:
         assert (
             page.startswith("/#/") and "runs=%5B%22a%22%2C%20%22b%22%5D" in page and "experiments=%5B%227%22%5D" in page

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from echoink import tracker
+from echoink import stored
 from echoink.models import TINY
 
 SMALL = [
@@ -41,7 +41,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def mlflow_runs(folder: Path) -> list:
-    client = tracker.connect(tracker.absolute_uri("sqlite:///outputs/mlflow.db", folder))
+    client = stored.connect(stored.absolute_uri("sqlite:///outputs/mlflow.db", folder))
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
@@ -131,7 +131,7 @@ def test_the_screen_says_what_happens_in_order(first):
 def test_mlflow_has_the_run(first, place):
     _, folder = first
     summary = json.loads((folder / "summary.json").read_text())
-    client = tracker.connect(tracker.absolute_uri("sqlite:///outputs/mlflow.db", place))
+    client = stored.connect(stored.absolute_uri("sqlite:///outputs/mlflow.db", place))
     run = client.get_run(summary["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["grpo.group_size"] == "4" and run.data.tags["folder"] == str(folder)
