@@ -7,7 +7,6 @@ are taken are judged again.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache as once
@@ -19,13 +18,14 @@ import torch
 
 from echoink import evaluation
 from echoink.evaluation import Prediction
+from echoink.tracking import read_rows, write_whole
 
 
 def key(model: torch.nn.Module, **depends_on: Any) -> str:
     """The name under which the answers of a model are kept.
 
     Args:
-        model: its weights and its device count.
+        model: its weights and the kind of its device.
         depends_on: whatever else the answers depend on, with a `repr` that says all of it.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
@@ -53,14 +53,10 @@ def code() -> str:
 
 def take(file: Path) -> list[Prediction]:
     """The answers that are kept in a file; none where there is no such file."""
-    if not file.is_file():
-        return []
-    return [evaluation.of_row(json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    return [evaluation.of_row(row) for row in read_rows(file)]
 
 
 def keep(file: Path, predictions: Sequence[Prediction]) -> None:
-    """Keep answers: written aside, then renamed, so that several runs may keep the same at once."""
+    """Keep answers; several runs may keep the same at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text("".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions), encoding="utf-8")
-    os.replace(part, file)
+    write_whole(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))

@@ -96,7 +96,6 @@ class Row:
 
     label: str
     seeds: str
-    finished: str
     base: float | None
     final: float | None
     interval: tuple[float, float] | None
@@ -168,7 +167,6 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
     return Row(
         label=arm.label,
         seeds=", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
-        finished=f"{len(done)} of {len(arm.runs)}",
         base=mean(base),
         final=final and final.mean,
         interval=interval,

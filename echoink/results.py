@@ -75,12 +75,14 @@ def read(folder: Path) -> Run | None:
     """A run's folder; None where it is none."""
     if not ((folder / "summary.json").is_file() and (folder / "config.yaml").is_file()):
         return None
-    return Run(folder, json.loads((folder / "summary.json").read_text()), method(folder / "config.yaml"))
+    return Run(
+        folder, json.loads((folder / "summary.json").read_text()), method((folder / "config.yaml").read_text("utf-8"))
+    )
 
 
-def method(config: Path) -> dict[str, Any]:
-    """The dotted keys of a run's `config.yaml` on which its numbers depend; what an older one lacks has its default."""
-    return defaults() | of_yaml(config.read_text(encoding="utf-8"))
+def method(config: str) -> dict[str, Any]:
+    """The dotted keys of a `config.yaml` on which a run's numbers depend; what an older one lacks has its default."""
+    return defaults() | of_yaml(config)
 
 
 def of_yaml(text: str) -> dict[str, Any]:

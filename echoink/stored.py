@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from echoink.tracking import NOT_METRICS, milliseconds
+from echoink.tracking import NOT_METRICS, as_json, milliseconds, write_whole
 
 PARENT = "ECHOINK_PARENT"
 """Environment variable by which a sweep tells its jobs its own record's id."""
@@ -46,7 +46,7 @@ class Record:
         """Write it, or take the one that the folder has: an evaluation that goes on stays the same run."""
         if before := read_record(folder):
             return before
-        (folder / "tracking.json").write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        write_whole(folder / "tracking.json", as_json(asdict(self)))
         return self
 
 

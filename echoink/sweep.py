@@ -6,7 +6,8 @@ job itself is `python -m echoink.train` again, so that accelerate's state, GPU m
 to the next, and a crash stops one job only.
 
     sweep_<time>/
-      sweep.json        what was asked for, and the parent run
+      sweep.json        what was asked for, and how it ended
+      tracking.json     its parent run in MLflow
       0/ 1/ …           jobs, each a run's folder; output.log has a job's screen where several run at once
       unfinished/       what an earlier attempt at a job left, after sweep.resume
       figures/, report.html, report.md
@@ -95,7 +96,7 @@ def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
 # --- one job ---
 
 
-def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float | None:
+def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float:
     """Run one job in its own process; a failure is left in the job's folder for the table.
 
     A job that has finished already, here or (`sweep.share`) elsewhere, is not run again.
@@ -111,7 +112,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
         The job's final accuracy: the objective of a search. NaN where it failed.
     """
     summary = read_summary(folder)
-    wanted = results.defaults() | results.of_yaml(to_yaml(config))
+    wanted = results.method(to_yaml(config))
     if summary["status"] == "finished" and (run := results.read(folder)) and run.config == wanted:
         return _done(folder, "finished before")
     if summary["status"] == "running" and not tracking.process_is_gone(folder):
@@ -143,7 +144,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     if code != 0 and summary["status"] in ("running", "missing"):
         status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
         summary |= {"status": status, "error": f"the process ended with {code}"}
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        tracking.write_whole(folder / "summary.json", tracking.as_json(summary))
     return _done(folder, summary["status"])
 
 
@@ -210,7 +211,7 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
     The dataset is compared by its path and settings, the code not at all: `_other_code` says where it differs.
     """
-    wanted = results.defaults() | results.of_yaml(to_yaml(config))
+    wanted = results.method(to_yaml(config))
     for path in sorted(below.rglob("summary.json")):
         run = results.read(path.parent) if path.parent.resolve() != but.resolve() else None
         if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
@@ -251,8 +252,7 @@ def _copy(run: Run, folder: Path) -> None:
     for path in part.iterdir():
         if path.name != "summary.json":
             path.rename(folder / path.name)
-    (part / "summary.json").write_text(json.dumps(summary, indent=1))
-    (part / "summary.json").rename(folder / "summary.json")  # last: it says that the job is there
+    tracking.write_whole(folder / "summary.json", tracking.as_json(summary))  # last: it says that the job is there
     shutil.rmtree(part)
 
 
@@ -357,7 +357,7 @@ def run(
 
 
 def _define(folder: Path, definition: dict) -> None:
-    (folder / "sweep.json").write_text(json.dumps(definition, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tracking.write_whole(folder / "sweep.json", tracking.as_json(definition))
 
 
 def _mlflow_id(summary: dict) -> str | None:
@@ -403,7 +403,7 @@ def _closed(path: Path, until: float) -> dict:
         time.sleep(0.2)
     if summary["status"] == "running" and tracking.process_is_gone(path):
         summary |= {"status": "killed", "error": "its process ended without a word"}
-        (path / "summary.json").write_text(json.dumps(summary, indent=1))
+        tracking.write_whole(path / "summary.json", tracking.as_json(summary))
     return summary
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from echoink import command, traces
 from echoink.errors import UserError
 from echoink.stored import Stored, absolute_uri, read_record
-from echoink.tracking import NOT_METRICS, ROWS, process_is_gone, read_rows
+from echoink.tracking import NOT_METRICS, ROWS, as_json, process_is_gone, read_rows, write_whole
 
 ARTIFACTS = (
     "config.yaml",
@@ -179,11 +179,7 @@ def _note(place: Path, stored: Stored) -> None:
     file = place / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if summary is not None and not (summary.get("mlflow") or {}).get("run_id"):
-        part = file.with_name(".summary.json")
-        part.write_text(
-            json.dumps(summary | {"mlflow": {"run_id": stored.run_id}}, indent=1, ensure_ascii=False) + "\n"
-        )
-        part.rename(file)
+        write_whole(file, as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
         _artifacts(stored, place)
 
 

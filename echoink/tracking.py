@@ -91,19 +91,29 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file whole: aside, then renamed."""
-        self.write_text(name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self.write_text(name, as_json(content))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: aside, then renamed."""
         if not self.writes:
             return
-        part = self.path / f".{name}"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.path / name)
+        write_whole(self.path / name, text)
 
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
         return read_rows(self.path / name)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file aside, then rename it: a reader finds it whole, whoever else writes it at the same time."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
+def as_json(content: Any) -> str:
+    """A JSON file's text, for people too."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def milliseconds() -> int:

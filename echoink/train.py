@@ -427,7 +427,6 @@ def _conclude(job: "Job", files: "RunFolder", base: list["Prediction"], final: l
     from echoink import console, figures, phases, report
 
     phases.conclude(files, base, final, job.config.eval.protocol)
-    files.write_summary()
     files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
     files.write_summary()
     if files.writes:

@@ -402,6 +402,7 @@ def arguments(
             f"{config.micro_batch_prompts} times {processes().num_processes} processes",
             "gradients are accumulated over whole micro-batches",
         )
+    bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
     return GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
@@ -421,9 +422,7 @@ def arguments(
         beta=grpo.beta,
         use_bias_correction_kl=False,  # TRL's default weights the KL term by rho; Eq. 2 does not
         epsilon=grpo.clip,
-        epsilon_high=1 + grpo.clip
-        if grpo.loss is Loss.cispo
-        else None,  # there TRL clips the ratio to it, not to 1 + it
+        epsilon_high=bound,
         loss_type=grpo.loss.name,
         scale_rewards=grpo.scale.name,
         temperature=generation.temperature,
