@@ -201,15 +201,15 @@ def test_the_same_command_gives_the_same_run(first, place):
 
 def test_a_failing_job_stops_no_other_and_is_named(place):
     done = echoink(
-        place, "--multirun", *SMALL, "eval.base=false", "name=sweep", "trainer.steps=1", "model.path=nowhere,tiny"
+        place, "--multirun", *SMALL, "eval.base=false", "name=sweep", "trainer.steps=1", "model.path=not_there_yet,tiny"
     )
     (folder,) = (place / "outputs/sweep").iterdir()
     assert done.returncode == 1
     statuses = [json.loads((folder / str(job) / "summary.json").read_text())["status"] for job in (0, 1)]
     assert statuses == ["failed", "finished"]
     table = done.stdout[done.stdout.index("job  overrides") :]
-    assert "model.path=nowhere" in table and "model.path=tiny" in table and "failed" in table
-    assert "1 of 2 jobs did not finish" in done.stderr and "cannot load a model from nowhere" in done.stderr
+    assert "model.path=not_there_yet" in table and "model.path=tiny" in table and "failed" in table
+    assert "1 of 2 jobs did not finish" in done.stderr and "cannot load a model from not_there_yet" in done.stderr
     runs = {run.info.run_name: run for run in mlflow_runs(place) if run.data.tags["folder"].startswith(str(folder))}
     assert {name: run.info.status for name, run in runs.items()} == {
         "model.path=tiny": "FINISHED",
@@ -217,7 +217,7 @@ def test_a_failing_job_stops_no_other_and_is_named(place):
     }
     parent = next(run for name, run in runs.items() if name.startswith("sweep "))
     assert runs["model.path=tiny"].data.tags["mlflow.parentRunId"] == parent.info.run_id
-    (place / "nowhere").symlink_to(TINY)  # what was missing is there now
+    (place / "not_there_yet").symlink_to(TINY)  # what was missing is there now
     began = [(folder / str(job) / "environment.json").stat().st_mtime for job in (0, 1)]
     again = echoink(place, "--multirun", f"sweep.resume={folder}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert again.returncode == 0, again.stderr
