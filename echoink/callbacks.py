@@ -1,14 +1,17 @@
 """What happens beside a training step: metrics to disk and MLflow, rollout samples, the progress bar, checkpoints."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from echoink import checkpoint, traces
+from echoink import checkpoint, signals, traces
 from echoink.console import bar, console, say
+from echoink.errors import UserError
 from echoink.samples import Sample
 from echoink.tracker import Tracker
 from echoink.tracking import RunFolder
@@ -24,17 +27,30 @@ class Recorder(TrainerCallback):
         steps: steps in all.
         completions: B·G of a rollout, for the second axis `completions_seen`.
         updates_per_rollout: steps that share a rollout.
+        patience: steps in a row that may be skipped for a gradient that is not finite.
     """
 
-    def __init__(self, files: RunFolder, tracker: Tracker, steps: int, completions: int, updates_per_rollout: int):
+    def __init__(
+        self,
+        files: RunFolder,
+        tracker: Tracker,
+        steps: int,
+        completions: int,
+        updates_per_rollout: int,
+        patience: int,
+    ):
         self._files, self._tracker = files, tracker
         self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
+        self._patience, self._skipped = patience, 0
         self._newest: dict[str, float] = {}
         self._bar = bar("train")
         self._task = self._bar.add_task("train", total=steps, text="")
+        for row in files.read("metrics.jsonl"):  # of a run that is taken up
+            self._count(row)
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if state.is_world_process_zero:
+            self._bar.update(self._task, completed=state.global_step)
             self._bar.start()
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
@@ -42,15 +58,28 @@ class Recorder(TrainerCallback):
             return
         step, metrics = state.global_step, metrics_of(logs)
         metrics["completions_seen"] = -(-step // self._updates) * self._completions
-        self._tracker.row(self._files.numbers("metrics.jsonl", {"step": step, "epoch": state.epoch, **metrics}))
-        self._newest |= metrics  # a step that reuses a rollout has no rewards of its own
+        row = self._files.numbers("metrics.jsonl", {"step": step, "epoch": state.epoch, **metrics})
+        self._tracker.row(row)
+        self._count(row)
+        newest = self._newest
         text = (
-            f"accuracy {self._newest['reward/accuracy']:.2f} · format {self._newest['reward/format']:.2f} · "
-            f"length {self._newest['completion/mean_length']:.0f} · {metrics['time/step']:.1f} s/step"
+            f"accuracy {newest['reward/accuracy']:.2f} · format {newest['reward/format']:.2f} · "
+            f"length {newest['completion/mean_length']:.0f} · {metrics['time/step']:.1f} s/step"
         )
         self._bar.update(self._task, completed=step, text=text)
         if not console.is_terminal and (step % 10 == 0 or step == self._steps):
             console.print(f"train     {step}/{self._steps} · {text}")
+        if "train/skipped" in row:
+            say("warning", f"step {step} is skipped: its loss or gradient is not finite")
+        if self._skipped > self._patience:
+            raise UserError(
+                f"{self._skipped} steps in a row had a loss or gradient that is not finite",
+                "the weights are those before them; lower trainer.learning_rate, or look at the rewards",
+            )
+
+    def _count(self, row: dict[str, float]) -> None:
+        self._newest |= row  # a step that reuses a rollout has no rewards of its own
+        self._skipped = self._skipped + 1 if "train/skipped" in row else 0
 
     def development(self, step: int, metrics: dict[str, float]) -> None:
         """Take an evaluation on the development split."""
@@ -62,10 +91,13 @@ class Recorder(TrainerCallback):
 
 
 class Keeper(TrainerCallback):
-    """Saves a checkpoint every so many steps, at the end, and where the development split is answered best so far.
+    """What is due after a step: a checkpoint every so many steps, at the end, and where the development split is
+    answered best so far; evaluations on that split; answers to the watched samples.
+
+    What is on disk already is not done again, so that a run that is taken up goes on in the middle of it.
 
     Args:
-        run: the run's folder.
+        files: the run's folder.
         every: steps between checkpoints, 0 for only the last.
         keep: newest checkpoints kept; the best is kept besides.
         evaluate_every: steps between evaluations on the development split, 0 for none.
@@ -73,6 +105,7 @@ class Keeper(TrainerCallback):
         watch_every: steps between answers to the watched samples, 0 for none.
         watch: answers them.
         recorder: takes those metrics.
+        facts: what the manifest of a checkpoint says beside its step.
 
     Attributes:
         newest: the last checkpoint.
@@ -81,7 +114,7 @@ class Keeper(TrainerCallback):
 
     def __init__(
         self,
-        run: Path,
+        files: RunFolder,
         every: int,
         keep: int,
         evaluate_every: int,
@@ -89,49 +122,97 @@ class Keeper(TrainerCallback):
         watch_every: int,
         watch: Callable[[torch.nn.Module, int], None],
         recorder: Recorder,
+        facts: Mapping[str, Any],
     ):
         self._watch_every, self._watch = watch_every, watch
-        self._run, self._every, self._keep = run, every, keep
+        self._files, self._every, self._keep, self._facts = files, every, keep, facts
         self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
-        self.newest: Path | None = None
+        self.newest: Path | None = next(reversed(checkpoint.steps(files.path)), None)
         self.best: dict[str, float] | None = None
+        for row in files.read("dev.jsonl"):
+            self._compare(row)
+        if self.best and self.newest:
+            checkpoint.note_best(files.path, self.best)
 
-    def on_train_begin(self, args, state, control, **_) -> None:
-        if self._watch_every:
-            self._watch(self._thinker(), state.global_step)
+    def _compare(self, row: dict[str, float]) -> bool:
+        better = self.best is None or row["dev/accuracy"] >= self.best["accuracy"]
+        if better:
+            self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
+        return better
 
     def _thinker(self) -> torch.nn.Module:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
-    def on_step_end(self, args, state, control, **_) -> None:
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self._do_what_is_due(state)
+
+    def on_save(self, args, state, control, **_) -> None:
+        self._do_what_is_due(state)
+
+    def _do_what_is_due(self, state: TrainerState) -> None:
         step, last = state.global_step, state.global_step == state.max_steps
-        better = False
-        if self._watch_every and (last or step % self._watch_every == 0):
-            with self.trainer.apart():
+
+        def due(every: int) -> bool:
+            return bool(every) and (last or step % every == 0)
+
+        def done(name: str) -> bool:
+            return any(row["step"] == step for row in self._files.read(name))
+
+        with self.trainer.apart():
+            if step and (last or due(self._every)):
+                self._save(step, last)
+            if due(self._watch_every) and not done("watched.jsonl"):
                 self._watch(self._thinker(), step)
-        if self._evaluate_every and (last or step % self._evaluate_every == 0):
-            with self.trainer.apart():
+            if step and due(self._evaluate_every) and not done("dev.jsonl"):
                 metrics = self._evaluate(self._thinker(), step)
-            self._recorder.development(step, metrics)
-            better = self.best is None or metrics["dev/accuracy"] >= self.best["accuracy"]
-            if better:
-                self.best = {"step": step, "accuracy": metrics["dev/accuracy"]}
-        if not (last or better or (self._every and step % self._every == 0)):
+                self._recorder.development(step, metrics)
+                if self._compare({"step": step, **metrics}):
+                    self._save(step, last)
+                    if state.is_world_process_zero:
+                        checkpoint.note_best(self._files.path, self.best)
+
+    def leave(self) -> None:
+        """Keep what there is when the process is asked to go."""
+        step = self.trainer.state.global_step
+        if step:
+            self._save(step, step == self.trainer.state.max_steps)
+            say("stopped", f"step {step} is kept; resume=auto goes on from it")
+        else:
+            say("stopped", "before the first step was done; resume=auto begins again")
+
+    def _save(self, step: int, last: bool) -> None:
+        if self.newest and checkpoint.step_of(self.newest) == step:
             return
         trainer = self.trainer
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
-        if not state.is_world_process_zero:
+        if not trainer.is_world_process_zero():
             return
+        if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
+            raise UserError(
+                f"at step {step} weights are not finite ({broken[0]}, {len(broken)} in all); they are not saved",
+                f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
+            )
 
         def write(folder: Path) -> None:
             model = trainer.accelerator.unwrap_model(trainer.model)
             model.generation_config.eos_token_id = trainer.eos_token_ids  # transformers keeps only the tokenizer's
             model.save_pretrained(folder, state_dict=weights)
             trainer.processing_class.save_pretrained(folder)
+            trainer.save_state_beside(folder)
 
-        self.newest = checkpoint.save(self._run, step, write, self._keep, self.best)
+        facts = {"last": last, **self._facts}
+        try:
+            with signals.held():
+                self.newest = checkpoint.save(self._files.path, step, write, self._keep, facts)
+        except Exception as error:  # a full disk is another kind of error in each of the libraries that write
+            free = shutil.disk_usage(self._files.path).free / 2**30
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            problem = f"step {step} could not be saved ({reason}); {free:.1f} GiB are free"
+            if last:
+                raise UserError(problem, f"the newest checkpoint is {self.newest}") from error
+            say("warning", f"{problem}; training goes on, the newest checkpoint is {self.newest}")
 
 
 class Watch:
@@ -207,15 +288,18 @@ def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[l
     return tell
 
 
-def every(steps: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
-    """Passes on the first rollout and the next one after every `steps` steps; none where it is 0."""
-    due = 1
+def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
+    """Passes on the first rollout and the next one after every `steps` steps; none where it is 0.
+
+    Args:
+        steps: between those passed on.
+        updates: steps that share a rollout.
+        write: takes them.
+    """
 
     def pass_on(rows: list[dict]) -> None:
-        nonlocal due
         step = rows[0]["step"]
-        if steps and step >= due:
-            due = (step // steps + 1) * steps
+        if steps and (step == 1 or step // steps > (step - updates) // steps):
             write(rows)
 
     return pass_on

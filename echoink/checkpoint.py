@@ -1,9 +1,12 @@
-"""Model folders on disk: written aside and renamed, so that a checkpoint is whole or absent.
+"""Checkpoints on disk: whole or absent, and known to be whole.
 
 A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor), or a PEFT
-adapter's with the processor beside it.
+adapter's with the processor beside it. What training goes on from lies in it too: `optimizer.pt`, `scheduler.pt`,
+`rng_state.pth`, `trainer_state.json` and `rollout.pt`. `manifest.json` has every file's size and SHA-256; a folder that
+does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only then are old ones dropped.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,11 +14,14 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from echoink.errors import UserError
+from echoink.tracking import as_json, write_whole
 
 _STEP = re.compile(r"step-(\d+)$")
 BEST = "best.json"
+MANIFEST = "manifest.json"
 
 
 def steps(run: Path) -> list[Path]:
@@ -37,36 +43,105 @@ def best(run: Path) -> Path | None:
 
 
 def save(
-    run: Path, step: int, write: Callable[[Path], None], keep: int, best_of: dict[str, float] | None = None
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int,
+    facts: dict[str, Any] | None = None,
 ) -> Path:
     """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest and the best.
 
-    `best_of` has step and accuracy of the best so far, where there is one; it is noted in `checkpoints/best.json`.
+    A failure leaves older checkpoints alone, and nothing of this one.
 
-    The files are written to a folder beside it and flushed before the rename; a failure leaves older checkpoints alone.
+    Args:
+        run: the run's folder.
+        step: N.
+        write: writes the files.
+        keep: newest checkpoints kept.
+        facts: what else the manifest says, such as what the weights were trained on.
     """
     final = run / "checkpoints" / f"step-{step}"
     part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
     part.mkdir(parents=True)
     try:
         write(part)
-        for path in part.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        if final.exists():
+        files = {str(path.relative_to(part)): _seen(path) for path in sorted(part.rglob("*")) if path.is_file()}
+        (part / MANIFEST).write_text(as_json({"step": step, **(facts or {}), "files": files}))
+        for path in (*part.rglob("*"), part):
+            _flush(path)
+        if final.exists():  # another one of this step, which no run goes on from
             shutil.rmtree(final)
         os.rename(part, final)
+        _flush(final.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    if best_of:
-        note = run / "checkpoints" / BEST
-        note.with_suffix(".part").write_text(json.dumps(best_of) + "\n")
-        os.replace(note.with_suffix(".part"), note)
     for old in steps(run)[:-keep]:
         if old != best(run):
             shutil.rmtree(old)
     return final
+
+
+def note_best(run: Path, best_of: dict[str, float]) -> None:
+    """Note step and accuracy of the checkpoint that answered the development split best."""
+    write_whole(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says; nothing where it cannot be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def damage(folder: Path, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint; None where it is as it was written.
+
+    Args:
+        folder: `step-N`.
+        thorough: compare the contents too, not only the sizes.
+    """
+    said = manifest(folder)
+    if not isinstance(said.get("files"), dict):
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, wanted in said["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
+        if thorough and _seen(path) != wanted:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, and the newer ones that are damaged, with what is wrong."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(steps(run)):
+        if (wrong := damage(folder)) is None:
+            return folder, damaged
+        damaged[folder] = wrong
+    return None, damaged
+
+
+def tidy(run: Path) -> None:
+    """Drop what a save that was killed has left."""
+    for part in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(part)
 
 
 def resolve(checkpoint: str) -> str:
@@ -80,7 +155,10 @@ def resolve(checkpoint: str) -> str:
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             return str(folder)
         if found := steps(folder):
-            return str(best(folder) or found[-1])
+            chosen = best(folder) or found[-1]
+            if (chosen / MANIFEST).exists() and (wrong := damage(chosen, thorough=False)):
+                raise UserError(f"{chosen} is damaged: {wrong}", f"choose another of {chosen.parent}")
+            return str(chosen)
         raise UserError(
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
             "a model folder holds config.json (or adapter_config.json); a run folder holds checkpoints/step-N",

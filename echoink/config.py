@@ -101,6 +101,11 @@ class Advantage(Enum):
     rejection = "rejection"
 
 
+class OnError(Enum):
+    stop = "stop"
+    zero = "zero"
+
+
 class Scale(Enum):
     """What advantages are divided by."""
 
@@ -181,6 +186,8 @@ class RewardConfig:
     match: Match = _("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
     file: str | None = _("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = _("weight of the reward in reward.file", ge=0)
+    on_error: OnError = _("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
+    max_seconds: float = _("that reward.file may take for one completion", gt=0)
 
 
 @dataclass
@@ -220,6 +227,7 @@ class TrainerConfig:
     save_every: int = _("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
     keep_checkpoints: int = _("newest checkpoints kept", ge=1)
     push_to_hub: str | None = _("hub id of a repository that gets the exported model when training has ended")
+    max_skipped_steps: int = _("steps in a row whose gradient may be not finite before the run stops", ge=0)
     completions_every: int = _("steps between samples of rollouts in completions/; 0 for none", ge=0)
 
 
@@ -267,6 +275,10 @@ class Config:
     name: str = _("first part of the run folder's name, outputs/<name>/<time>")
     seed: int = _("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
     task: Task = _("train; eval: evaluate `checkpoint` (or model.path) only; compare: model.path with `checkpoint`")
+    resume: str = _(
+        "never; auto: the run in this hydra.run.dir, else the newest unfinished one like this; a run folder"
+    )
+    resume_allow: list[str] = field(default_factory=list, metadata={"doc": "keys in which a resumed run may differ"})
     dry_run: bool = _("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
     checkpoint: str | None = _("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)

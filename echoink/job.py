@@ -39,7 +39,9 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     wanted, generation, trains = config.model, config.generation, config.task is Task.train
     freeze = tuple(tower.name for tower in wanted.freeze)
     quantized = config.adapter.kind is Adapter.qlora
-    own = own_reward.load(config.reward.file, splits.valid[0]) if config.reward.file else None
+    reward, own = config.reward, None
+    if reward.file:
+        own = own_reward.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
     model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
     if trains and config.adapter.kind is not Adapter.none:
         if quantized and models.is_adapter(path):

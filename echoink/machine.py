@@ -32,7 +32,7 @@ class Watch:
             self._thread.join(5)
 
     def _look(self) -> None:
-        monitors, step = _monitors(), 0
+        monitors, step = _monitors(), len(self._files.read("system.jsonl"))
         while not self._stop.wait(self._every):
             row = {}
             for monitor in monitors:

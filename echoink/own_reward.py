@@ -9,21 +9,35 @@ user's own configuration, never by a dataset or a checkpoint.
 
 import importlib.util
 import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 
+import numpy as np
+
+from echoink.config import OnError
 from echoink.errors import UserError
 from echoink.samples import Sample
 
 OwnReward = Callable[[str, Sample], float]
 
 
-def load(path: str, example: Sample) -> OwnReward:
+def load(path: str, example: Sample, on_error: OnError = OnError.stop, max_seconds: float = 10) -> OwnReward:
     """The function `reward` of a Python file, tried once on the right answer to a sample.
 
+    Args:
+        path: of the file.
+        example: to try it on.
+        on_error: what happens where it raises, takes too long, or gives something else than a finite number; said aloud
+            once for each kind of fault.
+        max_seconds: for one completion; Python code is interrupted, a call into C that does not return is not.
+
     Raises:
-        UserError: there is no such file or function, it cannot be imported, or it gives no finite number.
+        UserError: there is no such file or function, it cannot be imported, or it fails on the example.
     """
     file = Path(path)
     if not file.is_file():
@@ -43,17 +57,52 @@ def load(path: str, example: Sample) -> OwnReward:
     if not callable(function):
         raise UserError(f"reward.file={path} defines no function reward", "write def reward(completion, sample): …")
 
+    said: set[str] = set()
+
     def checked(completion: str, sample: Sample) -> float:
         try:
-            value = float(function(completion, sample))
+            with _at_most(max_seconds):
+                return _number(function(completion, sample))
         except Exception as error:
-            raise UserError(
-                f"reward.file={path} failed on sample {sample.id}: {type(error).__name__}: {error}",
-                f"the completion was {completion[:200]!r}",
-            ) from error
-        if not math.isfinite(value):
-            raise UserError(f"reward.file={path} gave {value} for sample {sample.id}", f"for {completion[:200]!r}")
-        return value
+            problem = f"reward.file={path} failed on sample {sample.id}: {type(error).__name__}: {error}"
+            hint = f"the completion was {completion[:200]!r}"
+            if on_error is OnError.stop:
+                raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
+            if type(error).__name__ not in said:
+                said.add(type(error).__name__)
+                from echoink.console import say
 
+                say("warning", f"{problem}; it counts as 0, as will others of the kind ({hint})")
+            return 0.0
+
+    on_error, policy = OnError.stop, on_error
     checked(f"<think>because</think><answer>{example.solution}</answer>", example)
+    on_error = policy
     return checked
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, Real | np.number | np.bool_):
+        raise TypeError(f"it gave {str(value)[:100]!r}, a {type(value).__name__}, not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"it gave {value}")
+    return float(value)
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in what takes longer; only in the main thread, where a timer can interrupt."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(*_):
+        raise TimeoutError(f"it took longer than reward.max_seconds={seconds:g}")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

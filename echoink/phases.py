@@ -22,9 +22,7 @@ from echoink.rewards import Match
 from echoink.rollout import Sampling
 from echoink.samples import Sample
 from echoink.tracker import Tracker
-from echoink.tracking import RunFolder
-
-PREDICTIONS = "predictions.jsonl"
+from echoink.tracking import PREDICTIONS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,10 @@ class Evaluator:
         if kept and not kept.is_file():
             cache.keep(kept, predictions)
         found = self.files.summary[phase] = evaluation.summarize(predictions)
-        row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
-        if phase == evaluation.BASE:  # the final numbers go with the checkpoint, see sync.py
-            self.tracker.row(row)
+        if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
+            row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
+            if phase == evaluation.BASE:  # the final numbers go with the checkpoint, see sync.py
+                self.tracker.row(row)
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
         console.say(
             phase,
@@ -188,17 +187,15 @@ class Evaluator:
         match: Match,
         clusters: Mapping[str, str],
     ) -> list[Prediction]:
-        stored = (evaluation.of_row(row) for row in self.files.read(PREDICTIONS) if row["phase"] == phase)
-        have = {(p.id, p.draw): p for p in stored}
+        group, batch = processes(), self.config.batch_prompts
+        have = self._have(phase, samples, draws, batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
             console.say(
                 phase, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
-        group = processes()
         group.wait_for_everyone()  # everyone has read before anyone writes
         own = open_samples[group.process_index :: group.num_processes]
-        batch = self.config.batch_prompts
         rounds = -(-len(open_samples) // (batch * group.num_processes))
         for number in console.progress(phase, rounds)(range(rounds)):
             answers = evaluation.evaluate(
@@ -220,6 +217,23 @@ class Evaluator:
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}
         return [have[sample.id, draw] for sample in samples for draw in draws]
+
+    def _have(
+        self, phase: str, samples: Sequence[Sample], draws: Sequence[str], together: int
+    ) -> dict[tuple[str, str], Prediction]:
+        """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
+        of an evaluation that nothing interrupted.
+        """
+        rows = self.files.read(PREDICTIONS)
+        have = {(row["id"], row["draw"]): evaluation.of_row(row) for row in rows if row["phase"] == phase}
+        done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
+        if have and done < len(samples):
+            whole = {sample.id for sample in samples[: done // together * together]}
+            cut = [row for row in rows if row["phase"] != phase or row["id"] in whole]
+            if len(cut) < len(rows):
+                self.files.write_rows(PREDICTIONS, cut)
+            have = {key: answer for key, answer in have.items() if key[0] in whole}
+        return have
 
 
 def _metrics(found: dict, where: str) -> dict[str, float]:

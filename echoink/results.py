@@ -32,7 +32,7 @@ SHORT = {
 }
 """How keys are called in labels: the paper's names."""
 
-NOT_THE_METHOD = ("name", "tracking", "sweep", "eval.cache", "eval.watched", "dry_run", "model.figures")
+NOT_THE_METHOD = ("name", "resume", "tracking", "sweep", "eval.cache", "eval.watched", "dry_run", "model.figures")
 """Keys that change nothing of what a run computes."""
 
 

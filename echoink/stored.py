@@ -121,6 +121,7 @@ class Stored:
         client: MLflow's.
         run_id: of the run.
         experiment_id: of its experiment.
+        known: whether the store had it before.
     """
 
     def __init__(self, uri: str, record: Record):
@@ -131,6 +132,7 @@ class Stored:
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         parent = self._find(experiments, record.parent) if record.parent else None
         run = self._find(experiments, record.id)
+        self.known = run is not None
         if run is None:
             # a child lives in its parent's experiment
             home = parent.info.experiment_id if parent else experiment_id(self.client, record.experiment, uri)

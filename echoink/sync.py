@@ -40,7 +40,7 @@ def describe(stored: Stored, folder: Path) -> None:
 def complete(stored: Stored, folder: Path) -> None:
     """Bring a run in a store up to what its folder holds: numbers, traces, checkpoint, files."""
     describe(stored, folder)
-    have = _History(stored)
+    have = History(stored)
     for name in ROWS[:2] + ROWS[3:]:
         stored.log(have.missing(read_rows(folder / name)))
     evaluations = read_rows(folder / "eval.jsonl")
@@ -52,26 +52,29 @@ def complete(stored: Stored, folder: Path) -> None:
             traces.send(stored, rows)
 
 
-class _History:
+class History:
     """What a store has of a run already."""
 
     def __init__(self, stored: Stored):
         self._stored = stored
         data = stored.client.get_run(stored.run_id).data
         self._points = {
-            name: {(point.step, point.timestamp) for point in stored.client.get_metric_history(stored.run_id, name)}
+            name: {point.step for point in stored.client.get_metric_history(stored.run_id, name)}
             for name in data.metrics
         }
         self.traces = traces.sent(stored)
 
     def missing(self, rows) -> Iterator[dict]:
-        """The numbers of rows that are not there yet; those of an older version have no time, only an order."""
+        """The numbers of rows that are not there yet: a step has one, also where a run was taken up and took it again.
+
+        Those of an older version have no time, only an order.
+        """
         for row in rows:
             row = {"timestamp": self._stored.record.started + row["step"], **row}
             new = {
                 name: value
                 for name, value in row.items()
-                if name in NOT_METRICS or (row["step"], row["timestamp"]) not in self._points.get(name, ())
+                if name in NOT_METRICS or row["step"] not in self._points.get(name, ())
             }
             if new.keys() - set(NOT_METRICS):
                 yield new

@@ -13,9 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from echoink import sync, traces
+from echoink import signals, sync, traces
 from echoink.stored import Record, Stored
-from echoink.tracking import RunFolder, milliseconds, status_of, uninterrupted
+from echoink.tracking import RunFolder, milliseconds, status_of
 
 
 class Tracker:
@@ -43,6 +43,7 @@ class Tracker:
         self.experiment_id: str | None = None
         self.refused: str | None = None
         self._stored: Stored | None = None
+        self._have: sync.History | None = None
         self._queue: queue.Queue = queue.Queue(maxsize=10_000)
         self._silent_until = 0.0
         self._log = logging.getLogger("echoink")
@@ -56,8 +57,9 @@ class Tracker:
     def _start(self) -> None:
         self._stored = Stored(self.uri, self.record)
         self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
-        if self._stored.status != "RUNNING":  # an evaluation that goes on
+        if self._stored.known:  # a run that goes on
             self._stored.client.update_run(self.run_id, "RUNNING")
+            self._have = sync.History(self._stored)
         sync.describe(self._stored, self._folder)
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -65,7 +67,7 @@ class Tracker:
             self._files.settle(error)
         if self.uri is None:
             return
-        with uninterrupted():
+        with signals.held():
             self._drain()
             self._guarded(lambda: self._finish(status_of(error)))
 
@@ -77,8 +79,8 @@ class Tracker:
         self.refused = None  # completed from disk
 
     def row(self, row: dict) -> None:
-        """Log a row of numbers, some time soon."""
-        self._later(lambda: self._stored.log([row]))
+        """Log a row of numbers, some time soon; what the run has of that step already is not logged again."""
+        self._later(lambda: self._stored.log(self._have.missing([row]) if self._have else [row]))
 
     def group(self, rows: list[dict]) -> None:
         """Show a group of completions as a trace, some time soon; see `traces.send`."""
@@ -88,6 +90,10 @@ class Tracker:
         """Complete the run of another folder in the same store, such as that of a job that was copied."""
         if self.uri is not None:
             self._guarded(lambda: sync.folder(folder, self.uri))
+
+    def adopt_later(self, folder: Path) -> None:
+        """The same, some time soon."""
+        self._later(lambda: sync.folder(folder, self.uri))
 
     def settle_children(self, statuses: dict[str, str]) -> None:
         """Close child runs that their own process could not close (it was killed); status by run id."""

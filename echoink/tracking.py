@@ -5,22 +5,23 @@ Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `met
 """
 
 import json
+import math
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
+from echoink import signals
 from echoink.errors import UserError
 
 ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
@@ -28,6 +29,12 @@ ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
 
 NOT_METRICS = ("step", "epoch", "timestamp", "phase")
 """What else a row of numbers has."""
+
+PREDICTIONS = "predictions.jsonl"
+"""The answers of evaluations."""
+
+LOCK = ".lock"
+"""Held by the process that writes to a run's folder."""
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
 
@@ -50,21 +57,32 @@ class RunFolder:
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
         later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
-        self.summary["started"] = milliseconds()
-        self._started = time.perf_counter()
+        file = path / "summary.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        self.summary["started"] = before.get("started") or milliseconds()
+        self.summary["processes_before"] = before.get("processes_before", -1) + 1
+        self._started = time.perf_counter() - (before.get("seconds") or 0)
+        self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> "RunFolder":
+        if self.writes:
+            try:
+                with suppress(NotImplementedError):  # some file systems of clusters know no locks
+                    self._lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(f"another process is writing to {self.path}", "choose another hydra.run.dir") from None
         self.write_summary()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         self.settle(error)
+        self._lock.release()
 
     def settle(self, error: BaseException | None) -> None:
         """Write how the run ended; the first word stands."""
         if self.summary.get("ended"):
             return
-        with uninterrupted():
+        with signals.held():
             self.summary["status"] = status_of(error).lower()
             self.summary["error"] = error and f"{type(error).__name__}: {error}"
             self.summary["ended"] = milliseconds()
@@ -80,12 +98,16 @@ class RunFolder:
         if not self.writes:
             return
         with open(self.path / name, "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(as_lines(rows))
+
+    def write_rows(self, name: str, rows: Iterable[dict]) -> None:
+        """Write a JSON Lines file whole: aside, then renamed."""
+        self.write_text(name, as_lines(rows))
 
     def numbers(self, name: str, row: dict) -> dict:
-        """Append a row of numbers to one of `ROWS` and give it back with its timestamp."""
-        row = {**row, "timestamp": milliseconds()}
+        """Append a row of numbers to one of `ROWS`, the finite ones, and give it back with its timestamp."""
+        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
+        row["timestamp"] = milliseconds()
         self.append(name, [row])
         return row
 
@@ -116,6 +138,11 @@ def as_json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
+def as_lines(rows: Iterable[dict]) -> str:
+    """The text of a JSON Lines file."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
 def milliseconds() -> int:
     """Now, as MLflow counts time."""
     return int(time.time() * 1000)
@@ -125,48 +152,6 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.split("\n") if line]
-
-
-def check_continues(folder: Path, task: str, config: str) -> None:
-    """Whether a folder is new, or holds an evaluation of the same configuration that can be taken up.
-
-    A line of predictions.jsonl that was cut off by a kill is dropped.
-
-    Raises:
-        UserError: it holds another run.
-    """
-    if (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} holds a training run already", "choose another hydra.run.dir")
-    answers = folder / "predictions.jsonl"
-    if not answers.is_file():
-        return
-    before = (folder / "config.yaml").read_text() if (folder / "config.yaml").is_file() else ""
-    if task == "train" or before != config:
-        old, new = before.splitlines(), config.splitlines()
-        changed = [line.strip() for line in new if line not in old]
-        raise UserError(
-            f"{folder} holds another run" + (f"; here {', '.join(changed[:4])}" if changed else ""),
-            "an evaluation goes on only with the same configuration; choose another hydra.run.dir",
-        )
-    whole, _, torn = answers.read_bytes().rpartition(b"\n")
-    if torn:
-        part = answers.with_suffix(".part")
-        part.write_bytes(whole + b"\n" if whole else b"")
-        os.replace(part, answers)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM off while a status is settled; only the main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
 
 
 def environment() -> dict[str, Any]:

@@ -13,12 +13,11 @@ before a folder is written.
 import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from echoink import checkpoint, preflight, sweep
+from echoink import checkpoint, preflight, resume, signals, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
 from echoink.config import Adapter, Advantage, Config, Protocol, Task, flatten, to_yaml
 from echoink.errors import UserError
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Validate the command line, then let Hydra run the job or the sweep."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signals.install()
     arguments = get_args_parser().parse_intermixed_args()
     if arguments.help:
         sys.stdout.write(help_text())
@@ -59,7 +58,11 @@ def main() -> None:
         overrides, again = sweep.settled(arguments.overrides) if arguments.multirun else (arguments.overrides, None)
         sys.argv[1:] = [*flags, *overrides]
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
-        where, folder = "sweep" if arguments.multirun else "run", again or jobs[0].folder
+        first = jobs[0]
+        if arguments.multirun:
+            where, folder = "sweep", again or first.folder
+        else:
+            where, folder = "run", resume.place(first.config, first.folder)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             folder = _agreed(jobs[0].config, folder, arguments.multirun)
         preflight.check_disk(folder, 0)
@@ -131,8 +134,12 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     writes = int(os.environ.get("RANK", "0")) == 0
-    if writes:
-        tracking.check_continues(folder, config.task.name, to_yaml(config))
+    start = resume.begin(config, folder) if writes and not config.dry_run else resume.Start()
+    if config.resume != resume.NEVER:
+        console.say("resume", start.told())
+    if start.finished:
+        return (resume.summary(folder)["final"])["accuracy"]
+    closed = resume.close_dead(folder) if writes else []
     if config.dry_run:
         with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
             _plan(config, files)
@@ -165,13 +172,15 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
                 _tracker(job, files, uri, overrides) as view,
                 machine.Watch(files, view, config.tracking.machine_every),
             ):
+                for dead in closed:
+                    view.adopt_later(dead)
                 files.summary["mlflow"]["run_id"] = view.run_id
                 files.write_summary()  # a process that dies now leaves its run's id
                 evaluator = _evaluator(job, files, view)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
                 base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
                 if config.task is Task.train:
-                    _train(job, files, view, evaluator, longest)
+                    _train(job, files, view, evaluator, longest, start)
                 elif last != first:
                     del job, evaluator  # two models need not fit side by side
                     job = load_model(config, splits, last)
@@ -328,7 +337,14 @@ def _evaluator(job: "Job", files: "RunFolder", tracker: "Tracker") -> "Evaluator
     )
 
 
-def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evaluator", longest: int) -> None:
+def _train(
+    job: "Job",
+    files: "RunFolder",
+    tracker: "Tracker",
+    evaluator: "Evaluator",
+    longest: int,
+    start: resume.Start,
+) -> None:
     from echoink import console, models
     from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
     from echoink.job import with_checkpointing_decided
@@ -345,10 +361,13 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
     reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
     settings = with_checkpointing_decided(job, needs_reference, longest)
-    completions = config.trainer.prompts_per_step * config.grpo.group_size
-    recorder = Recorder(files, tracker, steps, completions, config.grpo.updates_per_rollout)
+    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
+    recorder = Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps)
+    facts = _facts(job)
+    if start.checkpoint:
+        resume.check_facts(start.checkpoint, facts, config.resume_allow)
     keeper = Keeper(
-        files.path,
+        files,
         config.trainer.save_every,
         config.trainer.keep_checkpoints,
         config.eval.every,
@@ -356,12 +375,13 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         config.trainer.completions_every if config.eval.watched else 0,
         lambda model, step: evaluator.watch(model, job.splits.valid, step),
         recorder,
+        facts,
     )
     watch = Watch(config.generation.max_new_tokens)
     weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
     tell = told(job.splits.train, weights | ({"custom": config.reward.lambda_file} if job.own_reward else {}))
-    keep = every(config.trainer.completions_every, keep_completions(files))
-    trace = every(config.tracking.traces_every, keep_traces(files, tracker, config.tracking.traces_groups))
+    keep = every(config.trainer.completions_every, updates, keep_completions(files))
+    trace = every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups))
 
     def on_rollout(rows: list[dict]) -> None:
         rows = tell(rows)
@@ -391,7 +411,11 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
         )
     keeper.trainer = trainer
     try:
-        trainer.train()
+        trainer.go_on(start.checkpoint)
+    except (KeyboardInterrupt, signals.Preempted):
+        recorder.close()
+        keeper.leave()
+        raise
     finally:
         recorder.close()
     rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
@@ -408,6 +432,22 @@ def _train(job: "Job", files: "RunFolder", tracker: "Tracker", evaluator: "Evalu
     files.write_summary()
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
+
+
+def _facts(job: "Job") -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run beside its configuration."""
+    from echoink import tracking
+    from echoink.models import processes
+
+    config, here = job.config, tracking.environment()
+    return {
+        "name": config.name,
+        "model": job.path,
+        "data": job.splits.digest("train", job.splits.train)[:16],
+        "processes": processes().num_processes,
+        "versions": here["versions"],
+        "commit": here["commit"],
+    }
 
 
 def _push(files: "RunFolder", repository: str) -> None:

@@ -24,23 +24,28 @@ Departures from the paper's public code: M-RoPE positions in the loss, d is not 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import plain_rows, rollout
+from echoink import plain_rows, rollout, signals
 from echoink.config import Advantage, GenerationConfig, GrpoConfig, Loss, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
@@ -64,6 +69,7 @@ METRICS = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/lr",
+    "skipped": "train/skipped",
 }
 """TRL's metric names and ours, which are stable."""
 
@@ -118,6 +124,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
+        self._random_state = random_state()  # as of the end of the last whole step
+        self._skipped = False
+        self._order: GroupSampler | None = None
 
         def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
             asked = (self._samples[prompt] for prompt in prompts)
@@ -159,13 +168,18 @@ class EchoInkTrainer(GRPOTrainer):
     # --- prompts ---
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        return GroupSampler(
+        self._order = GroupSampler(
             prompts=len(self.train_dataset if dataset is None else dataset),
             group_size=self.num_generations,
             block=self.args.generation_batch_size // self.num_generations,
             repeats=self.num_iterations * self.args.steps_per_generation,
             seed=self.args.seed,
         )
+        return self._order
+
+    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+        self._order.set_epoch(epoch)  # of a data loader that skips what was trained before, transformers forgets to
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> dict[str, Tensor]:
         # TRL's own, without the shuffle that scatters a group over micro-batches.
@@ -329,6 +343,17 @@ class EchoInkTrainer(GRPOTrainer):
                 entropies.append(found[1] if self._counted is None else found[1] * self._counted[part])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        # transformers asks just before it updates: from here to the end of the step nothing may interrupt.
+        signals.hold()
+        norm = super()._get_grad_norm(model, grad_norm)
+        sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
+        finite = self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") == 1
+        self._skipped = not bool(finite)
+        if self._skipped:  # an optimizer leaves weights without a gradient alone
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
     # --- metrics ---
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
@@ -347,12 +372,17 @@ class EchoInkTrainer(GRPOTrainer):
         tokens = sum(tokens) / len(tokens) * self.args.generation_batch_size if tokens else 0.0
         now = time.perf_counter()
         self._average_over_tokens()
+        if self._skipped:
+            logs["skipped"] = 1
+            self._tr_loss.zero_()  # of which transformers subtracts itself: nan stays nan
         logs.update(self._seconds)
         logs["time/step"], self._step_started = now - self._step_started, now
         if self._seconds["time/rollout"]:
             logs["perf/completion_tokens_per_second"] = tokens / self._seconds["time/rollout"]
         self._seconds.clear()
         super().log(logs, start_time)
+        self._random_state = random_state()
+        signals.release()
 
     def _average_over_tokens(self) -> None:
         # TRL averages over each micro-batch's tokens, then over micro-batches; over the step's tokens the mean does not
@@ -364,11 +394,78 @@ class EchoInkTrainer(GRPOTrainer):
                     self._metrics["train"][name] = [total / count]
         self._token_counts.clear()
 
+    # --- checkpoints ---
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint of this run where there is one."""
+        if checkpoint is None:
+            self.train()
+            return
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.state.global_step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:  # transformers would take another step
+            self._load_from_checkpoint(str(checkpoint))
+            self.callback_handler.on_train_begin(self.args, self.state, self.control)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
+
+    def save_state_beside(self, folder: Path) -> None:
+        """Write what training goes on from beside the weights, as of the end of the last whole step."""
+        self._save_optimizer_and_scheduler(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        torch.save(self._random_state, folder / "rng_state.pth")
+        rollout_goes_on = self._buffered_inputs is not None and self.state.global_step % self.num_iterations
+        torch.save(
+            {
+                "micro_batches": self._buffered_inputs,
+                "prompts": self._prompt_ids,
+                "features": self._features,
+            }
+            if rollout_goes_on
+            else {},
+            folder / "rollout.pt",
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # transformers' own looks for the model's names in the file, where they are those of the published layout: it
+        # would find none, and go on with the weights there are.
+        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(kept.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        kept = torch.load(Path(checkpoint) / "rollout.pt", map_location=self.accelerator.device, weights_only=True)
+        if not kept:
+            return
+        if len(kept["micro_batches"]) != self.args.steps_per_generation:
+            raise UserError(
+                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches",
+                "it goes on only with the trainer.micro_batch_prompts that it had",
+            )
+        self._buffered_inputs, self._prompt_ids, self._features = (
+            kept[name] for name in ("micro_batches", "prompts", "features")
+        )
+        self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        self._random_state = random_state()
+
     @contextmanager
     def apart(self):
-        """What happens here beside a step does not count into its time."""
-        started = time.perf_counter()
+        """What happens here beside a step counts neither into its time nor into its random state."""
+        started, random_before = time.perf_counter(), random_state()
         yield
+        set_random_state(random_before)
         if self._step_started is not None:
             self._step_started += time.perf_counter() - started
 
@@ -379,6 +476,21 @@ class EchoInkTrainer(GRPOTrainer):
             yield
         finally:
             self._seconds[name] += time.perf_counter() - started
+
+
+def random_state() -> dict[str, Any]:
+    """Of all generators, as transformers keeps it."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
+    return state | ({"cuda": torch.cuda.random.get_rng_state_all()} if torch.cuda.is_available() else {})
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.random.set_rng_state_all(state["cuda"])
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
@@ -433,7 +545,8 @@ def arguments(
         remove_unused_columns=False,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
-        save_strategy="no",
+        save_strategy="steps",  # after each the callbacks see what is due
+        save_steps=1,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -1,0 +1,239 @@
+"""Taking up a run where it was left: which one, from which checkpoint, and its files cut back to that step.
+
+`resume=auto` takes the run in this `hydra.run.dir`, else the newest unfinished one of the same name and configuration
+beside it, else starts afresh; `resume=<folder>` takes that one. Training goes on from the newest checkpoint that is
+whole; everything later is dropped from the files and made again, alike byte for byte where kernels are deterministic.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from echoink import checkpoint, results, tracking
+from echoink.config import Config, Task, to_yaml
+from echoink.errors import UserError
+
+AUTO, NEVER = "auto", "never"
+
+FREE = ("trainer.save_every", "trainer.keep_checkpoints", "trainer.completions_every", "trainer.push_to_hub")
+"""Keys of what a run keeps, not of what it computes: a run goes on with others."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+    """None where it begins at its first step."""
+    again: bool = False
+    """Whether the folder holds what an earlier process has left."""
+    finished: bool = False
+    """Whether there is nothing left to do."""
+
+    def told(self) -> str:
+        """In words."""
+        if self.finished:
+            return "this run has finished"
+        if self.checkpoint:
+            return f"from step {self.step}, {self.checkpoint}"
+        return "no checkpoint yet, from the first step" if self.again else "nothing to take up, a fresh start"
+
+
+def place(config: Config, folder: Path) -> Path:
+    """The folder of the run that `config.resume` says, for a run that would otherwise go to `folder`.
+
+    Raises:
+        UserError: there is no such run, or it is not training.
+    """
+    if config.resume == NEVER:
+        return folder
+    if config.task is not Task.train:
+        raise UserError(
+            f"resume={config.resume} is of training, not of task={config.task.name}",
+            "an evaluation goes on by itself: give it its own folder again, hydra.run.dir=…",
+        )
+    if config.resume != AUTO:
+        given = Path(config.resume)
+        if not (given / "config.yaml").is_file():
+            raise UserError(f"resume={given} is no folder of a run", "it has a config.yaml; or resume=auto")
+        return given
+    if (folder / "config.yaml").is_file():
+        return folder
+    wanted = results.method(to_yaml(config))
+    found = [path.parent for path in folder.parent.glob("*/summary.json") if not in_use(path.parent)]
+    for path in sorted(found, key=lambda path: (path / "summary.json").stat().st_mtime, reverse=True):
+        run = results.read(path)
+        if run is None or run.finished or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
+            continue
+        if not _differences(run.config, wanted, config.resume_allow):
+            return path
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """A run's `summary.json`; nothing where there is none."""
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process is writing to a run's folder."""
+    lock = FileLock(folder / tracking.LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except NotImplementedError:  # a file system without locks
+        return False
+    lock.release()
+    return False
+
+
+def begin(config: Config, folder: Path) -> Start:
+    """Where a run begins in its folder, whose files are cut back to that step.
+
+    Raises:
+        UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
+    """
+    trained = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+    resumes = config.resume != NEVER
+    if trained and not resumes:
+        hint = "take it up with resume=auto, or choose another hydra.run.dir"
+        raise UserError(f"{folder} holds a training run already", hint)
+    if not trained and not (folder / tracking.PREDICTIONS).is_file():
+        return Start(again=resumes and (folder / "summary.json").is_file())
+    _check_same(config, folder)
+    if in_use(folder):
+        raise UserError(f"another process is writing to {folder}", "wait for it, or end it")
+    if config.task is not Task.train:
+        _cut_lines(folder / tracking.PREDICTIONS, lambda row: True)
+        return Start(again=True)
+    found, damaged = checkpoint.newest(folder)
+    _say_damaged(damaged)
+    if damaged and found is None:
+        raise UserError(f"no checkpoint in {folder} is whole", "start afresh in another hydra.run.dir")
+    said = checkpoint.manifest(found) if found else {}
+    step, last = said.get("step", 0), bool(said.get("last"))
+    if last and summary(folder).get("status") == "finished":
+        return Start(step, found, again=True, finished=True)
+    for path in damaged:
+        path.rename(path.with_name(f"damaged-{path.name}"))
+    checkpoint.tidy(folder)
+    cut(folder, step, last)
+    return Start(step, found, again=True)
+
+
+def _say_damaged(damaged: dict[Path, str]) -> None:
+    from echoink.console import say
+
+    for path, wrong in damaged.items():
+        say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as damaged-{path.name}")
+
+
+def _check_same(config: Config, folder: Path) -> None:
+    text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
+    changed = _differences(results.method(text), results.method(to_yaml(config)), config.resume_allow)
+    if changed:
+        listed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in list(changed.items())[:6])
+        raise UserError(
+            f"{folder} holds another run; here {listed}",
+            "it goes on only with the same configuration; choose another hydra.run.dir, or name the keys that may "
+            f"differ: resume_allow=[{','.join(changed)}]",
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:
+    keys = sorted(set(old) | set(new))
+    free = {*FREE, *allowed}
+    return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
+
+
+def check_facts(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
+    """Refuse a checkpoint that was made of another model or other data; say where versions differ.
+
+    Raises:
+        UserError: with the list of differences.
+    """
+    from echoink.console import say
+
+    said = checkpoint.manifest(folder)
+    changed = [key for key in ("model", "data") if said.get(key) != here[key] and key not in allowed]
+    if changed:
+        listed = ", ".join(f"{key} {here[key]} (was {said.get(key)})" for key in changed)
+        raise UserError(
+            f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(changed)}]"
+        )
+    before = said.get("versions", {}) | {"processes": said.get("processes"), "commit": said.get("commit")}
+    now = here["versions"] | {"processes": here["processes"], "commit": here["commit"]}
+    if others := [f"{key} {now[key]} (was {before.get(key)})" for key in now if now[key] != before.get(key)]:
+        say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
+
+
+def cut(folder: Path, step: int, last: bool) -> None:
+    """Drop from a run's files all that came after a step, and lines that a kill has cut off.
+
+    Args:
+        folder: the run's.
+        step: the last that stays.
+        last: whether it is training's last; the evaluation after it stays then.
+    """
+
+    def early(row: dict) -> bool:
+        return row["step"] <= step
+
+    for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl", "traces.jsonl"):
+        _cut_lines(folder / name, early)
+    _cut_lines(folder / "system.jsonl", lambda row: True)
+    _cut_lines(folder / "eval.jsonl", lambda row: row["phase"] == "base" or last)
+    _cut_lines(
+        folder / tracking.PREDICTIONS,
+        lambda row: (
+            row["phase"] == "base"
+            or (last and row["phase"] == "final")
+            or (row["phase"].startswith("step-") and int(row["phase"][5:]) <= step)
+        ),
+    )
+    for path in (folder / "completions").glob("step-*.jsonl"):
+        if int(re.search(r"\d+", path.stem).group()) > step:
+            path.unlink()
+
+
+def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
+    if not file.is_file():
+        return
+    kept = []
+    with open(file, "rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n") and keep(json.loads(line)):
+                kept.append(line)
+    if (whole := b"".join(kept)) != file.read_bytes():
+        part = file.with_suffix(".part")
+        part.write_bytes(whole)
+        os.replace(part, file)
+
+
+def close_dead(beside: Path) -> list[Path]:
+    """Call killed what says it is running while its process has ended, in the folders beside a run.
+
+    Returns:
+        Their folders.
+    """
+    closed = []
+    for file in beside.parent.glob("*/summary.json"):
+        folder = file.parent
+        if folder == beside or not tracking.process_is_gone(folder) or in_use(folder):
+            continue
+        said = summary(folder)
+        if said["status"] == "running":
+            ended = int(file.stat().st_mtime * 1000)
+            said |= {"status": "killed", "error": "its process ended without a word", "ended": ended}
+            tracking.write_whole(file, tracking.as_json(said))
+            closed.append(folder)
+    return closed

@@ -1,0 +1,83 @@
+"""Ctrl-C, SIGTERM and SIGUSR1 (what schedulers send before they take a machine away).
+
+The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or, where the program is at
+something that must not be left half done (`held`), right after it. The second leaves the process at once.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PREEMPTED = 128 + signal.SIGTERM
+"""Exit status of a process that was asked to go, by whichever signal: 143."""
+
+SAME = 1.0
+"""Seconds within which a second signal is the first one again: launchers tell a process and its group."""
+
+
+class Preempted(SystemExit):
+    """The process was asked to go; it leaves with status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
+
+
+_asked: tuple[float, type[BaseException]] | None = None
+_raised = False
+_holds = 0
+
+
+def install() -> None:
+    """Take the signals; once, at the start of a process's main thread."""
+    signal.signal(signal.SIGINT, _handle)
+    signal.signal(signal.SIGTERM, _handle)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, _handle)
+
+
+def hold() -> None:
+    """Begin what must not be left half done."""
+    global _holds
+    _holds += _main()
+
+
+def release() -> None:
+    """End it; a signal that came meanwhile is raised here."""
+    global _holds
+    _holds -= _main()
+    if _holds == 0 and _asked and not _raised:
+        _leave()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """What is done inside is not left half done."""
+    hold()
+    try:
+        yield
+    finally:
+        release()
+
+
+def _handle(number: int, _frame) -> None:
+    global _asked
+    if _asked is None:
+        _asked = time.monotonic(), KeyboardInterrupt if number == signal.SIGINT else Preempted
+        if _holds == 0:
+            _leave()
+    elif time.monotonic() - _asked[0] > SAME:
+        os._exit(130 if number == signal.SIGINT else PREEMPTED)
+
+
+def _leave() -> None:
+    global _raised
+    _raised = True
+    raise _asked[1]
+
+
+def _main() -> bool:
+    """Whether this is the main thread; no other is interrupted."""
+    return threading.current_thread() is threading.main_thread()

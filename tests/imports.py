@@ -1,0 +1,10 @@
+"""What `processes` imports once, for all that it forks."""
+
+import mlflow  # noqa: F401
+import torch  # noqa: F401
+import trl.trainer.grpo_trainer  # noqa: F401
+from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni, processing_qwen2_5_omni  # noqa: F401
+
+import echoink.callbacks
+import echoink.figures
+import echoink.report  # noqa: F401
