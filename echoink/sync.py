@@ -59,7 +59,7 @@ class History:
         self._stored = stored
         data = stored.client.get_run(stored.run_id).data
         self._points = {
-            name: {point.step for point in stored.client.get_metric_history(stored.run_id, name)}
+            name: {(point.step, point.timestamp) for point in stored.client.get_metric_history(stored.run_id, name)}
             for name in data.metrics
         }
         self.traces = traces.sent(stored)
@@ -67,17 +67,20 @@ class History:
     def missing(self, rows) -> Iterator[dict]:
         """The numbers of rows that are not there yet: a step has one, also where a run was taken up and took it again.
 
-        Those of an older version have no time, only an order.
+        Base and final evaluation may be of one step; they are told apart by their time. Rows of an older version have
+        no time, only an order.
         """
         for row in rows:
             row = {"timestamp": self._stored.record.started + row["step"], **row}
-            new = {
-                name: value
-                for name, value in row.items()
-                if name in NOT_METRICS or row["step"] not in self._points.get(name, ())
-            }
+            new = {name: value for name, value in row.items() if name in NOT_METRICS or not self._has(name, row)}
             if new.keys() - set(NOT_METRICS):
                 yield new
+
+    def _has(self, name: str, row: dict) -> bool:
+        points = self._points.get(name, ())
+        if "phase" in row:
+            return (row["step"], row["timestamp"]) in points
+        return any(step == row["step"] for step, _ in points)
 
 
 def _inputs(stored: Stored) -> None:

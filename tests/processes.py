@@ -16,7 +16,15 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.imports"])
 
 
-def _child(module: str, arguments: Sequence[str], folder: str, out: str, err: str, environment: dict[str, str]) -> None:
+def _child(
+    module: str | None,
+    code: str | None,
+    arguments: Sequence[str],
+    folder: str,
+    out: str,
+    err: str,
+    environment: dict[str, str],
+) -> None:
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -25,9 +33,12 @@ def _child(module: str, arguments: Sequence[str], folder: str, out: str, err: st
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = [module, *arguments]
+    sys.argv = [module or "-c", *arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if code is not None:
+            exec(code, {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         sys.stdout.flush()
 
@@ -35,11 +46,18 @@ def _child(module: str, arguments: Sequence[str], folder: str, out: str, err: st
 class Started:
     """A command that runs."""
 
-    def __init__(self, module: str, arguments: Sequence[str], folder: Path, environment: dict[str, str]):
+    def __init__(
+        self,
+        module: str | None,
+        code: str | None,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+    ):
         self._files = [Path(tempfile.mkstemp(suffix=name)[1]) for name in (".out", ".err")]
         words = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent.parent), **environment}
         paths = [str(path) for path in self._files]
-        self._process = _FORKS.Process(target=_child, args=(module, list(arguments), str(folder), *paths, words))
+        self._process = _FORKS.Process(target=_child, args=(module, code, list(arguments), str(folder), *paths, words))
         self._process.start()
         self.pid = self._process.pid
 
@@ -70,11 +88,15 @@ class Started:
         return done
 
 
-def start(folder: Path, *arguments: str, module: str = "echoink.train", **environment: str) -> Started:
-    """Start `python -m <module>` in a folder."""
-    return Started(module, arguments, folder, environment)
+def start(
+    folder: Path, *arguments: str, module: str = "echoink.train", code: str | None = None, **environment: str
+) -> Started:
+    """Start `python -m <module>`, or `python -c <code>`, in a folder."""
+    return Started(None if code else module, code, arguments, folder, environment)
 
 
-def run(folder: Path, *arguments: str, module: str = "echoink.train", **environment: str) -> subprocess.CompletedProcess:
-    """`python -m <module>` in a folder, to its end."""
-    return start(folder, *arguments, module=module, **environment).wait()
+def run(
+    folder: Path, *arguments: str, module: str = "echoink.train", code: str | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """The same, to its end."""
+    return start(folder, *arguments, module=module, code=code, **environment).wait()

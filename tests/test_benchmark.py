@@ -1,8 +1,6 @@
 """The benchmark measures what it says, on work that all systems do alike."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from echoink import benchmark, systems
 from echoink.benchmark import BenchmarkConfig, executed_flops, figure, peak_memory
 from echoink.compose import VERSION_BASE, conf_dir, typed
 from echoink.errors import UserError
+from tests import processes
 
 MINI = [
     "shape.prompt_tokens=160",
@@ -107,19 +106,13 @@ def test_growth_and_its_figure(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "echoink.benchmark", *MINI, "hydra.run.dir=here"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    run = processes.run(tmp_path, *MINI, "hydra.run.dir=here", module="echoink.benchmark")
     assert run.returncode == 0, run.stderr
     assert "max logprob difference" in run.stdout and "plain rows / ours" in run.stdout
     assert json.loads((tmp_path / "here/benchmark.json").read_text())["ratio"]["update"] > 0
 
 
 def test_a_prompt_that_its_media_overflow_is_one_clear_error(tmp_path):
-    command = [sys.executable, "-m", "echoink.benchmark", "shape.prompt_tokens=80"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    run = processes.run(tmp_path, "shape.prompt_tokens=80", module="echoink.benchmark")
     assert run.returncode == 2
     assert "picture and sound alone take 79" in run.stderr and "Traceback" not in run.stderr

@@ -1,7 +1,6 @@
 """The commands around a run: plan, doctor, predict, export, rescore, preflight."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,13 +15,12 @@ from echoink.errors import UserError
 from echoink.models import load_model, load_processor, lora
 from echoink.rewards import Match
 from echoink.splits import load
+from tests import processes
 from tests.files import picture, sound, video
 
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    return processes.run(cwd or Path.cwd(), *words[1:], module=words[0])
 
 
 # --- the plan ---

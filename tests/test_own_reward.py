@@ -3,6 +3,7 @@
 import pytest
 
 from echoink import own_reward
+from echoink.config import OnError
 from echoink.errors import UserError
 
 
@@ -31,8 +32,10 @@ def test_it_may_be_any_python(tmp_path, samples):
         ("import nothing_such", "cannot be imported: ModuleNotFoundError"),
         ("def reward(", "cannot be imported: SyntaxError"),
         ("def reward(completion, sample):\n    return None", "failed on sample 0: TypeError"),
-        ("def reward(completion, sample):\n    return float('nan')", "gave nan for sample 0"),
-        ("def reward(completion, sample):\n    return 'good'", "failed on sample 0: ValueError"),
+        ("def reward(completion, sample):\n    return float('nan')", "failed on sample 0: ValueError: it gave nan"),
+        ("def reward(completion, sample):\n    return 'good'", "failed on sample 0: TypeError: it gave 'good', a str"),
+        ("def reward(completion, sample):\n    return [1.0]", "failed on sample 0: TypeError"),
+        ("def reward(completion, sample):\n    raise SystemError('x')", "failed on sample 0: SystemError"),
         ("def reward(completion):\n    return 1", "failed on sample 0: TypeError"),
     ],
 )
@@ -44,3 +47,36 @@ def test_a_bad_one_is_refused_before_training(tmp_path, samples, text, message):
 def test_a_missing_file_is_named(tmp_path, samples):
     with pytest.raises(UserError, match="no such file"):
         own_reward.load(str(tmp_path / "gone.py"), samples[0])
+
+
+LATER = """
+import time
+import numpy as np
+def reward(completion, sample):
+    if completion == "raise": raise KeyError("x")
+    if completion == "hang":
+        while True: time.sleep(0.01)
+    return {"nan": float("nan"), "inf": float("inf"), "none": None, "text": "1.0", "list": [1.0],
+            "numpy": np.float32(0.5), "bool": True}.get(completion, 0.25)
+"""
+
+
+@pytest.mark.parametrize("completion", ["raise", "hang", "nan", "inf", "none", "text", "list"])
+def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, samples, capsys, completion):
+    path = written(tmp_path, LATER)
+    with pytest.raises(UserError, match=f"failed on sample {samples[0].id}.*\n.*{completion}.*reward.on_error=zero"):
+        own_reward.load(path, samples[0], OnError.stop, 0.1)(completion, samples[0])
+    lenient = own_reward.load(path, samples[0], OnError.zero, 0.1)
+    assert [lenient(text, samples[0]) for text in (completion, completion, "numpy", "bool", "x")] == [
+        0,
+        0,
+        0.5,
+        1,
+        0.25,
+    ]
+    assert capsys.readouterr().out.count("it counts as 0") == 1, "said once"
+
+
+def test_zero_does_not_forgive_a_function_that_never_works(tmp_path, samples):
+    with pytest.raises(UserError, match="failed on sample"):
+        own_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)

@@ -125,3 +125,300 @@ def test_killed_at_any_instant_it_ends_the_same(place, request, kind, seed):
     found = left(place / "outputs" / f"any-{kind}-{seed}")
     print(f"killed after {[f'{s:.2f} s' for s in seconds]} of {takes:.1f} at {where}: weights {found['weights']}")
     assert found == expected
+
+
+# --- asked to go ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["plain", "several"])
+def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind, number):
+    """In the middle of a step: what that step has done is dropped. No checkpoint is due but the one at the signal."""
+    expected, _ = request.getfixturevalue(kind)
+    settings = SMALL if kind == "plain" else SEVERAL
+    folder = place / f"outputs/asked-{kind}-{int(number)}"
+    command = [*settings, "trainer.save_every=0", "resume=auto", f"hydra.run.dir={folder}"]
+    started = processes.start(place, *command)
+    while len(tracking.read_rows(folder / "metrics.jsonl")) < 5:
+        time.sleep(0.005)
+        assert started.running(), started.text()
+    time.sleep(random.Random(f"{kind} {number}").random() * 0.4)
+    started.send(number)
+    asked = time.monotonic()
+    done = started.wait(60)
+    assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
+    assert "is kept; resume=auto goes on from it" in done.stdout
+    print(f"left {time.monotonic() - asked:.1f} s after the signal")
+    assert resume.summary(folder)["status"] == "killed"
+    newest, _ = checkpoint.newest(folder)
+    steps = [row["step"] for row in tracking.read_rows(folder / "metrics.jsonl")]
+    assert checkpoint.step_of(newest) == steps[-1] >= 5
+    done = processes.run(place, *command)
+    assert done.returncode == 0, done.stderr
+    assert f"from step {steps[-1]}" in done.stdout
+    assert left(folder) == expected
+
+
+SIGNALS = """
+import os, signal, time
+from echoink import signals
+signals.install()
+def after(seconds, number):
+    if os.fork() == 0:
+        time.sleep(seconds); os.kill(os.getppid(), number); os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "printed"),
+    [
+        ("after(0.2, signal.SIGTERM)\ntime.sleep(9)", 143, ""),
+        ("after(0.2, signal.SIGINT)\ntry: time.sleep(9)\nexcept KeyboardInterrupt: print('caught')", 0, "caught"),
+        (  # what must not be left half done is done first
+            "after(0.2, signal.SIGUSR1)\nwith signals.held():\n  time.sleep(0.5); print('whole')\nprint('not this')",
+            143,
+            "whole",
+        ),
+        (  # inside another one too
+            "after(0.1, 15)\nwith signals.held():\n  with signals.held(): time.sleep(0.3)\n  print('whole')",
+            143,
+            "whole",
+        ),
+        (  # a launcher tells a process and its group: one request
+            "after(0.2, 15); after(0.4, 15)\nwith signals.held():\n  time.sleep(0.8); print('whole', flush=True)",
+            143,
+            "whole",
+        ),
+        ("after(0.2, 15); after(1.6, 15)\nwith signals.held():\n  time.sleep(9); print('too late')", 143, ""),
+    ],
+)
+def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(tmp_path, code, status, printed):
+    began = time.monotonic()
+    done = processes.run(tmp_path, code=SIGNALS + code)
+    assert (done.returncode, done.stdout.strip()) == (status, printed), done.stderr
+    assert time.monotonic() - began < 8
+
+
+# --- what is taken up, and what is not ---
+
+
+@pytest.fixture
+def stopped(place, plain, tmp_path) -> Path:
+    """A copy of a run that was killed after step 5, with checkpoints of 4 and 5."""
+    folder = tmp_path / "run"
+    shutil.copytree(place / "outputs/plain", folder)
+    for path in checkpoint.steps(folder)[1:]:
+        shutil.copytree(path, folder / "checkpoints/step-5", dirs_exist_ok=True)
+        shutil.rmtree(path)
+    said = checkpoint.manifest(folder / "checkpoints/step-5") | {"step": 5, "last": False}
+    (folder / "checkpoints/step-5/manifest.json").write_text(json.dumps(said))
+    tracking.write_whole(folder / "summary.json", json.dumps(resume.summary(folder) | {"status": "killed"}))
+    return folder
+
+
+def start(folder: Path, *overrides: str) -> resume.Start:
+    return resume.begin(compose([*SMALL, "resume=auto", *overrides])[0].config, folder)
+
+
+def test_files_are_cut_back_to_the_checkpoint(stopped):
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "rew')  # cut off by a kill
+    found = start(stopped)
+    assert (found.step, found.checkpoint.name, found.again, found.finished) == (5, "step-5", True, False)
+    for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl"):
+        steps = [row["step"] for row in tracking.read_rows(stopped / name)]
+        assert steps and max(steps) <= 5, name
+    assert {row["phase"] for row in tracking.read_rows(stopped / "predictions.jsonl")} == {"base", "step-4"}
+    assert {row["phase"] for row in tracking.read_rows(stopped / "eval.jsonl")} == {"base"}
+    assert sorted(path.name for path in (stopped / "completions").iterdir()) == [f"step-{s}.jsonl" for s in range(1, 6)]
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "halved", "flipped"])
+def test_a_damaged_checkpoint_is_recognized_and_the_one_before_is_used(stopped, capsys, name, harm):
+    file = stopped / "checkpoints/step-5" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+    if harm == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes({"emptied": b"", "halved": content[:middle], "flipped": flipped}[harm])
+    found = start(stopped)
+    assert (found.step, found.checkpoint.name) == (4, "step-4")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is damaged" in said and name in said
+    assert (stopped / "checkpoints/damaged-step-5").is_dir() and checkpoint.steps(stopped) == [found.checkpoint]
+
+
+def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_optimizer(stopped):
+    for folder in checkpoint.steps(stopped):
+        (folder / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+        start(stopped)
+    assert len(checkpoint.steps(stopped)) == 2, "nothing is moved"
+
+
+def test_what_a_killed_save_left_is_cleared_and_never_chosen(stopped):
+    rest = stopped / "checkpoints/.step-6-abc"
+    shutil.copytree(stopped / "checkpoints/step-5", rest)
+    assert start(stopped).step == 5 and not rest.exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["seed=1", "grpo.group_size=2", "trainer.prompts_per_step=4", "adapter=lora", "dataset.seed=3", "model.path=other"],
+)
+def test_another_configuration_is_refused_with_its_differences(stopped, other):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    key, _, value = other.partition("=")
+    key = "adapter.kind" if key == "adapter" else key
+    with pytest.raises(UserError, match=rf"{key}=.*{value}.* \(was .*(.|\n)*resume_allow="):
+        start(stopped, other)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+    wanted = compose([*SMALL, "resume=auto", other])[0].config
+    changed = resume._differences(
+        resume.results.method((stopped / "config.yaml").read_text()),
+        resume.results.method(resume.to_yaml(wanted)),
+        [],
+    )
+    assert start(stopped, other, f"resume_allow=[{','.join(changed)}]").step == 5
+
+
+@pytest.mark.parametrize("other", ["trainer.save_every=3", "trainer.keep_checkpoints=9", "name=x", "tracking=mlflow"])
+def test_what_changes_no_number_may_differ(stopped, other):
+    assert start(stopped, other).step == 5
+
+
+def test_other_data_or_another_model_is_refused(stopped):
+    facts = {key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")}
+    facts |= {"processes": 1, "commit": None}
+    resume.check_facts(stopped / "checkpoints/step-5", facts, [])
+    with pytest.raises(UserError, match=r"data 123 \(was .*(.|\n)*resume_allow=\[data\]"):
+        resume.check_facts(stopped / "checkpoints/step-5", facts | {"data": "123"}, [])
+    resume.check_facts(stopped / "checkpoints/step-5", facts | {"data": "123"}, ["data"])
+
+
+def test_another_processes_run_is_left_alone(stopped):
+    with tracking.RunFolder(stopped, "train", "x", 0):
+        with pytest.raises(UserError, match="another process is writing"):
+            start(stopped)
+        with pytest.raises(UserError, match="another process"), tracking.RunFolder(stopped, "train", "x", 0):
+            pass
+
+
+def place_of(folder: Path, *overrides: str) -> Path:
+    return resume.place(compose([*SMALL, *overrides])[0].config, folder)
+
+
+def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none(stopped, tmp_path, plain):
+    new = tmp_path / "new"
+    assert place_of(new, "resume=never") == new
+    assert place_of(new, "resume=auto") == stopped
+    assert place_of(new, "resume=auto", "seed=1") == new, "of another configuration"
+    assert place_of(new, "resume=auto", "name=other") == new
+    with tracking.RunFolder(tmp_path / "busy", "train", "quickstart", 0):
+        shutil.copy(stopped / "config.yaml", tmp_path / "busy/config.yaml")
+        assert place_of(new, "resume=auto") == stopped, "that one is in use"
+    tracking.write_whole(stopped / "summary.json", json.dumps(resume.summary(stopped) | {"status": "finished"}))
+    assert place_of(new, "resume=auto") != stopped
+    assert place_of(stopped, "resume=auto") == stopped
+    assert place_of(new, f"resume={stopped}") == stopped
+    with pytest.raises(UserError, match="no folder of a run"):
+        place_of(new, f"resume={tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="is of training"):
+        place_of(new, "resume=auto", "task=eval")
+
+
+def test_a_finished_run_is_not_run_again(place, plain):
+    before = {path: path.stat().st_mtime_ns for path in (place / "outputs/plain").rglob("*.jsonl")}
+    done = processes.run(place, *SMALL, "resume=auto", "hydra.run.dir=outputs/plain")
+    assert done.returncode == 0 and "this run has finished" in done.stdout, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (place / "outputs/plain").rglob("*.jsonl")}
+
+
+def test_a_run_that_died_is_called_killed_at_the_next_start(tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from echoink import tracking
+folder = Path({str(tmp_path)!r}) / "dead"
+with tracking.RunFolder(folder, "train", "x", 0) as files:
+    files.write_json("environment.json", tracking.environment())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert processes.run(tmp_path, code=code).returncode == -9
+    assert resume.summary(tmp_path / "dead")["status"] == "running"
+    with tracking.RunFolder(tmp_path / "alive", "train", "x", 0) as files:
+        files.write_json("environment.json", tracking.environment())
+        assert resume.close_dead(tmp_path / "new") == [tmp_path / "dead"]
+        assert resume.close_dead(tmp_path / "new") == []
+        assert resume.summary(tmp_path / "alive")["status"] == "running"
+    assert resume.summary(tmp_path / "dead")["status"] == "killed"
+
+
+# --- a disk that is full, numbers that are not finite ---
+
+
+@pytest.mark.parametrize("at", ["model", "optimizer", "rollout", "manifest", "rename"])
+def test_a_full_disk_costs_no_checkpoint_that_existed(tmp_path, monkeypatch, at):
+    def write(folder: Path) -> None:
+        for name in ("model", "optimizer", "rollout"):
+            if name == at:
+                raise RuntimeError("unexpected pos 64 vs 0: No space left on device")
+            (folder / name).write_text(name)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    kept = checkpoint.save(tmp_path, 1, lambda folder: (folder / "model").write_text("x"), keep=1)
+    if at in ("manifest", "rename"):
+        monkeypatch.setattr(checkpoint, "as_json" if at == "manifest" else "_flush", full)
+    with pytest.raises((OSError, RuntimeError), match="No space left"):
+        checkpoint.save(tmp_path, 2, write, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+    assert checkpoint.newest(tmp_path) == (kept, {})
+
+
+def test_at_every_instant_of_a_save_there_is_one_whole_checkpoint(tmp_path, monkeypatch):
+    """keep=1, watched at every call to the file system that a save makes."""
+    checkpoint.save(tmp_path, 1, lambda folder: (folder / "a").write_text("1"), keep=1)
+    seen = []
+
+    def watched(function):
+        def call(*arguments, **named):
+            seen.append(checkpoint.newest(tmp_path)[0])
+            result = function(*arguments, **named)
+            seen.append(checkpoint.newest(tmp_path)[0])
+            return result
+
+        return call
+
+    for module, name in ((checkpoint.os, "rename"), (checkpoint.os, "fsync"), (checkpoint.shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    checkpoint.save(tmp_path, 2, lambda folder: (folder / "a").write_text("2"), keep=1)
+    assert len(seen) > 8 and None not in seen
+    assert {path.name for path in seen} == {"step-1", "step-2"}
+
+
+def test_pickles_in_a_checkpoint_are_never_run(stopped, place):
+    """A payload in each file that torch writes, its manifest made to fit: loading refuses it, nothing is run."""
+    import pickle
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (stopped / "owned",))
+
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rollout.pt"):
+        with open(stopped / "checkpoints/step-5" / name, "wb") as file:
+            torch.save({"x": Payload()}, file, pickle_module=pickle)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(stopped / "checkpoints/step-5" / name, weights_only=True)
+        said = checkpoint.manifest(stopped / "checkpoints/step-5")
+        said["files"][name] = checkpoint._seen(stopped / "checkpoints/step-5" / name)
+        (stopped / "checkpoints/step-5/manifest.json").write_text(json.dumps(said))
+    done = processes.run(place, *SMALL, "resume=auto", f"hydra.run.dir={stopped}")
+    assert done.returncode != 0 and not (stopped / "owned").exists()

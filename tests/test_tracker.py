@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from echoink import stored, tracking
 from echoink.stored import Record
 from echoink.tracker import Tracker
+from tests import processes
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess:
         """
         import os, signal, sys, time
         from pathlib import Path
-        from echoink import stored, tracker, tracking
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        from echoink import signals, stored, tracker, tracking
+        signals.install()
         uri = stored.absolute_uri("sqlite:///outputs/mlflow.db", Path({folder!r}))
         with tracking.RunFolder(Path({folder!r}) / "run", "train", "x", 0) as files:
             record = stored.Record("x", "run", {{"a": 1}}, {{}})
@@ -47,7 +47,7 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess:
                 {body}
         """
     ).format(folder=str(folder), body=body)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return processes.run(folder, code=code)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_processes_that_start_on_a_fresh_store_at_once_all_succeed(tmp_path):
         "\n view.row({'m': 1.0, 'step': 1, 'timestamp': 1})"
         "\nsys.exit(view.run_id is None or view.refused is not None)"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    started = [processes.start(tmp_path, code=code) for _ in range(3)]
+    assert [process.wait().returncode for process in started] == [0, 0, 0]
     client = stored.connect(stored.absolute_uri("sqlite:///new/mlflow.db", tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "x"]
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3

@@ -32,7 +32,7 @@ def test_rows_are_appended_and_json_is_written_whole(tmp_path):
         files.append("metrics.jsonl", [{"step": 2, "text": "ü\u2028\x85"}])
     assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü\u2028\x85"}]
     assert files.read("none.jsonl") == []
-    assert not list((tmp_path / "run").glob(".*"))
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [tracking.LOCK]
 
 
 def test_a_process_that_ended_is_told_from_one_that_runs(tmp_path):
