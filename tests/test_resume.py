@@ -193,6 +193,7 @@ def after(seconds, number):
     ],
 )
 def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(tmp_path, code, status, printed):
+    processes.run(tmp_path, code="pass")  # starts the fork server
     began = time.monotonic()
     done = processes.run(tmp_path, code=SIGNALS + code)
     assert (done.returncode, done.stdout.strip()) == (status, printed), done.stderr
