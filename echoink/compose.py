@@ -58,6 +58,8 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
     """
+    for word in overrides:
+        _refuse_secret(word.partition("=")[0], word)
     found = [f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     jobs = _expand(overrides, found) if multirun else [list(overrides)]
     jobs = [[*job, *found] for job in jobs]
@@ -148,7 +150,26 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         raise _explained(error, []) from error
     for key, spec, value in fields_of(config):
         _check_range(key, spec, value)
+        _refuse_secret(key, str(value))
     return config
+
+
+_SECRET = re.compile(
+    r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|dapi[0-9a-f]{32})"
+    r"|://[^/@\s:]+:[^/@\s]+@"
+    r"|\$\{oc\.env:\w*(TOKEN|SECRET|PASSWORD|API_KEY)",
+    re.IGNORECASE,
+)
+"""Tokens of hubs and clouds, a password in an address, a secret that is read from the environment."""
+
+
+def _refuse_secret(key: str, text: str) -> None:
+    """A configuration is written to disk, to MLflow and into reports: what looks like a secret is not taken."""
+    if _SECRET.search(text):
+        raise UserError(
+            f"{key} looks like a secret, which would be written into the run's files",
+            "log in with `hf auth login`; for MLflow set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
 
 
 def _check_range(key: str, spec: dataclasses.Field, value: Any) -> None:

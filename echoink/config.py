@@ -164,6 +164,9 @@ class AdapterConfig:
 class DatasetConfig:
     source: Source = _("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
     path: str = _("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
+    outside: list[str] = field(
+        default_factory=list, metadata={"doc": "folders beside the dataset's in which its media may lie"}
+    )
     split: str | None = _("what the validation split is called there, where it has a name of its own")
     seed: int = _("makes the synthetic data; chooses the held-out development samples", ge=0)
     train: int | None = _("training samples (synthetic: to make; else the first so many); null for all", ge=1)

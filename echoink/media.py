@@ -8,6 +8,7 @@ rate, scaled while they are decoded; its own soundtrack is read like a sound. An
 
 import hashlib
 import io
+import stat
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ MAX_FILE_PIXELS = 50_000_000
 
 MAX_ASPECT = 200
 """The processor refuses a picture whose sides differ by more than this factor."""
+
+MAX_BYTES = 2**30
+"""A larger file is refused before it is opened."""
+
+MAX_CHANNELS, MAX_RATE = 64, 768_000
+"""A sound that claims more channels or samples a second is refused before it is read."""
 
 MIN_SECONDS = 0.05
 """A shorter sound gives no audio token."""
@@ -56,21 +63,38 @@ Medium = Path | Embedded
 """Where a picture, a sound or a video is."""
 
 
-def read_bytes(medium: Medium) -> bytes:
-    """The file as it is; `UserError` where it is missing."""
+def digest(medium: Medium) -> str:
+    """A short digest of the file's bytes, by which copies of it are recognized.
+
+    Raises:
+        UserError: it is missing, no file, or too large.
+    """
+    stream = _stream(medium)
+    if isinstance(stream, io.BytesIO):
+        return hashlib.sha256(stream.getbuffer()).hexdigest()[:16]
     try:
-        return medium.read() if isinstance(medium, Embedded) else medium.read_bytes()
+        with open(stream, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise _missing("file", medium) from error
 
 
-def digest(medium: Medium) -> str:
-    """A short digest of the file's bytes, by which copies of it are recognized."""
-    return hashlib.sha256(read_bytes(medium)).hexdigest()[:16]
-
-
 def _stream(medium: Medium) -> str | io.BytesIO:
-    return io.BytesIO(medium.read()) if isinstance(medium, Embedded) else str(medium)
+    """What a library reads from: a file's name, or bytes in memory; no more than `MAX_BYTES`, and no pipe or device."""
+    if isinstance(medium, Embedded):
+        content = medium.read()
+        size, regular = len(content), True
+    else:
+        try:
+            found = medium.stat()
+        except OSError:  # the library that opens it says what is wrong
+            return str(medium)
+        size, regular = found.st_size, stat.S_ISREG(found.st_mode)
+    if not regular:
+        raise UserError(f"{medium} is no file", "replace it or drop the sample")
+    if size > MAX_BYTES:
+        raise UserError(f"{medium} has {size / 2**20:,.0f} MiB, more than {MAX_BYTES / 2**20:,.0f}")
+    return io.BytesIO(content) if isinstance(medium, Embedded) else str(medium)
 
 
 def _missing(kind: str, medium: Medium) -> UserError:
@@ -90,6 +114,8 @@ def load_image(medium: Medium) -> Image.Image:
             if max(file.size) > MAX_ASPECT * min(file.size):
                 raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
             image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits, of which Pillow would clip all over 255
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode in ("RGBA", "LA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -120,12 +146,37 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
     try:
         with soundfile.SoundFile(_stream(medium)) as file:
             rate, whole = file.samplerate, file.frames / file.samplerate
+            if file.channels > MAX_CHANNELS or rate > MAX_RATE:
+                raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
+            _check_whole(medium, file)
             samples = file.read(frames=int(np.ceil(max_seconds * rate)), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         if isinstance(medium, Path) and not medium.exists():
             raise _missing("sound", medium) from None
         raise UserError(f"cannot read the sound {medium}: {error}", "replace the file or drop the sample") from error
     return Sound(_mono_16k(samples, rate, max_seconds, medium), whole)
+
+
+def _check_whole(medium: Medium, file: soundfile.SoundFile) -> None:
+    """Refuse a WAV that ends before its header says: libsndfile reads it without a word, as a shorter sound."""
+    if file.format not in ("WAV", "WAVEX", "RF64"):
+        return
+    stream = _stream(medium)
+    with io.BytesIO(stream.getbuffer()) if isinstance(stream, io.BytesIO) else open(stream, "rb") as content:
+        end = content.seek(0, io.SEEK_END)
+        content.seek(0)
+        if content.read(12)[:4] != b"RIFF":
+            return
+        while len(chunk := content.read(8)) == 8:
+            size, start = int.from_bytes(chunk[4:], "little"), content.tell()
+            if chunk[:4] == b"data":
+                if end < start + size < 2**31 - 2**20:  # a writer that could not know the length says the most there is
+                    raise UserError(
+                        f"the sound {medium} is cut off: it has {end - start:,} of {size:,} bytes",
+                        "replace the file or drop the sample",
+                    )
+                return
+            content.seek(start + size + size % 2)
 
 
 def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:

@@ -107,18 +107,18 @@ class Dropped:
 
 
 def parse_rows(
-    rows: Iterable[dict | UserError], folder: Path, where: str, limit: int | None = None
+    rows: Iterable[dict | UserError], folder: Path, where: str, limit: int | None = None, outside: Sequence[str] = ()
 ) -> tuple[list[Sample], list[Dropped]]:
     """The first `limit` samples of a dataset's rows, and the rows before them that are no valid question.
 
     Args:
         rows: in the form of this module's docstring; an error stands for a row that could not be brought into it.
-        folder: where relative paths start, and which they may not leave.
+        folder: where relative paths start, and which no path may leave but for those of `outside`.
         where: what to call the source in errors.
         limit: None for all.
     """
     samples, dropped, ids = [], [], set()
-    folder = folder.resolve()
+    folders = [folder.resolve(), *(Path(one).resolve() for one in outside)]
     for number, row in enumerate(rows):
         if limit is not None and len(samples) == limit:
             break
@@ -126,7 +126,7 @@ def parse_rows(
         try:
             if isinstance(row, UserError):
                 raise UserError(f"{place}: {row.problem}", row.hint)
-            sample = _sample(row, number, folder, place)
+            sample = _sample(row, number, folders, place)
             if sample.id in ids:
                 raise UserError(f"{place}: problem_id {sample.id} occurs more than once")
         except UserError as error:
@@ -137,7 +137,7 @@ def parse_rows(
     return samples, dropped
 
 
-def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
+def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
     row = {key: value for key, value in row.items() if value is not None}  # a table has null for what is absent
@@ -181,7 +181,7 @@ def _sample(row: dict, number: int, folder: Path, where: str) -> Sample:
         solution=solution,
         problem_type=problem_type,
         data_type=data_type,
-        **{name: _medium(given[name], folder, f"{where}, {name}") for name in wanted if name in given},
+        **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
         fields={
             key: str(value)
             for key, value in row.items()
@@ -233,7 +233,7 @@ def _data_type(row: dict, given: dict, where: str) -> DataType:
     return kinds[found]
 
 
-def _medium(value: object, folder: Path, where: str) -> Medium:
+def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     if isinstance(value, Embedded):
         return value
     if isinstance(value, dict) and value.get("bytes") is not None:
@@ -246,9 +246,12 @@ def _medium(value: object, folder: Path, where: str) -> Medium:
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
-    path = (folder / value).resolve() if "\0" not in value else None
-    if path is None or not path.is_relative_to(folder):
-        raise UserError(f"{where}: the path {value!r} leaves the dataset folder {folder}", "files must lie below it")
+    path = (folders[0] / value).resolve() if "\0" not in value else None
+    if path is None or not any(path.is_relative_to(folder) for folder in folders):
+        raise UserError(
+            f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",
+            "files must lie below it, or below a folder that dataset.outside names",
+        )
     return path
 
 

@@ -129,7 +129,7 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
         return [], []
     if rows is None:
         raise _no_split(split, config.path)
-    return parse_rows(rows.rows, rows.folder, rows.where, limit)
+    return parse_rows(rows.rows, rows.folder, rows.where, limit, config.outside)
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:

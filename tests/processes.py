@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -66,8 +67,9 @@ class Started:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL to the process and those that it started."""
-        os.killpg(self.pid, signal.SIGKILL)
+        """SIGKILL to the process and those that it started, if it has not ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def running(self) -> bool:
         return self._process.is_alive()

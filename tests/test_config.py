@@ -223,3 +223,36 @@ def test_the_sibling_differs_where_it_says():
         "trainer.learning_rate",
         "tracking.experiment",
     }
+
+
+TOKEN = "hf_" + "aBcD" * 8
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"trainer.push_to_hub={TOKEN}"],
+        [f"+hub_token={TOKEN}"],
+        ["tracking.uri=https://me:pa55word@mlflow.example.org"],
+        ["name=${oc.env:HF_TOKEN}"],
+        ["name=${oc.env:FROM_OUTSIDE}"],
+        [f"hydra.job.env_set.HF={TOKEN}"],
+    ],
+    ids=["value", "unknown key", "address", "environment", "what the environment holds", "hydra"],
+)
+def test_what_looks_like_a_secret_is_refused_and_not_repeated(monkeypatch, words):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("FROM_OUTSIDE", TOKEN)
+    with pytest.raises(UserError, match="looks like a secret") as caught:
+        compose(words)
+    assert TOKEN not in str(caught.value) and "pa55word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["generation.max_new_tokens=9", "name=sk-learn", "tracking.uri=http://host:5000"])
+def test_what_is_no_secret_is_taken(word):
+    compose([word])
+
+
+def test_a_variable_that_is_missing_is_named():
+    with pytest.raises(UserError, match="NOT_THERE_AT_ALL"):
+        compose(["name=${oc.env:NOT_THERE_AT_ALL}"])

@@ -1,20 +1,25 @@
 """What opens and what is refused, on files made here."""
 
+import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from echoink import media
 from echoink.errors import UserError
 from echoink.media import (
+    MAX_BYTES,
     SAMPLING_RATE,
     Embedded,
     VideoCaps,
     digest,
     load_audio,
     load_image,
+    load_sound,
     load_soundtrack,
     load_video,
     scaled,
@@ -26,7 +31,7 @@ def tone(rate: int, seconds: float, hertz: float = 440.0) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
 def test_sounds_are_resampled_to_16_khz_with_frequency_and_level(tmp_path, rate):
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(rate, 1.0), rate)
@@ -95,6 +100,103 @@ def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>")
     with pytest.raises(UserError, match="page.jpg"):
         load_image(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("kind", ["I;16", "CMYK", "P", "LA", "1", "L"])
+def test_every_kind_of_picture_keeps_its_brightness(tmp_path, kind):
+    grey = np.full((8, 8), 128, dtype=np.uint8)
+    grey[:4] = 32
+    plain = Image.fromarray(grey)
+    made = {
+        "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+        "1": lambda: plain.convert("1", dither=Image.Dither.NONE),
+    }
+    image = made.get(kind, lambda: plain.convert(kind))()
+    path = tmp_path / ("x.jpg" if kind == "CMYK" else "x.png")
+    image.save(path)
+    seen = np.asarray(load_image(path)).astype(int)
+    expected = np.where(grey > 127, 255, 0) if kind == "1" else grey
+    assert seen.shape == (8, 8, 3) and np.abs(seen - expected[..., None]).max() <= (8 if kind == "CMYK" else 1)
+
+
+def test_of_an_animation_the_first_frame_is_shown(tmp_path):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    for name in ("a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert load_image(tmp_path / name).getpixel((8, 8))[0] > 200
+
+
+def test_other_formats_are_not_even_tried(tmp_path):
+    """An EPS would start a program of its own to be drawn."""
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    with pytest.raises(UserError, match="cannot read the picture"):
+        load_image(tmp_path / "x.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "y.tiff")
+    with pytest.raises(UserError, match="cannot read the picture"):
+        load_image(tmp_path / "y.tiff")
+
+
+@pytest.mark.parametrize("load", [load_image, lambda path: load_audio(path, 9), lambda path: load_video(path, CAPS)])
+def test_pipes_folders_and_files_that_are_too_large_are_refused_before_they_are_opened(tmp_path, load, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.wav")  # to open it would wait for ever
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("pipe.wav", "folder.wav"):
+        with pytest.raises(UserError, match=f"{name} is no file"):
+            load(tmp_path / name)
+        with pytest.raises(UserError, match="is no file"):
+            digest(tmp_path / name)
+    with open(tmp_path / "large.wav", "wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no disk
+    for medium in (tmp_path / "large.wav", Embedded("row 3", lambda: b"x" * 101)):
+        monkeypatch.setattr(media, "MAX_BYTES", 100)
+        with pytest.raises(UserError, match="more than"):
+            load(medium)
+
+
+def test_a_sound_is_not_longer_in_memory_than_its_cap(tmp_path):
+    """Half an hour of silence is 90 kB of FLAC and 115 MB of samples."""
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(1800 * 16_000, dtype=np.int16), 16_000)
+    assert path.stat().st_size < 300_000
+    tracemalloc.start()
+    sound = load_sound(path, 5.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (sound.seconds, len(sound.samples)) == (1800, 80_000) and peak < 4_000_000
+
+
+def test_absurd_sounds_are_refused(tmp_path):
+    soundfile.write(tmp_path / "many.wav", np.zeros((1600, 100)), 16_000)
+    with pytest.raises(UserError, match="claims 100 channels"):
+        load_audio(tmp_path / "many.wav", 9)
+    soundfile.write(tmp_path / "fast.wav", np.zeros(80_000), 800_000)
+    with pytest.raises(UserError, match="claims 1 channels at 800,000 Hz"):
+        load_audio(tmp_path / "fast.wav", 9)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "DOUBLE", "ULAW"])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_every_kind_of_sound_keeps_its_level(tmp_path, subtype, channels):
+    wave = tone(44_100, 1.0)
+    soundfile.write(tmp_path / "x.wav", np.stack([wave] * channels, 1), 44_100, subtype=subtype)
+    samples = load_audio(tmp_path / "x.wav", 10)
+    level = 20 * np.log10(np.sqrt((samples[1000:-1000] ** 2).mean()) * 2**0.5 / 0.5)
+    assert abs(level) <= 0.1
+
+
+def test_a_wav_that_is_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(16_000, 1.0), 16_000)
+    whole = path.read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match="is cut off"):
+            load_audio(path, 10)
+        with pytest.raises(UserError, match="is cut off"):
+            load_audio(Embedded("row 3", path.read_bytes), 10)
+    at = whole.index(b"data") + 4
+    path.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])  # as a program that writes to a pipe
+    assert len(load_audio(path, 10)) == 16_000
 
 
 CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112)

@@ -7,7 +7,7 @@ import pytest
 
 from echoink.errors import UserError
 from echoink.media import VideoCaps
-from echoink.samples import Dropped, answer_positions, check_media, fingerprint
+from echoink.samples import Dropped, answer_positions, check_media, fingerprint, inspect, parse_rows
 from echoink.splits import read_split
 
 CAPS = VideoCaps(2, 4, 12544)
@@ -101,3 +101,46 @@ def test_fingerprint_and_positions(samples):
     assert fingerprint(samples) == fingerprint(list(samples))
     assert fingerprint(samples) != fingerprint(samples[1:])
     assert sum(answer_positions(samples).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "images/../../x.jpg",
+        "../set2/x.jpg",
+        "link/x.jpg",
+        "a\0b",
+    ],
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
+    folder, beside = tmp_path / "set", tmp_path / "set2"
+    folder.mkdir()
+    beside.mkdir()
+    (beside / "x.jpg").write_bytes(b"x")
+    (folder / "link").symlink_to(beside)
+    row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
+    _, (dropped,) = parse_rows([row], folder, "here")
+    assert "leaves the dataset folder" in dropped.reason and "dataset.outside" in dropped.hint
+
+
+@pytest.mark.parametrize("path", ["../set2/x.jpg", "link/x.jpg"])
+def test_a_folder_beside_may_be_allowed_by_name(tmp_path, path):
+    folder, beside = tmp_path / "set", tmp_path / "set2"
+    folder.mkdir()
+    beside.mkdir()
+    (folder / "link").symlink_to(beside)
+    row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
+    ((sample,), dropped) = parse_rows([row], folder, "here", outside=[str(beside)])
+    assert sample.image == beside / "x.jpg" and not dropped
+
+
+@pytest.mark.parametrize(
+    "path", ["file:///etc/passwd", "http://host/x.jpg", "~/x.jpg", "data:image/png;base64,AA", "x" * 5000]
+)
+def test_addresses_are_names_of_files_that_are_not_there(tmp_path, path):
+    row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
+    (sample,), _ = parse_rows([row], tmp_path, "here")
+    with pytest.raises(UserError, match="picture|file"):
+        inspect(sample, 1.0, VideoCaps(1, 2, 784))
