@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from echoink import results, tracking
+from echoink import checkpoint, results, tracking
 from echoink.compose import Composed, quoted
 from echoink.config import Config, Task, to_yaml
 from echoink.errors import UserError
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 SWEPT = "ECHOINK_SWEPT"
 """Environment variable by which a sweep tells its jobs which keys differ between them."""
 
-_NOT_PART_OF_A_NAME = ("hydra", "tracking.", "dataset.path", "checkpoint", "sweep.", "eval.cache")
+PATIENCE = 300
+"""Seconds that a job which was told to stop may take."""
+
+_NOT_PART_OF_A_NAME = ("hydra", "resume", "tracking.", "dataset.path", "checkpoint", "sweep.", "eval.cache")
 
 
 def swept_keys() -> list[str]:
@@ -99,7 +102,8 @@ def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
 def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float:
     """Run one job in its own process; a failure is left in the job's folder for the table.
 
-    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again.
+    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again; one that left a checkpoint
+    goes on from it.
 
     Args:
         config: the job's.
@@ -113,17 +117,21 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     """
     summary = read_summary(folder)
     wanted = results.method(to_yaml(config))
-    if summary["status"] == "finished" and (run := results.read(folder)) and run.config == wanted:
+    before = results.read(folder)
+    same = before is not None and before.config == wanted
+    if same and before.finished:
         return _done(folder, "finished before")
     if summary["status"] == "running" and not tracking.process_is_gone(folder):
         raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
     elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
-    if config.task is Task.train or elsewhere or summary["status"] == "finished":
+    goes_on = same and not elsewhere and config.task is Task.train and bool(checkpoint.steps(folder))
+    if not goes_on and (config.task is Task.train or elsewhere or summary["status"] == "finished"):
         _set_aside(folder)
     if elsewhere:
         _copy(elsewhere, folder)
         return _done(folder, f"from {elsewhere.folder}{_other_code(elsewhere)}")
     command = [sys.executable, "-m", "echoink.train", *flags, *overrides, f"hydra.run.dir={quoted(folder)}"]
+    command += ["resume=auto"] if goes_on else []
     alone = side_by_side == 1
     with (
         nullcontext() if alone else open(folder / "output.log", "a") as output,
@@ -159,10 +167,10 @@ def _done(folder: Path, how: str) -> float:
 
 
 def _wait(process: subprocess.Popen) -> None:
-    """Let a job that was told to stop settle its own status; insist after half a minute."""
+    """Let a job that was told to stop write its checkpoint and settle its status; insist after some minutes."""
     for insist in (process.terminate, process.kill):
         try:
-            process.wait(30)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             insist()
 

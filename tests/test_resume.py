@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from echoink import checkpoint, resume, tracking
+from echoink import checkpoint, resume, stored, sync, tracking
 from echoink.compose import compose
 from echoink.errors import UserError
 from tests import processes
@@ -125,6 +125,56 @@ def test_killed_at_any_instant_it_ends_the_same(place, request, kind, seed):
     found = left(place / "outputs" / f"any-{kind}-{seed}")
     print(f"killed after {[f'{s:.2f} s' for s in seconds]} of {takes:.1f} at {where}: weights {found['weights']}")
     assert found == expected
+
+
+def test_an_adapter_with_dropout_goes_on_from_each_of_its_checkpoints(place, plain):
+    """Dropout draws from the random state that the checkpoint holds."""
+    settings = [*SMALL, "adapter=lora", "adapter.dropout=0.2", "trainer.keep_checkpoints=9", "eval.every=0"]
+    expected, _ = whole(place, "lora", settings)
+    for step in (2, 3):  # in the middle of an epoch, at its end
+        folder = place / f"outputs/lora-{step}"
+        shutil.copytree(place / "outputs/lora", folder)
+        for path in checkpoint.steps(folder)[step:]:
+            shutil.rmtree(path)
+        done = processes.run(place, *settings, f"resume={folder}")
+        assert done.returncode == 0 and f"from step {step}" in done.stdout, done.stderr
+        assert left(folder) == expected
+
+
+def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain):
+    settings = [*(one for one in SMALL if one != "tracking=off"), "resume=auto", "hydra.run.dir=outputs/tracked"]
+    folder = place / "outputs/tracked"
+    started = processes.start(place, *settings, "trainer.save_every=2")
+    while len(tracking.read_rows(folder / "metrics.jsonl")) < 5:
+        time.sleep(0.01)
+        assert started.running(), started.text()
+    started.kill()
+    started.wait()
+    store = stored.absolute_uri("sqlite:///outputs/mlflow.db", place)
+    client = stored.connect(store)
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "RUNNING"
+    other = processes.run(place, *settings[:-2], "eval.base=false", "trainer.steps=1", "hydra.run.dir=outputs/other")
+    assert other.returncode == 0, other.stderr
+    assert client.get_run(run.info.run_id).info.status == "KILLED", "at the next start beside it"
+    done = processes.run(place, *settings, "trainer.save_every=2")
+    assert done.returncode == 0, done.stderr
+    again = client.get_run(run.info.run_id)
+    assert again.info.status == "FINISHED" and len(client.search_runs([experiment.experiment_id])) == 2
+    for name in again.data.metrics:
+        if not name.startswith("eval/"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+    accuracy = [point.step for point in client.get_metric_history(run.info.run_id, "reward/accuracy")]
+    assert sorted(accuracy) == list(range(1, 9))
+
+    def counts():
+        return {name: len(client.get_metric_history(run.info.run_id, name)) for name in again.data.metrics}
+
+    before = counts()
+    assert sync.main([str(folder), f"uri={store}"]) == 0
+    assert counts() == before
 
 
 # --- asked to go ---

@@ -108,6 +108,25 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has_checkpoint):
+    started = []
+
+    class Process:
+        def __init__(self, command, **_):
+            started.append(command)
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+    job = make_run(tmp_path / "3", ["grpo.beta=0"], status="killed")
+    if has_checkpoint:
+        (job / "checkpoints/step-1").mkdir(parents=True)
+    sweep.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, [], 1)
+    assert ("resume=auto" in started[0]) == has_checkpoint == (job / "metrics.jsonl").is_file()
+
+
 def test_a_job_that_still_runs_is_left_alone(tmp_path):
     job = make_run(tmp_path / "0", status="running")
     (job / "environment.json").write_text(json.dumps(tracking.environment()))
