@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from echoink.errors import UserError
-from echoink.sources import Rows, open_split
+from echoink.sources import NOT_JSON, Rows, open_split
 
 _LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
@@ -85,7 +85,7 @@ def open_benchmark(name: str, path: str) -> Rows:
             rows = benchmark.unfold(json.loads(index.read_text(encoding="utf-8-sig")))
         except AttributeError as error:
             raise UserError(f"{index} is no index of {name}", "see the top of echoink/benchmarks.py") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
         found = Rows(list(rows), index.parent, str(index))
     elif index is not None:

@@ -2,8 +2,9 @@
 
 A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor), or a PEFT
 adapter's with the processor beside it. What training goes on from lies in it too: `optimizer.pt`, `scheduler.pt`,
-`rng_state.pth`, `trainer_state.json` and `rollout.pt`. `manifest.json` has every file's size and SHA-256; a folder that
-does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only then are old ones dropped.
+`rng_state.pth`, `trainer_state.json` and `rollout.pt`, in the `RESUMABLE` newest. `manifest.json` has every file's size
+and SHA-256; a folder that does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only
+then are old ones dropped.
 """
 
 import hashlib
@@ -22,6 +23,10 @@ from echoink.tracking import as_json, write_whole
 _STEP = re.compile(r"step-(\d+)$")
 BEST = "best.json"
 MANIFEST = "manifest.json"
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
+"""The files that only training needs; the optimizer's is twice the size of what learns."""
+RESUMABLE = 2
+"""Of so many newest checkpoints they are kept."""
 
 
 def steps(run: Path) -> list[Path]:
@@ -78,7 +83,18 @@ def save(
     for old in steps(run)[:-keep]:
         if old != best(run):
             shutil.rmtree(old)
+    for old in steps(run)[:-RESUMABLE]:
+        _leave_weights(old)
     return final
+
+
+def _leave_weights(folder: Path) -> None:
+    said = manifest(folder)
+    if any(name in said.get("files", ()) for name in STATE):
+        said["files"] = {name: seen for name, seen in said["files"].items() if name not in STATE}
+        write_whole(folder / MANIFEST, as_json(said))
+    for name in STATE:
+        (folder / name).unlink(missing_ok=True)
 
 
 def note_best(run: Path, best_of: dict[str, float]) -> None:
@@ -129,10 +145,13 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
 
 
 def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest checkpoint that is whole, and the newer ones that are damaged, with what is wrong."""
+    """The newest checkpoint that training can go on from, and the newer ones that are damaged, with what is wrong."""
     damaged: dict[Path, str] = {}
     for folder in reversed(steps(run)):
-        if (wrong := damage(folder)) is None:
+        wrong = damage(folder)
+        if wrong is None and not all(name in manifest(folder)["files"] for name in STATE):
+            return None, damaged
+        if wrong is None:
             return folder, damaged
         damaged[folder] = wrong
     return None, damaged

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from echoink.errors import UserError
 
@@ -120,9 +120,11 @@ def load_image(medium: Medium) -> Image.Image:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
+    except UserError:
+        raise
     except FileNotFoundError:
         raise _missing("picture", medium) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each decoder fails on broken bytes in ways of its own
         raise UserError(f"cannot read the picture {medium}: {error}", "replace the file or drop the sample") from error
     return image
 
@@ -150,7 +152,9 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
                 raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
             _check_whole(medium, file)
             samples = file.read(frames=int(np.ceil(max_seconds * rate)), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         if isinstance(medium, Path) and not medium.exists():
             raise _missing("sound", medium) from None
         raise UserError(f"cannot read the sound {medium}: {error}", "replace the file or drop the sample") from error
@@ -319,10 +323,10 @@ def _container(medium: Medium):
     try:
         with av.open(_stream(medium), metadata_errors="replace") as container:
             yield container
+    except UserError:
+        raise
     except FileNotFoundError:
         raise _missing("video", medium) from None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except Exception as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the video {medium}: {reason}", "replace the file or drop the sample") from error

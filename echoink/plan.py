@@ -9,7 +9,7 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from echoink import memory
+from echoink import checkpoint, memory
 from echoink.config import Adapter, Config, Dtype, ModelConfig
 from echoink.prompts import Prompt, build_messages
 from echoink.samples import Sample
@@ -37,9 +37,6 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
     estimate = needs(config, parameters, longest)
-    checkpoint = checkpoint_bytes(config, parameters)
-    saved = 1 + (steps // trainer.save_every if trainer.save_every else 0)
-    kept = min(saved, trainer.keep_checkpoints) + bool(config.eval.every)
     processes = trainer.processes
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {
@@ -66,7 +63,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
             "not sharded": {**asdict(estimate), "total": estimate.total},
             **({f"sharded over {processes}": _sharded(estimate, processes)} if processes > 1 else {}),
         },
-        "disk_bytes": {"checkpoint": checkpoint, "kept": kept, "total": (kept + 1) * checkpoint},
+        "disk_bytes": disk_bytes(config, parameters),
     }
 
 
@@ -105,9 +102,16 @@ def count_parameters(config: Config) -> dict[str, int]:
     return {**parts, "adapter": added, "total": sum(parts.values()) + added, "learning": learning}
 
 
-def checkpoint_bytes(config: Config, parameters: dict[str, int]) -> int:
-    """Of a checkpoint: the weights, or the adapter alone."""
-    return parameters["learning"] * 4 if config.adapter.kind is not Adapter.none else _bytes(config, parameters)
+def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
+    """What checkpoints take: the weights (or the adapter) of one, the optimizer's state of one that training can go on
+    from, and all that are there at most at a time, the one that is being written among them.
+    """
+    trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
+    weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
+    state = 2 * parameters["learning"] * (4 if adapts or config.model.dtype is Dtype.float32 else 2)
+    kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
+    total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state
+    return {"checkpoint": weights, "optimizer": state, "kept": kept, "total": total}
 
 
 def _linear(config: Config) -> int:
@@ -200,5 +204,11 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     again = how[plan["gradient_checkpointing"]]
     rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/memory.py"))
     disk = plan["disk_bytes"]
-    rows.append(("disk", f"{gib(disk['checkpoint'])} a checkpoint, at most {gib(disk['total'])} at a time"))
+    rows.append(
+        (
+            "disk",
+            f"{gib(disk['checkpoint'])} a checkpoint, {gib(disk['optimizer'])} of optimizer beside the newest "
+            f"{checkpoint.RESUMABLE}, at most {gib(disk['total'])} at a time",
+        )
+    )
     return rows

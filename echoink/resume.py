@@ -117,8 +117,11 @@ def begin(config: Config, folder: Path) -> Start:
         return Start(again=True)
     found, damaged = checkpoint.newest(folder)
     _say_damaged(damaged)
-    if damaged and found is None:
-        raise UserError(f"no checkpoint in {folder} is whole", "start afresh in another hydra.run.dir")
+    if found is None and checkpoint.steps(folder):
+        raise UserError(
+            f"no checkpoint in {folder} is whole, with optimizer and random state",
+            f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
+        )
     said = checkpoint.manifest(found) if found else {}
     step, last = said.get("step", 0), bool(said.get("last"))
     if last and summary(folder).get("status") == "finished":

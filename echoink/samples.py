@@ -57,6 +57,8 @@ _EXAMPLES = {
     **dict.fromkeys((ProblemType.numerical, ProblemType.regression, ProblemType.counting), "<answer>4</answer>"),
 }
 _CONTROL = re.compile(r"<\|\w+\|>")
+_HALF = re.compile("[\ud800-\udfff]")
+"""Halves of a surrogate pair, which JSON may hold and no file can."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         if {"question", "options", "answer"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
+    for key, value in row.items():
+        if isinstance(value, str) and _HALF.search(f"{key}{value}"):
+            raise UserError(f"{where}: {key!a} holds half a character", "write the text anew, in UTF-8")
     id = row.get("problem_id", number)
     where = f"{where} (problem_id {id})"
     if not isinstance(row["problem"], str) or not row["problem"].strip():
@@ -193,6 +198,8 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
 def check_text(texts: Iterable[str], where: str) -> None:
     """Raises `UserError` where a text holds what the chat template writes, such as the placeholder of a picture."""
     for text in texts:
+        if _HALF.search(text):
+            raise UserError(f"{where}: a text holds half a character", "write it anew, in UTF-8")
         if found := _CONTROL.search(text):
             raise UserError(
                 f"{where}: a text holds {found.group(0)}, which the model takes for structure", "rephrase it"
@@ -246,7 +253,7 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
-    path = (folders[0] / value).resolve() if "\0" not in value else None
+    path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
         raise UserError(
             f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",

@@ -83,6 +83,10 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     return None
 
 
+NOT_JSON = (ValueError, RecursionError)
+"""What reading JSON raises: of text that is none, of numbers with thousands of digits, of thousands of brackets."""
+
+
 def holds_one_split(path: str) -> bool:
     """Whether there is a single table or file, which can be training or validation data, not both."""
     return Path(path).is_file() or (Path(path) / "state.json").is_file()
@@ -91,7 +95,7 @@ def holds_one_split(path: str) -> bool:
 def _json(index: Path) -> list[dict]:
     try:
         rows = json.loads(index.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{index} must hold a list of at least one row")
@@ -110,7 +114,7 @@ def _file(file: Path) -> Rows:
         try:
             if line.strip():
                 rows.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise UserError(f"{file}, line {number} is not valid JSON: {error}", "one object a line") from error
     return Rows(rows, file.parent, str(file))
 

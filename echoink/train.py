@@ -257,11 +257,9 @@ def _plan(config: Config, files: "RunFolder") -> None:
 
 
 def _disk_bytes(config: Config) -> int:
-    """What checkpoints take at most at a time: those kept, and the one that is being written."""
     from echoink import plan
 
-    kept = config.trainer.keep_checkpoints if config.trainer.save_every else 1
-    return (kept + 1 + bool(config.eval.every)) * plan.checkpoint_bytes(config, plan.count_parameters(config))
+    return plan.disk_bytes(config, plan.count_parameters(config))["total"]
 
 
 CORE = (

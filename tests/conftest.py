@@ -7,6 +7,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from echoink.media import VideoCaps
 from echoink.prompts import Prompt
 from echoink.samples import Sample
 from echoink.splits import read_split
+
+hypothesis.settings.register_profile("ours", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("ours")
 
 PROMPT = Prompt(**vars(compose([])[0].config.prompt))
 """What the embedded base has learnt to answer."""

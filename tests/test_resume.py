@@ -414,6 +414,23 @@ with tracking.RunFolder(folder, "train", "x", 0) as files:
 # --- a disk that is full, numbers that are not finite ---
 
 
+def files(folder: Path) -> None:
+    for name in ("model.safetensors", *checkpoint.STATE):
+        (folder / name).write_text(name)
+
+
+def test_only_the_newest_keep_what_training_goes_on_from(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, files, keep=3)
+    found = {path.name: sorted(each.name for each in path.iterdir()) for path in checkpoint.steps(tmp_path)}
+    assert found["step-2"] == ["manifest.json", "model.safetensors"]
+    assert found["step-3"] == found["step-4"] == sorted(["manifest.json", "model.safetensors", *checkpoint.STATE])
+    assert all(checkpoint.damage(path) is None for path in checkpoint.steps(tmp_path))
+    for step in (3, 4):
+        (tmp_path / f"checkpoints/step-{step}/optimizer.pt").unlink()
+    assert checkpoint.newest(tmp_path)[0] is None, "weights alone are no place to go on from"
+
+
 @pytest.mark.parametrize("at", ["model", "optimizer", "rollout", "manifest", "rename"])
 def test_a_full_disk_costs_no_checkpoint_that_existed(tmp_path, monkeypatch, at):
     def write(folder: Path) -> None:
@@ -425,7 +442,7 @@ def test_a_full_disk_costs_no_checkpoint_that_existed(tmp_path, monkeypatch, at)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    kept = checkpoint.save(tmp_path, 1, lambda folder: (folder / "model").write_text("x"), keep=1)
+    kept = checkpoint.save(tmp_path, 1, files, keep=1)
     if at in ("manifest", "rename"):
         monkeypatch.setattr(checkpoint, "as_json" if at == "manifest" else "_flush", full)
     with pytest.raises((OSError, RuntimeError), match="No space left"):
@@ -436,7 +453,7 @@ def test_a_full_disk_costs_no_checkpoint_that_existed(tmp_path, monkeypatch, at)
 
 def test_at_every_instant_of_a_save_there_is_one_whole_checkpoint(tmp_path, monkeypatch):
     """keep=1, watched at every call to the file system that a save makes."""
-    checkpoint.save(tmp_path, 1, lambda folder: (folder / "a").write_text("1"), keep=1)
+    checkpoint.save(tmp_path, 1, files, keep=1)
     seen = []
 
     def watched(function):
@@ -450,7 +467,7 @@ def test_at_every_instant_of_a_save_there_is_one_whole_checkpoint(tmp_path, monk
 
     for module, name in ((checkpoint.os, "rename"), (checkpoint.os, "fsync"), (checkpoint.shutil, "rmtree")):
         monkeypatch.setattr(module, name, watched(getattr(module, name)))
-    checkpoint.save(tmp_path, 2, lambda folder: (folder / "a").write_text("2"), keep=1)
+    checkpoint.save(tmp_path, 2, files, keep=1)
     assert len(seen) > 8 and None not in seen
     assert {path.name for path in seen} == {"step-1", "step-2"}
 
