@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from echoink.config import Attention, Config, Dtype, Task, fields_of
 from echoink.errors import UserError
@@ -103,6 +104,8 @@ def _raw(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
         try:
             return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        except YAMLError as error:
+            raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
             raise _explained(error, overrides) from error
 

@@ -253,6 +253,25 @@ def test_what_is_no_secret_is_taken(word):
     compose([word])
 
 
-def test_a_variable_that_is_missing_is_named():
-    with pytest.raises(UserError, match="NOT_THERE_AT_ALL"):
-        compose(["name=${oc.env:NOT_THERE_AT_ALL}"])
+HOSTILE = {
+    "object": b"steps: !!python/object/apply:os.system ['touch owned']\n",
+    "name": b"steps: !!python/name:os.system\n",
+    "target": b"_target_: os._exit\nsteps: 3\n",
+    "inside": b"steps: {_target_: os._exit, _args_: [3]}\n",
+    "tab": b"steps:\n\t- 3\n",
+    "utf16": "steps: 3\n".encode("utf-16"),
+    "binary": b"\x00\x01\x02",
+    "list": b"- 1\n- 2\n",
+    "resolver": b'steps: ${eval:\'__import__("os").system("touch owned")\'}\n',
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_code_in_a_configuration_is_refused(tmp_path, monkeypatch, kind):
+    """As a file of one's own beside ours; refused by our own error, nothing of it is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/trainer").mkdir(parents=True)
+    (tmp_path / "mine/trainer/bad.yaml").write_bytes(HOSTILE[kind])
+    with pytest.raises(UserError):
+        compose(["trainer=bad"], config_dir=str(tmp_path / "mine"))
+    assert not (tmp_path / "owned").exists()

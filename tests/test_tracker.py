@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,23 @@ def test_pages_name_their_runs():
             page.startswith("/#/") and "runs=%5B%22a%22%2C%20%22b%22%5D" in page and "experiments=%5B%227%22%5D" in page
         )
     assert "metric=%22reward/accuracy%22" in pages[1]
+
+
+def test_a_locked_database_is_waited_for(tmp_path):
+    """Another writer holds it for two seconds; no step waits, and nothing is lost."""
+    uri, _ = open_store(tmp_path)
+    with view(tmp_path, uri) as tracked:
+        files = tracking.RunFolder(tmp_path / "run", "train", "x", 0)
+        other = sqlite3.connect(tmp_path / "outputs/mlflow.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        for step in range(1, 6):
+            tracked.row(files.numbers("metrics.jsonl", {"step": step, "m": float(step)}))
+        assert time.monotonic() - began < 0.5
+        time.sleep(2)
+        other.execute("COMMIT")
+        other.close()
+    (run,) = runs_of(tmp_path)
+    client = stored.connect(uri)
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "m")] == [1, 2, 3, 4, 5]
+    assert run.info.status == "FINISHED" and tracked.refused is None
