@@ -2,6 +2,7 @@
 once. A command that must prove how fast it starts is started afresh by its test.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,13 +38,23 @@ def _child(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = [module or "-c", *arguments]
+    status = 0
     try:
         if code is not None:
             exec(code, {"__name__": "__main__"})
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        sys.stdout.flush()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # As an interpreter ends; a fork of multiprocessing would wait for processes that only these hooks stop.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Started:

@@ -75,6 +75,7 @@ def test_the_run_folder_has_everything(first):
     _, folder = first
     assert {path.name for path in folder.iterdir()} == {
         ".hydra",
+        ".lock",
         "config.yaml",
         "environment.json",
         "dataset.json",
