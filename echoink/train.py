@@ -434,13 +434,12 @@ def _train(
 
 def _facts(job: "Job") -> dict[str, Any]:
     """What a checkpoint's manifest says of the run beside its configuration."""
-    from echoink import tracking
+    from echoink import cache, tracking
     from echoink.models import processes
 
-    config, here = job.config, tracking.environment()
+    here = tracking.environment()
     return {
-        "name": config.name,
-        "model": job.path,
+        "model": cache.weights(job.model)[:16],
         "data": job.splits.digest("train", job.splits.train)[:16],
         "processes": processes().num_processes,
         "versions": here["versions"],

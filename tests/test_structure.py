@@ -62,3 +62,14 @@ def test_every_fault_has_its_test_or_a_reason():
         named = re.findall(r"`(test_\w+)`", tests)
         assert set(named) <= there, number
         assert named if status in ("held", "partly") else (outcome.strip() or status == "GPU"), number
+
+
+def test_nothing_runs_that_the_user_did_not_write():
+    """No pickle, no code of a hub's, nothing built from what a configuration names; a reward is the user's own file."""
+    for path in (ROOT / "echoink").glob("*.py"):
+        code = path.read_text()
+        assert not re.search(
+            r"trust_remote_code|pickle\.load|joblib\.load|np\.load\(|\binstantiate\(|[^.\w]eval\(|[^.\w]exec\(", code
+        ), path
+        for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", code):
+            assert "weights_only=True" in call, path
