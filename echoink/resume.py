@@ -104,10 +104,11 @@ def begin(config: Config, folder: Path) -> Start:
     """
     trained = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
     resumes = config.resume != NEVER
-    if trained and not resumes:
+    answered = (folder / tracking.PREDICTIONS).is_file()
+    if not resumes and (trained or (answered and config.task is Task.train)):
         hint = "take it up with resume=auto, or choose another hydra.run.dir"
-        raise UserError(f"{folder} holds a training run already", hint)
-    if not trained and not (folder / tracking.PREDICTIONS).is_file():
+        raise UserError(f"{folder} holds a {'training ' if trained else ''}run already", hint)
+    if not trained and not answered:
         return Start(again=resumes and (folder / "summary.json").is_file())
     _check_same(config, folder)
     if in_use(folder):

@@ -3,7 +3,7 @@
     python experiments/outage.py <an empty folder> [repeats]
 
 Trains 60 steps of the default run three ways, in turn, `repeats` times: without tracking; with a server; with a server
-that is killed (SIGKILL) at step 15 and comes back at step 45. Prints median seconds a step over steps 16 to 45 and their
+that is killed (SIGKILL) at step 15 and comes back at step 45. Prints median seconds a step over steps 16 to 45, their
 ratio to the first way, and what the server has of each run before and after `python -m echoink.sync`, twice.
 """
 
