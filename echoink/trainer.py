@@ -457,8 +457,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        self._random_state = random_state()
+        if checkpoint is not None:
+            self._random_state = torch.load(Path(checkpoint) / "rng_state.pth", weights_only=True)
+            set_random_state(self._random_state)
 
     @contextmanager
     def apart(self):
@@ -479,18 +480,23 @@ class EchoInkTrainer(GRPOTrainer):
 
 
 def random_state() -> dict[str, Any]:
-    """Of all generators, as transformers keeps it."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
-    return state | ({"cuda": torch.cuda.random.get_rng_state_all()} if torch.cuda.is_available() else {})
+    """Of all generators, in types that `torch.load(weights_only=True)` takes."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "cpu": torch.random.get_rng_state(),
+        "cuda": torch.cuda.random.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` gave."""
+    kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.random.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.random.set_rng_state_all(state["cuda"])
+    torch.cuda.random.set_rng_state_all(state["cuda"])
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:

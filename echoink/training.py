@@ -1,0 +1,125 @@
+"""The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
+
+from typing import Any
+
+from echoink import cache, console, models, resume, signals, tracking
+from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
+from echoink.config import Adapter
+from echoink.job import Job, with_checkpointing_decided
+from echoink.phases import Evaluator
+from echoink.splits import training_steps
+from echoink.tracker import Tracker
+from echoink.tracking import RunFolder
+from echoink.trainer import EchoInkTrainer, arguments
+
+
+def train(
+    job: Job, files: RunFolder, tracker: Tracker, evaluator: Evaluator, longest: int, start: resume.Start
+) -> None:
+    """Train the job's model to the last step; the run's summary says what came of it.
+
+    Args:
+        job: what the run works with.
+        files: the run's folder.
+        tracker: the run in MLflow.
+        evaluator: for the development split and the watched samples.
+        longest: tokens of the longest prompt.
+        start: the step and the checkpoint that it begins with.
+
+    Raises:
+        UserError: a checkpoint of another run, or training that cannot go on; KeyboardInterrupt and `signals.Preempted`
+            after a checkpoint is kept.
+    """
+    config = job.config
+    steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
+    wanted = config.model
+    adapter = config.adapter
+    lora = None
+    if adapter.kind is not Adapter.none:
+        lora = models.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
+    needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
+    reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
+    settings = with_checkpointing_decided(job, needs_reference, longest)
+    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
+    recorder = Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps)
+    facts = _facts(job)
+    if start.checkpoint:
+        resume.check_facts(start.checkpoint, facts, config.resume_allow)
+    keeper = Keeper(
+        files,
+        config.trainer.save_every,
+        config.trainer.keep_checkpoints,
+        config.eval.every,
+        lambda model, step: evaluator.development(model, job.splits.dev, step),
+        config.trainer.completions_every if config.eval.watched else 0,
+        lambda model, step: evaluator.watch(model, job.splits.valid, step),
+        recorder,
+        facts,
+    )
+    watch = Watch(config.generation.max_new_tokens)
+    weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
+    tell = told(job.splits.train, weights | ({"custom": config.reward.lambda_file} if job.own_reward else {}))
+    keep = every(config.trainer.completions_every, updates, keep_completions(files))
+    trace = every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups))
+
+    def on_rollout(rows: list[dict]) -> None:
+        rows = tell(rows)
+        for look in (watch, keep, trace):
+            look(rows)
+
+    trainer = EchoInkTrainer(
+        model=job.model,
+        reference=reference,
+        processor=job.processor,
+        samples=job.splits.train,
+        match=config.reward.match,
+        reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+        args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
+        callbacks=[recorder, keeper],
+        on_rollout=on_rollout,
+        shared_prefix=config.grpo.shared_prefix,
+        adapter=lora,
+        own_reward=job.own_reward,
+        own_weight=config.reward.lambda_file,
+        advantage=config.grpo.advantage,
+    )
+    if lora:
+        learning, total = trainer.model.get_nb_trainable_parameters()
+        console.say(
+            "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
+        )
+    keeper.trainer = trainer
+    try:
+        trainer.go_on(start.checkpoint)
+    except (KeyboardInterrupt, signals.Preempted):
+        recorder.close()
+        keeper.leave()
+        raise
+    finally:
+        recorder.close()
+    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
+    tenth = -(-len(rewards) // 10)
+    files.summary |= {
+        "steps": trainer.state.global_step,
+        "train": {
+            "accuracy_first": sum(rewards[:tenth]) / tenth,
+            "accuracy_last": sum(rewards[-tenth:]) / tenth,
+        },
+        "checkpoint": str(keeper.newest.relative_to(files.path)),
+        "best": keeper.best,
+    }
+    files.write_summary()
+    if keeper.best:
+        console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run beside its configuration."""
+    here = tracking.environment()
+    return {
+        "model": cache.weights(job.model)[:16],
+        "data": job.splits.digest("train", job.splits.train)[:16],
+        "processes": models.processes().num_processes,
+        "versions": here["versions"],
+        "commit": here["commit"],
+    }
