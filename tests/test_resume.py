@@ -127,29 +127,33 @@ def test_killed_at_any_instant_it_ends_the_same(place, request, kind, seed):
     assert found == expected
 
 
-def test_an_adapter_with_dropout_goes_on_from_each_of_its_checkpoints(place, plain):
+def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> None:
+    """Start a run and kill it when it has done so many steps."""
+    started = processes.start(place, *settings)
+    while len(tracking.read_rows(folder / "metrics.jsonl")) < steps:
+        time.sleep(0.01)
+        assert started.running(), started.text()
+    started.kill()
+    started.wait()
+
+
+def test_an_adapter_with_dropout_that_is_killed_ends_the_same(place, plain):
     """Dropout draws from the random state that the checkpoint holds."""
-    settings = [*SMALL, "adapter=lora", "adapter.dropout=0.2", "trainer.keep_checkpoints=9", "eval.every=0"]
+    settings = [*SMALL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
     expected, _ = whole(place, "lora", settings)
-    for step in (2, 3):  # in the middle of an epoch, at its end
-        folder = place / f"outputs/lora-{step}"
-        shutil.copytree(place / "outputs/lora", folder)
-        for path in checkpoint.steps(folder)[step:]:
-            shutil.rmtree(path)
-        done = processes.run(place, *settings, f"resume={folder}")
-        assert done.returncode == 0 and f"from step {step}" in done.stdout, done.stderr
-        assert left(folder) == expected
+    folder = place / "outputs/lora-killed"
+    again = [*settings, "resume=auto", f"hydra.run.dir={folder}"]
+    for steps in (2, 4):
+        killed_after(place, folder, steps, again)
+    done = processes.run(place, *again)
+    assert done.returncode == 0 and "from step " in done.stdout, done.stderr
+    assert left(folder) == expected
 
 
 def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain):
     settings = [*(one for one in SMALL if one != "tracking=off"), "resume=auto", "hydra.run.dir=outputs/tracked"]
     folder = place / "outputs/tracked"
-    started = processes.start(place, *settings, "trainer.save_every=2")
-    while len(tracking.read_rows(folder / "metrics.jsonl")) < 5:
-        time.sleep(0.01)
-        assert started.running(), started.text()
-    started.kill()
-    started.wait()
+    killed_after(place, folder, 5, [*settings, "trainer.save_every=2"])
     store = stored.absolute_uri("sqlite:///outputs/mlflow.db", place)
     client = stored.connect(store)
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -258,11 +262,13 @@ def stopped(place, plain, tmp_path) -> Path:
     """A copy of a run that was killed after step 5, with checkpoints of 4 and 5."""
     folder = tmp_path / "run"
     shutil.copytree(place / "outputs/plain", folder)
-    for path in checkpoint.steps(folder)[1:]:
-        shutil.copytree(path, folder / "checkpoints/step-5", dirs_exist_ok=True)
+    *others, last = checkpoint.steps(folder)
+    for path in others:
         shutil.rmtree(path)
-    said = checkpoint.manifest(folder / "checkpoints/step-5") | {"step": 5, "last": False}
-    (folder / "checkpoints/step-5/manifest.json").write_text(json.dumps(said))
+    for step in (4, 5):
+        made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
+        (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
+    shutil.rmtree(last)
     tracking.write_whole(folder / "summary.json", json.dumps(resume.summary(folder) | {"status": "killed"}))
     return folder
 
