@@ -172,6 +172,7 @@ class Keeper(TrainerCallback):
                     self._save(step, last)
                     if state.is_world_process_zero:
                         checkpoint.note_best(self._files.path, self.best)
+                        checkpoint.rotate(self._files.path, self._keep)
 
     def leave(self) -> None:
         """Keep what there is when the process is asked to go."""

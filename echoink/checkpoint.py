@@ -80,12 +80,17 @@ def save(
         _flush(final.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    rotate(run, keep)
+    return final
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Drop all but the `keep` newest and the best; of those that are not the newest keep the weights."""
     for old in steps(run)[:-keep]:
         if old != best(run):
             shutil.rmtree(old)
     for old in steps(run)[:-RESUMABLE]:
         _leave_weights(old)
-    return final
 
 
 def _leave_weights(folder: Path) -> None:
