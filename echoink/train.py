@@ -173,7 +173,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
                 machine.Watch(files, view, config.tracking.machine_every),
             ):
                 for dead in closed:
-                    view.adopt_later(dead)
+                    if (resume.summary(dead)["mlflow"] or {}).get("run_id"):  # MLflow has it, as running
+                        view.adopt_later(dead)
                 files.summary["mlflow"]["run_id"] = view.run_id
                 files.write_summary()  # a process that dies now leaves its run's id
                 evaluator = _evaluator(job, files, view)
