@@ -24,15 +24,12 @@ Departures from the paper's public code: M-RoPE positions in the loss, d is not 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -45,7 +42,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import plain_rows, rollout, signals
+from echoink import plain_rows, randomness, rollout, signals
 from echoink.config import Advantage, GenerationConfig, GrpoConfig, Loss, Schedule, TrainerConfig
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
@@ -124,7 +121,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
-        self._random_state = random_state()  # as of the end of the last whole step
+        self._random_state = randomness.state()  # as of the end of the last whole step
         self._skipped = False
         self._order: GroupSampler | None = None
 
@@ -381,7 +378,7 @@ class EchoInkTrainer(GRPOTrainer):
             logs["perf/completion_tokens_per_second"] = tokens / self._seconds["time/rollout"]
         self._seconds.clear()
         super().log(logs, start_time)
-        self._random_state = random_state()
+        self._random_state = randomness.state()
         signals.release()
 
     def _average_over_tokens(self) -> None:
@@ -459,14 +456,14 @@ class EchoInkTrainer(GRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._random_state = torch.load(Path(checkpoint) / "rng_state.pth", weights_only=True)
-            set_random_state(self._random_state)
+            randomness.restore(self._random_state)
 
     @contextmanager
     def apart(self):
         """What happens here beside a step counts neither into its time nor into its random state."""
-        started, random_before = time.perf_counter(), random_state()
+        started, random_before = time.perf_counter(), randomness.state()
         yield
-        set_random_state(random_before)
+        randomness.restore(random_before)
         if self._step_started is not None:
             self._step_started += time.perf_counter() - started
 
@@ -477,26 +474,6 @@ class EchoInkTrainer(GRPOTrainer):
             yield
         finally:
             self._seconds[name] += time.perf_counter() - started
-
-
-def random_state() -> dict[str, Any]:
-    """Of all generators, in types that `torch.load(weights_only=True)` takes."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "cpu": torch.random.get_rng_state(),
-        "cuda": torch.cuda.random.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` gave."""
-    kind, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.random.set_rng_state(state["cpu"])
-    torch.cuda.random.set_rng_state_all(state["cuda"])
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
