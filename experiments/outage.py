@@ -3,8 +3,12 @@
     python experiments/outage.py <an empty folder> [repeats]
 
 Trains 60 steps of the default run three ways, in turn, `repeats` times: without tracking; with a server; with a server
-that is killed (SIGKILL) at step 15 and comes back at step 45. Prints median seconds a step over steps 16 to 45, their
-ratio to the first way, and what the server has of each run before and after `python -m echoink.sync`, twice.
+that is killed (SIGKILL) at step 15 and comes back at step 45. Prints
+
+- median seconds a step over steps 16 to 45 and their ratio to the first way (as noisy as the machine is);
+- what tracking costs the steps, which hardly depends on the machine: how long training waits for it (the calls that hand
+  a row over), and how much processor the thread that sends takes, both as a share of the time of all steps;
+- what the server has of each run at its end, after `python -m echoink.sync`, and after another.
 """
 
 import json
@@ -24,6 +28,30 @@ PORT = 5599
 URI = f"http://127.0.0.1:{PORT}"
 STEPS = 60
 SETTINGS = ["trainer.steps=60", "eval.base=false", "eval.limit=50", "eval.watched=0", "tracking.traces_every=0"]
+
+
+TRAIN = """
+import atexit, json, sys, threading, time
+from pathlib import Path
+from echoink import tracker, train
+spent = {"waits": 0.0, "thread": 0.0}
+
+def timed(method, name, clock, where):
+    def call(self, *words):
+        if threading.current_thread().name != where:
+            return method(self, *words)
+        began = clock()
+        try:
+            return method(self, *words)
+        finally:
+            spent[name] += clock() - began
+    return call
+
+tracker.Tracker.row = timed(tracker.Tracker.row, "waits", time.perf_counter, "MainThread")
+tracker.Tracker._guarded = timed(tracker.Tracker._guarded, "thread", time.thread_time, "mlflow")
+atexit.register(lambda: Path(sys.argv[1].partition("=")[2], "spent.json").write_text(json.dumps(spent)))
+train.main()
+"""
 
 
 class Server:
@@ -58,8 +86,8 @@ class Server:
 def train(place: Path, name: str, tracking: list[str], outage: list[tuple[int, Callable[[], None]]]) -> None:
     """One run, and what happens at some of its steps."""
     folder = place / name
-    words = [*SETTINGS, *tracking, f"hydra.run.dir={folder}"]
-    run = subprocess.Popen([sys.executable, "-m", "echoink.train", *words], cwd=place, stdout=subprocess.DEVNULL)
+    words = [f"hydra.run.dir={folder}", *SETTINGS, *tracking]
+    run = subprocess.Popen([sys.executable, "-c", TRAIN, *words], cwd=place, stdout=subprocess.DEVNULL)
     for step, act in outage:
         while len(read_rows(folder / "metrics.jsonl")) < step and run.poll() is None:
             time.sleep(0.05)
@@ -98,7 +126,10 @@ def main(place: Path, repeats: int) -> None:
             print(
                 f"{name}: {found[-1] * without:.3f} s a step; points and steps in MLflow at its end, after sync, after"
             )
-            print(f"  another: {counts}", flush=True)
+            print(f"  another: {counts}")
+            spent = json.loads((place / name / "spent.json").read_text())
+            whole = sum(row["time/step"] for row in read_rows(place / name / "metrics.jsonl"))
+            print("  " + ", ".join(f"{key} {100 * value / whole:.3f} %" for key, value in spent.items()), flush=True)
     for way, found in ratios.items():
         print(f"{way}: a step takes {statistics.median(found):.3f} times as long as without {found}")
 
