@@ -6,8 +6,8 @@ Trains 60 steps of the default run three ways, in turn, `repeats` times: without
 that is killed (SIGKILL) at step 15 and comes back at step 45. Prints
 
 - median seconds a step over steps 16 to 45 and their ratio to the first way (as noisy as the machine is);
-- what tracking costs the steps, which hardly depends on the machine: how long training waits for it (the calls that hand
-  a row over), and how much processor the thread that sends takes, both as a share of the time of all steps;
+- what tracking costs, which hardly depends on the machine: how long training waits for it (the calls that hand a row
+  over), and how much processor the thread that sends takes, both as a share of the time of all steps;
 - what the server has of each run at its end, after `python -m echoink.sync`, and after another.
 """
 
