@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +179,14 @@ class Keeper(TrainerCallback):
         """Keep what there is when the process is asked to go."""
         step = self.trainer.state.global_step
         if step:
-            self._save(step, step == self.trainer.state.max_steps)
-            say("stopped", f"step {step} is kept; resume=auto goes on from it")
+            with suppress(UserError):  # said by what is kept; the signal is what the run ends with
+                self._save(step, step == self.trainer.state.max_steps)
+        kept = checkpoint.step_of(self.newest) if self.newest else 0
+        lost = "" if kept == step else f" ({step - kept} steps are lost)"
+        if kept:
+            say("stopped", f"step {kept} is kept; resume=auto goes on from it{lost}")
         else:
-            say("stopped", "before the first step was done; resume=auto begins again")
+            say("stopped", f"nothing is kept yet; resume=auto begins again{lost}")
 
     def _save(self, step: int, last: bool) -> None:
         if self.newest and checkpoint.step_of(self.newest) == step:
@@ -213,7 +218,7 @@ class Keeper(TrainerCallback):
             problem = f"step {step} could not be saved ({reason}); {free:.1f} GiB are free"
             if last:
                 raise UserError(problem, f"the newest checkpoint is {self.newest}") from error
-            say("warning", f"{problem}; training goes on, the newest checkpoint is {self.newest}")
+            say("warning", f"{problem}; the newest checkpoint is {self.newest}")
 
 
 class Watch:

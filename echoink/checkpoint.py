@@ -162,6 +162,15 @@ def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, damaged
 
 
+def can_go_on(run: Path) -> bool:
+    """Whether training can go on from a checkpoint of a run, as far as sizes tell, or has none yet."""
+    found = steps(run)
+    return not found or any(
+        all(name in manifest(folder).get("files", ()) for name in STATE) and not damage(folder, thorough=False)
+        for folder in found
+    )
+
+
 def tidy(run: Path) -> None:
     """Drop what a save that was killed has left."""
     for part in (run / "checkpoints").glob(".step-*"):

@@ -158,10 +158,8 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
 
 
 _SECRET = re.compile(
-    r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|dapi[0-9a-f]{32})"
-    r"|://[^/@\s:]+:[^/@\s]+@"
-    r"|\$\{oc\.env:\w*(TOKEN|SECRET|PASSWORD|API_KEY)",
-    re.IGNORECASE,
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}"
+    r"|dapi[0-9a-f]{32})\b|://[^/@\s:]+:[^/@\s]+@|\$\{oc\.env:\w*(TOKEN|SECRET|PASSWORD|API_KEY)"
 )
 """Tokens of hubs and clouds, a password in an address, a secret that is read from the environment."""
 

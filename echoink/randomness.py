@@ -24,4 +24,4 @@ def restore(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.random.set_rng_state(state["cpu"])
-    torch.cuda.random.set_rng_state_all(state["cuda"])
+    torch.cuda.random.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer now

@@ -8,12 +8,14 @@ whole; everything later is dropped from the files and made again, alike byte for
 import json
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from echoink import checkpoint, results, tracking
 from echoink.config import Config, Task, to_yaml
@@ -52,7 +54,7 @@ def place(config: Config, folder: Path) -> Path:
     Raises:
         UserError: there is no such run, or it is not training.
     """
-    if config.resume == NEVER:
+    if config.resume == NEVER or config.dry_run:
         return folder
     if config.task is not Task.train:
         raise UserError(
@@ -67,14 +69,29 @@ def place(config: Config, folder: Path) -> Path:
     if (folder / "config.yaml").is_file():
         return folder
     wanted = results.method(to_yaml(config))
-    found = [path.parent for path in folder.parent.glob("*/summary.json") if not in_use(path.parent)]
-    for path in sorted(found, key=lambda path: (path / "summary.json").stat().st_mtime, reverse=True):
+    beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
+    for _, path in sorted(beside, reverse=True):
         run = results.read(path)
-        if run is None or run.finished or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
+        if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
             continue
-        if not _differences(run.config, wanted, config.resume_allow):
-            return path
+        if _differences(run.config, wanted, config.resume_allow) or not checkpoint.can_go_on(path) or in_use(path):
+            continue
+        return path
     return folder
+
+
+def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Other runs in the same parent folder with their summaries; those that cannot be read are none of ours."""
+    for file in folder.parent.glob("*/summary.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = summary(file.parent)
+            if file.parent != folder and {"status", "task", "name", "started"} <= said.keys():
+                yield file.parent, said
+
+
+def has_ended(summary: dict[str, Any]) -> bool:
+    """Whether a run has come to its very end: the last thing that a process writes is when it ended."""
+    return summary.get("status") == "finished" and bool(summary.get("ended"))
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -84,11 +101,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process is writing to a run's folder."""
-    lock = FileLock(folder / tracking.LOCK)
+    """Whether another process is writing to a run's folder, or nobody may."""
+    lock = tracking.lock(folder)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, OSError):
         return True
     except NotImplementedError:  # a file system without locks
         return False
@@ -102,48 +119,58 @@ def begin(config: Config, folder: Path) -> Start:
     Raises:
         UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
     """
-    trained = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
-    resumes = config.resume != NEVER
-    answered = (folder / tracking.PREDICTIONS).is_file()
-    if not resumes and (trained or (answered and config.task is Task.train)):
-        hint = "take it up with resume=auto, or choose another hydra.run.dir"
-        raise UserError(f"{folder} holds a {'training ' if trained else ''}run already", hint)
-    if not trained and not answered:
-        return Start(again=resumes and (folder / "summary.json").is_file())
-    _check_same(config, folder)
-    if in_use(folder):
-        raise UserError(f"another process is writing to {folder}", "wait for it, or end it")
+    before = summary(folder)
+    if config.dry_run:
+        if before.get("task", "plan") != "plan":
+            raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
+        return Start()
+    tracking.take(folder)  # until the process ends: nobody else may cut, or write, what follows
+    left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
+    answered, resumes = (folder / tracking.PREDICTIONS).is_file(), config.resume != NEVER
+    if not resumes and left and (config.task is Task.train or not answered):
+        raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
+    if not left:
+        return Start(again=resumes and bool(before))
+    changed = _check_same(config, folder)
     if config.task is not Task.train:
         _cut_lines(folder / tracking.PREDICTIONS, lambda row: True)
         return Start(again=True)
     found, damaged = checkpoint.newest(folder)
-    _say_damaged(damaged)
     if found is None and checkpoint.steps(folder):
+        wrong = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
         raise UserError(
-            f"no checkpoint in {folder} is whole, with optimizer and random state",
+            f"no checkpoint in {folder} is whole, with optimizer and random state" + (f" ({wrong})" if wrong else ""),
             f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
         )
     said = checkpoint.manifest(found) if found else {}
-    step, last = said.get("step", 0), bool(said.get("last"))
-    if last and summary(folder).get("status") == "finished":
+    step, last = said.get("step", 0), bool(said.get("last")) and not changed
+    if last and has_ended(before):
         return Start(step, found, again=True, finished=True)
-    for path in damaged:
-        path.rename(path.with_name(f"damaged-{path.name}"))
+    _set_aside(damaged)
     checkpoint.tidy(folder)
-    cut(folder, step, last)
+    cut(folder, step, last, base=not any(key.startswith(_ASKS) for key in changed))
     return Start(step, found, again=True)
 
 
-def _say_damaged(damaged: dict[Path, str]) -> None:
+_ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "seed", "checkpoint")
+"""Keys on which the base's answers, or how they are judged, depend."""
+
+
+def _set_aside(damaged: dict[Path, str]) -> None:
     from echoink.console import say
 
     for path, wrong in damaged.items():
-        say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as damaged-{path.name}")
+        aside = path.with_name(f"damaged-{path.name}")
+        say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as {aside.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # one that was damaged before
+        path.rename(aside)
 
 
-def _check_same(config: Config, folder: Path) -> None:
+def _check_same(config: Config, folder: Path) -> list[str]:
+    """The keys that differ and may."""
     text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
-    changed = _differences(results.method(text), results.method(to_yaml(config)), config.resume_allow)
+    before, now = results.method(text), results.method(to_yaml(config))
+    changed = _differences(before, now, config.resume_allow)
     if changed:
         listed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in list(changed.items())[:6])
         raise UserError(
@@ -151,6 +178,7 @@ def _check_same(config: Config, folder: Path) -> None:
             "it goes on only with the same configuration; choose another hydra.run.dir, or name the keys that may "
             f"differ: resume_allow=[{','.join(changed)}]",
         )
+    return list(_differences(before, now, []))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:
@@ -180,13 +208,14 @@ def check_facts(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
         say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
 
 
-def cut(folder: Path, step: int, last: bool) -> None:
+def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
     """Drop from a run's files all that came after a step, and lines that a kill has cut off.
 
     Args:
         folder: the run's.
         step: the last that stays.
         last: whether it is training's last; the evaluation after it stays then.
+        base: whether the base's answers stay.
     """
 
     def early(row: dict) -> bool:
@@ -195,7 +224,7 @@ def cut(folder: Path, step: int, last: bool) -> None:
     for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl", "traces.jsonl"):
         _cut_lines(folder / name, early)
     _cut_lines(folder / "system.jsonl", lambda row: True)
-    _cut_lines(folder / "eval.jsonl", lambda row: row["phase"] == "base" or last)
+    _cut_lines(folder / "eval.jsonl", lambda row: base if row["phase"] == "base" else last)
     _cut_lines(
         folder / tracking.PREDICTIONS,
         lambda row: (
@@ -223,21 +252,26 @@ def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
         os.replace(part, file)
 
 
-def close_dead(beside: Path) -> list[Path]:
-    """Call killed what says it is running while its process has ended, in the folders beside a run.
+def close_dead(folder: Path, tracked: bool) -> list[Path]:
+    """Call killed what says beside a run that it is going on, or has not come to its end, while its process is gone.
+
+    Args:
+        folder: the run that starts.
+        tracked: whether it has MLflow; without, runs that MLflow has are left for one that does.
 
     Returns:
-        Their folders.
+        The folders of those that MLflow has.
     """
     closed = []
-    for file in beside.parent.glob("*/summary.json"):
-        folder = file.parent
-        if folder == beside or not tracking.process_is_gone(folder) or in_use(folder):
+    for path, said in _beside(folder):
+        known = bool((said.get("mlflow") or {}).get("run_id"))
+        if said.get("ended") or (known and not tracked):
             continue
-        said = summary(folder)
-        if said["status"] == "running":
-            ended = int(file.stat().st_mtime * 1000)
-            said |= {"status": "killed", "error": "its process ended without a word", "ended": ended}
-            tracking.write_whole(file, tracking.as_json(said))
-            closed.append(folder)
+        with suppress(OSError, ValueError, KeyError, StopIteration):
+            if not tracking.process_is_gone(path) or in_use(path):
+                continue
+            file = path / "summary.json"
+            said |= {"status": "killed", "error": "its process ended without a word"}
+            tracking.write_whole(file, tracking.as_json(said | {"ended": int(file.stat().st_mtime * 1000)}))
+            closed += [path] if known else []
     return closed

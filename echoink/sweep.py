@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from echoink import checkpoint, results, tracking
+from echoink import checkpoint, results, resume, tracking
 from echoink.compose import Composed, quoted
 from echoink.config import Config, Task, to_yaml
 from echoink.errors import UserError
@@ -119,12 +119,13 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     wanted = results.method(to_yaml(config))
     before = results.read(folder)
     same = before is not None and before.config == wanted
-    if same and before.finished:
+    if same and resume.has_ended(summary):
         return _done(folder, "finished before")
     if summary["status"] == "running" and not tracking.process_is_gone(folder):
         raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
     elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
     goes_on = same and not elsewhere and config.task is Task.train and bool(checkpoint.steps(folder))
+    goes_on = goes_on and checkpoint.can_go_on(folder)
     if not goes_on and (config.task is Task.train or elsewhere or summary["status"] == "finished"):
         _set_aside(folder)
     if elsewhere:

@@ -10,6 +10,7 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,7 +51,12 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         if self.uri is not None:
-            self._guarded(self._start)
+            try:
+                with signals.held():  # a run that MLflow has made is closed
+                    self._guarded(self._start)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
             threading.Thread(target=self._send, name="mlflow", daemon=True).start()
         return self
 
@@ -63,11 +69,11 @@ class Tracker:
         sync.describe(self._stored, self._folder)
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._files:
-            self._files.settle(error)
-        if self.uri is None:
-            return
         with signals.held():
+            if self._files:
+                self._files.settle(error)
+            if self.uri is None:
+                return
             self._drain()
             self._guarded(lambda: self._finish(status_of(error)))
 
@@ -80,11 +86,22 @@ class Tracker:
 
     def row(self, row: dict) -> None:
         """Log a row of numbers, some time soon; what the run has of that step already is not logged again."""
-        self._later(lambda: self._stored.log(self._have.missing([row]) if self._have else [row]))
+        self._later(lambda: self._stored.log(self._new(row)))
+
+    def _new(self, row: dict) -> Iterable[dict]:
+        if self._have:
+            return self._have.missing([row])
+        return [] if self._stored.known else [row]  # what it has could not be asked: completed at the end
 
     def group(self, rows: list[dict]) -> None:
         """Show a group of completions as a trace, some time soon; see `traces.send`."""
-        self._later(lambda: traces.send(self._stored, rows))
+
+        def send() -> None:
+            new = traces.name(rows) not in self._have.traces if self._have else not self._stored.known
+            if new:
+                traces.send(self._stored, rows)
+
+        self._later(send)
 
     def adopt(self, folder: Path) -> None:
         """Complete the run of another folder in the same store, such as that of a job that was copied."""

@@ -60,23 +60,19 @@ class RunFolder:
         file = path / "summary.json"
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         self.summary["started"] = before.get("started") or milliseconds()
+        self.summary["mlflow"] = before.get("mlflow")
         self.summary["processes_before"] = before.get("processes_before", -1) + 1
         self._started = time.perf_counter() - (before.get("seconds") or 0)
-        self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> "RunFolder":
         if self.writes:
-            try:
-                with suppress(NotImplementedError):  # some file systems of clusters know no locks
-                    self._lock.acquire(timeout=0)
-            except Timeout:
-                raise UserError(f"another process is writing to {self.path}", "choose another hydra.run.dir") from None
+            take(self.path)
         self.write_summary()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         self.settle(error)
-        self._lock.release()
+        lock(self.path).release()
 
     def settle(self, error: BaseException | None) -> None:
         """Write how the run ended; the first word stands."""
@@ -124,6 +120,26 @@ class RunFolder:
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
         return read_rows(self.path / name)
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock of a run's folder; within a process there is one."""
+    return FileLock(folder / LOCK, is_singleton=True)
+
+
+def take(folder: Path) -> None:
+    """Keep other processes from writing to a folder.
+
+    Raises:
+        UserError: one does.
+    """
+    try:
+        with suppress(NotImplementedError):  # some file systems of clusters know no locks
+            lock(folder).acquire(timeout=2)
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {folder}", "wait for it, or choose another hydra.run.dir"
+        ) from None
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -134,12 +134,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     writes = int(os.environ.get("RANK", "0")) == 0
-    start = resume.begin(config, folder) if writes and not config.dry_run else resume.Start()
+    start = resume.begin(config, folder) if writes else resume.Start()
     if config.resume != resume.NEVER:
         console.say("resume", start.told())
     if start.finished:
         return (resume.summary(folder)["final"])["accuracy"]
-    closed = resume.close_dead(folder) if writes else []
     if config.dry_run:
         with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
             _plan(config, files)
@@ -155,7 +154,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         files.write_json("environment.json", tracking.environment())
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
-        disk = _disk_bytes(config) if config.task is Task.train else 0
+        disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
         store = None if stored.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
         preflight.check(folder, disk, store, config.trainer.push_to_hub)
         splits = _load_data(config)
@@ -167,15 +166,14 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             first, last = _models(config)
             job = load_model(config, splits, first)
             longest = longest_prompt(job)
-            files.summary["mlflow"] = {"run_id": None}
+            files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
             with (
                 _tracker(job, files, uri, overrides) as view,
                 machine.Watch(files, view, config.tracking.machine_every),
             ):
-                for dead in closed:
-                    if (resume.summary(dead)["mlflow"] or {}).get("run_id"):  # MLflow has it, as running
-                        view.adopt_later(dead)
-                files.summary["mlflow"]["run_id"] = view.run_id
+                for dead in resume.close_dead(folder, tracked=uri is not None) if writes else []:
+                    view.adopt_later(dead)
+                files.summary["mlflow"]["run_id"] = view.run_id or files.summary["mlflow"]["run_id"]
                 files.write_summary()  # a process that dies now leaves its run's id
                 evaluator = _evaluator(job, files, view)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
@@ -259,10 +257,12 @@ def _plan(config: Config, files: "RunFolder") -> None:
     console.say("plan", str(files.path / "plan.json"))
 
 
-def _disk_bytes(config: Config) -> int:
+def _disk_bytes(config: Config, folder: Path) -> int:
+    """What checkpoints will take beside those that are there."""
     from echoink import plan
 
-    return plan.disk_bytes(config, plan.count_parameters(config))["total"]
+    there = sum(file.stat().st_size for file in folder.glob("checkpoints/**/*") if file.is_file())
+    return max(0, plan.disk_bytes(config, plan.count_parameters(config))["total"] - there)
 
 
 CORE = (

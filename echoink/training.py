@@ -115,10 +115,11 @@ def train(
 
 def _facts(job: Job) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run beside its configuration."""
-    here = tracking.environment()
+    here, splits = tracking.environment(), job.splits
+    asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))
     return {
         "model": cache.weights(job.model)[:16],
-        "data": job.splits.digest("train", job.splits.train)[:16],
+        "data": " ".join(splits.digest(name, samples)[:12] for name, samples in asked if samples),
         "processes": models.processes().num_processes,
         "versions": here["versions"],
         "commit": here["commit"],

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,22 @@ def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind
     assert left(folder) == expected
 
 
+def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
+    expected, _ = plain
+    folder = place / "outputs/asked-early"
+    command = [*SMALL, "resume=auto", f"hydra.run.dir={folder}"]
+    started = processes.start(place, *command)
+    while not (folder / tracking.PREDICTIONS).is_file():
+        time.sleep(0.005)
+        assert started.running(), started.text()
+    started.send(signal.SIGTERM)
+    assert started.wait(60).returncode == 143
+    assert resume.summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
+    done = processes.run(place, *command)
+    assert done.returncode == 0, done.stderr
+    assert left(folder) == expected
+
+
 SIGNALS = """
 import os, signal, time
 from echoink import signals
@@ -269,7 +286,7 @@ def stopped(place, plain, tmp_path) -> Path:
         made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
         (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
     shutil.rmtree(last)
-    tracking.write_whole(folder / "summary.json", json.dumps(resume.summary(folder) | {"status": "killed"}))
+    tracking.write_whole(folder / "summary.json", json.dumps(resume.summary(folder) | {"status": "killed", "ended": 1}))
     return folder
 
 
@@ -359,12 +376,86 @@ def test_other_data_or_another_model_is_refused(stopped):
     resume.check_facts(stopped / "checkpoints/step-5", facts | {"data": "123"}, ["data"])
 
 
+@contextmanager
+def written_by_another(folder: Path):
+    """Another process holds the folder's lock."""
+    folder.mkdir(exist_ok=True)
+    code = f"""
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from echoink import tracking
+tracking.take(Path({str(folder)!r}))
+print("holds", flush=True)
+time.sleep(60)
+"""
+    started = processes.start(folder, code=code)
+    while "holds" not in started.text()[0]:
+        time.sleep(0.02)
+        assert started.running(), started.text()
+    yield
+    started.kill()
+    started.wait()
+
+
 def test_another_processes_run_is_left_alone(stopped):
-    with tracking.RunFolder(stopped, "train", "x", 0):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with written_by_another(stopped):
         with pytest.raises(UserError, match="another process is writing"):
             start(stopped)
         with pytest.raises(UserError, match="another process"), tracking.RunFolder(stopped, "train", "x", 0):
             pass
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_plan_leaves_a_run_alone(stopped, tmp_path):
+    assert place_of(tmp_path / "new", "resume=auto", "dry_run=true") == tmp_path / "new"
+    with pytest.raises(UserError, match="holds a run"):
+        start(stopped, "dry_run=true")
+
+
+def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, place):
+    whole = stopped.parent / "whole"
+    shutil.copytree(place / "outputs/plain", whole)
+    assert start(whole).finished
+    found = start(whole, "trainer.steps=16", "resume_allow=[trainer.steps]")
+    assert not found.finished and found.step == 8
+    assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
+    start(whole, "trainer.steps=16", "generation.top_p=0.9", "resume_allow=[trainer.steps,generation.top_p]")
+    assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
+
+
+def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):
+    said = resume.summary(stopped) | {"status": "finished", "ended": None}
+    tracking.write_whole(stopped / "summary.json", json.dumps(said))
+    assert place_of(tmp_path / "new", "resume=auto") == stopped
+    assert not start(stopped).finished
+
+
+def test_what_the_first_step_left_is_cut_too(tmp_path, stopped):
+    """Killed in its first step, without a base evaluation."""
+    folder = tmp_path / "early"
+    (folder / "completions").mkdir(parents=True)
+    shutil.copy(stopped / "config.yaml", folder)
+    shutil.copy(stopped / "summary.json", folder)
+    for name in ("completions/step-1.jsonl", "traces.jsonl"):
+        (folder / name).write_text('{"step": 1}\n')
+    assert start(folder).step == 0
+    assert not list((folder / "completions").iterdir()) and (folder / "traces.jsonl").read_text() == ""
+    (folder / "traces.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="seed=1"):
+        start(folder, "seed=1")
+    with pytest.raises(UserError, match="holds a run already"):
+        start(folder, "resume=never")
+
+
+def test_a_run_that_cannot_go_on_is_no_dead_end_and_what_cannot_be_read_is_passed_over(stopped, tmp_path):
+    for folder in checkpoint.steps(stopped):
+        (folder / "manifest.json").unlink()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/summary.json").write_text("{")
+    assert place_of(tmp_path / "new", "resume=auto") == tmp_path / "new"
+    assert resume.close_dead(tmp_path / "new", tracked=True) == []
 
 
 def place_of(folder: Path, *overrides: str) -> Path:
@@ -377,11 +468,16 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == stopped
     assert place_of(new, "resume=auto", "seed=1") == new, "of another configuration"
     assert place_of(new, "resume=auto", "name=other") == new
-    with tracking.RunFolder(tmp_path / "busy", "train", "quickstart", 0):
+    later = resume.summary(stopped) | {"started": resume.summary(stopped)["started"] + 9}
+    with written_by_another(tmp_path / "busy"):
         shutil.copy(stopped / "config.yaml", tmp_path / "busy/config.yaml")
+        (tmp_path / "busy/summary.json").write_text(json.dumps(later))
         assert place_of(new, "resume=auto") == stopped, "that one is in use"
-    tracking.write_whole(stopped / "summary.json", json.dumps(resume.summary(stopped) | {"status": "finished"}))
-    assert place_of(new, "resume=auto") != stopped
+    assert place_of(new, "resume=auto") == tmp_path / "busy"
+    shutil.rmtree(tmp_path / "busy")
+    ended = {"status": "finished", "ended": 1}
+    tracking.write_whole(stopped / "summary.json", json.dumps(resume.summary(stopped) | ended))
+    assert place_of(new, "resume=auto") == new
     assert place_of(stopped, "resume=auto") == stopped
     assert place_of(new, f"resume={stopped}") == stopped
     with pytest.raises(UserError, match="no folder of a run"):
@@ -411,8 +507,11 @@ with tracking.RunFolder(folder, "train", "x", 0) as files:
     assert resume.summary(tmp_path / "dead")["status"] == "running"
     with tracking.RunFolder(tmp_path / "alive", "train", "x", 0) as files:
         files.write_json("environment.json", tracking.environment())
-        assert resume.close_dead(tmp_path / "new") == [tmp_path / "dead"]
-        assert resume.close_dead(tmp_path / "new") == []
+        dead = tmp_path / "dead/summary.json"
+        dead.write_text(json.dumps(resume.summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
+        assert resume.close_dead(tmp_path / "new", tracked=False) == [], "left for a start that can tell MLflow"
+        assert resume.close_dead(tmp_path / "new", tracked=True) == [tmp_path / "dead"]
+        assert resume.close_dead(tmp_path / "new", tracked=True) == []
         assert resume.summary(tmp_path / "alive")["status"] == "running"
     assert resume.summary(tmp_path / "dead")["status"] == "killed"
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from echoink import results, sweep, tracking
+from echoink import checkpoint, results, sweep, tracking
 from echoink.compose import _expand, compose
 from echoink.errors import UserError
 from tests.runs import make_run
@@ -122,7 +122,10 @@ def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has
     monkeypatch.setattr(sweep.subprocess, "Popen", Process)
     job = make_run(tmp_path / "3", ["grpo.beta=0"], status="killed")
     if has_checkpoint:
-        (job / "checkpoints/step-1").mkdir(parents=True)
+        files = ("model.safetensors", *checkpoint.STATE)
+        checkpoint.save(job, 1, lambda folder: [(folder / name).write_text("x") for name in files], keep=1)
+    else:
+        (job / "checkpoints/step-1").mkdir(parents=True)  # of an older version: no place to go on from
     sweep.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, [], 1)
     assert ("resume=auto" in started[0]) == has_checkpoint == (job / "metrics.jsonl").is_file()
 

@@ -788,5 +788,5 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
         with pytest.raises(UserError, match=r"step 3 could not be saved \(unexpected pos .*\); .* GiB are free"):
             trainer.train()
     said = " ".join(capsys.readouterr().out.split())
-    assert "step 2 could not be saved" in said and "training goes on, the newest checkpoint is" in said
+    assert "step 2 could not be saved" in said and "the newest checkpoint is" in said
     assert [path.name for path in (files.path / "checkpoints").iterdir()] == ["step-1"]
