@@ -228,7 +228,7 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
     _cut_lines(
         folder / tracking.PREDICTIONS,
         lambda row: (
-            row["phase"] == "base"
+            (base and row["phase"] == "base")
             or (last and row["phase"] == "final")
             or (row["phase"].startswith("step-") and int(row["phase"][5:]) <= step)
         ),

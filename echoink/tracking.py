@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,13 @@ class RunFolder:
 
 
 def lock(folder: Path) -> FileLock:
-    """The lock of a run's folder; within a process there is one."""
-    return FileLock(folder / LOCK, is_singleton=True)
+    """The lock of a run's folder: one in a process, which lives as long as the process."""
+    return _lock(folder.resolve())
+
+
+@cache
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / LOCK)
 
 
 def take(folder: Path) -> None:

@@ -421,7 +421,7 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
     found = start(whole, "trainer.steps=16", "resume_allow=[trainer.steps]")
     assert not found.finished and found.step == 8
     assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
-    start(whole, "trainer.steps=16", "generation.top_p=0.9", "resume_allow=[trainer.steps,generation.top_p]")
+    start(whole, "trainer.steps=16", "generation.top_p=0.7", "resume_allow=[trainer.steps,generation.top_p]")
     assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
 
 

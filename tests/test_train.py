@@ -400,7 +400,7 @@ def test_base_and_checkpoint_are_compared_under_a_public_protocol(first, place):
 def test_a_training_folder_is_not_written_over(first, place):
     _, folder = first
     done = echoink(place, *SMALL, f"hydra.run.dir={folder}")
-    assert done.returncode == 2 and "holds a training run already" in done.stderr
+    assert done.returncode == 2 and "holds a run already" in done.stderr
 
 
 def test_a_prompt_over_its_cap_is_found_before_training(place):
