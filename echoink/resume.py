@@ -84,7 +84,7 @@ def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Other runs in the same parent folder with their summaries; those that cannot be read are none of ours."""
     for file in folder.parent.glob("*/summary.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            said = summary(file.parent)
+            said = tracking.read_summary(file.parent)
             if file.parent != folder and {"status", "task", "name", "started"} <= said.keys():
                 yield file.parent, said
 
@@ -92,12 +92,6 @@ def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def has_ended(summary: dict[str, Any]) -> bool:
     """Whether a run has come to its very end: the last thing that a process writes is when it ended."""
     return summary.get("status") == "finished" and bool(summary.get("ended"))
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """A run's `summary.json`; nothing where there is none."""
-    file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def in_use(folder: Path) -> bool:
@@ -119,7 +113,7 @@ def begin(config: Config, folder: Path) -> Start:
     Raises:
         UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
     """
-    before = summary(folder)
+    before = tracking.read_summary(folder)
     if config.dry_run:
         if before.get("task", "plan") != "plan":
             raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
@@ -130,7 +124,7 @@ def begin(config: Config, folder: Path) -> Start:
     if not resumes and left and (config.task is Task.train or not answered):
         raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
     if not left:
-        return Start(again=resumes and bool(before))
+        return Start(again=resumes and before["status"] != "missing")
     changed = _check_same(config, folder)
     if config.task is not Task.train:
         _cut_lines(folder / tracking.PREDICTIONS, lambda row: True)

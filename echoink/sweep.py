@@ -115,7 +115,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     Returns:
         The job's final accuracy: the objective of a search. NaN where it failed.
     """
-    summary = read_summary(folder)
+    summary = tracking.read_summary(folder)
     wanted = results.method(to_yaml(config))
     before = results.read(folder)
     same = before is not None and before.config == wanted
@@ -125,7 +125,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
         raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
     elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
     goes_on = same and not elsewhere and config.task is Task.train and bool(checkpoint.steps(folder))
-    goes_on = goes_on and checkpoint.can_go_on(folder)
+    goes_on &= checkpoint.can_go_on(folder)
     if not goes_on and (config.task is Task.train or elsewhere or summary["status"] == "finished"):
         _set_aside(folder)
     if elsewhere:
@@ -149,7 +149,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
                 process.terminate()
             _wait(process)
             raise
-    summary = read_summary(folder)
+    summary = tracking.read_summary(folder)
     if code != 0 and summary["status"] in ("running", "missing"):
         status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
         summary |= {"status": status, "error": f"the process ended with {code}"}
@@ -160,7 +160,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
 def _done(folder: Path, how: str) -> float:
     from echoink.console import percent, say
 
-    summary = read_summary(folder)
+    summary = tracking.read_summary(folder)
     accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
     took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
     say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(_overrides(folder))}")
@@ -256,7 +256,7 @@ def _copy(run: Run, folder: Path) -> None:
         inputs=before.inputs if before else [],
         started=before.started if before else run.summary.get("started") or int(run.folder.stat().st_mtime * 1000),
     ).kept(part)
-    summary = read_summary(part) | {"shared": str(run.folder.resolve()), "mlflow": None}
+    summary = tracking.read_summary(part) | {"shared": str(run.folder.resolve()), "mlflow": None}
     folder.mkdir(parents=True, exist_ok=True)
     for path in part.iterdir():
         if path.name != "summary.json":
@@ -276,12 +276,6 @@ def _set_aside(folder: Path) -> None:
 
 
 # --- all jobs ---
-
-
-def read_summary(folder: Path) -> dict:
-    """A job's `summary.json`; its status is `missing` where there is none."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {"status": "missing"}
 
 
 def _overrides(job: Path) -> list[str]:
@@ -359,7 +353,7 @@ def run(
         if bad:
             raise SystemExit(bad)
     if parent.run_id:
-        ids = [id for path in results.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
+        ids = [id for path in results.jobs(folder) if (id := _mlflow_id(tracking.read_summary(path)))]
         say_mlflow(parent.uri, stored.compare_page(ids, parent.experiment_id))
         say("", f"or its curves: {SERVER}{stored.curves_page(ids, parent.experiment_id)}")
     return 0
@@ -387,7 +381,7 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
     for path, summary in summaries.items():
         if summary.get("shared") and not _mlflow_id(summary):
             parent.adopt(path)
-            summaries[path] = read_summary(path)
+            summaries[path] = tracking.read_summary(path)
     parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
     bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
     _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
@@ -405,9 +399,9 @@ def _closed(path: Path, until: float) -> dict:
 
     Of a job on another machine nothing is known: what it says stands.
     """
-    while (summary := read_summary(path))["status"] == "running" and time.monotonic() < until:
+    while (summary := tracking.read_summary(path))["status"] == "running" and time.monotonic() < until:
         if tracking.process_is_gone(path):
-            summary = read_summary(path)
+            summary = tracking.read_summary(path)
             break
         time.sleep(0.2)
     if summary["status"] == "running" and tracking.process_is_gone(path):

@@ -58,11 +58,9 @@ class RunFolder:
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
         later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
-        file = path / "summary.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        before = read_summary(path)
         self.summary["started"] = before.get("started") or milliseconds()
         self.summary["mlflow"] = before.get("mlflow")
-        self.summary["processes_before"] = before.get("processes_before", -1) + 1
         self._started = time.perf_counter() - (before.get("seconds") or 0)
 
     def __enter__(self) -> "RunFolder":
@@ -121,6 +119,12 @@ class RunFolder:
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
         return read_rows(self.path / name)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A folder's `summary.json`; its status is `missing` where there is none."""
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"status": "missing"}
 
 
 def lock(folder: Path) -> FileLock:

@@ -138,7 +138,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     if config.resume != resume.NEVER:
         console.say("resume", start.told())
     if start.finished:
-        return (resume.summary(folder)["final"])["accuracy"]
+        return (tracking.read_summary(folder)["final"])["accuracy"]
     if config.dry_run:
         with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
             _plan(config, files)

@@ -204,7 +204,7 @@ def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind
     assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
     assert "is kept; resume=auto goes on from it" in done.stdout
     print(f"left {time.monotonic() - asked:.1f} s after the signal")
-    assert resume.summary(folder)["status"] == "killed"
+    assert tracking.read_summary(folder)["status"] == "killed"
     newest, _ = checkpoint.newest(folder)
     steps = [row["step"] for row in tracking.read_rows(folder / "metrics.jsonl")]
     assert checkpoint.step_of(newest) == steps[-1] >= 5
@@ -224,7 +224,7 @@ def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
         assert started.running(), started.text()
     started.send(signal.SIGTERM)
     assert started.wait(60).returncode == 143
-    assert resume.summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
+    assert tracking.read_summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
     done = processes.run(place, *command)
     assert done.returncode == 0, done.stderr
     assert left(folder) == expected
@@ -286,7 +286,9 @@ def stopped(place, plain, tmp_path) -> Path:
         made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
         (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
     shutil.rmtree(last)
-    tracking.write_whole(folder / "summary.json", json.dumps(resume.summary(folder) | {"status": "killed", "ended": 1}))
+    tracking.write_whole(
+        folder / "summary.json", json.dumps(tracking.read_summary(folder) | {"status": "killed", "ended": 1})
+    )
     return folder
 
 
@@ -426,7 +428,7 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
 
 
 def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):
-    said = resume.summary(stopped) | {"status": "finished", "ended": None}
+    said = tracking.read_summary(stopped) | {"status": "finished", "ended": None}
     tracking.write_whole(stopped / "summary.json", json.dumps(said))
     assert place_of(tmp_path / "new", "resume=auto") == stopped
     assert not start(stopped).finished
@@ -468,7 +470,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == stopped
     assert place_of(new, "resume=auto", "seed=1") == new, "of another configuration"
     assert place_of(new, "resume=auto", "name=other") == new
-    later = resume.summary(stopped) | {"started": resume.summary(stopped)["started"] + 9}
+    later = tracking.read_summary(stopped) | {"started": tracking.read_summary(stopped)["started"] + 9}
     with written_by_another(tmp_path / "busy"):
         shutil.copy(stopped / "config.yaml", tmp_path / "busy/config.yaml")
         (tmp_path / "busy/summary.json").write_text(json.dumps(later))
@@ -476,7 +478,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == tmp_path / "busy"
     shutil.rmtree(tmp_path / "busy")
     ended = {"status": "finished", "ended": 1}
-    tracking.write_whole(stopped / "summary.json", json.dumps(resume.summary(stopped) | ended))
+    tracking.write_whole(stopped / "summary.json", json.dumps(tracking.read_summary(stopped) | ended))
     assert place_of(new, "resume=auto") == new
     assert place_of(stopped, "resume=auto") == stopped
     assert place_of(new, f"resume={stopped}") == stopped
@@ -504,16 +506,16 @@ with tracking.RunFolder(folder, "train", "x", 0) as files:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert processes.run(tmp_path, code=code).returncode == -9
-    assert resume.summary(tmp_path / "dead")["status"] == "running"
+    assert tracking.read_summary(tmp_path / "dead")["status"] == "running"
     with tracking.RunFolder(tmp_path / "alive", "train", "x", 0) as files:
         files.write_json("environment.json", tracking.environment())
         dead = tmp_path / "dead/summary.json"
-        dead.write_text(json.dumps(resume.summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
+        dead.write_text(json.dumps(tracking.read_summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
         assert resume.close_dead(tmp_path / "new", tracked=False) == [], "left for a start that can tell MLflow"
         assert resume.close_dead(tmp_path / "new", tracked=True) == [tmp_path / "dead"]
         assert resume.close_dead(tmp_path / "new", tracked=True) == []
-        assert resume.summary(tmp_path / "alive")["status"] == "running"
-    assert resume.summary(tmp_path / "dead")["status"] == "killed"
+        assert tracking.read_summary(tmp_path / "alive")["status"] == "running"
+    assert tracking.read_summary(tmp_path / "dead")["status"] == "killed"
 
 
 # --- a disk that is full, numbers that are not finite ---

@@ -85,7 +85,7 @@ def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatc
         assert sweep.run_job(config(f"sweep.share={tmp_path}"), [], new, [], 1) == 0.8
     assert (new / "metrics.jsonl").read_text() == (old / "metrics.jsonl").read_text()
     assert (new / "checkpoints/step-2").is_dir(), "behind a link"
-    assert sweep.read_summary(new)["shared"] == str(old)
+    assert tracking.read_summary(new)["shared"] == str(old)
     records = [json.loads((place / "tracking.json").read_text()) for place in (old, new)]
     assert records[0]["id"] != records[1]["id"], "a run of its own in MLflow"
     assert "from " in (said := capsys.readouterr().out) and "finished before" in said
