@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ class Embedded:
 
     def __str__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple:
+        """To another process it goes with its bytes: what they are read from may be a whole table."""
+        return Embedded, (self.name, partial(bytes, self.read()))
 
 
 Medium = Path | Embedded
@@ -270,16 +275,19 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
         from av import AudioResampler
 
         stream = container.streams.audio[0]
-        rate = stream.rate
+        rate, channels = stream.rate, stream.layout.nb_channels
+        if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
+            raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
         seconds = float(stream.duration * stream.time_base) if stream.duration else None
-        resampler = AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+        # Interleaved: of more than 8 channels one by one, PyAV reads past the end of its list (18.1).
+        resampler = AudioResampler(format="flt", layout=stream.layout, rate=rate)
         parts, length, late = [], 0, 0
         for frame in container.decode(stream):
             if not parts and frame.time is not None and container.streams.video:
                 pictures = container.streams.video[0]
                 late = round((frame.time - float((pictures.start_time or 0) * pictures.time_base)) * rate)
             for part in resampler.resample(frame):
-                parts.append(part.to_ndarray().T)
+                parts.append(part.to_ndarray().reshape(-1, channels))
                 length += len(parts[-1])
             if length + late >= max_seconds * rate:
                 break

@@ -14,16 +14,18 @@ be bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows; `benchmarks`
 import base64
 import binascii
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from echoink import media
 from echoink.errors import UserError
+from echoink.isolation import Died, isolated
 from echoink.media import Embedded, Medium
 from echoink.rewards import ANSWER, ProblemType, option_letter, parse_answer, parse_letters, problem_with
 
@@ -49,6 +51,8 @@ class DataType(Enum):
 MEDIA = ("image", "audio", "video")
 _KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
 MAX_OPTIONS = 26
+_WORTH_A_PROCESS = 50
+"""Samples to check; fewer are done before another process has started."""
 _EXAMPLES = {
     ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
     ProblemType.ocr: "<answer>NO ENTRY</answer>",
@@ -318,20 +322,36 @@ def check_media(
     caps: media.VideoCaps,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Facts | Dropped]:
-    """Decode every file once, so that a broken one is named before anything expensive starts.
+    """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
+    before anything expensive starts.
 
     Returns:
         For each sample what its files hold, or why they cannot be used.
     """
 
-    def check(sample: Sample) -> Facts | Dropped:
-        try:
-            return inspect(sample, max_seconds, caps)
-        except UserError as error:
-            return Dropped(f"sample {sample.id}", error.problem, error.hint)
+    check = partial(_inspected, max_seconds=max_seconds, caps=caps)
+    found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
+    return [
+        Dropped(
+            f"sample {sample.id}",
+            f"reading {_files(sample)} crashes ({facts.signal})",
+            "replace the file or drop the sample",
+        )
+        if isinstance(facts, Died)
+        else facts
+        for sample, facts in zip(samples, progress(found), strict=True)
+    ]
 
-    with ThreadPoolExecutor() as pool:
-        return list(progress(pool.map(check, samples)))
+
+def _inspected(sample: Sample, max_seconds: float, caps: media.VideoCaps) -> Facts | Dropped:
+    try:
+        return inspect(sample, max_seconds, caps)
+    except UserError as error:
+        return Dropped(f"sample {sample.id}", error.problem, error.hint)
+
+
+def _files(sample: Sample) -> str:
+    return " or ".join(str(medium) for medium in sample.media.values())
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

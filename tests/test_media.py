@@ -4,6 +4,7 @@ import os
 import struct
 import tracemalloc
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -222,6 +223,26 @@ def test_the_soundtrack_is_16_khz_and_cut(tmp_path):
     found = load_soundtrack(path, 1.0)
     assert len(found.samples) == SAMPLING_RATE and found.seconds == pytest.approx(3, abs=0.15)
     assert abs(np.abs(np.fft.rfft(found.samples)).argmax() - 1000) <= 2
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "22.2"])
+def test_the_channels_of_a_soundtrack_are_averaged_however_many(tmp_path, layout):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout=layout)
+        channels = stream.layout.nb_channels
+        levels = (np.arange(channels) * 1_000 + np.arange(4_000)[:, None]).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(levels.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate, frame.pts = 16_000, 0
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    found = load_soundtrack(tmp_path / "clip.mkv", 10)
+    assert found.samples == pytest.approx((np.arange(4_000) + 500 * (channels - 1)) / 2**15, abs=1e-4)
+
+
+def test_a_soundtrack_of_too_many_channels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "MAX_CHANNELS", 0)
+    with pytest.raises(UserError, match=r"the sound of .*clip\.mp4 claims 1 channels at 16,000 Hz"):
+        load_soundtrack(video(tmp_path / "clip.mp4"), 10)
 
 
 def test_a_video_without_what_is_asked_for_is_refused(tmp_path):

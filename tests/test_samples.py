@@ -97,6 +97,23 @@ def test_a_broken_file_names_its_sample(broken):
     assert "sample 3: file not found" in check_media(read_split(root, "train"), 10, CAPS)[3].reason
 
 
+def test_a_file_that_crashes_its_decoder_names_its_sample_and_the_others_are_read(broken, monkeypatch, tmp_path):
+    root = broken(lambda row: None)
+    (tmp_path / "crash").mkdir()
+    (tmp_path / "crash/sitecustomize.py").write_text(
+        "import os, signal, soundfile\n"
+        "class SoundFile(soundfile.SoundFile):\n"
+        "    def __init__(self, name):\n"
+        "        if 'sample_3.wav' in str(name): os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "        super().__init__(name)\n"
+        "soundfile.SoundFile = SoundFile\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "crash")
+    found = check_media(read_split(root, "train"), 10, CAPS)
+    assert [place for place, each in enumerate(found) if isinstance(each, Dropped)] == [3]
+    assert "SIGSEGV" in found[3].reason and "sample_3.wav" in found[3].reason
+
+
 def test_fingerprint_and_positions(samples):
     assert fingerprint(samples) == fingerprint(list(samples))
     assert fingerprint(samples) != fingerprint(samples[1:])
