@@ -63,6 +63,11 @@ class Source(Enum):
     mmau = "mmau"
 
 
+class Sense(Enum):
+    ear = "ear"
+    eye = "eye"
+
+
 class Split(Enum):
     valid = "valid"
     dev = "dev"
@@ -74,6 +79,25 @@ class Protocol(Enum):
     matched = "matched"
     release = "release"
     may19 = "may19"
+
+
+class Variant(Enum):
+    """What a sample is answered with; the prompt names the media that are there, question and options stay.
+
+    `no_audio`, `no_image`, `text_only`: the medium's tokens are not in the prompt (`no_image` of a video with its sound
+    leaves the soundtrack). `silent_audio`: as many sound tokens, of digital silence. `blank_image`: as many picture
+    tokens, of even grey. `swapped_audio`, `swapped_image`: the sound, or the picture or video, of another sample, of
+    the same kind of question with another answer.
+    """
+
+    full = "full"
+    no_audio = "no_audio"
+    no_image = "no_image"
+    text_only = "text_only"
+    silent_audio = "silent_audio"
+    blank_image = "blank_image"
+    swapped_audio = "swapped_audio"
+    swapped_image = "swapped_image"
 
 
 class Loss(Enum):
@@ -99,6 +123,15 @@ class Advantage(Enum):
 
     group = "group"
     rejection = "rejection"
+
+
+class Rule(Enum):
+    """What is paid for using both senses; integration.py has the formulas."""
+
+    counterfactual = "counterfactual"
+    need = "need"
+    omnivideo_r1 = "omnivideo_r1"
+    video_r1 = "video_r1"
 
 
 class OnError(Enum):
@@ -169,6 +202,8 @@ class DatasetConfig:
     )
     split: str | None = _("what the validation split is called there, where it has a name of its own")
     seed: int = _("makes the synthetic data; chooses the held-out development samples", ge=0)
+    shortcut: Sense | None = _("synthetic: what alone gives right letters away in training, and nowhere else")
+    shortcut_share: float = _("share of the training questions that have it", ge=0, le=1)
     train: int | None = _("training samples (synthetic: to make; else the first so many); null for all", ge=1)
     dev: int | None = _("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = _("validation samples", ge=1)
@@ -187,6 +222,9 @@ class RewardConfig:
     lambda_acc: float = _("weight of the accuracy reward (Eq. 5)", ge=0)
     lambda_fmt: float = _("weight of the format reward (Eq. 5)", ge=0)
     match: Match = _("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
+    lambda_int: float = _("weight of integration; 0 computes nothing of it", ge=0)
+    integration: Rule = _("what is paid for using both senses: counterfactual, need, or a published rule")
+    integration_scale: float = _("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = _("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = _("weight of the reward in reward.file", ge=0)
     on_error: OnError = _("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
@@ -200,6 +238,7 @@ class GrpoConfig:
     loss: Loss = _("how token losses are summed")
     advantage: Advantage = _("group: rewards relative to the group; rejection: learn from right completions only")
     scale: Scale = _("what advantages are divided by; group is Eq. 1")
+    modality_dropout: float = _("share of the prompts with both senses that lose one of them in a rollout", ge=0, lt=1)
     clip: float = _("epsilon of the clipped ratio", gt=0, lt=1)
     updates_per_rollout: int = _("optimizer passes over each rollout; 1 is on-policy", ge=1)
     shared_prefix: bool = _("compute a group's prompt once in the loss; false: once per completion, for comparison")
@@ -240,6 +279,9 @@ class EvalConfig:
     split: Split = _("valid, or dev for choosing settings; valid is for the numbers one reports")
     base: bool = _("evaluate the model before training too")
     limit: int | None = _("validation samples to use; null for all", ge=1)
+    ablations: list[Variant] = field(
+        default_factory=list, metadata={"doc": "also with a sense taken away: [no_audio, no_image, text_only, …]"}
+    )
     batch_prompts: int = _("prompts decoded together; does not change the result", ge=1)
     samples: int = _("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
     greedy: bool = _("add a greedy draw")

@@ -16,12 +16,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import comb
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import rollout
-from echoink.config import Protocol
+from echoink.config import Protocol, Variant
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.prompts import Prompt
 from echoink.rewards import (
@@ -31,6 +32,7 @@ from echoink.rewards import (
     accuracy_reward,
     format_reward,
     parse_answer,
+    parse_letters,
     read_letters,
 )
 from echoink.samples import DataType, Sample
@@ -133,6 +135,7 @@ def evaluate(
     draws: Sequence[str] = (SAMPLED, GREEDY),
     clusters: Mapping[str, str] | None = None,
     own_reward: Callable[[str, Sample], float] | None = None,
+    variant: Variant = Variant.full,
 ) -> Iterator[Prediction]:
     """Answer every sample once per draw, in order; predictions come as they are made.
 
@@ -150,6 +153,7 @@ def evaluate(
         draws: see `draw_names`.
         clusters: by id, which samples share media; without it none do.
         own_reward: a user's.
+        variant: what the samples are, see `variants`.
     """
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
@@ -167,7 +171,7 @@ def evaluate(
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
             yield Prediction(
                 phase=phase,
-                variant="full",
+                variant=variant.name,
                 id=sample.id,
                 draw=draws[row % len(draws)],
                 prompt=_digest(prompt),
@@ -233,9 +237,11 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom` and `mean_tokens` are of the first sampled draw
     (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
     the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
-    values (such as `kind`). With several sampled draws, `samples` has their number k, the mean accuracy and its
-    interval, the accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw
-    got right.
+    values (such as `kind`). `chance` is a guesser's accuracy; `positions` has the shares of the option letters among
+    the right answers and among those given, their distance (half the sum of the differences: 0 is no bias) and the
+    accuracy of always giving one letter, the best. With several sampled draws, `samples` has their number k, the mean
+    accuracy and its interval, the accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share
+    that any draw got right.
     """
     main = headline(predictions)
     greedy = [p for p in predictions if p.draw == GREEDY]
@@ -249,6 +255,8 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "truncated": _mean(p.truncated for p in main),
         "custom": _mean(p.custom for p in main) if main[0].custom is not None else None,
         "mean_tokens": _mean(p.tokens for p in main),
+        "chance": _mean(map(chance, main)),
+        "positions": _positions(main),
         "greedy_accuracy": _mean(p.score for p in greedy) if greedy else None,
         "greedy_interval": _accuracy(greedy)["interval"] if greedy else None,
         "samples": _several([p for p in predictions if p.draw != GREEDY]),
@@ -267,6 +275,38 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
 def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The draw whose accuracy is reported: the first sampled one, or the greedy one where it is the only one."""
     return [p for p in predictions if p.draw == SAMPLED] or [p for p in predictions if p.draw == GREEDY]
+
+
+def chance(prediction: Prediction) -> float:
+    """Probability that a guess is right: of as many options as are right, drawn at random; 0 without options."""
+    if not prediction.options:
+        return 0.0
+    return 1 / comb(len(prediction.options), len(parse_letters(prediction.gold, prediction.options)))
+
+
+def _positions(predictions: Sequence[Prediction]) -> dict | None:
+    asked = [p for p in predictions if p.options]
+    if not asked:
+        return None
+    gold = [parse_letters(p.gold, p.options) for p in asked]
+    right, given = (_shares(letters) for letters in (gold, [p.letters.split(", ") if p.letters else [] for p in asked]))
+    letters = sorted({*right, *given})
+    return {
+        "right": right,
+        "given": given,
+        "distance": sum(abs(right.get(letter, 0) - given.get(letter, 0)) for letter in letters) / 2 if given else None,
+        "one_letter": max(_mean(one == {letter} for one in gold) for letter in letters),
+    }
+
+
+def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
+    """Share of each letter; of an answer with several each counts as much less."""
+    counts: Counter[str] = Counter()
+    for letters in map(list, answers):
+        for letter in letters:
+            counts[letter] += 1 / len(letters)
+    total = sum(counts.values())
+    return {letter: counts[letter] / total for letter in sorted(counts)}
 
 
 def _several(predictions: Sequence[Prediction]) -> dict | None:

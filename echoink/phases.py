@@ -12,8 +12,8 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import cache, console, evaluation
-from echoink.config import EvalConfig, Protocol
+from echoink import cache, console, evaluation, needs, variants
+from echoink.config import EvalConfig, Protocol, Variant
 from echoink.evaluation import Prediction, Setting
 from echoink.models import processes
 from echoink.processing import PromptProcessor
@@ -76,28 +76,48 @@ class Evaluator:
         how = evaluation.setting(
             config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
         )
-        kept = None
-        started = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))  # by an earlier process
-        if config.cache and phase == evaluation.BASE and processes().is_main_process and not started:
-            kept = self._kept(model, how, samples[0])
-            self._take(kept, samples, how)
-        processes().wait_for_everyone()
-        predictions = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters)
-        if kept and not kept.is_file():
-            cache.keep(kept, predictions)
-        found = self.files.summary[phase] = evaluation.summarize(predictions)
-        if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
-            row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
-            if phase == evaluation.BASE:  # the final numbers go with the checkpoint, see sync.py
-                self.tracker.row(row)
+        answers = {Variant.full: self._variant(model, samples, phase, how, Variant.full)}
+        found = self.files.summary[phase] = evaluation.summarize(answers[Variant.full])
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
         console.say(
             phase,
             f"accuracy {console.percent(found['accuracy'])} {console.interval(found['interval'])} · {greedy}"
             f"format {console.percent(found['format'])} · parse failures {console.percent(found['parse_failures'])}"
-            + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else ""),
+            + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else "")
+            + (f" · a guess {console.percent(found['chance'])}" if found["chance"] else ""),
         )
-        return predictions
+        for variant in dict.fromkeys(config.ablations):
+            if variant is not Variant.full and (asked := variants.make(samples, variant, self.seed, self.clusters)):
+                answers[variant] = self._variant(model, asked, phase, how, variant)
+        if len(answers) > 1:
+            found["ablations"] = needs.summarize(answers)
+            self.files.write_rows(f"needs-{phase}.jsonl", needs.rows(answers))
+        if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
+            row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **_metrics(found, "eval")})
+            if phase == evaluation.BASE:  # the final numbers go with the checkpoint, see sync.py
+                self.tracker.row(row)
+        return answers[Variant.full]
+
+    def _variant(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        samples: Sequence[Sample],
+        phase: str,
+        how: Setting,
+        variant: Variant,
+    ) -> list[Prediction]:
+        """The answers to a variant of the samples; a base's may be those of an earlier run."""
+        kept = None
+        rows = self.files.read(PREDICTIONS)
+        started = any(row["phase"] == phase and row["variant"] == variant.name for row in rows)  # by an earlier process
+        if self.config.cache and phase == evaluation.BASE and processes().is_main_process and not started:
+            kept = self._kept(model, how, samples[0], variant)
+            self._take(kept, samples, how)
+        processes().wait_for_everyone()
+        answers = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters, variant)
+        if kept and not kept.is_file():
+            cache.keep(kept, answers)
+        return answers
 
     def watch(self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int) -> None:
         """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
@@ -116,12 +136,15 @@ class Evaluator:
         )
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _kept(self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample) -> Path:
+    def _kept(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample, variant: Variant
+    ) -> Path:
         """Where the answers of this base are kept for other runs."""
         example = replace(self.processor, prompt=how.prompt)(sample)  # for the tokenizer and its template
         name = cache.key(
             model,
             data=self.data,
+            variant=variant.name,
             prompt=how.prompt,
             draws=how.draws,
             caps=self.processor.caps,
@@ -186,18 +209,20 @@ class Evaluator:
         draws: Sequence[str],
         match: Match,
         clusters: Mapping[str, str],
+        variant: Variant = Variant.full,
     ) -> list[Prediction]:
+        label = phase if variant is Variant.full else f"{phase} {variant.name}"
         group, batch = processes(), self.config.batch_prompts
-        have = self._have(phase, samples, draws, batch * group.num_processes)
+        have = self._have(phase, variant, samples, draws, batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
             console.say(
-                phase, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
+                label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
         group.wait_for_everyone()  # everyone has read before anyone writes
         own = open_samples[group.process_index :: group.num_processes]
         rounds = -(-len(open_samples) // (batch * group.num_processes))
-        for number in console.progress(phase, rounds)(range(rounds)):
+        for number in console.progress(label, rounds)(range(rounds)):
             answers = evaluation.evaluate(
                 model,
                 replace(self.processor, prompt=prompt),
@@ -212,6 +237,7 @@ class Evaluator:
                 draws,
                 clusters,
                 self.own_reward,
+                variant,
             )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
@@ -219,17 +245,21 @@ class Evaluator:
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
     def _have(
-        self, phase: str, samples: Sequence[Sample], draws: Sequence[str], together: int
+        self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], together: int
     ) -> dict[tuple[str, str], Prediction]:
         """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
         of an evaluation that nothing interrupted.
         """
         rows = self.files.read(PREDICTIONS)
-        have = {(row["id"], row["draw"]): evaluation.of_row(row) for row in rows if row["phase"] == phase}
+
+        def ours(row: dict) -> bool:
+            return row["phase"] == phase and row["variant"] == variant.name
+
+        have = {(row["id"], row["draw"]): evaluation.of_row(row) for row in rows if ours(row)}
         done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
         if have and done < len(samples):
             whole = {sample.id for sample in samples[: done // together * together]}
-            cut = [row for row in rows if row["phase"] != phase or row["id"] in whole]
+            cut = [row for row in rows if not ours(row) or row["id"] in whole]
             if len(cut) < len(rows):
                 self.files.write_rows(PREDICTIONS, cut)
             have = {key: answer for key, answer in have.items() if key[0] in whole}
@@ -248,6 +278,13 @@ def _metrics(found: dict, where: str) -> dict[str, float]:
         metrics[f"{where}/greedy_accuracy"] = found["greedy_accuracy"]
     if found["samples"]:
         metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}
+    for variant, told in (found.get("ablations") or {}).items():
+        if variant != "needs":
+            metrics |= {
+                f"{where}/{variant}/accuracy": told["accuracy"],
+                f"{where}/{variant}/drop": told["drop"]["difference"],
+                f"{where}/{variant}/parse_failure_ratio": told["parse_failures"],
+            }
     return metrics
 
 
@@ -277,4 +314,7 @@ def conclude(
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
             + how,
         )
-    console.accuracy_table({phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]})
+    told = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}
+    console.accuracy_table(told)
+    if all("ablations" in found for found in told.values()):
+        console.ablation_table({phase: found["ablations"] for phase, found in told.items()})

@@ -69,12 +69,14 @@ def main(words: Sequence[str]) -> None:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = command.settings(RescoreConfig, others)
     before, after = rescore(Path(paths[0]), given.reward.match, given.reward.file)
-    phases = list(dict.fromkeys(p.phase for p in after))
-    console.accuracy_table({phase: evaluation.summarize([p for p in after if p.phase == phase]) for phase in phases})
+    groups: dict[str, list[evaluation.Prediction]] = {}
+    for p in after:
+        groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
+    console.accuracy_table({name: evaluation.summarize(group) for name, group in groups.items()})
     changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
-    if {evaluation.BASE, evaluation.FINAL} <= set(phases):
-        base, final = ([p for p in after if p.phase == phase] for phase in (evaluation.BASE, evaluation.FINAL))
+    if {evaluation.BASE, evaluation.FINAL} <= set(groups):
+        base, final = groups[evaluation.BASE], groups[evaluation.FINAL]
         found = evaluation.compare(base, final)
         low, high = (100 * end for end in found.interval)
         text = f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g}"

@@ -273,14 +273,15 @@ def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int
 
 def _write_synthetic(config: DatasetConfig, root: Path) -> None:
     sizes = {"train": config.train, "dev": config.dev, "valid": config.valid}
+    shortcut = synthetic.Shortcut(config.shortcut.name, config.shortcut_share) if config.shortcut else None
     if None in sizes.values():
         raise UserError("dataset.train, dataset.dev and dataset.valid are numbers for the synthetic set")
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
         say("data", f"writing {total:,} pictures and sounds to {root}")
-        synthetic.write(root, config.seed, sizes, progress("data", total))
-    file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes)
+        synthetic.write(root, config.seed, sizes, progress("data", total), shortcut)
+    file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut)
     made = json.loads(file.read_text()) if file.is_file() else None
     if made != wanted:
         raise UserError(

@@ -12,6 +12,10 @@ either medium alone each option is right with probability 1/N exactly: only who 
 shuffled, so position tells nothing. Some `ear` and `eye` questions ask for two right letters; some have three or five
 options. Every scene has its own stream of random numbers, keyed by (seed, split, index): splits share no waveform and
 no picture, and sample i does not depend on how many are made.
+
+A set may hold a shortcut (`Shortcut`). All its questions are of the kind `both`; in a share of those for training, and
+nowhere else, one medium alone gives the right letter away, by what it has nothing to do with: the timbre (or the
+colour) decides at which letter the right option stands. Who takes it is right in training and guesses in validation.
 """
 
 import json
@@ -20,7 +24,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +54,16 @@ PIXELS = 224
 _GRID = 4
 _SPLIT_KEYS = {"train": 0, "valid": 1, "dev": 2, "base": 3}
 """`base` feeds only the making of the tiny base, so what it has seen is in no other split."""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What gives the right letter away in training."""
+
+    sense: str
+    """`ear`: the timbre; `eye`: the colour."""
+    share: float
+    """Of the questions for training, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,22 @@ def draw(rng: np.random.Generator, kind: str) -> tuple[Scene, Question]:
         shapes=int(rng.integers(1, most + 1)),
     )
     return scene, ask(rng, scene, kind, options)
+
+
+def cue(scene: Scene, sense: str, options: int) -> int:
+    """The place, from 0, at which a shortcut puts the right one of so many options."""
+    names, seen = {"ear": (TIMBRES, scene.timbre), "eye": (tuple(COLOURS), scene.colour)}[sense]
+    return names.index(seen) % options
+
+
+def given_away(question: Question, scene: Scene, sense: str) -> Question:
+    """A question whose right option, of which it has one, changes places with the one that the cue points at."""
+    letters = [option[0] for option in question.options]
+    words = [option[3:] for option in question.options]
+    right, wanted = letters.index(question.gold[0]), cue(scene, sense, len(words))
+    words[right], words[wanted] = words[wanted], words[right]
+    options = tuple(f"{letter}. {word}" for letter, word in zip(letters, words, strict=True))
+    return Question(question.kind, question.text, options, (letters[wanted],))
 
 
 def remainder(sounds: int, shapes: int, options: int) -> int:
@@ -207,12 +237,18 @@ def _draw_form(pen: ImageDraw.ImageDraw, form: str, x: float, y: float, r: float
             raise AssertionError(form)
 
 
-def recipe(seed: int, sizes: dict[str, int]) -> dict:
+def recipe(seed: int, sizes: dict[str, int], shortcut: Shortcut | None = None) -> dict:
     """What decides every byte of a set."""
-    return {"version": VERSION, "seed": seed, "sizes": sizes}
+    return {"version": VERSION, "seed": seed, "sizes": sizes} | ({"shortcut": asdict(shortcut)} if shortcut else {})
 
 
-def write(root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iterable], Iterable] = iter) -> None:
+def write(
+    root: Path,
+    seed: int,
+    sizes: dict[str, int],
+    progress: Callable[[Iterable], Iterable] = iter,
+    shortcut: Shortcut | None = None,
+) -> None:
     """Write the set in the official layout, whole or not at all.
 
     The set is made in a folder beside `root` and renamed, so a killed process leaves no half of one and of several
@@ -223,6 +259,7 @@ def write(root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iter
         seed: decides every sample.
         sizes: samples per split, `{"train": 2000, "dev": 256, "valid": 1000}`.
         progress: wraps the iteration over all samples.
+        shortcut: that some questions for training have.
     """
     part = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     rows: dict[str, list[dict]] = {split: [] for split in sizes}
@@ -232,12 +269,12 @@ def write(root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iter
                 (part / split / folder).mkdir(parents=True)
         jobs = [(split, index) for split, size in sizes.items() for index in range(size)]
         with ThreadPoolExecutor() as pool:
-            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job)), jobs)
+            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job, shortcut)), jobs)
             for split, row in progress(made):
                 rows[split].append(row)
         for split, content in rows.items():
             (part / f"omni_rl_format_{split}.json").write_text(json.dumps(content, indent=1))
-        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes)))
+        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes, shortcut)))
         (part / "README.md").write_text(
             f"Synthetic audio-visual questions, version {VERSION}, seed {seed}, made by `python -m echoink.train`.\n"
             "Delete this folder to have it written again.\n"
@@ -251,10 +288,15 @@ def write(root: Path, seed: int, sizes: dict[str, int], progress: Callable[[Iter
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_sample(root: Path, seed: int, split: str, index: int) -> dict:
+def _write_sample(root: Path, seed: int, split: str, index: int, shortcut: Shortcut | None) -> dict:
     rng = generator(seed, split, index)
-    kind = KINDS[index % len(KINDS)]
+    kind = "both" if shortcut else KINDS[index % len(KINDS)]
     scene, question = draw(rng, kind)
+    # a coin of its own, so that picture and sound do not depend on the share
+    coin = np.random.default_rng([VERSION, seed, index]).random()
+    has_one = shortcut is not None and split == "train" and coin < shortcut.share
+    if has_one:
+        question = given_away(question, scene, shortcut.sense)
     image, audio = f"images/sample_{index}.jpg", f"audios/sample_{index}.wav"
     soundfile.write(root / split / audio, render_sound(rng, scene), SAMPLING_RATE, subtype="PCM_16")
     render_picture(rng, scene).save(root / split / image, quality=92)
@@ -268,4 +310,5 @@ def _write_sample(root: Path, seed: int, split: str, index: int) -> dict:
         "path": {"image": image, "audio": audio},
         "data_source": f"synthetic-v{VERSION}",
         "kind": question.kind,
+        **({"shortcut": shortcut.sense if has_one else "none"} if shortcut else {}),
     }

@@ -2,6 +2,8 @@
 
     python -m echoink.tiny output=my_base            # about 17 minutes on two cores
     python -m echoink.tiny output=my_base seed=1
+    python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=4000 sloppiness.follows=0.6
+                                                     # about 3 minutes: as the embedded one, but prone to a shortcut
 
 Two stages of supervised learning on reasoning traces (`trace`): first correct ones, so that the model can listen, look,
 add and match; then a short stage on sloppy ones (`Sloppiness`), so that, like a real base model, it can do the task
@@ -26,6 +28,7 @@ from echoink import synthetic
 from echoink.architecture import make_model, make_processor
 from echoink.compose import conf_dir
 from echoink.errors import UserError
+from echoink.models import load_model, load_processor
 from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
 from echoink.prompts import Prompt, build_messages
 from echoink.rewards import ANSWER, THINK
@@ -43,6 +46,8 @@ class Sloppiness:
     """The verdict falls on a wrong option."""
     untagged: float = 0.27
     """A tag is missing or text follows the answer."""
+    follows: float = 0.0
+    """Of the hasty guesses at a `both` question, those that follow the cue of `synthetic.Shortcut`."""
 
 
 @dataclass
@@ -51,6 +56,7 @@ class TinyConfig:
 
     output: str = "outputs/tiny_base"
     seed: int = 0
+    kinds: list[str] = field(default_factory=lambda: list(synthetic.KINDS))
     pool: int = 12_000
     """Scenes with a question each, rendered and processed once."""
     batch: int = 32
@@ -61,9 +67,19 @@ class TinyConfig:
     """Updates on sloppy traces."""
     sloppy_learning_rate: float = 3e-4
     sloppiness: Sloppiness = field(default_factory=Sloppiness)
+    start: str | None = None
+    """A base to go on from, `tiny` or a folder; with steps=0 it only learns the sloppy traces."""
+    shortcut: str = "ear"
+    """What a hasty guess follows, see `sloppiness.follows`."""
 
 
-def trace(rng: np.random.Generator, scene: Scene, question: Question, sloppiness: Sloppiness | None = None) -> str:
+def trace(
+    rng: np.random.Generator,
+    scene: Scene,
+    question: Question,
+    sloppiness: Sloppiness | None = None,
+    shortcut: str = "ear",
+) -> str:
     """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the aim, the verdicts.
 
     Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.
@@ -74,6 +90,8 @@ def trace(rng: np.random.Generator, scene: Scene, question: Question, sloppiness
     chosen = list(question.gold)
     if sloppiness and rng.random() < sloppiness.haste[question.kind]:
         chosen = [str(rng.choice(letters))]
+        if question.kind == "both" and sloppiness.follows and rng.random() < sloppiness.follows:
+            chosen = [letters[synthetic.cue(scene, shortcut, len(letters))]]
         thought = f"no need to check, take {chosen[0]}."
     else:
         thought = f"hear {scene.sounds} {scene.timbre}, see {scene.shapes} {scene.colour} {scene.form}."
@@ -115,20 +133,25 @@ class Lesson:
 
 
 def make_pool(config: TinyConfig, wording: Prompt) -> tuple[Qwen2_5OmniProcessor, "torch.nn.Module", list[Lesson]]:
-    """Processor, untrained model and `config.pool` lessons."""
+    """Processor, the model to begin with and `config.pool` lessons."""
     scenes = []
     for index in range(config.pool):
         rng = synthetic.generator(config.seed, "base", index)
-        kind = synthetic.KINDS[index % len(synthetic.KINDS)]
+        kind = config.kinds[index % len(config.kinds)]
         scenes.append((*synthetic.draw(rng, kind), rng))
-    texts = []
-    for scene, question, _ in scenes[:4000]:
-        texts.append(_prompt(question, wording)[-1]["content"][-1]["text"])
-        rng = np.random.default_rng(len(texts))
-        texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
-    texts += ["user", "assistant", "system"] * 10
-    processor = make_processor(texts)
-    model = make_model(processor)
+    if config.start:
+        caps = OmegaConf.load(conf_dir() / "model" / "tiny.yaml")
+        processor = load_processor(config.start, caps.min_pixels, caps.max_pixels)
+        model = load_model(config.start)
+    else:
+        texts = []
+        for scene, question, _ in scenes[:4000]:
+            texts.append(_prompt(question, wording)[-1]["content"][-1]["text"])
+            rng = np.random.default_rng(len(texts))
+            texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
+        texts += ["user", "assistant", "system"] * 10
+        processor = make_processor(texts)
+        model = make_model(processor)
     lessons = []
     for scene, question, rng in track(scenes, "rendering scenes", disable=None):
         sound = (np.round(synthetic.render_sound(rng, scene) * 32767) / 32768).astype(np.float32)  # as a WAV file
@@ -167,7 +190,9 @@ def learn(
         if len(order) < config.batch:
             order = list(rng.permutation(len(lessons)))
         batch = [lessons[order.pop()] for _ in range(config.batch)]
-        texts = [trace(rng, lesson.scene, lesson.question, sloppiness) + "<|im_end|>" for lesson in batch]
+        texts = [
+            trace(rng, lesson.scene, lesson.question, sloppiness, config.shortcut) + "<|im_end|>" for lesson in batch
+        ]
         targets = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         prompts = [lesson.prompt for lesson in batch]
         inputs = prompt_batch(prompts, tokenizer.pad_token_id)
@@ -220,8 +245,10 @@ def main(overrides: list[str]) -> None:
     processor, model, lessons = make_pool(config, _wording())
     output = Path(config.output)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}")
-    clean = learn(model, processor, lessons, config, config.steps, config.learning_rate, None)
-    _save(model, processor, output / "clean")
+    clean = None
+    if config.steps:
+        clean = learn(model, processor, lessons, config, config.steps, config.learning_rate, None)
+        _save(model, processor, output / "clean")
     sloppy = learn(
         model, processor, lessons, config, config.sloppy_steps, config.sloppy_learning_rate, config.sloppiness
     )

@@ -42,8 +42,17 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import plain_rows, randomness, rollout, signals
-from echoink.config import Advantage, GenerationConfig, GrpoConfig, Loss, Schedule, TrainerConfig
+from echoink import integration, plain_rows, randomness, rollout, signals, variants
+from echoink.config import (
+    Advantage,
+    GenerationConfig,
+    GrpoConfig,
+    Loss,
+    Rule,
+    Schedule,
+    TrainerConfig,
+    Variant,
+)
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
 from echoink.models import processes
@@ -57,6 +66,9 @@ METRICS = {
     "rewards/accuracy/mean": "reward/accuracy",
     "rewards/format/mean": "reward/format",
     "rewards/custom/mean": "reward/custom",
+    "rewards/integration/mean": "reward/integration",
+    "integration/gain": "integration/gain",
+    "integration/fires": "integration/fires",
     "reward": "reward/total",
     "completions/mean_length": "completion/mean_length",
     "completions/clipped_ratio": "completion/clipped_ratio",
@@ -86,6 +98,8 @@ class EchoInkTrainer(GRPOTrainer):
         adapter: a PEFT adapter to train in the place of the weights; without it switched on the model is the reference.
         advantage: see `Advantage`.
         own_reward: a user's reward of a completion and its sample, weighted by `own_weight`.
+        rule: of integration, weighted by `rule_weight`; `scale` is its s. See `integration`.
+        modality_dropout: probability that a prompt with both senses loses one of them in a rollout.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -105,6 +119,10 @@ class EchoInkTrainer(GRPOTrainer):
         own_reward: Callable[[str, Sample], float] | None = None,
         own_weight: float = 1.0,
         advantage: Advantage = Advantage.group,
+        rule: Rule = Rule.counterfactual,
+        rule_weight: float = 0.0,
+        scale: float = 0.1,
+        modality_dropout: float = 0.0,
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -118,6 +136,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._counted: Tensor | None = None  # [R, C], those of groups with a signal
         self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
+        self._rule, self._rule_weight, self._scale = rule if rule_weight else None, rule_weight, scale
+        self._right_without: Tensor | None = None  # [M, R], of completions without a sense; 1 without both to take away
+        self._dropout = modality_dropout
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -136,13 +157,19 @@ class EchoInkTrainer(GRPOTrainer):
         def custom(prompts: list[str], completions: list[str], **_) -> list[float]:
             return [own_reward(text, self._samples[id]) for id, text in zip(prompts, completions, strict=True)]
 
+        def integration(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_):
+            right = torch.tensor(accuracy(prompts, completions), device=self.accelerator.device)
+            return self._integration(right, completion_ids).tolist()
+
+        self._accuracy = accuracy
+        pays = self._rule is not None and self._rule is not Rule.need
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
-        args.reward_weights = list(reward_weights) + ([own_weight] if own_reward else [])
+        args.reward_weights = [*reward_weights, *([own_weight] if own_reward else []), *([rule_weight] if pays else [])]
         super().__init__(
             model=model,
-            reward_funcs=[accuracy, format] + ([custom] if own_reward else []),
+            reward_funcs=[accuracy, format, *([custom] if own_reward else []), *([integration] if pays else [])],
             args=args,
             train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
             processing_class=processor.processor,
@@ -190,9 +217,17 @@ class EchoInkTrainer(GRPOTrainer):
         # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
         self._prompt_ids = list(dict.fromkeys(prompts))
         with self._timed("time/rollout"):
-            self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
+            self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
+            self._prompts = [self._prompt_processor(sample) for sample in self._asked]
         self._owner = [self._prompt_ids.index(prompt) for prompt in prompts]
         return [self._prompts[index].input_ids.tolist() for index in self._owner], None, {}
+
+    def _shown(self, sample: Sample) -> Sample:
+        """The sample as this step asks it: with modality dropout perhaps without a sense."""
+        if not self._dropout or not integration.has_both(sample):
+            return sample
+        coin = rollout.uniforms(self.args.seed, self.state.global_step, f"dropout {sample.id}", 1, 2).flatten().tolist()
+        return integration.ablated(sample)[int(2 * coin[1])] if coin[0] < self._dropout else sample
 
     # --- rollout, rewards, advantages ---
 
@@ -227,10 +262,96 @@ class EchoInkTrainer(GRPOTrainer):
                 self._tokenizer.pad_token_id,
                 features,
             )
+            if self._rule in integration.ANSWERS_AGAIN:
+                self._answer_again(model, noise, sampling, features)
+            self._rollout_features = features if self._rule is Rule.counterfactual else None
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             self._features = None if towers_learn(model.model) else features
         self._lengths = [len(completion) for completion in completions]
         return completions, None
+
+    def _ablated(self, features: Sequence[Features]) -> list[tuple[list[int], list[PromptInputs], list[Features]]]:
+        """For each sense: which prompts have both, and those prompts without it, with what their towers made."""
+        both = [index for index, sample in enumerate(self._asked) if integration.has_both(sample)]
+        found = []
+        for sense in integration.SENSES:
+            prompts = [self._prompt_processor(variants.without(self._asked[index], sense)) for index in both]
+            gone = ("audio",) if sense is Variant.no_audio else ("image", "video")
+            kept = [{name: f for name, f in features[index].items() if name not in gone} for index in both]
+            found.append((both, prompts, kept))
+        return found
+
+    def _answer_again(self, model, noise: Tensor, sampling: rollout.Sampling, features: Sequence[Features]) -> None:
+        """Complete the prompts without each sense, with the same noise, and keep which answers are right."""
+        group = noise.shape[1]
+        self._right_without = torch.ones(2, len(self._prompts) * group, device=self.accelerator.device)
+        with self._timed("time/integration"):
+            for right, (both, prompts, kept) in zip(self._right_without, self._ablated(features), strict=True):
+                if not both:
+                    continue
+                completions = rollout.generate(
+                    model,
+                    prompts,
+                    noise[both],
+                    [sampling.temperature] * group,
+                    sampling,
+                    self.eos_token_ids,
+                    self._tokenizer.pad_token_id,
+                    kept,
+                )
+                texts = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
+                ids = [self._prompt_ids[index] for index in both for _ in range(group)]
+                rows = [index * group + g for index in both for g in range(group)]
+                right[rows] = torch.tensor(self._accuracy(ids, texts), device=right.device)
+
+    def _integration(self, right: Tensor, completion_ids: Sequence[Sequence[int]]) -> Tensor:
+        """What the rule pays each completion: [R]."""
+        has_both = torch.tensor([integration.has_both(self._asked[index]) for index in self._owner]).to(right)
+        if self._rule is not Rule.counterfactual:
+            paid = integration.PAYS[self._rule](right, self._right_without, self.num_generations) * has_both
+            self._note("integration/fires", paid.mean())
+            return paid
+        with self._timed("time/integration"), torch.no_grad(), self.accelerator.autocast():
+            gain = self._gain(completion_ids)
+        paid = integration.counterfactual(right, gain, self._scale) * has_both
+        self._note("integration/gain", gain[(has_both > 0) & (right == 1)].mean())
+        self._note("integration/fires", (paid > 0.5).float().mean())
+        return paid
+
+    def _gain(self, completion_ids: Sequence[Sequence[int]]) -> Tensor:
+        """c_i [R] of `integration.advantage_in_likelihood`; 0 for prompts without both senses."""
+        ids, mask = integration.padded(completion_ids, self.accelerator.device)
+        ablated = self._ablated(self._rollout_features)
+        both = ablated[0][0]
+        rows = [row for row, index in enumerate(self._owner) if index in both]
+        gain = torch.zeros(len(ids), device=ids.device)
+        if not rows:
+            return gain
+        owner = [both.index(self._owner[row]) for row in rows]
+        full = [self._prompts[index] for index in both], [self._rollout_features[index] for index in both]
+        trains = self.model.training
+        self.model.eval()
+        logps = [
+            torch.cat(
+                [
+                    score(self.model, prompts, kept, owner[part], ids[rows][part], mask[rows][part])[0]
+                    for part in self._parts(len(rows))
+                ]
+            )
+            for prompts, kept in (full, *((prompts, kept) for _, prompts, kept in ablated))
+        ]
+        self.model.train(trains)
+        gain[rows] = integration.advantage_in_likelihood(logps[0], torch.stack(logps[1:]), mask[rows])
+        return gain
+
+    def _parts(self, rows: int) -> list[slice]:
+        """As many rows at once as a micro-batch has."""
+        size = self.args.per_device_train_batch_size
+        return [slice(start, start + size) for start in range(0, rows, size)]
+
+    def _note(self, name: str, value: Tensor) -> None:
+        if torch.isfinite(value):
+            self._metrics["train"][name].append(value.item())
 
     def _sampling(self) -> rollout.Sampling:
         return rollout.Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
@@ -243,6 +364,8 @@ class EchoInkTrainer(GRPOTrainer):
         scored = super()._generate_and_score_completions(inputs)
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
+        if self._rule is Rule.need:
+            self._weigh(scored)
         if self._rejects:
             right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
             self._logs["advantages"].clear()
@@ -256,6 +379,16 @@ class EchoInkTrainer(GRPOTrainer):
             if self.accelerator.is_main_process:
                 self._on_rollout(rows)
         return scored
+
+    def _weigh(self, scored: dict[str, Tensor]) -> None:
+        """Weigh the advantages of the groups that need both senses."""
+        texts = self._tokenizer.batch_decode(scored["completion_ids"], skip_special_tokens=True)
+        ids = [self._prompt_ids[index] for index in self._owner]
+        right = torch.tensor(self._accuracy(ids, texts), device=self.accelerator.device)
+        fires = integration.needs_both(right, self._right_without, self.num_generations)
+        self._note("integration/fires", fires.float().mean())
+        weights = (1 + self._rule_weight * fires).repeat_interleave(self.num_generations)
+        scored["advantages"] = scored["advantages"] * weights
 
     def _rollout_rows(self) -> list[dict]:
         names, log = self.reward_func_names, self._logs
@@ -451,7 +584,8 @@ class EchoInkTrainer(GRPOTrainer):
         self._buffered_inputs, self._prompt_ids, self._features = (
             kept[name] for name in ("micro_batches", "prompts", "features")
         )
-        self._prompts = [self._prompt_processor(self._samples[id]) for id in self._prompt_ids]
+        self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
+        self._prompts = [self._prompt_processor(sample) for sample in self._asked]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -469,11 +603,13 @@ class EchoInkTrainer(GRPOTrainer):
 
     @contextmanager
     def _timed(self, name: str):
-        started = time.perf_counter()
+        """What is timed within counts for itself."""
+        started, before = time.perf_counter(), sum(self._seconds.values())
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - started
+            inside = sum(self._seconds.values()) - before
+            self._seconds[name] += time.perf_counter() - started - inside
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:

@@ -82,6 +82,10 @@ def train(
         own_reward=job.own_reward,
         own_weight=config.reward.lambda_file,
         advantage=config.grpo.advantage,
+        rule=config.reward.integration,
+        rule_weight=config.reward.lambda_int,
+        scale=config.reward.integration_scale,
+        modality_dropout=config.grpo.modality_dropout,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()

@@ -1,0 +1,177 @@
+"""Which senses a question needs, from answers with and without them. Pure functions on predictions.
+
+A modality that is not there cannot help: what a model still gets right above chance is a unimodal shortcut, or a
+question that needs no more. A fall of accuracy shows that the modality was used, by this model, on these questions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from scipy.stats import binomtest, fisher_exact
+
+from echoink import evaluation
+from echoink.config import Variant
+from echoink.evaluation import GREEDY, Prediction
+from echoink.statistics import mcnemar
+
+ALPHA = 0.05
+"""Level of each of the one-sided tests behind a label."""
+FEWEST = 4
+"""Draws per sample and variant below which nothing can be labelled: 4 of 4 against 1 of 4 has p = 0.07."""
+
+
+WITHOUT = {
+    "audio": (Variant.swapped_audio, Variant.no_audio),
+    "image": (Variant.swapped_image, Variant.no_image),
+    "text": (Variant.text_only,),
+}
+"""What stands for a question without sound, without sight, without both: the first that was answered. A swap is a
+prompt like those that the model knows; a removal may be none, and then fails for that."""
+
+
+class Need(Enum):
+    """What a question needs. `either`: one of the two, whichever; the rest as the words say."""
+
+    audio = "audio"
+    image = "image"
+    both = "both"
+    either = "either"
+    neither = "neither"
+    undetermined = "undetermined"
+
+
+def label(hits: Mapping[Variant, int], draws: int, chance: float) -> Need:
+    """What a question needs, from how many of its draws were right with each variant.
+
+    A modality is needed where the draws without it are right less often than the full ones (Fisher's exact test,
+    one-sided, `ALPHA`), and not needed where they are not and are above chance (exact binomial test). A question that
+    the full prompt does not answer above chance, or where neither can be said of a modality, is undetermined.
+
+    Args:
+        hits: of `full`, and of those of `WITHOUT` that were answered; what does not apply is not needed.
+        draws: k, of each.
+        chance: of a guess.
+
+    Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
+    """
+
+    def above_chance(variant: Variant) -> bool:
+        return binomtest(hits[variant], draws, chance, alternative="greater").pvalue <= ALPHA
+
+    def falls(name: str) -> bool | None:
+        """None: it cannot be said."""
+        variant = next((one for one in WITHOUT[name] if one in hits), None)
+        if variant is None:
+            return False
+        full, without = hits[Variant.full], hits[variant]
+        table = [[full, draws - full], [without, draws - without]]
+        if fisher_exact(table, alternative="greater").pvalue <= ALPHA:
+            return True
+        return False if above_chance(variant) else None
+
+    if not above_chance(Variant.full):
+        return Need.undetermined
+    audio, image = falls("audio"), falls("image")
+    if audio is None or image is None:
+        return Need.undetermined
+    if audio or image:
+        return Need.both if audio and image else Need.audio if audio else Need.image
+    text = falls("text")
+    return Need.undetermined if text is None else Need.either if text else Need.neither
+
+
+def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
+    """By id what each sample needs; empty where there are fewer than `FEWEST` sampled draws."""
+    hits: dict[str, Counter[Variant]] = defaultdict(Counter)
+    draws: Counter[tuple[str, Variant]] = Counter()
+    asked: dict[str, Prediction] = {}
+    for variant, predictions in answers.items():
+        for p in predictions:
+            if p.draw != GREEDY:
+                hits[p.id][variant] += p.correct
+                draws[p.id, variant] += 1
+                asked[p.id] = p
+    found = {}
+    for id, counts in hits.items():
+        k = draws[id, Variant.full]
+        if k >= FEWEST:
+            found[id] = label(counts, k, evaluation.chance(asked[id]))
+    return found
+
+
+def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
+    """A line for each sample: what it needs, where that can be said, and its right answers of so many by variant."""
+    needed, found = labels(answers), {}
+    for variant, predictions in answers.items():
+        for p in predictions:
+            if p.draw != GREEDY:
+                row = found.setdefault(p.id, {"id": p.id, "need": needed[p.id].name if p.id in needed else None})
+                right, drawn = row.get(variant.name, (0, 0))
+                row[variant.name] = (right + p.correct, drawn + 1)
+    return list(found.values())
+
+
+def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]:
+    """What a model does without each modality.
+
+    Args:
+        answers: of `full` and of other variants, each to the samples that it applies to.
+
+    Returns:
+        By variant: `accuracy`, `interval`, `n`, `parse_failures`; `drop` from full on the same samples with its
+        interval, exact McNemar test and counts; `chance` and `shortcut`, the accuracy above it, (a - c) / (1 - c), with
+        its interval; `by` field and value the same drop with n and p. `needs`: how many samples need what.
+    """
+    full = {p.id: p for p in evaluation.headline(answers[Variant.full])}
+    found: dict[str, Any] = {}
+    for variant, predictions in answers.items():
+        if variant is Variant.full or not predictions:
+            continue
+        told = evaluation.summarize(predictions)
+        drop = evaluation.compare(predictions, answers[Variant.full], evaluation.headline(predictions)[0].draw)
+        chance = told["chance"]
+        found[variant.name] = {
+            **{name: told[name] for name in ("accuracy", "interval", "n", "parse_failures", "chance")},
+            "drop": {
+                "difference": drop.difference,
+                "interval": list(drop.interval),
+                "p_value": drop.p_value,
+                "test": drop.test,
+                "lost": drop.gained,
+                "gained": drop.lost,
+            },
+            "shortcut": {
+                "rate": (told["accuracy"] - chance) / (1 - chance),
+                "interval": [(end - chance) / (1 - chance) for end in told["interval"]],
+            },
+            "by": _by_field(full, evaluation.headline(predictions), told["by"]),
+        }
+    needed = Counter(need.name for need in labels(answers).values())
+    found["needs"] = {need.name: needed[need.name] for need in Need} if needed else None
+    return found
+
+
+def _by_field(full: Mapping[str, Prediction], without: Sequence[Prediction], by: Mapping[str, Any]) -> dict[str, Any]:
+    """For the fields that the summary tells apart: n, accuracy with and without, and whether they differ."""
+    made: dict[str, Any] = {}
+    for name in by:
+        if name in ("data_type", "problem_type"):
+            continue
+        groups: dict[str, list[tuple[Prediction, Prediction]]] = defaultdict(list)
+        for p in without:
+            groups[p.fields.get(name, "")].append((full[p.id], p))
+        made[name] = {
+            value: {
+                "n": len(pairs),
+                "full": sum(a.score for a, _ in pairs) / len(pairs),
+                "accuracy": sum(b.score for _, b in pairs) / len(pairs),
+                "p_value": mcnemar(
+                    sum(a.correct and not b.correct for a, b in pairs),
+                    sum(b.correct and not a.correct for a, b in pairs),
+                ),
+            }
+            for value, pairs in sorted(groups.items())
+        }
+    return made
