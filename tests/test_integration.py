@@ -1,0 +1,162 @@
+"""The rules of integration on numbers, and in a step of training."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from echoink import integration
+from echoink.config import Rule, Variant
+from echoink.integration import (
+    ablated,
+    advantage_in_likelihood,
+    counterfactual,
+    has_both,
+    needs_both,
+    omnivideo_r1,
+    padded,
+    video_r1,
+)
+from echoink.samples import DataType
+from echoink.variants import without
+from tests.test_trainer import G, make_trainer, weights  # noqa: F401
+
+
+def test_the_gain_is_the_smaller_of_two_means_over_a_completions_tokens():
+    full = torch.tensor([[-1.0, -1.0, -9.0], [-2.0, -2.0, -2.0]])
+    deaf = torch.tensor([[-3.0, -1.0, 0.0], [-2.0, -2.0, -2.0]])
+    blind = torch.tensor([[-1.0, -1.5, 0.0], [-5.0, -2.0, -2.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    assert advantage_in_likelihood(full, torch.stack([deaf, blind]), mask).tolist() == [0.25, 0.0]
+
+
+def test_the_counterfactual_reward_pays_right_completions_by_their_gain():
+    gain = torch.tensor([0.0, -1.0, 0.2, 0.2, 50.0])
+    right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    assert counterfactual(right, gain, 0.2).tolist() == pytest.approx([0, 0, 1 - math.exp(-1), 0, 1])
+
+
+def test_a_group_needs_both_where_it_beats_the_better_of_two_by_more_than_noise():
+    right = torch.tensor([1.0] * 8 + [1.0] * 6 + [0.0] * 2 + [0.0] * 8)
+    deaf = torch.tensor([1.0] * 3 + [0.0] * 5 + [1.0] * 3 + [0.0] * 5 + [0.0] * 8)
+    blind = torch.tensor([1.0] * 4 + [0.0] * 4 + [0.0] * 8 + [0.0] * 8)
+    # 8 against 4 of 8: p = 0.038; 6 against 3: p = 0.16; 0 against 0
+    assert needs_both(right, torch.stack([deaf, blind]), 8).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.8])
+def test_need_seldom_fires_where_the_senses_are_not_needed_and_a_bare_comparison_often_does(rate):
+    rng = np.random.default_rng(0)
+    draws = torch.tensor(rng.binomial(1, rate, size=(3, 4000 * 8)), dtype=torch.float)
+    fires = needs_both(draws[0], draws[1:], 8).float().mean()
+    bare = (draws.view(3, -1, 8).sum(2)[0] > draws.view(3, -1, 8).sum(2)[1:].amax(0)).float().mean()
+    assert fires < 0.02 and bare > 0.15
+
+
+def test_the_published_rules_by_hand():
+    right = torch.tensor([1.0, 0, 1, 0])
+    deaf = torch.tensor([1.0, 0, 0, 1])
+    blind = torch.tensor([1.0, 0, 0, 0])
+    both = torch.stack([deaf, blind])
+    # it pays the second, which is wrong as its counterparts are, and the first, of which one sense suffices
+    assert omnivideo_r1(right, both, 4).tolist() == [1, 1, 1, 0]
+    assert video_r1(right, both, 4).tolist() == [1, 0, 1, 0]
+    assert video_r1(right, torch.ones(2, 4), 4).tolist() == [0, 0, 0, 0]
+
+
+def test_a_bonus_that_is_the_same_for_every_right_completion_does_nothing_after_eq_1():
+    right = torch.tensor([1.0, 1, 0, 0, 0, 1, 0, 0])
+
+    def advantages(rewards):
+        return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+    assert advantages(right + 0.3 * right).tolist() == pytest.approx(advantages(right).tolist(), abs=1e-3)
+
+
+def test_what_has_both_senses(samples):
+    assert all(map(has_both, samples))
+    assert [sample.data_type for sample in ablated(samples[0])] == [DataType.image, DataType.audio]
+    assert not any(map(has_both, ablated(samples[0])))
+
+
+def test_padding():
+    ids, mask = padded([[5, 6, 7], [8]], torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+def trained(make, **settings):
+    trainer = make("trainer.steps=2", **settings)
+    trainer.train()
+    return trainer, weights(trainer.model)
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer, rule):  # noqa: F811
+    _, plain = trained(make_trainer)
+    none, same = trained(make_trainer, rule=rule, rule_weight=0.0)
+    assert torch.equal(plain, same) and none.reward_func_names == ["accuracy", "format"]
+    paid, other = trained(make_trainer, rule=rule, rule_weight=2.0)
+    assert paid.reward_func_names[2:] == ([] if rule is Rule.need else ["integration"])
+    if rule is Rule.counterfactual:
+        assert not torch.equal(plain, other)
+
+
+def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_trainer, samples):  # noqa: F811
+    seen = []
+    trainer = make_trainer("trainer.steps=1", rule=Rule.counterfactual, rule_weight=1.0, on_rollout=seen.extend)
+    gains = []
+    real = trainer._gain
+
+    def spy(ids):
+        gains.append((ids, real(ids)))
+        return gains[-1][1]
+
+    trainer._gain = spy
+    before = weights(trainer.model).clone()
+    with torch.no_grad():
+        trainer.args.learning_rate = 0.0
+        trainer._metrics["train"].clear()
+    scored = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    ((ids, gain),) = gains
+    assert torch.equal(before, weights(trainer.model)) and len(gain) == 2 * G
+    for row in range(2 * G):
+        sample, completion = samples[row // G], torch.tensor(ids[row])
+        sums = []
+        for variant in (Variant.full, Variant.no_audio, Variant.no_image):
+            prompt = trainer._prompt_processor(without(sample, variant))
+            inputs = {"input_ids": torch.cat([prompt.input_ids, completion])[None], **prompt.media}
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            with torch.no_grad():
+                logits = trainer.model(**inputs, use_cache=False).logits[0, len(prompt.input_ids) - 1 : -1]
+            sums.append(logits.log_softmax(-1).gather(1, completion[:, None]).mean())
+        assert gain[row].item() == pytest.approx(float(sums[0] - max(sums[1:])), abs=1e-4)
+    assert "advantages" in scored
+
+
+def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, samples, monkeypatch):  # noqa: F811
+    inputs = [{"prompt": s.id} for s in samples[:2] for _ in range(G)]
+    plain = make_trainer()._generate_and_score_completions(inputs)["advantages"]
+    monkeypatch.setattr(integration, "needs_both", lambda *_: torch.tensor([True, False]))
+    trainer = make_trainer(rule=Rule.need, rule_weight=2.0)
+    found = trainer._generate_and_score_completions(inputs)["advantages"]
+    assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
+    assert trainer._right_without.shape == (2, 2 * G) and set(trainer._right_without.flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_a_prompt_without_both_senses_is_paid_nothing(make_trainer, samples):  # noqa: F811
+    chosen = [without(samples[0], Variant.no_audio), samples[1]]
+    for rule in (Rule.counterfactual, Rule.omnivideo_r1, Rule.video_r1):
+        trainer = make_trainer(rule=rule, rule_weight=1.0, chosen=chosen)
+        trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
+        assert list(trainer._logs["rewards"]["integration"])[:G] == [0.0] * G
+
+
+def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_same_seed(make_trainer, samples):  # noqa: F811
+    trainer = make_trainer(modality_dropout=0.5, chosen=samples)
+    shown = [trainer._shown(sample).data_type for sample in samples]
+    assert {DataType.image, DataType.audio, DataType.image_audio} == set(shown)
+    assert shown == [trainer._shown(sample).data_type for sample in samples]
+    trainer.state.global_step = 1
+    assert shown != [trainer._shown(sample).data_type for sample in samples]
+    assert make_trainer(chosen=samples)._shown(samples[0]) is samples[0]
