@@ -69,8 +69,11 @@ class Sense(Enum):
 
 
 class Split(Enum):
+    """`train` is for curation (`python -m echoink.curate mode=difficulty`), not for a number one reports."""
+
     valid = "valid"
     dev = "dev"
+    train = "train"
 
 
 class Protocol(Enum):
@@ -207,6 +210,10 @@ class DatasetConfig:
     train: int | None = _("training samples (synthetic: to make; else the first so many); null for all", ge=1)
     dev: int | None = _("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = _("validation samples", ge=1)
+    curriculum: list[str] = field(
+        default_factory=list,
+        metadata={"doc": "train on samples of these needs only, in this order: [both, undetermined]; empty: all"},
+    )
     max_skipped: float = _("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
 

@@ -4,6 +4,10 @@
     python -m echoink.curate source=<folder of Parquet files or a datasets folder> output=data/AVQA_R1
     python -m echoink.curate source=… output=data/omni keep=[AVQA,Music-AVQA2.0]
 
+And make a set of hard questions that need both senses of any dataset: echoink/difficulty.py tells how.
+
+    python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
+
 A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and
 its sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to
 D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
@@ -219,6 +223,11 @@ def report(output: Path, splits: dict[str, list[dict]], dropped: dict[str, Count
 
 def main(words: Sequence[str]) -> None:
     """Curate as the settings say, and print the report."""
+    if "mode=difficulty" in words:
+        from echoink import difficulty
+
+        difficulty.main(words)
+        return
     given = command.settings(CurateConfig, words)
     output, splits, dropped = Path(given.output), {}, {}
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}

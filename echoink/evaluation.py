@@ -15,13 +15,13 @@ follow the question without a heading, and an answer is read as `Match.first_let
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import comb
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import rollout
+from echoink import reflection, rollout
 from echoink.config import Protocol, Variant
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.prompts import Prompt
@@ -239,9 +239,9 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
     values (such as `kind`). `chance` is a guesser's accuracy; `positions` has the shares of the option letters among
     the right answers and among those given, their distance (half the sum of the differences: 0 is no bias) and the
-    accuracy of always giving one letter, the best. With several sampled draws, `samples` has their number k, the mean
-    accuracy and its interval, the accuracy of the majority's answer (ties go to the earlier draw) and pass@k, the share
-    that any draw got right.
+    accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection` count. With several
+    sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy of the majority's
+    answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
     """
     main = headline(predictions)
     greedy = [p for p in predictions if p.draw == GREEDY]
@@ -257,6 +257,11 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "mean_tokens": _mean(p.tokens for p in main),
         "chance": _mean(map(chance, main)),
         "positions": _positions(main),
+        "reflection": {
+            "rules": reflection.VERSION,
+            **reflection.rates([p.completion for p in main]),
+            **_effect(predictions),
+        },
         "greedy_accuracy": _mean(p.score for p in greedy) if greedy else None,
         "greedy_interval": _accuracy(greedy)["interval"] if greedy else None,
         "samples": _several([p for p in predictions if p.draw != GREEDY]),
@@ -307,6 +312,16 @@ def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
             counts[letter] += 1 / len(letters)
     total = sum(counts.values())
     return {letter: counts[letter] / total for letter in sorted(counts)}
+
+
+def _effect(predictions: Sequence[Prediction]) -> dict:
+    """Doubting against other completions of the same prompt, where there are several draws."""
+    groups: dict[str, list[tuple[str, bool]]] = {}
+    for p in predictions:
+        if p.draw != GREEDY:
+            groups.setdefault(p.id, []).append((p.completion, p.correct))
+    found = reflection.effect(list(groups.values()))
+    return {"effect": found and asdict(found)}
 
 
 def _several(predictions: Sequence[Prediction]) -> dict | None:

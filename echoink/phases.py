@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import cache, console, evaluation, needs, variants
+from echoink import cache, console, evaluation, needs, reflection, variants
 from echoink.config import EvalConfig, Protocol, Variant
 from echoink.evaluation import Prediction, Setting
 from echoink.models import processes
@@ -276,6 +276,7 @@ def _metrics(found: dict, where: str) -> dict[str, float]:
     }
     if found["greedy_accuracy"] is not None:
         metrics[f"{where}/greedy_accuracy"] = found["greedy_accuracy"]
+    metrics |= {f"{where}/reflection_{name}": found["reflection"][name] for name in reflection.SIGNS}
     if found["samples"]:
         metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}
     for variant, told in (found.get("ablations") or {}).items():

@@ -85,15 +85,27 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
         found["train"], found["dev"] = hold_out(found["train"], digests, config.dev, config.seed)
         facts |= {f"dev {sample.id}": facts.pop(f"train {sample.id}") for sample in found["dev"]}
         dropped["dev"] = []
-    if not train:
-        found.pop("train", None)
+    if config.curriculum and train:
+        found["train"] = _of_needs(found["train"], config.curriculum, config.path)
     return Splits(
-        train=found.get("train", []),
+        train=found["train"] if train else [],
         dev=found.get("dev", []),
         valid=found[evaluated][: evaluation.limit],
         facts=facts,
         profile=profile(found, dropped, facts),
     )
+
+
+def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> list[Sample]:
+    """Samples whose field `need` is listed, in the order of the list."""
+    there = {sample.fields.get("need") for sample in samples} - {None}
+    if not there:
+        raise UserError(
+            f"dataset.curriculum needs the field need, which no row of {path} has", "curate mode=difficulty"
+        )
+    if absent := [need for need in needs if need not in there]:
+        raise UserError(f"dataset.curriculum: no sample needs {absent[0]}", f"there are {', '.join(sorted(there))}")
+    return [sample for need in needs for sample in samples if sample.fields.get("need") == need]
 
 
 def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:

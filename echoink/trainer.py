@@ -42,7 +42,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import integration, plain_rows, randomness, rollout, signals, variants
+from echoink import integration, plain_rows, randomness, reflection, rollout, signals, variants
 from echoink.config import (
     Advantage,
     GenerationConfig,
@@ -67,8 +67,6 @@ METRICS = {
     "rewards/format/mean": "reward/format",
     "rewards/custom/mean": "reward/custom",
     "rewards/integration/mean": "reward/integration",
-    "integration/gain": "integration/gain",
-    "integration/fires": "integration/fires",
     "reward": "reward/total",
     "completions/mean_length": "completion/mean_length",
     "completions/clipped_ratio": "completion/clipped_ratio",
@@ -81,6 +79,9 @@ METRICS = {
     "skipped": "train/skipped",
 }
 """TRL's metric names and ours, which are stable."""
+
+AS_THEY_ARE = ("time/", "perf/", "integration/", "reflection/")
+"""Metrics of our own, logged under their names."""
 
 
 class EchoInkTrainer(GRPOTrainer):
@@ -100,6 +101,7 @@ class EchoInkTrainer(GRPOTrainer):
         own_reward: a user's reward of a completion and its sample, weighted by `own_weight`.
         rule: of integration, weighted by `rule_weight`; `scale` is its s. See `integration`.
         modality_dropout: probability that a prompt with both senses loses one of them in a rollout.
+        curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -123,6 +125,7 @@ class EchoInkTrainer(GRPOTrainer):
         rule_weight: float = 0.0,
         scale: float = 0.1,
         modality_dropout: float = 0.0,
+        curriculum: Sequence[str] = (),
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -139,6 +142,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._rule, self._rule_weight, self._scale = rule if rule_weight else None, rule_weight, scale
         self._right_without: Tensor | None = None  # [M, R], of completions without a sense; 1 without both to take away
         self._dropout = modality_dropout
+        self._stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -198,6 +202,7 @@ class EchoInkTrainer(GRPOTrainer):
             block=self.args.generation_batch_size // self.num_generations,
             repeats=self.num_iterations * self.args.steps_per_generation,
             seed=self.args.seed,
+            stages=self._stages,
         )
         return self._order
 
@@ -374,6 +379,8 @@ class EchoInkTrainer(GRPOTrainer):
                 self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
             )
             scored["advantages"] = torch.tensor(right, device=self.accelerator.device)[own]
+        for name, rate in reflection.rates(list(self._logs["completion"])).items():
+            self._metrics["train"][f"reflection/{name}"].append(rate)
         if self._on_rollout is not None:
             rows = self._rollout_rows()
             if self.accelerator.is_main_process:
@@ -613,9 +620,9 @@ class EchoInkTrainer(GRPOTrainer):
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
-    """The stable metrics in what TRL logged: those of `METRICS` under our names, times and throughput as they are."""
+    """The stable metrics in what TRL logged: those of `METRICS` under our names, ours as they are."""
     renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS and value is not None}
-    return renamed | {name: value for name, value in logs.items() if name.startswith(("time/", "perf/"))}
+    return renamed | {name: value for name, value in logs.items() if name.startswith(AS_THEY_ARE)}
 
 
 def arguments(

@@ -86,6 +86,7 @@ def train(
         rule_weight=config.reward.lambda_int,
         scale=config.reward.integration_scale,
         modality_dropout=config.grpo.modality_dropout,
+        curriculum=config.dataset.curriculum,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()
