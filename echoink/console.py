@@ -108,6 +108,10 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     for field in next(iter(phases.values()))["by"]:
         for value in next(iter(phases.values()))["by"][field]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
+    if any(phase["chance"] for phase in phases.values()):
+        table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
+        table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))
+        table.add_row("letters off by", *cells(lambda s: percent(s["positions"] and s["positions"]["distance"])))
     table.add_row("format", *cells(lambda s: percent(s["format"])))
     table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
     table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))

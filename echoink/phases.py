@@ -276,6 +276,8 @@ def _metrics(found: dict, where: str) -> dict[str, float]:
     }
     if found["greedy_accuracy"] is not None:
         metrics[f"{where}/greedy_accuracy"] = found["greedy_accuracy"]
+    if found["positions"] and found["positions"]["distance"] is not None:
+        metrics[f"{where}/position_distance"] = found["positions"]["distance"]
     metrics |= {f"{where}/reflection_{name}": found["reflection"][name] for name in reflection.SIGNS}
     if found["samples"]:
         metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echoink import command, figures, results
+from echoink import cases, command, figures, reflection, results
 from echoink.compose import conf_dir
 from echoink.errors import UserError
 from echoink.exhibits import encoded, picture, sound
@@ -136,6 +136,9 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         ],
         "settings": _settings(runs),
         "varied": [results.SHORT.get(key, key) for key in results.differing(runs)],
+        "senses": cases.matrix(arms),
+        "cases": [{**case, "exhibits": exhibits(case["media"])} for case in cases.clearest(shown)],
+        "rules": reflection.VERSION,
         "examples": _examples(shown),
         "example_run": f"{(reference or arms[0]).label}, seed {shown.seed}" if len(runs) > 1 else "",
         "watched": _watched(shown),
@@ -150,7 +153,8 @@ def _asked(run: Run) -> str:
     if not run.result:
         return ""
     split = run.config.get("eval.split", "valid")
-    return f"one {run.result.get('draw', 'sampled')} answer to each of {run.result['n']:,} samples of {split}"
+    guess = f"; a guess is right in {percent(run.result['chance'])} %" if run.result.get("chance") else ""
+    return f"one {run.result.get('draw', 'sampled')} answer to each of {run.result['n']:,} samples of {split}{guess}"
 
 
 def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:

@@ -29,6 +29,11 @@ SHORT = {
     "grpo.advantage": "advantage",
     "trainer.learning_rate": "learning rate",
     "reward.file": "reward",
+    "reward.lambda_int": "λ_int",
+    "reward.integration": "rule",
+    "grpo.modality_dropout": "modality dropout",
+    "dataset.shortcut_share": "shortcut",
+    "dataset.curriculum": "curriculum",
 }
 """How keys are called in labels: the paper's names."""
 

@@ -212,6 +212,8 @@ def summary_line(config: Config) -> str:
     if config.adapter.kind is not Adapter.none:
         parts.append(f"{config.adapter.kind.name} of rank {config.adapter.rank}")
     reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
+    if config.reward.lambda_int:
+        reward += f", λ_int {config.reward.lambda_int:g} ({config.reward.integration.name})"
     parts.append(
         f"reward {reward}" + (f", {config.reward.file} {config.reward.lambda_file:g}" if config.reward.file else "")
     )

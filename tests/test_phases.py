@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from echoink.compose import compose
-from echoink.config import Protocol
+from echoink.config import Protocol, Variant
 from echoink.evaluation import BASE, FINAL, GREEDY, SAMPLED, compare, flips, of_row, rejudged, setting
 from echoink.models import end_ids
 from echoink.phases import Evaluator, conclude
@@ -17,6 +17,7 @@ from echoink.rollout import Sampling
 from echoink.stored import Record
 from echoink.tracker import Tracker
 from echoink.tracking import RunFolder
+from echoink.variants import without
 from tests.test_evaluation import made
 
 CONFIG = compose([])[0].config
@@ -192,3 +193,50 @@ def test_watched_samples_are_answered_with_the_same_noise(make_evaluator, model,
     assert [(row["step"], row["id"]) for row in rows] == [(s, sample.id) for s in (0, 10) for sample in samples[:2]]
     assert [row["completion"] for row in rows[:2]] == [row["completion"] for row in rows[2:]]
     assert rows[0]["media"]["image"] == str(samples[0].image)
+
+
+def test_ablations_are_answered_told_and_resumed(make_evaluator, model, samples, tmp_path):
+    chosen = [Variant.full, Variant.no_audio, Variant.swapped_image]
+    whole = make_evaluator(tmp_path / "whole", ablations=chosen, samples=4, greedy=False)
+    whole.phase(model, samples[:10], FINAL, 3)
+    found = whole.files.summary[FINAL]["ablations"]
+    assert [name for name in found if name != "needs"] == ["no_audio", "swapped_image"]
+    assert found["no_audio"]["n"] == 10 and sum(found["needs"].values()) == 10
+    rows = lines(whole)
+    assert {row["variant"] for row in rows} == {"full", "no_audio", "swapped_image"}
+    (logged,) = whole.files.read("eval.jsonl")
+    assert logged["eval/no_audio/accuracy"] == found["no_audio"]["accuracy"]
+    assert logged["eval/no_audio/drop"] == found["no_audio"]["drop"]["difference"]
+    needs = whole.files.read("needs-final.jsonl")
+    assert len(needs) == 10 and needs[0]["full"][1] == needs[0]["no_audio"][1] == 4
+    for kept in (3, 40, 57):  # in the middle of full, at its end, in the middle of a variant
+        cut = make_evaluator(tmp_path / f"cut{kept}", ablations=chosen, samples=4, greedy=False)
+        cut.files.append("predictions.jsonl", rows[:kept])
+        cut.phase(model, samples[:10], FINAL, 3)
+        key = lambda row: (row["variant"], row["id"], row["draw"])  # noqa: E731
+        assert sorted(lines(cut), key=key) == sorted(rows, key=key)
+        assert cut.files.summary[FINAL] == whole.files.summary[FINAL]
+
+
+def test_a_variant_has_the_noise_and_options_of_the_full_prompt(make_evaluator, model, samples):
+    text = [without(sample, Variant.text_only) for sample in samples[:4]]
+    evaluator = make_evaluator(ablations=[Variant.text_only], greedy=False)
+    evaluator.phase(model, samples[:4], FINAL, 0)
+    alone = make_evaluator(evaluator.files.path.with_name("alone"), greedy=False)
+    alone.phase(model, text, FINAL, 0)
+    ours = [row["completion"] for row in lines(evaluator) if row["variant"] == "text_only"]
+    assert ours == [row["completion"] for row in lines(alone)]
+
+
+def test_a_bases_ablations_are_kept_for_other_runs(make_evaluator, model, samples, tmp_path, monkeypatch):
+    one = make_evaluator(tmp_path / "one", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
+    one.phase(model, samples[:4], BASE, 0)
+    assert len(list((tmp_path / "cache").glob("base-*.jsonl"))) == 2
+
+    def never(*_, **__):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("echoink.rollout.generate", never)
+    two = make_evaluator(tmp_path / "two", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
+    two.phase(model, samples[:4], BASE, 0)
+    assert two.files.summary[BASE]["ablations"] == one.files.summary[BASE]["ablations"]

@@ -1,0 +1,158 @@
+"""Curation by difficulty: what is kept and why, balanced letters, no shared media, the second measurement."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+
+from echoink import difficulty, synthetic
+from echoink.difficulty import balanced
+from echoink.errors import UserError
+from echoink.splits import read_split
+
+
+@pytest.fixture
+def source(tmp_path):
+    synthetic.write(tmp_path / "source", 0, {"train": 12, "dev": 2, "valid": 3})
+    return tmp_path / "source"
+
+
+def row(id, right, need="both"):
+    return {"id": id, "need": need, "full": (right, 8), "no_audio": (2, 8), "no_image": (1, 8), "text_only": (1, 8)}
+
+
+@pytest.fixture
+def measured(monkeypatch, source):
+    """Answers in the place of an evaluation: by the number of the question."""
+    calls = []
+
+    def measure(given, path, seed, folder):
+        calls.append((path, seed))
+        if len(calls) > 1:
+            return {s.id: row(s.id, 3, "undetermined") for s in read_split(path, "train")}
+        needs = {1: "audio", 2: "undetermined"}
+        return {str(n): row(str(n), 8 if n == 0 else n % 7, needs.get(n, "both")) for n in range(12)}
+
+    monkeypatch.setattr(difficulty, "_measure", measure)
+    return calls
+
+
+def curate(source, output, *words):
+    difficulty.main(["mode=difficulty", f"source={source}", "checkpoint=tiny", f"output={output}", *words])
+    return json.loads((output / "curation.json").read_text())
+
+
+def test_what_is_kept_and_why_the_rest_is_not(source, tmp_path, measured, capsys):
+    output = tmp_path / "hard"
+    told = curate(source, output)
+    kept = read_split(output, "train")
+    assert [s.id for s in kept] == [
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "9",
+        "10",
+        "11",
+    ]  # 6 of 8 right, of question 6, are 0.75
+    assert told["dropped"] == {"pass rate": 1, "need audio": 1, "need undetermined": 1}
+    assert {s.fields["need"] for s in kept} == {"both"}
+    rows = json.loads((output / "omni_rl_format_train.json").read_text())
+    assert rows[0]["pass_rate"] == 0.375
+    assert told["selected_on"]["questions"] == told["drawn_afresh"]["questions"] == len(kept)
+    assert told["selected_on"]["needs"]["both"] == len(kept) and told["drawn_afresh"]["needs"]["undetermined"] == len(
+        kept
+    )
+    assert told["selected_on"]["without"]["no_audio"] == 0.25
+    assert measured == [(str(source), 0), (str(output), 1)], "what is kept is answered again with other draws"
+    assert not (output / ".work").exists()
+    assert "drawn afresh right 37.5 %" in capsys.readouterr().out
+
+
+def test_media_questions_and_other_splits_are_those_of_the_source(source, tmp_path, measured):
+    curate(source, tmp_path / "hard")
+    before = {s.id: s for s in read_split(source, "train")}
+    for sample in read_split(tmp_path / "hard", "train"):
+        old = before[sample.id]
+        assert sample.problem == old.problem and sample.image.read_bytes() == old.image.read_bytes()
+        assert sample.audio.read_bytes() == old.audio.read_bytes() and sample.fields["kind"] == old.fields["kind"]
+        words = lambda s: {o[3:] for o in s.options if o[0] in s.gold}  # noqa: E731
+        assert words(sample) == words(old) and {o[3:] for o in sample.options} == {o[3:] for o in old.options}
+    for split in ("dev", "valid"):
+        one, two = read_split(source, split), read_split(tmp_path / "hard", split)
+        assert [(s.id, s.options, s.solution) for s in one] == [(s.id, s.options, s.solution) for s in two]
+
+
+def test_without_shuffling_letters_stay(source, tmp_path, measured):
+    curate(source, tmp_path / "hard", "shuffle=false", "needs=[]", "pass_rate=[0,1]")
+    before = {s.id: s for s in read_split(source, "train")}
+    kept = read_split(tmp_path / "hard", "train")
+    assert len(kept) == 12 and all(s.options == before[s.id].options for s in kept)
+
+
+def test_a_question_that_shares_a_file_with_validation_is_dropped(source, tmp_path, measured):
+    shutil.copy(source / "valid/audios/sample_1.wav", source / "train/audios/sample_4.wav")
+    told = curate(source, tmp_path / "hard")
+    assert told["dropped"]["media in another split"] == 1
+    assert "4" not in [s.id for s in read_split(tmp_path / "hard", "train")]
+
+
+def test_every_letter_is_right_equally_often_and_several_right_options_stay_right():
+    turns = Counter()
+    options = ("A. dog", "B. cat", "C. cow", "D. hen")
+    found = [balanced(str(n), options, frozenset("A"), 0, turns) for n in range(40)]
+    assert Counter(solution for _, solution in found) == {"A": 10, "B": 10, "C": 10, "D": 10}
+    assert all(made["ABCD".index(solution)][3:] == "dog" for made, solution in found)
+    assert len({tuple(made) for made, _ in found}) > 10
+    assert found == [balanced(str(n), options, frozenset("A"), 0, again) for again in [Counter()] for n in range(40)]
+    made, solution = balanced("x", options, frozenset("AC"), 0, Counter())
+    assert {made["ABCD".index(letter)][3:] for letter in solution.split(", ")} == {"dog", "cow"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draws=3"], "fewer than 4 label nothing"),
+        (["needs=[sound]"], "needs holds 'sound'"),
+        (["pass_rate=[0.8,0.2]"], "is no range"),
+        (["pass_rate=[0,0]", "needs=[neither]"], "no question is left"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_computed(source, tmp_path, measured, words, message):
+    with pytest.raises(UserError, match=message):
+        curate(source, tmp_path / "hard", *words)
+    assert not (tmp_path / "hard/curation.json").exists()
+
+
+def test_a_finished_output_and_one_begun_otherwise_are_refused(source, tmp_path, measured, monkeypatch):
+    curate(source, tmp_path / "hard")
+    with pytest.raises(UserError, match="is finished"):
+        curate(source, tmp_path / "hard")
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(difficulty, "_measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        curate(source, tmp_path / "cut")
+    with pytest.raises(UserError, match="begun with other settings"):
+        curate(source, tmp_path / "cut", "draws=16")
+
+
+def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path):
+    """The real one, twice: the second time nothing is left to answer."""
+    given = difficulty.DifficultyConfig(
+        source=str(source),
+        checkpoint="tiny",
+        output="x",
+        draws=4,
+        settings=["generation.max_new_tokens=4", "dataset.train=3"],
+    )
+    found = difficulty._measure(given, given.source, 0, tmp_path / "work")
+    assert set(found) == {"0", "1", "2"}
+    assert found["0"]["full"][1] == found["0"]["no_audio"][1] == 4 and found["0"]["need"] == "undetermined"
+    given.checkpoint = "nothing"  # not needed any more
+    assert difficulty._measure(given, given.source, 0, tmp_path / "work") == found
