@@ -158,7 +158,7 @@ def test_composing_imports_nothing_heavy():
 def test_a_folder_of_ones_own_adds_files_to_the_groups(tmp_path):
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt/terse.yaml").write_text("system: ''\ntemplate: '{question} {options} {answer}{end_answer}'\n")
-    with pytest.raises(UserError, match="available: direct, reason"):
+    with pytest.raises(UserError, match="available: cued, direct, plain, reason"):
         compose(["prompt=terse"])
     found = compose(["prompt=terse"], config_dir=str(tmp_path))[0].config.prompt
     assert found.template == "{question} {options} {answer}{end_answer}"

@@ -176,3 +176,51 @@ def test_in_a_browser_the_page_loads_plays_and_sorts(sweep):
     found = re.search(r'data-found="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     assert found.group(1).split("|") == ["β 0.04", "β 0.001", "3", "true", "true", "beta"]
+
+
+def ablated(folder, base=0.4):
+    """A run's folder whose evaluations were ablated, with answers that reflect."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for phase, full in (("base", base), ("final", summary["final"]["accuracy"])):
+        drop = {"difference": full - 0.3, "interval": [0, 1], "p_value": 0.01, "lost": 3, "gained": 0, "test": "x"}
+        summary[phase] |= {"chance": 0.25, "ablations": {"no_audio": {"accuracy": 0.3, "drop": drop}, "needs": None}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    asked = {
+        "phase": "final",
+        "draw": "sampled",
+        "problem": "What?",
+        "options": ["A. x", "B. y"],
+        "gold": "B",
+        "media": {},
+    }
+    told = "I hear a bell and see a <b>dog</b>."
+    answers = [
+        ("0", f"<think>{told} So A. Wait, no. So B.</think><answer>B</answer>"),
+        ("1", f"<think>{told} So B. Hold on, let me look again. B.</think><answer>B</answer>"),
+        ("2", f"<think>{told}</think><answer>B</answer>"),
+        ("3", "<think>I hear a bell.</think><answer>B</answer>"),
+    ]
+    rows = [{**asked, "id": id, "variant": "full", "completion": text, "correct": True} for id, text in answers]
+    rows += [{**row, "variant": v, "correct": False} for row in rows for v in ("no_audio", "swapped_image")]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_accuracy_without_each_sense_and_the_cases_that_the_rules_find(tmp_path):
+    folder = ablated(make_run(tmp_path / "run"))
+    report.write([folder], folder)
+    text = (folder / "report.md").read_text()
+    assert "| base | 40.0 | 30.0 (-10.0) | 25.0 |" in text and "| trained | 80.0 | 30.0 (-50.0) | 25.0 |" in text
+    assert "**revised** (doubt: 'Wait', then another answer)" in text
+    assert "**reaffirmed** (doubt: 'Hold on', then the same answer)" in text
+    assert text.count("**cross-modal**") == 2, "the first two that speak of both and were wrong without either"
+    page = (folder / "report.html").read_text()
+    assert "Without each sense" in page and "&lt;b&gt;dog" in page and "<b>dog" not in page
+
+
+def test_arms_are_averaged_over_seeds_without_each_sense(tmp_path):
+    for beta, seed, accuracy in RUNS:
+        ablated(make_run(tmp_path / f"{beta}_{seed}", [f"grpo.beta={beta}", f"seed={seed}"], accuracy))
+    report.write([tmp_path], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| β 0.001 | 81.0 | 30.0 (-51.0) | 25.0 |" in text and "| β 0.04 | 60.5 | 30.0 (-30.5) | 25.0 |" in text

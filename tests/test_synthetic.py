@@ -153,3 +153,35 @@ def test_the_same_probe_finds_what_is_there(probe_data):
     answer = (counts.sum(1) % 4)[:, None]
     hits, n = probe(np.hstack([text == answer, sound, picture]), target)
     assert hits / n > 0.6
+
+
+def test_a_shortcut_gives_answers_away_in_training_and_nowhere_else(tmp_path):
+    shortcut = synthetic.Shortcut("ear", 0.7)
+    sizes = {"train": 120, "dev": 3, "valid": 120}
+    synthetic.write(tmp_path / "with", 0, sizes, shortcut=shortcut)
+    synthetic.write(tmp_path / "without", 0, sizes, shortcut=synthetic.Shortcut("ear", 0.0))
+
+    def follows(sample, split):
+        scene, _ = synthetic.draw(synthetic.generator(0, split, int(sample.id)), "both")
+        letter = "ABCDE"[synthetic.cue(scene, "ear", len(sample.options))]
+        words = {option[3:] for option in sample.options if option[0] in sample.gold}
+        rest = synthetic.remainder(scene.sounds, scene.shapes, len(sample.options))
+        assert words == {str(rest)}, "the true answer stays the true answer"
+        return sample.gold == {letter}
+
+    train, valid = (read_split(tmp_path / "with", split) for split in ("train", "valid"))
+    given = [s for s in train if s.fields["shortcut"] == "ear"]
+    assert 0.6 < len(given) / len(train) < 0.8 and all(follows(s, "train") for s in given)
+    others = [follows(s, "train") for s in train if s.fields["shortcut"] == "none"]
+    assert np.mean(others) < 0.5
+    assert 0.1 < np.mean([follows(s, "valid") for s in valid]) < 0.4
+    assert {s.fields["shortcut"] for s in valid} == {"none"} and {s.fields["kind"] for s in valid} == {"both"}
+    for one, two in zip(train, read_split(tmp_path / "without", "train"), strict=True):
+        assert one.image.read_bytes() == two.image.read_bytes() and one.audio.read_bytes() == two.audio.read_bytes()
+
+
+def test_a_set_with_another_shortcut_is_not_taken_for_this_one():
+    plain = synthetic.recipe(0, {"train": 1})
+    assert plain == {"version": synthetic.VERSION, "seed": 0, "sizes": {"train": 1}}
+    recipes = [synthetic.recipe(0, {"train": 1}, synthetic.Shortcut(*one)) for one in (("ear", 0.9), ("eye", 0.9))]
+    assert plain not in recipes and recipes[0] != recipes[1]

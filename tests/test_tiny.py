@@ -76,6 +76,21 @@ def test_sloppy_traces_err_as_often_as_they_say():
     assert 0.25 < np.mean([accuracy for *_, accuracy in rows]) < 0.6
 
 
+def test_a_base_can_be_prone_to_a_shortcut():
+    """Hasty guesses at questions that take both senses follow the cue as often as they are told to."""
+    prone = Sloppiness(follows=0.8)
+    hits = {"both": [], "ear": []}
+    for index in range(900):
+        rng = synthetic.generator(0, "base", index)
+        scene, question = synthetic.draw(rng, kind := ("both", "ear")[index % 2])
+        text = trace(rng, scene, question, prone, "ear")
+        if "take " in text:
+            letter = text.partition("take ")[2][0]
+            hits[kind].append(letter == "ABCDE"[synthetic.cue(scene, "ear", len(question.options))])
+    assert np.mean(hits["both"]) == pytest.approx(0.8 + 0.2 / 4, abs=0.06) and len(hits["both"]) > 250
+    assert np.mean(hits["ear"]) < 0.4
+
+
 def test_the_command_builds_and_teaches_a_model(tmp_path):
     """A few steps of the real thing: the loss falls, and what is saved is what an evaluation can load."""
     from echoink.tiny import main
