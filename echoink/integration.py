@@ -14,7 +14,8 @@ without gradient, each group's prompt once.
 
 `need` answers each prompt G more times without sound and G times without sight, and weighs the whole group where its
 own answers are right more often than both: one-sided Fisher exact test at `ALPHA`, the margin that the noise of G
-draws asks for. At equal rates a bare "more often" would fire in up to two groups of five.
+draws asks for. At three equal rates it fires in less than 0.3 % of groups of 8, a bare "more often than both" in a
+quarter (and "more often than one" in two fifths).
 
 Two published rules, for comparison, with the same further rollouts:
 

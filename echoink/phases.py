@@ -87,8 +87,12 @@ class Evaluator:
             + (f" · a guess {console.percent(found['chance'])}" if found["chance"] else ""),
         )
         for variant in dict.fromkeys(config.ablations):
-            if variant is not Variant.full and (asked := variants.make(samples, variant, self.seed, self.clusters)):
+            if variant is Variant.full:
+                continue
+            if asked := variants.make(samples, variant, self.seed, self.clusters):
                 answers[variant] = self._variant(model, asked, phase, how, variant)
+            else:
+                console.say(phase, f"no sample has what {variant.name} takes away")
         if len(answers) > 1:
             found["ablations"] = needs.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", needs.rows(answers))

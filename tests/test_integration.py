@@ -1,12 +1,13 @@
 """The rules of integration on numbers, and in a step of training."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from echoink import integration
+from echoink import integration, synthetic
 from echoink.config import Rule, Variant
 from echoink.integration import (
     ablated,
@@ -20,6 +21,8 @@ from echoink.integration import (
 )
 from echoink.samples import DataType
 from echoink.variants import without
+from tests.entry import SMALL
+from tests.processes import run
 from tests.test_trainer import G, make_trainer, weights  # noqa: F401
 
 
@@ -160,3 +163,34 @@ def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_s
     trainer.state.global_step = 1
     assert shown != [trainer._shown(sample).data_type for sample in samples]
     assert make_trainer(chosen=samples)._shown(samples[0]) is samples[0]
+
+
+def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
+    found = run(
+        tmp_path,
+        *SMALL,
+        "reward=integration",
+        "tracking=off",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert found.returncode == 0, found.stderr
+    assert "λ_int 1 (counterfactual)" in found.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["time/integration"] > 0 and 0 <= row["reward/integration"] <= 1
+        assert {"integration/fires", "reflection/doubt", "reflection/words"} <= row.keys()
+        inside = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
+        assert inside <= 1.01 * row["time/step"], "no second counts twice"
+    (first,) = [json.loads(line) for line in (tmp_path / "run/completions/step-1.jsonl").open()][:1]
+    assert first["total"] == pytest.approx(first["accuracy"] + first["format"] + first["integration"])
+
+
+def test_a_dataset_without_both_senses_refuses_the_weight(tmp_path):
+    synthetic.write(tmp_path / "set", 0, {"train": 8, "dev": 1, "valid": 2})
+    index = tmp_path / "set/omni_rl_format_train.json"
+    rows = json.loads(index.read_text())
+    heard = [{**row, "data_type": "audio", "path": {"audio": row["path"]["audio"]}} for row in rows]
+    index.write_text(json.dumps(heard))
+    words = ["dataset=rows", f"dataset.path={tmp_path / 'set'}", "reward=integration", "eval.base=false"]
+    found = run(tmp_path, *words, "tracking=off", f"hydra.run.dir={tmp_path / 'run'}")
+    assert found.returncode == 2 and "no training sample has both" in found.stderr

@@ -1,0 +1,82 @@
+"""The table of experiments/integration.md, from the folders of its runs.
+
+    python experiments/shortcut.py outputs/shortcut
+
+For each arm: accuracy on validation, with each sense taken away, and how much of the gap between plain GRPO on the set
+with the shortcut and on the set without it closes, paired by seed: (arm - plain) / (clean - plain), with Student's t
+interval over seeds.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from echoink import results
+from echoink.results import Run
+from echoink.statistics import over_seeds
+
+VARIANTS = ("no_audio", "no_image", "text_only", "swapped_audio", "swapped_image")
+
+
+def arm(run: Run) -> str:
+    """What a run's arm is called here."""
+    config = run.config
+    if config["reward.lambda_int"]:
+        return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}"
+    if config["grpo.modality_dropout"]:
+        return f"modality dropout {config['grpo.modality_dropout']:g}"
+    if config.get("dataset.curriculum"):
+        return "curriculum by need"
+    return "plain GRPO" if config["dataset.shortcut_share"] else "no shortcut in training"
+
+
+def main(folders: Sequence[str]) -> None:
+    arms: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in results.find(map(Path, folders)):
+        if run.finished and run.summary.get("final"):
+            arms[arm(run)][run.seed] = run
+    accuracy = {name: {s: run.result["accuracy"] for s, run in runs.items()} for name, runs in arms.items()}
+    plain, clean = accuracy["plain GRPO"], accuracy["no shortcut in training"]
+    print("| arm | n | accuracy | gap closed | " + " | ".join(VARIANTS) + " | tokens | s/step, of it integration |")
+    print("|---|---|---|---|" + "---|" * (len(VARIANTS) + 2))
+    for name, runs in arms.items():
+        found = over_seeds(list(accuracy[name].values()))
+        closed = ""
+        if name not in ("plain GRPO", "no shortcut in training"):
+            shares = [(accuracy[name][s] - plain[s]) / (clean[s] - plain[s]) for s in runs if s in plain and s in clean]
+            closed = told(over_seeds(shares)) if len(shares) > 1 else ""
+        without = []
+        for variant in VARIANTS:
+            values = [run.result["ablations"][variant]["accuracy"] for run in runs.values()]
+            without.append(f"{100 * sum(values) / len(values):.1f}")
+        tokens = [run.result["mean_tokens"] for run in runs.values()]
+        steps = [row for run in runs.values() for row in run.metrics]
+        extra = sum(row.get("time/integration", 0) for row in steps) / len(steps)
+        step = sum(row["time/step"] for row in steps) / len(steps)
+        cells = [name, str(len(runs)), told(found), closed, *without, f"{sum(tokens) / len(tokens):.0f}"]
+        print(f"| {' | '.join(cells)} | {step:.2f}, {extra:.2f} |")
+    base = next(iter(arms["plain GRPO"].values())).summary["base"]
+    without = [f"{100 * base['ablations'][variant]['accuracy']:.1f}" for variant in VARIANTS]
+    print(f"| the base | | {100 * base['accuracy']:.1f} | | {' | '.join(without)} | {base['mean_tokens']:.0f} | |")
+    print(f"\na guess: {100 * base['chance']:.1f} %")
+    for name, runs in arms.items():
+        for metric in ("integration/fires", "integration/gain", "reward/integration"):
+            rows = [[r[metric] for r in run.metrics if metric in r] for run in runs.values()]
+            if all(rows):
+                tenth = [max(1, len(values) // 10) for values in rows]
+                first = sum(sum(v[:t]) / t for v, t in zip(rows, tenth, strict=True)) / len(rows)
+                last = sum(sum(v[-t:]) / t for v, t in zip(rows, tenth, strict=True)) / len(rows)
+                print(f"{name}: {metric} {first:.3f} → {last:.3f} (first and last tenth of training)")
+
+
+def told(found) -> str:
+    """Mean in percent with its interval."""
+    if found.interval is None:
+        return f"{100 * found.mean:.1f}"
+    low, high = (100 * end for end in found.interval)
+    return f"{100 * found.mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
