@@ -60,7 +60,7 @@ def ablated(sample: Sample) -> list[Sample]:
     return [without(sample, sense) for sense in SENSES]
 
 
-def advantage_in_likelihood(full: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
+def gain(full: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
     """c_i [R]: how much likelier each completion is with both senses than without either, in nats a token.
 
     Args:
@@ -68,13 +68,13 @@ def advantage_in_likelihood(full: Tensor, ablated: Tensor, mask: Tensor) -> Tens
         ablated: [M, R, C] under the prompts without a sense.
         mask: [R, C], True on the completions' tokens.
     """
-    gains = ((full - ablated) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    return gains.amin(0)
+    found = ((full - ablated) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return found.amin(0)
 
 
-def counterfactual(right: Tensor, gain: Tensor, scale: float) -> Tensor:
+def counterfactual(right: Tensor, gains: Tensor, scale: float) -> Tensor:
     """R_int [R], see the module's docstring; c ≤ 0 and wrong completions get 0, c = s gives 0.63."""
-    return right * (1 - torch.exp(-gain.clamp(min=0) / scale))
+    return right * (1 - torch.exp(-gains.clamp(min=0) / scale))
 
 
 def needs_both(right: Tensor, ablated: Tensor, group: int) -> Tensor:

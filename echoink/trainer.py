@@ -42,7 +42,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import integration, plain_rows, randomness, reflection, rollout, signals, variants
+from echoink import plain_rows, randomness, reflection, rollout, signals
 from echoink.config import (
     Advantage,
     GenerationConfig,
@@ -51,10 +51,11 @@ from echoink.config import (
     Rule,
     Schedule,
     TrainerConfig,
-    Variant,
 )
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
+from echoink.fusion import Fusion
+from echoink.integration import ablated, has_both
 from echoink.models import processes
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.rewards import Match, accuracy_reward, format_reward
@@ -139,8 +140,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._counted: Tensor | None = None  # [R, C], those of groups with a signal
         self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
         self._shared_prefix = shared_prefix
-        self._rule, self._rule_weight, self._scale = rule if rule_weight else None, rule_weight, scale
-        self._right_without: Tensor | None = None  # [M, R], of completions without a sense; 1 without both to take away
+        self._rule_weight = rule_weight
         self._dropout = modality_dropout
         self._stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
         self._rejects = advantage is Advantage.rejection
@@ -163,10 +163,14 @@ class EchoInkTrainer(GRPOTrainer):
 
         def integration(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_):
             right = torch.tensor(accuracy(prompts, completions), device=self.accelerator.device)
-            return self._integration(right, completion_ids).tolist()
+            with self._timed("time/integration"), self.accelerator.autocast():
+                return self._fusion.reward(self.model, right, completion_ids, self._owner).tolist()
 
         self._accuracy = accuracy
-        pays = self._rule is not None and self._rule is not Rule.need
+        self._fusion = None
+        if rule_weight:
+            self._fusion = Fusion(rule, scale, processor, accuracy, args.per_device_train_batch_size)
+        pays = self._fusion is not None and self._fusion.pays
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
@@ -229,10 +233,11 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _shown(self, sample: Sample) -> Sample:
         """The sample as this step asks it: with modality dropout perhaps without a sense."""
-        if not self._dropout or not integration.has_both(sample):
+        if not self._dropout or not has_both(sample):
             return sample
-        coin = rollout.uniforms(self.args.seed, self.state.global_step, f"dropout {sample.id}", 1, 2).flatten().tolist()
-        return integration.ablated(sample)[int(2 * coin[1])] if coin[0] < self._dropout else sample
+        number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
+        coin = rollout.uniforms(self.args.seed, number, f"dropout {sample.id}", 1, 2).flatten().tolist()
+        return ablated(sample)[int(2 * coin[1])] if coin[0] < self._dropout else sample
 
     # --- rollout, rewards, advantages ---
 
@@ -267,96 +272,16 @@ class EchoInkTrainer(GRPOTrainer):
                 self._tokenizer.pad_token_id,
                 features,
             )
-            if self._rule in integration.ANSWERS_AGAIN:
-                self._answer_again(model, noise, sampling, features)
-            self._rollout_features = features if self._rule is Rule.counterfactual else None
+            if self._fusion:
+                with self._timed("time/integration"):
+                    self._fusion.take(self._asked, self._prompts, features)
+                    self._fusion.answer_again(
+                        model, self._prompt_ids, noise, sampling, self.eos_token_ids, self._tokenizer.pad_token_id
+                    )
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             self._features = None if towers_learn(model.model) else features
         self._lengths = [len(completion) for completion in completions]
         return completions, None
-
-    def _ablated(self, features: Sequence[Features]) -> list[tuple[list[int], list[PromptInputs], list[Features]]]:
-        """For each sense: which prompts have both, and those prompts without it, with what their towers made."""
-        both = [index for index, sample in enumerate(self._asked) if integration.has_both(sample)]
-        found = []
-        for sense in integration.SENSES:
-            prompts = [self._prompt_processor(variants.without(self._asked[index], sense)) for index in both]
-            gone = ("audio",) if sense is Variant.no_audio else ("image", "video")
-            kept = [{name: f for name, f in features[index].items() if name not in gone} for index in both]
-            found.append((both, prompts, kept))
-        return found
-
-    def _answer_again(self, model, noise: Tensor, sampling: rollout.Sampling, features: Sequence[Features]) -> None:
-        """Complete the prompts without each sense, with the same noise, and keep which answers are right."""
-        group = noise.shape[1]
-        self._right_without = torch.ones(2, len(self._prompts) * group, device=self.accelerator.device)
-        with self._timed("time/integration"):
-            for right, (both, prompts, kept) in zip(self._right_without, self._ablated(features), strict=True):
-                if not both:
-                    continue
-                completions = rollout.generate(
-                    model,
-                    prompts,
-                    noise[both],
-                    [sampling.temperature] * group,
-                    sampling,
-                    self.eos_token_ids,
-                    self._tokenizer.pad_token_id,
-                    kept,
-                )
-                texts = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
-                ids = [self._prompt_ids[index] for index in both for _ in range(group)]
-                rows = [index * group + g for index in both for g in range(group)]
-                right[rows] = torch.tensor(self._accuracy(ids, texts), device=right.device)
-
-    def _integration(self, right: Tensor, completion_ids: Sequence[Sequence[int]]) -> Tensor:
-        """What the rule pays each completion: [R]."""
-        has_both = torch.tensor([integration.has_both(self._asked[index]) for index in self._owner]).to(right)
-        if self._rule is not Rule.counterfactual:
-            paid = integration.PAYS[self._rule](right, self._right_without, self.num_generations) * has_both
-            self._note("integration/fires", paid.mean())
-            return paid
-        with self._timed("time/integration"), torch.no_grad(), self.accelerator.autocast():
-            gain = self._gain(completion_ids)
-        paid = integration.counterfactual(right, gain, self._scale) * has_both
-        self._note("integration/gain", gain[(has_both > 0) & (right == 1)].mean())
-        self._note("integration/fires", (paid > 0.5).float().mean())
-        return paid
-
-    def _gain(self, completion_ids: Sequence[Sequence[int]]) -> Tensor:
-        """c_i [R] of `integration.advantage_in_likelihood`; 0 for prompts without both senses."""
-        ids, mask = integration.padded(completion_ids, self.accelerator.device)
-        ablated = self._ablated(self._rollout_features)
-        both = ablated[0][0]
-        rows = [row for row, index in enumerate(self._owner) if index in both]
-        gain = torch.zeros(len(ids), device=ids.device)
-        if not rows:
-            return gain
-        owner = [both.index(self._owner[row]) for row in rows]
-        full = [self._prompts[index] for index in both], [self._rollout_features[index] for index in both]
-        trains = self.model.training
-        self.model.eval()
-        logps = [
-            torch.cat(
-                [
-                    score(self.model, prompts, kept, owner[part], ids[rows][part], mask[rows][part])[0]
-                    for part in self._parts(len(rows))
-                ]
-            )
-            for prompts, kept in (full, *((prompts, kept) for _, prompts, kept in ablated))
-        ]
-        self.model.train(trains)
-        gain[rows] = integration.advantage_in_likelihood(logps[0], torch.stack(logps[1:]), mask[rows])
-        return gain
-
-    def _parts(self, rows: int) -> list[slice]:
-        """As many rows at once as a micro-batch has."""
-        size = self.args.per_device_train_batch_size
-        return [slice(start, start + size) for start in range(0, rows, size)]
-
-    def _note(self, name: str, value: Tensor) -> None:
-        if torch.isfinite(value):
-            self._metrics["train"][name].append(value.item())
 
     def _sampling(self) -> rollout.Sampling:
         return rollout.Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
@@ -369,8 +294,14 @@ class EchoInkTrainer(GRPOTrainer):
         scored = super()._generate_and_score_completions(inputs)
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
-        if self._rule is Rule.need:
-            self._weigh(scored)
+        if self._fusion:
+            if not self._fusion.pays:  # it weighs the groups instead
+                own = [self._prompt_ids[index] for index in self._owner]
+                texts = self._tokenizer.batch_decode(scored["completion_ids"], skip_special_tokens=True)
+                right = torch.tensor(self._accuracy(own, texts), device=self.accelerator.device)
+                scored["advantages"] *= 1 + self._rule_weight * self._fusion.weights(right, self.num_generations)
+            for name, value in self._fusion.notes.items():
+                self._metrics["train"][name].append(value)
         if self._rejects:
             right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
             self._logs["advantages"].clear()
@@ -386,16 +317,6 @@ class EchoInkTrainer(GRPOTrainer):
             if self.accelerator.is_main_process:
                 self._on_rollout(rows)
         return scored
-
-    def _weigh(self, scored: dict[str, Tensor]) -> None:
-        """Weigh the advantages of the groups that need both senses."""
-        texts = self._tokenizer.batch_decode(scored["completion_ids"], skip_special_tokens=True)
-        ids = [self._prompt_ids[index] for index in self._owner]
-        right = torch.tensor(self._accuracy(ids, texts), device=self.accelerator.device)
-        fires = integration.needs_both(right, self._right_without, self.num_generations)
-        self._note("integration/fires", fires.float().mean())
-        weights = (1 + self._rule_weight * fires).repeat_interleave(self.num_generations)
-        scored["advantages"] = scored["advantages"] * weights
 
     def _rollout_rows(self) -> list[dict]:
         names, log = self.reward_func_names, self._logs

@@ -11,8 +11,8 @@ from echoink import integration, synthetic
 from echoink.config import Rule, Variant
 from echoink.integration import (
     ablated,
-    advantage_in_likelihood,
     counterfactual,
+    gain,
     has_both,
     needs_both,
     omnivideo_r1,
@@ -31,13 +31,13 @@ def test_the_gain_is_the_smaller_of_two_means_over_a_completions_tokens():
     deaf = torch.tensor([[-3.0, -1.0, 0.0], [-2.0, -2.0, -2.0]])
     blind = torch.tensor([[-1.0, -1.5, 0.0], [-5.0, -2.0, -2.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
-    assert advantage_in_likelihood(full, torch.stack([deaf, blind]), mask).tolist() == [0.25, 0.0]
+    assert gain(full, torch.stack([deaf, blind]), mask).tolist() == [0.25, 0.0]
 
 
 def test_the_counterfactual_reward_pays_right_completions_by_their_gain():
-    gain = torch.tensor([0.0, -1.0, 0.2, 0.2, 50.0])
+    gains = torch.tensor([0.0, -1.0, 0.2, 0.2, 50.0])
     right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
-    assert counterfactual(right, gain, 0.2).tolist() == pytest.approx([0, 0, 1 - math.exp(-1), 0, 1])
+    assert counterfactual(right, gains, 0.2).tolist() == pytest.approx([0, 0, 1 - math.exp(-1), 0, 1])
 
 
 def test_a_group_needs_both_where_it_beats_the_better_of_two_by_more_than_noise():
@@ -109,20 +109,20 @@ def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_train
     seen = []
     trainer = make_trainer("trainer.steps=1", rule=Rule.counterfactual, rule_weight=1.0, on_rollout=seen.extend)
     gains = []
-    real = trainer._gain
+    real = trainer._fusion._gain
 
-    def spy(ids):
-        gains.append((ids, real(ids)))
+    def spy(model, ids, owner):
+        gains.append((ids, real(model, ids, owner)))
         return gains[-1][1]
 
-    trainer._gain = spy
+    trainer._fusion._gain = spy
     before = weights(trainer.model).clone()
     with torch.no_grad():
         trainer.args.learning_rate = 0.0
         trainer._metrics["train"].clear()
     scored = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
-    ((ids, gain),) = gains
-    assert torch.equal(before, weights(trainer.model)) and len(gain) == 2 * G
+    ((ids, found),) = gains
+    assert torch.equal(before, weights(trainer.model)) and len(found) == 2 * G
     for row in range(2 * G):
         sample, completion = samples[row // G], torch.tensor(ids[row])
         sums = []
@@ -133,7 +133,7 @@ def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_train
             with torch.no_grad():
                 logits = trainer.model(**inputs, use_cache=False).logits[0, len(prompt.input_ids) - 1 : -1]
             sums.append(logits.log_softmax(-1).gather(1, completion[:, None]).mean())
-        assert gain[row].item() == pytest.approx(float(sums[0] - max(sums[1:])), abs=1e-4)
+        assert found[row].item() == pytest.approx(float(sums[0] - max(sums[1:])), abs=1e-4)
     assert "advantages" in scored
 
 
@@ -144,7 +144,8 @@ def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, sampl
     trainer = make_trainer(rule=Rule.need, rule_weight=2.0)
     found = trainer._generate_and_score_completions(inputs)["advantages"]
     assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
-    assert trainer._right_without.shape == (2, 2 * G) and set(trainer._right_without.flatten().tolist()) <= {0.0, 1.0}
+    without = trainer._fusion._right_without
+    assert without.shape == (2, 2 * G) and set(without.flatten().tolist()) <= {0.0, 1.0}
 
 
 def test_a_prompt_without_both_senses_is_paid_nothing(make_trainer, samples):  # noqa: F811
@@ -163,6 +164,16 @@ def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_s
     trainer.state.global_step = 1
     assert shown != [trainer._shown(sample).data_type for sample in samples]
     assert make_trainer(chosen=samples)._shown(samples[0]) is samples[0]
+
+
+def test_a_sense_that_a_rollout_lost_stays_lost_through_its_updates(make_trainer, samples):  # noqa: F811
+    trainer = make_trainer("grpo.updates_per_rollout=3", modality_dropout=0.5, chosen=samples)
+
+    def shown(step):
+        trainer.state.global_step = step
+        return [trainer._shown(sample).data_type for sample in samples]
+
+    assert shown(0) == shown(1) == shown(2) != shown(3) == shown(5)
 
 
 def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
