@@ -124,10 +124,12 @@ def accuracy_table(phases: dict[str, dict]) -> None:
 
 
 def ablation_table(phases: dict[str, dict]) -> None:
-    """What is left without each sense, base and trained side by side, and the fall from full on the same samples."""
+    """What is left without each sense, base and trained side by side; of the last also the fall from full on the same
+    samples, and how many answers could not be read.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("", "left"), *((phase, "right") for phase in phases), ("fall", "right"), ("p", "right")):
-        table.add_column(title, justify=justify)
+    for title in ("", *phases, "fall", "p", "unread"):
+        table.add_column(title, justify="right" if title else "left")
     last = list(phases.values())[-1]
     for variant in last:
         if variant == "needs":
@@ -140,12 +142,13 @@ def ablation_table(phases: dict[str, dict]) -> None:
             *(f"{percent(one['accuracy'])} {interval(one['interval'])}" for one in told),
             f"{100 * drop['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
             f"{drop['p_value']:.2g}",
+            percent(last[variant]["parse_failures"]),
         )
         for field, groups in last[variant]["by"].items():
             for value, group in groups.items():
                 fall = 100 * (group["full"] - group["accuracy"])
                 shares = (percent(one["by"][field][value]["accuracy"]) for one in told)
-                table.add_row(f"  {field} {value}", *shares, f"{fall:+.1f}", f"{group['p_value']:.2g}")
+                table.add_row(f"  {field} {value}", *shares, f"{fall:+.1f}", f"{group['p_value']:.2g}", "")
     console.print(table)
     if last["needs"]:
         say("needs", " · ".join(f"{name} {count:,}" for name, count in last["needs"].items() if count))

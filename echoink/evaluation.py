@@ -136,6 +136,7 @@ def evaluate(
     clusters: Mapping[str, str] | None = None,
     own_reward: Callable[[str, Sample], float] | None = None,
     variant: Variant = Variant.full,
+    first: int = 0,
 ) -> Iterator[Prediction]:
     """Answer every sample once per draw, in order; predictions come as they are made.
 
@@ -154,13 +155,17 @@ def evaluate(
         clusters: by id, which samples share media; without it none do.
         own_reward: a user's.
         variant: what the samples are, see `variants`.
+        first: the number, from 0, of the first draw: its noise is that of this draw among more.
     """
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
     for batch in batches:
         prompts = [processor(sample) for sample in batch]
         noise = torch.stack(
-            [rollout.uniforms(seed, 0, sample.id, len(draws), sampling.max_new_tokens) for sample in batch]
+            [
+                rollout.uniforms(seed, 0, sample.id, first + len(draws), sampling.max_new_tokens)[first:]
+                for sample in batch
+            ]
         )
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             completions = rollout.generate(

@@ -89,8 +89,8 @@ class Evaluator:
         for variant in dict.fromkeys(config.ablations):
             if variant is Variant.full:
                 continue
-            if asked := variants.make(samples, variant, self.seed, self.clusters):
-                answers[variant] = self._variant(model, asked, phase, how, variant)
+            if any(variants.applies(variant, sample) for sample in samples):
+                answers[variant] = self._variant(model, samples, phase, how, variant)
             else:
                 console.say(phase, f"no sample has what {variant.name} takes away")
         if len(answers) > 1:
@@ -110,7 +110,10 @@ class Evaluator:
         how: Setting,
         variant: Variant,
     ) -> list[Prediction]:
-        """The answers to a variant of the samples; a base's may be those of an earlier run."""
+        """The answers to a variant of the samples; a base's may be those of an earlier run.
+
+        Each draw of a swap has a donor of its own: one donor in four may by chance leave the answer as it was.
+        """
         kept = None
         rows = self.files.read(PREDICTIONS)
         started = any(row["phase"] == phase and row["variant"] == variant.name for row in rows)  # by an earlier process
@@ -118,7 +121,10 @@ class Evaluator:
             kept = self._kept(model, how, samples[0], variant)
             self._take(kept, samples, how)
         processes().wait_for_everyone()
-        answers = self._answers(model, samples, phase, how.prompt, how.draws, how.match, self.clusters, variant)
+        answers: list[Prediction] = []
+        for first, draws in enumerate([(draw,) for draw in how.draws] if variant in variants.SWAPS else [how.draws]):
+            asked = variants.make(samples, variant, self.seed + first, self.clusters)
+            answers += self._answers(model, asked, phase, how.prompt, draws, how.match, self.clusters, variant, first)
         if kept and not kept.is_file():
             cache.keep(kept, answers)
         return answers
@@ -214,6 +220,7 @@ class Evaluator:
         match: Match,
         clusters: Mapping[str, str],
         variant: Variant = Variant.full,
+        first: int = 0,
     ) -> list[Prediction]:
         label = phase if variant is Variant.full else f"{phase} {variant.name}"
         group, batch = processes(), self.config.batch_prompts
@@ -242,6 +249,7 @@ class Evaluator:
                 clusters,
                 self.own_reward,
                 variant,
+                first,
             )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
@@ -257,7 +265,7 @@ class Evaluator:
         rows = self.files.read(PREDICTIONS)
 
         def ours(row: dict) -> bool:
-            return row["phase"] == phase and row["variant"] == variant.name
+            return row["phase"] == phase and row["variant"] == variant.name and row["draw"] in draws
 
         have = {(row["id"], row["draw"]): evaluation.of_row(row) for row in rows if ours(row)}
         done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))

@@ -25,6 +25,9 @@ from echoink.samples import DataType, Sample, load_sound
 MAX_SECONDS = 300.0
 """Of a soundtrack that becomes a sound of its own; the caps of the model apply afterwards."""
 
+SWAPS = (Variant.swapped_audio, Variant.swapped_image)
+"""The variants that need another sample."""
+
 _WITHOUT_SOUND = {
     DataType.audio: DataType.text,
     DataType.image_audio: DataType.image,
@@ -65,7 +68,7 @@ def make(
         clusters: by id, which samples share media; such are no donors for each other.
     """
     chosen = [sample for sample in samples if applies(variant, sample)]
-    if variant not in (Variant.swapped_audio, Variant.swapped_image):
+    if variant not in SWAPS:
         return [without(sample, variant) for sample in chosen]
     donors = _donors(chosen, seed, clusters or {})
     swap = _swapped_audio if variant is Variant.swapped_audio else _swapped_image

@@ -13,11 +13,11 @@ from echoink.models import end_ids
 from echoink.phases import Evaluator, conclude
 from echoink.prompts import Prompt
 from echoink.rewards import Match
-from echoink.rollout import Sampling
+from echoink.rollout import Sampling, generate, uniforms
 from echoink.stored import Record
 from echoink.tracker import Tracker
 from echoink.tracking import RunFolder
-from echoink.variants import without
+from echoink.variants import make, without
 from tests.test_evaluation import made
 
 CONFIG = compose([])[0].config
@@ -226,6 +226,29 @@ def test_a_variant_has_the_noise_and_options_of_the_full_prompt(make_evaluator, 
     alone.phase(model, text, FINAL, 0)
     ours = [row["completion"] for row in lines(evaluator) if row["variant"] == "text_only"]
     assert ours == [row["completion"] for row in lines(alone)]
+
+
+def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluator, model, samples):
+    evaluator = make_evaluator(ablations=[Variant.swapped_audio], samples=3, greedy=False)
+    evaluator.phase(model, samples, FINAL, 0)
+    rows = [row for row in lines(evaluator) if row["variant"] == "swapped_audio"]
+    heard = {}
+    for row in rows:
+        heard.setdefault(row["id"], []).append(row["media"]["audio"])
+    assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
+    for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
+        alone = make(samples, Variant.swapped_audio, evaluator.seed + number)
+        noise = [uniforms(0, 0, sample.id, 3, 48)[number] for sample in alone]
+        found = evaluate_alone(model, evaluator, alone, noise)
+        assert found == [row["completion"] for row in rows if row["draw"] == draw]
+
+
+def evaluate_alone(model, evaluator, samples, noise):
+    omni = evaluator.processor.processor
+    prompts = [evaluator.processor(sample) for sample in samples]
+    ends, pad = evaluator.end_ids, omni.tokenizer.pad_token_id
+    made = generate(model, prompts, torch.stack(noise)[:, None], [1.0], evaluator.sampling, ends, pad)
+    return omni.batch_decode(made, skip_special_tokens=True)
 
 
 def test_a_bases_ablations_are_kept_for_other_runs(make_evaluator, model, samples, tmp_path, monkeypatch):
