@@ -1,5 +1,5 @@
-"""What a report tells of listening and looking: accuracy without each sense, and the completions that the rules of
-reflection call clearest.
+"""What a report tells of listening and looking: accuracy without each sense, and completions that the rules of
+reflection find.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[Cell | 
     rows = []
     bases = [run.summary["base"] for _, runs in done for run in runs if _ablated(run.summary.get("base"))]
     several = [run for run in done[0][1] if run.summary.get("final")]
-    if bases and several:
+    if bases and several and len({run.config["model.path"] for _, runs in done for run in runs}) == 1:
         rows.append(("base", _row(bases, names)))
     rows += [
         (arm.label if len(done) > 1 else "trained" if several else "model", _row([run.result for run in runs], names))
@@ -64,16 +64,16 @@ def _row(results: Sequence[dict], names: Sequence[str]) -> list[Cell | None]:
     return [*cells, Cell(mean([found["chance"] for found in results]), None)]
 
 
-def clearest(run: Run) -> list[dict[str, Any]]:
-    """Right answers of a run's last evaluation that revise or reaffirm themselves, or speak of both senses and were
-    lost without either: each with the rule that found it, and its words.
+def found_by_rules(run: Run) -> list[dict[str, Any]]:
+    """The first right answers of a run's last evaluation that revise or reaffirm themselves, or speak of both senses
+    and were wrong, in a readable answer, without either: each with the rule that found it, and its words.
     """
     rows = read_rows(run.folder / PREDICTIONS)
     phase = evaluation.FINAL if run.summary.get("final") else evaluation.BASE
     mine = [row for row in rows if row["phase"] == phase and row["draw"] == evaluation.SAMPLED]
     wrong: dict[str, set[str]] = {}
     for row in mine:
-        if not row["correct"]:
+        if not row["correct"] and row["letters"]:
             wrong.setdefault(row["id"], set()).add(row["variant"])
     found: dict[str, list[dict]] = {"revised": [], "reaffirmed": [], "cross-modal": []}
     for row in mine:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from echoink.config import Attention, Config, Dtype, Task, fields_of
+from echoink.config import Advantage, Attention, Config, Dtype, Rule, Split, Task, fields_of
 from echoink.errors import UserError
 from echoink.prompts import Prompt
 
@@ -198,12 +198,17 @@ def _check_together(config: Config) -> None:
             "gradients are accumulated over whole micro-batches",
         )
     reward = config.reward
-    if reward.lambda_acc == 0 and reward.lambda_fmt == 0 and not (reward.file and reward.lambda_file):
+    pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
+    if not (reward.lambda_acc or reward.lambda_fmt or pays or (reward.file and reward.lambda_file)):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
     if reward.file and not Path(reward.file).is_file():
         raise UserError(
             f"reward.file={reward.file}: no such file", "a Python file that defines reward(completion, sample)"
         )
+    if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
+        raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
+    if config.task is Task.train and config.eval.split is Split.train:
+        raise UserError("eval.split=train is for curation (task=eval)", "a run reports valid, or dev")
     if config.task is Task.compare and not config.checkpoint:
         raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
     if config.dry_run and config.task is not Task.train:

@@ -148,7 +148,13 @@ def ablation_table(phases: dict[str, dict]) -> None:
             for value, group in groups.items():
                 fall = 100 * (group["full"] - group["accuracy"])
                 shares = (percent(one["by"][field][value]["accuracy"]) for one in told)
-                table.add_row(f"  {field} {value}", *shares, f"{fall:+.1f}", f"{group['p_value']:.2g}", "")
+                table.add_row(
+                    f"  {field} {value}",
+                    *shares,
+                    f"{fall:+.1f}",
+                    "" if group["p_value"] is None else f"{group['p_value']:.2g}",
+                    "",
+                )
     console.print(table)
     if last["needs"]:
         say("needs", " · ".join(f"{name} {count:,}" for name, count in last["needs"].items() if count))

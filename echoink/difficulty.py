@@ -7,12 +7,14 @@
 A model answers every training question k times, in full and without each sense (`needs.py` has the tests behind the
 labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an empty
 list keeps all), and that share no picture, sound or video with the validation split. The output has the layout of the
-source; its rows say `need` and `pass_rate`, by which `dataset.curriculum` orders and filters training. Options are
+source; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
 shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
-options.
+options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score
+is graded, get no label of need.
 
 Selecting by a noisy measure flatters it: what was kept is answered again with other draws, and those numbers are the
-ones to report. curation.json says what was kept and why the rest was not. A run that was stopped goes on where it was.
+ones to report. curation.json says what was kept and why the rest was not, needs.jsonl what was measured. A run that
+was stopped goes on where it was.
 """
 
 import hashlib
@@ -26,14 +28,21 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from echoink import command
 from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.needs import FEWEST, Need
-from echoink.tracking import as_json, read_rows, read_summary, write_whole
+from echoink.rewards import ProblemType, option_letter, option_text
+from echoink.tracking import as_json, as_lines, read_rows, read_summary, write_whole
+
+if TYPE_CHECKING:
+    from echoink.samples import Sample
 
 ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
+SELECTS = ("needs", "pass_rate", "shuffle")
+"""Settings that the first measurement does not depend on: with others it is not made again."""
 INDEX = "omni_rl_format_{}.json"
 
 
@@ -61,7 +70,7 @@ def main(words: Sequence[str]) -> None:
     if (output / "curation.json").is_file():
         raise UserError(f"{output} is finished", "give a new output=")
     work = output / ".work"
-    recipe = asdict(given)
+    recipe = {key: value for key, value in asdict(given).items() if key not in SELECTS}
     if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
         raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
     work.mkdir(parents=True, exist_ok=True)
@@ -70,16 +79,20 @@ def main(words: Sequence[str]) -> None:
     measured = _measure(given, given.source, given.seed, work / "first")
     kept, dropped = _select(given, measured)
     if not kept:
-        raise UserError(f"no question is left: {dict(dropped)}", "widen needs= or pass_rate=; delete the output folder")
+        raise UserError(
+            f"no question is left: {dict(dropped)}", "widen needs= or pass_rate=; what was measured is kept"
+        )
     _write(given, kept, measured, output, dropped)
     again = _measure(given, str(output), given.seed + 1, work / "again")
     told = {
-        **recipe,
+        **asdict(given),
         "kept": len(kept),
         "dropped": dict(dropped.most_common()),
         "selected_on": _numbers(measured, kept, given.draws),
         "drawn_afresh": _numbers(again, [id for id in kept if id in again], given.draws),
     }
+    for name, found in (("needs.jsonl", measured), ("needs-afresh.jsonl", again)):
+        write_whole(output / name, as_lines(found.values()))
     write_whole(output / "curation.json", as_json(told))
     shutil.rmtree(work)
     say("kept", f"{len(kept):,} of {len(measured):,} questions")
@@ -176,26 +189,30 @@ def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output:
             continue
         rows = []
         turns: Counter[tuple[int, int]] = Counter()
-        for sample in progress(f"write {split}", len(samples))(samples):
+        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             extra = {}
             if split == "train":
                 if sample.id not in set(kept):
                     continue
                 extra = {"need": measured[sample.id]["need"], "pass_rate": round(_rate(measured[sample.id]), 4)}
-            rows.append(_row(sample, split, output, extra, given.seed, given.shuffle and split == "train", turns))
+            rows.append(
+                _row(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
+            )
         write_whole(output / INDEX.format(split), as_json(rows))
 
 
-def _row(sample, split: str, output: Path, extra: dict, seed: int, shuffle: bool, turns: Counter) -> dict:
+def _row(
+    sample: "Sample", number: int, split: str, output: Path, extra: dict, seed: int, shuffle: bool, turns: Counter
+) -> dict:
     options, solution = (
         balanced(sample.id, sample.options, sample.gold, seed, turns)
-        if shuffle and sample.options
+        if shuffle and sample.problem_type is ProblemType.multiple_choice and not _names_others(sample.options)
         else (sample.options, sample.solution)
     )
     path = {}
     for kind, medium in sample.media.items():
-        name = re.sub(r"[^\w.-]", "_", sample.id) + (medium.suffix if isinstance(medium, Path) else "")
-        target = output / split / f"{kind}s" / f"sample_{name}"
+        name = f"sample_{number}" + (medium.suffix if isinstance(medium, Path) else "")
+        target = output / split / f"{kind}s" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         _copy(medium, target)
         path[kind] = f"{kind}s/{target.name}"
@@ -211,6 +228,14 @@ def _row(sample, split: str, output: Path, extra: dict, seed: int, shuffle: bool
         **fields,
         **extra,
     }
+
+
+_OTHERS = re.compile(r"\b(?:above|below|both|neither|[A-H] (?:and|or|nor) [A-H])\b", re.IGNORECASE)
+
+
+def _names_others(options: Sequence[str]) -> bool:
+    """Whether an option speaks of others by their place."""
+    return any(_OTHERS.search(option_text(option)) for option in options)
 
 
 def _copy(medium, target: Path) -> None:
@@ -239,7 +264,7 @@ def balanced(
 
     Example: after one question whose A is right, of ("A. dog", "B. cat") with gold A: (["A. cat", "B. dog"], "B").
     """
-    words = [(option[2:].strip(), option[0] in gold) for option in options]
+    words = [(option_text(option), option_letter(option) in gold) for option in options]
     words.sort(key=lambda pair: hashlib.sha256(f"{seed} {id} {pair[0]}".encode()).digest())
     place = min(range(len(words)), key=lambda at: (turns[len(words), at], at))
     first = next(at for at, (_, right) in enumerate(words) if right)

@@ -288,14 +288,18 @@ def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def chance(prediction: Prediction) -> float:
-    """Probability that a guess is right: of as many options as are right, drawn at random; 0 without options."""
-    if not prediction.options:
+    """Probability that a guess is right: of as many options as are right, drawn at random; 0 of other types."""
+    if not _has_letters(prediction):
         return 0.0
     return 1 / comb(len(prediction.options), len(parse_letters(prediction.gold, prediction.options)))
 
 
+def _has_letters(prediction: Prediction) -> bool:
+    return ProblemType(prediction.problem_type) is ProblemType.multiple_choice
+
+
 def _positions(predictions: Sequence[Prediction]) -> dict | None:
-    asked = [p for p in predictions if p.options]
+    asked = [p for p in predictions if _has_letters(p)]
     if not asked:
         return None
     gold = [parse_letters(p.gold, p.options) for p in asked]

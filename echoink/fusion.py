@@ -11,11 +11,11 @@ from torch import Tensor
 from echoink import integration, rollout
 from echoink.config import Rule, Variant
 from echoink.encoding import Features
-from echoink.integration import ANSWERS_AGAIN, SENSES, has_both
+from echoink.integration import ANSWERS_AGAIN
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.samples import Sample
 from echoink.shared_prefix import score
-from echoink.variants import without
+from echoink.variants import SENSES, has_both, without
 
 
 class Fusion:
@@ -29,7 +29,8 @@ class Fusion:
         rows: R of one scoring pass.
 
     Attributes:
-        notes: numbers of the last rollout, to be logged: `integration/fires`, `integration/gain`.
+        notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions, or
+            `integration/fires`, the share of groups that `need` weighs.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Fusion:
             prompts: made of them.
             features: what the towers made of the prompts' media; what is left of them serves the ablated prompts.
         """
+        self.notes.clear()
         self._both = [index for index, sample in enumerate(samples) if has_both(sample)]
         self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
         self._ablated = []
@@ -113,12 +115,9 @@ class Fusion:
             paid = senses * integration.counterfactual(right, gain, self._scale)
             if (of := (senses > 0) & (right == 1)).any():
                 self.notes["integration/gain"] = gain[of].mean().item()
-            self.notes["integration/fires"] = (paid > 0.5).float().mean().item()
-        else:
-            group = owner.count(owner[0])
-            paid = senses * integration.PAYS[self.rule](right, self._right_without, group)
-            self.notes["integration/fires"] = paid.mean().item()
-        return paid
+            return paid
+        group = owner.count(owner[0])
+        return senses * integration.PAYS[self.rule](right, self._right_without, group)
 
     def weights(self, right: Tensor, group: int) -> Tensor:
         """For each row [R] whether the rule `need` weighs its group: 1 or 0."""

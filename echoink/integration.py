@@ -36,28 +36,13 @@ import torch
 from scipy.stats import fisher_exact
 from torch import Tensor
 
-from echoink.config import Rule, Variant
-from echoink.samples import Sample
-from echoink.variants import applies, without
-
-SENSES = (Variant.no_audio, Variant.no_image)
-"""What is taken away in turn."""
+from echoink.config import Rule
 
 ALPHA = 0.05
 """Level of the test behind `need`."""
 
 ANSWERS_AGAIN = (Rule.need, Rule.omnivideo_r1, Rule.video_r1)
 """Rules that need completions of the ablated prompts."""
-
-
-def has_both(sample: Sample) -> bool:
-    """Whether a sample has both senses to take away."""
-    return all(applies(sense, sample) for sense in SENSES)
-
-
-def ablated(sample: Sample) -> list[Sample]:
-    """The sample without each of `SENSES`."""
-    return [without(sample, sense) for sense in SENSES]
 
 
 def gain(full: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
@@ -81,12 +66,12 @@ def needs_both(right: Tensor, ablated: Tensor, group: int) -> Tensor:
     """For each group whether it needs both senses: [B].
 
     Args:
-        right: [R], 1 where a completion of the full prompt is right.
+        right: [R], R_acc of the full prompt's completions; less than 1 is not right.
         ablated: [M, R], of the prompts without a sense.
         group: G.
     """
-    full = right.view(-1, group).sum(1).round().int().tolist()
-    best = ablated.view(len(ablated), -1, group).sum(2).amax(0).round().int().tolist()
+    full = (right == 1).view(-1, group).sum(1).tolist()
+    best = (ablated == 1).view(len(ablated), -1, group).sum(2).amax(0).tolist()
     fires = [_more(one, other, group) for one, other in zip(full, best, strict=True)]
     return torch.tensor(fires, device=right.device)
 

@@ -5,12 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TypeVar
+
+from echoink.errors import UserError
 
 MAX_PROCESSES = 8
 
@@ -29,6 +32,7 @@ class _Process:
     """One process that works on one item after another."""
 
     def __init__(self, work: Callable):
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the process
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -37,7 +41,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._said,
             )
         self.connection = Connection(ours.detach())
         self.connection.send(work)
@@ -52,7 +56,14 @@ class _Process:
         except (EOFError, ConnectionResetError):
             status = self.process.wait()
             if status >= 0:
-                raise RuntimeError(f"a process of {__name__} left with {status}") from None
+                self._said.seek(0)
+                said = self._said.read().decode(errors="replace")[-1000:]
+                raise RuntimeError(f"a process of {__name__} left with {status}: {said}") from None
+            if -status == signal.SIGKILL:  # no decoder does that
+                raise UserError(
+                    "a process that reads files was killed: the machine may be out of memory",
+                    "free some, and start again",
+                ) from None
             return Died(signal.Signals(-status).name)
         if isinstance(result, Exception):
             raise result
@@ -62,6 +73,7 @@ class _Process:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+        self._said.close()
 
 
 def isolated(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result | Died]:
@@ -73,6 +85,7 @@ def isolated(work: Callable[[Item], Result], items: Iterable[Item], processes: i
 
     Raises:
         Exception: what `work` raises.
+        UserError: a process was killed from outside, as where memory runs out.
     """
     idle = deque([None] * max(1, min(processes, MAX_PROCESSES)))  # a process starts when it is needed
     busy: deque[_Process] = deque()

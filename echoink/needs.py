@@ -5,7 +5,7 @@ question that needs no more. A fall of accuracy shows that the modality was used
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -14,12 +14,15 @@ from scipy.stats import binomtest, fisher_exact
 from echoink import evaluation
 from echoink.config import Variant
 from echoink.evaluation import GREEDY, Prediction
+from echoink.rewards import GRADED, ProblemType
+from echoink.samples import DataType
 from echoink.statistics import mcnemar
+from echoink.variants import SWAPS
 
 ALPHA = 0.05
 """Level of each of the one-sided tests behind a label."""
 FEWEST = 4
-"""Draws per sample and variant below which nothing can be labelled: 4 of 4 against 1 of 4 has p = 0.07."""
+"""Draws per sample and variant below which nothing is labelled: even with 4, 4 right against 1 has p = 0.07."""
 
 
 WITHOUT = {
@@ -27,8 +30,12 @@ WITHOUT = {
     "image": (Variant.swapped_image, Variant.no_image),
     "text": (Variant.text_only,),
 }
-"""What stands for a question without sound, without sight, without both: the first that was answered. A swap is a
-prompt like those that the model knows; a removal may be none, and then fails for that."""
+"""What stands for a question without sound, without sight, without both. A swap contradicts, a removal may be a prompt
+that the model has never met, and either may fail for that alone: a sense is needed only where both fail."""
+
+
+MARKS = {"audio": ("audio",), "image": ("image", "video")}
+"""By which parts of its data type a question has a sense."""
 
 
 class Need(Enum):
@@ -42,62 +49,71 @@ class Need(Enum):
     undetermined = "undetermined"
 
 
-def label(hits: Mapping[Variant, int], draws: int, chance: float) -> Need:
+def label(hits: Mapping[Variant, int], draws: int, chance: float, senses: Collection[str] = ("audio", "image")) -> Need:
     """What a question needs, from how many of its draws were right with each variant.
 
-    A modality is needed where the draws without it are right less often than the full ones (Fisher's exact test,
-    one-sided, `ALPHA`), and not needed where they are not and are above chance (exact binomial test). A question that
-    the full prompt does not answer above chance, or where neither can be said of a modality, is undetermined.
+    With a variant of `WITHOUT` the draws fall where they are right less often than the full ones (Fisher's exact test,
+    one-sided, `ALPHA`), and hold where they do not fall and are above chance (exact binomial test). A sense is not
+    needed where any of its variants holds, and needed where all of them fall. Everything else is undetermined: a
+    question that the full prompt does not answer above chance, a sense of which neither can be said, or that was never
+    taken away.
 
     Args:
-        hits: of `full`, and of those of `WITHOUT` that were answered; what does not apply is not needed.
+        hits: of `full`, and of those of `WITHOUT` that were answered.
         draws: k, of each.
         chance: of a guess.
+        senses: that the question has.
 
     Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
     """
 
-    def above_chance(variant: Variant) -> bool:
-        return binomtest(hits[variant], draws, chance, alternative="greater").pvalue <= ALPHA
+    def above_chance(right: int) -> bool:
+        return binomtest(right, draws, chance, alternative="greater").pvalue <= ALPHA
 
-    def falls(name: str) -> bool | None:
+    def falls(right: int) -> bool:
+        full = hits[Variant.full]
+        table = [[full, draws - full], [right, draws - right]]
+        return fisher_exact(table, alternative="greater").pvalue <= ALPHA
+
+    def needed(name: str) -> bool | None:
         """None: it cannot be said."""
-        variant = next((one for one in WITHOUT[name] if one in hits), None)
-        if variant is None:
+        found = [hits[variant] for variant in WITHOUT[name] if variant in hits]
+        if any(not falls(right) and above_chance(right) for right in found):
             return False
-        full, without = hits[Variant.full], hits[variant]
-        table = [[full, draws - full], [without, draws - without]]
-        if fisher_exact(table, alternative="greater").pvalue <= ALPHA:
-            return True
-        return False if above_chance(variant) else None
+        return True if found and all(map(falls, found)) else None
 
-    if not above_chance(Variant.full):
+    if not above_chance(hits[Variant.full]):
         return Need.undetermined
-    audio, image = falls("audio"), falls("image")
-    if audio is None or image is None:
+    need = {sense: needed(sense) for sense in senses}
+    if not senses or None in need.values():
         return Need.undetermined
-    if audio or image:
-        return Need.both if audio and image else Need.audio if audio else Need.image
-    text = falls("text")
+    if any(need.values()):
+        return Need.both if len(senses) == 2 and all(need.values()) else Need.audio if need.get("audio") else Need.image
+    if len(senses) == 1:
+        return Need.neither
+    text = needed("text")
     return Need.undetermined if text is None else Need.either if text else Need.neither
 
 
 def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
-    """By id what each sample needs; empty where there are fewer than `FEWEST` sampled draws."""
+    """By id what each sample needs; not of samples whose scores are graded, nor below `FEWEST` sampled draws."""
     hits: dict[str, Counter[Variant]] = defaultdict(Counter)
     draws: Counter[tuple[str, Variant]] = Counter()
     asked: dict[str, Prediction] = {}
     for variant, predictions in answers.items():
         for p in predictions:
-            if p.draw != GREEDY:
+            if p.draw != GREEDY and ProblemType(p.problem_type) not in GRADED:
                 hits[p.id][variant] += p.correct
                 draws[p.id, variant] += 1
-                asked[p.id] = p
+                if variant is Variant.full:
+                    asked[p.id] = p
     found = {}
     for id, counts in hits.items():
         k = draws[id, Variant.full]
         if k >= FEWEST:
-            found[id] = label(counts, k, evaluation.chance(asked[id]))
+            media = DataType(asked[id].data_type).value
+            senses = [sense for sense, marks in MARKS.items() if any(mark in media for mark in marks)]
+            found[id] = label(counts, k, evaluation.chance(asked[id]), senses)
     return found
 
 
@@ -122,7 +138,8 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
     Returns:
         By variant: `accuracy`, `interval`, `n`, `parse_failures`; `drop` from full on the same samples with its
         interval, exact McNemar test and counts; `chance` and `shortcut`, the accuracy above it, (a - c) / (1 - c), with
-        its interval; `by` field and value the same drop with n and p. `needs`: how many samples need what.
+        its interval (not of swaps); `by` field and value the same drop with n and p. `needs`: how many samples need
+        what.
     """
     full = {p.id: p for p in evaluation.headline(answers[Variant.full])}
     found: dict[str, Any] = {}
@@ -142,7 +159,9 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
                 "lost": drop.gained,
                 "gained": drop.lost,
             },
-            "shortcut": {
+            "shortcut": None
+            if variant in SWAPS  # another's sound is no missing one: it leads astray, below chance
+            else {
                 "rate": (told["accuracy"] - chance) / (1 - chance),
                 "interval": [(end - chance) / (1 - chance) for end in told["interval"]],
             },
@@ -167,7 +186,9 @@ def _by_field(full: Mapping[str, Prediction], without: Sequence[Prediction], by:
                 "n": len(pairs),
                 "full": sum(a.score for a, _ in pairs) / len(pairs),
                 "accuracy": sum(b.score for _, b in pairs) / len(pairs),
-                "p_value": mcnemar(
+                "p_value": None
+                if any(ProblemType(a.problem_type) in GRADED for a, _ in pairs)
+                else mcnemar(
                     sum(a.correct and not b.correct for a, b in pairs),
                     sum(b.correct and not a.correct for a, b in pairs),
                 ),

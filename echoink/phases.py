@@ -176,7 +176,7 @@ class Evaluator:
                 p,
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
-                media=of_id[p.id].places,
+                media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
                 **evaluation.judged(p.completion, of_id[p.id], how.match, p.thinks, self.own_reward),
             )
             for p in cache.take(kept)

@@ -137,7 +137,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "settings": _settings(runs),
         "varied": [results.SHORT.get(key, key) for key in results.differing(runs)],
         "senses": cases.matrix(arms),
-        "cases": [{**case, "exhibits": exhibits(case["media"])} for case in cases.clearest(shown)],
+        "cases": [{**case, "exhibits": exhibits(case["media"])} for case in cases.found_by_rules(shown)],
         "rules": reflection.VERSION,
         "examples": _examples(shown),
         "example_run": f"{(reference or arms[0]).label}, seed {shown.seed}" if len(runs) > 1 else "",

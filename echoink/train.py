@@ -239,12 +239,20 @@ def _models(config: Config) -> tuple[str, str]:
 def _load_data(config: Config) -> "Splits":
     from echoink import console
     from echoink.splits import describe, load, training_steps
+    from echoink.variants import has_both
 
     trains = config.task is Task.train
     splits = load(config.dataset, config.eval, config.model, trains)
     for line in describe(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:
+        takes_both = {
+            "reward.lambda_int": config.reward.lambda_int,
+            "grpo.modality_dropout": config.grpo.modality_dropout,
+        }
+        if any(takes_both.values()) and not any(map(has_both, splits.train)):
+            key = next(key for key, value in takes_both.items() if value)
+            raise UserError(f"{key} is about sound and sight together, and no training sample has both", "set it to 0")
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 

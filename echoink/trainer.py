@@ -55,13 +55,13 @@ from echoink.config import (
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
 from echoink.errors import UserError
 from echoink.fusion import Fusion
-from echoink.integration import ablated, has_both
 from echoink.models import processes
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import Sample
 from echoink.shared_prefix import score, without_silent_groups
+from echoink.variants import SENSES, has_both, without
 
 METRICS = {
     "rewards/accuracy/mean": "reward/accuracy",
@@ -237,7 +237,7 @@ class EchoInkTrainer(GRPOTrainer):
             return sample
         number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
         coin = rollout.uniforms(self.args.seed, number, f"dropout {sample.id}", 1, 2).flatten().tolist()
-        return ablated(sample)[int(2 * coin[1])] if coin[0] < self._dropout else sample
+        return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._dropout else sample
 
     # --- rollout, rewards, advantages ---
 
@@ -299,13 +299,14 @@ class EchoInkTrainer(GRPOTrainer):
                 own = [self._prompt_ids[index] for index in self._owner]
                 texts = self._tokenizer.batch_decode(scored["completion_ids"], skip_special_tokens=True)
                 right = torch.tensor(self._accuracy(own, texts), device=self.accelerator.device)
-                scored["advantages"] *= 1 + self._rule_weight * self._fusion.weights(right, self.num_generations)
+                weights = 1 + self._rule_weight * self._fusion.weights(right, self.num_generations)
+                scored["advantages"] *= weights
+                self._log_advantages(self.accelerator.gather(scored["advantages"]).tolist())
             for name, value in self._fusion.notes.items():
                 self._metrics["train"][name].append(value)
         if self._rejects:
             right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
-            self._logs["advantages"].clear()
-            self._logs["advantages"].extend(right)
+            self._log_advantages(right)
             own = slice(
                 self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
             )
@@ -317,6 +318,11 @@ class EchoInkTrainer(GRPOTrainer):
             if self.accelerator.is_main_process:
                 self._on_rollout(rows)
         return scored
+
+    def _log_advantages(self, used: list[float]) -> None:
+        """Put the advantages that are used in the place of those that TRL logged."""
+        self._logs["advantages"].clear()
+        self._logs["advantages"].extend(used)
 
     def _rollout_rows(self) -> list[dict]:
         names, log = self.reward_func_names, self._logs

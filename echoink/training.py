@@ -5,8 +5,6 @@ from typing import Any
 from echoink import cache, console, models, resume, signals, tracking
 from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
 from echoink.config import Adapter, Rule
-from echoink.errors import UserError
-from echoink.integration import has_both
 from echoink.job import Job, with_checkpointing_decided
 from echoink.phases import Evaluator
 from echoink.splits import training_steps
@@ -62,10 +60,6 @@ def train(
     weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
     weights |= {"custom": config.reward.lambda_file} if job.own_reward else {}
     if config.reward.lambda_int:
-        if not any(map(has_both, job.splits.train)):
-            raise UserError(
-                "reward.lambda_int pays for using sound and sight, and no training sample has both", "set it to 0"
-            )
         weights |= {} if config.reward.integration is Rule.need else {"integration": config.reward.lambda_int}
     tell = told(job.splits.train, weights)
     keep = every(config.trainer.completions_every, updates, keep_completions(files))

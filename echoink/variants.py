@@ -19,7 +19,7 @@ from PIL import Image
 from echoink import media
 from echoink.config import Variant
 from echoink.media import SAMPLING_RATE, Embedded, Medium
-from echoink.rewards import ProblemType
+from echoink.rewards import ProblemType, option_letter, option_text
 from echoink.samples import DataType, Sample, load_sound
 
 MAX_SECONDS = 300.0
@@ -27,6 +27,9 @@ MAX_SECONDS = 300.0
 
 SWAPS = (Variant.swapped_audio, Variant.swapped_image)
 """The variants that need another sample."""
+
+SENSES = (Variant.no_audio, Variant.no_image)
+"""Each sense taken away in turn."""
 
 _WITHOUT_SOUND = {
     DataType.audio: DataType.text,
@@ -54,6 +57,11 @@ def applies(variant: Variant, sample: Sample) -> bool:
         Variant.blank_image: sample.image is not None,
         Variant.swapped_image: seen,
     }[variant]
+
+
+def has_both(sample: Sample) -> bool:
+    """Whether a sample has both senses to take away."""
+    return all(applies(sense, sample) for sense in SENSES)
 
 
 def make(
@@ -163,4 +171,4 @@ def _answer(sample: Sample) -> frozenset[str]:
     """What is right, in words: the same word may have another letter in another question."""
     if sample.problem_type is not ProblemType.multiple_choice:
         return frozenset([sample.solution])
-    return frozenset(option[2:].strip() for option in sample.options if option[0] in sample.gold)
+    return frozenset(option_text(option) for option in sample.options if option_letter(option) in sample.gold)

@@ -32,7 +32,8 @@ def measured(monkeypatch, source):
         if len(calls) > 1:
             return {s.id: row(s.id, 3, "undetermined") for s in read_split(path, "train")}
         needs = {1: "audio", 2: "undetermined"}
-        return {str(n): row(str(n), 8 if n == 0 else n % 7, needs.get(n, "both")) for n in range(12)}
+        ids = [s.id for s in read_split(path, "train")]
+        return {id: row(id, 8 if n == 0 else n % 7, needs.get(n, "both")) for n, id in enumerate(ids)}
 
     monkeypatch.setattr(difficulty, "_measure", measure)
     return calls
@@ -156,3 +157,31 @@ def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path):
     assert found["0"]["full"][1] == found["0"]["no_audio"][1] == 4 and found["0"]["need"] == "undetermined"
     given.checkpoint = "nothing"  # not needed any more
     assert difficulty._measure(given, given.source, 0, tmp_path / "work") == found
+
+
+def test_other_thresholds_use_what_was_measured(source, tmp_path, measured):
+    with pytest.raises(UserError, match="no question is left"):
+        curate(source, tmp_path / "hard", "needs=[neither]")
+    measured.clear()
+    told = curate(source, tmp_path / "hard", "needs=[audio]", "pass_rate=[0,1]")
+    assert told["kept"] == 1 and told["needs"] == ["audio"]
+    assert len((tmp_path / "hard/needs.jsonl").read_text().splitlines()) == 12
+    with pytest.raises(UserError, match="is finished"):
+        curate(source, tmp_path / "hard", "needs=[both]")
+
+
+def test_files_of_ids_that_look_alike_stay_apart(source, tmp_path, measured):
+    index = source / "omni_rl_format_train.json"
+    rows = json.loads(index.read_text())
+    rows[3]["problem_id"], rows[4]["problem_id"] = "clip/1", "clip_1"
+    index.write_text(json.dumps(rows))
+    curate(source, tmp_path / "hard", "needs=[]", "pass_rate=[0,1]")
+    before = {s.id: s.audio.read_bytes() for s in read_split(source, "train")}
+    after = {s.id: s.audio.read_bytes() for s in read_split(tmp_path / "hard", "train")}
+    assert after and all(before[id] == content for id, content in after.items())
+
+
+def test_options_that_name_others_keep_their_places():
+    assert difficulty._names_others(("A. dog", "B. cat", "C. both A and B"))
+    assert difficulty._names_others(("A. dog", "B. none of the above"))
+    assert not difficulty._names_others(("A. a dog and a cat", "B. bell"))

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from echoink import integration, synthetic
+from echoink.compose import compose
 from echoink.config import Rule, Variant
+from echoink.errors import UserError
 from echoink.integration import (
-    ablated,
     counterfactual,
     gain,
-    has_both,
     needs_both,
     omnivideo_r1,
     padded,
     video_r1,
 )
 from echoink.samples import DataType
-from echoink.variants import without
+from echoink.variants import SENSES, has_both, without
 from tests.entry import SMALL
 from tests.processes import run
 from tests.test_trainer import G, make_trainer, weights  # noqa: F401
@@ -42,7 +42,7 @@ def test_the_counterfactual_reward_pays_right_completions_by_their_gain():
 
 def test_a_group_needs_both_where_it_beats_the_better_of_two_by_more_than_noise():
     right = torch.tensor([1.0] * 8 + [1.0] * 6 + [0.0] * 2 + [0.0] * 8)
-    deaf = torch.tensor([1.0] * 3 + [0.0] * 5 + [1.0] * 3 + [0.0] * 5 + [0.0] * 8)
+    deaf = torch.tensor([1.0] * 3 + [0.0] * 5 + [1.0] * 3 + [0.9] * 5 + [0.0] * 8)
     blind = torch.tensor([1.0] * 4 + [0.0] * 4 + [0.0] * 8 + [0.0] * 8)
     # 8 against 4 of 8: p = 0.038; 6 against 3: p = 0.16; 0 against 0
     assert needs_both(right, torch.stack([deaf, blind]), 8).tolist() == [True, False, False]
@@ -79,8 +79,9 @@ def test_a_bonus_that_is_the_same_for_every_right_completion_does_nothing_after_
 
 def test_what_has_both_senses(samples):
     assert all(map(has_both, samples))
-    assert [sample.data_type for sample in ablated(samples[0])] == [DataType.image, DataType.audio]
-    assert not any(map(has_both, ablated(samples[0])))
+    left = [without(samples[0], sense) for sense in SENSES]
+    assert [sample.data_type for sample in left] == [DataType.image, DataType.audio]
+    assert not any(map(has_both, left))
 
 
 def test_padding():
@@ -144,6 +145,8 @@ def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, sampl
     trainer = make_trainer(rule=Rule.need, rule_weight=2.0)
     found = trainer._generate_and_score_completions(inputs)["advantages"]
     assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
+    assert list(trainer._logs["advantages"]) == found.tolist(), "what is recorded is what is used"
+    assert trainer._metrics["train"]["integration/fires"] == [0.5]
     without = trainer._fusion._right_without
     assert without.shape == (2, 2 * G) and set(without.flatten().tolist()) <= {0.0, 1.0}
 
@@ -189,7 +192,7 @@ def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["time/integration"] > 0 and 0 <= row["reward/integration"] <= 1
-        assert {"integration/fires", "reflection/doubt", "reflection/words"} <= row.keys()
+        assert {"reflection/doubt", "reflection/words"} <= row.keys()
         inside = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
         assert inside <= 1.01 * row["time/step"], "no second counts twice"
     (first,) = [json.loads(line) for line in (tmp_path / "run/completions/step-1.jsonl").open()][:1]
@@ -205,3 +208,20 @@ def test_a_dataset_without_both_senses_refuses_the_weight(tmp_path):
     words = ["dataset=rows", f"dataset.path={tmp_path / 'set'}", "reward=integration", "eval.base=false"]
     found = run(tmp_path, *words, "tracking=off", f"hydra.run.dir={tmp_path / 'run'}")
     assert found.returncode == 2 and "no training sample has both" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reward=integration", "grpo.advantage=rejection"], "leaves reward.lambda_int without effect"),
+        (["reward=integration", "reward.integration=need", "reward.lambda_acc=0", "reward.lambda_fmt=0"], "both 0"),
+        (["eval.split=train"], "is for curation"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        compose(words)
+
+
+def test_integration_alone_is_a_reward():
+    assert compose(["reward=integration", "reward.lambda_acc=0", "reward.lambda_fmt=0"])

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from echoink.errors import UserError
 from echoink.isolation import Died, isolated
 
 
@@ -36,6 +37,26 @@ def test_results_come_in_order_and_a_crash_costs_its_item_only(processes):
     used = {result[1] for result in found[:2] + found[3:]}
     assert os.getpid() not in used and len(used) <= processes + 1
     assert not any(map(alive, used))
+
+
+def killed(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_no_fault_of_its_item():
+    with pytest.raises(UserError, match="may be out of memory"):
+        list(isolated(killed, [1], 1))
+
+
+def says_and_leaves(number: int) -> None:
+    sys.stderr.write("the reason")
+    sys.stderr.flush()
+    os._exit(number)
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="left with 4: the reason"):
+        list(isolated(says_and_leaves, [4], 1))
 
 
 def test_every_item_may_crash_and_none_may_be_there():

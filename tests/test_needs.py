@@ -30,10 +30,27 @@ def test_labels_of_eight_draws(full, deaf, blind, text, need):
     assert label({FULL: full, DEAF: deaf, BLIND: blind, TEXT: text}, 8, 0.25) is need
 
 
-def test_a_swap_stands_for_a_removal_and_what_does_not_apply_is_not_needed():
-    hits = {FULL: 8, DEAF: 0, Variant.swapped_audio: 8, BLIND: 0, Variant.swapped_image: 0, TEXT: 0}
-    assert label(hits, 8, 0.25) is Need.image
-    assert label({FULL: 8, DEAF: 1, TEXT: 1}, 8, 0.25) is Need.audio  # a sound alone
+SWAPPED = {"audio": Variant.swapped_audio, "image": Variant.swapped_image}
+
+
+def test_a_sense_is_needed_only_where_both_its_swap_and_its_removal_fall():
+    def of(deaf, other_sound, blind, other_picture):
+        swaps = {SWAPPED["audio"]: other_sound, SWAPPED["image"]: other_picture}
+        return label({FULL: 8, DEAF: deaf, BLIND: blind, TEXT: 1, **swaps}, 8, 0.25)
+
+    assert of(deaf=0, other_sound=8, blind=0, other_picture=0) is Need.image  # the removal is a prompt never met
+    assert of(deaf=8, other_sound=2, blind=8, other_picture=2) is Need.either  # the swap contradicts what either says
+    assert of(deaf=1, other_sound=2, blind=0, other_picture=1) is Need.both
+    assert of(deaf=1, other_sound=5, blind=0, other_picture=1) is Need.image  # 5 of 8 is no fall from 8, and no guess
+
+
+def test_a_sense_that_was_never_taken_away_is_undetermined_and_one_that_is_not_there_is_not_asked():
+    assert label({FULL: 8, DEAF: 1}, 8, 0.25) is Need.undetermined
+    assert label({FULL: 8}, 8, 0.25) is Need.undetermined
+    assert label({FULL: 8, DEAF: 8, BLIND: 8}, 8, 0.25) is Need.undetermined  # text alone was not asked
+    assert label({FULL: 8, DEAF: 1, TEXT: 1}, 8, 0.25, ["audio"]) is Need.audio
+    assert label({FULL: 8, DEAF: 8, TEXT: 8}, 8, 0.25, ["audio"]) is Need.neither
+    assert label({FULL: 8, TEXT: 8}, 8, 0.25, []) is Need.undetermined
 
 
 def test_a_guesser_is_seldom_given_a_need():
@@ -76,6 +93,12 @@ def test_the_summary_of_an_ablation():
     assert found["by"]["kind"]["eye"] == {"n": 10, "full": 0.8, "accuracy": 0.0, "p_value": pytest.approx(2 / 2**8)}
     assert found["by"]["kind"]["ear"]["accuracy"] == 1.0
     assert of_ablations({FULL: full, DEAF: deaf})["needs"] is None, "one draw labels nothing"
+    swapped = answers(SWAPPED["audio"], [True, False] * 10)
+    assert of_ablations({FULL: full, SWAPPED["audio"]: swapped})["swapped_audio"]["shortcut"] is None
+    graded = {
+        v: [replace(p, problem_type="free-form", options=()) for p in one] for v, one in ((FULL, full), (DEAF, deaf))
+    }
+    assert of_ablations(graded)["no_audio"]["by"]["kind"]["eye"]["p_value"] is None
 
 
 def test_labels_take_the_sampled_draws_of_every_variant():
@@ -84,7 +107,11 @@ def test_labels_take_the_sampled_draws_of_every_variant():
     deaf = [p for name in names for p in answers(DEAF, [False], name)]
     blind = [p for name in names for p in answers(BLIND, [True], name)]
     assert labels({FULL: full, DEAF: deaf, BLIND: blind}) == {"0": Need.audio}
-    assert rows({FULL: full, DEAF: deaf}) == [{"id": "0", "need": "audio", "full": (8, 8), "no_audio": (0, 8)}]
+    assert rows({FULL: full, DEAF: deaf}) == [{"id": "0", "need": "undetermined", "full": (8, 8), "no_audio": (0, 8)}]
+    heard = [[replace(p, data_type="audio") for p in one] for one in (full, deaf)]
+    assert labels(dict(zip((FULL, DEAF), heard, strict=True))) == {"0": Need.audio}
+    graded = [[replace(p, problem_type="free-form") for p in one] for one in (full, deaf)]
+    assert labels(dict(zip((FULL, DEAF), graded, strict=True))) == {}
     few = [p for name in names[: FEWEST - 1] for p in answers(FULL, [True], name)]
     assert labels({FULL: few}) == {}
 

@@ -188,6 +188,7 @@ def ablated(folder, base=0.4):
     asked = {
         "phase": "final",
         "draw": "sampled",
+        "letters": "B",
         "problem": "What?",
         "options": ["A. x", "B. y"],
         "gold": "B",
