@@ -3,8 +3,9 @@
     python experiments/shortcut.py outputs/shortcut
 
 For each arm: accuracy on validation, with each sense taken away, and how much of the gap between plain GRPO on the set
-with the shortcut and on the set without it closes, paired by seed: (arm - plain) / (clean - plain), with Student's t
-interval over seeds.
+with the shortcut and on the set without it closes: the mean over seeds of (arm - plain), paired by seed, with Student's
+t interval, over the mean of (clean - plain). Beside it, how many validation answers stand at the letter that the cue
+points at, which there means nothing.
 """
 
 import sys
@@ -12,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from echoink import results
+from echoink import results, synthetic
 from echoink.results import Run
-from echoink.statistics import over_seeds
+from echoink.statistics import Seeds, over_seeds
+from echoink.tracking import PREDICTIONS, read_rows
 
 VARIANTS = ("no_audio", "no_image", "text_only", "swapped_audio", "swapped_image")
 
@@ -38,14 +40,19 @@ def main(folders: Sequence[str]) -> None:
             arms[arm(run)][run.seed] = run
     accuracy = {name: {s: run.result["accuracy"] for s, run in runs.items()} for name, runs in arms.items()}
     plain, clean = accuracy["plain GRPO"], accuracy["no shortcut in training"]
-    print("| arm | n | accuracy | gap closed | " + " | ".join(VARIANTS) + " | tokens | s/step, of it integration |")
-    print("|---|---|---|---|" + "---|" * (len(VARIANTS) + 2))
+    both = [seed for seed in plain if seed in clean]
+    gap = sum(clean[s] - plain[s] for s in both) / len(both)
+    print(
+        "| arm | n | accuracy | gap closed | at the cue | "
+        + " | ".join(VARIANTS)
+        + " | tokens | s/step, of it integration |"
+    )
+    print("|" + "---|" * len(heads))
     for name, runs in arms.items():
         found = over_seeds(list(accuracy[name].values()))
         closed = ""
         if name not in ("plain GRPO", "no shortcut in training"):
-            shares = [(accuracy[name][s] - plain[s]) / (clean[s] - plain[s]) for s in runs if s in plain and s in clean]
-            closed = told(over_seeds(shares)) if len(shares) > 1 else ""
+            closed = told(over_seeds([accuracy[name][s] - plain[s] for s in runs if s in plain]), gap)
         without = []
         for variant in VARIANTS:
             values = [run.result["ablations"][variant]["accuracy"] for run in runs.values()]
@@ -54,11 +61,23 @@ def main(folders: Sequence[str]) -> None:
         steps = [row for run in runs.values() for row in run.metrics]
         extra = sum(row.get("time/integration", 0) for row in steps) / len(steps)
         step = sum(row["time/step"] for row in steps) / len(steps)
-        cells = [name, str(len(runs)), told(found), closed, *without, f"{sum(tokens) / len(tokens):.0f}"]
+        followed = over_seeds([cued(run, "final") for run in runs.values()])
+        cells = [
+            name,
+            str(len(runs)),
+            told(found),
+            closed,
+            f"{100 * followed.mean:.1f}",
+            *without,
+            f"{sum(tokens) / len(tokens):.0f}",
+        ]
         print(f"| {' | '.join(cells)} | {step:.2f}, {extra:.2f} |")
     base = next(iter(arms["plain GRPO"].values())).summary["base"]
     without = [f"{100 * base['ablations'][variant]['accuracy']:.1f}" for variant in VARIANTS]
-    print(f"| the base | | {100 * base['accuracy']:.1f} | | {' | '.join(without)} | {base['mean_tokens']:.0f} | |")
+    followed = cued(next(iter(arms["plain GRPO"].values())), "base")
+    print(
+        f"| the base | | {100 * base['accuracy']:.1f} | | {100 * followed:.1f} | {' | '.join(without)} | {base['mean_tokens']:.0f} | |"
+    )
     print(f"\na guess: {100 * base['chance']:.1f} %")
     for name, runs in arms.items():
         for metric in ("integration/fires", "integration/gain", "reward/integration"):
@@ -70,12 +89,26 @@ def main(folders: Sequence[str]) -> None:
                 print(f"{name}: {metric} {first:.3f} → {last:.3f} (first and last tenth of training)")
 
 
-def told(found) -> str:
-    """Mean in percent with its interval."""
+def cued(run: Run, phase: str) -> float:
+    """Share of a phase's answers to validation questions that are the letter of the cue."""
+    answers = [
+        row
+        for row in read_rows(run.folder / PREDICTIONS)
+        if (row["phase"], row["variant"], row["draw"]) == (phase, "full", "sampled")
+    ]
+    hits = []
+    for row in answers:
+        scene, _ = synthetic.draw(synthetic.generator(run.config["dataset.seed"], "valid", int(row["id"])), "both")
+        hits.append(row["letters"] == row["options"][synthetic.cue(scene, "ear", len(row["options"]))][0])
+    return sum(hits) / len(hits)
+
+
+def told(found: Seeds, of: float = 1.0) -> str:
+    """Mean in percent with its interval, as a share of something."""
     if found.interval is None:
-        return f"{100 * found.mean:.1f}"
-    low, high = (100 * end for end in found.interval)
-    return f"{100 * found.mean:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{100 * found.mean / of:.1f}"
+    low, high = (100 * end / of for end in found.interval)
+    return f"{100 * found.mean / of:.1f} [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":
