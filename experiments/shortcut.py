@@ -23,11 +23,11 @@ VARIANTS = ("no_audio", "no_image", "text_only", "swapped_audio", "swapped_image
 
 def arm(run: Run) -> str:
     """What a run's arm is called here."""
-    config = run.config
+    config, where = run.config, "" if run.config["dataset.shortcut_share"] else ", no shortcut in training"
     if config["reward.lambda_int"]:
-        return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}"
+        return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}{where}"
     if config["grpo.modality_dropout"]:
-        return f"modality dropout {config['grpo.modality_dropout']:g}"
+        return f"modality dropout {config['grpo.modality_dropout']:g}{where}"
     if config.get("dataset.curriculum"):
         return "curriculum by need"
     return "plain GRPO" if config["dataset.shortcut_share"] else "no shortcut in training"
@@ -42,11 +42,8 @@ def main(folders: Sequence[str]) -> None:
     plain, clean = accuracy["plain GRPO"], accuracy["no shortcut in training"]
     both = [seed for seed in plain if seed in clean]
     gap = sum(clean[s] - plain[s] for s in both) / len(both)
-    print(
-        "| arm | n | accuracy | gap closed | at the cue | "
-        + " | ".join(VARIANTS)
-        + " | tokens | s/step, of it integration |"
-    )
+    heads = ("arm", "n", "accuracy", "gap closed", "at the cue", *VARIANTS, "tokens", "s/step, of it integration")
+    print(f"| {' | '.join(heads)} |")
     print("|" + "---|" * len(heads))
     for name, runs in arms.items():
         found = over_seeds(list(accuracy[name].values()))
@@ -74,10 +71,9 @@ def main(folders: Sequence[str]) -> None:
         print(f"| {' | '.join(cells)} | {step:.2f}, {extra:.2f} |")
     base = next(iter(arms["plain GRPO"].values())).summary["base"]
     without = [f"{100 * base['ablations'][variant]['accuracy']:.1f}" for variant in VARIANTS]
-    followed = cued(next(iter(arms["plain GRPO"].values())), "base")
-    print(
-        f"| the base | | {100 * base['accuracy']:.1f} | | {100 * followed:.1f} | {' | '.join(without)} | {base['mean_tokens']:.0f} | |"
-    )
+    followed = f"{100 * cued(next(iter(arms['plain GRPO'].values())), 'base'):.1f}"
+    cells = ["the base", "", f"{100 * base['accuracy']:.1f}", "", followed, *without, f"{base['mean_tokens']:.0f}", ""]
+    print(f"| {' | '.join(cells)} |")
     print(f"\na guess: {100 * base['chance']:.1f} %")
     for name, runs in arms.items():
         for metric in ("integration/fires", "integration/gain", "reward/integration"):
