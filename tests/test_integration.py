@@ -90,20 +90,23 @@ def test_padding():
 
 
 def trained(make, **settings):
-    trainer = make("trainer.steps=2", **settings)
+    trainer = make("trainer.steps=1", **settings)
     trainer.train()
     return trainer, weights(trainer.model)
 
 
-@pytest.mark.parametrize("rule", list(Rule))
-def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer, rule):  # noqa: F811
+def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer):  # noqa: F811
     _, plain = trained(make_trainer)
-    none, same = trained(make_trainer, rule=rule, rule_weight=0.0)
+    none, same = trained(make_trainer, rule=Rule.counterfactual, rule_weight=0.0)
     assert torch.equal(plain, same) and none.reward_func_names == ["accuracy", "format"]
-    paid, other = trained(make_trainer, rule=rule, rule_weight=2.0)
-    assert paid.reward_func_names[2:] == ([] if rule is Rule.need else ["integration"])
-    if rule is Rule.counterfactual:
-        assert not torch.equal(plain, other)
+    _, other = trained(make_trainer, rule=Rule.counterfactual, rule_weight=2.0)
+    assert not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.counterfactual])
+def test_the_other_rules_train(make_trainer, rule):  # noqa: F811
+    trainer, _ = trained(make_trainer, rule=rule, rule_weight=2.0)
+    assert trainer.reward_func_names[2:] == ([] if rule is Rule.need else ["integration"])
 
 
 def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_trainer, samples):  # noqa: F811
