@@ -121,7 +121,6 @@ def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> d
     """By id what each training question needs and how often it was answered right with each variant: an evaluation
     by the entry point, which goes on where an earlier one stopped.
     """
-    rows = folder / "needs-base.jsonl"
     if read_summary(folder)["status"] != "finished":
         words = [
             "task=eval",
@@ -139,6 +138,7 @@ def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> d
         ]
         if subprocess.run([sys.executable, "-m", "echoink.train", *words]).returncode:
             raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
+    (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
     return {row["id"]: row for row in read_rows(rows)}
 
 

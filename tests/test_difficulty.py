@@ -9,6 +9,7 @@ import pytest
 from echoink import difficulty, synthetic
 from echoink.difficulty import balanced
 from echoink.errors import UserError
+from echoink.models import TINY
 from echoink.splits import read_split
 
 
@@ -147,7 +148,7 @@ def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path):
     """The real one, twice: the second time nothing is left to answer."""
     given = difficulty.DifficultyConfig(
         source=str(source),
-        checkpoint="tiny",
+        checkpoint=str(TINY),
         output="x",
         draws=4,
         settings=["generation.max_new_tokens=4", "dataset.train=3"],
