@@ -30,13 +30,12 @@ Shapes: R = B·G rows (completions), G group, M = 2 senses, C completion tokens.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
-from scipy.stats import fisher_exact
 from torch import Tensor
 
 from echoink.config import Rule
+from echoink.statistics import more_often
 
 ALPHA = 0.05
 """Level of the test behind `need`."""
@@ -72,14 +71,8 @@ def needs_both(right: Tensor, ablated: Tensor, group: int) -> Tensor:
     """
     full = (right == 1).view(-1, group).sum(1).tolist()
     best = (ablated == 1).view(len(ablated), -1, group).sum(2).amax(0).tolist()
-    fires = [_more(one, other, group) for one, other in zip(full, best, strict=True)]
+    fires = [more_often(one, other, group) <= ALPHA for one, other in zip(full, best, strict=True)]
     return torch.tensor(fires, device=right.device)
-
-
-@cache
-def _more(full: int, other: int, draws: int) -> bool:
-    table = [[full, draws - full], [other, draws - other]]
-    return bool(fisher_exact(table, alternative="greater").pvalue <= ALPHA)
 
 
 def omnivideo_r1(right: Tensor, ablated: Tensor, group: int) -> Tensor:

@@ -9,14 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from scipy.stats import binomtest, fisher_exact
-
 from echoink import evaluation
 from echoink.config import Variant
 from echoink.evaluation import GREEDY, Prediction
 from echoink.rewards import GRADED, ProblemType
 from echoink.samples import DataType
-from echoink.statistics import mcnemar
+from echoink.statistics import above_chance, mcnemar, more_often
 from echoink.variants import SWAPS
 
 ALPHA = 0.05
@@ -67,22 +65,20 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, senses: Collec
     Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
     """
 
-    def above_chance(right: int) -> bool:
-        return binomtest(right, draws, chance, alternative="greater").pvalue <= ALPHA
+    def no_guess(right: int) -> bool:
+        return above_chance(right, draws, chance) <= ALPHA
 
     def falls(right: int) -> bool:
-        full = hits[Variant.full]
-        table = [[full, draws - full], [right, draws - right]]
-        return fisher_exact(table, alternative="greater").pvalue <= ALPHA
+        return more_often(hits[Variant.full], right, draws) <= ALPHA
 
     def needed(name: str) -> bool | None:
         """None: it cannot be said."""
         found = [hits[variant] for variant in WITHOUT[name] if variant in hits]
-        if any(not falls(right) and above_chance(right) for right in found):
+        if any(not falls(right) and no_guess(right) for right in found):
             return False
         return True if found and all(map(falls, found)) else None
 
-    if not above_chance(hits[Variant.full]):
+    if not no_guess(hits[Variant.full]):
         return Need.undetermined
     need = {sense: needed(sense) for sense in senses}
     if not senses or None in need.values():

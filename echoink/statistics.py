@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, t
+from scipy.stats import binomtest, bootstrap, fisher_exact, t
 
 RESAMPLES = 9_999
 """Bootstrap samples; the smallest p-value that they can show is 2 / (RESAMPLES + 1)."""
@@ -51,6 +52,24 @@ class Paired:
 def mcnemar(gained: int, lost: int) -> float:
     """p of the exact McNemar test: under no difference, gains among the samples that differ are a fair coin (1947)."""
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+@cache
+def more_often(hits: int, others: int, n: int) -> float:
+    """p of Fisher's exact test, one-sided: `hits` of n against `others` of n more, under equal rates (Fisher 1922).
+
+    Example: 8 of 8 against 4 of 8 gives 0.038.
+    """
+    return float(fisher_exact([[hits, n - hits], [others, n - others]], alternative="greater").pvalue)
+
+
+@cache
+def above_chance(hits: int, n: int, chance: float) -> float:
+    """p of the exact binomial test, one-sided: `hits` of n under the probability `chance`.
+
+    Example: 5 of 8 at 0.25 gives 0.027.
+    """
+    return float(binomtest(hits, n, chance, alternative="greater").pvalue)
 
 
 def _by_cluster(values: Sequence[float], clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,11 @@
 """Intervals and tests against published or hand-computed values."""
 
+from math import comb
+
 import numpy as np
 import pytest
 
-from echoink.statistics import cluster_bootstrap, holm, mcnemar, over_seeds, paired, wilson
+from echoink.statistics import above_chance, cluster_bootstrap, holm, mcnemar, more_often, over_seeds, paired, wilson
 
 
 def test_wilson_against_the_formula():
@@ -95,3 +97,11 @@ def test_the_t_interval_holds_what_it_promises():
         low, high = over_seeds(list(rng.normal(1.0, 2.0, 3))).interval
         hits += low <= 1.0 <= high
     assert 0.94 < hits / 2000 < 0.96
+
+
+def test_one_sided_tests_by_hand():
+    tail = comb(8, 8) * comb(8, 4) / comb(16, 12)  # nothing is more extreme
+    assert more_often(8, 4, 8) == pytest.approx(tail) == pytest.approx(0.0385, abs=1e-4)
+    assert more_often(4, 4, 8) > 0.5 and more_often(0, 8, 8) == 1
+    by_hand = sum(comb(8, k) * 0.25**k * 0.75 ** (8 - k) for k in range(5, 9))
+    assert above_chance(5, 8, 0.25) == pytest.approx(by_hand)
