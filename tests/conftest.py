@@ -22,6 +22,22 @@ from echoink.splits import read_split
 hypothesis.settings.register_profile("ours", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("ours")
 
+SLOW_FILES = (
+    "test_launch",
+    "test_resume",
+    "test_train",
+    "test_distributed",
+    "test_difficulty",
+    "test_tiny",
+    "test_sync",
+)
+"""They begin first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
+
+
 PROMPT = Prompt(**vars(compose([])[0].config.prompt))
 """What the embedded base has learnt to answer."""
 

@@ -49,7 +49,7 @@ def test_a_set_without_labels_says_how_to_get_them(tmp_path):
 
 
 def test_the_training_split_can_be_evaluated_for_curation(labelled):
-    found = loaded(labelled, "eval.split=train", train=False)
+    found = loaded(labelled, "task=eval", "eval.split=train", train=False)
     assert [s.id for s in found.valid] == list("012345") and found.train == []
 
 

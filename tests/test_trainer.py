@@ -12,6 +12,7 @@ from echoink.compose import compose
 from echoink.config import Adapter, Advantage
 from echoink.errors import UserError
 from echoink.models import load_model, load_reference, lora
+from echoink.reflection import SIGNS
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import DataType, Sample
@@ -574,7 +575,9 @@ def test_stable_metric_names(make_trainer):
     rows = catch.rows
     assert len(rows) == 2
     expected = {*METRICS.values(), "time/rollout", "time/reward", "time/logprob", "time/update", "time/step"}
-    expected -= {"reward/custom", "train/skipped"}  # of a reward.file, of a step without a finite gradient
+    # of a reward.file, of a weight of integration, of a step without a finite gradient
+    expected -= {"reward/custom", "reward/integration", "train/skipped"}
+    expected |= {f"reflection/{name}" for name in (*SIGNS, "words")}
     assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)
     parts = sum(rows[1][name] for name in ("time/rollout", "time/reward", "time/logprob", "time/update"))
     assert parts <= rows[1]["time/step"]
