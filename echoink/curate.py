@@ -21,10 +21,10 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from echoink import command
 from echoink.console import progress, say
@@ -102,14 +102,14 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
         if picture.mode not in JPEG_MODES:
             return f"image of mode {picture.mode}"
         picture = ImageOps.exif_transpose(picture)
-        _whole(targets["image"], lambda file: picture.save(file, format="JPEG"))
+        write_aside(targets["image"], lambda file: picture.save(file, format="JPEG"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "image cannot be read"
     try:
         samples, rate = soundfile.read(io.BytesIO(_bytes(audio)))
         if not len(samples):
             return "audio is empty"
-        _whole(targets["audio"], lambda file: soundfile.write(file, samples, rate, format="WAV"))
+        write_aside(targets["audio"], lambda file: soundfile.write(file, samples, rate, format="WAV"))
     except (soundfile.SoundFileError, OSError, ValueError):
         return "audio cannot be read"
     return None
@@ -123,7 +123,7 @@ def _bytes(cell: "Embedded | dict | str") -> bytes:
     return Path(cell).read_bytes() if isinstance(cell, str) else cell.read()
 
 
-def _whole(target: Path, write) -> None:
+def write_aside(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file aside, then rename it, so that it is whole or absent."""
     part = target.with_name(f".{target.name}")
     with open(part, "wb") as file:

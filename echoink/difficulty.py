@@ -18,8 +18,8 @@ was stopped goes on where it was.
 """
 
 import hashlib
+import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from echoink import command
 from echoink.console import progress, say
+from echoink.curate import write_aside
 from echoink.errors import UserError
 from echoink.needs import FEWEST, Need
 from echoink.rewards import ProblemType, option_letter, option_text
@@ -239,14 +240,10 @@ def _names_others(options: Sequence[str]) -> bool:
 
 
 def _copy(medium, target: Path) -> None:
-    if target.exists():
+    if target.exists():  # of a run that was stopped
         return
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    if isinstance(medium, Path):
-        shutil.copyfile(medium, part)
-    else:
-        part.write_bytes(medium.read())
-    os.replace(part, target)
+    with open(medium, "rb") if isinstance(medium, Path) else io.BytesIO(medium.read()) as content:
+        write_aside(target, lambda file: shutil.copyfileobj(content, file))
 
 
 def balanced(

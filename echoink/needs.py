@@ -15,7 +15,7 @@ from echoink.evaluation import GREEDY, Prediction
 from echoink.rewards import GRADED, ProblemType
 from echoink.samples import DataType
 from echoink.statistics import above_chance, mcnemar, more_often
-from echoink.variants import SWAPS
+from echoink.variants import SWAPS, senses
 
 ALPHA = 0.05
 """Level of each of the one-sided tests behind a label."""
@@ -32,10 +32,6 @@ WITHOUT = {
 that the model has never met, and either may fail for that alone: a sense is needed only where both fail."""
 
 
-MARKS = {"audio": ("audio",), "image": ("image", "video")}
-"""By which parts of its data type a question has a sense."""
-
-
 class Need(Enum):
     """What a question needs. `either`: one of the two, whichever; the rest as the words say."""
 
@@ -47,7 +43,7 @@ class Need(Enum):
     undetermined = "undetermined"
 
 
-def label(hits: Mapping[Variant, int], draws: int, chance: float, senses: Collection[str] = ("audio", "image")) -> Need:
+def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collection[str] = ("audio", "image")) -> Need:
     """What a question needs, from how many of its draws were right with each variant.
 
     With a variant of `WITHOUT` the draws fall where they are right less often than the full ones (Fisher's exact test,
@@ -60,7 +56,7 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, senses: Collec
         hits: of `full`, and of those of `WITHOUT` that were answered.
         draws: k, of each.
         chance: of a guess.
-        senses: that the question has.
+        has: the senses that the question has.
 
     Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
     """
@@ -80,12 +76,12 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, senses: Collec
 
     if not no_guess(hits[Variant.full]):
         return Need.undetermined
-    need = {sense: needed(sense) for sense in senses}
-    if not senses or None in need.values():
+    need = {sense: needed(sense) for sense in has}
+    if not has or None in need.values():
         return Need.undetermined
     if any(need.values()):
-        return Need.both if len(senses) == 2 and all(need.values()) else Need.audio if need.get("audio") else Need.image
-    if len(senses) == 1:
+        return Need.both if len(has) == 2 and all(need.values()) else Need.audio if need.get("audio") else Need.image
+    if len(has) == 1:
         return Need.neither
     text = needed("text")
     return Need.undetermined if text is None else Need.either if text else Need.neither
@@ -107,9 +103,7 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
     for id, counts in hits.items():
         k = draws[id, Variant.full]
         if k >= FEWEST:
-            media = DataType(asked[id].data_type).value
-            senses = [sense for sense, marks in MARKS.items() if any(mark in media for mark in marks)]
-            found[id] = label(counts, k, evaluation.chance(asked[id]), senses)
+            found[id] = label(counts, k, evaluation.chance(asked[id]), senses(DataType(asked[id].data_type)))
     return found
 
 

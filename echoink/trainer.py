@@ -133,6 +133,7 @@ class EchoInkTrainer(GRPOTrainer):
         self._on_rollout = on_rollout
         self._prompts: list[PromptInputs] = []  # the unique prompts of the buffered rollout, and their ids
         self._prompt_ids: list[str] = []
+        self._asked: list[Sample] = []  # as they were asked: with modality dropout perhaps without a sense
         self._lengths: list[int] = []  # tokens of its completions
         self._owner: list[int] = []  # for each active row the index of its prompt
         self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen

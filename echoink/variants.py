@@ -44,9 +44,14 @@ _WITHOUT_SIGHT = {
 }
 
 
+def senses(kind: DataType) -> list[str]:
+    """Which of `audio` and `image` (a video is seen) a data type has."""
+    return [name for name, table in (("audio", _WITHOUT_SOUND), ("image", _WITHOUT_SIGHT)) if kind in table]
+
+
 def applies(variant: Variant, sample: Sample) -> bool:
     """Whether a sample has what the variant takes away; a blank is made of pictures only."""
-    heard, seen = sample.data_type in _WITHOUT_SOUND, sample.data_type in _WITHOUT_SIGHT
+    heard, seen = (name in senses(sample.data_type) for name in ("audio", "image"))
     return {
         Variant.full: True,
         Variant.text_only: heard or seen,
@@ -61,7 +66,7 @@ def applies(variant: Variant, sample: Sample) -> bool:
 
 def has_both(sample: Sample) -> bool:
     """Whether a sample has both senses to take away."""
-    return all(applies(sense, sample) for sense in SENSES)
+    return len(senses(sample.data_type)) == 2
 
 
 def make(

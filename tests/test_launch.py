@@ -80,7 +80,6 @@ def test_an_interrupted_sweep_is_killed_everywhere(tmp_path):
     assert sorted(run.info.status for run in mlflow_runs(name)) == ["KILLED", "KILLED"]
 
 
-@pytest.mark.slow
 def test_a_search_through_another_launcher_goes_on_after_a_failed_trial(place):
     """Optuna chooses, submitit's local executor runs; a prompt over its cap makes a trial fail."""
     space = ["reward.lambda_fmt=interval(0,2)", "model.max_prompt_tokens=choice(3,4096)", "trainer.steps=1"]
