@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import math
 import re
 from collections.abc import Sequence
@@ -132,8 +133,14 @@ def validate(raw: DictConfig) -> Config:
         UserError: see `compose`.
     """
     config = typed(raw, Config)
+    config.trainer.processes = config.trainer.processes or started()
     _check_together(config)
     return config
+
+
+def started() -> int:
+    """How many processes a launcher such as torchrun has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def typed(raw: DictConfig, schema: type[Schema]) -> Schema:

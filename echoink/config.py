@@ -142,6 +142,20 @@ class OnError(Enum):
     zero = "zero"
 
 
+class Sharding(Enum):
+    """What of a model in training is divided among the processes; sharding.py says how.
+
+    `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's FSDP2,
+    by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
+    "echoink[zero]"`).
+    """
+
+    none = "none"
+    fsdp2 = "fsdp2"
+    zero2 = "zero2"
+    zero3 = "zero3"
+
+
 class Scale(Enum):
     """What advantages are divided by."""
 
@@ -261,7 +275,8 @@ class GenerationConfig:
 
 @dataclass
 class TrainerConfig:
-    processes: int = _("processes that the run is meant for, one a GPU", ge=1)
+    processes: int | None = _("processes that the run is for, one a GPU; null: as many as are started", ge=1)
+    sharding: Sharding = _("what is divided among the processes")
     prompts_per_step: int = _("prompts per optimizer step, over all processes", ge=1)
     micro_batch_prompts: int = _("prompts per forward and backward on one process", ge=1)
     steps: int | None = _("optimizer steps; null for `epochs` over the training set", ge=1)

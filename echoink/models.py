@@ -16,7 +16,9 @@ from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
+from transformers.distributed import DistributedConfig
 
+from echoink import sharding
 from echoink.errors import UserError
 from echoink.shared_prefix import install
 
@@ -59,6 +61,7 @@ def load_model(
     attention: str = "sdpa",
     freeze: tuple[str, ...] = (),
     quantized: bool = False,
+    divided: DistributedConfig | None = None,
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
 
@@ -73,11 +76,15 @@ def load_model(
         freeze: towers whose weights do not learn, of "audio" and "vision".
         quantized: hold the language model's linear layers in 4 bits (NF4, bitsandbytes); nothing but an adapter can
             learn then.
+        divided: how it is divided among the processes while it is loaded; None: each has all of it.
 
     Raises:
         UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
     """
     if is_adapter(path):
+        if divided:
+            hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
+            raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
         with _as_user_error(path):
             base = LoraConfig.from_pretrained(path).base_model_name_or_path
         try:
@@ -103,6 +110,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below
             **(_four_bits(dtype) if quantized else {}),
+            **({"distributed_config": divided} if divided else {}),
         )
     wrong = {
         "lacks": sorted(report["missing_keys"]),
@@ -119,6 +127,9 @@ def load_model(
             module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
     _frozen(model, freeze)
     install(model)
+    if divided:
+        sharding.find_root(model)
+        return _named(model, path)
     return _named(model, path) if quantized else _named(model, path).to(processes().device)
 
 
@@ -161,10 +172,10 @@ def describe(model: Qwen2_5OmniThinkerForConditionalGeneration, trains: bool) ->
 
 
 def load_reference(
-    path: str, dtype: str = "float32", attention: str = "sdpa"
+    path: str, dtype: str = "float32", attention: str = "sdpa", divided: DistributedConfig | None = None
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The frozen pi_ref of the KL term: the model that training starts from."""
-    return load_model(path, dtype, attention).eval().requires_grad_(False)
+    return load_model(path, dtype, attention, divided=divided).eval().requires_grad_(False)
 
 
 def check_targets(model: Qwen2_5OmniThinkerForConditionalGeneration, targets: Sequence[str]) -> None:

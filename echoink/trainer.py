@@ -39,10 +39,10 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import plain_rows, randomness, reflection, rollout, signals
+from echoink import plain_rows, randomness, reflection, rollout, sharding, signals
 from echoink.config import (
     Advantage,
     GenerationConfig,
@@ -50,6 +50,7 @@ from echoink.config import (
     Loss,
     Rule,
     Schedule,
+    Sharding,
     TrainerConfig,
 )
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
@@ -192,11 +193,24 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
         add_fused_lm_head(reference, temperature=self.temperature)
+        if sharding.is_divided(reference):
+            return reference
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @contextmanager
+    def whole(self):
+        """The thinker with all its weights in this process: what it computes inside waits for no other process."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            sharding.whole(model),
+        ):
+            yield model.get_base_model() if isinstance(model, PeftModel) else model
 
     # --- prompts ---
 
@@ -250,17 +264,7 @@ class EchoInkTrainer(GRPOTrainer):
         assert self._owner == [index for index in unique for _ in range(group)], "a group was split"
         seed, step, length = self.args.seed, self.state.global_step, sampling.max_new_tokens
         noise = torch.stack([rollout.uniforms(seed, step, id, group, length) for id in self._prompt_ids])
-        with (
-            self._timed("time/rollout"),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self.accelerator.autocast(),
-        ):
-            model = model.get_base_model() if isinstance(model, PeftModel) else model
+        with self._timed("time/rollout"), self.whole() as model, self.accelerator.autocast():
             with torch.no_grad():
                 features = encode_media(model.model, self._prompts)
             completions = rollout.generate(
@@ -568,6 +572,7 @@ def arguments(
             f"{config.micro_batch_prompts} times {processes().num_processes} processes",
             "gradients are accumulated over whole micro-batches",
         )
+    zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
     bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
     return GRPOConfig(
         output_dir=folder,
@@ -597,9 +602,12 @@ def arguments(
         max_completion_length=generation.max_new_tokens,
         shuffle_dataset=False,
         remove_unused_columns=False,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available() and not zero,
+        deepspeed=zero and sharding.deepspeed(zero, config.bf16),
+        accelerator_config={"use_configured_state": bool(zero and sharding.meet_on_cpu())},
         dataloader_pin_memory=torch.accelerator.is_available(),
         save_strategy="steps",  # after each the callbacks see what is due
+        save_only_model=True,  # transformers saves nothing, see _save_checkpoint
         save_steps=1,
         logging_strategy="steps",
         logging_steps=1,

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from echoink import sharding
 from echoink.compose import compose
-from echoink.config import Adapter
-from echoink.models import load_model, load_processor, load_reference, lora
+from echoink.config import Adapter, Sharding
+from echoink.models import load_model, load_processor, load_reference, lora, processes
 from echoink.processing import Caps, PromptProcessor
 from echoink.prompts import Prompt
 from echoink.splits import read_split, video_caps
 from echoink.trainer import EchoInkTrainer, arguments, metrics_of
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Catch(TrainerCallback):
@@ -26,9 +32,8 @@ class Catch(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         if self.gradient is None:
             named = [p for p in model.parameters() if p.requires_grad]
-            self.gradient = torch.cat(
-                [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in named]
-            )
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in named]
+            self.gradient = torch.cat([full(grad).flatten() for grad in grads])
 
     def on_log(self, args, state, control, logs=None, **_):
         self.rows.append(metrics_of(logs))
@@ -37,11 +42,14 @@ class Catch(TrainerCallback):
 def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     config = compose(settings)[0].config
     torch.manual_seed(0)  # an adapter's initial weights
-    model, catch, rollouts = load_model("tiny"), Catch(), []
+    divided = None
+    if config.trainer.sharding is Sharding.fsdp2:
+        divided = sharding.fsdp2(processes().num_processes, config.trainer.bf16)
+    model, catch, rollouts = load_model("tiny", divided=divided), Catch(), []
     samples = read_split(dataset, "train")[:8]
     trainer = EchoInkTrainer(
         model=model,
-        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny"),
+        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", divided=divided),
         processor=PromptProcessor(
             load_processor("tiny", 112 * 112, 112 * 112),
             model,
@@ -58,7 +66,8 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
     )
     trainer.train()
-    learnt = torch.cat([p.detach().flatten() for p in model.parameters()])
+    with trainer.whole():
+        learnt = torch.cat([p.detach().flatten() for p in model.parameters()])
     if torch.distributed.is_initialized():  # replicas must not drift apart
         others = [torch.empty_like(learnt) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(others, learnt)

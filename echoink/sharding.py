@@ -1,0 +1,109 @@
+"""A model that is divided among the processes of a training run, and how it comes together where it must.
+
+`trainer.sharding=fsdp2` is PyTorch's FSDP2 as transformers applies it while it loads: each process reads and keeps its
+share of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's, put
+on the whole model when training begins. With `none` several processes are DDP.
+
+A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
+order. In a training step they do (`encoding.encode_media`, `alike`). Where they cannot, because completions differ in
+length, the model is gathered first (`whole`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
+from torch.distributed.fsdp import FSDPModule
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.distributed import DistributedConfig
+
+UNITS = {
+    "model.language_model.layers.*": "free_full_weight",
+    "model.visual.blocks.*": "free_full_weight",
+    "model.audio_tower.layers.*": "free_full_weight",
+}
+"""What FSDP2 gathers at a time: a layer. The rest is gathered for the whole of a step's forward and backward."""
+
+
+def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
+    """How a model is divided while it is loaded; None where there is nobody to share with.
+
+    Over several machines each holds a whole copy, divided among its own processes, so that what a layer gathers does
+    not cross the network; gradients do.
+
+    Args:
+        processes: in all.
+        bf16: gather the weights in bfloat16; the shares, gradients and the optimizer's state stay in float32.
+    """
+    if processes == 1:
+        return None
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    inside = here if here > 1 else processes
+    return DistributedConfig(
+        fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_plan=UNITS, fsdp_mixed_precision=bf16
+    )
+
+
+def deepspeed(stage: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration; what is `auto` transformers fills in from its own.
+
+    Args:
+        stage: 2 or 3.
+        bf16: weights in bfloat16, with their float32 masters in the optimizer.
+    """
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3},
+        "bf16": {"enabled": bf16},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,  # PyTorch's AdamW
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def meet_on_cpu() -> bool:
+    """Let DeepSpeed's processes meet on a CPU, which accelerate does for GPUs alone; False where there is one."""
+    if torch.accelerator.is_available():
+        return False
+    AcceleratorState._reset_state(reset_partial_state=True)
+    state = PartialState(cpu=True)
+    state.distributed_type, state._cpu = DistributedType.DEEPSPEED, False
+    return True
+
+
+def find_root(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
+    """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
+    for unit in _units(model):
+        unit.set_reshard_after_forward(unit is not model, recurse=False)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    model.reshard()
+
+
+def is_divided(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has divided a model."""
+    return any(True for _ in _units(model))
+
+
+@contextmanager
+def whole(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, each process holds all weights of a model that FSDP2 has divided, and its forwards wait for nobody."""
+    units = list(_units(model))
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for number, unit in enumerate(units):
+            unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the root
+            unit.reshard()
+
+
+def _units(model: torch.nn.Module) -> Iterator[FSDPModule]:
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
