@@ -6,7 +6,7 @@ towers are frozen. Where the towers learn, each update encodes once, with gradie
 Shapes: B prompts, P prompt tokens, D width of the language model, N placeholder tokens of a medium.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ from echoink.processing import PromptInputs, row_media
 
 Features = dict[str, Tensor]
 """What the towers make of one prompt's media: `image`, `video`, `audio`, each [N, D]; absent media are absent."""
+
+NOTHING = "nothing"
+"""Beside them, where processes share out the towers: a zero that depends on those that had nothing to do."""
+
+_SEEN = (
+    ("image", "pixel_values", "image_grid_thw"),
+    ("video", "pixel_values_videos", "video_grid_thw"),
+)
+"""What the vision tower takes: a medium, its patches, their grids."""
 
 
 def towers_learn(thinker: Qwen2_5OmniThinkerModel) -> bool:
@@ -32,28 +41,66 @@ def same_towers(one: Qwen2_5OmniThinkerModel, other: Qwen2_5OmniThinkerModel) ->
     return all(a is b or torch.equal(a, b) for pair in pairs for a, b in pair)
 
 
-def encode_media(thinker: Qwen2_5OmniThinkerModel, prompts: Sequence[PromptInputs]) -> list[Features]:
+def encode_media(
+    thinker: Qwen2_5OmniThinkerModel, prompts: Sequence[PromptInputs], alike: bool = False
+) -> list[Features]:
     """Run each tower once over the media of B prompts.
 
     Args:
         thinker: its towers and configuration.
         prompts: whose `media` are encoded; prompts may differ in what they have.
+        alike: see `run_towers`.
 
     Returns:
         One `Features` per prompt.
     """
-    device = thinker.get_input_embeddings().weight.device
-    media = {name: value.to(device) for name, value in row_media(prompts, range(len(prompts))).items()}
+    media = row_media(prompts, range(len(prompts)))
+    encoded = run_towers(thinker, media, alike)
     features: list[Features] = [{} for _ in prompts]
     for name, token in placeholders(thinker).items():
-        if (encoded := _encoded(thinker, name, media)) is None:
+        if name not in encoded:
             continue
         counts = [int((prompt.input_ids == token).sum()) for prompt in prompts]
-        assert sum(counts) == len(encoded), f"{len(encoded)} {name} features for {sum(counts)} placeholder tokens"
-        for found, part, count in zip(features, encoded.split(counts), counts, strict=True):
+        whole = encoded[name]
+        assert sum(counts) == len(whole), f"{len(whole)} {name} features for {sum(counts)} placeholder tokens"
+        for found, part, count in zip(features, whole.split(counts), counts, strict=True):
             if count:
                 found[name] = part
+    if NOTHING in encoded:
+        features[0][NOTHING] = encoded[NOTHING]
     return features
+
+
+def run_towers(thinker: Qwen2_5OmniThinkerModel, media: Mapping[str, Tensor], alike: bool = False) -> Features:
+    """Run each tower once, pictures and videos together.
+
+    Args:
+        thinker: its towers and configuration.
+        media: the processor's tensors, on any device.
+        alike: run also the tower that has nothing to do, on one patch or one token of silence, and return a zero that
+            depends on it (`NOTHING`). Processes that share out a tower's weights must all call it, in the same order,
+            and have a gradient for each of its weights, whatever media their own prompts have.
+    """
+    device = thinker.get_input_embeddings().weight.device
+    media = {name: value.to(device) for name, value in media.items()}
+    encoded: Features = {}
+    seen = [(name, *keys) for name, *keys in _SEEN if keys[0] in media]
+    if seen:
+        patches = torch.cat([media[values] for _, values, _ in seen])
+        grids = [media[grid] for _, _, grid in seen]
+        found = thinker.get_image_features(patches, torch.cat(grids), return_dict=True).pooler_output
+        for name, _, grid in seen:
+            encoded[name], found = torch.cat(tuple(found[: len(media[grid])])), found[len(media[grid]) :]
+    elif alike:
+        encoded[NOTHING] = 0 * torch.cat(tuple(_see_nothing(thinker, device))).sum()
+    if "input_features" in media:
+        mask = media["feature_attention_mask"]
+        encoded["audio"] = thinker.get_audio_features(
+            media["input_features"], mask, return_dict=True
+        ).last_hidden_state
+    elif alike:
+        encoded[NOTHING] = encoded.get(NOTHING, 0) + 0 * _hear_nothing(thinker, device).sum()
+    return encoded
 
 
 def embed(thinker: Qwen2_5OmniThinkerModel, input_ids: Tensor, features: Sequence[Features]) -> Tensor:
@@ -64,6 +111,9 @@ def embed(thinker: Qwen2_5OmniThinkerModel, input_ids: Tensor, features: Sequenc
         if parts:
             where = (input_ids == token).unsqueeze(-1)
             embeddings = embeddings.masked_scatter(where, torch.cat(parts).to(embeddings.dtype))
+    for found in features:
+        if NOTHING in found:
+            embeddings = embeddings + found[NOTHING].to(embeddings.dtype)
     return embeddings
 
 
@@ -73,14 +123,19 @@ def placeholders(thinker: Qwen2_5OmniThinkerModel) -> dict[str, int]:
     return {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
 
 
-def _encoded(thinker: Qwen2_5OmniThinkerModel, name: str, media: dict[str, Tensor]) -> Tensor | None:
-    if name == "image" and "pixel_values" in media:
-        found = thinker.get_image_features(media["pixel_values"], media["image_grid_thw"], return_dict=True)
-        return torch.cat(tuple(found.pooler_output))
-    if name == "video" and "pixel_values_videos" in media:
-        found = thinker.get_video_features(media["pixel_values_videos"], media["video_grid_thw"], return_dict=True)
-        return torch.cat(tuple(found.pooler_output))
-    if name == "audio" and "input_features" in media:
-        mask = media["feature_attention_mask"]
-        return thinker.get_audio_features(media["input_features"], mask, return_dict=True).last_hidden_state
-    return None
+def _see_nothing(thinker: Qwen2_5OmniThinkerModel, device: torch.device) -> Sequence[Tensor]:
+    """The features of the smallest picture, black."""
+    config = thinker.visual.config
+    side = config.spatial_merge_size
+    values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    grid = torch.tensor([[1, side, side]], device=device)
+    return thinker.get_image_features(
+        torch.zeros(side * side, values, device=device), grid, return_dict=True
+    ).pooler_output
+
+
+def _hear_nothing(thinker: Qwen2_5OmniThinkerModel, device: torch.device) -> Tensor:
+    """The features of the shortest sound, silence: 4 frames of the spectrogram are one token."""
+    spectrogram = torch.zeros(1, thinker.config.audio_config.num_mel_bins, 4, device=device)
+    mask = torch.ones(1, 4, dtype=torch.long, device=device)
+    return thinker.get_audio_features(spectrogram, mask, return_dict=True).last_hidden_state

@@ -22,6 +22,7 @@ import functools
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerModel
 
 from echoink import attention
-from echoink.encoding import Features, embed, encode_media
-from echoink.processing import PromptInputs
+from echoink.encoding import Features, embed, encode_media, run_towers
+from echoink.processing import MEDIA, PromptInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,9 +229,9 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     @functools.wraps(type(thinker).forward)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, **kwargs):
         if layout is None:
-            return plain(*args, **kwargs)
+            return plain(*args, **(_embedded(self, kwargs) if self.alike else kwargs))
         input_ids = kwargs["input_ids"]
-        features = encode_media(self, prompts) if features is None else features
+        features = encode_media(self, prompts, self.alike) if features is None else features
         hidden = self.language_model(
             inputs_embeds=embed(self, input_ids, features),
             position_ids=kwargs["position_ids"],
@@ -239,6 +241,16 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
 
     thinker.forward = types.MethodType(forward, thinker)
+    thinker.alike = False  # a trainer's runs both towers in each forward, see encoding.run_towers
+
+
+def _embedded(thinker: Qwen2_5OmniThinkerModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of a plain forward with their media embedded; those of a rollout are already."""
+    if inputs.get("input_ids") is None:
+        return inputs
+    media = {name: inputs[name] for name in MEDIA if inputs.get(name) is not None}
+    rest = {name: value for name, value in inputs.items() if name not in (*MEDIA, "input_ids")}
+    return {**rest, "inputs_embeds": embed(thinker, inputs["input_ids"], [run_towers(thinker, media, alike=True)])}
 
 
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:

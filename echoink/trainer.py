@@ -190,6 +190,9 @@ class EchoInkTrainer(GRPOTrainer):
         args.beta = self.beta = beta
         # With an adapter TRL switches it off for the reference.
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
+        # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
+        for thinker in filter(None, (model, reference)):
+            thinker.model.alike = True
 
     def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
         add_fused_lm_head(reference, temperature=self.temperature)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,12 +12,15 @@ from transformers import TrainerCallback
 
 from echoink import sharding
 from echoink.compose import compose
-from echoink.config import Adapter, Sharding
+from echoink.config import Adapter, Sharding, Variant
 from echoink.models import load_model, load_processor, load_reference, lora, processes
 from echoink.processing import Caps, PromptProcessor
 from echoink.prompts import Prompt
+from echoink.samples import DataType, Sample
 from echoink.splits import read_split, video_caps
 from echoink.trainer import EchoInkTrainer, arguments, metrics_of
+from echoink.variants import without
+from tests import files
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +43,22 @@ class Catch(TrainerCallback):
         self.rows.append(metrics_of(logs))
 
 
+def mixed(samples: list[Sample], folder: Path) -> list[Sample]:
+    """A fourth each with a video, with nothing, with a picture alone and with a sound alone."""
+    shown = files.video(folder / "clip.mp4")
+    video = {"data_type": DataType.video, "video": shown, "image": None, "audio": None}
+    makes = (
+        lambda sample: replace(sample, **video),
+        lambda sample: without(sample, Variant.text_only),
+        lambda sample: without(sample, Variant.no_audio),
+        lambda sample: without(sample, Variant.no_image),
+    )
+    return [makes[number % 4](sample) for number, sample in enumerate(samples)]
+
+
 def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
+    is_mixed = "mixed" in settings
+    settings = [word for word in settings if word != "mixed"]
     config = compose(settings)[0].config
     torch.manual_seed(0)  # an adapter's initial weights
     divided = None
@@ -47,6 +66,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         divided = sharding.fsdp2(processes().num_processes, config.trainer.bf16)
     model, catch, rollouts = load_model("tiny", divided=divided), Catch(), []
     samples = read_split(dataset, "train")[:8]
+    samples = mixed(samples, folder) if is_mixed else samples
     trainer = EchoInkTrainer(
         model=model,
         reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", divided=divided),
