@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from echoink import evaluation
+from echoink import evaluation, sharding
 from echoink.evaluation import Prediction
 from echoink.tracking import read_rows, write_whole
 
@@ -34,9 +34,10 @@ def key(model: torch.nn.Module, **depends_on: Any) -> str:
 
 
 def weights(model: torch.nn.Module) -> str:
-    """Digest of a model's parameters and buffers: names, types and values."""
+    """Digest of a model's parameters and buffers: names, types and values. Of a divided one all processes take part."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = sharding.full(tensor)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()

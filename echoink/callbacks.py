@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import TrainerCallback, TrainerState
 
-from echoink import checkpoint, signals, traces
+from echoink import checkpoint, signals, together, traces
 from echoink.console import bar, console, say
 from echoink.errors import UserError
 from echoink.samples import Sample
@@ -129,11 +128,11 @@ class Keeper(TrainerCallback):
         self._files, self._every, self._keep, self._facts = files, every, keep, facts
         self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
-        self.newest: Path | None = next(reversed(checkpoint.steps(files.path)), None)
         self.best: dict[str, float] | None = None
-        for row in files.read("dev.jsonl"):
+        self.newest: Path | None = together.first(lambda: next(reversed(checkpoint.steps(files.path)), None))
+        for row in together.first(lambda: files.read("dev.jsonl")):
             self._compare(row)
-        if self.best and self.newest:
+        if self.best and self.newest and files.writes:
             checkpoint.note_best(files.path, self.best)
 
     def _compare(self, row: dict[str, float]) -> bool:
@@ -141,10 +140,6 @@ class Keeper(TrainerCallback):
         if better:
             self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
         return better
-
-    def _thinker(self) -> torch.nn.Module:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._do_what_is_due(state)
@@ -161,13 +156,22 @@ class Keeper(TrainerCallback):
         def done(name: str) -> bool:
             return any(row["step"] == step for row in self._files.read(name))
 
+        watches, evaluates = together.first(
+            lambda: (
+                due(self._watch_every) and not done("watched.jsonl"),
+                bool(step) and due(self._evaluate_every) and not done("dev.jsonl"),
+            )
+        )
         with self.trainer.apart():
             if step and (last or due(self._every)):
                 self._save(step, last)
-            if due(self._watch_every) and not done("watched.jsonl"):
-                self._watch(self._thinker(), step)
-            if step and due(self._evaluate_every) and not done("dev.jsonl"):
-                metrics = self._evaluate(self._thinker(), step)
+            if watches:
+                together.at(f"step {step}, the watched samples")
+                with self.trainer.whole() as thinker:
+                    self._watch(thinker, step)
+            if evaluates:
+                with self.trainer.whole() as thinker:
+                    metrics = self._evaluate(thinker, step)
                 self._recorder.development(step, metrics)
                 if self._compare({"step": step, **metrics}):
                     self._save(step, last)
@@ -191,27 +195,29 @@ class Keeper(TrainerCallback):
     def _save(self, step: int, last: bool) -> None:
         if self.newest and checkpoint.step_of(self.newest) == step:
             return
-        trainer = self.trainer
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
-        if not trainer.is_world_process_zero():
-            return
-        if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
-            raise UserError(
-                f"at step {step} weights are not finite ({broken[0]}, {len(broken)} in all); they are not saved",
-                f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
-            )
+        together.at(f"step {step}, its checkpoint")
+        weights = self.trainer.weights()
 
-        def write(folder: Path) -> None:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            model.generation_config.eos_token_id = trainer.eos_token_ids  # transformers keeps only the tokenizer's
-            model.save_pretrained(folder, state_dict=weights)
-            trainer.processing_class.save_pretrained(folder)
-            trainer.save_state_beside(folder)
+        def check() -> None:
+            if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
+                raise UserError(
+                    f"at step {step} weights are not finite ({broken[0]}, {len(broken)} in all); they are not saved",
+                    f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
+                )
 
+        together.each(check)
         facts = {"last": last, **self._facts}
         try:
             with signals.held():
-                self.newest = checkpoint.save(self._files.path, step, write, self._keep, facts)
+                self.newest = checkpoint.save(
+                    self._files.path,
+                    step,
+                    lambda folder: self.trainer.save_beside(folder, weights),
+                    self._keep,
+                    facts,
+                    together.first,
+                    together.each,
+                )
         except Exception as error:  # a full disk is another kind of error in each of the libraries that write
             free = shutil.disk_usage(self._files.path).free / 2**30
             reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -5,6 +5,10 @@ adapter's with the processor beside it. What training goes on from lies in it to
 `rng_state.pth`, `trainer_state.json` and `rollout.pt`, in the `RESUMABLE` newest. `manifest.json` has every file's size
 and SHA-256; a folder that does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only
 then are old ones dropped.
+
+Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of the
+weights (`shard-….safetensors`, which `models.load_model` reads and `python -m echoink.export` puts together) and of the
+optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
 """
 
 import hashlib
@@ -25,6 +29,11 @@ BEST = "best.json"
 MANIFEST = "manifest.json"
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
 """The files that only training needs; the optimizer's is twice the size of what learns."""
+_OF_TRAINING = re.compile(
+    rf"({'|'.join(map(re.escape, STATE))})(\.process-\d+)?$"
+    r"|optimizer/|global_step\d+/|latest$|zero_to_fp32\.py$"  # FSDP2's and DeepSpeed's
+)
+_OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
 RESUMABLE = 2
 """Of so many newest checkpoints they are kept."""
 
@@ -53,6 +62,8 @@ def save(
     write: Callable[[Path], None],
     keep: int,
     facts: dict[str, Any] | None = None,
+    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    each: Callable[[Callable[[], None]], None] = lambda work: work(),
 ) -> Path:
     """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest and the best.
 
@@ -64,12 +75,17 @@ def save(
         write: writes the files.
         keep: newest checkpoints kept.
         facts: what else the manifest says, such as what the weights were trained on.
+        first: does something in the first of the run's processes, for all of them.
+        each: does something in each of them; it fails in all where it fails in one.
     """
     final = run / "checkpoints" / f"step-{step}"
-    part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
-    part.mkdir(parents=True)
-    try:
-        write(part)
+
+    def begin() -> Path:
+        part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+        part.mkdir(parents=True)
+        return part
+
+    def finish() -> None:
         files = {str(path.relative_to(part)): _seen(path) for path in sorted(part.rglob("*")) if path.is_file()}
         (part / MANIFEST).write_text(as_json({"step": step, **(facts or {}), "files": files}))
         for path in (*part.rglob("*"), part):
@@ -78,9 +94,14 @@ def save(
             shutil.rmtree(final)
         os.rename(part, final)
         _flush(final.parent)
+
+    part = first(begin)
+    try:
+        each(lambda: write(part))
+        first(finish)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    rotate(run, keep)
+    first(lambda: rotate(run, keep))
     return final
 
 
@@ -95,11 +116,25 @@ def rotate(run: Path, keep: int) -> None:
 
 def _leave_weights(folder: Path) -> None:
     said = manifest(folder)
-    if any(name in said.get("files", ()) for name in STATE):
-        said["files"] = {name: seen for name, seen in said["files"].items() if name not in STATE}
+    of_training = [path for path in folder.rglob("*") if is_of_training(str(path.relative_to(folder)))]
+    if of_training:
+        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not is_of_training(name)}
         write_whole(folder / MANIFEST, as_json(said))
-    for name in STATE:
-        (folder / name).unlink(missing_ok=True)
+    for path in of_training:
+        if path.is_file():
+            path.unlink()
+    for name in sorted({path.parent for path in of_training} - {folder}, reverse=True):
+        shutil.rmtree(name, ignore_errors=True)
+
+
+def of_process(number: int) -> Callable[[str], str]:
+    """What one of a run's processes calls a file that each has."""
+    return lambda name: f"{name}.process-{number}" if number else name
+
+
+def is_of_training(name: str) -> bool:
+    """Whether only training needs a file of a checkpoint; the optimizer's are twice the size of what learns."""
+    return bool(_OF_TRAINING.match(name))
 
 
 def note_best(run: Path, best_of: dict[str, float]) -> None:
@@ -149,12 +184,18 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
     return None
 
 
+def _goes_on(said: dict[str, Any]) -> bool:
+    """Whether a manifest lists what training goes on from."""
+    names = said.get("files", {})
+    return all(name in names for name in STATE[1:]) and any(map(_OPTIMIZER.match, names))
+
+
 def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that training can go on from, and the newer ones that are damaged, with what is wrong."""
     damaged: dict[Path, str] = {}
     for folder in reversed(steps(run)):
         wrong = damage(folder)
-        if wrong is None and not all(name in manifest(folder)["files"] for name in STATE):
+        if wrong is None and not _goes_on(manifest(folder)):
             return None, damaged
         if wrong is None:
             return folder, damaged
@@ -165,10 +206,7 @@ def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
 def can_go_on(run: Path) -> bool:
     """Whether training can go on from a checkpoint of a run, as far as sizes tell, or has none yet."""
     found = steps(run)
-    return not found or any(
-        all(name in manifest(folder).get("files", ()) for name in STATE) and not damage(folder, thorough=False)
-        for folder in found
-    )
+    return not found or any(_goes_on(manifest(folder)) and not damage(folder, thorough=False) for folder in found)
 
 
 def tidy(run: Path) -> None:

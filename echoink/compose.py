@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-import os
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

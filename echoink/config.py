@@ -277,6 +277,7 @@ class GenerationConfig:
 class TrainerConfig:
     processes: int | None = _("processes that the run is for, one a GPU; null: as many as are started", ge=1)
     sharding: Sharding = _("what is divided among the processes")
+    patience: float = _("seconds that a process waits for the others before it says where it is and ends", gt=0)
     prompts_per_step: int = _("prompts per optimizer step, over all processes", ge=1)
     micro_batch_prompts: int = _("prompts per forward and backward on one process", ge=1)
     steps: int | None = _("optimizer steps; null for `epochs` over the training set", ge=1)

@@ -95,9 +95,7 @@ def run_towers(thinker: Qwen2_5OmniThinkerModel, media: Mapping[str, Tensor], al
         encoded[NOTHING] = 0 * torch.cat(tuple(_see_nothing(thinker, device))).sum()
     if "input_features" in media:
         mask = media["feature_attention_mask"]
-        encoded["audio"] = thinker.get_audio_features(
-            media["input_features"], mask, return_dict=True
-        ).last_hidden_state
+        encoded["audio"] = thinker.get_audio_features(media["input_features"], mask, return_dict=True).last_hidden_state
     elif alike:
         encoded[NOTHING] = encoded.get(NOTHING, 0) + 0 * _hear_nothing(thinker, device).sum()
     return encoded

@@ -104,7 +104,7 @@ class Fusion:
         """R_int [R] of a rule that pays; 0 for prompts without both senses.
 
         Args:
-            model: the policy, wrapped.
+            model: the policy, not wrapped.
             right: R_acc [R].
             completions: R lists of token ids.
             owner: for each row the index of its prompt.

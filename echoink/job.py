@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.distributed import DistributedConfig
 
-from echoink import console, memory, models, own_reward
-from echoink.config import Adapter, Config, Task, TrainerConfig
+from echoink import console, memory, models, own_reward, sharding
+from echoink.config import Adapter, Config, Sharding, Task, TrainerConfig
 from echoink.errors import UserError
 from echoink.own_reward import OwnReward
 from echoink.processing import Caps, PromptProcessor
@@ -42,7 +43,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     reward, own = config.reward, None
     if reward.file:
         own = own_reward.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
-    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized)
+    model = models.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, divided(config))
     if trains and config.adapter.kind is not Adapter.none:
         if quantized and models.is_adapter(path):
             hint = "merge it first (python -m echoink.export), or use adapter=lora"
@@ -55,6 +56,13 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
     return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
+
+
+def divided(config: Config) -> DistributedConfig | None:
+    """How the policy and its reference are divided while they are loaded, see `sharding`; None where they are not."""
+    if config.task is not Task.train or config.trainer.sharding is not Sharding.fsdp2:
+        return None
+    return sharding.fsdp2(models.processes().num_processes, config.trainer.bf16)
 
 
 def longest_prompt(job: Job) -> int:

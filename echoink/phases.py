@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import cache, console, evaluation, needs, reflection, variants
+from echoink import cache, console, evaluation, needs, reflection, together, variants
 from echoink.config import EvalConfig, Protocol, Variant
 from echoink.evaluation import Prediction, Setting
 from echoink.models import processes
@@ -115,17 +115,21 @@ class Evaluator:
         Each draw of a swap has a donor of its own: one donor in four may by chance leave the answer as it was.
         """
         kept = None
-        rows = self.files.read(PREDICTIONS)
-        started = any(row["phase"] == phase and row["variant"] == variant.name for row in rows)  # by an earlier process
-        if self.config.cache and phase == evaluation.BASE and processes().is_main_process and not started:
+
+        def started() -> bool:  # by an earlier process
+            rows = self.files.read(PREDICTIONS)
+            return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
+
+        if self.config.cache and phase == evaluation.BASE and not together.first(started):
             kept = self._kept(model, how, samples[0], variant)
-            self._take(kept, samples, how)
+            if self.files.writes:
+                self._take(kept, samples, how)
         processes().wait_for_everyone()
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in variants.SWAPS else [how.draws]):
             asked = variants.make(samples, variant, self.seed + first, self.clusters)
             answers += self._answers(model, asked, phase, how.prompt, draws, how.match, self.clusters, variant, first)
-        if kept and not kept.is_file():
+        if kept and self.files.writes and not kept.is_file():
             cache.keep(kept, answers)
         return answers
 
@@ -234,6 +238,8 @@ class Evaluator:
         own = open_samples[group.process_index :: group.num_processes]
         rounds = -(-len(open_samples) // (batch * group.num_processes))
         for number in console.progress(label, rounds)(range(rounds)):
+            together.heed()
+            together.at(f"{label}, round {number + 1} of {rounds}")
             answers = evaluation.evaluate(
                 model,
                 replace(self.processor, prompt=prompt),

@@ -2,6 +2,9 @@
 
 The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or, where the program is at
 something that must not be left half done (`held`), right after it. The second leaves the process at once.
+
+Of several processes of a run none may leave alone. There (`share`) a signal is noted, and all leave together where they
+next ask each other (`together.heed`).
 """
 
 import os
@@ -25,6 +28,10 @@ class Preempted(SystemExit):
         super().__init__(PREEMPTED)
 
 
+KINDS = (None, KeyboardInterrupt, Preempted)
+"""What `asked` counts."""
+
+_shared = False
 _asked: tuple[float, type[BaseException]] | None = None
 _raised = False
 _holds = 0
@@ -38,6 +45,22 @@ def install() -> None:
         signal.signal(signal.SIGUSR1, _handle)
 
 
+def share() -> None:
+    """From now on a signal is only noted."""
+    global _shared
+    _shared = True
+
+
+def asked() -> int:
+    """What this process was asked for, as a place in `KINDS`."""
+    return KINDS.index(_asked[1]) if _asked else 0
+
+
+def leave(kind: int) -> None:
+    """Raise what was asked for, of this process or another."""
+    raise KINDS[kind]
+
+
 def hold() -> None:
     """Begin what must not be left half done."""
     global _holds
@@ -48,7 +71,7 @@ def release() -> None:
     """End it; a signal that came meanwhile is raised here."""
     global _holds
     _holds -= _main()
-    if _holds == 0 and _asked and not _raised:
+    if _holds == 0 and _asked and not _raised and not _shared:
         _leave()
 
 
@@ -66,7 +89,7 @@ def _handle(number: int, _frame) -> None:
     global _asked
     if _asked is None:
         _asked = time.monotonic(), KeyboardInterrupt if number == signal.SIGINT else Preempted
-        if _holds == 0:
+        if _holds == 0 and not _shared:
             _leave()
     elif time.monotonic() - _asked[0] > SAME:
         os._exit(130 if number == signal.SIGINT else PREEMPTED)

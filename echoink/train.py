@@ -14,10 +14,11 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from echoink import checkpoint, preflight, resume, signals, sweep
-from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, validate
+from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, started, validate
 from echoink.config import Adapter, Advantage, Config, Protocol, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
@@ -63,8 +64,8 @@ def main() -> None:
             where, folder = "sweep", again or first.folder
         else:
             where, folder = "run", resume.place(first.config, first.folder)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            folder = _agreed(jobs[0].config, folder, arguments.multirun)
+        if started() > 1:
+            folder = _agreed(folder, arguments.multirun)
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
@@ -77,16 +78,20 @@ def main() -> None:
         sys.exit(130)
 
 
-def _agreed(config: Config, folder: Path, multirun: bool) -> Path:
+def _agreed(folder: Path, multirun: bool) -> Path:
     """The first process's folder, for all of them; the others leave writing to it."""
-    if config.task is Task.train or multirun:
-        raise UserError("training and sweeps on several processes are not there yet", "start one process")
+    if multirun:
+        raise UserError(
+            "a sweep is started as one process; it gives its jobs theirs",
+            "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
+        )
     from accelerate.utils import broadcast_object_list
 
     from echoink import console
     from echoink.models import processes
 
     state = processes()
+    signals.share()
     folder = Path(broadcast_object_list([str(folder)])[0])
     if not state.is_main_process:
         console.console.quiet = True
@@ -131,10 +136,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     """
     from echoink import console, stored, tracking
 
+    _check_processes(config)
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     writes = int(os.environ.get("RANK", "0")) == 0
-    start = resume.begin(config, folder) if writes else resume.Start()
+    start = _first(lambda: resume.begin(config, folder))
     if config.resume != resume.NEVER:
         console.say("resume", start.told())
     if start.finished:
@@ -143,11 +149,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
             _plan(config, files)
         return None
-    if config.trainer.processes > 1 and config.task is Task.train:
-        raise UserError(
-            f"this run is meant for trainer.processes={config.trainer.processes}; training on several is not there yet",
-            "set trainer.processes=1, or dry_run=true for the plan",
-        )
     uri = stored.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with tracking.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
         files.write_text("config.yaml", to_yaml(config))
@@ -156,11 +157,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
         disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
         store = None if stored.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
-        preflight.check(folder, disk, store, config.trainer.push_to_hub)
-        splits = _load_data(config)
+        _first(lambda: preflight.check(folder, disk, store, config.trainer.push_to_hub))
+        splits = _first(lambda: _load_data(config))
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
-            from echoink import machine
+            from echoink import machine, sharding, together
             from echoink.job import load_model, longest_prompt
 
             first, last = _models(config)
@@ -170,6 +171,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             with (
                 _tracker(job, files, uri, overrides) as view,
                 machine.Watch(files, view, config.tracking.machine_every),
+                together.Watchdog(config.trainer.patience),
             ):
                 for dead in resume.close_dead(folder, tracked=uri is not None) if writes else []:
                     view.adopt_later(dead)
@@ -177,20 +179,25 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
                 files.write_summary()  # a process that dies now leaves its run's id
                 evaluator = _evaluator(job, files, view)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
-                base = evaluator.phase(job.model, splits.valid, "base", 0) if evaluates_base else []
+                base = []
+                if evaluates_base:
+                    with sharding.whole(job.model):
+                        base = evaluator.phase(job.model, splits.valid, "base", 0)
+                whole = nullcontext
                 if config.task is Task.train:
                     from echoink import training
 
-                    training.train(job, files, view, evaluator, longest, start)
+                    whole = training.train(job, files, view, evaluator, longest, start).whole
                 elif last != first:
                     del job, evaluator  # two models need not fit side by side
                     job = load_model(config, splits, last)
                     evaluator = _evaluator(job, files, view)
                 final = []
                 if config.task is not Task.eval or not evaluates_base:
-                    final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
+                    with whole():
+                        final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
                 _conclude(job, files, base, final)
-                if config.task is Task.train and config.trainer.push_to_hub:
+                if config.task is Task.train and config.trainer.push_to_hub and writes:
                     _push(files, config.trainer.push_to_hub)
         if view.run_id:
             console.say_mlflow(view.uri, view.url_path)
@@ -198,6 +205,28 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             console.say("MLflow", f"did not take everything ({view.refused})")
             console.say("", f"the run folder has it all: python -m echoink.sync {files.path} uri={view.uri}")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
+
+
+def _check_processes(config: Config) -> None:
+    """Refuse a training run on another number of processes than it is for."""
+    wanted, there = config.trainer.processes, started()
+    if config.task is not Task.train or config.dry_run or wanted == there:
+        return
+    raise UserError(
+        f"this run is for trainer.processes={wanted}, and {there} {'is' if there == 1 else 'are'} started",
+        f"torchrun --nproc_per_node {wanted} -m echoink.train …, or set trainer.processes={there}"
+        + (" with trainer=ddp, fsdp2, zero2 or zero3" if there > 1 else "")
+        + "; dry_run=true makes the plan on one",
+    )
+
+
+def _first(work: Callable[[], Any]) -> Any:
+    """What the first of the run's processes finds, in all of them."""
+    if started() == 1:
+        return work()
+    from echoink import together
+
+    return together.first(work)
 
 
 def summary_line(config: Config) -> str:

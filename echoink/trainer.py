@@ -42,7 +42,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import plain_rows, randomness, reflection, rollout, sharding, signals
+from echoink import checkpoint as checkpoint_files
+from echoink import plain_rows, randomness, reflection, rollout, sharding, signals, together
 from echoink.config import (
     Advantage,
     GenerationConfig,
@@ -165,8 +166,8 @@ class EchoInkTrainer(GRPOTrainer):
 
         def integration(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_):
             right = torch.tensor(accuracy(prompts, completions), device=self.accelerator.device)
-            with self._timed("time/integration"), self.accelerator.autocast():
-                return self._fusion.reward(self.model, right, completion_ids, self._owner).tolist()
+            with self._timed("time/integration"), self.whole() as thinker, self.accelerator.autocast():
+                return self._fusion.reward(thinker, right, completion_ids, self._owner).tolist()
 
         self._accuracy = accuracy
         self._fusion = None
@@ -243,6 +244,7 @@ class EchoInkTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[str]):
         # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
         self._prompt_ids = list(dict.fromkeys(prompts))
+        together.at(f"step {self.state.global_step + 1}, rollout of {', '.join(self._prompt_ids)}")
         with self._timed("time/rollout"):
             self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
             self._prompts = [self._prompt_processor(sample) for sample in self._asked]
@@ -354,6 +356,8 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
         self._owner = inputs["prompt_index"].tolist()
+        ids = dict.fromkeys(self._prompt_ids[index] for index in self._owner)
+        together.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
         mask = counted = inputs["completion_mask"].bool()
         if self._shared_prefix and self.beta == 0:
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
@@ -429,6 +433,7 @@ class EchoInkTrainer(GRPOTrainer):
     # --- metrics ---
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        together.heed()
         before = sum(self._seconds.values())
         started = time.perf_counter()
         self._step_started = self._step_started or started
@@ -483,11 +488,31 @@ class EchoInkTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
 
-    def save_state_beside(self, folder: Path) -> None:
-        """Write what training goes on from beside the weights, as of the end of the last whole step."""
-        self._save_optimizer_and_scheduler(str(folder))
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        torch.save(self._random_state, folder / "rng_state.pth")
+    def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the weights, and what training goes on from as of the end of the last whole step. All processes.
+
+        Args:
+            folder: a fresh one, the same for all.
+            weights: of `weights`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        own = checkpoint_files.of_process(self.args.process_index)
+        if self.args.should_save:
+            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
+            self.processing_class.save_pretrained(folder)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        divided = sharding.is_divided(model)
+        if divided and not isinstance(model, PeftModel):
+            sharding.save_weights(model, folder)
+        elif self.args.should_save:  # an adapter is not divided
+            model.save_pretrained(folder, state_dict=None if divided else weights)
+        if divided:
+            sharding.save_optimizer(model, self.optimizer.optimizer, folder)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        else:
+            self._save_optimizer_and_scheduler(str(folder))
+        torch.save(self._random_state, folder / own("rng_state.pth"))
         rollout_goes_on = self._buffered_inputs is not None and self.state.global_step % self.num_iterations
         torch.save(
             {
@@ -497,13 +522,24 @@ class EchoInkTrainer(GRPOTrainer):
             }
             if rollout_goes_on
             else {},
-            folder / "rollout.pt",
+            folder / own("rollout.pt"),
         )
+
+    def weights(self) -> dict[str, Tensor]:
+        """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
+        processes take part.
+        """
+        if sharding.is_divided(self.model_wrapped):
+            return {name: weight.to_local() for name, weight in self.model_wrapped.state_dict().items()}
+        return self.accelerator.get_state_dict(self.model_wrapped)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         model = self.model if model is None else model
         if isinstance(model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        if sharding.is_divided(model):
+            sharding.load_weights(model, Path(resume_from_checkpoint))
             return
         # transformers' own looks for the model's names in the file, where they are those of the published layout: it
         # would find none, and go on with the weights there are.
@@ -511,18 +547,25 @@ class EchoInkTrainer(GRPOTrainer):
         model.load_state_dict(kept.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and sharding.is_divided(self.model_wrapped):
+            sharding.load_optimizer(self.model_wrapped, self.optimizer.optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        kept = torch.load(Path(checkpoint) / "rollout.pt", map_location=self.accelerator.device, weights_only=True)
+        file = self._own_file(checkpoint, "rollout.pt")
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        before = checkpoint_files.manifest(Path(checkpoint)).get("processes", 1)
+        if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
+            raise UserError(
+                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
+                f"{before} processes",
+                "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
+            )
         if not kept:
             return
-        if len(kept["micro_batches"]) != self.args.steps_per_generation:
-            raise UserError(
-                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches",
-                "it goes on only with the trainer.micro_batch_prompts that it had",
-            )
         self._buffered_inputs, self._prompt_ids, self._features = (
             kept[name] for name in ("micro_batches", "prompts", "features")
         )
@@ -531,8 +574,13 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._random_state = torch.load(Path(checkpoint) / "rng_state.pth", weights_only=True)
+            self._random_state = torch.load(self._own_file(checkpoint, "rng_state.pth"), weights_only=True)
             randomness.restore(self._random_state)
+
+    def _own_file(self, folder: str, name: str) -> Path:
+        """This process's; the first one's where there were fewer processes."""
+        own = Path(folder) / checkpoint_files.of_process(self.args.process_index)(name)
+        return own if own.is_file() else Path(folder) / name
 
     @contextmanager
     def apart(self):

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from echoink import cache, console, models, resume, signals, tracking
+from echoink import cache, console, models, resume, signals, together, tracking
 from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
 from echoink.config import Adapter, Rule
-from echoink.job import Job, with_checkpointing_decided
+from echoink.job import Job, divided, with_checkpointing_decided
 from echoink.phases import Evaluator
 from echoink.splits import training_steps
 from echoink.tracker import Tracker
@@ -15,8 +15,12 @@ from echoink.trainer import EchoInkTrainer, arguments
 
 def train(
     job: Job, files: RunFolder, tracker: Tracker, evaluator: Evaluator, longest: int, start: resume.Start
-) -> None:
+) -> EchoInkTrainer:
     """Train the job's model to the last step; the run's summary says what came of it.
+
+    Returns:
+        The trainer, whose `whole` has the model that came of it.
+
 
     Args:
         job: what the run works with.
@@ -38,7 +42,9 @@ def train(
     if adapter.kind is not Adapter.none:
         lora = models.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
-    reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name) if needs_reference else None
+    reference = None
+    if needs_reference:
+        reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name, divided(config))
     settings = with_checkpointing_decided(job, needs_reference, longest)
     completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
     recorder = Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps)
@@ -105,20 +111,23 @@ def train(
         raise
     finally:
         recorder.close()
-    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
-    tenth = -(-len(rewards) // 10)
     files.summary |= {
         "steps": trainer.state.global_step,
-        "train": {
-            "accuracy_first": sum(rewards[:tenth]) / tenth,
-            "accuracy_last": sum(rewards[-tenth:]) / tenth,
-        },
+        "train": together.first(lambda: _first_and_last(files)),
         "checkpoint": str(keeper.newest.relative_to(files.path)),
         "best": keeper.best,
     }
     files.write_summary()
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
+    return trainer
+
+
+def _first_and_last(files: RunFolder) -> dict[str, float]:
+    """Mean accuracy reward of the first and the last tenth of the rollouts."""
+    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
+    tenth = -(-len(rewards) // 10)
+    return {"accuracy_first": sum(rewards[:tenth]) / tenth, "accuracy_last": sum(rewards[-tenth:]) / tenth}
 
 
 def _facts(job: Job) -> dict[str, Any]:
