@@ -31,7 +31,7 @@ STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", 
 """The files that only training needs; the optimizer's is twice the size of what learns."""
 _OF_TRAINING = re.compile(
     rf"({'|'.join(map(re.escape, STATE))})(\.process-\d+)?$"
-    r"|optimizer/|global_step\d+/|latest$|zero_to_fp32\.py$"  # FSDP2's and DeepSpeed's
+    r"|optimizer/|global_step\d+/|latest$|zero_to_\w+\.py$"  # FSDP2's and DeepSpeed's
 )
 _OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
 RESUMABLE = 2

@@ -145,8 +145,8 @@ class OnError(Enum):
 class Sharding(Enum):
     """What of a model in training is divided among the processes; sharding.py says how.
 
-    `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's FSDP2,
-    by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
+    `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's, put
+    on by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
     "echoink[zero]"`).
     """
 

@@ -18,13 +18,20 @@ from typing import Any
 from filelock import Timeout
 
 from echoink import checkpoint, results, tracking
-from echoink.config import Config, Task, to_yaml
+from echoink.config import Config, Sharding, Task, to_yaml
 from echoink.errors import UserError
 
 AUTO, NEVER = "auto", "never"
 
-FREE = ("trainer.save_every", "trainer.keep_checkpoints", "trainer.completions_every", "trainer.push_to_hub")
-"""Keys of what a run keeps, not of what it computes: a run goes on with others."""
+FREE = (
+    "trainer.save_every",
+    "trainer.keep_checkpoints",
+    "trainer.completions_every",
+    "trainer.push_to_hub",
+    "trainer.processes",
+    "trainer.patience",
+)
+"""Keys of what a run keeps and where it runs, not of what it computes: a run goes on with others."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,9 @@ def begin(config: Config, folder: Path) -> Start:
     Raises:
         UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
     """
-    before = tracking.read_summary(folder)
+    summary = tracking.read_summary(folder)
     if config.dry_run:
-        if before.get("task", "plan") != "plan":
+        if summary.get("task", "plan") != "plan":
             raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
         return Start()
     tracking.take(folder)  # until the process ends: nobody else may cut, or write, what follows
@@ -124,7 +131,7 @@ def begin(config: Config, folder: Path) -> Start:
     if not resumes and left and (config.task is Task.train or not answered):
         raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
     if not left:
-        return Start(again=resumes and before["status"] != "missing")
+        return Start(again=resumes and summary["status"] != "missing")
     changed = _check_same(config, folder)
     if config.task is not Task.train:
         _cut_lines(folder / tracking.PREDICTIONS, lambda row: True)
@@ -137,8 +144,15 @@ def begin(config: Config, folder: Path) -> Start:
             f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
         )
     said = checkpoint.manifest(found) if found else {}
+    before, now = said.get("processes", 1), config.trainer.processes
+    if found and before != now and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
+        raise UserError(
+            f"DeepSpeed divided the optimizer's state of {found} among {before} processes; here are {now}",
+            f"start {before}, or begin another run with its weights: checkpoint={found} (trainer=fsdp2 goes on with any "
+            "number)",
+        )
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
-    if last and has_ended(before):
+    if last and has_ended(summary):
         return Start(step, found, again=True, finished=True)
     _set_aside(damaged)
     checkpoint.tidy(folder)

@@ -1,8 +1,8 @@
 """A model that is divided among the processes of a training run, and how it comes together where it must.
 
 `trainer.sharding=fsdp2` is PyTorch's FSDP2 as transformers applies it while it loads: each process reads and keeps its
-share of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's, put
-on the whole model when training begins. With `none` several processes are DDP.
+share of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's,
+put on the whole model when training begins. With `none` several processes are DDP.
 
 A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
 order. In a training step they do (`encoding.encode_media`, `alike`). Where they cannot, because completions differ in
@@ -88,6 +88,9 @@ def meet_on_cpu() -> bool:
     return True
 
 
+OPTIMIZER = "optimizer"
+"""The folder of a checkpoint with the shares of the optimizer's state."""
+
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -140,14 +143,14 @@ def load_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path
 def save_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write each process's shares of the optimizer's state, by the names of the weights."""
     state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
-    distributed_checkpoint.save(state, checkpoint_id=str(folder / "optimizer"))
+    distributed_checkpoint.save(state, checkpoint_id=str(folder / OPTIMIZER))
 
 
 def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Read them, of any number of processes. A weight that never had a gradient has no state."""
     state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
     planner = DefaultLoadPlanner(allow_partial_load=True)
-    distributed_checkpoint.load(state, checkpoint_id=str(folder / "optimizer"), planner=planner)
+    distributed_checkpoint.load(state, checkpoint_id=str(folder / OPTIMIZER), planner=planner)
     set_optimizer_state_dict(model, optimizer, state, options=_BY_NAME)
 
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 
 from echoink import checkpoint, preflight, resume, signals, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, started, validate
-from echoink.config import Adapter, Advantage, Config, Protocol, Task, flatten, to_yaml
+from echoink.config import Adapter, Advantage, Config, Protocol, Sharding, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -210,6 +210,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 def _check_processes(config: Config) -> None:
     """Refuse a training run on another number of processes than it is for."""
     wanted, there = config.trainer.processes, started()
+    if config.trainer.sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ and not config.dry_run:
+        hint = f"torchrun --nproc_per_node {wanted} -m echoink.train …"
+        raise UserError(
+            f"trainer.sharding={config.trainer.sharding.name} is started by torchrun, one process too", hint
+        )
     if config.task is not Task.train or config.dry_run or wanted == there:
         return
     raise UserError(

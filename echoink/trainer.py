@@ -531,7 +531,7 @@ class EchoInkTrainer(GRPOTrainer):
         """
         if sharding.is_divided(self.model_wrapped):
             return {name: weight.to_local() for name, weight in self.model_wrapped.state_dict().items()}
-        return self.accelerator.get_state_dict(self.model_wrapped)
+        return self.accelerator.get_state_dict(self.model_wrapped) or {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         model = self.model if model is None else model
@@ -547,7 +547,7 @@ class EchoInkTrainer(GRPOTrainer):
         model.load_state_dict(kept.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and sharding.is_divided(self.model_wrapped):
+        if checkpoint is not None and (Path(checkpoint) / sharding.OPTIMIZER).is_dir():
             sharding.load_optimizer(self.model_wrapped, self.optimizer.optimizer, Path(checkpoint))
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
         else:

@@ -44,14 +44,14 @@ class Catch(TrainerCallback):
 
 
 def mixed(samples: list[Sample], folder: Path) -> list[Sample]:
-    """A fourth each with a video, with nothing, with a picture alone and with a sound alone."""
+    """A fourth each with a video, with a sound alone, with a picture alone and with nothing."""
     shown = files.video(folder / "clip.mp4")
     video = {"data_type": DataType.video, "video": shown, "image": None, "audio": None}
     makes = (
         lambda sample: replace(sample, **video),
-        lambda sample: without(sample, Variant.text_only),
-        lambda sample: without(sample, Variant.no_audio),
         lambda sample: without(sample, Variant.no_image),
+        lambda sample: without(sample, Variant.no_audio),
+        lambda sample: without(sample, Variant.text_only),
     )
     return [makes[number % 4](sample) for number, sample in enumerate(samples)]
 
@@ -85,9 +85,16 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         shared_prefix=config.grpo.shared_prefix,
         adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
     )
+    before = torch.cat([full(p.detach()).flatten().clone() for p in model.parameters()])
     trainer.train()
-    with trainer.whole():
-        learnt = torch.cat([p.detach().flatten() for p in model.parameters()])
+    if config.trainer.sharding is Sharding.none:
+        weights = [p.detach() for p in model.parameters()]
+    elif config.trainer.bf16:  # together they are in bfloat16; the shares are not
+        weights = [full(p.detach()) for p in model.parameters()]
+    else:
+        with trainer.whole():
+            weights = [p.detach().clone() for p in model.parameters()]
+    learnt = torch.cat([weight.flatten() for weight in weights])
     if torch.distributed.is_initialized():  # replicas must not drift apart
         others = [torch.empty_like(learnt) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(others, learnt)
@@ -95,6 +102,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     return {
         "processes": trainer.accelerator.num_processes,
         "wrapped": type(trainer.model_wrapped).__name__,
+        "before": before,
         "weights": learnt,
         "gradient": catch.gradient,
         "metrics": catch.rows,
