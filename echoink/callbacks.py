@@ -218,6 +218,8 @@ class Keeper(TrainerCallback):
                     together.first,
                     together.each,
                 )
+        except together.Lost:
+            raise
         except Exception as error:  # a full disk is another kind of error in each of the libraries that write
             free = shutil.disk_usage(self._files.path).free / 2**30
             reason = next(iter(str(error).splitlines()), type(error).__name__)

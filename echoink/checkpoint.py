@@ -6,9 +6,9 @@ adapter's with the processor beside it. What training goes on from lies in it to
 and SHA-256; a folder that does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only
 then are old ones dropped.
 
-Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of the
-weights (`shard-….safetensors`, which `models.load_model` reads and `python -m echoink.export` puts together) and of the
-optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
+Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of
+the weights (`shard-….safetensors`, which `models.load_model` reads and `python -m echoink.export` puts together) and of
+the optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
 """
 
 import hashlib

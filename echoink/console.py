@@ -165,8 +165,11 @@ def quiet_libraries():
     """Silence the chatter of the libraries below us, their progress bars too."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    import torch
     from transformers.utils import logging as transformers_logging
 
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("trl", "accelerate", "bitsandbytes", "datasets", "httpx", "urllib3", "matplotlib", "PIL"):

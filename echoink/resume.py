@@ -148,8 +148,8 @@ def begin(config: Config, folder: Path) -> Start:
     if found and before != now and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
         raise UserError(
             f"DeepSpeed divided the optimizer's state of {found} among {before} processes; here are {now}",
-            f"start {before}, or begin another run with its weights: checkpoint={found} (trainer=fsdp2 goes on with any "
-            "number)",
+            f"start {before}, or begin another run with its weights, checkpoint={found} (trainer=fsdp2 goes on with "
+            "any number)",
         )
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
     if last and has_ended(summary):

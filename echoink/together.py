@@ -23,6 +23,10 @@ HANGS = 75
 """Exit status of a process that gives up waiting for the others."""
 
 
+class Lost(RuntimeError):
+    """Another process has gone, or does not answer."""
+
+
 def several() -> bool:
     """Whether the run has more than one process."""
     return processes().num_processes > 1
@@ -38,7 +42,7 @@ def first(work: Callable[[], Result]) -> Result:
             found[0] = work()
         except Exception as error:
             found[1] = error
-    broadcast_object_list(found)
+    _exchange(broadcast_object_list, found)
     if found[1] is not None:
         raise found[1]
     return found[0]
@@ -58,12 +62,19 @@ def each(work: Callable[[], None]) -> None:
         work()
     except Exception as error:
         failed = error
-    told = gather_object([failed and f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"])
+    told = _exchange(gather_object, [failed and f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"])
     if failed is not None:
         raise failed
     if any(told):
         number = next(number for number, text in enumerate(told) if text)
         raise RuntimeError(f"process {number}: {told[number]}")
+
+
+def _exchange(operation: Callable, *arguments):
+    try:
+        return operation(*arguments)
+    except RuntimeError as error:
+        raise Lost(f"another process has gone: {next(iter(str(error).splitlines()), '')}") from error
 
 
 def heed() -> None:
@@ -72,7 +83,7 @@ def heed() -> None:
         return
     state = processes()
     asked = torch.tensor(signals.asked(), device=state.device)
-    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+    _exchange(torch.distributed.all_reduce, asked, torch.distributed.ReduceOp.MAX)
     if asked:
         signals.leave(int(asked))
 
@@ -102,6 +113,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        at("the start")
         if several():
             self._thread.start()
         return self

@@ -60,6 +60,8 @@ def main() -> None:
         sys.argv[1:] = [*flags, *overrides]
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         first = jobs[0]
+        if not arguments.multirun:
+            _check_processes(first.config)
         if arguments.multirun:
             where, folder = "sweep", again or first.folder
         else:
@@ -136,7 +138,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     """
     from echoink import console, stored, tracking
 
-    _check_processes(config)
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     writes = int(os.environ.get("RANK", "0")) == 0
@@ -210,6 +211,12 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 def _check_processes(config: Config) -> None:
     """Refuse a training run on another number of processes than it is for."""
     wanted, there = config.trainer.processes, started()
+    theirs = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
+    if theirs:
+        raise UserError(
+            f"accelerate's own configuration asks for {theirs[0]}",
+            "here trainer=fsdp2, zero2 or zero3 says what is divided; launch with a configuration without it",
+        )
     if config.trainer.sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ and not config.dry_run:
         hint = f"torchrun --nproc_per_node {wanted} -m echoink.train …"
         raise UserError(

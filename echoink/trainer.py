@@ -665,4 +665,5 @@ def arguments(
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
+        log_level_replica="error",
     )

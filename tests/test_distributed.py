@@ -1,5 +1,5 @@
-"""Two processes on a CPU (gloo) against one: the same loss, gradients, metrics, completions and weights, in whatever way
-the model is divided between them.
+"""Two processes on a CPU (gloo) against one: the same loss, gradients, metrics, completions and weights, in whatever
+way the model is divided between them.
 """
 
 import json

@@ -1,0 +1,188 @@
+"""A run of several processes, from the command line to its last file, whatever happens to one of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echoink import checkpoint
+from tests import processes
+from tests.entry import SMALL, lines, mlflow_runs, until
+
+RUN = [
+    *SMALL,
+    "trainer=fsdp2",
+    "trainer.micro_batch_prompts=1",
+    "trainer.steps=8",
+    "trainer.save_every=2",
+    "trainer.learning_rate=1e-3",
+    "trainer.completions_every=1",
+    "grpo.beta=0.04",
+    "eval.every=4",
+    "eval.watched=1",
+    "eval.batch_prompts=2",
+    "eval.cache=null",
+    "tracking.machine_every=0",
+]
+COMMAND = "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
+DIES_IN_A_SAVE = """
+import os, signal
+from echoink.trainer import EchoInkTrainer
+save = EchoInkTrainer.save_beside
+def dies(self, folder, weights):
+    save(self, folder, weights)
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+EchoInkTrainer.save_beside = dies
+"""
+HANGS = """
+import time
+from echoink import rollout
+rollout.generate = lambda *_, **__: time.sleep(600)
+"""
+
+
+def start(place: Path, words: list[str], before: dict[int, str] | None = None, n: int = 2) -> list[processes.Started]:
+    """The processes of a run, as torchrun starts them, each with code of its own before the command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        processes.start(
+            place, *words, code=(before or {}).get(rank, "") + COMMAND, RANK=str(rank), LOCAL_RANK=str(rank), **common
+        )
+        for rank in range(n)
+    ]
+
+
+def told(folder: Path) -> list[dict]:
+    """What a run logged, but for times."""
+    timed = ("time/", "perf/", "timestamp")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in lines(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("sharding")
+
+
+@pytest.fixture(scope="module")
+def whole(place) -> Path:
+    """The run that nothing interrupts, on one process."""
+    done = processes.run(place, *RUN, "tracking=off", "hydra.run.dir=outputs/whole")
+    assert done.returncode == 0, done.stderr
+    return place / "outputs/whole"
+
+
+def test_killed_in_a_save_stopped_by_one_signal_and_taken_up_by_one_process_it_ends_the_same(place, whole):
+    folder = place / "outputs/shared/run"
+    words = [*RUN, f"hydra.run.dir={folder}", "resume=auto"]
+
+    ended = [one.wait() for one in start(place, words, {1: DIES_IN_A_SAVE})]
+    assert ended[1].returncode == -signal.SIGKILL and ended[0].returncode > 0
+    assert "process 0 failed at step 4, its checkpoint" in ended[0].stderr
+    assert [path.name for path in checkpoint.steps(folder)] == ["step-2"]
+    assert checkpoint.newest(folder) == (folder / "checkpoints/step-2", {})
+    shares = {name for name in checkpoint.manifest(folder / "checkpoints/step-2")["files"] if "shard" in name}
+    assert len(shares) == 2  # each process has written its own
+
+    running = start(place, words)
+    until(lambda: len(lines(folder / "metrics.jsonl")) >= 5, running[0])
+    running[1].send(signal.SIGTERM)
+    ended = [one.wait() for one in running]
+    assert [one.returncode for one in ended] == [143, 143]
+    assert "from step 2" in ended[0].stdout and "resume=auto goes on" in ended[0].stdout
+    assert ended[1].stdout == ""  # one voice
+    newest, damaged = checkpoint.newest(folder)
+    assert checkpoint.step_of(newest) == len(lines(folder / "metrics.jsonl")) and not damaged  # it was saved just then
+    assert not list((folder / "checkpoints").glob(".step-*"))
+    assert json.loads((folder / "summary.json").read_text())["status"] == "killed"
+
+    done = processes.run(place, *words)
+    assert done.returncode == 0, done.stderr
+    assert "processes 1 (was 2)" in done.stdout
+    for row, wanted in zip(told(folder), told(whole), strict=True):
+        assert row == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in wanted.items()}
+    for step in range(1, 9):
+        rows, wanted = (lines(run / f"completions/step-{step}.jsonl") for run in (folder, whole))
+        assert [(row["id"], row["text"]) for row in rows] == [(row["id"], row["text"]) for row in wanted]
+    rows, wanted = (lines(run / "predictions.jsonl") for run in (folder, whole))
+    key = ("phase", "id", "draw", "completion")
+    assert sorted([row[k] for k in key] for row in rows) == sorted([row[k] for k in key] for row in wanted)
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    assert len(mlflow_runs(place)) == 1
+
+
+def test_a_divided_checkpoint_is_evaluated_and_exported_as_any_other(place, whole):
+    words = [*RUN, "trainer.steps=2", "eval.every=0", "eval.base=false", "tracking=off"]
+    for one in start(place, [*words, "hydra.run.dir=outputs/divided"]):
+        assert (done := one.wait()).returncode == 0, done.stderr
+    final = json.loads((place / "outputs/divided/summary.json").read_text())["final"]
+    done = processes.run(
+        place, *words, "task=eval", "checkpoint=outputs/divided", "eval.base=true", "hydra.run.dir=outputs/again"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / "outputs/again/summary.json").read_text())["final"] == final
+    done = processes.run(place, "checkpoint=outputs/divided", "output=exported", module="echoink.export")
+    assert done.returncode == 0, done.stderr
+    assert (place / "exported/model.safetensors").is_file()
+    assert not list((place / "exported").glob("shard-*"))
+
+
+def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
+    words = [*RUN, "tracking=off", "eval.base=false", "eval.watched=0", "trainer.patience=15"]
+    started = start(place, [*words, "hydra.run.dir=outputs/hangs"], {1: HANGS})
+    said = [one.wait().stderr for one in started]
+    first = lines(whole / "completions/step-1.jsonl")
+    ids = list(dict.fromkeys(row["id"] for row in first))
+    assert f"process 1 has waited for 15 s (trainer.patience) at step 1, rollout of {', '.join(ids[2:])}" in said[1]
+    assert f"process 0 has waited for 15 s (trainer.patience) at step 1, rollout of {', '.join(ids[:2])}" in said[
+        0
+    ] or ("process 0 failed at step 1" in said[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (["trainer=ddp", "trainer.processes=2"], {}, "this run is for trainer.processes=2, and 1 is started"),
+        ([], {"WORLD_SIZE": "2"}, "this run is for trainer.processes=1, and 2 are started"),
+        (["trainer=zero3"], {}, "trainer.sharding=zero3 is started by torchrun"),
+        (["trainer=fsdp2"], {"ACCELERATE_USE_FSDP": "true"}, "accelerate's own configuration asks for FSDP"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(place, words, environment, says):
+    done = processes.run(place, *SMALL, *words, "trainer.micro_batch_prompts=1", "name=refused", **environment)
+    assert done.returncode == 2 and says in done.stderr
+    assert not (place / "outputs/refused").exists()
+
+
+@pytest.mark.slow
+def test_launchers_start_it(place):
+    """torchrun, a sweep for its jobs, and accelerate, which on a CPU starts one process in silence."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "echoink.train"]
+    accelerate = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "echoink.train"]
+    launchers = {"torchrun": torchrun, "accelerate": accelerate, "sweep": ["echoink.train", "--multirun"]}
+    words = [*RUN, "trainer.steps=2", "trainer.processes=2", "tracking=off"]
+    for name, launcher in launchers.items():
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, *words, f"name={name}"],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if name == "accelerate":
+            assert done.returncode and "this run is for trainer.processes=2, and 1 is started" in done.stderr
+            continue
+        assert done.returncode == 0, done.stderr[-2000:]
+        (kept,) = (place / "outputs" / name).glob("**/checkpoints")
+        newest, _ = checkpoint.newest(kept.parent)
+        assert checkpoint.manifest(newest)["processes"] == 2
