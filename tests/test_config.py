@@ -218,6 +218,7 @@ def test_the_sibling_differs_where_it_says():
         "model.path",
         "model.dtype",
         "model.freeze",
+        "trainer.sharding",
         "adapter.kind",
         "trainer.processes",
         "trainer.learning_rate",
