@@ -205,6 +205,10 @@ class Keeper(TrainerCallback):
                     f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
                 )
 
+        def write(folder: Path) -> None:
+            self.trainer.save_weights(folder, weights)
+            self.trainer.save_state_beside(folder)
+
         together.each(check)
         facts = {"last": last, **self._facts}
         try:
@@ -212,7 +216,7 @@ class Keeper(TrainerCallback):
                 self.newest = checkpoint.save(
                     self._files.path,
                     step,
-                    lambda folder: self.trainer.save_beside(folder, weights),
+                    write,
                     self._keep,
                     facts,
                     together.first,

@@ -44,6 +44,7 @@ def score(
         position_ids=positions.to(input_ids.device),
         labels=labels,
         fused_lm_head=True,
+        in_loss=True,
         **media,
     )
     entropy = None if output.entropy is None else output.entropy[:, -completion_width:]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from echoink import checkpoint, memory
-from echoink.config import Adapter, Config, Dtype, ModelConfig
+from echoink.config import Adapter, Config, Dtype, ModelConfig, Sharding
 from echoink.prompts import Prompt, build_messages
 from echoink.samples import Sample
 from echoink.splits import Splits, training_steps
@@ -61,7 +61,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "prompt_tokens_cap": config.model.max_prompt_tokens,
         "memory_bytes_per_process": {
             "not sharded": {**asdict(estimate), "total": estimate.total},
-            **({f"sharded over {processes}": _sharded(estimate, processes)} if processes > 1 else {}),
+            **({f"sharded over {processes}": _sharded(estimate, config, parameters)} if processes > 1 else {}),
         },
         "disk_bytes": disk_bytes(config, parameters),
     }
@@ -163,11 +163,23 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
     )
 
 
-def _sharded(estimate: memory.Estimate, processes: int) -> dict[str, int]:
-    """Weights, reference, gradients and optimizer divided among the processes (ZeRO-3, FSDP), the rest each's own."""
-    divided = ("weights", "reference", "gradients", "optimizer")
+_DIVIDED = {
+    Sharding.none: (),
+    Sharding.zero2: ("gradients", "optimizer"),
+    Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
+    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
+}
+
+
+def _sharded(estimate: memory.Estimate, config: Config, parameters: dict[str, int]) -> dict[str, int]:
+    """What `trainer.sharding` divides shared out among the processes, the rest each's own. Where the weights are, a
+    rollout gathers them (`sharding.whole`).
+    """
+    divided, processes = _DIVIDED[config.trainer.sharding], config.trainer.processes
     parts = {name: value // (processes if name in divided else 1) for name, value in asdict(estimate).items()}
-    return {**parts, "total": memory.Estimate(**parts).total}
+    gathered = parameters["total"] * (2 if config.trainer.bf16 else 4) if "weights" in divided else 0
+    alike = memory.Estimate(**{**parts, "cache": parts["cache"] + gathered})
+    return {**parts, "gathered for the rollout": gathered, "total": alike.total}
 
 
 def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

@@ -227,9 +227,9 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     plain = thinker.forward
 
     @functools.wraps(type(thinker).forward)
-    def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, **kwargs):
+    def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
         if layout is None:
-            return plain(*args, **(_embedded(self, kwargs) if self.alike else kwargs))
+            return plain(*args, **(_embedded(self, kwargs) if in_loss and self.alike else kwargs))
         input_ids = kwargs["input_ids"]
         features = encode_media(self, prompts, self.alike) if features is None else features
         hidden = self.language_model(
@@ -241,13 +241,11 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
 
     thinker.forward = types.MethodType(forward, thinker)
-    thinker.alike = False  # a trainer's runs both towers in each forward, see encoding.run_towers
+    thinker.alike = False  # a trainer's runs both towers in each forward of the loss, see encoding.run_towers
 
 
 def _embedded(thinker: Qwen2_5OmniThinkerModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of a plain forward with their media embedded; those of a rollout are already."""
-    if inputs.get("input_ids") is None:
-        return inputs
+    """Inputs of plain rows with their media embedded."""
     media = {name: inputs[name] for name in MEDIA if inputs.get(name) is not None}
     rest = {name: value for name, value in inputs.items() if name not in (*MEDIA, "input_ids")}
     return {**rest, "inputs_embeds": embed(thinker, inputs["input_ids"], [run_towers(thinker, media, alike=True)])}

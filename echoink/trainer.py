@@ -488,30 +488,29 @@ class EchoInkTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
 
-    def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write the weights, and what training goes on from as of the end of the last whole step. All processes.
-
-        Args:
-            folder: a fresh one, the same for all.
-            weights: of `weights`.
-        """
+    def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
         model = self.accelerator.unwrap_model(self.model)
-        own = checkpoint_files.of_process(self.args.process_index)
+        divided = sharding.is_divided(model)
         if self.args.should_save:
             model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
             self.processing_class.save_pretrained(folder)
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        divided = sharding.is_divided(model)
         if divided and not isinstance(model, PeftModel):
             sharding.save_weights(model, folder)
         elif self.args.should_save:  # an adapter is not divided
             model.save_pretrained(folder, state_dict=None if divided else weights)
-        if divided:
-            sharding.save_optimizer(model, self.optimizer.optimizer, folder)
+
+    def save_state_beside(self, folder: Path) -> None:
+        """Write what training goes on from beside the weights, as of the end of the last whole step."""
+        own = checkpoint_files.of_process(self.args.process_index)
+        if sharding.is_divided(self.model_wrapped):
+            sharding.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
             if self.args.should_save:
                 torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         else:
             self._save_optimizer_and_scheduler(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         torch.save(self._random_state, folder / own("rng_state.pth"))
         rollout_goes_on = self._buffered_inputs is not None and self.state.global_step % self.num_iterations
         torch.save(

@@ -116,14 +116,17 @@ def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):
 
 
 def test_frozen_towers_and_sharding(dataset):
-    frozen = planned(
-        dataset, *SMALL, "model.freeze=[audio,vision]", "trainer.processes=8", "trainer.micro_batch_prompts=1"
-    )
+    eight = [*SMALL, "model.freeze=[audio,vision]", "trainer.processes=8", "trainer.micro_batch_prompts=1"]
+    frozen = planned(dataset, *eight, "trainer.sharding=fsdp2")
     parameters = frozen["parameters"]
     assert parameters["learning"] == parameters["language"] + parameters["head"]
     whole, part = frozen["memory_bytes_per_process"].values()
     assert part["optimizer"] == whole["optimizer"] // 8 and part["activations"] == whole["activations"]
+    assert part["gathered for the rollout"] == 4 * parameters["total"]
     assert frozen["accumulation"] == 1
+    for sharding, divided in (("none", set()), ("zero2", {"gradients", "optimizer"})):
+        whole, part = planned(dataset, *eight, f"trainer.sharding={sharding}")["memory_bytes_per_process"].values()
+        assert {name for name in whole if part[name] < whole[name]} - {"total"} == divided
 
 
 def test_4490_samples_are_562_steps(dataset, tmp_path):

@@ -33,12 +33,12 @@ COMMAND = "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; 
 DIES_IN_A_SAVE = """
 import os, signal
 from echoink.trainer import EchoInkTrainer
-save = EchoInkTrainer.save_beside
-def dies(self, folder, weights):
-    save(self, folder, weights)
+save = EchoInkTrainer.save_state_beside
+def dies(self, folder):
+    save(self, folder)
     if self.state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-EchoInkTrainer.save_beside = dies
+EchoInkTrainer.save_state_beside = dies
 """
 HANGS = """
 import time
