@@ -18,7 +18,7 @@ Features = dict[str, Tensor]
 """What the towers make of one prompt's media: `image`, `video`, `audio`, each [N, D]; absent media are absent."""
 
 NOTHING = "nothing"
-"""Beside them, where processes share out the towers: a zero that depends on those that had nothing to do."""
+"""Beside them, in a loss: a zero that depends on the towers that had nothing to do, see `run_towers`."""
 
 _SEEN = (
     ("image", "pixel_values", "image_grid_thw"),

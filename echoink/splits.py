@@ -4,9 +4,11 @@ import hashlib
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from echoink import synthetic
 from echoink.benchmarks import BENCHMARKS, open_benchmark
@@ -43,7 +45,13 @@ class Splits:
         return hashlib.sha256(f"{fingerprint(samples)} {contents}".encode()).hexdigest()
 
 
-def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, train: bool) -> Splits:
+def load(
+    config: DatasetConfig,
+    evaluation: EvalConfig,
+    model: ModelConfig,
+    train: bool,
+    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> Splits:
     """Read the splits, after writing the synthetic set where it is missing, and decode every file once.
 
     Args:
@@ -51,12 +59,13 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
         evaluation: the group `eval`: its split and limit.
         model: the caps on media.
         train: whether the training split is needed.
+        first: does something in the first of the run's processes, for all of them: what takes long.
 
     Raises:
         UserError: naming the folder, the file or the sample; more samples are broken than dataset.max_skipped allows.
     """
     if config.source is Source.synthetic:
-        _write_synthetic(config, Path(config.path))
+        first(partial(_write_synthetic, config, Path(config.path)))
     evaluated = evaluation.split.name
     needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and evaluation.every else []), evaluated])
     found: dict[str, list[Sample]] = {}
@@ -72,7 +81,7 @@ def load(config: DatasetConfig, evaluation: EvalConfig, model: ModelConfig, trai
     facts: dict[str, Facts] = {}
     for split, samples in found.items():
         check = progress(f"check {split}", len(samples))
-        results = check_media(samples, model.max_audio_seconds, video_caps(model), check)
+        results = first(partial(check_media, samples, model.max_audio_seconds, video_caps(model), check))
         pairs = list(zip(samples, results, strict=True))
         dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
         facts |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, Facts)}

@@ -44,6 +44,7 @@ def first(work: Callable[[], Result]) -> Result:
             found[1] = error
     _exchange(broadcast_object_list, found)
     if found[1] is not None:
+        found[1].of_the_first = not processes().is_main_process
         raise found[1]
     return found[0]
 

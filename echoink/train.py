@@ -74,7 +74,7 @@ def main() -> None:
             sys.exit(sweep.run(run, jobs, folder, overrides, flags))
         run()
     except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -102,6 +102,12 @@ def _agreed(folder: Path, multirun: bool) -> Path:
     return folder
 
 
+def _say(error: UserError) -> None:
+    """What is wrong, on the screen; of several processes that find the same only the first says it."""
+    if not getattr(error, "of_the_first", False):
+        print(f"\nerror: {error}", file=sys.stderr)
+
+
 def _task(raw: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
@@ -118,7 +124,7 @@ def _task(raw: DictConfig) -> float | None:
         return run(validate(raw), folder, list(settings.overrides.task))
     except UserError as error:
         logging.getLogger("echoink").error("%s", error)
-        print(f"\nerror: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except Exception:
         logging.getLogger("echoink").exception("the run failed")
@@ -147,7 +153,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     if start.finished:
         return (tracking.read_summary(folder)["final"])["accuracy"]
     if config.dry_run:
-        with tracking.RunFolder(folder, "plan", config.name, config.seed) as files:
+        with tracking.RunFolder(folder, "plan", config.name, config.seed, writes) as files:
             _plan(config, files)
         return None
     uri = stored.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
@@ -159,7 +165,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
         store = None if stored.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
         _first(lambda: preflight.check(folder, disk, store, config.trainer.push_to_hub))
-        splits = _first(lambda: _load_data(config))
+        splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
             from echoink import machine, sharding, together
@@ -172,7 +178,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             with (
                 _tracker(job, files, uri, overrides) as view,
                 machine.Watch(files, view, config.tracking.machine_every),
-                together.Watchdog(config.trainer.patience),
             ):
                 for dead in resume.close_dead(folder, tracked=uri is not None) if writes else []:
                     view.adopt_later(dead)
@@ -180,23 +185,22 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
                 files.write_summary()  # a process that dies now leaves its run's id
                 evaluator = _evaluator(job, files, view)
                 evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
-                base = []
-                if evaluates_base:
-                    with sharding.whole(job.model):
-                        base = evaluator.phase(job.model, splits.valid, "base", 0)
-                whole = nullcontext
-                if config.task is Task.train:
-                    from echoink import training
+                base, final, whole = [], [], nullcontext
+                with together.Watchdog(config.trainer.patience):
+                    if evaluates_base:
+                        with sharding.whole(job.model):
+                            base = evaluator.phase(job.model, splits.valid, "base", 0)
+                    if config.task is Task.train:
+                        from echoink import training
 
-                    whole = training.train(job, files, view, evaluator, longest, start).whole
-                elif last != first:
-                    del job, evaluator  # two models need not fit side by side
-                    job = load_model(config, splits, last)
-                    evaluator = _evaluator(job, files, view)
-                final = []
-                if config.task is not Task.eval or not evaluates_base:
-                    with whole():
-                        final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
+                        whole = training.train(job, files, view, evaluator, longest, start).whole
+                    elif last != first:
+                        del job, evaluator  # two models need not fit side by side
+                        job = load_model(config, splits, last)
+                        evaluator = _evaluator(job, files, view)
+                    if config.task is not Task.eval or not evaluates_base:
+                        with whole():
+                            final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
                 _conclude(job, files, base, final)
                 if config.task is Task.train and config.trainer.push_to_hub and writes:
                     _push(files, config.trainer.push_to_hub)
@@ -210,19 +214,19 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 
 def _check_processes(config: Config) -> None:
     """Refuse a training run on another number of processes than it is for."""
-    wanted, there = config.trainer.processes, started()
+    wanted, there, sharding = config.trainer.processes, started(), config.trainer.sharding
+    if config.task is not Task.train or config.dry_run:
+        return
     theirs = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
     if theirs:
         raise UserError(
             f"accelerate's own configuration asks for {theirs[0]}",
             "here trainer=fsdp2, zero2 or zero3 says what is divided; launch with a configuration without it",
         )
-    if config.trainer.sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ and not config.dry_run:
+    if sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ:
         hint = f"torchrun --nproc_per_node {wanted} -m echoink.train …"
-        raise UserError(
-            f"trainer.sharding={config.trainer.sharding.name} is started by torchrun, one process too", hint
-        )
-    if config.task is not Task.train or config.dry_run or wanted == there:
+        raise UserError(f"trainer.sharding={sharding.name} is started by torchrun, one process too", hint)
+    if wanted == there:
         return
     raise UserError(
         f"this run is for trainer.processes={wanted}, and {there} {'is' if there == 1 else 'are'} started",
@@ -283,7 +287,7 @@ def _load_data(config: Config) -> "Splits":
     from echoink.variants import has_both
 
     trains = config.task is Task.train
-    splits = load(config.dataset, config.eval, config.model, trains)
+    splits = load(config.dataset, config.eval, config.model, trains, _first)
     for line in describe(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:
