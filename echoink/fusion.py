@@ -30,7 +30,7 @@ class Fusion:
 
     Attributes:
         notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions, or
-            `integration/fires`, the share of groups that `need` weighs.
+            `integration/fires`, the share of groups that `need` weighs; each with how many it is a mean of.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Fusion:
         rows: int,
     ):
         self.rule, self._scale, self._processor, self._accuracy, self._rows = rule, scale, processor, accuracy, rows
-        self.notes: dict[str, float] = {}
+        self.notes: dict[str, tuple[float, int]] = {}
         self._both: list[int] = []
         self._full: tuple[list[PromptInputs], list[Features]] = [], []
         self._ablated: list[tuple[list[PromptInputs], list[Features]]] = []
@@ -114,7 +114,7 @@ class Fusion:
             gain = self._gain(model, completions, owner)
             paid = senses * integration.counterfactual(right, gain, self._scale)
             if (of := (senses > 0) & (right == 1)).any():
-                self.notes["integration/gain"] = gain[of].mean().item()
+                self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
             return paid
         group = owner.count(owner[0])
         return senses * integration.PAYS[self.rule](right, self._right_without, group)
@@ -122,7 +122,7 @@ class Fusion:
     def weights(self, right: Tensor, group: int) -> Tensor:
         """For each row [R] whether the rule `need` weighs its group: 1 or 0."""
         fires = integration.needs_both(right, self._right_without, group).float()
-        self.notes["integration/fires"] = fires.mean().item()
+        self.notes["integration/fires"] = fires.mean().item(), len(fires)
         return fires.repeat_interleave(group)
 
     @torch.no_grad()

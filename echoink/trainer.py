@@ -312,8 +312,11 @@ class EchoInkTrainer(GRPOTrainer):
                 weights = 1 + self._rule_weight * self._fusion.weights(right, self.num_generations)
                 scored["advantages"] *= weights
                 self._log_advantages(self.accelerator.gather(scored["advantages"]).tolist())
-            for name, value in self._fusion.notes.items():
-                self._metrics["train"][name].append(value)
+            notes = gather_object([self._fusion.notes])  # a process without such prompts has none
+            for name in sorted({name for found in notes for name in found}):
+                means = [found[name] for found in notes if name in found]
+                mean = sum(value * count for value, count in means) / sum(count for _, count in means)
+                self._metrics["train"][name].append(mean)
         if self._rejects:
             right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
             self._log_advantages(right)

@@ -57,8 +57,8 @@ def mixed(samples: list[Sample], folder: Path) -> list[Sample]:
 
 
 def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
-    is_mixed = "mixed" in settings
-    settings = [word for word in settings if word != "mixed"]
+    is_mixed, some_have_both = "mixed" in settings, "two senses" in settings
+    settings = [word for word in settings if word not in ("mixed", "two senses")]
     config = compose(settings)[0].config
     torch.manual_seed(0)  # an adapter's initial weights
     divided = None
@@ -67,6 +67,8 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     model, catch, rollouts = load_model("tiny", divided=divided), Catch(), []
     samples = read_split(dataset, "train")[:8]
     samples = mixed(samples, folder) if is_mixed else samples
+    if some_have_both:  # of the first step's prompts those of one process
+        samples = [without(s, Variant.no_audio) if n % 4 == 3 else s for n, s in enumerate(samples)]
     trainer = EchoInkTrainer(
         model=model,
         reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", divided=divided),
@@ -83,6 +85,8 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         callbacks=[catch],
         on_rollout=rollouts.extend,
         shared_prefix=config.grpo.shared_prefix,
+        rule=config.reward.integration,
+        rule_weight=config.reward.lambda_int,
         adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
     )
     before = torch.cat([full(p.detach()).flatten().clone() for p in model.parameters()])

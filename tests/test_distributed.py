@@ -24,6 +24,7 @@ KINDS = {
     "silent groups": ["grpo.beta=0"],
     "lora": ["grpo.beta=0.05", "adapter=lora"],
     "plain rows": ["grpo.beta=0.05", "grpo.shared_prefix=false"],
+    "integration": ["reward=integration", "two senses"],
     "mixed media": ["grpo.beta=0.05", "mixed"],
     "mixed media, plain rows": ["grpo.beta=0.05", "mixed", "grpo.shared_prefix=false"],
     "half precision": ["trainer.bf16=true", "trainer.learning_rate=3e-8", "trainer.steps=1"],
