@@ -126,6 +126,11 @@ def whole(model: torch.nn.Module) -> Iterator[None]:
         for number, unit in enumerate(units):
             unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the root
             unit.reshard()
+            # FSDP2 remembers what ran forward, to gather it ahead of the backward: what ran here is not the same in all
+            # processes, and has no backward.
+            for group in unit._get_fsdp_state()._fsdp_param_groups:
+                group._post_forward_indices.clear()
+                group.comm_ctx.post_forward_order.clear()
 
 
 def save_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
