@@ -137,12 +137,14 @@ class Fusion:
         places = [self._both.index(owner[row]) for row in rows]
         trains = model.training
         model.eval()  # an adapter's dropout would be another noise in each pass
-        logps = []
+        logps = []  # its forward alone: hooks of DeepSpeed around it wait for processes that may have nothing to score
         for prompts, features in (self._full, *self._ablated):
             parts = []
             for start in range(0, len(rows), self._rows):
                 part = slice(start, start + self._rows)
-                parts.append(score(model, prompts, features, places[part], ids[rows[part]], mask[rows[part]])[0])
+                parts.append(
+                    score(model.forward, prompts, features, places[part], ids[rows[part]], mask[rows[part]])[0]
+                )
             logps.append(torch.cat(parts))
         model.train(trains)
         gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
