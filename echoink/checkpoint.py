@@ -116,9 +116,9 @@ def rotate(run: Path, keep: int) -> None:
 
 def _leave_weights(folder: Path) -> None:
     said = manifest(folder)
-    of_training = [path for path in folder.rglob("*") if is_of_training(str(path.relative_to(folder)))]
+    of_training = [path for path in folder.rglob("*") if _is_of_training(str(path.relative_to(folder)))]
     if of_training:
-        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not is_of_training(name)}
+        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _is_of_training(name)}
         write_whole(folder / MANIFEST, as_json(said))
     for path in of_training:
         if path.is_file():
@@ -132,7 +132,7 @@ def of_process(number: int) -> Callable[[str], str]:
     return lambda name: f"{name}.process-{number}" if number else name
 
 
-def is_of_training(name: str) -> bool:
+def _is_of_training(name: str) -> bool:
     """Whether only training needs a file of a checkpoint; the optimizer's are twice the size of what learns."""
     return bool(_OF_TRAINING.match(name))
 

@@ -113,6 +113,11 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor: its share, or all of one that is not divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def whole(model: torch.nn.Module) -> Iterator[None]:
     """Inside, each process holds all weights of a model that FSDP2 has divided, and its forwards wait for nobody."""

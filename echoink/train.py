@@ -87,14 +87,12 @@ def _agreed(folder: Path, multirun: bool) -> Path:
             "a sweep is started as one process; it gives its jobs theirs",
             "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
         )
-    from accelerate.utils import broadcast_object_list
-
-    from echoink import console
+    from echoink import console, together
     from echoink.models import processes
 
     state = processes()
     signals.share()
-    folder = Path(broadcast_object_list([str(folder)])[0])
+    folder = together.first(lambda: folder)
     if not state.is_main_process:
         console.console.quiet = True
         log = quoted(folder / f"train.rank{state.process_index}.log")

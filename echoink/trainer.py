@@ -532,7 +532,7 @@ class EchoInkTrainer(GRPOTrainer):
         processes take part.
         """
         if sharding.is_divided(self.model_wrapped):
-            return {name: weight.to_local() for name, weight in self.model_wrapped.state_dict().items()}
+            return {name: sharding.share(weight) for name, weight in self.model_wrapped.state_dict().items()}
         return self.accelerator.get_state_dict(self.model_wrapped) or {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -18,10 +18,6 @@ def train(
 ) -> EchoInkTrainer:
     """Train the job's model to the last step; the run's summary says what came of it.
 
-    Returns:
-        The trainer, whose `whole` has the model that came of it.
-
-
     Args:
         job: what the run works with.
         files: the run's folder.
@@ -29,6 +25,9 @@ def train(
         evaluator: for the development split and the watched samples.
         longest: tokens of the longest prompt.
         start: the step and the checkpoint that it begins with.
+
+    Returns:
+        The trainer, whose `whole` has the model that came of it.
 
     Raises:
         UserError: a checkpoint of another run, or training that cannot go on; KeyboardInterrupt and `signals.Preempted`
