@@ -28,6 +28,7 @@ class Recorder(TrainerCallback):
         completions: B·G of a rollout, for the second axis `completions_seen`.
         updates_per_rollout: steps that share a rollout.
         patience: steps in a row that may be skipped for a gradient that is not finite.
+        alarm: mean difference between an engine's log-probabilities and the trainer's that is warned of, once.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Recorder(TrainerCallback):
         completions: int,
         updates_per_rollout: int,
         patience: int,
+        alarm: float = float("inf"),
     ):
         self._files, self._tracker = files, tracker
         self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
         self._patience, self._skipped = patience, 0
+        self._alarm, self._alarmed = alarm, False
         self._newest: dict[str, float] = {}
         self._bar = bar("train")
         self._task = self._bar.add_task("train", total=steps, text="")
@@ -69,6 +72,14 @@ class Recorder(TrainerCallback):
         self._bar.update(self._task, completed=step, text=text)
         if not console.is_terminal and (step % 10 == 0 or step == self._steps):
             console.print(f"train     {step}/{self._steps} · {text}")
+        apart = row.get("engine/logp_difference_mean", 0.0)
+        if apart > self._alarm and not self._alarmed:
+            self._alarmed = True
+            say(
+                "warning",
+                f"step {step}: the engine's log-probabilities are {apart:.2g} nats a token from the trainer's "
+                f"(generation.vllm.alarm={self._alarm:g}): it samples from another policy than the one that learns",
+            )
         if "train/skipped" in row:
             say("warning", f"step {step} is skipped: its loss or gradient is not finite")
         if self._skipped > self._patience:

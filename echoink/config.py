@@ -137,6 +137,27 @@ class Rule(Enum):
     video_r1 = "video_r1"
 
 
+class RolloutEngine(Enum):
+    """What generates the rollouts: our decoder on the model itself, or vLLM beside it (engine.py)."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+class Correction(Enum):
+    """How the loss is weighted for what an engine's log-probabilities differ from the trainer's (TRL's modes).
+
+    `token_…` weights each token with its ratio, `sequence_…` each completion with the product; `…_truncate` cuts a
+    ratio at `correction_max`, `…_mask` leaves out what is beyond it. `none` weights with 1.
+    """
+
+    none = "none"
+    token_truncate = "token_truncate"
+    token_mask = "token_mask"
+    sequence_truncate = "sequence_truncate"
+    sequence_mask = "sequence_mask"
+
+
 class OnError(Enum):
     stop = "stop"
     zero = "zero"
@@ -266,11 +287,22 @@ class GrpoConfig:
 
 
 @dataclass
+class VllmConfig:
+    python: str | None = _("interpreter of the environment that has vLLM; null: the one of this run")
+    sleep: bool = _("on a GPU: give its memory back between rollouts")
+    correction: Correction = _("of the loss for what its log-probabilities differ from the trainer's")
+    correction_max: float = _("largest ratio of trainer's to engine's probability", gt=1)
+    alarm: float = _("mean difference of the log-probabilities, in nats a token, that is warned of", gt=0)
+
+
+@dataclass
 class GenerationConfig:
+    engine: RolloutEngine = _("what generates rollouts; evaluations are always decoded by the model itself")
     temperature: float = _("of sampling, in training and in the sampled evaluation", gt=0)
     top_p: float = _("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
     top_k: int = _("at most so many candidates per token; 0 for all", ge=0)
     max_new_tokens: int = _("a longer completion is cut", ge=1)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass

@@ -30,6 +30,9 @@ FREE = (
     "trainer.push_to_hub",
     "trainer.processes",
     "trainer.patience",
+    "generation.vllm.python",
+    "generation.vllm.sleep",
+    "generation.vllm.alarm",
 )
 """Keys of what a run keeps and where it runs, not of what it computes: a run goes on with others."""
 

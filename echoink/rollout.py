@@ -38,6 +38,12 @@ def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int)
     return torch.from_numpy(np.stack(rows))
 
 
+def seed_of(seed: int, step: int, prompt_id: str) -> int:
+    """For an engine that draws its own noise: of one group, 62 bits."""
+    key = int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:8], "big")
+    return int(np.random.SeedSequence([seed, step, key]).generate_state(1, np.uint64)[0]) >> 2
+
+
 def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top_k: int) -> Tensor:
     """One token per row by inverse transform sampling; rows with temperature 0 take the likeliest token.
 

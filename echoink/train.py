@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 
 from echoink import checkpoint, preflight, resume, signals, sweep
 from echoink.compose import VERSION_BASE, compose, conf_dir, quoted, started, validate
-from echoink.config import Adapter, Advantage, Config, Protocol, Sharding, Task, flatten, to_yaml
+from echoink.config import Adapter, Advantage, Config, Protocol, RolloutEngine, Sharding, Task, flatten, to_yaml
 from echoink.errors import UserError
 from echoink.help import help_text
 
@@ -163,6 +163,10 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
         store = None if stored.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
         _first(lambda: preflight.check(folder, disk, store, config.trainer.push_to_hub))
+        if config.task is Task.train and config.generation.engine is RolloutEngine.vllm:
+            from echoink import engine
+
+            _first(lambda: engine.check(config.generation.vllm.python))
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():

@@ -46,6 +46,7 @@ from echoink import checkpoint as checkpoint_files
 from echoink import plain_rows, randomness, reflection, rollout, sharding, signals, together
 from echoink.config import (
     Advantage,
+    Correction,
     GenerationConfig,
     GrpoConfig,
     Loss,
@@ -55,6 +56,7 @@ from echoink.config import (
     TrainerConfig,
 )
 from echoink.encoding import Features, encode_media, same_towers, towers_learn
+from echoink.engine import Engine
 from echoink.errors import UserError
 from echoink.fusion import Fusion
 from echoink.models import processes
@@ -80,6 +82,11 @@ METRICS = {
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/lr",
     "skipped": "train/skipped",
+    "sampling/sampling_logp_difference/mean": "engine/logp_difference_mean",
+    "sampling/sampling_logp_difference/max": "engine/logp_difference_max",
+    "sampling/importance_sampling_ratio/min": "engine/ratio_min",
+    "sampling/importance_sampling_ratio/mean": "engine/ratio_mean",
+    "sampling/importance_sampling_ratio/max": "engine/ratio_max",
 }
 """TRL's metric names and ours, which are stable."""
 
@@ -105,6 +112,8 @@ class EchoInkTrainer(GRPOTrainer):
         rule: of integration, weighted by `rule_weight`; `scale` is its s. See `integration`.
         modality_dropout: probability that a prompt with both senses loses one of them in a rollout.
         curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
+        engine: generates the rollouts in the place of our decoder, see `engine`.
+        correction: of the loss, for what the engine's log-probabilities differ from the model's.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -129,6 +138,8 @@ class EchoInkTrainer(GRPOTrainer):
         scale: float = 0.1,
         modality_dropout: float = 0.0,
         curriculum: Sequence[str] = (),
+        engine: Engine | None = None,
+        correction: Correction = Correction.none,
     ):
         self._prompt_processor = processor
         self._samples = {sample.id: sample for sample in samples}
@@ -146,6 +157,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._rule_weight = rule_weight
         self._dropout = modality_dropout
         self._stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
+        self._engine = engine
+        self._pushed: int | None = None  # the step whose weights the engine has
+        self._corrects = correction is not Correction.none
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -188,6 +202,7 @@ class EchoInkTrainer(GRPOTrainer):
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
+        self.use_vllm = engine is not None  # now TRL does what follows such a rollout, and starts no engine of its own
         args.beta = self.beta = beta
         # With an adapter TRL switches it off for the reference.
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
@@ -263,25 +278,30 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _generate_single_turn(
         self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
-    ) -> tuple[list[list[int]], None]:
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
         group, sampling = num_generations, self._sampling()
         unique = range(len(self._prompts))
         assert self._owner == [index for index in unique for _ in range(group)], "a group was split"
         seed, step, length = self.args.seed, self.state.global_step, sampling.max_new_tokens
         noise = torch.stack([rollout.uniforms(seed, step, id, group, length) for id in self._prompt_ids])
         with self._timed("time/rollout"), self.whole() as model, self.accelerator.autocast():
-            with torch.no_grad():
-                features = encode_media(model.model, self._prompts)
-            completions = rollout.generate(
-                model,
-                self._prompts,
-                noise,
-                [sampling.temperature] * group,
-                sampling,
-                self.eos_token_ids,
-                self._tokenizer.pad_token_id,
-                features,
-            )
+            features = logps = None
+            if self._engine is None or self._fusion or not towers_learn(model.model):
+                with torch.no_grad():
+                    features = encode_media(model.model, self._prompts)
+            if self._engine:
+                completions, logps = self._generate_by_engine(model, group)
+            else:
+                completions = rollout.generate(
+                    model,
+                    self._prompts,
+                    noise,
+                    [sampling.temperature] * group,
+                    sampling,
+                    self.eos_token_ids,
+                    self._tokenizer.pad_token_id,
+                    features,
+                )
             if self._fusion:
                 with self._timed("time/integration"):
                     self._fusion.take(self._asked, self._prompts, features)
@@ -291,7 +311,16 @@ class EchoInkTrainer(GRPOTrainer):
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             self._features = None if towers_learn(model.model) else features
         self._lengths = [len(completion) for completion in completions]
-        return completions, None
+        return completions, logps
+
+    def _generate_by_engine(self, model, group: int) -> tuple[list[list[int]], list[list[float]]]:
+        step = self.state.global_step
+        if self._pushed != step:
+            with self._timed("time/push"):
+                self._engine.push(model)
+            self._pushed = step
+        seeds = [rollout.seed_of(self.args.seed, step, id) for id in self._prompt_ids]
+        return self._engine.generate(self._prompts, seeds, group)
 
     def _sampling(self) -> rollout.Sampling:
         return rollout.Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
@@ -303,6 +332,8 @@ class EchoInkTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
         scored = super()._generate_and_score_completions(inputs)
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
+        if self._engine and not self._corrects:
+            scored["importance_sampling_ratio"].fill_(1)
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
         if self._fusion:
             if not self._fusion.pays:  # it weighs the groups instead
@@ -653,6 +684,8 @@ def arguments(
         top_p=generation.top_p,
         top_k=generation.top_k,
         max_completion_length=generation.max_new_tokens,
+        vllm_importance_sampling_mode=_mode(generation.vllm.correction),
+        vllm_importance_sampling_clip_max=generation.vllm.correction_max,
         shuffle_dataset=False,
         remove_unused_columns=False,
         use_cpu=not torch.accelerator.is_available() and not zero,
@@ -669,3 +702,8 @@ def arguments(
         disable_tqdm=True,
         log_level_replica="error",
     )
+
+
+def _mode(correction: Correction) -> str:
+    """TRL's name; it knows no `none`, for which its ratios are overwritten."""
+    return (Correction.token_truncate if correction is Correction.none else correction).name

@@ -1,10 +1,12 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
+import secrets
+from contextlib import closing, nullcontext
 from typing import Any
 
-from echoink import cache, console, models, resume, signals, together, tracking
+from echoink import cache, console, engine, models, resume, signals, together, tracking
 from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
-from echoink.config import Adapter, Rule
+from echoink.config import Adapter, Dtype, RolloutEngine, Rule
 from echoink.job import Job, divided, with_checkpointing_decided
 from echoink.phases import Evaluator
 from echoink.splits import training_steps
@@ -46,7 +48,9 @@ def train(
         reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name, divided(config))
     settings = with_checkpointing_decided(job, needs_reference, longest)
     completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
-    recorder = Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps)
+    recorder = Recorder(
+        files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, config.generation.vllm.alarm
+    )
     facts = _facts(job)
     if start.checkpoint:
         resume.check_facts(start.checkpoint, facts, config.resume_allow)
@@ -75,6 +79,7 @@ def train(
         for look in (watch, keep, trace):
             look(rows)
 
+    generator = _engine(job, files, longest) if config.generation.engine is RolloutEngine.vllm else None
     trainer = EchoInkTrainer(
         model=job.model,
         reference=reference,
@@ -95,6 +100,8 @@ def train(
         scale=config.reward.integration_scale,
         modality_dropout=config.grpo.modality_dropout,
         curriculum=config.dataset.curriculum,
+        engine=generator,
+        correction=config.generation.vllm.correction,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()
@@ -103,7 +110,8 @@ def train(
         )
     keeper.trainer = trainer
     try:
-        trainer.go_on(start.checkpoint)
+        with closing(generator) if generator else nullcontext():
+            trainer.go_on(start.checkpoint)
     except (KeyboardInterrupt, signals.Preempted):
         recorder.close()
         keeper.leave()
@@ -120,6 +128,46 @@ def train(
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
     return trainer
+
+
+def _engine(job: Job, files: RunFolder, longest: int) -> engine.Engine:
+    """vLLM beside this process."""
+    trainer, settings, state = job.config.trainer, job.config.generation.vllm, models.processes()
+    bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
+    size = job.model.num_parameters() * (2 if bf16 else 4)
+    weights = together.first(lambda: engine.room(size) / f"echoink-{secrets.token_hex(8)}.safetensors")
+    own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
+    started: list[engine.Engine] = []
+
+    def start() -> None:
+        started.append(
+            engine.Engine(
+                job.model,
+                job.processor.processor,
+                settings.python,
+                job.sampling,
+                job.end_ids,
+                trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size,
+                longest,
+                bf16,
+                state.device,
+                settings.sleep,
+                files.path / own,
+                weights,
+                state.is_local_main_process,
+                together.each,
+            )
+        )
+
+    console.say("engine", f"vLLM starts, {files.path / own} has what it says …")
+    try:
+        together.each(start)
+    except BaseException:
+        for one in started:
+            one.close()
+        raise
+    console.say("engine", f"vLLM {started[0].version} after {started[0].seconds:.0f} s, beside each process")
+    return started[0]
 
 
 def _first_and_last(files: RunFolder) -> dict[str, float]:

@@ -1,0 +1,174 @@
+"""vLLM, at the other end of `engine.Engine`: a script for a Python that has vLLM and need not have this package.
+
+It is told over one connection what to do, and answers each request with ("done", result) or ("failed", traceback):
+start(settings), weights(path, whole), generate(prompts, sampling), and ends when the connection does.
+
+What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
+resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
+"""
+
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+import vllm
+from safetensors import safe_open
+from vllm import LLM, SamplingParams
+from vllm.inputs.engine import mm_input, tokens_input
+from vllm.model_executor.models.qwen2_5_omni_thinker import create_qwen2_5_omni_thinker_field_factory
+from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+from vllm.sampling_params import RequestOutputKind
+
+
+class Worker:
+    """One engine and what it was told.
+
+    All methods take and return plain values, numpy arrays and torch tensors on the CPU.
+    """
+
+    def start(self, settings: dict, temperature: float, sleeps: bool) -> str:
+        """Build the engine around random weights.
+
+        Args:
+            settings: of `vllm.LLM`.
+            temperature: of sampling. The logits are divided by it where they are computed, so that the
+                log-probabilities are those of the distribution that is sampled from, before top-k and top-p.
+            sleeps: give the GPU's memory back between rollouts.
+
+        Returns:
+            The version of vLLM.
+        """
+        self._llm = LLM(
+            load_format="dummy",
+            logprobs_mode="raw_logprobs",
+            enable_prefix_caching=True,
+            skip_mm_profiling=True,
+            mm_processor_cache_gb=0,
+            enable_sleep_mode=sleeps,
+            **settings,
+        )
+        self._engine = self._llm.llm_engine
+        self._sleeps = sleeps
+        self._positions: dict[str, tuple[torch.Tensor, int]] = {}
+        self._generated = 0
+        (self._fields,) = self._llm.apply_model(lambda model: self._prepare(model, temperature))
+        self._sleep()
+        return vllm.__version__
+
+    def _prepare(self, model, temperature: float):
+        model.language_model.logits_processor.scale = 1 / temperature
+        self._names = {name for name, _ in model.named_parameters()}
+        load, compute, told = model.load_weights, model.get_mrope_input_positions, self._positions
+
+        def load_and_tell(weights):
+            self._loaded = load(weights)
+            return self._loaded
+
+        def positions(input_tokens, mm_features):
+            return told[mm_features[0].identifier] if mm_features else compute(input_tokens, mm_features)
+
+        model.load_weights, model.get_mrope_input_positions = load_and_tell, positions
+        return create_qwen2_5_omni_thinker_field_factory(model.config.vision_config.spatial_merge_size)
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=2)  # drops weights as well as keys and values
+
+    def weights(self, path: str, whole: bool) -> int:
+        """Read weights, by their published names.
+
+        Args:
+            path: of a safetensors file.
+            whole: whether it must have every weight of the model.
+
+        Returns:
+            How many weights of the engine's model were written.
+        """
+        if self._sleeps:
+            self._llm.wake_up(tags=["weights"])
+        with safe_open(path, "pt") as file:
+            weights = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if whole and (lacking := sorted(self._names - self._loaded)):
+            raise ValueError(f"{len(lacking)} weights did not arrive: {', '.join(lacking[:5])}")
+        self._llm.reset_prefix_cache()
+        if self._sleeps:
+            self._llm.wake_up(tags=["kv_cache"])
+        return len(self._loaded)
+
+    def generate(self, prompts: list[dict], sampling: dict) -> dict:
+        """n completions for each prompt.
+
+        Args:
+            prompts: each with `tokens` [P], `seed`, `n`, and where it has media `media` (arrays by the names of vLLM's
+                fields), `places` (modality, offset, length, mask or None) and `positions` [3, P].
+            sampling: arguments of `SamplingParams` for all.
+
+        Returns:
+            `tokens`, `logps`: for each prompt n lists; `cached`: prompt tokens that were not computed again.
+        """
+        self._generated += 1
+        self._positions.clear()
+        for number, prompt in enumerate(prompts):
+            params = SamplingParams(
+                n=prompt["n"],
+                seed=prompt["seed"],
+                temperature=1.0,  # the logits are divided already
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                **sampling,
+            )
+            self._engine.add_request(str(number), self._input(prompt, f"{self._generated}.{number}"), params)
+        finished = {}
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    finished[int(output.request_id.split("-")[0])] = output
+        self._sleep()
+        rows = [sorted(finished[number].outputs, key=lambda row: row.index) for number in range(len(prompts))]
+        return {
+            "tokens": [[list(row.token_ids) for row in group] for group in rows],
+            "logps": [
+                [[at[token].logprob for at, token in zip(row.logprobs, row.token_ids, strict=True)] for row in group]
+                for group in rows
+            ],
+            "cached": sum(output.num_cached_tokens or 0 for output in finished.values()),
+        }
+
+    def _input(self, prompt: dict, name: str):
+        tokens = [int(token) for token in prompt["tokens"]]
+        if not prompt.get("media"):
+            return tokens_input(tokens)
+        media = {key: torch.from_numpy(value) for key, value in prompt["media"].items()}
+        items = MultiModalKwargsItems.from_hf_inputs(media, self._fields(media))
+        hashes, places = {}, {}
+        for modality, offset, length, mask in prompt["places"]:
+            hashes[modality] = [f"{name}.{modality}"]  # never the same again: towers may learn
+            embedded = None if mask is None else torch.from_numpy(mask)
+            places[modality] = [PlaceholderRange(offset=offset, length=length, is_embed=embedded)]
+        positions = torch.from_numpy(prompt["positions"])
+        told = positions, int(positions.max()) + 1 - len(tokens)
+        self._positions.update({keys[0]: told for keys in hashes.values()})
+        return mm_input(tokens, items, hashes, places)
+
+
+def main() -> None:
+    """Answer what comes over the connection until it ends."""
+    connection = Connection(int(sys.argv[1]))
+    worker = Worker()
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            answer = ("done", getattr(worker, method)(**arguments))
+        except Exception:
+            answer = ("failed", traceback.format_exc())
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    main()
