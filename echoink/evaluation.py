@@ -16,12 +16,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from math import comb
 
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from echoink import reflection, rollout
+from echoink.ahead import Ahead
 from echoink.config import Protocol, Variant
 from echoink.processing import PromptInputs, PromptProcessor
 from echoink.prompts import Prompt
@@ -159,8 +161,10 @@ def evaluate(
     """
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
-    for batch in batches:
-        prompts = [processor(sample) for sample in batch]
+    ahead = Ahead(processor)
+    for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+        prompts = ahead.take(batch)
+        ahead.ask(following)
         noise = torch.stack(
             [
                 rollout.uniforms(seed, 0, sample.id, first + len(draws), sampling.max_new_tokens)[first:]

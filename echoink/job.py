@@ -53,7 +53,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     console.say("model", f"{path} · {models.describe(model, trains)}")
     omni = models.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
-    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps)
+    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps, config.dataset.workers)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
     return Job(config, splits, path, model, processor, sampling, models.end_ids(model, omni), own)
 

@@ -10,6 +10,7 @@ positions are computed here, once per prompt, and passed to every forward.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,9 @@ MEDIA = (
     "feature_attention_mask",
 )
 """What the processor makes of media, by the names under which the model takes it."""
+
+_ONE_AT_A_TIME = Lock()
+"""A tokenizer is not for several threads."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class PromptProcessor:
     """Only its M-RoPE arithmetic is used."""
     prompt: Prompt
     caps: Caps
+    workers: int = 0
+    """Threads that make prompts before they are needed, see `ahead`."""
 
     def __call__(self, sample: Sample) -> PromptInputs:
         """Decode the sample's media and tokenize its prompt.
@@ -166,7 +172,8 @@ def encode(
         given |= {"videos": [video], "videos_kwargs": {"fps": fps, "size": size}}
     if woven:
         given |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
-    encoded = processor(text=[chat_text(processor, messages)], **given, return_tensors="pt")
+    with _ONE_AT_A_TIME:
+        encoded = processor(text=[chat_text(processor, messages)], **given, return_tensors="pt")
     per_grid = encoded.get("video_second_per_grid")
     positions, _ = model.get_rope_index(
         encoded["input_ids"],

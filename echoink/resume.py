@@ -30,6 +30,7 @@ FREE = (
     "trainer.push_to_hub",
     "trainer.processes",
     "trainer.patience",
+    "dataset.workers",
     "generation.vllm.python",
     "generation.vllm.sleep",
     "generation.vllm.alarm",

@@ -44,6 +44,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from echoink import checkpoint as checkpoint_files
 from echoink import plain_rows, randomness, reflection, rollout, sharding, signals, together
+from echoink.ahead import Ahead
 from echoink.config import (
     Advantage,
     Correction,
@@ -141,7 +142,7 @@ class EchoInkTrainer(GRPOTrainer):
         engine: Engine | None = None,
         correction: Correction = Correction.none,
     ):
-        self._prompt_processor = processor
+        self._prompt_processor, self._ahead = processor, Ahead(processor)
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
         self._prompts: list[PromptInputs] = []  # the unique prompts of the buffered rollout, and their ids
@@ -202,6 +203,7 @@ class EchoInkTrainer(GRPOTrainer):
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
+        self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.use_vllm = engine is not None  # now TRL does what follows such a rollout, and starts no engine of its own
         args.beta = self.beta = beta
         # With an adapter TRL switches it off for the reference.
@@ -256,13 +258,18 @@ class EchoInkTrainer(GRPOTrainer):
             self._buffered_inputs = split_tensor_dict(scored, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _read(self, rows: list[dict]) -> list[dict]:
+        now = set(self._prompt_ids)  # a rollout's rows are read again for each of its updates
+        self._ahead.ask([self._samples[row["prompt"]] for row in rows if row["prompt"] not in now])
+        return rows
+
     def _tokenize_prompts(self, prompts: list[str]):
         # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
         self._prompt_ids = list(dict.fromkeys(prompts))
         together.at(f"step {self.state.global_step + 1}, rollout of {', '.join(self._prompt_ids)}")
-        with self._timed("time/rollout"):
+        with self._timed("time/media"):
             self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
-            self._prompts = [self._prompt_processor(sample) for sample in self._asked]
+            self._prompts = self._ahead.take(self._asked)
         self._owner = [self._prompt_ids.index(prompt) for prompt in prompts]
         return [self._prompts[index].input_ids.tolist() for index in self._owner], None, {}
 
@@ -509,6 +516,12 @@ class EchoInkTrainer(GRPOTrainer):
 
     def go_on(self, checkpoint: Path | None) -> None:
         """Train to the end, from a checkpoint of this run where there is one."""
+        try:
+            self._go_on(checkpoint)
+        finally:
+            self._ahead.close()
+
+    def _go_on(self, checkpoint: Path | None) -> None:
         if checkpoint is None:
             self.train()
             return
@@ -603,7 +616,7 @@ class EchoInkTrainer(GRPOTrainer):
             kept[name] for name in ("micro_batches", "prompts", "features")
         )
         self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
-        self._prompts = [self._prompt_processor(sample) for sample in self._asked]
+        self._prompts = self._ahead.take(self._asked)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,7 +1,9 @@
 """The trainer against an independent float64 GRPO, and the promises of its sampler and its buffers."""
 
 import inspect
+import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from echoink.compose import compose
 from echoink.config import Adapter, Advantage
 from echoink.errors import UserError
 from echoink.models import load_model, load_reference, lora
+from echoink.processing import PromptProcessor
 from echoink.reflection import SIGNS
 from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
@@ -30,7 +33,9 @@ G = 4
 def make_trainer(make_processor, samples, tmp_path):
     """A trainer on a model of its own; `settings` are overrides of the configuration."""
 
-    def make(*settings, model=None, reference=None, callbacks=None, on_rollout=None, chosen=samples[:6], **extra):
+    def make(
+        *settings, model=None, reference=None, callbacks=None, on_rollout=None, chosen=samples[:6], workers=0, **extra
+    ):
         config = compose(
             [
                 f"grpo.group_size={G}",
@@ -47,7 +52,7 @@ def make_trainer(make_processor, samples, tmp_path):
         return EchoInkTrainer(
             model=model,
             reference=None if adapter else reference or load_reference("tiny"),
-            processor=make_processor(model),
+            processor=replace(make_processor(model), workers=workers),
             samples=chosen,
             match=Match.lenient,
             reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
@@ -569,12 +574,36 @@ def test_variants_train_another_model(make_trainer, other):
     assert not torch.equal(*found)
 
 
+def test_prompts_are_made_ahead_once_each_and_nothing_depends_on_it(make_trainer, samples, monkeypatch):
+    found = []
+    for workers in (0, 2):
+        made, rollouts, catch = [], [], Catch()
+        trainer = make_trainer(
+            "trainer.steps=5", callbacks=[catch], on_rollout=rollouts.extend, chosen=samples[:10], workers=workers
+        )
+        call = PromptProcessor.__call__
+
+        def noted(self, sample, call=call, made=made):
+            made.append((sample.id, threading.current_thread().name))
+            return call(self, sample)
+
+        monkeypatch.setattr(PromptProcessor, "__call__", noted)
+        trainer.train()
+        monkeypatch.undo()
+        taken = Counter(row["id"] for row in rollouts if row["g"] == 0)
+        in_time = [id for id, thread in made if thread.startswith("media")]
+        assert not workers or (Counter(in_time) == Counter(id for id, _ in made) and len(made) <= taken.total() + 2)
+        found.append(([(row["id"], row["text"]) for row in rollouts], [row["train/loss"] for row in catch.rows]))
+    assert found[0] == found[1]
+
+
 def test_stable_metric_names(make_trainer):
     catch = Catch()
     make_trainer("trainer.steps=2", callbacks=[catch]).train()
     rows = catch.rows
     assert len(rows) == 2
     expected = {*METRICS.values(), "time/rollout", "time/reward", "time/logprob", "time/update", "time/step"}
+    expected = {name for name in expected | {"time/media"} if not name.startswith("engine/")}
     # of a reward.file, of a weight of integration, of a step without a finite gradient
     expected -= {"reward/custom", "reward/integration", "train/skipped"}
     expected |= {f"reflection/{name}" for name in (*SIGNS, "words")}
