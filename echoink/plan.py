@@ -6,10 +6,10 @@ is estimated is called so: the text's tokens (a quarter of its characters: no to
 """
 
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from echoink import checkpoint, memory
+from echoink import checkpoint, cost, memory
 from echoink.config import Adapter, Config, Dtype, ModelConfig, Sharding
 from echoink.prompts import Prompt, build_messages
 from echoink.samples import Sample
@@ -64,7 +64,68 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
             **({f"sharded over {processes}": _sharded(estimate, config, parameters)} if processes > 1 else {}),
         },
         "disk_bytes": disk_bytes(config, parameters),
+        "gpus": gpus(config, parameters, tokens, estimate),
     }
+
+
+def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens], estimate: memory.Estimate) -> dict[str, Any]:
+    """Hours, memory and growth on 1, 8 and 64 GPUs, as `cost` says; nothing of it is measured on one.
+
+    Args:
+        config: the run's.
+        parameters: of `count_parameters`.
+        tokens: of each training prompt.
+        estimate: memory of one process that holds everything.
+    """
+    figures, trainer, adapts = config.model.figures, config.trainer, config.adapter.kind is not Adapter.none
+    frozen = {tower.name for tower in config.model.freeze}
+    model = cost.Model(
+        layers=figures.layers,
+        width=figures.width,
+        key_width=figures.width // figures.heads * figures.key_heads,
+        linear=_linear(config),
+        head=parameters["head"],
+        audio=figures.audio_parameters,
+        vision=figures.vision_parameters,
+        learning=parameters["learning"],
+        learning_language=not adapts,
+        learning_towers=not adapts and len(frozen) < 2,
+        total=parameters["total"],
+    )
+    mean = lambda values: statistics.fmean(values)  # noqa: E731
+    step = cost.Step(
+        prompts=trainer.prompts_per_step,
+        prompt=mean(each.total for each in tokens),
+        seen=mean(each.image + each.video for each in tokens),
+        heard=mean(each.audio for each in tokens),
+        group=config.grpo.group_size,
+        completion=min(cost.LENGTH, config.generation.max_new_tokens),
+        micro_batch=trainer.micro_batch_prompts,
+        updates=config.grpo.updates_per_rollout,
+    )
+    rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
+    asked = rollouts * step.prompts
+    reference = config.grpo.beta > 0 and not adapts
+    again = bool(trainer.gradient_checkpointing)
+    found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
+    for count in (1, cost.NODE, 8 * cost.NODE):
+        several = replace(config, trainer=replace(trainer, processes=min(count, cost.NODE)))
+        if count > 1 and trainer.sharding is Sharding.none and not adapts:
+            several.trainer.sharding = Sharding.fsdp2
+        divided = _DIVIDED[several.trainer.sharding] if count > 1 else ()
+        needed = _sharded(estimate, several, parameters)["total"] if divided else estimate.total
+        setting = (count, divided, reference, again)
+        found[str(count)] = {
+            "sharding": several.trainer.sharding.name if divided else "none",
+            "memory_bytes": needed,
+            **{
+                gpu.name: {"fits": needed < memory.SHARE * gpu.memory, **cost.hours(model, step, asked, gpu, *setting)}
+                for gpu in cost.GPUS
+            },
+        }
+        if count == cost.NODE:
+            found["twice of it costs"] = cost.growth(model, step, asked, cost.GPUS[1], *setting)
+    return found
 
 
 def _tokens(sample: Sample, facts, prompt: Prompt, model: ModelConfig) -> Tokens:
@@ -223,4 +284,24 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
             f"{checkpoint.RESUMABLE}, at most {gib(disk['total'])} at a time",
         )
     )
+    if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
+        rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
     return rows
+
+
+def _gpu_lines(found: dict[str, Any]) -> list[str]:
+    name = cost.GPUS[1].name
+    made = []
+    for count in (1, cost.NODE, 8 * cost.NODE):
+        at, of = found[str(count)], found[str(count)][name]
+        spent = of["seconds_per_step"]
+        parts = " · ".join(f"{part} {spent[part]:.1f}" for part in spent if part != "total" and spent[part] >= 0.05)
+        text = f"{count} x {name}: about {of['hours']:.1f} h, {of['gpu_hours']:.0f} GPU-hours"
+        text += f" ({of['steps']:,} steps of {of['prompts_per_step']} prompts; s a step: {parts})"
+        full = f"does not fit: about {at['memory_bytes'] / 2**30:.0f} GiB each, {at['sharding']}"
+        made.append(text if of["fits"] else f"{count} x {name}: {full}")
+    twice = found["twice of it costs"]
+    grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())
+    made.append(f"twice as many {grows} times the cost; completions of {found['completion_tokens']} tokens assumed")
+    made.append("peaks are the vendor's, the shares reached are assumed, see echoink/cost.py; not measured")
+    return made

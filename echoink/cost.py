@@ -1,0 +1,198 @@
+"""What a step costs on GPUs, from its arithmetic: operations, bytes and traffic of each part (dry_run=true, plan.json).
+
+The operations are those that `python -m echoink.benchmark` counts (a test compares them). What a GPU makes of them is
+not measured by this project: its peaks are its vendor's, the shares of them that are reached are assumed (`Gpu`). So a
+number of hours is good for comparing plans and for asking for a queue, not for a promise.
+
+Shapes: B prompts a step, P prompt tokens, G completions of C tokens each, the longest of a rollout 2 C.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+LENGTH = 200
+"""Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
+NODE = 8
+"""GPUs of one machine; FSDP2 and ZeRO divide within it."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peaks per second as published by the vendor, and what is assumed to be reached of them."""
+
+    name: str
+    flops: float
+    """Dense, bfloat16."""
+    bandwidth: float
+    """Bytes to and from its memory."""
+    link: float
+    """Bytes to the other GPUs of its machine."""
+    network: float
+    """Bytes to other machines."""
+    memory: float
+    busy: float = 0.4
+    """Share of the operations."""
+    flowing: float = 0.6
+    """Share of the bytes, in memory and between GPUs."""
+
+
+GPUS = (
+    Gpu("A100 80 GB", 312e12, 2.04e12, 300e9, 25e9, 80e9),
+    Gpu("H100 80 GB", 989e12, 3.35e12, 450e9, 50e9, 80e9),
+    Gpu("H200 141 GB", 989e12, 4.8e12, 450e9, 50e9, 141e9),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the arithmetic needs to know of a model: numbers of parameters, and dimensions."""
+
+    layers: int
+    width: int
+    key_width: int
+    """Of keys, and of values."""
+    linear: int
+    """Of the language model's matrices."""
+    head: int
+    audio: int
+    vision: int
+    learning: int
+    learning_language: bool
+    learning_towers: bool
+    total: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step works on, all processes together."""
+
+    prompts: int
+    """B"""
+    prompt: float
+    """P, media and text."""
+    seen: float
+    """Of these, tokens of pictures and videos."""
+    heard: float
+    """Tokens of sound."""
+    group: int
+    """G"""
+    completion: float
+    """C"""
+    micro_batch: int
+    """Prompts per forward and backward of one process."""
+    updates: int
+    """Over each rollout."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step."""
+
+    rollout: float
+    reference: float
+    update: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+def operations(model: Model, step: Step) -> dict[str, float]:
+    """Floating-point operations of one pass over a rollout of B prompts.
+
+    Returns:
+        `prefill`: prompts through the towers and the language model, the head on their last tokens. `decode`: a token
+        at a time. `forward`: each prompt once and its completions, the head on these. `towers`: of that, the media.
+    """
+    b, p, g, c = step.prompts, step.prompt, step.group, step.completion
+    seen = 4 * step.seen * 2 * model.vision  # 4 patches a token, 2 operations a weight
+    towers = b * (seen + 2 * step.heard * 2 * model.audio)
+    pair = 4 * model.width * model.layers  # of a token with one that it sees
+    prefill = b * (2 * model.linear * p + pair * p * p / 2 + 2 * model.head)
+    decode = b * g * c * (2 * model.linear + 2 * model.head) + pair * b * g * (p * c + c * c / 2)
+    return {"prefill": prefill + towers, "decode": decode, "forward": prefill + decode + towers, "towers": towers}
+
+
+def seconds(
+    model: Model, step: Step, gpu: Gpu, gpus: int, divided: tuple[str, ...], reference: bool, again: bool
+) -> Seconds:
+    """Time of one step.
+
+    Args:
+        model: the policy.
+        step: its work.
+        gpu: one of them.
+        gpus: how many, each with a process; they have whole prompts.
+        divided: of "weights", "gradients", "optimizer" what they divide, within a machine.
+        reference: whether pi_ref is a second model.
+        again: whether activations are computed again in the backward pass.
+    """
+    does = operations(model, step)
+    share = -(-step.prompts // gpus) / step.prompts  # of the slowest
+    rate, memory, link = gpu.busy * gpu.flops, gpu.flowing * gpu.bandwidth, gpu.flowing * gpu.link
+    within = min(gpus, NODE)
+    moved = (within - 1) / within
+    gather = 2 * model.total * moved / link if "weights" in divided else 0.0
+    batches = -(-step.prompts // (gpus * step.micro_batch))
+
+    # Each token of the longest completion reads all weights once, and the keys and values there are.
+    per_token = 2 * (model.linear + model.head) / memory
+    rows = share * step.prompts * step.group
+    kept = 2 * 2 * model.layers * model.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)
+    decode = max(2 * step.completion * (per_token + kept / memory), share * does["decode"] / rate)
+    rollout = gather + share * does["prefill"] / rate + decode
+
+    # Where the towers do not learn, the loss has their features from the rollout.
+    forward = share * (does["forward"] - (0 if model.learning_towers else does["towers"])) / rate
+    looked_at = max(forward, batches * gather) if reference else 0.0
+    passes = 2 + model.learning_language + again  # the backward pass is two, one where the large matrices do not learn
+    reduced = 4 * model.learning * moved / link  # gradients, within the machine, then across
+    across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > NODE else 0.0
+    update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
+    own = model.learning / (within if "optimizer" in divided else 1)
+    return Seconds(rollout, looked_at, update, step.updates * 7 * 4 * own / memory)
+
+
+def hours(
+    model: Model,
+    step: Step,
+    samples: float,
+    gpu: Gpu,
+    gpus: int,
+    divided: tuple[str, ...],
+    reference: bool,
+    again: bool,
+) -> dict:
+    """What training on `samples` prompts takes on so many GPUs; with more GPUs than prompts a step, a step has more.
+
+    Returns:
+        `prompts_per_step`, `steps`, `hours`, `gpu_hours`, `seconds_per_step` by part.
+    """
+    least = gpus * step.micro_batch
+    if step.prompts < least:
+        step = replace(step, prompts=least)
+    steps = -(-samples // step.prompts) * step.updates
+    once = seconds(model, step, gpu, gpus, divided, reference, again)
+    whole = steps / step.updates * once.total / 3600
+    return {
+        "prompts_per_step": step.prompts,
+        "steps": int(steps),
+        "hours": whole,
+        "gpu_hours": whole * gpus,
+        "seconds_per_step": {**asdict(once), "total": once.total},
+    }
+
+
+def growth(model: Model, step: Step, samples: float, *setting) -> dict[str, float]:
+    """How many times the GPU-hours of `hours` (whose further arguments are `setting`) are, with twice of one thing."""
+    once = hours(model, step, samples, *setting)["gpu_hours"]
+    twice = {
+        "samples": (2 * samples, step),
+        "group_size": (samples, replace(step, group=2 * step.group)),
+        "completion_tokens": (samples, replace(step, completion=2 * step.completion)),
+        "prompt_tokens": (
+            samples,
+            replace(step, prompt=2 * step.prompt, seen=2 * step.seen, heard=2 * step.heard),
+        ),
+    }
+    return {name: hours(model, of, many, *setting)["gpu_hours"] / once for name, (many, of) in twice.items()}
