@@ -6,6 +6,7 @@ names. The exit status is 1 where something is wrong.
 """
 
 import io
+import json
 import logging
 import platform
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from echoink import command
 from echoink.compose import compose, conf_dir
-from echoink.config import Attention, Config, Source
+from echoink.config import Attention, Config, RolloutEngine, Source, Task
 from echoink.console import console
 from echoink.errors import UserError
 
@@ -51,6 +52,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("disk", _disk),
         ("tracking", lambda: _tracking(config)),
         ("hub", _hub),
+        *((("engine", lambda: _engine(config)),) if config.generation.engine is RolloutEngine.vllm else ()),
         ("model", lambda: _model(config)),
         ("data", lambda: _data(config)),
     ):
@@ -194,12 +196,13 @@ def _model(config: Config) -> tuple[Verdict, str]:
 
     path = resolve(config.checkpoint or config.model.path)
     if Path(path).is_dir():
-        return Verdict.good, path
+        return _whole(Path(path), path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Verdict.good, f"{path} is in the cache: {snapshot_download(path, local_files_only=True)}"
+        folder = snapshot_download(path, local_files_only=True)
+        return _whole(Path(folder), f"{path} is in the cache: {folder}")
     except LocalEntryNotFoundError:
         pass
     from huggingface_hub import HfApi
@@ -215,15 +218,53 @@ def _model(config: Config) -> tuple[Verdict, str]:
     return Verdict.note, f"{path} is not in the cache and will be downloaded"
 
 
+def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
+    """Whether a model's folder has all that a run will open, so that it is known before the network is gone."""
+    if (folder / "summary.json").is_file() or (folder / "checkpoints").is_dir():
+        return Verdict.good, f"{said} (a run)"
+    index = folder / "model.safetensors.index.json"
+    adapter = (folder / "adapter_config.json").is_file()
+    weights = {"adapter_model.safetensors" if adapter else "model.safetensors"}
+    if index.is_file():
+        weights = set(json.loads(index.read_text())["weight_map"].values())
+    divided = any(folder.glob("shard-*.safetensors"))
+    needed = [
+        ("adapter_config.json" if adapter else "config.json",),
+        *((name,) for name in (() if divided else sorted(weights))),
+        ("tokenizer.json", "vocab.json"),
+        ("processor_config.json", "preprocessor_config.json"),
+    ]
+    lacking = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    if not lacking:
+        return Verdict.good, said
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return Verdict.bad, f"{folder} lacks {', '.join(lacking[:3])}{more}"
+
+
+def _engine(config: Config) -> tuple[Verdict, str]:
+    from echoink import engine
+
+    python = config.generation.vllm.python
+    return Verdict.good, f"vLLM {engine.check(python)} in {python or 'this environment'}"
+
+
 def _data(config: Config) -> tuple[Verdict, str]:
     from echoink.splits import first
 
-    if config.dataset.source is Source.synthetic and not Path(config.dataset.path).exists():
-        return Verdict.good, f"{config.dataset.path} will be made"
-    samples, dropped = first(config.dataset, "valid", 1)
-    return Verdict.good, f"{config.dataset.path}: {samples[0].data_type.value}" + (
-        f" · {len(dropped)} rows cannot be used" if dropped else ""
-    )
+    dataset = config.dataset
+    if dataset.source is Source.synthetic and not Path(dataset.path).exists():
+        return Verdict.good, f"{dataset.path} will be made"
+    trains = config.task is Task.train and dataset.source in (Source.synthetic, Source.rows)
+    told, worst = [], 0.0
+    for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):
+        samples, dropped = first(dataset, split, limit)
+        wrong = [f"{row.where}: {row.reason}" for row in dropped]
+        for sample in samples:
+            gone = [medium for medium in sample.media.values() if isinstance(medium, Path) and not medium.is_file()]
+            wrong += [f"{gone[0]} is not there"] if gone else []
+        worst = max(worst, len(wrong) / (len(samples) + len(dropped)))
+        told.append(f"{len(samples):,} {split}" + (f", {len(wrong)} cannot be used ({wrong[0]})" if wrong else ""))
+    return (Verdict.bad if worst > dataset.max_skipped else Verdict.good), f"{dataset.path}: {' · '.join(told)}"
 
 
 def main(overrides: Sequence[str]) -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from echoink import doctor, export, memory, plan, predict, preflight, rescore
+from echoink import doctor, export, memory, plan, predict, preflight, rescore, synthetic
 from echoink.compose import compose
 from echoink.errors import UserError
-from echoink.models import load_model, load_processor, lora
+from echoink.models import TINY, load_model, load_processor, lora
 from echoink.rewards import Match
 from echoink.splits import load
 from tests import processes
@@ -189,6 +189,34 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     bad = {finding.what: finding.text for finding in doctor.examine(sick) if finding.verdict is doctor.Verdict.bad}
     assert set(bad) == {"model", "data"}
     assert "model.path=<folder>" in bad["model"] and "dataset folder not found" in bad["data"]
+
+
+def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
+    """For a machine without a network: shards of a model that were not copied, a sound of a dataset."""
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(TINY, model)
+    synthetic.write(data, seed=0, sizes={"train": 6, "dev": 2, "valid": 4})
+
+    def found(*words) -> dict:
+        config = compose(["dataset=rows", f"dataset.path={data}", f"model.path={model}", *words])[0].config
+        return {finding.what: (finding.verdict, finding.text) for finding in doctor.examine(config)}
+
+    assert found()["model"][0] is found()["data"][0] is doctor.Verdict.good
+    shards = {f"model-{number}-of-3.safetensors" for number in (1, 2, 3)}
+    (model / "model.safetensors").rename(model / "model-1-of-3.safetensors")
+    index = {"weight_map": {f"weight {number}": shard for number, shard in enumerate(sorted(shards))}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model / "tokenizer.json").unlink()
+    gone = sorted((data / "train").glob("**/*.wav"))[0]
+    gone.unlink()
+    verdict, text = found()["model"]
+    assert verdict is doctor.Verdict.bad
+    assert text.endswith("lacks model-2-of-3.safetensors, model-3-of-3.safetensors, tokenizer.json or vocab.json")
+    verdict, text = found()["data"]
+    assert verdict is doctor.Verdict.bad and "1 cannot be used" in text and gone.name in text
+    assert found("dataset.max_skipped=0.5")["data"][0] is doctor.Verdict.good
+    verdict, text = found("generation=vllm")["engine"]
+    assert verdict is doctor.Verdict.bad and "has no vLLM" in text
 
 
 def test_the_doctor_compares_versions(monkeypatch):
