@@ -1,5 +1,6 @@
 """A run of several processes, from the command line to its last file, whatever happens to one of them."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from echoink import checkpoint
+from echoink.models import load_model
 from tests import processes
 from tests.entry import SMALL, lines, mlflow_runs, until
 
@@ -186,3 +189,43 @@ def test_launchers_start_it(place):
         (kept,) = (place / "outputs" / name).glob("**/checkpoints")
         newest, _ = checkpoint.newest(kept.parent)
         assert checkpoint.manifest(newest)["processes"] == 2
+
+
+PAPER = [
+    "experiment=echoink_r1_7b",
+    "model=tiny",
+    "dataset=synthetic",
+    "dataset.train=24",
+    "dataset.dev=3",
+    "dataset.valid=8",
+    "trainer.steps=3",
+    "trainer.learning_rate=1e-3",
+    "trainer.bf16=false",
+    "generation.max_new_tokens=48",
+    "eval.base=false",
+    "eval.watched=0",
+    "tracking=off",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["true", "false"], ids=["shared prefix", "plain rows"])
+def test_the_papers_experiment_with_the_tiny_model_on_two_processes_is_that_on_one(tmp_path, shared):
+    """Loss, gradient norm and weights within 1e-5, for every way to divide that is installed."""
+    words = [*PAPER, f"grpo.shared_prefix={shared}"]
+    done = processes.run(tmp_path, *words, "trainer.processes=1", "hydra.run.dir=outputs/one")
+    assert done.returncode == 0, done.stderr
+    trainers = ["ddp", "fsdp2", *(["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else [])]
+    for trainer in trainers:
+        more = [f"trainer={trainer}", "trainer.processes=2", f"hydra.run.dir=outputs/{trainer}"]
+        for one in start(tmp_path, [*words, *more]):
+            assert (done := one.wait()).returncode == 0, done.stderr
+        rows, wanted = (lines(tmp_path / f"outputs/{name}/metrics.jsonl") for name in (trainer, "one"))
+        assert len(rows) == len(wanted) == 3
+        for name in ("train/loss", "train/grad_norm"):
+            assert [row[name] for row in rows] == pytest.approx([row[name] for row in wanted], rel=1e-5, abs=1e-5), name
+        found, model = (load_model(str(tmp_path / f"outputs/{name}/checkpoints/step-3")) for name in (trainer, "one"))
+        found, model = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (found, model))
+        difference = float((found - model).norm() / model.norm())
+        print(trainer, shared, f"weights {difference:.0e}")
+        assert difference < 1e-5
