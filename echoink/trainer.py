@@ -535,22 +535,26 @@ class EchoInkTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
 
+    @property
+    def _divides_what_learns(self) -> bool:
+        """An adapter is not divided; the model around it may be."""
+        return sharding.is_divided(self.model_wrapped) and not isinstance(self.model, PeftModel)
+
     def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
         model = self.accelerator.unwrap_model(self.model)
-        divided = sharding.is_divided(model)
         if self.args.should_save:
             model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
             self.processing_class.save_pretrained(folder)
-        if divided and not isinstance(model, PeftModel):
+        if self._divides_what_learns:
             sharding.save_weights(model, folder)
-        elif self.args.should_save:  # an adapter is not divided
-            model.save_pretrained(folder, state_dict=None if divided else weights)
+        elif self.args.should_save:
+            model.save_pretrained(folder, state_dict=weights)
 
     def save_state_beside(self, folder: Path) -> None:
         """Write what training goes on from beside the weights, as of the end of the last whole step."""
         own = checkpoint_files.of_process(self.args.process_index)
-        if sharding.is_divided(self.model_wrapped):
+        if self._divides_what_learns:
             sharding.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
             if self.args.should_save:
                 torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")

@@ -35,7 +35,7 @@ from echoink.trainer import EchoInkTrainer, arguments, metrics_of
 from echoink.variants import without
 from tests import files, processes, stand_in_engine
 from tests.entry import SMALL, lines
-from tests.test_sharding import start
+from tests.test_sharding import DIES_AFTER_STEP_2, start, told
 
 STAND_IN = Path(__file__).parent / "stand_in_engine.py"
 G, LENGTH = 4, 24
@@ -329,23 +329,6 @@ engine.WORKER = pathlib.Path({str(STAND_IN)!r})
 engine.check = lambda python: "stand-in"
 """
 COMMAND = AS_STAND_IN + "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
-
-
-DIES_AFTER_STEP_2 = """
-import os
-from echoink.trainer import EchoInkTrainer
-log = EchoInkTrainer.log
-def dies(self, *words, **more):
-    log(self, *words, **more)
-    if self.state.global_step == 2:
-        os._exit(3)
-EchoInkTrainer.log = dies
-"""
-
-
-def told(folder: Path) -> list[dict]:
-    timed = ("time/", "perf/", "timestamp")
-    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in lines(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,16 @@ def dies(self, folder):
         os.kill(os.getpid(), signal.SIGKILL)
 EchoInkTrainer.save_state_beside = dies
 """
+DIES_AFTER_STEP_2 = """
+import os
+from echoink.trainer import EchoInkTrainer
+log = EchoInkTrainer.log
+def dies(self, *words, **more):
+    log(self, *words, **more)
+    if self.state.global_step == 2:
+        os._exit(3)
+EchoInkTrainer.log = dies
+"""
 HANGS = """
 import time
 from echoink import rollout
@@ -136,6 +146,21 @@ def test_a_divided_checkpoint_is_evaluated_and_exported_as_any_other(place, whol
     assert done.returncode == 0, done.stderr
     assert (place / "exported/model.safetensors").is_file()
     assert not list((place / "exported").glob("shard-*"))
+
+
+def test_an_adapter_around_a_divided_model_is_saved_and_taken_up(place):
+    words = [*RUN, "adapter=lora", "trainer.steps=3", "trainer.save_every=1", "tracking=off", "eval.base=false"]
+    words += ["eval.watched=0", "eval.every=0"]
+    found = {}
+    for name, rounds in {"adapter": [{}], "adapter-again": [{1: DIES_AFTER_STEP_2}, {}]}.items():
+        for before in rounds:
+            ended = [
+                one.wait() for one in start(place, [*words, f"hydra.run.dir=outputs/{name}", "resume=auto"], before)
+            ]
+            assert before or [one.returncode for one in ended] == [0, 0], ended[0].stderr
+        found[name] = told(place / f"outputs/{name}")
+    assert "from step " in ended[0].stdout
+    assert len(found["adapter"]) == 3 and found["adapter"] == found["adapter-again"]
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
