@@ -43,7 +43,7 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
 from echoink import checkpoint as checkpoint_files
-from echoink import plain_rows, randomness, reflection, rollout, sharding, signals, together
+from echoink import correction, plain_rows, randomness, reflection, rollout, sharding, signals, together
 from echoink.ahead import Ahead
 from echoink.config import (
     Advantage,
@@ -114,7 +114,7 @@ class EchoInkTrainer(GRPOTrainer):
         modality_dropout: probability that a prompt with both senses loses one of them in a rollout.
         curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
         engine: generates the rollouts in the place of our decoder, see `engine`.
-        correction: of the loss, for what the engine's log-probabilities differ from the model's.
+        corrects: the loss for what the engine's log-probabilities differ from the model's.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -140,7 +140,7 @@ class EchoInkTrainer(GRPOTrainer):
         modality_dropout: float = 0.0,
         curriculum: Sequence[str] = (),
         engine: Engine | None = None,
-        correction: Correction = Correction.none,
+        corrects: Correction = Correction.none,
     ):
         self._prompt_processor, self._ahead = processor, Ahead(processor)
         self._samples = {sample.id: sample for sample in samples}
@@ -160,7 +160,9 @@ class EchoInkTrainer(GRPOTrainer):
         self._stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
         self._engine = engine
         self._pushed: int | None = None  # the step whose weights the engine has
-        self._corrects = correction is not Correction.none
+        self._correction, self._most = corrects, args.vllm_importance_sampling_clip_max
+        self._weighed: dict[str, Tensor] | None = None  # inputs of the loss that wait for its log-probabilities
+        self._compared: list[Tensor] = []  # of each micro-batch of the step, with the engine's
         self._rejects = advantage is Advantage.rejection
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None
@@ -204,7 +206,11 @@ class EchoInkTrainer(GRPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
-        self.use_vllm = engine is not None  # now TRL does what follows such a rollout, and starts no engine of its own
+        # Now TRL does what follows such a rollout, and starts no engine of its own. With one update it is spared a pass
+        # over the rollout, see `correction`.
+        self.use_vllm = engine is not None
+        self._weighs_late = self.use_vllm and args.num_iterations == 1
+        self.vllm_importance_sampling_correction = self.use_vllm and not self._weighs_late
         args.beta = self.beta = beta
         # With an adapter TRL switches it off for the reference.
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
@@ -339,7 +345,7 @@ class EchoInkTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
         scored = super()._generate_and_score_completions(inputs)
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
-        if self._engine and not self._corrects:
+        if "importance_sampling_ratio" in scored and self._correction is Correction.none:
             scored["importance_sampling_ratio"].fill_(1)
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
         if self._fusion:
@@ -412,10 +418,14 @@ class EchoInkTrainer(GRPOTrainer):
                 inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
             counted = self._counted = mask & ~silent.unsqueeze(1)
             self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
+        if self._weighs_late:
+            self._weighed = inputs = dict(inputs)
+            self.vllm_importance_sampling_correction = True
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
-            self._scored = self._counted = None
+            self._scored = self._counted = self._weighed = None
+            self.vllm_importance_sampling_correction = self.use_vllm and not self._weighs_late
         tokens = torch.stack([mask.sum(), counted.sum()])
         self._token_counts.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
         return loss
@@ -458,7 +468,19 @@ class EchoInkTrainer(GRPOTrainer):
                     )
                 logps.append(found[0])
                 entropies.append(found[1] if self._counted is None else found[1] * self._counted[part])
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        logps = torch.cat(logps)
+        if self._weighed is not None:
+            self._weigh(logps.detach())
+        return logps, torch.cat(entropies) if compute_entropy else None, None
+
+    def _weigh(self, logps: Tensor) -> None:
+        """Put the correction for an engine's rollout into the inputs of the loss that is being computed."""
+        told = self._weighed["sampling_per_token_logps"]
+        mask = self._weighed["completion_mask"].bool() if self._counted is None else self._counted
+        weights = correction.ratio(logps, told, mask, self._correction, self._most)
+        self._weighed["importance_sampling_ratio"] = weights
+        noted = correction.notes(logps, told, mask, weights)
+        self._compared.append(self.accelerator.gather(noted).view(-1, len(noted)))
 
     def _get_grad_norm(self, model, grad_norm=None):
         # transformers asks just before it updates: from here to the end of the step nothing may interrupt.
@@ -490,6 +512,10 @@ class EchoInkTrainer(GRPOTrainer):
         tokens = sum(tokens) / len(tokens) * self.args.generation_batch_size if tokens else 0.0
         now = time.perf_counter()
         self._average_over_tokens()
+        if self._compared:
+            for name, value in correction.metrics(torch.cat(self._compared)).items():
+                self._metrics["train"][name].append(value)
+            self._compared.clear()
         if self._skipped:
             logs["skipped"] = 1
             self._tr_loss.zero_()  # of which transformers subtracts itself: nan stays nan

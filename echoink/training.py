@@ -101,7 +101,7 @@ def train(
         modality_dropout=config.grpo.modality_dropout,
         curriculum=config.dataset.curriculum,
         engine=generator,
-        correction=config.generation.vllm.correction,
+        corrects=config.generation.vllm.correction,
     )
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()

@@ -5,11 +5,13 @@ ECHOINK_VLLM names an interpreter that has it: `ECHOINK_VLLM=engine/bin/python p
 """
 
 import json
+import math
 import os
 import pickle
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import engine, models
+from echoink import correction, engine, models
 from echoink.callbacks import Recorder
 from echoink.compose import compose
 from echoink.config import Correction, Variant
@@ -253,7 +255,7 @@ def train(make_engine, make_processor, samples, tmp_path):
             callbacks=[catch],
             adapter=adapter,
             engine=generator,
-            correction=config.generation.vllm.correction,
+            corrects=config.generation.vllm.correction,
         )
         spoil(trainer)
         trainer.train()
@@ -295,28 +297,63 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", list(Correction), ids=lambda mode: mode.name)
-def test_the_loss_is_weighted_with_the_ratio(train, monkeypatch, mode):
+@pytest.mark.parametrize("beta", [0, 0.04])
+def test_the_loss_is_weighted_as_trl_does_and_without_its_pass(train, monkeypatch, mode, beta):
     """The stand-in says of each token half its probability: ratios of 2 a token, 2^n a completion."""
     monkeypatch.setenv("STAND_IN", "lies")
-    kept = []
+    passes, found = [], {}
 
-    def watch(trainer):
-        generate = trainer._generate_and_score_completions
+    def spoil(trainer, late):
+        compute = trainer._get_per_token_logps_and_entropies
+        trainer._weighs_late, trainer.vllm_importance_sampling_correction = late, not late
 
-        def keep(inputs):
-            kept.append(generate(inputs))
-            return kept[-1]
+        def counted(*words, **more):
+            passes.append(late)
+            return compute(*words, **more)
 
-        trainer._generate_and_score_completions = keep
+        trainer._get_per_token_logps_and_entropies = counted
 
-    rows, _ = train(f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", spoil=watch)
-    ratio, mask = kept[0]["importance_sampling_ratio"], kept[0]["completion_mask"].bool()
-    wanted = {"none": torch.tensor(1.0), "token_truncate": torch.tensor(2.0), "token_mask": torch.tensor(2.0)}
-    sequence = 2.0 ** mask.sum(1, keepdim=True)
-    wanted |= {"sequence_truncate": sequence.clamp(max=3), "sequence_mask": sequence.masked_fill(sequence > 3, 0)}
-    inside = mask if ratio.shape == mask.shape else mask[:, :1]
-    assert torch.allclose(ratio[inside], wanted[mode.name].expand_as(ratio)[inside], rtol=1e-3)
-    assert rows[0]["engine/logp_difference_mean"] == pytest.approx(0.6931, abs=1e-3)
+    settings = [f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", f"grpo.beta={beta}"]
+    for late in (True, False):
+        found[late], _ = train(*settings, spoil=partial(spoil, late=late))
+    assert passes.count(True) == passes.count(False) - 3 * 1  # steps; one pass over each rollout less
+    told = (
+        ("engine/logp_difference_mean", "engine/ratio_max") if beta else ()
+    )  # without it of groups with a signal only
+    told = told[:1] if mode is Correction.none else told  # TRL tells the ratios that are then not used
+    for row, wanted in zip(found[True], found[False], strict=True):
+        for name in ("train/loss", "train/grad_norm", *told):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5), name
+        assert row.get("engine/logp_difference_mean", 0.6931) == pytest.approx(0.6931, abs=1e-3)
+    if told[1:] and mode is not Correction.sequence_mask:
+        most = {"token_truncate": 2, "token_mask": 2, "sequence_truncate": 3}[mode.name]
+        assert found[True][0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)
+
+
+def test_weights_by_hand():
+    logps, told = (
+        torch.tensor([[0.0, -1.0, -2.0], [-1.0, -1.0, 9.0]]),
+        torch.tensor([[0.0, -2.0, -1.0], [-4.0, -1.0, 0.0]]),
+    )
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    e = math.e
+    wanted = {
+        "none": [[1, 1, 1], [1, 1, 1]],
+        "token_truncate": [[1, e, 1 / e], [3, 1, 1]],
+        "token_mask": [[1, e, 1 / e], [0, 1, 1]],
+        "sequence_truncate": [[1], [3]],
+        "sequence_mask": [[1], [0]],
+    }
+    for how in Correction:
+        assert torch.allclose(correction.ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float())
+    weights = correction.ratio(logps, told, mask, Correction.token_truncate, 3.0)
+    empty = correction.notes(logps, told, torch.zeros_like(mask), weights)
+    found = correction.metrics(torch.stack([correction.notes(logps, told, mask, weights), empty]))
+    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx((1 + 1 + 3) / 5)
+    assert found["sampling/sampling_logp_difference/max"] == 3
+    ratios = [found[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
+    assert ratios == pytest.approx([1 / e, (1 + e + 1 / e + 3 + 1) / 5, 3])
+    assert correction.metrics(empty[None]) == {}
 
 
 RUN = [*SMALL, "generation=vllm", "trainer.steps=3", "trainer.save_every=1", "trainer.keep_checkpoints=3"]
