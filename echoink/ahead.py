@@ -1,6 +1,8 @@
-"""Prompts made ready by threads while the model is at work: reading, decoding and resampling let go of Python's lock.
+"""Prompts with videos made ready by threads while the model is at work: decoding lets go of Python's lock.
 
-What is ready does not depend on when: a prompt is a function of its sample, and they are taken in the order asked for.
+Pictures and sounds are not worth it: most of their work is Python's, which the model's own steps then wait for
+(experiments/scale.md). What is ready does not depend on when: a prompt is a function of its sample, and they are taken
+in the order asked for.
 """
 
 from collections.abc import Sequence
@@ -23,9 +25,9 @@ class Ahead:
         self._asked: dict[str, tuple[Sample, Future]] = {}
 
     def ask(self, samples: Sequence[Sample]) -> None:
-        """Begin with samples that will be taken soon; those that were asked for already are not made twice."""
+        """Begin with the videos among samples that will be taken soon; what was asked for is not made twice."""
         for sample in samples:
-            if self._pool and sample.id not in self._asked:
+            if self._pool and sample.video is not None and sample.id not in self._asked:
                 self._asked[sample.id] = sample, self._pool.submit(self._processor, sample)
 
     def take(self, samples: Sequence[Sample]) -> list[PromptInputs]:

@@ -249,7 +249,7 @@ class DatasetConfig:
         default_factory=list,
         metadata={"doc": "train on samples of these needs only, in this order: [both, undetermined]; empty: all"},
     )
-    workers: int = _("threads that decode the next step's media during this one; no result depends on it", ge=0)
+    workers: int = _("threads that decode the next step's videos during this one; no result depends on it", ge=0)
     max_skipped: float = _("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
 

@@ -145,8 +145,9 @@ class Engine:
 
         def write() -> None:
             if self._writes:
-                found = published(model, everything)
-                save_file({name: weight.to("cpu", self._dtype).contiguous() for name, weight in found}, self._weights)
+                with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+                    found = {name: weight.to("cpu", self._dtype) for name, weight in published(model, everything)}
+                save_file({name: weight.contiguous() for name, weight in found.items()}, self._weights)
 
         self._each(write)
         self._each(lambda: counts.append(self._ask("weights", path=str(self._weights), whole=everything)))

@@ -143,6 +143,7 @@ class EchoInkTrainer(GRPOTrainer):
         corrects: Correction = Correction.none,
     ):
         self._prompt_processor, self._ahead = processor, Ahead(processor)
+        self._upcoming: list[str] = []  # what the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
         self._prompts: list[PromptInputs] = []  # the unique prompts of the buffered rollout, and their ids
@@ -265,9 +266,14 @@ class EchoInkTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _read(self, rows: list[dict]) -> list[dict]:
-        now = set(self._prompt_ids)  # a rollout's rows are read again for each of its updates
-        self._ahead.ask([self._samples[row["prompt"]] for row in rows if row["prompt"] not in now])
+        self._upcoming += [row["prompt"] for row in rows]
         return rows
+
+    def _look_ahead(self) -> None:
+        """Let threads make the next rollout's prompts; not before this one is done, whose decoding needs Python too."""
+        now = set(self._prompt_ids)  # a rollout's rows are read again for each of its updates
+        self._ahead.ask([self._samples[id] for id in self._upcoming if id not in now])
+        self._upcoming.clear()
 
     def _tokenize_prompts(self, prompts: list[str]):
         # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
@@ -324,6 +330,7 @@ class EchoInkTrainer(GRPOTrainer):
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             self._features = None if towers_learn(model.model) else features
         self._lengths = [len(completion) for completion in completions]
+        self._look_ahead()
         return completions, logps
 
     def _generate_by_engine(self, model, group: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -11,7 +11,10 @@ from echoink.ahead import Ahead
 from echoink.config import Variant
 from echoink.errors import UserError
 from echoink.processing import PromptInputs
+from echoink.samples import DataType
+from echoink.splits import read_split
 from echoink.variants import without
+from tests import files
 
 
 class Noted:
@@ -26,6 +29,13 @@ class Noted:
         assert self.held.wait(30)
         self.made.append((sample.id, threading.current_thread().name))
         return self._processor(sample)
+
+
+@pytest.fixture
+def samples(samples, tmp_path):
+    """With videos: others are made where they are taken."""
+    shown = files.video(tmp_path / "clip.mp4")
+    return [replace(s, video=shown, image=None, audio=None, data_type=DataType.video) for s in samples]
 
 
 def same(one: PromptInputs, other: PromptInputs) -> bool:
@@ -63,13 +73,13 @@ def test_it_does_not_wait_where_it_asks(processor, samples):
 def test_a_sample_that_is_asked_otherwise_by_then_is_made_anew(processor, samples):
     ahead = Ahead(Noted(processor, 1))
     ahead.ask(samples[:1])
-    (taken,) = ahead.take([without(samples[0], Variant.no_audio)])
-    assert "input_features" not in taken.media
+    (taken,) = ahead.take([without(samples[0], Variant.text_only)])
+    assert not taken.media
     ahead.close()
 
 
 def test_an_error_is_that_of_the_sample_when_it_is_taken(processor, samples, tmp_path):
-    broken = replace(samples[1], image=tmp_path / "nowhere.jpg")
+    broken = replace(samples[1], video=tmp_path / "nowhere.mp4")
     ahead = Ahead(Noted(processor, 2))
     ahead.ask([samples[0], broken, samples[2]])
     assert len(ahead.take([samples[0], samples[2]])) == 2
@@ -89,3 +99,14 @@ def test_what_was_asked_for_and_is_not_wanted_any_more_is_not_made(processor, sa
         if thread.name.startswith("media"):
             thread.join(30)
     assert len(noted.made) <= 1  # the one that had begun
+
+
+def test_pictures_and_sounds_are_made_where_they_are_taken(processor, dataset):
+    noted = Noted(processor, 2)
+    ahead = Ahead(noted)
+    others = read_split(dataset, "train")[:2]
+    ahead.ask(others)
+    assert not noted.made
+    ahead.take(others)
+    assert {thread for _, thread in noted.made} == {threading.current_thread().name}
+    ahead.close()

@@ -4,6 +4,7 @@ In most tests `stand_in_engine.py` is at the other end, which decodes with trans
 ECHOINK_VLLM names an interpreter that has it: `ECHOINK_VLLM=engine/bin/python pytest -m slow tests/test_engine.py`.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -391,7 +392,17 @@ def test_a_run_that_is_taken_up_goes_on_the_same(whole):
         )
 
 
-@pytest.mark.parametrize("trainer", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+NO_DEEPSPEED = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "fsdp2",
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero3", marks=[pytest.mark.slow, NO_DEEPSPEED]),
+    ],
+)
 def test_two_processes_with_an_engine_each_do_what_one_does(whole, trainer):
     place = whole.parent.parent
     words = [*RUN, f"trainer={trainer}", f"hydra.run.dir=outputs/{trainer}"]
