@@ -28,21 +28,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
-from trl import GRPOConfig, GRPOTrainer
-from trl.models import prepare_deepspeed, unwrap_model_for_generation
+from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
+from trl import GRPOConfig
+from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 
-from echoink import checkpoint as checkpoint_files
 from echoink import correction, plain_rows, randomness, reflection, rollout, sharding, signals, together
 from echoink.ahead import Ahead
 from echoink.config import (
@@ -62,6 +60,7 @@ from echoink.errors import UserError
 from echoink.fusion import Fusion
 from echoink.models import processes
 from echoink.processing import PromptInputs, PromptProcessor
+from echoink.resumable import Resumable
 from echoink.rewards import Match, accuracy_reward, format_reward
 from echoink.sampler import GroupSampler
 from echoink.samples import Sample
@@ -95,7 +94,7 @@ AS_THEY_ARE = ("time/", "perf/", "integration/", "reflection/")
 """Metrics of our own, logged under their names."""
 
 
-class EchoInkTrainer(GRPOTrainer):
+class EchoInkTrainer(Resumable):
     """TRL's GRPO for prompts with a picture and a sound.
 
     Args:
@@ -227,19 +226,6 @@ class EchoInkTrainer(GRPOTrainer):
             return prepare_deepspeed(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
-    @contextmanager
-    def whole(self):
-        """The thinker with all its weights in this process: what it computes inside waits for no other process."""
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            sharding.whole(model),
-        ):
-            yield model.get_base_model() if isinstance(model, PeftModel) else model
-
     # --- prompts ---
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
@@ -351,9 +337,9 @@ class EchoInkTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
         scored = super()._generate_and_score_completions(inputs)
-        # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         if "importance_sampling_ratio" in scored and self._correction is Correction.none:
             scored["importance_sampling_ratio"].fill_(1)
+        # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
         if self._fusion:
             if not self._fusion.pays:  # it weighs the groups instead
@@ -545,125 +531,25 @@ class EchoInkTrainer(GRPOTrainer):
                     self._metrics["train"][name] = [total / count]
         self._token_counts.clear()
 
-    # --- checkpoints ---
+    # --- what a checkpoint keeps of a rollout whose updates are not over ---
 
-    def go_on(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint of this run where there is one."""
-        try:
-            self._go_on(checkpoint)
-        finally:
-            self._ahead.close()
+    def rollout_state(self) -> dict[str, Any]:
+        """Nothing where the next step makes a rollout of its own."""
+        if self._buffered_inputs is None or not self.state.global_step % self.num_iterations:
+            return {}
+        return {"micro_batches": self._buffered_inputs, "prompts": self._prompt_ids, "features": self._features}
 
-    def _go_on(self, checkpoint: Path | None) -> None:
-        if checkpoint is None:
-            self.train()
-            return
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if self.state.global_step < self.args.max_steps:
-            self.train(resume_from_checkpoint=str(checkpoint))
-        else:  # transformers would take another step
-            self._load_from_checkpoint(str(checkpoint))
-            self.callback_handler.on_train_begin(self.args, self.state, self.control)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
-
-    @property
-    def _divides_what_learns(self) -> bool:
-        """An adapter is not divided; the model around it may be."""
-        return sharding.is_divided(self.model_wrapped) and not isinstance(self.model, PeftModel)
-
-    def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
-        model = self.accelerator.unwrap_model(self.model)
-        if self.args.should_save:
-            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
-            self.processing_class.save_pretrained(folder)
-        if self._divides_what_learns:
-            sharding.save_weights(model, folder)
-        elif self.args.should_save:
-            model.save_pretrained(folder, state_dict=weights)
-
-    def save_state_beside(self, folder: Path) -> None:
-        """Write what training goes on from beside the weights, as of the end of the last whole step."""
-        own = checkpoint_files.of_process(self.args.process_index)
-        if self._divides_what_learns:
-            sharding.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
-            if self.args.should_save:
-                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-        else:
-            self._save_optimizer_and_scheduler(str(folder))
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        torch.save(self._random_state, folder / own("rng_state.pth"))
-        rollout_goes_on = self._buffered_inputs is not None and self.state.global_step % self.num_iterations
-        torch.save(
-            {
-                "micro_batches": self._buffered_inputs,
-                "prompts": self._prompt_ids,
-                "features": self._features,
-            }
-            if rollout_goes_on
-            else {},
-            folder / own("rollout.pt"),
-        )
-
-    def weights(self) -> dict[str, Tensor]:
-        """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
-        processes take part.
-        """
-        if sharding.is_divided(self.model_wrapped):
-            return {name: sharding.share(weight) for name, weight in self.model_wrapped.state_dict().items()}
-        return self.accelerator.get_state_dict(self.model_wrapped) or {}
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        model = self.model if model is None else model
-        if isinstance(model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        if sharding.is_divided(model):
-            sharding.load_weights(model, Path(resume_from_checkpoint))
-            return
-        # transformers' own looks for the model's names in the file, where they are those of the published layout: it
-        # would find none, and go on with the weights there are.
-        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(kept.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / sharding.OPTIMIZER).is_dir():
-            sharding.load_optimizer(self.model_wrapped, self.optimizer.optimizer, Path(checkpoint))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        file = self._own_file(checkpoint, "rollout.pt")
-        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-        before = checkpoint_files.manifest(Path(checkpoint)).get("processes", 1)
-        if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
-            raise UserError(
-                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
-                f"{before} processes",
-                "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
-            )
-        if not kept:
-            return
+    def take_rollout(self, kept: dict[str, Any]) -> None:
+        """Go on in the middle of it."""
         self._buffered_inputs, self._prompt_ids, self._features = (
             kept[name] for name in ("micro_batches", "prompts", "features")
         )
         self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
         self._prompts = self._ahead.take(self._asked)
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._random_state = torch.load(self._own_file(checkpoint, "rng_state.pth"), weights_only=True)
-            randomness.restore(self._random_state)
-
-    def _own_file(self, folder: str, name: str) -> Path:
-        """This process's; the first one's where there were fewer processes."""
-        own = Path(folder) / checkpoint_files.of_process(self.args.process_index)(name)
-        return own if own.is_file() else Path(folder) / name
+    def close(self) -> None:
+        """End the threads that look ahead."""
+        self._ahead.close()
 
     @contextmanager
     def apart(self):
@@ -754,6 +640,6 @@ def arguments(
     )
 
 
-def _mode(correction: Correction) -> str:
+def _mode(how: Correction) -> str:
     """TRL's name; it knows no `none`, for which its ratios are overwritten."""
-    return (Correction.token_truncate if correction is Correction.none else correction).name
+    return (Correction.token_truncate if how is Correction.none else how).name

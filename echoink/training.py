@@ -118,6 +118,7 @@ def train(
         raise
     finally:
         recorder.close()
+        trainer.close()
     files.summary |= {
         "steps": trainer.state.global_step,
         "train": together.first(lambda: _first_and_last(files)),

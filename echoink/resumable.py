@@ -1,0 +1,145 @@
+"""What a trainer leaves in a checkpoint and takes up from one, however its model is divided among the processes."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from echoink import checkpoint as checkpoint_files
+from echoink import randomness, sharding
+from echoink.errors import UserError
+
+
+class Resumable(GRPOTrainer):
+    """TRL's trainer with our checkpoints: `callbacks.Keeper` says when, `checkpoint.save` makes them whole or absent.
+
+    Attributes:
+        _random_state: as of the end of the last whole step.
+    """
+
+    _random_state: dict[str, Any]
+
+    def rollout_state(self) -> dict[str, Any]:
+        """What the next step needs of the rollout that there is; empty where it makes its own."""
+        raise NotImplementedError
+
+    def take_rollout(self, kept: dict[str, Any]) -> None:
+        """Go on in the middle of a rollout."""
+        raise NotImplementedError
+
+    @contextmanager
+    def whole(self):
+        """The thinker with all its weights in this process: what it computes inside waits for no other process."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            sharding.whole(model),
+        ):
+            yield model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint of this run where there is one."""
+        if checkpoint is None:
+            self.train()
+            return
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.state.global_step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:  # transformers would take another step
+            self._load_from_checkpoint(str(checkpoint))
+            self.callback_handler.on_train_begin(self.args, self.state, self.control)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
+
+    @property
+    def _divides_what_learns(self) -> bool:
+        """An adapter is not divided; the model around it may be."""
+        return sharding.is_divided(self.model_wrapped) and not isinstance(self.model, PeftModel)
+
+    def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.should_save:
+            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
+            self.processing_class.save_pretrained(folder)
+        if self._divides_what_learns:
+            sharding.save_weights(model, folder)
+        elif self.args.should_save:
+            model.save_pretrained(folder, state_dict=weights)
+
+    def save_state_beside(self, folder: Path) -> None:
+        """Write what training goes on from beside the weights, as of the end of the last whole step."""
+        own = checkpoint_files.of_process(self.args.process_index)
+        if self._divides_what_learns:
+            sharding.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        else:
+            self._save_optimizer_and_scheduler(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        torch.save(self._random_state, folder / own("rng_state.pth"))
+        torch.save(self.rollout_state(), folder / own("rollout.pt"))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
+        processes take part.
+        """
+        if sharding.is_divided(self.model_wrapped):
+            return {name: sharding.share(weight) for name, weight in self.model_wrapped.state_dict().items()}
+        return self.accelerator.get_state_dict(self.model_wrapped) or {}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        if sharding.is_divided(model):
+            sharding.load_weights(model, Path(resume_from_checkpoint))
+            return
+        # transformers' own looks for the model's names in the file, where they are those of the published layout: it
+        # would find none, and go on with the weights there are.
+        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(kept.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / sharding.OPTIMIZER).is_dir():
+            sharding.load_optimizer(self.model_wrapped, self.optimizer.optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        file = self._own_file(checkpoint, "rollout.pt")
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        before = checkpoint_files.manifest(Path(checkpoint)).get("processes", 1)
+        if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
+            raise UserError(
+                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
+                f"{before} processes",
+                "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
+            )
+        if kept:
+            self.take_rollout(kept)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._random_state = torch.load(self._own_file(checkpoint, "rng_state.pth"), weights_only=True)
+            randomness.restore(self._random_state)
+
+    def _own_file(self, folder: str, name: str) -> Path:
+        """This process's; the first one's where there were fewer processes."""
+        own = Path(folder) / checkpoint_files.of_process(self.args.process_index)(name)
+        return own if own.is_file() else Path(folder) / name
