@@ -111,7 +111,8 @@ class Resumable(GRPOTrainer):
         # transformers' own looks for the model's names in the file, where they are those of the published layout: it
         # would find none, and go on with the weights there are.
         kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(kept.state_dict())
+        with sharding.gathered(kept):
+            model.load_state_dict(kept.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and (Path(checkpoint) / sharding.OPTIMIZER).is_dir():

@@ -138,6 +138,18 @@ def whole(model: torch.nn.Module) -> Iterator[None]:
                 group.comm_ctx.post_forward_order.clear()
 
 
+@contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a model that was loaded while ZeRO-3 is configured, and so divided, is whole."""
+    if not hasattr(next(model.parameters()), "ds_id"):
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(list(model.parameters())):
+        yield
+
+
 def save_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
     """Write each process's shares of the weights, as `load_weights` and `from_pretrained` read them."""
     model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)

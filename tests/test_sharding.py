@@ -53,6 +53,11 @@ def dies(self, *words, **more):
         os._exit(3)
 EchoInkTrainer.log = dies
 """
+DIES_AT_THE_END = """
+import os
+from echoink.phases import Evaluator
+Evaluator.phase = lambda *_, **__: os._exit(3)
+"""
 HANGS = """
 import time
 from echoink import rollout
@@ -162,6 +167,22 @@ def test_an_adapter_around_a_divided_model_is_saved_and_taken_up(place):
         found[name] = told(place / f"outputs/{name}")
     assert "from step " in said and "answers of an earlier run of the same base" in said
     assert len(found["adapter"]) == 3 and found["adapter"] == found["adapter-again"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["fsdp2", "zero2", "zero3"])
+def test_a_run_that_lacks_its_last_evaluation_alone_is_taken_up(place, trainer):
+    if trainer != "fsdp2":
+        pytest.importorskip("deepspeed")
+    words = [*RUN, f"trainer={trainer}", "trainer.steps=2", "tracking=off", "eval.base=false", "eval.watched=0"]
+    words += ["eval.every=0", "resume=auto"]
+    answers = []
+    for name, rounds in {"ended": [{}], "ended-again": [dict.fromkeys((0, 1), DIES_AT_THE_END), {}]}.items():
+        for before in rounds:
+            ended = [one.wait() for one in start(place, [*words, f"hydra.run.dir=outputs/{trainer}-{name}"], before)]
+            assert before or [one.returncode for one in ended] == [0, 0], ended[0].stderr
+        answers.append([row["completion"] for row in lines(place / f"outputs/{trainer}-{name}/predictions.jsonl")])
+    assert "from step 2" in ended[0].stdout and answers[0] == answers[1] and answers[0]
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
