@@ -147,7 +147,10 @@ def seconds(
     looked_at = max(forward, batches * gather) if reference else 0.0
     passes = 2 + model.learning_language + again  # the backward pass is two, one where the large matrices do not learn
     reduced = 4 * model.learning * moved / link  # gradients, within the machine, then across
+    if "optimizer" in divided and "weights" not in divided:
+        reduced += 2 * model.learning * moved / link  # what each has updated
     across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > NODE else 0.0
+    looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first of them
     update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
     own = model.learning / (within if "optimizer" in divided else 1)
     return Seconds(rollout, looked_at, update, step.updates * 7 * 4 * own / memory)

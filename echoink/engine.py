@@ -102,14 +102,10 @@ class Engine:
             # A sampled placeholder would stand for a picture or a sound that is not there.
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
-        gpu = device if device.type == "cuda" else None
+        self._gpu = gpu = device if device.type == "cuda" else None
         self._sleeps = sleeps and gpu is not None
         self._has_weights = False
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
-        processor.save_pretrained(self._folder)
-        config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
-        config.architectures = ["Qwen2_5OmniModel"]
-        config.save_pretrained(self._folder)
         length = longest + sampling.max_new_tokens
         settings = {
             "model": str(self._folder),
@@ -123,7 +119,12 @@ class Engine:
             **({} if gpu else {"enforce_eager": True, "block_size": _BLOCK}),
         }
         started = time.perf_counter()
+        self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
         try:
+            processor.save_pretrained(self._folder)
+            config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
+            config.architectures = ["Qwen2_5OmniModel"]
+            config.save_pretrained(self._folder)
             self._process, self._connection = _start(python or sys.executable, gpu, log)
             self.version = self._ask("start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps)
         except BaseException:
@@ -150,6 +151,7 @@ class Engine:
                 save_file({name: weight.contiguous() for name, weight in found.items()}, self._weights)
 
         self._each(write)
+        self._make_room()
         self._each(lambda: counts.append(self._ask("weights", path=str(self._weights), whole=everything)))
         self._has_weights = True
         self._weights.unlink(missing_ok=True)  # it may be gigabytes of memory
@@ -173,6 +175,7 @@ class Engine:
             {"tokens": prompt.input_ids.numpy(), "seed": seed, "n": group, **self._media(prompt)}
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
+        self._make_room()
         answer = self._ask("generate", prompts=asked, sampling=self._sampling)
         self.cached = answer["cached"]
         return [row for rows in answer["tokens"] for row in rows], [row for rows in answer["logps"] for row in rows]
@@ -186,6 +189,11 @@ class Engine:
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._weights.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        """Give the GPU what PyTorch keeps for later: the engine is another process and cannot use it."""
+        if self._gpu is not None:
+            torch.cuda.empty_cache()
 
     def _media(self, prompt: PromptInputs) -> dict[str, Any]:
         """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions."""
@@ -215,13 +223,15 @@ class Engine:
             outcome, answer = self._connection.recv()
         except (EOFError, OSError) as error:
             status = self._process.wait()
-            raise UserError(
-                f"the engine has ended (status {status}): {_last_line(self._log)}", _hint(self._log)
-            ) from error
+            told = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
+            hint = _INSTALL if "No module named 'vllm'" in told else f"{self._log} has all it said"
+            last = told.splitlines()[-1][:300] if told else "it said nothing"
+            raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
         if outcome == "failed":
             with self._log.open("a") as log:
                 log.write(answer)
-            raise UserError(f"the engine could not {method}: {answer.strip().splitlines()[-1][:300]}", _hint(self._log))
+            reason = answer.strip().splitlines()[-1][:300]
+            raise UserError(f"the engine could not {method}: {reason}", f"{self._log} has all it said")
         return answer
 
 
@@ -280,7 +290,8 @@ def check(python: str | None) -> str:
     except OSError as error:
         raise UserError(f"generation.vllm.python={python}: {error.strerror}", _INSTALL) from error
     if done.returncode:
-        raise UserError(f"{python} has no vLLM", _INSTALL)
+        reason = next(iter(done.stderr.strip().splitlines()[-1:]), "it said nothing")
+        raise UserError(f"{python} has no vLLM ({reason})", _INSTALL)
     return done.stdout.strip()
 
 
@@ -323,13 +334,3 @@ _INSTALL = (
     "vLLM lives in an environment of its own: python3.11 -m venv engine && engine/bin/pip install vllm==0.31.0, then "
     "generation.vllm.python=engine/bin/python"
 )
-
-
-def _hint(log: Path) -> str:
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    return _INSTALL if "No module named 'vllm'" in text else f"{log} has all it said"
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1][:300] if lines else "it said nothing"

@@ -339,6 +339,8 @@ class EchoInkTrainer(Resumable):
         scored = super()._generate_and_score_completions(inputs)
         if "importance_sampling_ratio" in scored and self._correction is Correction.none:
             scored["importance_sampling_ratio"].fill_(1)
+            for kind in ("min", "mean", "max"):
+                self._metrics["train"][f"{correction.NAMES['ratio']}/{kind}"][-1] = 1.0
         # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
         scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
         if self._fusion:
@@ -494,6 +496,7 @@ class EchoInkTrainer(Resumable):
         started = time.perf_counter()
         self._step_started = self._step_started or started
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._look_ahead()
         inside = sum(self._seconds.values()) - before
         self._seconds["time/update"] += time.perf_counter() - started - inside
         return loss

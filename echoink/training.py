@@ -79,30 +79,36 @@ def train(
         for look in (watch, keep, trace):
             look(rows)
 
+    args = arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path))
     generator = _engine(job, files, longest) if config.generation.engine is RolloutEngine.vllm else None
-    trainer = EchoInkTrainer(
-        model=job.model,
-        reference=reference,
-        processor=job.processor,
-        samples=job.splits.train,
-        match=config.reward.match,
-        reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
-        args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
-        callbacks=[recorder, keeper],
-        on_rollout=on_rollout,
-        shared_prefix=config.grpo.shared_prefix,
-        adapter=lora,
-        own_reward=job.own_reward,
-        own_weight=config.reward.lambda_file,
-        advantage=config.grpo.advantage,
-        rule=config.reward.integration,
-        rule_weight=config.reward.lambda_int,
-        scale=config.reward.integration_scale,
-        modality_dropout=config.grpo.modality_dropout,
-        curriculum=config.dataset.curriculum,
-        engine=generator,
-        corrects=config.generation.vllm.correction,
-    )
+    try:
+        trainer = EchoInkTrainer(
+            model=job.model,
+            reference=reference,
+            processor=job.processor,
+            samples=job.splits.train,
+            match=config.reward.match,
+            reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+            args=args,
+            callbacks=[recorder, keeper],
+            on_rollout=on_rollout,
+            shared_prefix=config.grpo.shared_prefix,
+            adapter=lora,
+            own_reward=job.own_reward,
+            own_weight=config.reward.lambda_file,
+            advantage=config.grpo.advantage,
+            rule=config.reward.integration,
+            rule_weight=config.reward.lambda_int,
+            scale=config.reward.integration_scale,
+            modality_dropout=config.grpo.modality_dropout,
+            curriculum=config.dataset.curriculum,
+            engine=generator,
+            corrects=config.generation.vllm.correction,
+        )
+    except BaseException:
+        if generator:
+            generator.close()
+        raise
     if lora:
         learning, total = trainer.model.get_nb_trainable_parameters()
         console.say(

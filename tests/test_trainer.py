@@ -600,6 +600,33 @@ def test_prompts_are_made_ahead_once_each_and_nothing_depends_on_it(make_trainer
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_with_several_updates_a_rollout_no_more_is_made_ahead_than_the_next_one_needs(
+    make_trainer, samples, tmp_path, micro_batch
+):
+    shown, rollouts = video(tmp_path / "clip.mp4"), []
+    chosen = [replace(s, video=shown, image=None, audio=None, data_type=DataType.video) for s in samples[:10]]
+    trainer = make_trainer(
+        "grpo.updates_per_rollout=3",
+        "trainer.steps=9",
+        f"trainer.micro_batch_prompts={micro_batch}",
+        on_rollout=rollouts.extend,
+        chosen=chosen,
+        workers=2,
+    )
+    taken, take = [], trainer._ahead.take
+
+    def noted(asked):
+        taken.append([sample.id in trainer._ahead._asked for sample in asked])
+        return take(asked)
+
+    trainer._ahead.take = noted
+    trainer.train()
+    assert len(taken) == 3 and not any(taken[0]) and all(taken[1]) and all(taken[2])
+    assert len(trainer._ahead._asked) <= 2  # a rollout's
+    trainer.close()
+
+
 def test_stable_metric_names(make_trainer):
     catch = Catch()
     make_trainer("trainer.steps=2", callbacks=[catch]).train()
