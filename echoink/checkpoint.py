@@ -34,6 +34,8 @@ _OF_TRAINING = re.compile(
     r"|optimizer/|global_step\d+/|latest$|zero_to_\w+\.py$"  # FSDP2's and DeepSpeed's
 )
 _OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
+UNIVERSAL = "_universal"
+"""Ends the name of DeepSpeed's shares in the form that any number of processes reads, for the time of a start."""
 RESUMABLE = 2
 """Of so many newest checkpoints they are kept."""
 
@@ -210,9 +212,18 @@ def can_go_on(run: Path) -> bool:
 
 
 def tidy(run: Path) -> None:
-    """Drop what a save that was killed has left."""
+    """Drop what a save, or a start, that was killed has left."""
     for part in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(part)
+    for folder in steps(run):
+        drop_universal(folder)
+
+
+def drop_universal(folder: Path) -> None:
+    """Remove what `shares.make_universal` wrote, whole or not."""
+    for made in folder.glob(f"global_step*{UNIVERSAL}"):
+        shutil.rmtree(made)
+    (folder / "latest_universal").unlink(missing_ok=True)
 
 
 def resolve(checkpoint: str) -> str:

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from echoink import checkpoint as checkpoint_files
-from echoink import randomness, sharding
+from echoink import randomness, sharding, shares, together
 from echoink.errors import UserError
 
 
@@ -54,6 +54,10 @@ class Resumable(GRPOTrainer):
             return
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if self.state.global_step < self.args.max_steps:
+            if self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size:
+                together.at(f"the shares of {checkpoint} for another number of processes")
+                together.first(lambda: shares.make_universal(checkpoint))
+                self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             self.train(resume_from_checkpoint=str(checkpoint))
         else:  # transformers would take another step
             self._load_from_checkpoint(str(checkpoint))
@@ -74,7 +78,7 @@ class Resumable(GRPOTrainer):
             model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
             self.processing_class.save_pretrained(folder)
         if self._divides_what_learns:
-            sharding.save_weights(model, folder)
+            shares.save_weights(model, folder)
         elif self.args.should_save:
             model.save_pretrained(folder, state_dict=weights)
 
@@ -82,7 +86,7 @@ class Resumable(GRPOTrainer):
         """Write what training goes on from beside the weights, as of the end of the last whole step."""
         own = checkpoint_files.of_process(self.args.process_index)
         if self._divides_what_learns:
-            sharding.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
+            shares.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
             if self.args.should_save:
                 torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
         else:
@@ -105,27 +109,35 @@ class Resumable(GRPOTrainer):
         if isinstance(model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        if sharding.is_divided(model):
-            sharding.load_weights(model, Path(resume_from_checkpoint))
+        if sharding.is_divided(model) and shares.holds_weights(Path(resume_from_checkpoint)):
+            shares.load_weights(model, Path(resume_from_checkpoint))
             return
         # transformers' own looks for the model's names in the file, where they are those of the published layout: it
         # would find none, and go on with the weights there are.
-        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        divided = sharding.fsdp2(self.args.world_size, self.args.bf16) if sharding.is_divided(model) else None
+        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, distributed_config=divided)
         with sharding.gathered(kept):
             model.load_state_dict(kept.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (Path(checkpoint) / sharding.OPTIMIZER).is_dir():
-            sharding.load_optimizer(self.model_wrapped, self.optimizer.optimizer, Path(checkpoint))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        folder = Path(checkpoint)
+        if self._divides_what_learns or (folder / shares.OPTIMIZER).is_dir():
+            if (folder / shares.OPTIMIZER).is_dir():
+                shares.load_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
+            else:
+                shares.take_shares(self.optimizer.optimizer, folder / "optimizer.pt")
+            self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        before = self._processes_of(folder)
+        if self.is_deepspeed_enabled and before != self.args.world_size:
+            shares.part_groups(self.optimizer.optimizer.optimizer, (self.args.weight_decay, 0.0))
+            together.first(lambda: checkpoint_files.drop_universal(folder))
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         file = self._own_file(checkpoint, "rollout.pt")
         kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-        before = checkpoint_files.manifest(Path(checkpoint)).get("processes", 1)
         if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
             raise UserError(
                 f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
@@ -134,6 +146,11 @@ class Resumable(GRPOTrainer):
             )
         if kept:
             self.take_rollout(kept)
+
+    @staticmethod
+    def _processes_of(checkpoint: Path) -> int:
+        """How many wrote it."""
+        return checkpoint_files.manifest(checkpoint).get("processes", 1)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

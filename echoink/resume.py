@@ -18,7 +18,7 @@ from typing import Any
 from filelock import Timeout
 
 from echoink import checkpoint, results, tracking
-from echoink.config import Config, Sharding, Task, to_yaml
+from echoink.config import Config, Task, to_yaml
 from echoink.errors import UserError
 
 AUTO, NEVER = "auto", "never"
@@ -148,13 +148,6 @@ def begin(config: Config, folder: Path) -> Start:
             f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
         )
     said = checkpoint.manifest(found) if found else {}
-    before, now = said.get("processes", 1), config.trainer.processes
-    if found and before != now and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
-        raise UserError(
-            f"DeepSpeed divided the optimizer's state of {found} among {before} processes; here are {now}",
-            f"start {before}, or begin another run with its weights, checkpoint={found} (trainer=fsdp2 goes on with "
-            "any number)",
-        )
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
     if last and has_ended(summary):
         return Start(step, found, again=True, finished=True)

@@ -12,22 +12,11 @@ length, the model is gathered first (`whole`).
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
@@ -88,12 +77,6 @@ def meet_on_cpu() -> bool:
     return True
 
 
-OPTIMIZER = "optimizer"
-"""The folder of a checkpoint with the shares of the optimizer's state."""
-
-_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
 def find_root(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
     for unit in _units(model):
@@ -148,32 +131,6 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
 
     with GatheredParameters(list(model.parameters())):
         yield
-
-
-def save_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
-    """Write each process's shares of the weights, as `load_weights` and `from_pretrained` read them."""
-    model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)
-
-
-def load_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
-    """Read them into a model that is divided among any number of processes."""
-    state = get_model_state_dict(model)
-    distributed_checkpoint.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-    set_model_state_dict(model, state)
-
-
-def save_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write each process's shares of the optimizer's state, by the names of the weights."""
-    state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
-    distributed_checkpoint.save(state, checkpoint_id=str(folder / OPTIMIZER))
-
-
-def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read them, of any number of processes. A weight that never had a gradient has no state."""
-    state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
-    planner = DefaultLoadPlanner(allow_partial_load=True)
-    distributed_checkpoint.load(state, checkpoint_id=str(folder / OPTIMIZER), planner=planner)
-    set_optimizer_state_dict(model, optimizer, state, options=_BY_NAME)
 
 
 def _units(model: torch.nn.Module) -> Iterator[FSDPModule]:

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from echoink import checkpoint
+from echoink import checkpoint, shares
+from echoink.errors import UserError
 from echoink.models import load_model
 from tests import processes
 from tests.entry import SMALL, lines, mlflow_runs, until
@@ -183,6 +185,69 @@ def test_a_run_that_lacks_its_last_evaluation_alone_is_taken_up(place, trainer):
             assert before or [one.returncode for one in ended] == [0, 0], ended[0].stderr
         answers.append([row["completion"] for row in lines(place / f"outputs/{trainer}-{name}/predictions.jsonl")])
     assert "from step 2" in ended[0].stdout and answers[0] == answers[1] and answers[0]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "more", "before", "after"),
+    [
+        ("fsdp2", "", 1, 2),
+        *(
+            pytest.param(trainer, more, *numbers, marks=pytest.mark.slow)
+            for trainer, more, *numbers in (
+                *((trainer, "", *numbers) for trainer in ("zero2", "zero3") for numbers in ((2, 1), (1, 2), (2, 4))),
+                *((trainer, "adapter=lora", 1, 2) for trainer in ("fsdp2", "zero2", "zero3")),
+                *((trainer, "model.freeze=[audio,vision]", 2, 1) for trainer in ("fsdp2", "zero2", "zero3")),
+            )
+        ),
+    ],
+)
+def test_another_number_of_processes_goes_on_to_the_same_weights(place, trainer, more, before, after):
+    """With weight decay, which not all weights have."""
+    if trainer != "fsdp2":
+        pytest.importorskip("deepspeed")
+    words = [*RUN, "trainer.steps=4", "trainer.weight_decay=0.1", "trainer.save_every=1", "trainer.prompts_per_step=4"]
+    words += ["tracking=off", "eval.base=false", "eval.watched=0", "eval.every=0", *more.split()]
+    kind = more.partition("=")[0]
+    through, folder = place / f"outputs/through{kind}", place / f"outputs/{trainer}{kind}-{before}-{after}"
+    if not through.exists():
+        done = processes.run(place, *words, f"hydra.run.dir={through}")
+        assert done.returncode == 0, done.stderr
+    words += [f"trainer={trainer}", "resume=auto", f"hydra.run.dir={folder}"]
+    for one in start(place, words, dict.fromkeys(range(before), DIES_AFTER_STEP_2), before):
+        one.wait()
+    newest, _ = checkpoint.newest(folder)
+    assert 1 <= checkpoint.step_of(newest) <= 2 and checkpoint.manifest(newest)["processes"] == before
+    ended = [one.wait() for one in start(place, words, n=after)]
+    assert [one.returncode for one in ended] == [0] * after, ended[0].stderr
+    assert f"processes {after} (was {before})" in ended[0].stdout
+    assert not list(folder.glob("checkpoints/*/*universal*"))
+    for row, wanted in zip(told(folder), told(through), strict=True):
+        assert row == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in wanted.items()}
+    for step in range(1, 5):
+        rows, wanted = (lines(run / f"completions/step-{step}.jsonl") for run in (folder, through))
+        assert [(row["id"], row["text"]) for row in rows] == [(row["id"], row["text"]) for row in wanted]
+    found, model = (load_model(str(run / "checkpoints/step-4")) for run in (folder, through))
+    found, model = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (found, model))
+    difference = float((found - model).norm() / model.norm())
+    print(trainer, more, before, after, f"weights {difference:.0e}")
+    assert difference < 1e-5
+
+
+def test_shares_that_cannot_go_to_another_number_of_processes_say_why(tmp_path, monkeypatch):
+    step = tmp_path / "checkpoints/step-2"
+    kept = step / "global_step2"
+    kept.mkdir(parents=True)
+    (kept / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"cannot write .*/step-2 for another number of processes: .+"):
+        shares.make_universal(step)
+    assert [path.name for path in step.iterdir()] == ["global_step2"]
+    (step / "global_step2_universal/zero").mkdir(parents=True)
+    (step / "latest_universal").touch()
+    checkpoint.tidy(tmp_path)
+    assert [path.name for path in step.iterdir()] == ["global_step2"]
+    monkeypatch.setattr(shares.shutil, "disk_usage", lambda _: SimpleNamespace(free=1999))
+    with pytest.raises(UserError, match="by way of 0.0 GiB beside it, and its disk has 0.0"):
+        shares.make_universal(step)
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
