@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
+from echoink import memory
 from echoink.encoding import placeholders
 from echoink.errors import UserError
 from echoink.processing import PromptInputs
@@ -263,10 +264,8 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
 
 def cache_bytes(model: Qwen2_5OmniThinkerForConditionalGeneration, rows: int, length: int, dtype: torch.dtype) -> int:
     """Keys and values of `rows` completions with their prompts, `length` tokens each: nobody waits for room."""
-    config = model.config.get_text_config()
-    width = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
-    blocks = rows * (length // _BLOCK + 2)
-    return 2 * config.num_hidden_layers * width * dtype.itemsize * blocks * _BLOCK
+    blocks = memory.Rows(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
+    return memory.cache(memory.of(model), blocks, dtype is torch.bfloat16)
 
 
 def _published_name(name: str) -> str:
@@ -295,12 +294,19 @@ def check(python: str | None) -> str:
     return done.stdout.strip()
 
 
-def room(needed: int) -> Path:
-    """A folder for so many bytes: in memory where there is room."""
+def passage(run: Path, needed: int) -> Path:
+    """The file by which a run passes so many bytes of weights: in memory where there is room.
+
+    Its name is the run folder's for ever, so that what a killed run has left there goes when it is taken up.
+    """
+    known, disk = run.stat(), Path(tempfile.gettempdir())
+    name = f"echoink-{known.st_dev:x}-{known.st_ino:x}.safetensors"
+    for folder in (MEMORY, disk):
+        (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         if shutil.disk_usage(MEMORY).free > 1.1 * needed:
-            return MEMORY
-    return Path(tempfile.gettempdir())
+            return MEMORY / name
+    return disk / name
 
 
 def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess.Popen, Connection]:

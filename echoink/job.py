@@ -78,20 +78,16 @@ def longest_prompt(job: Job) -> int:
     return longest
 
 
-def with_checkpointing_decided(job: Job, reference: bool, longest: int) -> TrainerConfig:
+def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     """The trainer's settings, activations recomputed where they are estimated not to fit."""
     config = job.config
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
-    prompt, completion = longest, config.generation.max_new_tokens
-    if not config.grpo.shared_prefix:
-        prompt, completion = 0, prompt + completion
-    rows = memory.Rows(config.trainer.micro_batch_prompts, config.grpo.group_size, prompt, completion)
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
-    rollout = config.trainer.prompts_per_step
-    needs = memory.estimate(
-        memory.of(job.model), learning, reference, rows, config.trainer.bf16, rollout_prompts=rollout
-    )
+    model, trainer = memory.of(job.model), config.trainer
+    sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
+    alone = memory.of_run(config, model, learning, longest, sleeps)
+    needs = alone.divided(trainer.sharding, trainer.processes, memory.whole(model, trainer.bf16))
     there = memory.available(job.model.device)
     fits = needs.total <= memory.SHARE * there
     console.say(

@@ -9,6 +9,8 @@ import psutil
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
+from echoink.config import Adapter, Config, RolloutEngine, Sharding
+
 SHARE = 0.85
 """Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
 
@@ -52,9 +54,18 @@ def of(model: Qwen2_5OmniThinkerForConditionalGeneration) -> Model:
     )
 
 
+DIVIDED = {
+    Sharding.none: (),
+    Sharding.zero2: ("gradients", "optimizer"),
+    Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
+    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
+}
+"""What of an estimate the processes share out among themselves."""
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on one process that holds everything."""
+    """Bytes on one process."""
 
     weights: int
     """The policy's, and their copies in bfloat16 under autocast."""
@@ -65,13 +76,31 @@ class Estimate:
     activations: int
     """Kept for the backward pass."""
     cache: int
-    """Keys and values of a rollout, which is over when the backward pass begins."""
+    """Keys and values of a rollout, or of an evaluation, which is over when the backward pass begins."""
+    gathered: int = 0
+    """Divided weights, put together for a rollout."""
+    engine: int = 0
+    """vLLM's weights, keys and values."""
+    engine_between: int = 0
+    """The same between rollouts: nothing where it sleeps."""
 
     @property
     def total(self) -> int:
-        """At the worst moment of a step: in the rollout or in the backward pass."""
-        always = self.weights + self.reference + self.optimizer
-        return always + max(self.gradients + self.activations, self.cache)
+        """At the worst moment of a step: in the rollout, in an evaluation or in the backward pass."""
+        always = self.weights + self.reference + self.optimizer + self.engine_between
+        decoding = self.gathered + max(self.cache, self.engine - self.engine_between)
+        return always + max(self.gradients + self.activations, decoding)
+
+    def divided(self, sharding: Sharding, processes: int, whole: int) -> "Estimate":
+        """What each of several processes holds.
+
+        Args:
+            sharding: how they divide it.
+            processes: how many.
+            whole: bytes of the weights put together.
+        """
+        shares = {name: getattr(self, name) // processes for name in DIVIDED[sharding]}
+        return replace(self, **shares, gathered=whole if "weights" in shares and processes > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,8 @@ def estimate(
     bf16: bool,
     checkpointing: bool = False,
     rollout_prompts: int | None = None,
+    engine: Rows | None = None,
+    engine_sleeps: bool = True,
 ) -> Estimate:
     """Memory of one training step, on one process that holds everything.
 
@@ -131,9 +162,12 @@ def estimate(
         bf16: whether it computes in bfloat16 under autocast.
         checkpointing: whether activations are computed again.
         rollout_prompts: prompts that are decoded together; those of a micro-batch where None.
+        engine: rows that vLLM decodes together, where there is one.
+        engine_sleeps: whether it gives its memory back between rollouts.
     """
     copies = 2 * model.parameters if bf16 and model.itemsize > 2 else 0
     decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
+    beside = whole(model, bf16) + cache(model, engine, bf16) if engine else 0
     return Estimate(
         weights=model.weight_bytes + copies,
         reference=model.weight_bytes if reference else 0,
@@ -141,7 +175,41 @@ def estimate(
         optimizer=2 * learning * model.itemsize,
         activations=activations(model, rows, bf16, checkpointing),
         cache=cache(model, decoded, bf16),
+        engine=beside,
+        engine_between=0 if engine_sleeps else beside,
     )
+
+
+def of_run(config: Config, model: Model, learning: int, longest: int, engine_sleeps: bool) -> Estimate:
+    """Memory of a run's training step, on one process that holds everything.
+
+    Args:
+        config: the run's.
+        model: the policy.
+        learning: how many parameters learn.
+        longest: tokens of the longest prompt.
+        engine_sleeps: whether vLLM, where the run has it, gives its memory back between rollouts.
+    """
+    trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
+    packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
+    decoded = -(-trainer.prompts_per_step // trainer.processes)
+    by_vllm = config.generation.engine is RolloutEngine.vllm
+    return estimate(
+        model,
+        learning,
+        config.grpo.beta > 0 and config.adapter.kind is Adapter.none,
+        Rows(trainer.micro_batch_prompts, group, *packed),
+        trainer.bf16,
+        bool(trainer.gradient_checkpointing),
+        rollout_prompts=decoded,
+        engine=Rows(decoded * group, 1, 0, longest + completion) if by_vllm else None,
+        engine_sleeps=engine_sleeps,
+    )
+
+
+def whole(model: Model, bf16: bool) -> int:
+    """Bytes of all weights in the type that they compute in."""
+    return model.parameters * (2 if bf16 else model.itemsize)
 
 
 def available(device: torch.device) -> int:

@@ -36,8 +36,10 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
-    estimate = needs(config, parameters, longest)
-    processes = trainer.processes
+    alone = replace(config, trainer=replace(trainer, sharding=Sharding.none))
+    needed = {"not sharded": needs(alone, parameters, longest)}
+    if trainer.processes > 1:
+        needed[f"sharded over {trainer.processes}"] = needs(config, parameters, longest)
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {
         "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
@@ -46,8 +48,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "prompts_per_step": trainer.prompts_per_step,
         "completions_per_step": trainer.prompts_per_step * grpo.group_size,
         "completions": rollouts * trainer.prompts_per_step * grpo.group_size,
-        "world_size": processes,
-        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * processes),
+        "world_size": trainer.processes,
+        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * trainer.processes),
         "prompt_tokens": {
             "text (estimated)": _spread([each.text for each in tokens]),
             "image": _spread([each.image for each in tokens]),
@@ -60,22 +62,20 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "gradient_checkpointing": trainer.gradient_checkpointing,
         "prompt_tokens_cap": config.model.max_prompt_tokens,
         "memory_bytes_per_process": {
-            "not sharded": {**asdict(estimate), "total": estimate.total},
-            **({f"sharded over {processes}": _sharded(estimate, config, parameters)} if processes > 1 else {}),
+            name: {**asdict(estimate), "total": estimate.total} for name, estimate in needed.items()
         },
         "disk_bytes": disk_bytes(config, parameters),
-        "gpus": gpus(config, parameters, tokens, estimate),
+        "gpus": gpus(config, parameters, tokens),
     }
 
 
-def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens], estimate: memory.Estimate) -> dict[str, Any]:
+def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> dict[str, Any]:
     """Hours, memory and growth on 1, 8 and 64 GPUs, as `cost` says; nothing of it is measured on one.
 
     Args:
         config: the run's.
         parameters: of `count_parameters`.
         tokens: of each training prompt.
-        estimate: memory of one process that holds everything.
     """
     figures, trainer, adapts = config.model.figures, config.trainer, config.adapter.kind is not Adapter.none
     frozen = {tower.name for tower in config.model.freeze}
@@ -92,12 +92,11 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens], estim
         learning_towers=not adapts and len(frozen) < 2,
         total=parameters["total"],
     )
-    mean = lambda values: statistics.fmean(values)  # noqa: E731
     step = cost.Step(
         prompts=trainer.prompts_per_step,
-        prompt=mean(each.total for each in tokens),
-        seen=mean(each.image + each.video for each in tokens),
-        heard=mean(each.audio for each in tokens),
+        prompt=statistics.fmean(each.total for each in tokens),
+        seen=statistics.fmean(each.image + each.video for each in tokens),
+        heard=statistics.fmean(each.audio for each in tokens),
         group=config.grpo.group_size,
         completion=min(cost.LENGTH, config.generation.max_new_tokens),
         micro_batch=trainer.micro_batch_prompts,
@@ -109,14 +108,14 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens], estim
     again = bool(trainer.gradient_checkpointing)
     found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
     for count in (1, cost.NODE, 8 * cost.NODE):
-        several = replace(config, trainer=replace(trainer, processes=min(count, cost.NODE)))
-        if count > 1 and trainer.sharding is Sharding.none and not adapts:
-            several.trainer.sharding = Sharding.fsdp2
-        divided = _DIVIDED[several.trainer.sharding] if count > 1 else ()
-        needed = _sharded(estimate, several, parameters)["total"] if divided else estimate.total
-        setting = (count, divided, reference, again)
+        sharding = trainer.sharding if count > 1 else Sharding.none
+        if count > 1 and sharding is Sharding.none and not adapts:
+            sharding = Sharding.fsdp2
+        several = replace(config, trainer=replace(trainer, processes=min(count, cost.NODE), sharding=sharding))
+        needed = needs(several, parameters, max(each.total for each in tokens)).total
+        setting = (count, memory.DIVIDED[sharding], reference, again)
         found[str(count)] = {
-            "sharding": several.trainer.sharding.name if divided else "none",
+            "sharding": sharding.name,
             "memory_bytes": needed,
             **{
                 gpu.name: {"fits": needed < memory.SHARE * gpu.memory, **cost.hours(model, step, asked, gpu, *setting)}
@@ -190,14 +189,14 @@ def _bytes(config: Config, parameters: dict[str, int]) -> int:
 
 
 def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Estimate:
-    """Memory of one process that holds everything, as on a GPU.
+    """Memory of one process, as on a GPU.
 
     Args:
         config: the run's.
         parameters: of `count_parameters`.
         longest: tokens of the longest prompt.
     """
-    figures, trainer, group = config.model.figures, config.trainer, config.grpo.group_size
+    figures, trainer = config.model.figures, config.trainer
     model = memory.Model(
         layers=figures.layers,
         width=figures.width,
@@ -209,38 +208,8 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         itemsize=4 if config.model.dtype is Dtype.float32 else 2,
         joins_keys=False,
     )
-    reference = config.grpo.beta > 0 and config.adapter.kind is Adapter.none
-    prompt, completion = longest, config.generation.max_new_tokens
-    if not config.grpo.shared_prefix:
-        prompt, completion = 0, prompt + completion
-    return memory.estimate(
-        model,
-        parameters["learning"],
-        reference,
-        memory.Rows(trainer.micro_batch_prompts, group, prompt, completion),
-        trainer.bf16,
-        bool(trainer.gradient_checkpointing),
-        rollout_prompts=-(-trainer.prompts_per_step // trainer.processes),
-    )
-
-
-_DIVIDED = {
-    Sharding.none: (),
-    Sharding.zero2: ("gradients", "optimizer"),
-    Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
-    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
-}
-
-
-def _sharded(estimate: memory.Estimate, config: Config, parameters: dict[str, int]) -> dict[str, int]:
-    """What `trainer.sharding` divides shared out among the processes, the rest each's own. Where the weights are, a
-    rollout gathers them (`sharding.whole`).
-    """
-    divided, processes = _DIVIDED[config.trainer.sharding], config.trainer.processes
-    parts = {name: value // (processes if name in divided else 1) for name, value in asdict(estimate).items()}
-    gathered = parameters["total"] * (2 if config.trainer.bf16 else 4) if "weights" in divided else 0
-    alike = memory.Estimate(**{**parts, "cache": parts["cache"] + gathered})
-    return {**parts, "gathered for the rollout": gathered, "total": alike.total}
+    estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
+    return estimate.divided(trainer.sharding, trainer.processes, memory.whole(model, trainer.bf16))
 
 
 def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

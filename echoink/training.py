@@ -1,10 +1,9 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
-import secrets
 from contextlib import closing, nullcontext
 from typing import Any
 
-from echoink import cache, console, engine, models, resume, signals, together, tracking
+from echoink import cache, console, engine, memory, models, resume, signals, together, tracking
 from echoink.callbacks import Keeper, Recorder, Watch, every, keep_completions, keep_traces, told
 from echoink.config import Adapter, Dtype, RolloutEngine, Rule
 from echoink.job import Job, divided, with_checkpointing_decided
@@ -46,7 +45,7 @@ def train(
     reference = None
     if needs_reference:
         reference = models.load_reference(job.path, wanted.dtype.name, wanted.attention.name, divided(config))
-    settings = with_checkpointing_decided(job, needs_reference, longest)
+    settings = with_checkpointing_decided(job, longest)
     completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
     recorder = Recorder(
         files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, config.generation.vllm.alarm
@@ -80,8 +79,8 @@ def train(
             look(rows)
 
     args = arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path))
-    generator = _engine(job, files, longest) if config.generation.engine is RolloutEngine.vllm else None
-    try:
+    by_vllm = config.generation.engine is RolloutEngine.vllm
+    with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as generator:
         trainer = EchoInkTrainer(
             model=job.model,
             reference=reference,
@@ -105,26 +104,21 @@ def train(
             engine=generator,
             corrects=config.generation.vllm.correction,
         )
-    except BaseException:
-        if generator:
-            generator.close()
-        raise
-    if lora:
-        learning, total = trainer.model.get_nb_trainable_parameters()
-        console.say(
-            "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
-        )
-    keeper.trainer = trainer
-    try:
-        with closing(generator) if generator else nullcontext():
+        if lora:
+            learning, total = trainer.model.get_nb_trainable_parameters()
+            console.say(
+                "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
+            )
+        keeper.trainer = trainer
+        try:
             trainer.go_on(start.checkpoint)
-    except (KeyboardInterrupt, signals.Preempted):
-        recorder.close()
-        keeper.leave()
-        raise
-    finally:
-        recorder.close()
-        trainer.close()
+        except (KeyboardInterrupt, signals.Preempted):
+            recorder.close()
+            keeper.leave()
+            raise
+        finally:
+            recorder.close()
+            trainer.close()
     files.summary |= {
         "steps": trainer.state.global_step,
         "train": together.first(lambda: _first_and_last(files)),
@@ -141,8 +135,7 @@ def _engine(job: Job, files: RunFolder, longest: int) -> engine.Engine:
     """vLLM beside this process."""
     trainer, settings, state = job.config.trainer, job.config.generation.vllm, models.processes()
     bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
-    size = job.model.num_parameters() * (2 if bf16 else 4)
-    weights = together.first(lambda: engine.room(size) / f"echoink-{secrets.token_hex(8)}.safetensors")
+    weights = together.first(lambda: engine.passage(files.path, memory.whole(memory.of(job.model), bf16)))
     own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
     started: list[engine.Engine] = []
 

@@ -1,20 +1,24 @@
 """Checks echoink/cost.py on this machine: its operations against those that run, its times where it was told nothing.
 
-    python experiments/cost.py
+    python experiments/cost.py          the table of shapes
+    python experiments/cost.py paper    what the paper's run should take
 
 One rate for each part (operations a second) comes from the first shape; the others are predicted with it and timed in
 the same run. The widened tiny architecture of `shape=paper`, float32; see experiments/scale.md.
 """
 
 import gc
+import sys
 
 import torch
 from hydra import compose, initialize_config_dir
 
-from echoink import cost
+from echoink import cost, plan
 from echoink.benchmark import BenchmarkConfig, executed_flops, make_systems, phases, timed
 from echoink.compose import VERSION_BASE, conf_dir, typed
+from echoink.compose import compose as compose_run
 from echoink.systems import Step
+from echoink.tokens import Tokens
 
 SHAPES = {
     "as it is": [],
@@ -74,6 +78,22 @@ def predicted(system: Step) -> dict[str, float]:
     }
 
 
+def paper() -> None:
+    """The paper's run: 4,490 samples with pictures of 640x360 and sounds of 10 s, about 78 tokens of text."""
+    config = compose_run(["experiment=echoink_r1_7b", "dataset.path=unused"])[0].config
+    tokens = [Tokens(text=78, image=252, audio=250, video=0)] * 4490
+    config.dataset.train, parameters = len(tokens), plan.count_parameters(config)
+    print("| | steps | rollout | reference | update | optimizer | s a step | hours | GPU-hours |\n|" + "---|" * 9)
+    found = plan.gpus(config, parameters, tokens)
+    for count in ("8", "64"):
+        for gpu in cost.GPUS:
+            of = found[count][gpu.name]
+            parts = " | ".join(f"{value:.2f}" for value in of["seconds_per_step"].values())
+            steps = f"{of['steps']} of {of['prompts_per_step']} prompts"
+            print(f"| {count} x {gpu.name} | {steps} | {parts} | {of['hours']:.1f} | {of['gpu_hours']:.1f} |")
+    print("twice of it costs", {name: round(times, 2) for name, times in found["twice of it costs"].items()})
+
+
 def main() -> None:
     """Print the table."""
     rates: dict[str, float] = {}
@@ -98,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    paper() if sys.argv[1:] == ["paper"] else main()

@@ -122,7 +122,7 @@ def test_frozen_towers_and_sharding(dataset):
     assert parameters["learning"] == parameters["language"] + parameters["head"]
     whole, part = frozen["memory_bytes_per_process"].values()
     assert part["optimizer"] == whole["optimizer"] // 8 and part["activations"] == whole["activations"]
-    assert part["gathered for the rollout"] == 4 * parameters["total"]
+    assert part["gathered"] == 4 * parameters["total"]
     assert frozen["accumulation"] == 1
     for sharding, divided in (("none", set()), ("zero2", {"gradients", "optimizer"})):
         whole, part = planned(dataset, *eight, f"trainer.sharding={sharding}")["memory_bytes_per_process"].values()

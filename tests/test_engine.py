@@ -180,10 +180,15 @@ def test_room_for_the_cache_is_that_of_all_rows(model, asked):
 
 def test_weights_pass_in_memory_where_there_is_room(monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "MEMORY", tmp_path)
-    assert engine.room(1000) == tmp_path
-    assert engine.room(1 << 60) != tmp_path
+    run = tmp_path / "run"
+    run.mkdir()
+    left = engine.passage(run, 1000)
+    assert left.parent == tmp_path
+    left.touch()  # and is killed
+    assert engine.passage(run, 1 << 60).parent != tmp_path
+    assert not left.exists()
     monkeypatch.setattr(engine, "MEMORY", tmp_path / "nowhere")
-    assert engine.room(1000) != tmp_path
+    assert engine.passage(run, 1000).parent != tmp_path
 
 
 @pytest.mark.parametrize(
@@ -423,7 +428,9 @@ def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, pro
     one.push(model)
     for _ in range(2):  # the second time with other weights
         rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
-        assert apart(model, of_all_kinds, rows, logps, temperature).max() < 1e-3
+        difference = apart(model, of_all_kinds, rows, logps, temperature)
+        print(f"temperature {temperature}: mean {difference.mean():.1e}, largest {difference.max():.1e} nats")
+        assert difference.max() < 1e-4
         assert one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)[0] == rows
         with torch.no_grad():
             for weight in model.parameters():

@@ -1,11 +1,15 @@
 """The memory estimate against what autograd keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from echoink import memory
+from echoink.compose import compose
+from echoink.config import Sharding
 from echoink.encoding import encode_media
 from echoink.shared_prefix import install, score
 
@@ -56,3 +60,24 @@ def test_the_whole_of_a_step(model):
     assert full.total == 20 * parameters + full.activations
     lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True)
     assert (lean.weights, lean.reference, lean.gradients, lean.optimizer) == (6 * parameters, 0, 0, 0)
+
+
+def test_an_engine_takes_its_memory_in_the_rollout_or_always():
+    asleep = memory.Estimate(weights=10, reference=0, gradients=2, optimizer=0, activations=4, cache=3, engine=9)
+    assert asleep.total == 10 + 9
+    assert replace(asleep, engine_between=9).total == 10 + 9 + 6
+    assert asleep.divided(Sharding.fsdp2, 2, 10).total == 5 + 10 + 9
+    assert asleep.divided(Sharding.zero2, 2, 10).total == 10 + 9
+    assert asleep.divided(Sharding.fsdp2, 1, 10) == asleep
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_a_runs_engine_is_counted(model, sleeps):
+    words = ["generation=vllm", "trainer.prompts_per_step=8", "grpo.group_size=4", "generation.max_new_tokens=100"]
+    config, parameters = compose(words)[0].config, model.num_parameters()
+    found = memory.of_run(config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
+    assert found.engine == 4 * parameters + memory.cache(memory.of(model), memory.Rows(8 * 4, 1, 0, 400), False)
+    assert found.engine_between == (0 if sleeps else found.engine)
+    assert memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, 300, sleeps) == replace(
+        found, engine=0, engine_between=0
+    )
