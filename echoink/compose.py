@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from echoink.config import Adapter, Advantage, Attention, Config, Dtype, RolloutEngine, Rule, Split, Task, fields_of
+from echoink.config import Advantage, Attention, Config, Dtype, Rule, Split, Task, fields_of
 from echoink.errors import UserError
 from echoink.prompts import Prompt
 
@@ -214,8 +214,6 @@ def _check_together(config: Config) -> None:
         )
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
-    if config.generation.engine is RolloutEngine.vllm and config.adapter.kind is Adapter.qlora:
-        raise UserError("generation=vllm has no way for 4-bit weights to the engine", "use adapter=lora")
     if config.task is Task.train and config.eval.split is Split.train:
         raise UserError("eval.split=train is for curation (task=eval)", "a run reports valid, or dev")
     if config.task is Task.compare and not config.checkpoint:

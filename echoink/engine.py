@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
@@ -123,7 +124,8 @@ class Engine:
         self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
         try:
             processor.save_pretrained(self._folder)
-            config = Qwen2_5OmniConfig(thinker_config=model.config.to_dict(), enable_audio_output=False)
+            dimensions = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+            config = Qwen2_5OmniConfig(thinker_config=dimensions, enable_audio_output=False)
             config.architectures = ["Qwen2_5OmniModel"]
             config.save_pretrained(self._folder)
             self._process, self._connection = _start(python or sys.executable, gpu, log)
@@ -237,7 +239,8 @@ class Engine:
 
 
 def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """Published names and weights of a thinker, of an adapter's layers the weight with the adapter merged in.
+    """Published names and weights of a thinker, of an adapter's layers with the adapter merged in; 4 bits are sent as what
+    they stand for.
 
     Args:
         model: the thinker.
@@ -256,9 +259,11 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
             if ".lora_" in name:
                 continue
             place, kind = name.replace(".base_layer.", ".").rsplit(".", 1)
-            layer = model.get_submodule(place)
-            if isinstance(layer, LoraLayer) and kind == "weight":
-                weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            if kind == "weight":
+                layer = model.get_submodule(place)
+                weight = dequantize_module_weight(model.get_submodule(name.rpartition(".")[0]))
+                if isinstance(layer, LoraLayer):
+                    weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             yield _published_name(f"{place}.{kind}"), weight.detach()
 
 

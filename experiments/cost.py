@@ -83,15 +83,18 @@ def paper() -> None:
     config = compose_run(["experiment=echoink_r1_7b", "dataset.path=unused"])[0].config
     tokens = [Tokens(text=78, image=252, audio=250, video=0)] * 4490
     config.dataset.train, parameters = len(tokens), plan.count_parameters(config)
-    print("| | steps | rollout | reference | update | optimizer | s a step | hours | GPU-hours |\n|" + "---|" * 9)
-    found = plan.gpus(config, parameters, tokens)
-    for count in ("8", "64"):
-        for gpu in cost.GPUS:
-            of = found[count][gpu.name]
-            parts = " | ".join(f"{value:.2f}" for value in of["seconds_per_step"].values())
-            steps = f"{of['steps']} of {of['prompts_per_step']} prompts"
-            print(f"| {count} x {gpu.name} | {steps} | {parts} | {of['hours']:.1f} | {of['gpu_hours']:.1f} |")
-    print("twice of it costs", {name: round(times, 2) for name, times in found["twice of it costs"].items()})
+    for mean in (cost.LENGTH, config.generation.max_new_tokens // 2):
+        cost.LENGTH = mean
+        found = plan.gpus(config, parameters, tokens)
+        print(f"\ncompletions of {mean} tokens, the longest of a step {2 * mean}\n")
+        print("| | steps | rollout | reference | update | optimizer | s a step | hours | GPU-hours |\n|" + "---|" * 9)
+        for count in ("8", "64"):
+            for gpu in cost.GPUS:
+                of = found[count][gpu.name]
+                parts = " | ".join(f"{value:.2f}" for value in of["seconds_per_step"].values())
+                steps = f"{of['steps']} of {of['prompts_per_step']} prompts"
+                print(f"| {count} x {gpu.name} | {steps} | {parts} | {of['hours']:.1f} | {of['gpu_hours']:.1f} |")
+        print("twice of it costs", {name: round(times, 2) for name, times in found["twice of it costs"].items()})
 
 
 def main() -> None:

@@ -160,6 +160,27 @@ def test_an_adapter_is_sent_merged_with_the_projections_that_stand_beside_it(mod
     assert all(torch.equal(again[name], everything[name]) for name in again)
 
 
+def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
+    pytest.importorskip("bitsandbytes")
+    quantized = models.load_model("tiny", quantized=True)
+    quantized.requires_grad_(False)
+    adapted = get_peft_model(quantized, models.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    whole = models.load_model("tiny")
+    names = {engine._published_name(name): name for name, _ in whole.named_parameters()}
+    found = dict(engine.published(quantized, everything=True))
+    assert not torch.equal(
+        found["thinker.model.layers.0.self_attn.k_proj.weight"],
+        dict(whole.named_parameters())["model.language_model.layers.0.self_attn.k_proj.weight"],
+    )
+    whole.load_state_dict({names[name]: weight for name, weight in found.items()})
+    ids = prompts[0].input_ids[None, :5]
+    with torch.no_grad():
+        assert torch.allclose(whole(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits, atol=1e-4)
+
+
 def test_it_is_given_all_media_with_their_places_and_positions(make_engine, model, processor, of_all_kinds):
     one = make_engine(model, processor, temperature=0.7)
     assert one.push(model) == len(list(model.parameters()))
@@ -444,7 +465,9 @@ def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, pro
 @pytest.mark.slow
 @pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
 @pytest.mark.parametrize(
-    "words", [[], ["adapter=lora"], ["model.freeze=[audio,vision]"]], ids=["whole", "lora", "frozen"]
+    "words",
+    [[], ["adapter=lora"], ["adapter=qlora"], ["model.freeze=[audio,vision]"]],
+    ids=["whole", "lora", "qlora", "frozen"],
 )
 def test_a_run_by_vllm(tmp_path, words):
     words = [*RUN, *words, f"generation.vllm.python={VLLM}", "trainer.learning_rate=1e-3", "hydra.run.dir=outputs/run"]

@@ -279,11 +279,14 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(place, words, env
 
 @pytest.mark.slow
 def test_launchers_start_it(place):
-    """torchrun, a sweep for its jobs, and accelerate, which on a CPU starts one process in silence."""
+    """torchrun, a sweep for its jobs, and accelerate, which on a CPU starts one process in silence if told `--cpu`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "echoink.train"]
-    accelerate = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "echoink.train"]
-    launchers = {"torchrun": torchrun, "accelerate": accelerate, "sweep": ["echoink.train", "--multirun"]}
+    silent = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "echoink.train"]
+    shipped = Path(__file__).parent.parent / "experiments/accelerate/8_gpus.yaml"
+    accelerate = ["accelerate.commands.launch", "--config_file", str(shipped), *silent[2:]]
+    launchers = {"torchrun": torchrun, "silent": silent, "accelerate": accelerate}
+    launchers["sweep"] = ["echoink.train", "--multirun"]
     words = [*RUN, "trainer.steps=2", "trainer.processes=2", "tracking=off"]
     for name, launcher in launchers.items():
         done = subprocess.run(
@@ -294,7 +297,7 @@ def test_launchers_start_it(place):
             text=True,
             timeout=300,
         )
-        if name == "accelerate":
+        if name == "silent":
             assert done.returncode and "this run is for trainer.processes=2, and 1 is started" in done.stderr
             continue
         assert done.returncode == 0, done.stderr[-2000:]
