@@ -239,8 +239,8 @@ class Engine:
 
 
 def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """Published names and weights of a thinker, of an adapter's layers with the adapter merged in; 4 bits are sent as what
-    they stand for.
+    """Published names and weights of a thinker, of an adapter's layers with the adapter merged in, of 4 bits what they
+    stand for.
 
     Args:
         model: the thinker.
