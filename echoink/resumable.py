@@ -52,6 +52,7 @@ class Resumable(GRPOTrainer):
         if checkpoint is None:
             self.train()
             return
+        self._rollout_of(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if self.state.global_step < self.args.max_steps:
             if self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size:
@@ -131,12 +132,20 @@ class Resumable(GRPOTrainer):
             self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-        before = self._processes_of(folder)
-        if self.is_deepspeed_enabled and before != self.args.world_size:
+        if self.is_deepspeed_enabled and self._processes_of(folder) != self.args.world_size:
             shares.part_groups(self.optimizer.optimizer.optimizer, (self.args.weight_decay, 0.0))
             together.first(lambda: checkpoint_files.drop_universal(folder))
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        file = self._own_file(checkpoint, "rollout.pt")
+        if kept := self._rollout_of(folder):
+            self.take_rollout(kept)
+
+    def _rollout_of(self, checkpoint: Path) -> dict[str, Any]:
+        """The rollout in whose middle a checkpoint is; empty where it is not.
+
+        Raises:
+            UserError: it was another number of processes', or of other micro-batches.
+        """
+        file, before = self._own_file(checkpoint, "rollout.pt"), self._processes_of(checkpoint)
         kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
         if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
             raise UserError(
@@ -144,8 +153,7 @@ class Resumable(GRPOTrainer):
                 f"{before} processes",
                 "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
             )
-        if kept:
-            self.take_rollout(kept)
+        return kept
 
     @staticmethod
     def _processes_of(checkpoint: Path) -> int:
@@ -154,10 +162,10 @@ class Resumable(GRPOTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._random_state = torch.load(self._own_file(checkpoint, "rng_state.pth"), weights_only=True)
+            self._random_state = torch.load(self._own_file(Path(checkpoint), "rng_state.pth"), weights_only=True)
             randomness.restore(self._random_state)
 
-    def _own_file(self, folder: str, name: str) -> Path:
+    def _own_file(self, folder: Path, name: str) -> Path:
         """This process's; the first one's where there were fewer processes."""
-        own = Path(folder) / checkpoint_files.of_process(self.args.process_index)(name)
-        return own if own.is_file() else Path(folder) / name
+        own = folder / checkpoint_files.of_process(self.args.process_index)(name)
+        return own if own.is_file() else folder / name

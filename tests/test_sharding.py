@@ -16,6 +16,7 @@ import torch
 from echoink import checkpoint, shares
 from echoink.errors import UserError
 from echoink.models import load_model
+from echoink.resumable import Resumable
 from tests import processes
 from tests.entry import SMALL, lines, mlflow_runs, until
 
@@ -248,6 +249,20 @@ def test_shares_that_cannot_go_to_another_number_of_processes_say_why(tmp_path, 
     monkeypatch.setattr(shares.shutil, "disk_usage", lambda _: SimpleNamespace(free=1999))
     with pytest.raises(UserError, match="by way of 0.0 GiB beside it, and its disk has 0.0"):
         shares.make_universal(step)
+
+
+def test_the_middle_of_a_rollout_is_for_the_number_of_processes_that_began_it(tmp_path):
+    one = object.__new__(Resumable)
+    one.accelerator = SimpleNamespace(device="cpu")
+    torch.save({"micro_batches": [1, 2]}, tmp_path / "rollout.pt")
+    (tmp_path / checkpoint.MANIFEST).write_text(json.dumps({"processes": 1}))
+    one.args = SimpleNamespace(steps_per_generation=2, world_size=1, process_index=0)
+    assert one._rollout_of(tmp_path) == {"micro_batches": [1, 2]}
+    one.args = SimpleNamespace(steps_per_generation=2, world_size=2, process_index=1)
+    with pytest.raises(UserError, match="in the middle of a rollout of 2 micro-batches on each of 1 processes"):
+        one._rollout_of(tmp_path)
+    torch.save({}, tmp_path / "rollout.pt")
+    assert one._rollout_of(tmp_path) == {}
 
 
 def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
