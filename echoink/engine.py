@@ -107,6 +107,8 @@ class Engine:
         self._gpu = gpu = device if device.type == "cuda" else None
         self._sleeps = sleeps and gpu is not None
         self._has_weights = False
+        if writes:
+            weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
         length = longest + sampling.max_new_tokens
         settings = {
@@ -302,7 +304,8 @@ def check(python: str | None) -> str:
 def passage(run: Path, needed: int) -> Path:
     """The file by which a run passes so many bytes of weights: in memory where there is room.
 
-    Its name is the run folder's for ever, so that what a killed run has left there goes when it is taken up.
+    Its name is the run folder's, so that a run which is taken up on the same machine removes what it left there when it
+    was killed.
     """
     known, disk = run.stat(), Path(tempfile.gettempdir())
     name = f"echoink-{known.st_dev:x}-{known.st_ino:x}.safetensors"

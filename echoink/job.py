@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.distributed import DistributedConfig
 
-from echoink import console, memory, models, own_reward, sharding
+from echoink import console, memory, models, own_reward, sharding, together
 from echoink.config import Adapter, Config, Sharding, Task, TrainerConfig
 from echoink.errors import UserError
 from echoink.own_reward import OwnReward
@@ -87,9 +87,10 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     model, trainer = memory.of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
     alone = memory.of_run(config, model, learning, longest, sleeps)
-    needs = alone.divided(trainer.sharding, trainer.processes, memory.whole(model, trainer.bf16))
+    among = sharding.sharers(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+    needs = alone.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
     there = memory.available(job.model.device)
-    fits = needs.total <= memory.SHARE * there
+    fits = together.first(lambda: needs.total <= memory.SHARE * there)  # they gather a divided model in the same order
     console.say(
         "memory",
         f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "

@@ -96,7 +96,7 @@ class Estimate:
 
         Args:
             sharding: how they divide it.
-            processes: how many.
+            processes: how many have a share each.
             whole: bytes of the weights put together.
         """
         shares = {name: getattr(self, name) // processes for name in DIVIDED[sharding]}

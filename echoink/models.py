@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -33,8 +34,12 @@ OTHER_PARTS = ("talker.", "token2wav.")
 
 
 def processes() -> PartialState:
-    """The processes of this run and the device of this one; without an accelerator they meet on the CPU (gloo)."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    """The processes of this run and the device of this one; without an accelerator they meet on the CPU (gloo).
+
+    They wait for each other without an end: who hangs is for `together.Watchdog` to say. PyTorch's ten minutes would
+    stop those that wait while the first one hashes or converts a checkpoint of 100 GB.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def resolve(path: str) -> str:

@@ -209,7 +209,8 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         joins_keys=False,
     )
     estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
-    return estimate.divided(trainer.sharding, trainer.processes, memory.whole(model, trainer.bf16))
+    among = min(trainer.processes, cost.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+    return estimate.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
 
 
 def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
@@ -235,8 +236,9 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("weights", f"{parameters['total']:,} parameters, {parameters['learning']:,} learn"),
     ]
+    apart = ("total", "engine_between")  # which is in the engine's
     for name, parts in plan["memory_bytes_per_process"].items():
-        inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part != "total")
+        inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part not in apart)
         rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
     if tokens["total"]["most"] > plan["prompt_tokens_cap"]:
         rows.append(

@@ -58,6 +58,7 @@ class Resumable(GRPOTrainer):
             if self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size:
                 together.at(f"the shares of {checkpoint} for another number of processes")
                 together.first(lambda: shares.make_universal(checkpoint))
+                together.at(f"reading the shares of {checkpoint}")
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             self.train(resume_from_checkpoint=str(checkpoint))
         else:  # transformers would take another step
@@ -133,7 +134,8 @@ class Resumable(GRPOTrainer):
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
         if self.is_deepspeed_enabled and self._processes_of(folder) != self.args.world_size:
-            shares.part_groups(self.optimizer.optimizer.optimizer, (self.args.weight_decay, 0.0))
+            inner = self.optimizer.optimizer.optimizer
+            together.each(lambda: shares.part_groups(inner, (self.args.weight_decay, 0.0)))  # all have read by then
             together.first(lambda: checkpoint_files.drop_universal(folder))
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if kept := self._rollout_of(folder):

@@ -30,6 +30,12 @@ UNITS = {
 """What FSDP2 gathers at a time: a layer. The rest is gathered for the whole of a step's forward and backward."""
 
 
+def sharers(processes: int) -> int:
+    """How many of a run's processes FSDP2 divides a model among: those of one machine."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return here if here > 1 else processes
+
+
 def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
     """How a model is divided while it is loaded; None where there is nobody to share with.
 
@@ -42,8 +48,7 @@ def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
     """
     if processes == 1:
         return None
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    inside = here if here > 1 else processes
+    inside = sharers(processes)
     return DistributedConfig(
         fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_plan=UNITS, fsdp_mixed_precision=bf16
     )
@@ -72,7 +77,7 @@ def meet_on_cpu() -> bool:
     if torch.accelerator.is_available():
         return False
     AcceleratorState._reset_state(reset_partial_state=True)
-    state = PartialState(cpu=True)
+    state = PartialState(cpu=True)  # the group is there already
     state.distributed_type, state._cpu = DistributedType.DEEPSPEED, False
     return True
 

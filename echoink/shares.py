@@ -4,7 +4,9 @@ FSDP2's shares are PyTorch's distributed checkpoints, by the names of the weight
 number of processes reads them by way of DeepSpeed's universal form.
 """
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +82,7 @@ def take_shares(optimizer: torch.optim.Optimizer, file: Path) -> None:
 def make_universal(folder: Path) -> None:
     """Write DeepSpeed's shares of the optimizer's state again, by the names of the weights.
 
-    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares, for a while twice.
+    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares and at first twice that.
 
     Args:
         folder: a checkpoint that DeepSpeed's processes wrote.
@@ -89,7 +91,9 @@ def make_universal(folder: Path) -> None:
         UserError: there is no room, or DeepSpeed cannot.
     """
     (shares,) = folder.glob("global_step*")
-    size, room = 2 * sum(path.stat().st_size for path in shares.iterdir()), shutil.disk_usage(folder).free
+    files = [path.stat().st_size for path in shares.iterdir()]
+    # fragments and what they are put together to; and ZeRO-3's common state, which is one process's shares once more
+    size, room = 2 * sum(files) + max(files), shutil.disk_usage(folder).free
     if size > room:
         raise UserError(
             f"{folder} goes on with another number of processes by way of {size / 2**30:.1f} GiB beside it, and its "
@@ -98,9 +102,16 @@ def make_universal(folder: Path) -> None:
         )
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(shares), "--output_folder", f"{shares}{checkpoint.UNIVERSAL}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        last = " · ".join(done.stdout.strip().splitlines()[-3:])
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )  # in a session of its own: a launcher's signals are for the run, which hears them
+    try:
+        said, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # with its workers
+        raise
+    if process.returncode:
+        last = " · ".join(said.strip().splitlines()[-3:])
         checkpoint.drop_universal(folder)
         raise UserError(
             f"DeepSpeed cannot write {folder} for another number of processes: {last}",

@@ -7,7 +7,8 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import memory
+from echoink import memory, plan
+from echoink import sharding as sharding_of
 from echoink.compose import compose
 from echoink.config import Sharding
 from echoink.encoding import encode_media
@@ -69,6 +70,19 @@ def test_an_engine_takes_its_memory_in_the_rollout_or_always():
     assert asleep.divided(Sharding.fsdp2, 2, 10).total == 5 + 10 + 9
     assert asleep.divided(Sharding.zero2, 2, 10).total == 10 + 9
     assert asleep.divided(Sharding.fsdp2, 1, 10) == asleep
+
+
+def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(monkeypatch):
+    words = ["experiment=echoink_r1_7b", "dataset.path=x", "trainer.prompts_per_step=16", "trainer.sharding="]
+    found = {}
+    for sharding, processes in (("fsdp2", 8), ("fsdp2", 16), ("zero3", 8), ("zero3", 16)):
+        config = compose([*words[:3], words[3] + sharding, f"trainer.processes={processes}"])[0].config
+        found[sharding, processes] = plan.needs(config, plan.count_parameters(config), 580)
+    assert found["fsdp2", 16].weights == found["fsdp2", 8].weights == 2 * found["zero3", 16].weights
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert sharding_of.sharers(16) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # a process a machine: there is nobody else to divide among
+    assert sharding_of.sharers(16) == 16
 
 
 @pytest.mark.parametrize("sleeps", [True, False])
