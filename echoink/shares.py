@@ -82,7 +82,7 @@ def take_shares(optimizer: torch.optim.Optimizer, file: Path) -> None:
 def make_universal(folder: Path) -> None:
     """Write DeepSpeed's shares of the optimizer's state again, by the names of the weights.
 
-    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares and at first twice that.
+    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares, twice that at first.
 
     Args:
         folder: a checkpoint that DeepSpeed's processes wrote.
