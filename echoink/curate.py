@@ -19,17 +19,17 @@ error that saving it raises; a picture is written upright; a sound that the deco
 
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from echoink import command
 from echoink.console import progress, say
 from echoink.errors import UserError
 from echoink.sources import holds_one_split, open_split
+from echoink.tracking import write_aside, write_whole
 
 if TYPE_CHECKING:
     from echoink.media import Embedded
@@ -123,14 +123,6 @@ def _bytes(cell: "Embedded | dict | str") -> bytes:
     return Path(cell).read_bytes() if isinstance(cell, str) else cell.read()
 
 
-def write_aside(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file aside, then rename it, so that it is whole or absent."""
-    part = target.with_name(f".{target.name}")
-    with open(part, "wb") as file:
-        write(file)
-    os.replace(part, target)
-
-
 def curate_split(
     source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
 ) -> tuple[list[dict], Counter[str]]:
@@ -179,8 +171,7 @@ def curate_split(
         ledger.unlink()  # so that other settings may try again
         raise UserError(f"no row of {found.where} can be used: {dict(dropped)}", f"keep={list(keep)} names the sources")
     index = output / f"omni_rl_format_{split}.json"
-    index.with_suffix(".part").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    os.replace(index.with_suffix(".part"), index)
+    write_whole(index, json.dumps(rows, indent=2) + "\n")
     return rows, dropped
 
 

@@ -32,11 +32,10 @@ from typing import TYPE_CHECKING
 
 from echoink import command
 from echoink.console import progress, say
-from echoink.curate import write_aside
 from echoink.errors import UserError
 from echoink.needs import FEWEST, Need
 from echoink.rewards import ProblemType, option_letter, option_text
-from echoink.tracking import as_json, as_lines, read_rows, read_summary, write_whole
+from echoink.tracking import as_json, as_lines, read_rows, read_summary, write_aside, write_whole
 
 if TYPE_CHECKING:
     from echoink.samples import Sample

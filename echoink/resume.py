@@ -6,7 +6,6 @@ whole; everything later is dropped from the files and made again, alike byte for
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -252,9 +251,7 @@ def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
             if line.endswith(b"\n") and keep(json.loads(line)):
                 kept.append(line)
     if (whole := b"".join(kept)) != file.read_bytes():
-        part = file.with_suffix(".part")
-        part.write_bytes(whole)
-        os.replace(part, file)
+        tracking.write_aside(file, lambda part: part.write(whole))
 
 
 def close_dead(folder: Path, tracked: bool) -> list[Path]:

@@ -12,12 +12,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 from filelock import FileLock, Timeout
@@ -152,11 +152,17 @@ def take(folder: Path) -> None:
         ) from None
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file aside, then rename it: a reader finds it whole, whoever else writes it at the same time."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    with open(part, "wb") as content:
+        write(content)
     os.replace(part, file)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text like that."""
+    write_aside(file, lambda content: content.write(text.encode()))
 
 
 def as_json(content: Any) -> str:
@@ -175,9 +181,16 @@ def milliseconds() -> int:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n") if line]
+    """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text.
+
+    What a process is still writing at its end, or was killed in, is no row yet.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    *whole, rest = content.split(b"\n")
+    rows = [json.loads(line) for line in whole if line]
+    with suppress(ValueError):
+        rows.append(json.loads(rest))
+    return rows
 
 
 def environment() -> dict[str, Any]:

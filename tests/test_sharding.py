@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echoink import checkpoint, shares
+from echoink import checkpoint, shares, tracking
 from echoink.errors import UserError
 from echoink.models import load_model
 from echoink.resumable import Resumable
@@ -114,7 +114,7 @@ def test_killed_in_a_save_stopped_by_one_signal_and_taken_up_by_one_process_it_e
     assert len(shares) == 2  # each process has written its own
 
     running = start(place, words)
-    until(lambda: len(lines(folder / "metrics.jsonl")) >= 5, running[0])
+    until(lambda: len(tracking.read_rows(folder / "metrics.jsonl")) >= 5, running[0])
     running[1].send(signal.SIGTERM)
     ended = [one.wait() for one in running]
     assert [one.returncode for one in ended] == [143, 143]

@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from echoink import tracking
 
 
@@ -33,6 +35,22 @@ def test_rows_are_appended_and_json_is_written_whole(tmp_path):
     assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü\u2028\x85"}]
     assert files.read("none.jsonl") == []
     assert [path.name for path in (tmp_path / "run").glob(".*")] == [tracking.LOCK]
+
+
+def test_a_row_that_is_being_written_is_no_row_yet(tmp_path):
+    file, rows = tmp_path / "metrics.jsonl", [{"step": 1, "text": "a\u2028b"}, {"step": 2, "text": "ü"}]
+    assert tracking.read_rows(file) == []
+    whole = tracking.as_lines(rows).encode()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole) - 1):
+        file.write_bytes(whole[:end])
+        assert tracking.read_rows(file) == rows[:1], end
+    for end in (len(whole) - 1, len(whole)):
+        file.write_bytes(whole[:end])
+        assert tracking.read_rows(file) == rows
+    file.write_bytes(whole.replace(b"step", b'"', 1))
+    with pytest.raises(ValueError):  # a damaged row before the last is not passed over
+        tracking.read_rows(file)
 
 
 def test_a_process_that_ended_is_told_from_one_that_runs(tmp_path):
