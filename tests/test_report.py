@@ -134,7 +134,7 @@ def test_markdown_from_a_question_is_text(tmp_path):
 
 def test_a_report_that_fails_costs_nothing(tmp_path, caplog):
     run = make_run(tmp_path / "run")
-    (run / "flips.jsonl").write_text("{")
+    (run / "flips.jsonl").write_text("{\n")
     assert report.try_to_write([run], run) is None and "no report of" in caplog.text
 
 

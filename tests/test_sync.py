@@ -132,7 +132,7 @@ def test_a_child_that_was_made_before_its_parent_finds_it(outputs):
 
 
 def test_a_folder_that_fails_stops_no_other(outputs, capsys):
-    (outputs / "run/metrics.jsonl").write_text("{")
+    (outputs / "run/metrics.jsonl").write_text("{\n")
     assert sync.main(["outputs"]) == 1
     said = capsys.readouterr().out
     assert "3 of 4 folders" in said and "outputs/run" in said
