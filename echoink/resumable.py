@@ -52,10 +52,11 @@ class Resumable(GRPOTrainer):
         if checkpoint is None:
             self.train()
             return
+        self._check_kind(checkpoint)
         self._rollout_of(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if self.state.global_step < self.args.max_steps:
-            if self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size:
+            if self._reads_universal(checkpoint):
                 together.at(f"the shares of {checkpoint} for another number of processes")
                 together.first(lambda: shares.make_universal(checkpoint))
                 together.at(f"reading the shares of {checkpoint}")
@@ -133,7 +134,7 @@ class Resumable(GRPOTrainer):
             self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled and self._processes_of(folder) != self.args.world_size:
+        if self._reads_universal(folder):
             inner = self.optimizer.optimizer.optimizer
             together.each(lambda: shares.part_groups(inner, (self.args.weight_decay, 0.0)))  # all have read by then
             together.first(lambda: checkpoint_files.drop_universal(folder))
@@ -156,6 +157,24 @@ class Resumable(GRPOTrainer):
                 "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
             )
         return kept
+
+    def _check_kind(self, checkpoint: Path) -> None:
+        """Refuse an optimizer's state that this trainer would not find.
+
+        Raises:
+            UserError: DeepSpeed wrote it and does not read it now, or the other way round.
+        """
+        theirs = any(checkpoint.glob("global_step*"))
+        if theirs != self.is_deepspeed_enabled:
+            raise UserError(
+                f"{checkpoint} has the optimizer's state {'as' if theirs else 'not as'} DeepSpeed writes it",
+                "go on with the trainer.sharding that it had, or begin another run with its weights, "
+                f"checkpoint={checkpoint}",
+            )
+
+    def _reads_universal(self, checkpoint: Path) -> bool:
+        """Whether DeepSpeed's shares are those of another number of processes."""
+        return self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size
 
     @staticmethod
     def _processes_of(checkpoint: Path) -> int:

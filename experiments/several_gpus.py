@@ -8,12 +8,13 @@ one process. On a machine without a GPU it runs too, by gloo: what is tried ther
 
 import argparse
 import importlib.util
-import json
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from echoink.tracking import read_rows
 
 STEPS = 10
 
@@ -35,29 +36,22 @@ def runs(engine: str | None) -> dict[str, list[str]]:
     return found
 
 
-def run(folder: Path, processes: int, words: list[str]) -> float | None:
-    """Seconds of one run; None where it failed."""
+def run(folder: Path, processes: int, words: list[str]) -> bool:
+    """Whether a run came to its end; its log lies beside its folder."""
     common = [f"trainer.steps={STEPS}", f"trainer.prompts_per_step={2 * processes}", "trainer.micro_batch_prompts=1"]
     common += ["eval.base=false", "eval.watched=0", "eval.limit=16", "tracking=off", f"hydra.run.dir={folder}"]
     alone = words[0] == "trainer=single"
     launcher = [] if alone else ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     with open(folder.with_suffix(".log"), "w") as log:
         command = [sys.executable, "-m", *launcher, "echoink.train", *words, *common]
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
-    return None if done.returncode else time.perf_counter() - started
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0
 
 
-def read(file: Path) -> list[dict]:
-    """The rows of a run's file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def row(folder: Path, one: Path, adapts: bool) -> str:
+def compared(folder: Path, one: Path, adapts: bool) -> str:
     """Of the table: how far a run is from that on one process, where the same learns, and what took how long."""
-    mine, theirs = (read(path / "metrics.jsonl") for path in (folder, one))
-    texts = [[row["text"] for row in read(path / "completions/step-1.jsonl")] for path in (folder, one)]
+    mine, theirs = (read_rows(path / "metrics.jsonl") for path in (folder, one))
+    texts = [[row["text"] for row in read_rows(path / "completions/step-1.jsonl")] for path in (folder, one)]
     same = texts[0] == texts[1]
     gradient = "" if adapts or not same else f"{abs(mine[0]['train/grad_norm'] / theirs[0]['train/grad_norm'] - 1):.0e}"
     late = mine[STEPS // 2 :]
@@ -82,12 +76,11 @@ def main() -> None:
     print("|" + "---|" * 7)
     for name, words in runs(asked.engine).items():
         place = folder / name.replace(", ", "-").replace(" ", "-")
-        seconds = run(place, asked.processes, [*words, "trainer.completions_every=1"])
-        failed = f"failed, see {place.with_suffix('.log')} | | | | |"
-        print(
-            f"| {name} | {failed if seconds is None else row(place, folder / 'single', 'adapter=lora' in words)} |",
-            flush=True,
-        )
+        if run(place, asked.processes, [*words, "trainer.completions_every=1"]):
+            cells = compared(place, folder / "single", "adapter=lora" in words)
+        else:
+            cells = f"failed, see {place.with_suffix('.log')} | | | | |"
+        print(f"| {name} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -267,6 +267,17 @@ def test_the_middle_of_a_rollout_is_for_the_number_of_processes_that_began_it(tm
     assert one._rollout_of(tmp_path) == {}
 
 
+@pytest.mark.parametrize("now", [True, False])
+def test_an_optimizers_state_is_for_the_library_that_wrote_it(tmp_path, now):
+    one = object.__new__(Resumable)
+    one.is_deepspeed_enabled = now
+    (tmp_path / ("optimizer" if now else "global_step2")).mkdir()
+    with pytest.raises(UserError, match=f"the optimizer's state {'not as' if now else 'as'} DeepSpeed writes it"):
+        one._check_kind(tmp_path)
+    one.is_deepspeed_enabled = not now
+    one._check_kind(tmp_path)
+
+
 def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whole):
     words = [*RUN, "tracking=off", "eval.base=false", "eval.watched=0", "trainer.patience=15"]
     started = start(place, [*words, "hydra.run.dir=outputs/hangs"], {1: HANGS})
