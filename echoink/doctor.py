@@ -16,11 +16,12 @@ from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
-from echoink import command
-from echoink.compose import compose, conf_dir
-from echoink.config import Attention, Config, RolloutEngine, Source, Task
-from echoink.console import console
-from echoink.errors import UserError
+from echoink.common import cli
+from echoink.common.console import console
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.paths import conf_dir
+from echoink.config.schema import Attention, Config, RolloutEngine, Source, Task
 
 
 class Verdict(Enum):
@@ -127,12 +128,12 @@ def _version(package: str) -> str | None:
 def _picture() -> tuple[Verdict, str]:
     from PIL import Image
 
-    from echoink import media
+    from echoink.media import loaders
 
     for kind in ("JPEG", "PNG", "WEBP"):
         file = io.BytesIO()
         Image.new("RGB", (8, 8), "red").save(file, kind)
-        media.load_image(media.Embedded(kind, file.getvalue))
+        loaders.load_image(loaders.Embedded(kind, file.getvalue))
     return Verdict.good, f"Pillow {_version('pillow')} decodes JPEG, PNG, WEBP"
 
 
@@ -140,12 +141,12 @@ def _sound() -> tuple[Verdict, str]:
     import numpy as np
     import soundfile
 
-    from echoink import media
+    from echoink.media import loaders
 
     for kind in ("WAV", "FLAC", "OGG", "MP3"):
         file = io.BytesIO()
         soundfile.write(file, np.zeros(44_100), 44_100, format=kind)
-        media.load_sound(media.Embedded(kind, file.getvalue), 1)
+        loaders.load_sound(loaders.Embedded(kind, file.getvalue), 1)
     return Verdict.good, f"soundfile {soundfile.__version__} decodes WAV, FLAC, OGG, MP3"
 
 
@@ -166,11 +167,12 @@ def _disk() -> tuple[Verdict, str]:
 
 
 def _tracking(config: Config) -> tuple[Verdict, str]:
-    from echoink import preflight, stored
+    from echoink.planning import preflight
+    from echoink.tracking import client
 
     if not config.tracking.enabled:
         return Verdict.note, "off"
-    uri = stored.absolute_uri(config.tracking.uri, Path.cwd())
+    uri = client.absolute_uri(config.tracking.uri, Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return Verdict.good, f"{uri} will be made"
     preflight.check_store(uri)
@@ -192,7 +194,7 @@ def _hub() -> tuple[Verdict, str]:
 
 
 def _model(config: Config) -> tuple[Verdict, str]:
-    from echoink.models import resolve
+    from echoink.config.paths import resolve
 
     path = resolve(config.checkpoint or config.model.path)
     if Path(path).is_dir():
@@ -242,14 +244,14 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
 
 
 def _engine(config: Config) -> tuple[Verdict, str]:
-    from echoink import engine
+    from echoink.rollout import vllm_engine
 
     python = config.generation.vllm.python
-    return Verdict.good, f"vLLM {engine.check(python)} in {python or 'this environment'}"
+    return Verdict.good, f"vLLM {vllm_engine.check(python)} in {python or 'this environment'}"
 
 
 def _data(config: Config) -> tuple[Verdict, str]:
-    from echoink.splits import first
+    from echoink.data.splits import first
 
     dataset = config.dataset
     if dataset.source is Source.synthetic and not Path(dataset.path).exists():
@@ -281,4 +283,4 @@ def main(overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__, needs_words=False)
+    cli.run(main, __doc__, needs_words=False)

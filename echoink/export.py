@@ -8,17 +8,12 @@ The folder holds weights (safetensors), config.json, generation_config.json, the
 the run's numbers and data.
 """
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from echoink import checkpoint, command
-from echoink.errors import UserError
+from echoink.common import cli
+from echoink.pipeline.export import export
 
 
 @dataclass
@@ -31,159 +26,15 @@ class ExportConfig:
     push_to: str | None = None
 
 
-def export(source: Path | str, output: Path, merge: bool = True, push_to: str | None = None) -> Path:
-    """Write the folder, and push it where that is asked for.
-
-    Args:
-        source: a run folder (its best step, else its newest), a step or model folder, or a hub id.
-        output: the new folder.
-        merge: an adapter's update added to its base's weights; False exports the adapter.
-        push_to: hub id of the repository.
-
-    Raises:
-        UserError: `output` is there, the adapter was never trained, or the hub would refuse.
-    """
-    from transformers import GenerationConfig
-
-    from echoink import models, preflight
-
-    if output.exists():
-        raise UserError(f"{output} is there already", "give a new folder")
-    if push_to:
-        preflight.check_hub(push_to)
-    path = checkpoint.resolve(str(source))
-    adapter = models.is_adapter(path)
-    if adapter:
-        _refuse_untrained(Path(path))
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        model = models.load_model(path)  # also says what is wrong with it
-        processor = models.load_processor(path, *_caps(path))
-        if adapter and not merge:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy2(Path(path) / name, part)
-            settings = json.loads((part / "adapter_config.json").read_text())
-            settings["base_model_name_or_path"] = models.resolve(settings["base_model_name_or_path"])
-            (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        else:
-            model.save_pretrained(part)
-        ends = models.end_ids(model, processor)
-        generation = GenerationConfig.from_dict(model.generation_config.to_dict() | {"eos_token_id": ends})
-        generation.save_pretrained(part)
-        processor.save_pretrained(part)
-        (part / "README.md").write_text(card(Path(path), adapter and not merge), encoding="utf-8")
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    if push_to:
-        from huggingface_hub import HfApi
-
-        HfApi().create_repo(push_to, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=push_to, folder_path=str(output))
-    return output
-
-
-def _caps(path: str) -> tuple[int, int]:
-    """The picture caps that the model was trained with, or else those of its processor."""
-    config = _run_file(Path(path), "config.yaml")
-    if config is not None:
-        model = OmegaConf.load(config).model
-        return model.min_pixels, model.max_pixels
-    from transformers import Qwen2_5OmniProcessor
-
-    from echoink import models
-
-    size = Qwen2_5OmniProcessor.from_pretrained(models.resolve(path)).image_processor.size
-    return size["shortest_edge"], size["longest_edge"]
-
-
-def _run_file(path: Path, name: str) -> Path | None:
-    """A file of the run that a step folder belongs to."""
-    file = path.parent.parent / name
-    return file if path.parent.name == "checkpoints" and file.is_file() else None
-
-
-def _refuse_untrained(path: Path) -> None:
-    from safetensors.torch import load_file
-
-    ups = [weight for name, weight in load_file(path / "adapter_model.safetensors").items() if "lora_B" in name]
-    if not any(weight.any() for weight in ups):
-        raise UserError(f"the adapter {path} changes nothing: all of its B matrices are 0", "it was never trained")
-
-
-def card(path: Path, adapter: bool) -> str:
-    """The model card: what it is, what it was trained on, its numbers, how to load it.
-
-    Args:
-        path: the step folder; a folder outside a run gives a card without numbers.
-        adapter: whether the folder holds an adapter.
-    """
-    files = {
-        name: _run_file(path, name) for name in ("summary.json", "config.yaml", "dataset.json", "environment.json")
-    }
-    summary, dataset, environment = (
-        json.loads(file.read_text()) if (file := files[name]) else {}
-        for name in ("summary.json", "dataset.json", "environment.json")
-    )
-    config: Any = OmegaConf.load(files["config.yaml"]) if files["config.yaml"] else None
-    base = config.checkpoint or config.model.path if config else None
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
-    head += [f"base_model: {base}"] if base and "/" in base and not Path(base).exists() else []
-    head += ["tags:", "- qwen2_5_omni", "- grpo", "- audio-visual-reasoning", "---", ""]
-    body = ["# A Qwen2.5-Omni thinker trained by GRPO with EchoInk", ""]
-    if config:
-        body += [
-            f"Started from `{base}`, step {checkpoint.step_of(path)}: G = {config.grpo.group_size}, "
-            f"beta = {config.grpo.beta}, lambda_acc = {config.reward.lambda_acc}, "
-            f"lambda_fmt = {config.reward.lambda_fmt}, seed {config.seed}.",
-            "",
-            f"Data: `{config.dataset.source}` ({Path(config.dataset.path).name}), "
-            + ", ".join(f"{split} {found['samples']:,}" for split, found in dataset.items())
-            + ".",
-            "",
-        ]
-    phases = [(phase, summary[phase]) for phase in ("base", "final") if summary.get(phase)]
-    if phases:
-        body += ["| | n | accuracy | 95 % | format | greedy |", "|---|---|---|---|---|---|"]
-        for phase, found in phases:
-            low, high = found["interval"]
-            greedy = "–" if found["greedy_accuracy"] is None else f"{100 * found['greedy_accuracy']:.1f} %"
-            body.append(
-                f"| {phase} | {found['n']:,} | {100 * found['accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} "
-                f"| {100 * found['format']:.1f} % | {greedy} |"
-            )
-        step = summary.get("steps")
-        body += ["", f"The numbers are of the run's last step ({step}), sampled as in training.", ""]
-    if paired := summary.get("paired"):
-        body += [f"{100 * paired['difference']:+.1f} points, {paired['test']} p = {paired['p_value']:.2g}.", ""]
-    if environment:
-        versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
-        body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
-    body += ["```python", *(["from peft import PeftModel"] if adapter else [])]
-    body += [
-        "from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration",
-        "",
-        'processor = Qwen2_5OmniProcessor.from_pretrained("<folder>")',
-        f'model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained("<{"base" if adapter else "folder"}>")',
-        *(['model = PeftModel.from_pretrained(model, "<folder>")'] if adapter else []),
-    ]
-    body += ["```", ""]
-    if config:
-        body += ["The prompt it was trained on:", "", "```", config.prompt.template.strip(), "```", ""]
-    return "\n".join([*head, *body])
-
-
 def main(words: Sequence[str]) -> None:
     """Export as the settings say."""
-    from echoink import console
+    from echoink.common import console
 
-    given = command.settings(ExportConfig, words)
+    given = cli.settings(ExportConfig, words)
     with console.quiet_libraries():
         folder = export(given.checkpoint, Path(given.output), given.merge, given.push_to)
     console.say("export", str(folder))
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    cli.run(main, __doc__)

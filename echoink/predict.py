@@ -9,11 +9,13 @@
 import argparse
 from pathlib import Path
 
-from echoink import checkpoint, command
-from echoink.compose import compose
-from echoink.config import Config
-from echoink.errors import UserError
-from echoink.rewards import ProblemType, parse_answer, parse_letters
+from echoink.common import cli
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.schema import Config
+from echoink.rewards.parsing import parse_answer, parse_letters
+from echoink.rewards.types import ProblemType
+from echoink.run_folder import checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +46,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
     """
     from omegaconf import OmegaConf
 
-    from echoink.compose import typed
+    from echoink.config.compose import typed
 
     run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     overrides = [
@@ -72,7 +74,7 @@ def sample_of(arguments: argparse.Namespace):
     Raises:
         UserError: a problem type that does not fit.
     """
-    from echoink.samples import DataType, Sample, check_text
+    from echoink.data.samples import DataType, Sample, check_text
 
     check_text([arguments.question, *arguments.options], "the question")
     if arguments.no_sound and arguments.audio:
@@ -108,22 +110,22 @@ def predict(arguments: argparse.Namespace) -> list[str]:
     sample = sample_of(arguments)
     config = configuration(arguments)
     path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else config.model.path
-    from echoink import console
+    from echoink.common import console
 
     with console.quiet_libraries():
         import torch
 
-        from echoink import models
-        from echoink.config import Adapter
-        from echoink.evaluation import draw_names
-        from echoink.processing import Caps, PromptProcessor
-        from echoink.prompts import Prompt
-        from echoink.rollout import Sampling, generate, uniforms
-        from echoink.splits import video_caps
+        from echoink.config.schema import Adapter, Prompt
+        from echoink.data.processor import Caps, PromptProcessor, load_processor
+        from echoink.data.splits import video_caps
+        from echoink.evaluation.prediction import draw_names
+        from echoink.models import loading
+        from echoink.rollout.generate import generate
+        from echoink.rollout.sampling import Sampling, uniforms
 
         quantized = config.adapter.kind is Adapter.qlora
-        model = models.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)
-        omni = models.load_processor(path, config.model.min_pixels, config.model.max_pixels)
+        model = loading.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)
+        omni = load_processor(path, config.model.min_pixels, config.model.max_pixels)
         prompt = config.prompt
         caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
         processor = PromptProcessor(omni, model, Prompt(**vars(prompt)), caps)
@@ -143,7 +145,7 @@ def predict(arguments: argparse.Namespace) -> list[str]:
                 uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
                 [sampling.temperature if arguments.samples else 0.0] * len(draws),
                 sampling,
-                models.end_ids(model, omni),
+                loading.end_ids(model, omni),
                 omni.tokenizer.pad_token_id,
             )
     return [text.strip() for text in omni.batch_decode(completions, skip_special_tokens=True)]
@@ -162,4 +164,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, parser().format_help())
+    cli.run(main, parser().format_help())

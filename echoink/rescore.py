@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from echoink import command
-from echoink.errors import UserError
-from echoink.rewards import Match
+from echoink.common import cli
+from echoink.common.errors import UserError
+from echoink.rewards.types import Match
 
 
 @dataclass
@@ -39,8 +39,9 @@ def rescore(path: Path, match: Match, reward_file: str | None):
     Raises:
         UserError: there is no such file, or a line is no prediction.
     """
-    from echoink import evaluation, own_reward
-    from echoink.samples import Sample
+    from echoink.data.samples import Sample
+    from echoink.evaluation.prediction import of_row, rejudged
+    from echoink.rewards import custom as custom_reward
 
     path = path / "predictions.jsonl" if path.is_dir() else path
     if not path.is_file():
@@ -48,36 +49,38 @@ def rescore(path: Path, match: Match, reward_file: str | None):
     before = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         try:
-            before += [evaluation.of_row(json.loads(line))] if line else []
+            before += [of_row(json.loads(line))] if line else []
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error
     if not before:
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
     first = before[0]
     example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
-    own = own_reward.load(reward_file, example) if reward_file else None
-    return before, [evaluation.rejudged(prediction, match, own) for prediction in before]
+    own = custom_reward.load(reward_file, example) if reward_file else None
+    return before, [rejudged(prediction, match, own) for prediction in before]
 
 
 def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
-    from echoink import console, evaluation
+    from echoink.common import console
+    from echoink.evaluation import metrics, tables
+    from echoink.evaluation.prediction import BASE, FINAL, Prediction
 
     paths = [word for word in words if "=" not in word or Path(word).is_file()]
     others = [word for word in words if word not in paths]
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
-    given = command.settings(RescoreConfig, others)
+    given = cli.settings(RescoreConfig, others)
     before, after = rescore(Path(paths[0]), given.reward.match, given.reward.file)
-    groups: dict[str, list[evaluation.Prediction]] = {}
+    groups: dict[str, list[Prediction]] = {}
     for p in after:
         groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
-    console.accuracy_table({name: evaluation.summarize(group) for name, group in groups.items()})
+    tables.accuracy_table({name: metrics.summarize(group) for name, group in groups.items()})
     changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
-    if {evaluation.BASE, evaluation.FINAL} <= set(groups):
-        base, final = groups[evaluation.BASE], groups[evaluation.FINAL]
-        found = evaluation.compare(base, final)
+    if {BASE, FINAL} <= set(groups):
+        base, final = groups[BASE], groups[FINAL]
+        found = metrics.compare(base, final)
         low, high = (100 * end for end in found.interval)
         text = f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g}"
         console.say("gain", text)
@@ -90,4 +93,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    cli.run(main, __doc__)

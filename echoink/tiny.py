@@ -24,16 +24,17 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
 from transformers import Qwen2_5OmniProcessor, Qwen2Tokenizer
 
-from echoink import synthetic
-from echoink.architecture import make_model, make_processor
-from echoink.compose import conf_dir
-from echoink.errors import UserError
-from echoink.models import load_model, load_processor
-from echoink.processing import PromptInputs, encode, prompt_batch, row_media, row_positions
-from echoink.prompts import Prompt, build_messages
-from echoink.rewards import ANSWER, THINK
-from echoink.samples import Sample
-from echoink.synthetic import Question, Scene
+from echoink.common.errors import UserError
+from echoink.config.paths import conf_dir
+from echoink.config.schema import Prompt
+from echoink.data import synthetic
+from echoink.data.processor import PromptInputs, encode, load_processor, prompt_batch, row_media, row_positions
+from echoink.data.prompts import build_messages
+from echoink.data.samples import Sample
+from echoink.data.synthetic import Question, Scene
+from echoink.models.loading import load_model
+from echoink.models.tiny_architecture import make_model, make_processor
+from echoink.rewards.parsing import ANSWER, THINK
 
 
 @dataclass

@@ -16,15 +16,18 @@ from rich.progress import track
 from scipy.stats import mannwhitneyu
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import integration, models, rollout, variants
-from echoink.compose import compose
-from echoink.config import Variant
-from echoink.processing import Caps, PromptProcessor
-from echoink.prompts import Prompt
-from echoink.rewards import accuracy_reward
-from echoink.samples import Sample
-from echoink.shared_prefix import score
-from echoink.splits import read_split, video_caps
+from echoink.config.compose import compose
+from echoink.config.schema import Prompt, Variant
+from echoink.data import ablations
+from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.samples import Sample
+from echoink.data.splits import read_split, video_caps
+from echoink.models import loading
+from echoink.models.logprobs import score
+from echoink.rewards import integration
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, uniforms
 
 ABLATIONS = {
     "removed": (Variant.no_audio, Variant.no_image),
@@ -37,16 +40,16 @@ GROUP, BATCH = 8, 16
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     config = compose([f"model.path={given['model']}"], False, None)[0].config
-    model = models.load_model(given["model"])
+    model = loading.load_model(given["model"])
     add_fused_lm_head(model, temperature=config.generation.temperature)
-    omni = models.load_processor(given["model"], config.model.min_pixels, config.model.max_pixels)
+    omni = load_processor(given["model"], config.model.min_pixels, config.model.max_pixels)
     caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
     processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps)
     samples = read_split(given["data"], "train")[: int(given.get("samples", 256))]
-    changed = {v: {s.id: s for s in variants.make(samples, v, 0)} for pair in ABLATIONS.values() for v in pair}
+    changed = {v: {s.id: s for s in ablations.make(samples, v, 0)} for pair in ABLATIONS.values() for v in pair}
     samples = [s for s in samples if all(s.id in found for found in changed.values())]
-    ends, pad = models.end_ids(model, omni), omni.tokenizer.pad_token_id
-    sampling = rollout.Sampling(
+    ends, pad = loading.end_ids(model, omni), omni.tokenizer.pad_token_id
+    sampling = Sampling(
         config.generation.temperature,
         config.generation.top_p,
         config.generation.top_k,
@@ -55,9 +58,9 @@ def main(words: list[str]) -> None:
     hasty, gains, lengths = [], {name: [] for name in ABLATIONS}, []
     for start in track(range(0, len(samples), BATCH), "scoring"):
         batch = samples[start : start + BATCH]
-        noise = torch.stack([rollout.uniforms(0, 0, s.id, GROUP, sampling.max_new_tokens) for s in batch])
+        noise = torch.stack([uniforms(0, 0, s.id, GROUP, sampling.max_new_tokens) for s in batch])
         prompts = [processor(sample) for sample in batch]
-        completions = rollout.generate(model, prompts, noise, [sampling.temperature] * GROUP, sampling, ends, pad)
+        completions = generate(model, prompts, noise, [sampling.temperature] * GROUP, sampling, ends, pad)
         texts = omni.batch_decode(completions, skip_special_tokens=True)
         ids, mask = integration.padded(completions, torch.device("cpu"))
         owner = [row // GROUP for row in range(len(ids))]

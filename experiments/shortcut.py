@@ -13,10 +13,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from echoink import results, synthetic
-from echoink.results import Run
-from echoink.statistics import Seeds, over_seeds
-from echoink.tracking import PREDICTIONS, read_rows
+from echoink.common.files import read_rows
+from echoink.common.statistics import Seeds, over_seeds
+from echoink.data import synthetic
+from echoink.run_folder import reader
+from echoink.run_folder.folder import PREDICTIONS
+from echoink.run_folder.reader import Run
 
 VARIANTS = ("no_audio", "no_image", "text_only", "swapped_audio", "swapped_image")
 
@@ -35,7 +37,7 @@ def arm(run: Run) -> str:
 
 def main(folders: Sequence[str]) -> None:
     arms: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in results.find(map(Path, folders)):
+    for run in reader.find(map(Path, folders)):
         if run.finished and run.summary.get("final"):
             arms[arm(run)][run.seed] = run
     accuracy = {name: {s: run.result["accuracy"] for s, run in runs.items()} for name, runs in arms.items()}

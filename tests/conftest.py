@@ -12,12 +12,12 @@ import hypothesis
 import pytest
 import torch
 
-from echoink import synthetic
-from echoink.compose import compose
-from echoink.media import VideoCaps
-from echoink.prompts import Prompt
-from echoink.samples import Sample
-from echoink.splits import read_split
+from echoink.config.compose import compose
+from echoink.config.schema import Prompt
+from echoink.data import synthetic
+from echoink.data.samples import Sample
+from echoink.data.splits import read_split
+from echoink.media.loaders import VideoCaps
 
 hypothesis.settings.register_profile("ours", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("ours")
@@ -59,7 +59,7 @@ def samples(dataset) -> list[Sample]:
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory) -> Path:
     """An MLflow database without a run, to be copied: to make one takes seconds."""
-    from echoink.stored import connect
+    from echoink.tracking.client import connect
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     connect(f"sqlite:///{file}")
@@ -68,7 +68,7 @@ def fresh_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model():
-    from echoink.models import load_model
+    from echoink.models.loading import load_model
 
     torch.manual_seed(0)
     return load_model("tiny")
@@ -77,8 +77,7 @@ def model():
 @pytest.fixture(scope="session")
 def make_processor():
     """The prompt processor of a model."""
-    from echoink.models import load_processor
-    from echoink.processing import Caps, PromptProcessor
+    from echoink.data.processor import Caps, PromptProcessor, load_processor
 
     omni = load_processor("tiny", 112 * 112, 112 * 112)
     return lambda model: PromptProcessor(omni, model, PROMPT, Caps(10.0, VIDEO, 4096))
@@ -92,7 +91,7 @@ def processor(make_processor, model):
 @pytest.fixture(scope="session")
 def prompts(make_processor, samples):
     """Model inputs of eight samples whose prompts differ in length."""
-    from echoink.models import load_model
+    from echoink.models.loading import load_model
 
     made = [make_processor(load_model("tiny"))(sample) for sample in samples[:8]]
     assert len({len(prompt.input_ids) for prompt in made}) > 1

@@ -10,16 +10,18 @@ import torch.distributed
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from echoink import sharding
-from echoink.compose import compose
-from echoink.config import Adapter, Sharding, Variant
-from echoink.models import load_model, load_processor, load_reference, lora, processes
-from echoink.processing import Caps, PromptProcessor
-from echoink.prompts import Prompt
-from echoink.samples import DataType, Sample
-from echoink.splits import read_split, video_caps
-from echoink.trainer import EchoInkTrainer, arguments, metrics_of
-from echoink.variants import without
+from echoink.config.compose import compose
+from echoink.config.schema import Adapter, Prompt, Sharding, Variant
+from echoink.data.ablations import without
+from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.samples import DataType, Sample
+from echoink.data.splits import read_split, video_caps
+from echoink.distributed import sharding
+from echoink.distributed.process_group import processes
+from echoink.models.loading import load_model, load_reference, lora
+from echoink.training.metrics import metrics_of
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
 from tests import files
 
 

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from echoink import stored
+from echoink.tracking.client import absolute_uri, connect
 from tests import processes
 
 SMALL = [
@@ -30,5 +30,5 @@ def lines(path: Path) -> list[dict]:
 
 
 def mlflow_runs(folder: Path) -> list:
-    client = stored.connect(stored.absolute_uri("sqlite:///outputs/mlflow.db", folder))
+    client = connect(absolute_uri("sqlite:///outputs/mlflow.db", folder))
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

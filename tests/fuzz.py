@@ -20,11 +20,11 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from echoink import synthetic
-from echoink.errors import UserError
-from echoink.media import Embedded, VideoCaps, load_audio, load_image, load_soundtrack, load_video
-from echoink.samples import parse_rows
-from echoink.sources import open_split
+from echoink.common.errors import UserError
+from echoink.data import synthetic
+from echoink.data.readers import open_split
+from echoink.data.samples import parse_rows
+from echoink.media.loaders import Embedded, VideoCaps, load_audio, load_image, load_soundtrack, load_video
 from tests.files import video
 
 CAPS = VideoCaps(fps=2, max_frames=4, max_pixels=56 * 56)

@@ -5,6 +5,6 @@ import torch  # noqa: F401
 import trl.trainer.grpo_trainer  # noqa: F401
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni, processing_qwen2_5_omni  # noqa: F401
 
-import echoink.callbacks
-import echoink.figures
-import echoink.report  # noqa: F401
+import echoink.report.build
+import echoink.report.figures
+import echoink.training.callbacks  # noqa: F401

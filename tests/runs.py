@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from echoink.compose import compose
-from echoink.config import to_yaml
-from echoink.stored import Record
+from echoink.config.compose import compose
+from echoink.config.schema import to_yaml
+from echoink.tracking.client import Record
 
 PICTURE, SOUND = "valid/images/sample_0.jpg", "valid/audios/sample_0.wav"
 

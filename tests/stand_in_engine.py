@@ -1,4 +1,4 @@
-"""Stands where `echoink/vllm_worker.py` does, and speaks as it does, but decodes with transformers: the tests' engine.
+"""The tests' engine: speaks as `echoink/rollout/vllm_worker.py` does, but decodes with transformers.
 
 What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
 STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities.
@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import rollout
-from echoink.processing import PromptInputs
-from echoink.shared_prefix import install, score
+from echoink.data.processor import PromptInputs
+from echoink.models.logprobs import score
+from echoink.models.shared_prefix import install
+from echoink.rollout import generate as rollout
+from echoink.rollout.sampling import Sampling
 
 IN_TRANSFORMERS = (
     ("thinker.model.", "model.language_model."),
@@ -59,7 +61,7 @@ class StandIn:
         group, length = prompts[0]["n"], sampling["max_tokens"]
         assert len(prompts) * group <= self.settings["max_num_seqs"]
         noise = [np.random.default_rng(prompt["seed"]).random((group, length), dtype=np.float32) for prompt in prompts]
-        wanted = rollout.Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length)
+        wanted = Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length)
         ends = sampling["stop_token_ids"]
         temperatures = [self.temperature] * group
         rows = rollout.generate(

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from echoink.ahead import Ahead
-from echoink.config import Variant
-from echoink.errors import UserError
-from echoink.processing import PromptInputs
-from echoink.samples import DataType
-from echoink.splits import read_split
-from echoink.variants import without
+from echoink.common.errors import UserError
+from echoink.config.schema import Variant
+from echoink.data.ablations import without
+from echoink.data.prefetch import Ahead
+from echoink.data.processor import PromptInputs
+from echoink.data.samples import DataType
+from echoink.data.splits import read_split
 from tests import files
 
 

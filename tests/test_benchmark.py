@@ -7,10 +7,12 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from echoink import benchmark, systems
-from echoink.benchmark import BenchmarkConfig, executed_flops, figure, peak_memory
-from echoink.compose import VERSION_BASE, conf_dir, typed
-from echoink.errors import UserError
+from echoink.benchmark import baselines, measure
+from echoink.benchmark.__main__ import figure
+from echoink.benchmark.measure import BenchmarkConfig, executed_flops, peak_memory
+from echoink.common.errors import UserError
+from echoink.config.compose import VERSION_BASE, typed
+from echoink.config.paths import conf_dir
 from tests import processes
 
 MINI = [
@@ -35,7 +37,7 @@ def test_every_shape_composes(shape):
 
 @pytest.mark.parametrize("lora", ["false", "true"])
 def test_all_systems_compute_the_same_and_ours_no_more_than_is_needed(lora):
-    found = benchmark.benchmark(composed(*MINI, f"lora={lora}", "peak_tflops=1"))
+    found = measure.benchmark(composed(*MINI, f"lora={lora}", "peak_tflops=1"))
     assert found["parity"]["max_logprob_difference"] <= 1e-5
     assert found["parity"]["gradient_relative_difference"] <= 1e-5
     for phase in ("rollout", "reference", "update"):
@@ -47,27 +49,27 @@ def test_all_systems_compute_the_same_and_ours_no_more_than_is_needed(lora):
         expected = seconds[name]["update"]["median"] / seconds["ours"]["update"]["median"]
         assert found[key]["update"] == pytest.approx(expected)
         assert found[key]["peak_memory"] == found["peak_memory"][name] / found["peak_memory"]["ours"]
-    assert set(found["ratio"]) == {*benchmark.PHASES, "peak_memory"}
-    assert set(found["mfu"]) == set(benchmark.SYSTEMS)
+    assert set(found["ratio"]) == {*measure.PHASES, "peak_memory"}
+    assert set(found["mfu"]) == set(measure.SYSTEMS)
 
 
 def test_without_a_kl_term_only_one_group_at_a_time_runs_a_reference():
-    made = benchmark.make_systems(composed(*MINI, "beta=0"), torch.device("cpu"))
+    made = measure.make_systems(composed(*MINI, "beta=0"), torch.device("cpu"))
     for system in made.values():
         system.infer()
     assert [system.reference_logps is not None for system in made.values()] == [False, False, True]
 
 
 def test_systems_that_differ_are_no_benchmark(monkeypatch):
-    honest = systems.SharedPrefix.log_probabilities
-    monkeypatch.setattr(systems.SharedPrefix, "log_probabilities", lambda *a: honest(*a) + 1e-3)
+    honest = baselines.SharedPrefix.log_probabilities
+    monkeypatch.setattr(baselines.SharedPrefix, "log_probabilities", lambda *a: honest(*a) + 1e-3)
     with pytest.raises(UserError, match="PlainRows and SharedPrefix differ: log-probabilities by 1.0e-03"):
-        benchmark.benchmark(composed(*MINI))
+        measure.benchmark(composed(*MINI))
 
 
 def test_plain_rows_encode_and_prefill_every_row():
     """The baseline does what TRL does: else the ratio would mean nothing."""
-    made = benchmark.make_systems(composed(*MINI), torch.device("cpu"))
+    made = measure.make_systems(composed(*MINI), torch.device("cpu"))
     seen = {}
     thinker = made["ours"].thinker.model
     thinker.visual.register_forward_pre_hook(lambda _, args: seen.update(patches=seen.get("patches", 0) + len(args[0])))
@@ -93,8 +95,8 @@ def test_flops_and_memory_by_hand():
 
 
 def test_growth_and_its_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "GROWTH", {"group_size": (2, 4), "prompt_tokens": (1,)})
-    rows = benchmark.growth(composed(*MINI))
+    monkeypatch.setattr(measure, "GROWTH", {"group_size": (2, 4), "prompt_tokens": (1,)})
+    rows = measure.growth(composed(*MINI))
     assert [(row["key"], row["value"]) for row in rows] == [
         ("group_size", 2),
         ("group_size", 4),

@@ -5,11 +5,12 @@ import json
 import datasets
 import pytest
 
-from echoink.benchmarks import BENCHMARKS, choices, open_benchmark
-from echoink.compose import compose
-from echoink.errors import UserError
-from echoink.samples import Facts, check_media, parse_rows
-from echoink.splits import load
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.data.media_check import Facts, check_media
+from echoink.data.public_benchmarks import BENCHMARKS, choices, open_benchmark
+from echoink.data.samples import parse_rows
+from echoink.data.splits import load
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video
 

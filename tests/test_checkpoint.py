@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from echoink import checkpoint
-from echoink.errors import UserError
-from echoink.models import load_model, load_processor
+from echoink.common.errors import UserError
+from echoink.data.processor import load_processor
+from echoink.models.loading import load_model
+from echoink.run_folder import checkpoint
 
 
 def write(folder):
@@ -154,7 +155,7 @@ def test_precision_attention_and_freezing_are_as_asked(model):
 def test_an_adapters_checkpoint_is_a_model_that_can_be_trained_again(model, tmp_path):
     from peft import get_peft_model
 
-    from echoink.models import load_model, lora
+    from echoink.models.loading import load_model, lora
 
     adapted = get_peft_model(model, lora(4, 8, 0.0, ("q_proj",)))
     adapted.save_pretrained(tmp_path)
@@ -167,7 +168,7 @@ def test_an_adapters_checkpoint_is_a_model_that_can_be_trained_again(model, tmp_
 def test_a_broken_adapter_is_one_clear_error(model, tmp_path):
     from peft import get_peft_model
 
-    from echoink.models import load_model, lora
+    from echoink.models.loading import load_model, lora
 
     get_peft_model(model, lora(4, 8, 0.0, ("q_proj",))).save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
@@ -181,7 +182,7 @@ def test_a_broken_adapter_is_one_clear_error(model, tmp_path):
 
 @pytest.mark.parametrize(("targets", "wrong"), [(("q_prj",), "q_prj"), ((), "empty")])
 def test_an_adapter_without_a_place_is_refused(model, targets, wrong):
-    from echoink.models import check_targets
+    from echoink.models.loading import check_targets
 
     with pytest.raises(UserError, match=f"adapter.targets: {wrong}.*\n.*q_proj"):
         check_targets(model, targets)

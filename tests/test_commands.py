@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from echoink import doctor, export, memory, plan, predict, preflight, rescore, synthetic
-from echoink.compose import compose
-from echoink.errors import UserError
-from echoink.models import TINY, load_model, load_processor, lora
-from echoink.rewards import Match
-from echoink.splits import load
+from echoink import doctor, predict, rescore
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.paths import TINY
+from echoink.data import synthetic
+from echoink.data.processor import load_processor
+from echoink.data.splits import load
+from echoink.models.loading import load_model, lora
+from echoink.pipeline import export
+from echoink.planning import memory, plan, preflight
+from echoink.rewards.types import Match
 from tests import processes
 from tests.files import picture, sound, video
 
@@ -259,7 +264,7 @@ def test_the_best_checkpoint_is_kept(run):
     best = max(rows, key=lambda row: (row["dev/accuracy"], row["step"]))
     assert summary["best"] == {"step": best["step"], "accuracy": best["dev/accuracy"]}
     assert {path.name for path in (run / "checkpoints").glob("step-*")} == {f"step-{best['step']}", "step-3"}
-    from echoink.checkpoint import resolve
+    from echoink.run_folder.checkpoint import resolve
 
     assert resolve(str(run)).endswith(f"step-{best['step']}")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

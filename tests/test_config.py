@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from echoink.compose import compose, conf_dir, groups
-from echoink.config import fields_of, flatten, to_yaml
-from echoink.errors import UserError
-from echoink.help import help_text
-from echoink.splits import training_steps
+from echoink.common.errors import UserError
+from echoink.config.compose import compose, groups
+from echoink.config.help import help_text
+from echoink.config.paths import conf_dir
+from echoink.config.schema import fields_of, flatten, to_yaml
+from echoink.data.sampler import training_steps
 
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 
@@ -140,7 +141,7 @@ def test_the_resolved_configuration_composes_to_itself():
     from omegaconf import OmegaConf
 
     config = compose(["experiment=quickstart"])[0].config
-    from echoink.compose import validate
+    from echoink.config.compose import validate
 
     assert validate(OmegaConf.create(to_yaml(config))) == config
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from echoink import cost
-from echoink.benchmark import executed_flops, make_systems, phases
-from experiments.cost import predicted
+from echoink.benchmark.measure import executed_flops, make_systems, phases
+from echoink.planning import step_time
+from experiments.step_time import predicted
 from tests import processes
 from tests.test_benchmark import MINI, composed
 
-MODEL = cost.Model(28, 3584, 512, 6_525_288_448, 544_997_376, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
-STEP = cost.Step(8, 500.0, 256.0, 125.0, 16, 200.0, 1, 1)
+MODEL = step_time.Model(28, 3584, 512, 6_525_288_448, 544_997_376, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
+STEP = step_time.Step(8, 500.0, 256.0, 125.0, 16, 200.0, 1, 1)
 WHOLE = ("weights", "gradients", "optimizer")
-H100 = cost.GPUS[1]
+H100 = step_time.GPUS[1]
 
 
 @pytest.mark.parametrize("words", [[], ["shape.group_size=8"], ["shape.completion_tokens=40"], ["shape.prompts=2"]])
@@ -30,7 +30,7 @@ def test_operations_are_those_that_run(words):
 
 def test_seconds_by_hand():
     """On one GPU: 8 prompts of 500 tokens and 128 completions of 200, at 0.4 of 989 TFLOP/s and 0.6 of 3.35 TB/s."""
-    found = cost.seconds(MODEL, STEP, H100, 1, (), reference=True, again=True)
+    found = step_time.seconds(MODEL, STEP, H100, 1, (), reference=True, again=True)
     tokens = 8 * (500 + 16 * 200)
     matrices = 2 * 6_525_288_448 * tokens + 2 * 544_997_376 * (8 * 16 * 200 + 8)
     towers = 8 * (4 * 256 * 2 * 676e6 + 2 * 125 * 2 * 640e6)
@@ -43,16 +43,16 @@ def test_seconds_by_hand():
 
 def test_costs_grow_as_they_must():
     on = (H100, 8, WHOLE, True, True)
-    times = cost.growth(MODEL, STEP, 4496, *on)
+    times = step_time.growth(MODEL, STEP, 4496, *on)
     assert times["samples"] == 2 and all(1 < value <= 2.2 for value in times.values())
     for other in (replace(STEP, group=32), replace(STEP, completion=400.0), replace(STEP, prompt=1000.0)):
-        assert cost.seconds(MODEL, other, *on).total > cost.seconds(MODEL, STEP, *on).total
-    one, eight = (cost.hours(MODEL, STEP, 4496, H100, n, WHOLE if n > 1 else (), True, True) for n in (1, 8))
+        assert step_time.seconds(MODEL, other, *on).total > step_time.seconds(MODEL, STEP, *on).total
+    one, eight = (step_time.hours(MODEL, STEP, 4496, H100, n, WHOLE if n > 1 else (), True, True) for n in (1, 8))
     assert eight["hours"] < one["hours"] and eight["gpu_hours"] > one["gpu_hours"] and eight["steps"] == 562
-    many = cost.hours(MODEL, STEP, 4496, H100, 64, WHOLE, True, True)
+    many = step_time.hours(MODEL, STEP, 4496, H100, 64, WHOLE, True, True)
     assert (many["prompts_per_step"], many["steps"]) == (64, 71)  # every GPU has a prompt, so there are fewer steps
     frozen = replace(MODEL, learning=10e6, learning_language=False, learning_towers=False)
-    assert cost.seconds(frozen, STEP, H100, 8, (), False, False).total < cost.seconds(MODEL, STEP, *on).total
+    assert step_time.seconds(frozen, STEP, H100, 8, (), False, False).total < step_time.seconds(MODEL, STEP, *on).total
 
 
 def test_a_plan_says_what_it_takes_on_gpus(tmp_path):

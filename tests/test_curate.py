@@ -12,11 +12,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from echoink import curate
-from echoink.errors import UserError
-from echoink.media import load_audio, load_image
-from echoink.samples import Facts, check_media
-from echoink.splits import read_split
+from echoink.common.errors import UserError
+from echoink.curate import omni_instruct
+from echoink.curate.__main__ import main
+from echoink.data.media_check import Facts, check_media
+from echoink.data.splits import read_split
+from echoink.media.loaders import load_audio, load_image
 from tests.conftest import VIDEO
 
 WORDS = ["dog barking", "car horn", "rain", "piano"]
@@ -105,7 +106,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory):
     output = tmp_path_factory.mktemp("made") / "AVQA_R1"
-    curate.main([f"source={source[0]}", f"output={output}", "expect=[192,87]"])
+    main([f"source={source[0]}", f"output={output}", "expect=[192,87]"])
     return output
 
 
@@ -157,7 +158,7 @@ def test_the_report_counts_every_reason(source, made):
 
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(source, made, tmp_path, monkeypatch):
     output, calls = tmp_path / "AVQA_R1", []
-    write = curate.write_media
+    write = omni_instruct.write_media
 
     def stops(row, folder, one):
         calls.append((folder.name, one["problem_id"]))
@@ -165,12 +166,12 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(source, made, tmp_path
             raise KeyboardInterrupt
         return write(row, folder, one)
 
-    monkeypatch.setattr(curate, "write_media", stops)
+    monkeypatch.setattr(omni_instruct, "write_media", stops)
     with pytest.raises(KeyboardInterrupt):
-        curate.main([f"source={source[0]}", f"output={output}"])
-    ledger = output / "train" / curate.LEDGER
+        main([f"source={source[0]}", f"output={output}"])
+    ledger = output / "train" / omni_instruct.LEDGER
     ledger.write_text(ledger.read_text() + '{"problem_id": 1')  # and its last line was cut off
-    curate.main([f"source={source[0]}", f"output={output}"])
+    main([f"source={source[0]}", f"output={output}"])
     assert len(calls) == len(set(calls)) + 1, "only the row that was interrupted was done again"
     for path in made.rglob("*.jp*g"), made.rglob("*.wav"), made.rglob("*.json"):
         for file in path:
@@ -178,22 +179,22 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(source, made, tmp_path
 
 
 def test_other_sources_and_mistakes(source, tmp_path):
-    curate.main([f"source={source[0]}", f"output={tmp_path}/music", "keep=[Music-AVQA2.0]", "splits=[train]"])
+    main([f"source={source[0]}", f"output={tmp_path}/music", "keep=[Music-AVQA2.0]", "splits=[train]"])
     (row, *_) = json.loads((tmp_path / "music/omni_rl_format_train.json").read_text())
     assert row["data_source"] == "OmniInstruct_v1-Music-AVQA2.0"
     with pytest.raises(UserError, match="is finished"):
-        curate.main([f"source={source[0]}", f"output={tmp_path}/music", "splits=[train]"])
+        main([f"source={source[0]}", f"output={tmp_path}/music", "splits=[train]"])
     with pytest.raises(UserError, match=r"made \[192\] rows, expected \[7\]"):
-        curate.main([f"source={source[0]}", f"output={tmp_path}/few", "splits=[train]", "expect=[7]"])
+        main([f"source={source[0]}", f"output={tmp_path}/few", "splits=[train]", "expect=[7]"])
     with pytest.raises(UserError, match="has no split dev"):
-        curate.main([f"source={source[0]}", f"output={tmp_path}/no", "splits=[dev]"])
+        main([f"source={source[0]}", f"output={tmp_path}/no", "splits=[dev]"])
     with pytest.raises(UserError, match="cannot read sauce=1\\n .*did you mean source="):
-        curate.main(["sauce=1"])
+        main(["sauce=1"])
     with pytest.raises(UserError, match="give output=… and source=…"):
-        curate.main(["splits=[train]"])
+        main(["splits=[train]"])
     other = datasets.Dataset.from_list([{"question": "What?", "answer": "rain", "category": "x"}])
     datasets.DatasetDict({"train": other}).save_to_disk(tmp_path / "other")
     with pytest.raises(UserError, match="the set without _v1 has not"):
-        curate.main([f"source={tmp_path}/other", f"output={tmp_path}/o", "splits=[train]"])
+        main([f"source={tmp_path}/other", f"output={tmp_path}/o", "splits=[train]"])
     found = subprocess.run([sys.executable, "-m", "echoink.curate", "--help"], capture_output=True, text=True)
     assert found.returncode == 0 and "OmniInstruct-v1" in found.stdout

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from echoink import synthetic
-from echoink.compose import compose
-from echoink.errors import UserError
-from echoink.sampler import GroupSampler
-from echoink.splits import load
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.data import synthetic
+from echoink.data.sampler import GroupSampler
+from echoink.data.splits import load
 
 NEEDS = ["both", "audio", "both", "undetermined", "image", "undetermined"]
 

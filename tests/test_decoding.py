@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import set_seed
 
-from echoink import rollout
-from echoink.decoding import Decoder
-from echoink.processing import prompt_batch
+from echoink.data.processor import prompt_batch
+from echoink.rollout import generate as rollout
+from echoink.rollout.decoder import Decoder
 from tests.test_rollout import noise_of, run
 
 

@@ -6,11 +6,12 @@ from collections import Counter
 
 import pytest
 
-from echoink import difficulty, synthetic
-from echoink.difficulty import balanced
-from echoink.errors import UserError
-from echoink.models import TINY
-from echoink.splits import read_split
+from echoink.common.errors import UserError
+from echoink.config.paths import TINY
+from echoink.curate import difficulty
+from echoink.curate.difficulty import balanced
+from echoink.data import synthetic
+from echoink.data.splits import read_split
 
 
 @pytest.fixture

@@ -22,20 +22,25 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import correction, engine, models
-from echoink.callbacks import Recorder
-from echoink.compose import compose
-from echoink.config import Correction, Variant
-from echoink.errors import UserError
-from echoink.rewards import Match
-from echoink.rollout import Sampling
-from echoink.samples import DataType
-from echoink.shared_prefix import score
-from echoink.stored import Record
-from echoink.tracker import Tracker
-from echoink.tracking import RunFolder
-from echoink.trainer import EchoInkTrainer, arguments, metrics_of
-from echoink.variants import without
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.paths import TINY
+from echoink.config.schema import Correction, Variant
+from echoink.data.ablations import without
+from echoink.data.samples import DataType
+from echoink.models import loading
+from echoink.models.logprobs import score
+from echoink.rewards.types import Match
+from echoink.rollout import vllm_engine
+from echoink.rollout.sampling import Sampling
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+from echoink.training import importance_sampling
+from echoink.training.callbacks import Recorder
+from echoink.training.metrics import metrics_of
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
 from tests import files, processes, stand_in_engine
 from tests.entry import SMALL, lines
 from tests.test_sharding import DIES_AFTER_STEP_2, start, told
@@ -68,15 +73,15 @@ def make_engine(tmp_path, monkeypatch):
 
     def make(model, processor, temperature=1.0, python=None, rows=64, length=LENGTH, longest=400, near=True):
         if python is None:
-            monkeypatch.setattr(engine, "WORKER", STAND_IN)
+            monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
             if near:
-                monkeypatch.setattr(engine, "_start", lambda *_: (None, Near()))
-        one = engine.Engine(
+                monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, Near()))
+        one = vllm_engine.Engine(
             model,
             processor.processor,
             python,
             Sampling(temperature, 0.95, 50, length),
-            models.end_ids(model, processor.processor),
+            loading.end_ids(model, processor.processor),
             rows,
             longest,
             bf16=False,
@@ -126,31 +131,31 @@ def apart(model, prompts, rows, logps, temperature=1.0) -> torch.Tensor:
 
 
 def test_all_weights_have_their_published_names(model):
-    with safe_open(models.TINY / "model.safetensors", "pt") as file:
+    with safe_open(TINY / "model.safetensors", "pt") as file:
         published = {f"thinker.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = dict(engine.published(model, everything=True))
+    found = dict(vllm_engine.published(model, everything=True))
     assert found.keys() == published.keys()
     assert all(torch.equal(found[name], published[name]) for name in found)
 
 
 def test_of_a_model_with_frozen_towers_only_what_learns_is_sent_again():
-    model = models.load_model("tiny", freeze=("audio", "vision"))
-    again = dict(engine.published(model, everything=False))
+    model = loading.load_model("tiny", freeze=("audio", "vision"))
+    again = dict(vllm_engine.published(model, everything=False))
     assert again.keys() == {
         name
-        for name, _ in engine.published(model, everything=True)
+        for name, _ in vllm_engine.published(model, everything=True)
         if not name.startswith(("thinker.audio", "thinker.vis"))
     }
 
 
 def test_an_adapter_is_sent_merged_with_the_projections_that_stand_beside_it(model):
-    adapted = get_peft_model(model, models.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     thinker = adapted.get_base_model()
-    everything, again = (dict(engine.published(thinker, whole)) for whole in (True, False))
-    merged = dict(engine.published(adapted.merge_and_unload(), everything=True))
+    everything, again = (dict(vllm_engine.published(thinker, whole)) for whole in (True, False))
+    merged = dict(vllm_engine.published(adapted.merge_and_unload(), everything=True))
     assert everything.keys() == merged.keys()
     assert all(torch.allclose(everything[name], merged[name], atol=1e-6) for name in merged)
     beside = {"q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"}
@@ -162,15 +167,15 @@ def test_an_adapter_is_sent_merged_with_the_projections_that_stand_beside_it(mod
 
 def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
     pytest.importorskip("bitsandbytes")
-    quantized = models.load_model("tiny", quantized=True)
+    quantized = loading.load_model("tiny", quantized=True)
     quantized.requires_grad_(False)
-    adapted = get_peft_model(quantized, models.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    adapted = get_peft_model(quantized, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    whole = models.load_model("tiny")
-    names = {engine._published_name(name): name for name, _ in whole.named_parameters()}
-    found = dict(engine.published(quantized, everything=True))
+    whole = loading.load_model("tiny")
+    names = {vllm_engine._published_name(name): name for name, _ in whole.named_parameters()}
+    found = dict(vllm_engine.published(quantized, everything=True))
     assert not torch.equal(
         found["thinker.model.layers.0.self_attn.k_proj.weight"],
         dict(whole.named_parameters())["model.language_model.layers.0.self_attn.k_proj.weight"],
@@ -196,20 +201,20 @@ def test_room_for_the_cache_is_that_of_all_rows(model, asked):
     rows, length = (64, 500) if asked == "together" else (1, 500)
     text = model.config.get_text_config()
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 4
-    assert 1.0 <= engine.cache_bytes(model, rows, length, torch.float32) / (rows * length * a_token) < 1.2
+    assert 1.0 <= vllm_engine.cache_bytes(model, rows, length, torch.float32) / (rows * length * a_token) < 1.2
 
 
 def test_weights_pass_in_memory_where_there_is_room(monkeypatch, tmp_path):
-    monkeypatch.setattr(engine, "MEMORY", tmp_path)
+    monkeypatch.setattr(vllm_engine, "MEMORY", tmp_path)
     run = tmp_path / "run"
     run.mkdir()
-    left = engine.passage(run, 1000)
+    left = vllm_engine.passage(run, 1000)
     assert left.parent == tmp_path
     left.touch()  # and is killed
-    assert engine.passage(run, 1 << 60).parent != tmp_path
+    assert vllm_engine.passage(run, 1 << 60).parent != tmp_path
     assert not left.exists()
-    monkeypatch.setattr(engine, "MEMORY", tmp_path / "nowhere")
-    assert engine.passage(run, 1000).parent != tmp_path
+    monkeypatch.setattr(vllm_engine, "MEMORY", tmp_path / "nowhere")
+    assert vllm_engine.passage(run, 1000).parent != tmp_path
 
 
 @pytest.mark.parametrize(
@@ -231,7 +236,7 @@ def test_an_engine_that_fails_is_named_with_its_log(
 def test_an_interpreter_without_vllm_is_refused_with_the_way_to_one(tmp_path):
     for python in (sys.executable, str(tmp_path / "nowhere")):
         with pytest.raises(UserError) as error:
-            engine.check(python)
+            vllm_engine.check(python)
         assert "pip install vllm" in error.value.hint and python in error.value.problem
 
 
@@ -268,12 +273,12 @@ def train(make_engine, make_processor, samples, tmp_path):
                 *settings,
             ]
         )[0].config
-        model, catch = models.load_model("tiny"), Catch()
+        model, catch = loading.load_model("tiny"), Catch()
         processor = make_processor(model)
         generator = make_engine(model, processor, config.generation.temperature)
         trainer = EchoInkTrainer(
             model=model,
-            reference=None if adapter else models.load_reference("tiny"),
+            reference=None if adapter else loading.load_reference("tiny"),
             processor=processor,
             samples=samples[:6],
             match=Match.lenient,
@@ -291,7 +296,7 @@ def train(make_engine, make_processor, samples, tmp_path):
     return go
 
 
-@pytest.mark.parametrize("adapter", [None, models.lora(4, 64, 0.0, ("q_proj", "v_proj"))], ids=["whole", "lora"])
+@pytest.mark.parametrize("adapter", [None, loading.lora(4, 64, 0.0, ("q_proj", "v_proj"))], ids=["whole", "lora"])
 def test_after_each_update_it_samples_from_the_model_that_learns(train, adapter):
     rows, trainer = train(adapter=adapter)
     assert len(rows) == 3 and all(row["engine/logp_difference_max"] < 1e-4 for row in rows)
@@ -372,15 +377,17 @@ def test_weights_by_hand():
         "sequence_mask": [[1], [0]],
     }
     for how in Correction:
-        assert torch.allclose(correction.ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float())
-    weights = correction.ratio(logps, told, mask, Correction.token_truncate, 3.0)
-    empty = correction.notes(logps, told, torch.zeros_like(mask), weights)
-    found = correction.metrics(torch.stack([correction.notes(logps, told, mask, weights), empty]))
+        assert torch.allclose(
+            importance_sampling.ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float()
+        )
+    weights = importance_sampling.ratio(logps, told, mask, Correction.token_truncate, 3.0)
+    empty = importance_sampling.notes(logps, told, torch.zeros_like(mask), weights)
+    found = importance_sampling.metrics(torch.stack([importance_sampling.notes(logps, told, mask, weights), empty]))
     assert found["sampling/sampling_logp_difference/mean"] == pytest.approx((1 + 1 + 3) / 5)
     assert found["sampling/sampling_logp_difference/max"] == 3
     ratios = [found[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
     assert ratios == pytest.approx([1 / e, (1 + e + 1 / e + 3 + 1) / 5, 3])
-    assert correction.metrics(empty[None]) == {}
+    assert importance_sampling.metrics(empty[None]) == {}
 
 
 RUN = [*SMALL, "generation=vllm", "trainer.steps=3", "trainer.save_every=1", "trainer.keep_checkpoints=3"]
@@ -437,14 +444,14 @@ def test_two_processes_with_an_engine_each_do_what_one_does(whole, trainer):
     for row, wanted in zip(told(place / f"outputs/{trainer}"), told(whole), strict=True):
         assert row == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in wanted.items()}
     assert (place / f"outputs/{trainer}/engine.rank1.log").is_file()
-    assert not list(engine.MEMORY.glob("echoink-*.safetensors"))
+    assert not list(vllm_engine.MEMORY.glob("echoink-*.safetensors"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, processor, of_all_kinds, temperature):
-    model = models.load_model("tiny")
+    model = loading.load_model("tiny")
     one = make_engine(model, processor, temperature, VLLM)
     one.push(model)
     for _ in range(2):  # the second time with other weights

@@ -5,10 +5,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from echoink.evaluation import GREEDY, SAMPLED, Prediction, compare, draw_names, evaluate, summarize
-from echoink.models import end_ids
-from echoink.rewards import Match, accuracy_reward, format_reward
-from echoink.rollout import Sampling
+from echoink.evaluation.evaluate import evaluate
+from echoink.evaluation.metrics import compare, summarize
+from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction, draw_names
+from echoink.models.loading import end_ids
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.types import Match
+from echoink.rollout.sampling import Sampling
 
 SAMPLING = Sampling(1.0, 0.95, 50, 64)
 

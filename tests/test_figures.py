@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from echoink.figures import curves, overlay, smooth
-from echoink.results import Run
+from echoink.report.figures import curves, overlay, smooth
+from echoink.run_folder.reader import Run
 
 
 def test_smoothing_by_hand():

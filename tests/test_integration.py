@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from echoink import integration, synthetic
-from echoink.compose import compose
-from echoink.config import Rule, Variant
-from echoink.errors import UserError
-from echoink.integration import (
-    counterfactual,
-    gain,
-    needs_both,
-    omnivideo_r1,
-    padded,
-    video_r1,
-)
-from echoink.samples import DataType
-from echoink.variants import SENSES, has_both, without
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.schema import Variant
+from echoink.data import synthetic
+from echoink.data.ablations import SENSES, has_both, without
+from echoink.data.samples import DataType
+from echoink.rewards import integration
+from echoink.rewards.integration import counterfactual, gain, needs_both, omnivideo_r1, padded, video_r1
+from echoink.rewards.types import Rule
 from tests.entry import SMALL
 from tests.processes import run
 from tests.test_trainer import G, make_trainer, weights  # noqa: F401

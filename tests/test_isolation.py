@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from echoink.errors import UserError
-from echoink.isolation import Died, isolated
+from echoink.common.errors import UserError
+from echoink.media.worker_pool import Died, isolated
 
 
 def tenfold(number: int, deadly: int = -1) -> tuple[int, int]:

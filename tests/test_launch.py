@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from echoink.models import TINY
+from echoink.config.paths import TINY
 from tests import processes
 from tests.entry import SMALL, mlflow_runs, until
 

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from echoink import media
-from echoink.errors import UserError
-from echoink.media import (
+from echoink.common.errors import UserError
+from echoink.media import loaders
+from echoink.media.loaders import (
     MAX_BYTES,
     SAMPLING_RATE,
     Embedded,
@@ -149,7 +149,7 @@ def test_pipes_folders_and_files_that_are_too_large_are_refused_before_they_are_
     with open(tmp_path / "large.wav", "wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no disk
     for medium in (tmp_path / "large.wav", Embedded("row 3", lambda: b"x" * 101)):
-        monkeypatch.setattr(media, "MAX_BYTES", 100)
+        monkeypatch.setattr(loaders, "MAX_BYTES", 100)
         with pytest.raises(UserError, match="more than"):
             load(medium)
 
@@ -240,7 +240,7 @@ def test_the_channels_of_a_soundtrack_are_averaged_however_many(tmp_path, layout
 
 
 def test_a_soundtrack_of_too_many_channels_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_CHANNELS", 0)
+    monkeypatch.setattr(loaders, "MAX_CHANNELS", 0)
     with pytest.raises(UserError, match=r"the sound of .*clip\.mp4 claims 1 channels at 16,000 Hz"):
         load_soundtrack(video(tmp_path / "clip.mp4"), 10)
 

@@ -7,12 +7,13 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import memory, plan
-from echoink import sharding as sharding_of
-from echoink.compose import compose
-from echoink.config import Sharding
-from echoink.encoding import encode_media
-from echoink.shared_prefix import install, score
+from echoink.config.compose import compose
+from echoink.config.schema import Sharding
+from echoink.distributed.sharding import sharers
+from echoink.models.encoders import encode_media
+from echoink.models.logprobs import score
+from echoink.models.shared_prefix import install
+from echoink.planning import memory, plan
 
 
 def kept(model, prompt, group, length, bf16):
@@ -80,9 +81,9 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
         found[sharding, processes] = plan.needs(config, plan.count_parameters(config), 580)
     assert found["fsdp2", 16].weights == found["fsdp2", 8].weights == 2 * found["zero3", 16].weights
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert sharding_of.sharers(16) == 8
+    assert sharers(16) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # a process a machine: there is nobody else to divide among
-    assert sharding_of.sharers(16) == 16
+    assert sharers(16) == 16
 
 
 @pytest.mark.parametrize("sleeps", [True, False])

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from echoink.config import Variant
-from echoink.evaluation import SAMPLED, chance, summarize
-from echoink.needs import FEWEST, Need, label, labels, rows
-from echoink.needs import summarize as of_ablations
+from echoink.config.schema import Variant
+from echoink.evaluation.metrics import chance, summarize
+from echoink.evaluation.modality_need import FEWEST, Need, label, labels, rows
+from echoink.evaluation.modality_need import summarize as of_ablations
+from echoink.evaluation.prediction import SAMPLED
 from tests.test_evaluation import made
 
 FULL, DEAF, BLIND, TEXT = Variant.full, Variant.no_audio, Variant.no_image, Variant.text_only

@@ -2,9 +2,9 @@
 
 import pytest
 
-from echoink import own_reward
-from echoink.config import OnError
-from echoink.errors import UserError
+from echoink.common.errors import UserError
+from echoink.rewards import custom as custom_reward
+from echoink.rewards.types import OnError
 
 
 def written(tmp_path, text):
@@ -15,14 +15,14 @@ def written(tmp_path, text):
 
 def test_it_gets_the_completion_and_the_sample(tmp_path, samples):
     path = written(tmp_path, "def reward(completion, sample):\n    return completion.count(sample.options[0][0])\n")
-    assert own_reward.load(path, samples[0])("AA b", samples[0]) == 2.0
+    assert custom_reward.load(path, samples[0])("AA b", samples[0]) == 2.0
 
 
 def test_it_may_be_any_python(tmp_path, samples):
     text = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
     text += "@dataclass\nclass Rule:\n    cap: int\nRULE = Rule(9)\n"
     text += "def reward(completion, sample):\n    return float(len(completion) < RULE.cap)\n"
-    assert own_reward.load(written(tmp_path, text), samples[0])("short", samples[0]) == 1.0
+    assert custom_reward.load(written(tmp_path, text), samples[0])("short", samples[0]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_it_may_be_any_python(tmp_path, samples):
 )
 def test_a_bad_one_is_refused_before_training(tmp_path, samples, text, message):
     with pytest.raises(UserError, match=message):
-        own_reward.load(written(tmp_path, text), samples[0])
+        custom_reward.load(written(tmp_path, text), samples[0])
 
 
 def test_a_missing_file_is_named(tmp_path, samples):
     with pytest.raises(UserError, match="no such file"):
-        own_reward.load(str(tmp_path / "gone.py"), samples[0])
+        custom_reward.load(str(tmp_path / "gone.py"), samples[0])
 
 
 LATER = """
@@ -65,8 +65,8 @@ def reward(completion, sample):
 def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, samples, capsys, completion):
     path = written(tmp_path, LATER)
     with pytest.raises(UserError, match=f"failed on sample {samples[0].id}.*\n.*{completion}.*reward.on_error=zero"):
-        own_reward.load(path, samples[0], OnError.stop, 0.1)(completion, samples[0])
-    lenient = own_reward.load(path, samples[0], OnError.zero, 0.1)
+        custom_reward.load(path, samples[0], OnError.stop, 0.1)(completion, samples[0])
+    lenient = custom_reward.load(path, samples[0], OnError.zero, 0.1)
     assert [lenient(text, samples[0]) for text in (completion, completion, "numpy", "bool", "x")] == [
         0,
         0,
@@ -79,4 +79,4 @@ def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, sampl
 
 def test_zero_does_not_forgive_a_function_that_never_works(tmp_path, samples):
     with pytest.raises(UserError, match="failed on sample"):
-        own_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)
+        custom_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)

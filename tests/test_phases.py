@@ -6,18 +6,21 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from echoink.compose import compose
-from echoink.config import Protocol, Variant
-from echoink.evaluation import BASE, FINAL, GREEDY, SAMPLED, compare, flips, of_row, rejudged, setting
-from echoink.models import end_ids
-from echoink.phases import Evaluator, conclude
-from echoink.prompts import Prompt
-from echoink.rewards import Match
-from echoink.rollout import Sampling, generate, uniforms
-from echoink.stored import Record
-from echoink.tracker import Tracker
-from echoink.tracking import RunFolder
-from echoink.variants import make, without
+from echoink.config.compose import compose
+from echoink.config.schema import Prompt, Protocol, Variant
+from echoink.data.ablations import make, without
+from echoink.evaluation.evaluate import setting
+from echoink.evaluation.evaluator import Evaluator
+from echoink.evaluation.metrics import compare, flips
+from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
+from echoink.models.loading import end_ids
+from echoink.pipeline.run import conclude
+from echoink.rewards.types import Match
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, uniforms
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
 from tests.test_evaluation import made
 
 CONFIG = compose([])[0].config
@@ -117,7 +120,7 @@ def test_flips_and_comparisons_by_hand(tmp_path):
     found = flips(base, final)
     assert [(row["id"], row["direction"]) for row in found] == [("1", "lost"), ("2", "gained")]
     files = RunFolder(tmp_path / "run", "eval", "x", 0)
-    from echoink.evaluation import summarize
+    from echoink.evaluation.metrics import summarize
 
     files.summary |= {"base": summarize(base), "final": summarize(final)}
     conclude(files, base, final)
@@ -128,7 +131,7 @@ def test_flips_and_comparisons_by_hand(tmp_path):
 
 
 def test_graded_scores_get_a_bootstrap_interval():
-    from echoink.evaluation import summarize
+    from echoink.evaluation.metrics import summarize
 
     graded = [replace(made(str(n), False), score=n / 10, problem_type="regression") for n in range(11)]
     found = summarize(graded)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from echoink.errors import UserError
-from echoink.processing import prompt_batch, row_media, row_positions
-from echoink.samples import DataType, Sample
+from echoink.common.errors import UserError
+from echoink.data.processor import prompt_batch, row_media, row_positions
+from echoink.data.samples import DataType, Sample
 from tests.files import picture, sound, video
 
 
@@ -71,7 +71,7 @@ def test_picture_and_sound_reach_the_model(prompts, model):
 
 def test_padding_of_the_extractor_does_not_change_the_features(processor, samples):
     """The clip's own frames are those of a 30 s window, up to the last one."""
-    from echoink.media import load_audio
+    from echoink.media.loaders import load_audio
 
     sound = load_audio(samples[0].audio, 10)
     extractor = processor.processor.feature_extractor
@@ -129,9 +129,9 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
     """Log-probabilities of two completions per prompt: the mixed batch against one prompt at a time."""
     from trl.trainer.utils import add_fused_lm_head
 
-    from echoink import plain_rows
-    from echoink.encoding import encode_media
-    from echoink.shared_prefix import score
+    from echoink.models import logprobs
+    from echoink.models.encoders import encode_media
+    from echoink.models.logprobs import score
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     prompts = [processor(sample) for sample in one_of_each]
@@ -148,7 +148,7 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
             batch = prompt_batch([own[index] for index in owner], 0)
             ids = torch.cat([batch["input_ids"], completions[rows]], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
-            return plain_rows.score(model, own, owner, ids, mask, 5)[0]
+            return logprobs.score_plain_rows(model, own, owner, ids, mask, 5)[0]
 
     together = logps(range(len(prompts)))
     alone = torch.cat([logps([index]) for index in range(len(prompts))])
@@ -156,8 +156,9 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
 
 
 def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_each):
-    from echoink.models import end_ids
-    from echoink.rollout import Sampling, generate, uniforms
+    from echoink.models.loading import end_ids
+    from echoink.rollout.generate import generate
+    from echoink.rollout.sampling import Sampling, uniforms
 
     sampling, ends = Sampling(1.0, 0.95, 50, 12), end_ids(model, processor.processor)
 

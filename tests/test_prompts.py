@@ -2,11 +2,13 @@
 
 import pytest
 
-from echoink.compose import compose
-from echoink.errors import UserError
-from echoink.prompts import Prompt, build_messages
-from echoink.rewards import ProblemType, format_reward
-from echoink.samples import DataType, Sample
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.schema import Prompt
+from echoink.data.prompts import build_messages
+from echoink.data.samples import DataType, Sample
+from echoink.rewards.format import format_reward
+from echoink.rewards.types import ProblemType
 
 
 def test_picture_then_sound_then_question(samples):

@@ -7,12 +7,15 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echoink.compose import compose, typed
-from echoink.config import Config, fields_of, flatten, to_yaml
-from echoink.errors import UserError
-from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward, parse_answer, parse_letters
-from echoink.sampler import GroupSampler
-from echoink.samples import Sample, parse_rows
+from echoink.common.errors import UserError
+from echoink.config.compose import compose, typed
+from echoink.config.schema import Config, fields_of, flatten, to_yaml
+from echoink.data.sampler import GroupSampler
+from echoink.data.samples import Sample, parse_rows
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.parsing import parse_answer, parse_letters
+from echoink.rewards.types import Match, ProblemType
 from tests.fuzz import fuzz
 
 OPTIONS = ("A. a dog", "B. a bell", "C. rain", "D. B")

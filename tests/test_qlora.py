@@ -4,8 +4,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from echoink.errors import UserError
-from echoink.models import load_model, load_processor, lora
+from echoink.common.errors import UserError
+from echoink.data.processor import load_processor
+from echoink.models.loading import load_model, lora
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -30,10 +31,10 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
     """Evaluation first: bitsandbytes may repack weights then. Packed rows against plain rows, gradients too."""
     from trl.trainer.utils import add_fused_lm_head
 
-    from echoink import plain_rows
-    from echoink.encoding import encode_media
-    from echoink.processing import prompt_batch
-    from echoink.shared_prefix import score
+    from echoink.data.processor import prompt_batch
+    from echoink.models import logprobs
+    from echoink.models.encoders import encode_media
+    from echoink.models.logprobs import score
 
     quantized.requires_grad_(False)
     model = PeftModel(quantized, lora(4, 8, 0.0, ["q_proj", "v_proj"]))
@@ -58,7 +59,7 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
             batch = prompt_batch([prompts[0]] * 2, 0)
             ids = torch.cat([batch["input_ids"], completions], 1)
             ones = torch.cat([batch["attention_mask"], mask.long()], 1)
-            found = plain_rows.score(model, prompts, owner, ids, ones, 6)[0]
+            found = logprobs.score_plain_rows(model, prompts, owner, ids, ones, 6)[0]
         found.sum().backward()
         logps.append(found.detach())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))

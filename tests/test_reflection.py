@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echoink.reflection import SIGNS, VERSION, effect, rates, reflect
-from echoink.statistics import wilson
+from echoink.common.statistics import wilson
+from echoink.evaluation.reflection import SIGNS, VERSION, effect, rates, reflect
 
 DATA = Path(__file__).parent / "data"
 

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from echoink import report
-from echoink.errors import UserError
+from echoink.common.errors import UserError
+from echoink.report.__main__ import main
+from echoink.report.build import question, try_to_write, write
 from tests.runs import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -55,7 +56,7 @@ def sweep(tmp_path, dataset):
 
 
 def test_a_page_is_whole_in_itself_and_plays(sweep):
-    html, markdown = report.write([sweep], sweep)
+    html, markdown = write([sweep], sweep)
     page = Page(html.read_text())
     sources = [attributes["src"] for tag in ("img", "audio") for attributes in page.of(tag)]
     assert sources and all(source.startswith("data:") for source in sources)
@@ -69,7 +70,7 @@ def test_a_page_is_whole_in_itself_and_plays(sweep):
 
 
 def test_model_output_is_text(sweep):
-    html, markdown = report.write([sweep], sweep)
+    html, markdown = write([sweep], sweep)
     page = Page(html.read_text())
     assert len(page.of("script")) == 1 and not page.of("b"), "only the page's own script, and no markup from a question"
     assert "alert(1)" in "".join(page.words), "shown, not run"
@@ -79,7 +80,7 @@ def test_model_output_is_text(sweep):
 
 
 def test_numbers_are_those_of_the_runs(sweep):
-    text = report.write([sweep], sweep)[1].read_text()
+    text = write([sweep], sweep)[1].read_text()
     lines = [line for line in text.splitlines() if line.startswith("| β")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][:6] == ["β 0.001 (reference)", "0, 1", "40.0", "81.0", "[68.3, 93.7]", "80.0 / 82.0"]
@@ -94,7 +95,7 @@ def test_where_nothing_differs_the_bound_is_said(tmp_path):
         [("group", 0, 0.8), ("group", 1, 0.82), ("none", 0, 0.81), ("none", 1, 0.815)]
     ):
         make_run(tmp_path / str(number), [f"grpo.scale={scale}", f"seed={seed}"], accuracy)
-    text = report.write([tmp_path], tmp_path)[1].read_text()
+    text = write([tmp_path], tmp_path)[1].read_text()
     assert re.search(
         r"- scale none: no difference shown \(\+0\.[23] points, p = 0\.[78].* none is larger than 9\.8 points", text
     )
@@ -104,13 +105,13 @@ def test_what_holm_takes_back_is_undecided(tmp_path):
     values = {0.001: (0.8, 0.82, 0.81), 0.0: (0.79, 0.805, 0.80), 0.01: (0.81, 0.80, 0.82), 0.04: (0.82, 0.80, 0.81)}
     for number, (beta, seed) in enumerate((beta, seed) for beta in values for seed in range(3)):
         make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], values[beta][seed])
-    text = report.write([tmp_path], tmp_path)[1].read_text()
+    text = write([tmp_path], tmp_path)[1].read_text()
     assert "- β 0: undecided: -1.2 points [-1.9, -0.4], but p = 0.059 after Holm (3 seeds)." in text
 
 
 def test_a_single_run_is_compared_with_its_base(tmp_path, dataset):
     run = make_run(tmp_path / "run", ["trainer.learning_rate=1e-4"], dataset=dataset)
-    html, markdown = report.write([run], run)
+    html, markdown = write([run], run)
     text = markdown.read_text()
     assert "+40.0 points [+30.0, +50.0], exact McNemar p = 1e-09; 45 samples gained, 5 lost" in text
     assert "- `trainer.learning_rate` is 0.0001, by default 2e-05" in text
@@ -122,44 +123,44 @@ def test_a_file_that_is_gone_is_said(tmp_path, dataset):
     run = make_run(tmp_path / "run", dataset=dataset)
     file = run / "flips.jsonl"
     file.write_text(file.read_text().replace("sample_0", "sample_gone"))
-    assert "sample_gone.jpg" in report.write([run], run)[0].read_text()
+    assert "sample_gone.jpg" in write([run], run)[0].read_text()
 
 
 def test_markdown_from_a_question_is_text(tmp_path):
     run = make_run(tmp_path / "run")
     file = run / "flips.jsonl"
     file.write_text(file.read_text().replace("What <b>is</b> it?", "a | b\\n# <b>*c* [x](y)"))
-    assert r"**a \| b # \<b\>\*c\* [x]\(y)** A. x · B. y" in report.write([run], run)[1].read_text()
+    assert r"**a \| b # \<b\>\*c\* [x]\(y)** A. x · B. y" in write([run], run)[1].read_text()
 
 
 def test_a_report_that_fails_costs_nothing(tmp_path, caplog):
     run = make_run(tmp_path / "run")
     (run / "flips.jsonl").write_text("{\n")
-    assert report.try_to_write([run], run) is None and "no report of" in caplog.text
+    assert try_to_write([run], run) is None and "no report of" in caplog.text
 
 
 def test_the_command(tmp_path, dataset, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [str(make_run(tmp_path / name)) for name in ("a", "b")]
-    report.main([runs[0]])
-    report.main([*runs, "output=both"])
-    report.main([str(dataset), "sheet.png"])
+    main([runs[0]])
+    main([*runs, "output=both"])
+    main([str(dataset), "sheet.png"])
     said = capsys.readouterr().out.split()
     assert said == [f"{runs[0]}/report.html", f"{runs[0]}/report.md", "both/report.html", "both/report.md", "sheet.png"]
     assert Image.open("sheet.png").size[1] > 300
     with pytest.raises(UserError, match="no such folder"):
-        report.main(["nothing"])
+        main(["nothing"])
 
 
 def test_questions_are_those_of_the_experiments():
-    assert report.question("ablate_beta").startswith("What does the KL term do?")
-    assert report.question(None) == report.question("none_such") == ""
+    assert question("ablate_beta").startswith("What does the KL term do?")
+    assert question(None) == question("none_such") == ""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser_the_page_loads_plays_and_sorts(sweep):
     """A probe at the page's end clicks a column and writes what it finds into the title."""
-    html, _ = report.write([sweep], sweep)
+    html, _ = write([sweep], sweep)
     probe = """<script>window.onerror = e => document.title = "error " + e;
     const sounds = [...document.querySelectorAll("audio")], pictures = [...document.images];
     const known = s => s.readyState > 0 ? 0 : new Promise((y, n) => { s.onloadedmetadata = y; s.onerror = n; });
@@ -209,7 +210,7 @@ def ablated(folder, base=0.4):
 
 def test_accuracy_without_each_sense_and_the_cases_that_the_rules_find(tmp_path):
     folder = ablated(make_run(tmp_path / "run"))
-    report.write([folder], folder)
+    write([folder], folder)
     text = (folder / "report.md").read_text()
     assert "| base | 40.0 | 30.0 (-10.0) | 25.0 |" in text and "| trained | 80.0 | 30.0 (-50.0) | 25.0 |" in text
     assert "**revised** (doubt: 'Wait', then another answer)" in text
@@ -222,6 +223,6 @@ def test_accuracy_without_each_sense_and_the_cases_that_the_rules_find(tmp_path)
 def test_arms_are_averaged_over_seeds_without_each_sense(tmp_path):
     for beta, seed, accuracy in RUNS:
         ablated(make_run(tmp_path / f"{beta}_{seed}", [f"grpo.beta={beta}", f"seed={seed}"], accuracy))
-    report.write([tmp_path], tmp_path)
+    write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| β 0.001 | 81.0 | 30.0 (-51.0) | 25.0 |" in text and "| β 0.04 | 60.5 | 30.0 (-30.5) | 25.0 |" in text

@@ -13,9 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from echoink import checkpoint, resume, stored, sync, tracking
-from echoink.compose import compose
-from echoink.errors import UserError
+from echoink import sync
+from echoink.common.errors import UserError
+from echoink.common.files import read_rows, write_whole
+from echoink.config.compose import compose
+from echoink.run_folder import checkpoint, resume
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
+from echoink.tracking.client import absolute_uri, connect
 from tests import processes
 
 SMALL = [
@@ -49,7 +54,7 @@ def left(folder: Path) -> dict[str, str]:
     def rows(name: str) -> list[dict]:
         return [
             {k: v for k, v in row.items() if not k.startswith(("time/", "perf/")) and k != "timestamp"}
-            for row in tracking.read_rows(folder / name)
+            for row in read_rows(folder / name)
         ]
 
     found = {name: digest(rows(name)) for name in ("metrics.jsonl", "dev.jsonl", "eval.jsonl")}
@@ -131,7 +136,7 @@ def test_killed_at_any_instant_it_ends_the_same(place, request, kind, seed):
 def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> None:
     """Start a run and kill it when it has done so many steps."""
     started = processes.start(place, *settings)
-    while len(tracking.read_rows(folder / "metrics.jsonl")) < steps:
+    while len(read_rows(folder / "metrics.jsonl")) < steps:
         time.sleep(0.01)
         assert started.running(), started.text()
     started.kill()
@@ -155,8 +160,8 @@ def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain)
     settings = [*(one for one in SMALL if one != "tracking=off"), "resume=auto", "hydra.run.dir=outputs/tracked"]
     folder = place / "outputs/tracked"
     killed_after(place, folder, 5, [*settings, "trainer.save_every=2"])
-    store = stored.absolute_uri("sqlite:///outputs/mlflow.db", place)
-    client = stored.connect(store)
+    store = absolute_uri("sqlite:///outputs/mlflow.db", place)
+    client = connect(store)
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "RUNNING"
@@ -194,7 +199,7 @@ def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind
     folder = place / f"outputs/asked-{kind}-{int(number)}"
     command = [*settings, "trainer.save_every=0", "resume=auto", f"hydra.run.dir={folder}"]
     started = processes.start(place, *command)
-    while len(tracking.read_rows(folder / "metrics.jsonl")) < 5:
+    while len(read_rows(folder / "metrics.jsonl")) < 5:
         time.sleep(0.005)
         assert started.running(), started.text()
     time.sleep(random.Random(f"{kind} {number}").random() * 0.4)
@@ -204,9 +209,9 @@ def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind
     assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
     assert "is kept; resume=auto goes on from it" in done.stdout
     print(f"left {time.monotonic() - asked:.1f} s after the signal")
-    assert tracking.read_summary(folder)["status"] == "killed"
+    assert read_summary(folder)["status"] == "killed"
     newest, _ = checkpoint.newest(folder)
-    steps = [row["step"] for row in tracking.read_rows(folder / "metrics.jsonl")]
+    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
     assert checkpoint.step_of(newest) == steps[-1] >= 5
     done = processes.run(place, *command)
     assert done.returncode == 0, done.stderr
@@ -219,12 +224,12 @@ def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
     folder = place / "outputs/asked-early"
     command = [*SMALL, "resume=auto", f"hydra.run.dir={folder}"]
     started = processes.start(place, *command)
-    while not (folder / tracking.PREDICTIONS).is_file():
+    while not (folder / PREDICTIONS).is_file():
         time.sleep(0.005)
         assert started.running(), started.text()
     started.send(signal.SIGTERM)
     assert started.wait(60).returncode == 143
-    assert tracking.read_summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
+    assert read_summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
     done = processes.run(place, *command)
     assert done.returncode == 0, done.stderr
     assert left(folder) == expected
@@ -286,9 +291,7 @@ def stopped(place, plain, tmp_path) -> Path:
         made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
         (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
     shutil.rmtree(last)
-    tracking.write_whole(
-        folder / "summary.json", json.dumps(tracking.read_summary(folder) | {"status": "killed", "ended": 1})
-    )
+    write_whole(folder / "summary.json", json.dumps(read_summary(folder) | {"status": "killed", "ended": 1}))
     return folder
 
 
@@ -302,10 +305,10 @@ def test_files_are_cut_back_to_the_checkpoint(stopped):
     found = start(stopped)
     assert (found.step, found.checkpoint.name, found.again, found.finished) == (5, "step-5", True, False)
     for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl"):
-        steps = [row["step"] for row in tracking.read_rows(stopped / name)]
+        steps = [row["step"] for row in read_rows(stopped / name)]
         assert steps and max(steps) <= 5, name
-    assert {row["phase"] for row in tracking.read_rows(stopped / "predictions.jsonl")} == {"base", "step-4"}
-    assert {row["phase"] for row in tracking.read_rows(stopped / "eval.jsonl")} == {"base"}
+    assert {row["phase"] for row in read_rows(stopped / "predictions.jsonl")} == {"base", "step-4"}
+    assert {row["phase"] for row in read_rows(stopped / "eval.jsonl")} == {"base"}
     assert sorted(path.name for path in (stopped / "completions").iterdir()) == [f"step-{s}.jsonl" for s in range(1, 6)]
 
 
@@ -405,7 +408,7 @@ def test_another_processes_run_is_left_alone(stopped):
     with written_by_another(stopped):
         with pytest.raises(UserError, match="another process is writing"):
             start(stopped)
-        with pytest.raises(UserError, match="another process"), tracking.RunFolder(stopped, "train", "x", 0):
+        with pytest.raises(UserError, match="another process"), RunFolder(stopped, "train", "x", 0):
             pass
     assert (stopped / "metrics.jsonl").read_bytes() == before
 
@@ -422,14 +425,14 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
     assert start(whole).finished
     found = start(whole, "trainer.steps=16", "resume_allow=[trainer.steps]")
     assert not found.finished and found.step == 8
-    assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
+    assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
     start(whole, "trainer.steps=16", "generation.top_p=0.7", "resume_allow=[trainer.steps,generation.top_p]")
-    assert {row["phase"] for row in tracking.read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
+    assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
 
 
 def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):
-    said = tracking.read_summary(stopped) | {"status": "finished", "ended": None}
-    tracking.write_whole(stopped / "summary.json", json.dumps(said))
+    said = read_summary(stopped) | {"status": "finished", "ended": None}
+    write_whole(stopped / "summary.json", json.dumps(said))
     assert place_of(tmp_path / "new", "resume=auto") == stopped
     assert not start(stopped).finished
 
@@ -470,7 +473,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == stopped
     assert place_of(new, "resume=auto", "seed=1") == new, "of another configuration"
     assert place_of(new, "resume=auto", "name=other") == new
-    later = tracking.read_summary(stopped) | {"started": tracking.read_summary(stopped)["started"] + 9}
+    later = read_summary(stopped) | {"started": read_summary(stopped)["started"] + 9}
     with written_by_another(tmp_path / "busy"):
         shutil.copy(stopped / "config.yaml", tmp_path / "busy/config.yaml")
         (tmp_path / "busy/summary.json").write_text(json.dumps(later))
@@ -478,7 +481,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == tmp_path / "busy"
     shutil.rmtree(tmp_path / "busy")
     ended = {"status": "finished", "ended": 1}
-    tracking.write_whole(stopped / "summary.json", json.dumps(tracking.read_summary(stopped) | ended))
+    write_whole(stopped / "summary.json", json.dumps(read_summary(stopped) | ended))
     assert place_of(new, "resume=auto") == new
     assert place_of(stopped, "resume=auto") == stopped
     assert place_of(new, f"resume={stopped}") == stopped
@@ -506,16 +509,16 @@ with tracking.RunFolder(folder, "train", "x", 0) as files:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert processes.run(tmp_path, code=code).returncode == -9
-    assert tracking.read_summary(tmp_path / "dead")["status"] == "running"
-    with tracking.RunFolder(tmp_path / "alive", "train", "x", 0) as files:
-        files.write_json("environment.json", tracking.environment())
+    assert read_summary(tmp_path / "dead")["status"] == "running"
+    with RunFolder(tmp_path / "alive", "train", "x", 0) as files:
+        files.write_json("environment.json", environment())
         dead = tmp_path / "dead/summary.json"
-        dead.write_text(json.dumps(tracking.read_summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
+        dead.write_text(json.dumps(read_summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
         assert resume.close_dead(tmp_path / "new", tracked=False) == [], "left for a start that can tell MLflow"
         assert resume.close_dead(tmp_path / "new", tracked=True) == [tmp_path / "dead"]
         assert resume.close_dead(tmp_path / "new", tracked=True) == []
-        assert tracking.read_summary(tmp_path / "alive")["status"] == "running"
-    assert tracking.read_summary(tmp_path / "dead")["status"] == "killed"
+        assert read_summary(tmp_path / "alive")["status"] == "running"
+    assert read_summary(tmp_path / "dead")["status"] == "killed"
 
 
 # --- a disk that is full, numbers that are not finite ---

@@ -4,16 +4,10 @@ import time
 
 import pytest
 
-from echoink.rewards import (
-    Match,
-    ProblemType,
-    accuracy_reward,
-    format_reward,
-    option_text,
-    parse_answer,
-    parse_letters,
-    problem_with,
-)
+from echoink.rewards.accuracy import accuracy_reward, problem_with
+from echoink.rewards.format import format_reward
+from echoink.rewards.parsing import option_text, parse_answer, parse_letters
+from echoink.rewards.types import Match, ProblemType
 
 OPTIONS = ("A. cat", "B. bell", "C. dog", "D. rain and hail")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from echoink.rollout import Sampling, choose, generate, uniforms
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, choose, uniforms
 
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50, max_new_tokens=24)
 
@@ -25,7 +26,7 @@ def run(model, prompts, noise, temperatures, sampling=SAMPLING):
 
 
 def test_greedy_is_what_transformers_generates(model, prompts):
-    from echoink.processing import prompt_batch
+    from echoink.data.processor import prompt_batch
 
     for prompt in prompts[:4]:
         batch = prompt_batch([prompt], 0)

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from echoink.errors import UserError
-from echoink.media import VideoCaps
-from echoink.samples import Dropped, answer_positions, check_media, fingerprint, inspect, parse_rows
-from echoink.splits import read_split
+from echoink.common.errors import UserError
+from echoink.data.media_check import check_media, inspect
+from echoink.data.samples import Dropped, answer_positions, fingerprint, parse_rows
+from echoink.data.splits import read_split
+from echoink.media.loaders import VideoCaps
 
 CAPS = VideoCaps(2, 4, 12544)
 

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echoink import checkpoint, shares, tracking
-from echoink.errors import UserError
-from echoink.models import load_model
-from echoink.resumable import Resumable
+from echoink.common.errors import UserError
+from echoink.common.files import read_rows
+from echoink.distributed import sharded_checkpoint
+from echoink.models.loading import load_model
+from echoink.run_folder import checkpoint
+from echoink.training.resumable_trainer import Resumable
 from tests import processes
 from tests.entry import SMALL, lines, mlflow_runs, until
 
@@ -114,7 +116,7 @@ def test_killed_in_a_save_stopped_by_one_signal_and_taken_up_by_one_process_it_e
     assert len(shares) == 2  # each process has written its own
 
     running = start(place, words)
-    until(lambda: len(tracking.read_rows(folder / "metrics.jsonl")) >= 5, running[0])
+    until(lambda: len(read_rows(folder / "metrics.jsonl")) >= 5, running[0])
     running[1].send(signal.SIGTERM)
     ended = [one.wait() for one in running]
     assert [one.returncode for one in ended] == [143, 143]
@@ -242,15 +244,15 @@ def test_shares_that_cannot_go_to_another_number_of_processes_say_why(tmp_path, 
     kept.mkdir(parents=True)
     (kept / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(bytes(1000))
     with pytest.raises(UserError, match=r"cannot write .*/step-2 for another number of processes: .*Error"):
-        shares.make_universal(step)
+        sharded_checkpoint.make_universal(step)
     assert [path.name for path in step.iterdir()] == ["global_step2"]
     (step / "global_step2_universal/zero").mkdir(parents=True)
     (step / "latest_universal").touch()
     checkpoint.tidy(tmp_path)
     assert [path.name for path in step.iterdir()] == ["global_step2"]
-    monkeypatch.setattr(shares.shutil, "disk_usage", lambda _: SimpleNamespace(free=1999))
+    monkeypatch.setattr(sharded_checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1999))
     with pytest.raises(UserError, match="by way of 0.0 GiB beside it, and its disk has 0.0"):
-        shares.make_universal(step)
+        sharded_checkpoint.make_universal(step)
 
 
 def test_the_middle_of_a_rollout_is_for_the_number_of_processes_that_began_it(tmp_path):

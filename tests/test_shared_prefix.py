@@ -8,13 +8,15 @@ from PIL import Image
 from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink import attention, plain_rows, shared_prefix
-from echoink.benchmark import peak_memory
-from echoink.encoding import encode_media, same_towers, towers_learn
-from echoink.errors import UserError
-from echoink.models import TINY, load_model, load_processor, lora
-from echoink.processing import encode
-from echoink.shared_prefix import Layout, install, pack, score, without_silent_groups
+from echoink.benchmark.measure import peak_memory
+from echoink.common.errors import UserError
+from echoink.config.paths import TINY
+from echoink.data.processor import encode, load_processor
+from echoink.models import attention, logprobs, shared_prefix
+from echoink.models.encoders import encode_media, same_towers, towers_learn
+from echoink.models.loading import load_model, lora
+from echoink.models.logprobs import score, without_silent_groups
+from echoink.models.shared_prefix import Layout, install, pack
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 KINDS = {
@@ -69,7 +71,7 @@ def both(model, prompts, features, completion_ids, mask, group):
     found = []
     for logps, _ in (
         score(model, prompts, features, owner, completion_ids, mask),
-        plain_rows.score(model, prompts, owner, ids, attention, mask.shape[1]),
+        logprobs.score_plain_rows(model, prompts, owner, ids, attention, mask.shape[1]),
     ):
         learning = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad((logps * weight).sum(), learning, allow_unused=True)
@@ -217,7 +219,7 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
         return score(model, [prompt], None, [0] * 16, completions, torch.ones_like(completions).bool())
 
     def plain():
-        return plain_rows.score(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
+        return logprobs.score_plain_rows(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
 
     def peak(forward):
         return peak_memory(lambda: forward()[0].sum().backward(), torch.device("cpu"))

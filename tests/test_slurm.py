@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echoink import checkpoint
+from echoink.run_folder import checkpoint
 from tests.entry import lines
 from tests.test_sharding import RUN
 

@@ -11,12 +11,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from echoink.compose import compose
-from echoink.errors import UserError
-from echoink.media import Embedded, load_image
-from echoink.samples import DataType, Dropped, Facts, check_media, parse_rows
-from echoink.sources import open_split
-from echoink.splits import hold_out, load, profile, read_split
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.data.media_check import Facts, check_media
+from echoink.data.profile import profile
+from echoink.data.readers import open_split
+from echoink.data.samples import DataType, Dropped, parse_rows
+from echoink.data.splits import hold_out, load, read_split
+from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video
 
@@ -77,12 +79,13 @@ def test_a_file_is_one_split_and_validation_has_other_names(forms):
 
 def test_media_are_read_late(forms, monkeypatch):
     """Reading the index of a table touches no file's bytes."""
-    import echoink.sources as sources
 
     def never(*_):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr(sources, "_read", never)
+    from echoink.data import readers
+
+    monkeypatch.setattr(readers, "_read", never)
     assert len(read_split(forms / "saved", "train")) == 6
 
 
@@ -259,7 +262,7 @@ def test_a_held_out_split_leaves_train(forms):
 
 
 def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
-    from echoink.data import main
+    from echoink.data.__main__ import main
 
     main(["show", "dataset=rows", f"dataset.path={forms}/saved", "split=train", "n=2", f"output={tmp_path}/shown"])
     shown = capsys.readouterr().out
@@ -277,25 +280,25 @@ def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
 
 
 def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch):
-    from echoink import data
-    from echoink.data import main
+    from echoink.data import __main__
+    from echoink.data.__main__ import main
 
     def packed(name, target):
         with tarfile.open(tmp_path / name, "w:gz") as file:
             file.add(dataset, target)
         return tmp_path / name
 
-    monkeypatch.setattr(data, "COUNTS", {"train": 24, "valid": 12})
-    root = data.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
+    monkeypatch.setattr(__main__, "COUNTS", {"train": 24, "valid": 12})
+    root = __main__.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
     assert len(read_split(root, "valid")) == 12
     with pytest.raises(UserError, match="cannot unpack"):
-        data.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
+        __main__.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
     with pytest.raises(UserError, match="cannot unpack"):
-        data.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
-    monkeypatch.setattr(data, "COUNTS", {"train": 4490})
+        __main__.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
+    monkeypatch.setattr(__main__, "COUNTS", {"train": 4490})
     with pytest.raises(UserError, match="has 24 train samples, not 4490"):
-        data.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
+        __main__.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
     with pytest.raises(UserError, match=r"(?s)harryhsing/AVQA-R1-6K.*harryhsing/OmniInstruct_V1_AVQA_R1"):
         main(["get", "avqa_r1_6k", f"output={tmp_path}/hub"])
     with pytest.raises(UserError, match="known: avqa_r1_6k"):

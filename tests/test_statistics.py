@@ -5,7 +5,16 @@ from math import comb
 import numpy as np
 import pytest
 
-from echoink.statistics import above_chance, cluster_bootstrap, holm, mcnemar, more_often, over_seeds, paired, wilson
+from echoink.common.statistics import (
+    above_chance,
+    cluster_bootstrap,
+    holm,
+    mcnemar,
+    more_often,
+    over_seeds,
+    paired,
+    wilson,
+)
 
 
 def test_wilson_against_the_formula():

@@ -19,7 +19,7 @@ def imports(module: Path) -> set[str]:
 
 
 def test_nothing_imports_train_and_pure_modules_know_no_config_file_model_or_logger():
-    for module in (ROOT / "echoink").glob("*.py"):
+    for module in (ROOT / "echoink").rglob("*.py"):
         names = imports(module)
         assert "echoink.train" not in names, module.name
         if module.stem in PURE:
@@ -66,7 +66,7 @@ def test_every_fault_has_its_test_or_a_reason():
 
 def test_nothing_runs_that_the_user_did_not_write():
     """No pickle, no code of a hub's, nothing built from what a configuration names; a reward is the user's own file."""
-    for path in (ROOT / "echoink").glob("*.py"):
+    for path in (ROOT / "echoink").rglob("*.py"):
         code = path.read_text()
         assert not re.search(
             r"trust_remote_code|pickle\.load|joblib\.load|np\.load\(|\binstantiate\(|[^.\w]eval\(|[^.\w]exec\(", code

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from echoink import sync, tracking
-from echoink.errors import UserError
-from echoink.stored import Record, Stored, connect, read_record
+from echoink import sync as echoink_sync
+from echoink.common.errors import UserError
+from echoink.run_folder.environment import environment
+from echoink.tracking import sync
+from echoink.tracking.client import Record, Stored, connect, read_record
 from tests.runs import make_run
 
 
@@ -41,7 +43,7 @@ def outputs(tmp_path, dataset, fresh_store, monkeypatch):
 
 
 def test_everything_is_rebuilt_and_a_second_time_changes_nothing(outputs, capsys):
-    assert sync.main(["outputs"]) == 0 and "4 of 4 folders" in capsys.readouterr().out
+    assert echoink_sync.main(["outputs"]) == 0 and "4 of 4 folders" in capsys.readouterr().out
     client = connect(f"sqlite:///{outputs}/mlflow.db")
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "made"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
@@ -66,7 +68,7 @@ def test_everything_is_rebuilt_and_a_second_time_changes_nothing(outputs, capsys
     assert model.tags["checkpoint"] == str(outputs / "sweep/0/checkpoints/step-2")
     assert json.loads((outputs / "sweep/0/summary.json").read_text())["mlflow"]["run_id"] == child.info.run_id
     before = content(outputs)
-    assert sync.main(["outputs"]) == 0
+    assert echoink_sync.main(["outputs"]) == 0
     assert content(outputs) == before
 
 
@@ -101,7 +103,7 @@ def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(ou
     place = outputs / "run"
     summary = json.loads((place / "summary.json").read_text())
     (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
-    facts = tracking.environment()
+    facts = environment()
     assert facts["process"] == os.getpid()
     (place / "environment.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="is still running"):
@@ -127,19 +129,19 @@ def test_base_and_final_at_one_step_are_both_there(outputs):
 def test_a_child_that_was_made_before_its_parent_finds_it(outputs):
     child = sync.folder(outputs / "sweep/0", f"sqlite:///{outputs}/mlflow.db")
     assert "mlflow.parentRunId" not in child.client.get_run(child.run_id).data.tags
-    assert sync.main(["outputs"]) == 0
+    assert echoink_sync.main(["outputs"]) == 0
     assert "mlflow.parentRunId" in child.client.get_run(child.run_id).data.tags
 
 
 def test_a_folder_that_fails_stops_no_other(outputs, capsys):
     (outputs / "run/metrics.jsonl").write_text("{\n")
-    assert sync.main(["outputs"]) == 1
+    assert echoink_sync.main(["outputs"]) == 1
     said = capsys.readouterr().out
     assert "3 of 4 folders" in said and "outputs/run" in said
 
 
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        sync.main([str(tmp_path / "nowhere")])
+        echoink_sync.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"no folder there has a tracking\.json"):
-        sync.main([str(tmp_path)])
+        echoink_sync.main([str(tmp_path)])

@@ -8,9 +8,9 @@ from PIL import Image
 from scipy.stats import binomtest, chisquare
 from sklearn.ensemble import RandomForestClassifier
 
-from echoink import synthetic
-from echoink.media import load_audio
-from echoink.splits import read_split
+from echoink.data import synthetic
+from echoink.data.splits import read_split
+from echoink.media.loaders import load_audio
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path):

@@ -5,13 +5,18 @@ import pytest
 import torch
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
-from echoink import synthetic
-from echoink.architecture import make_model, make_processor
-from echoink.evaluation import GREEDY, SAMPLED, evaluate, summarize
-from echoink.models import TINY, end_ids
-from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
-from echoink.rollout import Sampling
-from echoink.splits import read_split
+from echoink.config.paths import TINY
+from echoink.data import synthetic
+from echoink.data.splits import read_split
+from echoink.evaluation.evaluate import evaluate
+from echoink.evaluation.metrics import summarize
+from echoink.evaluation.prediction import GREEDY, SAMPLED
+from echoink.models.loading import end_ids
+from echoink.models.tiny_architecture import make_model, make_processor
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.types import Match, ProblemType
+from echoink.rollout.sampling import Sampling
 from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
 from tests.conftest import PROMPT
 
@@ -96,7 +101,8 @@ def test_the_command_builds_and_teaches_a_model(tmp_path):
     from echoink.tiny import main
 
     main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8"])
-    from echoink.models import load_model, load_processor
+    from echoink.data.processor import load_processor
+    from echoink.models.loading import load_model
 
     assert len(load_processor(f"{tmp_path}/base", 12_544, 12_544).tokenizer) > 300
     assert load_model(f"{tmp_path}/base").dtype == torch.float32

@@ -2,10 +2,11 @@
 
 import pytest
 
-from echoink.media import VideoCaps, load_video
-from echoink.processing import Caps
-from echoink.samples import DataType, Sample, inspect
-from echoink.tokens import audio_tokens, image_tokens, prompt_tokens
+from echoink.data.media_check import inspect
+from echoink.data.processor import Caps
+from echoink.data.samples import DataType, Sample
+from echoink.data.token_counts import audio_tokens, image_tokens, prompt_tokens
+from echoink.media.loaders import VideoCaps, load_video
 from tests.files import picture, sound, video
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from echoink import stored, tracking
-from echoink.stored import Record
-from echoink.tracker import Tracker
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record, Stored, absolute_uri, compare_page, connect, curves_page
+from echoink.tracking.logger import Tracker
 from tests import processes
 
 
@@ -25,8 +25,8 @@ def tmp_path(tmp_path, fresh_store):
 
 
 def open_store(folder: Path):
-    uri = stored.absolute_uri("sqlite:///outputs/mlflow.db", folder)
-    return uri, stored.connect(uri)
+    uri = absolute_uri("sqlite:///outputs/mlflow.db", folder)
+    return uri, connect(uri)
 
 
 def runs_of(folder: Path):
@@ -86,7 +86,7 @@ def test_processes_that_start_on_a_fresh_store_at_once_all_succeed(tmp_path):
     )
     started = [processes.start(tmp_path, code=code) for _ in range(3)]
     assert [process.wait().returncode for process in started] == [0, 0, 0]
-    client = stored.connect(stored.absolute_uri("sqlite:///new/mlflow.db", tmp_path))
+    client = connect(absolute_uri("sqlite:///new/mlflow.db", tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "x"]
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3
 
@@ -149,7 +149,7 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
 
     uri, client = open_store(tmp_path)
     calls = []
-    log = stored.Stored.log
+    log = Stored.log
 
     def flaky(self, rows, model=None):
         calls.append(1)
@@ -157,8 +157,8 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
             raise MlflowException("the server went away")
         log(self, rows, model)
 
-    monkeypatch.setattr(stored.Stored, "log", flaky)
-    files = tracking.RunFolder(tmp_path / "run", "train", "x", 0)
+    monkeypatch.setattr(Stored, "log", flaky)
+    files = RunFolder(tmp_path / "run", "train", "x", 0)
     with files, Tracker(uri, Record("x", "run", {}, {}).kept(files.path), files.path, files) as shown:
         for step in range(1, 6):
             shown.row(files.numbers("metrics.jsonl", {"step": step, "reward/accuracy": step / 10}))
@@ -172,7 +172,7 @@ def test_a_slow_store_does_not_slow_a_step(tmp_path, monkeypatch):
 
     uri, _ = open_store(tmp_path)
     gate = threading.Event()
-    monkeypatch.setattr(stored.Stored, "log", lambda *_: gate.wait(30))
+    monkeypatch.setattr(Stored, "log", lambda *_: gate.wait(30))
     with view(tmp_path, uri) as shown:
         for step in range(100):
             shown.row(row(step, m=1.0))  # would wait half an hour
@@ -196,13 +196,13 @@ def test_tracking_off(tmp_path):
 
 
 def test_relative_databases_count_from_the_current_folder(tmp_path):
-    assert stored.absolute_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/b.db"
+    assert absolute_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/b.db"
     for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000"):
-        assert stored.absolute_uri(uri, tmp_path) == uri
+        assert absolute_uri(uri, tmp_path) == uri
 
 
 def test_pages_name_their_runs():
-    pages = stored.compare_page(["a", "b"], "7"), stored.curves_page(["a", "b"], "7")
+    pages = compare_page(["a", "b"], "7"), curves_page(["a", "b"], "7")
     for page in pages:
         assert (
             page.startswith("/#/") and "runs=%5B%22a%22%2C%20%22b%22%5D" in page and "experiments=%5B%227%22%5D" in page
@@ -214,7 +214,7 @@ def test_a_locked_database_is_waited_for(tmp_path):
     """Another writer holds it for two seconds; no step waits, and nothing is lost."""
     uri, _ = open_store(tmp_path)
     with view(tmp_path, uri) as tracked:
-        files = tracking.RunFolder(tmp_path / "run", "train", "x", 0)
+        files = RunFolder(tmp_path / "run", "train", "x", 0)
         other = sqlite3.connect(tmp_path / "outputs/mlflow.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
@@ -225,6 +225,6 @@ def test_a_locked_database_is_waited_for(tmp_path):
         other.execute("COMMIT")
         other.close()
     (run,) = runs_of(tmp_path)
-    client = stored.connect(uri)
+    client = connect(uri)
     assert [point.value for point in client.get_metric_history(run.info.run_id, "m")] == [1, 2, 3, 4, 5]
     assert run.info.status == "FINISHED" and tracked.refused is None

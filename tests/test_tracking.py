@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from echoink import tracking
+from echoink.common.files import as_lines, read_rows
+from echoink.run_folder import folder as run_folder
+from echoink.run_folder.environment import environment, git, process_is_gone
 
 
 def test_environment_names_versions_and_commit():
-    found = tracking.environment()
+    found = environment()
     assert found["versions"]["trl"].startswith("1.16.") and found["python"].startswith("3.")
 
 
@@ -20,54 +22,54 @@ def test_the_commit_is_this_checkouts_and_no_others(tmp_path, monkeypatch):
             out = {"--show-toplevel": root, "HEAD": "c0ffee", "--porcelain": ""}[command[-1]]
             return subprocess.CompletedProcess(command, 0, out, "")
 
-        monkeypatch.setattr(tracking.subprocess, "run", run)
-        return tracking.git()
+        monkeypatch.setattr(run_folder.subprocess, "run", run)
+        return git()
 
-    checkout = Path(tracking.__file__).parent.parent
+    checkout = Path(run_folder.__file__).parent.parent.parent
     assert answers(str(checkout)) == {"commit": "c0ffee", "uncommitted_changes": False}
     assert answers(str(tmp_path)) == {"commit": None, "uncommitted_changes": None}
 
 
 def test_rows_are_appended_and_json_is_written_whole(tmp_path):
-    with tracking.RunFolder(tmp_path / "run", "train", "x", 0) as files:
+    with run_folder.RunFolder(tmp_path / "run", "train", "x", 0) as files:
         files.append("metrics.jsonl", [{"step": 1}])
         files.append("metrics.jsonl", [{"step": 2, "text": "ü\u2028\x85"}])
     assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü\u2028\x85"}]
     assert files.read("none.jsonl") == []
-    assert [path.name for path in (tmp_path / "run").glob(".*")] == [tracking.LOCK]
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [run_folder.LOCK]
 
 
 def test_a_row_that_is_being_written_is_no_row_yet(tmp_path):
     file, rows = tmp_path / "metrics.jsonl", [{"step": 1, "text": "a\u2028b"}, {"step": 2, "text": "ü"}]
-    assert tracking.read_rows(file) == []
-    whole = tracking.as_lines(rows).encode()
+    assert read_rows(file) == []
+    whole = as_lines(rows).encode()
     first = whole.index(b"\n") + 1
     for end in range(first, len(whole) - 1):
         file.write_bytes(whole[:end])
-        assert tracking.read_rows(file) == rows[:1], end
+        assert read_rows(file) == rows[:1], end
     for end in (len(whole) - 1, len(whole)):
         file.write_bytes(whole[:end])
-        assert tracking.read_rows(file) == rows
+        assert read_rows(file) == rows
     file.write_bytes(whole.replace(b"step", b'"', 1))
     with pytest.raises(ValueError):  # a damaged row before the last is not passed over
-        tracking.read_rows(file)
+        read_rows(file)
 
 
 def test_a_process_that_ended_is_told_from_one_that_runs(tmp_path):
     import json
 
-    facts = tracking.environment()
+    facts = environment()
     assert facts["process"] == os.getpid()
     (tmp_path / "environment.json").write_text(json.dumps(facts))
-    assert not tracking.process_is_gone(tmp_path)
+    assert not process_is_gone(tmp_path)
     for other in ({"process_started": facts["process_started"] - 60}, {"process": 2**22 + 1}):
         (tmp_path / "environment.json").write_text(json.dumps(facts | other))
-        assert tracking.process_is_gone(tmp_path)
+        assert process_is_gone(tmp_path)
     (tmp_path / "environment.json").write_text(json.dumps(facts | {"process": 2**22 + 1, "host": "another"}))
-    assert not tracking.process_is_gone(tmp_path), "of another machine nothing is known"
+    assert not process_is_gone(tmp_path), "of another machine nothing is known"
 
 
 def test_the_first_word_on_how_a_run_ended_stands(tmp_path):
-    with tracking.RunFolder(tmp_path, "train", "x", 0) as files:
+    with run_folder.RunFolder(tmp_path, "train", "x", 0) as files:
         files.settle(KeyboardInterrupt())
     assert files.summary["status"] == "killed"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from echoink import stored
+from echoink.tracking.client import absolute_uri, connect
 from tests import processes
 from tests.entry import SMALL, lines, mlflow_runs, until
 
@@ -116,7 +116,7 @@ def test_the_screen_says_what_happens_in_order(first):
 def test_mlflow_has_the_run(first, place):
     _, folder = first
     summary = json.loads((folder / "summary.json").read_text())
-    client = stored.connect(stored.absolute_uri("sqlite:///outputs/mlflow.db", place))
+    client = connect(absolute_uri("sqlite:///outputs/mlflow.db", place))
     run = client.get_run(summary["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["grpo.group_size"] == "4" and run.data.tags["folder"] == str(folder)
@@ -338,7 +338,7 @@ def test_a_wheel_works_in_another_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert list(elsewhere.glob("outputs/quickstart/*/summary.json"))
     where = subprocess.run(
-        [sys.executable, "-c", "import echoink, echoink.compose as c; print(echoink.__file__, c.conf_dir())"],
+        [sys.executable, "-c", "import echoink, echoink.config.paths as c; print(echoink.__file__, c.conf_dir())"],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

@@ -9,21 +9,24 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from echoink.callbacks import Keeper, Recorder
-from echoink.compose import compose
-from echoink.config import Adapter, Advantage
-from echoink.errors import UserError
-from echoink.models import load_model, load_reference, lora
-from echoink.processing import PromptProcessor
-from echoink.reflection import SIGNS
-from echoink.rewards import Match, ProblemType, accuracy_reward, format_reward
-from echoink.sampler import GroupSampler
-from echoink.samples import DataType, Sample
-from echoink.splits import training_steps
-from echoink.stored import Record
-from echoink.tracker import Tracker
-from echoink.tracking import RunFolder
-from echoink.trainer import METRICS, EchoInkTrainer, arguments, metrics_of
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.schema import Adapter, Advantage
+from echoink.data.processor import PromptProcessor
+from echoink.data.sampler import GroupSampler, training_steps
+from echoink.data.samples import DataType, Sample
+from echoink.evaluation.reflection import SIGNS
+from echoink.models.loading import load_model, load_reference, lora
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.types import Match, ProblemType
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.metrics import METRICS, metrics_of
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
 from tests.files import picture, sound, video
 
 G = 4
@@ -529,7 +532,7 @@ def test_the_papers_steps():
 
 
 def test_a_step_takes_no_prompt_twice():
-    from echoink.errors import UserError
+    from echoink.common.errors import UserError
 
     with pytest.raises(UserError, match="7 training samples are fewer than trainer.prompts_per_step=8"):
         training_steps(compose([])[0].config.trainer, 1, 7)
@@ -741,7 +744,7 @@ def rollout_rows(step=1, n=8, **changes):
     ],
 )
 def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
-    from echoink.callbacks import Watch
+    from echoink.training.rollout_log import Watch
 
     watch = Watch(cap=10)
     for step in range(1, rollouts + 1):
@@ -751,7 +754,7 @@ def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
 
 
 def test_one_good_rollout_starts_the_count_again():
-    from echoink.callbacks import Watch
+    from echoink.training.rollout_log import Watch
 
     watch = Watch(cap=10)
     for step in range(2, 60):

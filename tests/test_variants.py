@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from echoink.config import Variant
-from echoink.media import load_image, load_soundtrack, load_video
-from echoink.processing import MEDIA
-from echoink.rewards import ProblemType
-from echoink.samples import DataType, Sample, load_sound
-from echoink.variants import applies, make, without
+from echoink.config.schema import Variant
+from echoink.data.ablations import applies, make, without
+from echoink.data.processor import MEDIA
+from echoink.data.samples import DataType, Sample, load_sound
+from echoink.media.loaders import load_image, load_soundtrack, load_video
+from echoink.rewards.types import ProblemType
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video
 

@@ -1,0 +1,332 @@
+"""Time, memory and operations of each phase of a step, with the prompt shared and as plain rows, in one process."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from echoink.benchmark.workload import ShapeConfig
+from echoink.common.errors import UserError
+from echoink.config.schema import _, flatten
+
+if TYPE_CHECKING:
+    import torch
+
+    from echoink.benchmark.baselines import Step
+
+
+PHASES = ("prefill", "rollout", "reference", "update", "step")
+"""`prefill` is a part of `rollout`; `step` is rollout, reference and update."""
+
+SYSTEMS = ("ours", "plain rows", "one group at a time")
+
+GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.75, 1, 2)}
+"""Where the cost's growth is looked at: G, and P relative to the shape's."""
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class BenchmarkConfig:
+    seed: int = _("of weights, media and completions", ge=0)
+    repeats: int = _("timed repetitions of every phase, after one that is not timed", ge=1)
+    beta: float = _("weight of the KL term; 0 leaves the reference out, but for one group at a time", ge=0)
+    lora: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
+    growth: bool = _("also time update and reference over G and P")
+    device: Device = _("auto: a GPU where there is one")
+    peak_tflops: float | None = _("of the device in that precision, for MFU; null leaves it out", gt=0)
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Compare, then time.
+
+    Returns:
+        What `benchmark.json` holds, but for `growth`: `parity`, `seconds` by system and phase (median and quartiles),
+        `ratio` (plain rows over ours), `ratio_reference_equivalent` (one group at a time over ours), `flops` that were
+        executed (on a CPU: what a CUDA graph replays cannot be counted), `needed_flops`, `peak_memory` of the update,
+        `completion_tokens_per_second`, and what it ran on.
+
+    Raises:
+        UserError: the systems do not compute the same.
+    """
+    import torch
+
+    from echoink.common import console
+    from echoink.run_folder.environment import environment
+
+    device = device_of(config)
+    systems = make_systems(config, device)
+    work = systems["ours"].work
+    completion_tokens = int(work.mask.sum())
+    console.say(
+        "shape",
+        f"{len(work.prompts)} prompts of {', '.join(str(len(prompt.input_ids)) for prompt in work.prompts)} tokens · "
+        f"G {work.group} · completions of {int(work.mask.sum(1).min())} to {int(work.mask.sum(1).max())} · "
+        f"{sum(p.numel() for p in systems['ours'].thinker.parameters()):,} parameters · {device.type}",
+    )
+    parity = compare(systems, tolerance=1e-4 if config.shape.dtype.name == "float32" else 0.3)
+    console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
+
+    seconds = timed(systems, config.repeats, device)
+    flops = None
+    if device.type == "cpu":
+        flops = {name: {phase: executed_flops(run) for phase, run in phases(of)} for name, of in systems.items()}
+    memory = {name: peak_memory(system.update, device) for name, system in systems.items()}
+    needed = needed_flops(systems["ours"])
+    medians = {name: {phase: of["median"] for phase, of in found.items()} for name, found in seconds.items()}
+    ours, rows, groups = (medians[name] for name in SYSTEMS)
+
+    def ratio(other: dict[str, float], name: str) -> dict[str, float]:
+        ratios = {phase: other[phase] / ours[phase] for phase in PHASES if ours[phase]}
+        return ratios | {"peak_memory": memory[name] / memory["ours"]}
+
+    found = {
+        "config": flatten(config),
+        "environment": environment(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "parity": parity,
+        "seconds": seconds,
+        "ratio": ratio(rows, "plain rows"),
+        "ratio_reference_equivalent": ratio(groups, "one group at a time"),
+        "peak_memory": memory,
+        "flops": flops,
+        "needed_flops": needed,
+        "completion_tokens_per_second": {name: completion_tokens / medians[name]["step"] for name in SYSTEMS},
+    }
+    if config.peak_tflops:
+        work_done = needed["reference"] + needed["update"]
+        spent = {name: medians[name]["reference"] + medians[name]["update"] for name in SYSTEMS}
+        found["mfu"] = {name: work_done / seconds / config.peak_tflops / 1e12 for name, seconds in spent.items()}
+    return found
+
+
+def device_of(config: BenchmarkConfig) -> "torch.device":
+    """Where to run.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if config.device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU", "device=cpu")
+    return torch.device("cpu" if config.device is Device.cpu or not torch.cuda.is_available() else "cuda")
+
+
+def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "Step"]:
+    """The three systems over one model, one reference and one workload."""
+    import trl.trainer.utils
+    from peft import get_peft_model
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink.benchmark.baselines import OneGroupAtATime, PlainRows, SharedPrefix
+    from echoink.benchmark.workload import make_model, make_workload
+    from echoink.models import loading
+    from echoink.models.shared_prefix import install
+
+    # TRL's head works in a buffer 32,768 entries wide whatever the vocabulary: with a small one it would hide the rest.
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
+    model = make_model(config.shape, config.seed, device)
+    work = make_workload(model, config.shape, config.seed)
+    reference = None if config.lora else make_model(config.shape, config.seed + 1, device).eval()
+    for thinker in (model, reference):
+        if thinker is not None:
+            install(thinker)
+            add_fused_lm_head(thinker, outputs=("log_probs", "entropy"))
+    if config.lora:
+        targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        model = get_peft_model(model, loading.lora(16, 32, 0.0, targets))
+    else:
+        reference.requires_grad_(False)
+    shared = (model, reference, work, config.beta)
+    return {
+        "ours": SharedPrefix(*shared),
+        "plain rows": PlainRows(*shared, checkpointing=config.shape.rows_checkpointing),
+        "one group at a time": OneGroupAtATime(*shared),
+    }
+
+
+def phases(system: "Step") -> list[tuple[str, Callable]]:
+    """The phases in the order of a step."""
+    return [
+        ("prefill", system.prefill),
+        ("rollout", system.rollout),
+        ("reference", system.infer),
+        ("update", system.update),
+    ]
+
+
+def compare(systems: dict[str, "Step"], tolerance: float) -> dict[str, float]:
+    """How far log-probabilities and gradients of the baselines are from ours, the larger of both; and ours replays.
+
+    Raises:
+        UserError: farther than `tolerance`.
+    """
+    import torch
+
+    found = {"max_logprob_difference": 0.0, "gradient_relative_difference": 0.0}
+    ours, *others = systems.values()
+    script = [ids[mask].tolist() for ids, mask in zip(ours.work.completion_ids, ours.work.mask, strict=True)]
+    assert ours.rollout() == script, "the rollout does not replay the completions"
+    expected = _log_probabilities_and_gradient(ours)
+    for system in others:
+        logps, gradient = _log_probabilities_and_gradient(system)
+        difference = (logps - expected[0]).abs().max().item()
+        distance = ((gradient - expected[1]).norm() / expected[1].norm()).item()
+        found["max_logprob_difference"] = max(found["max_logprob_difference"], difference)
+        found["gradient_relative_difference"] = max(found["gradient_relative_difference"], distance)
+        if not max(difference, distance) <= tolerance or not torch.isfinite(logps).all():
+            raise UserError(
+                f"{type(system).__name__} and SharedPrefix differ: log-probabilities by {difference:.1e}, gradients by "
+                f"{distance:.1e}, tolerance {tolerance}",
+                "this is a defect of the package: please report it",
+            )
+    return found
+
+
+def _log_probabilities_and_gradient(system: "Step") -> tuple["torch.Tensor", "torch.Tensor"]:
+    import torch
+
+    system.model.train()
+    system.infer()
+    found = []
+    for index, rows in system.groups():
+        logps = system.log_probabilities(system.model, index, rows)
+        system.loss(logps, rows).backward()
+        found.append(logps.detach())
+    learning = [parameter for parameter in system.model.parameters() if parameter.requires_grad]
+    gradient = torch.cat([p.grad.flatten().float() for p in learning if p.grad is not None])
+    system.optimizer.zero_grad()
+    return torch.cat(found), gradient
+
+
+def timed(systems: dict[str, "Step"], repeats: int, device: "torch.device") -> dict[str, dict[str, dict[str, float]]]:
+    """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
+    import torch
+
+    from echoink.common import console
+
+    found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in systems}
+    names = list(systems)
+    turns = [name for turn in range(repeats + 1) for name in (names if turn % 2 == 0 else names[::-1])]
+    for count, name in enumerate(console.progress("time", len(turns))(turns)):
+        spent = {}
+        for phase, run in phases(systems[name]):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[phase] = time.perf_counter() - started
+        spent["step"] = spent["rollout"] + spent["reference"] + spent["update"]
+        if count >= len(names):  # the first turn warms up
+            for phase, value in spent.items():
+                found[name][phase].append(value)
+    return {name: {phase: _quartiles(values) for phase, values in of.items()} for name, of in found.items()}
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    low, high = (min(values), max(values)) if len(values) < 3 else statistics.quantiles(values, method="inclusive")[::2]
+    return {"median": statistics.median(values), "lower": low, "upper": high}
+
+
+def executed_flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and attention; on a CPU."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def attention(query, key, value, *_, out_shape=None, **__) -> int:
+        batch, heads, queries, width = query
+        return 4 * batch * heads * queries * key[2] * width
+
+    def backward(_gradient, query, key, value, *_, out_shape=None, **__) -> int:
+        return 5 * attention(query, key, value) // 2
+
+    aten = torch.ops.aten
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def needed_flops(system: "Step") -> dict[str, float]:
+    """What a step cannot do without: each distinct token once through the language model (2 per weight, and attention
+    to what it may see), each completion token through the head, each medium through its tower; a backward pass is twice
+    a forward pass, half of that where the weights do not learn.
+    """
+    import torch
+
+    from echoink.models.encoders import encode_media, towers_learn
+
+    config = system.thinker.config.get_text_config()
+    layers = system.thinker.model.language_model.layers
+    matrices = [(name, p.numel()) for name, p in layers.named_parameters() if p.ndim == 2]
+    weights = sum(size for name, size in matrices if "lora" not in name)
+    added = sum(size for name, size in matrices if "lora" in name)
+    prompts, lengths = system.work.prompts, system.work.mask.sum(1).view(-1, system.work.group)
+    pairs = tokens = 0
+    for prompt, of in zip(prompts, lengths.tolist(), strict=True):
+        prefix = len(prompt.input_ids) - 1
+        tokens += prefix + sum(of)
+        pairs += prefix * (prefix + 1) / 2 + sum(prefix * length + length * (length + 1) / 2 for length in of)
+    language = 2 * weights * tokens + 4 * config.hidden_size * config.num_hidden_layers * pairs
+    head = 2 * system.thinker.lm_head.weight.numel() * int(system.work.mask.sum())
+    with torch.no_grad():
+        towers = executed_flops(lambda: encode_media(system.thinker.model, prompts))
+    learns, tower_learns = system.reference is not None, towers_learn(system.thinker.model)
+    forward, adapter = language + head, 2 * added * tokens
+    return {
+        "rollout": forward + adapter + towers,
+        "reference": forward + (towers if tower_learns else 0),
+        "update": forward * (3 if learns else 2) + 3 * adapter + (3 * towers if tower_learns else 0),
+    }
+
+
+def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
+    """Bytes that are allocated at most at one time while it runs, on top of what was there before."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
+    """Seconds of reference and update, ours and plain rows, over G and over P: one timed repetition after another."""
+    device = device_of(config)
+    points = [("group_size", group) for group in GROWTH["group_size"]]
+    points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
+    rows = []
+    for key, value in points:
+        changed = replace(config, shape=replace(config.shape, prompts=1, **{key: value}))
+        systems = make_systems(changed, device)
+        del systems["one group at a time"]
+        gc.collect()  # the models of the point before
+        systems["ours"].rollout()  # features, where the towers are frozen
+        for system in systems.values():
+            system.prefill = system.rollout = lambda: None
+        found = timed(systems, 1, device)
+        spent = {name: of["reference"]["median"] + of["update"]["median"] for name, of in found.items()}
+        del systems
+        rows.append({"key": key, "value": value, **spent, "ratio": spent["plain rows"] / spent["ours"]})
+    return rows

@@ -1,0 +1,119 @@
+"""What a benchmark works on: a thinker of a given shape with random weights, prompts, completions of given lengths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.common.errors import UserError
+from echoink.config.paths import TINY
+from echoink.config.schema import Dtype, _
+from echoink.data.processor import PromptInputs, encode, load_processor
+
+
+@dataclass
+class ShapeConfig:
+    prompt_tokens: int = _("P, media included", ge=64)
+    completion_tokens: int = _("mean C; completions are from 3/4 to 5/4 of it long, evenly spread", ge=4)
+    group_size: int = _("G", ge=2)
+    prompts: int = _("prompts of one rollout", ge=1)
+    pixels: int = _("of the picture; 784 are a token", ge=56 * 56)
+    audio_seconds: float = _("of the sound; 1/25 s is a token", gt=0.1, le=30)
+    width: int = _("of the language model", ge=32)
+    feed_forward: int = _("width of its feed-forward layers", ge=32)
+    layers: int = _("of the language model", ge=1)
+    heads: int = _("of its attention", ge=1)
+    key_heads: int = _("of keys and values", ge=1)
+    vocabulary: int = _("entries of the vocabulary", ge=504)
+    tower_width: int = _("of the audio and the vision tower", ge=32)
+    tower_layers: int = _("of each tower", ge=1)
+    dtype: Dtype = _("of the weights")
+    rows_checkpointing: bool = _("gradient checkpointing for plain rows, where they do not fit without")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """B prompts and G completions of each, the same for all systems."""
+
+    prompts: list[PromptInputs]
+    completion_ids: Tensor
+    """[B·G, C], right-padded; the last token of each ends it."""
+    mask: Tensor
+    """[B·G, C], True on tokens."""
+    advantages: Tensor
+    """[B·G]"""
+
+    @property
+    def group(self) -> int:
+        """G."""
+        return len(self.mask) // len(self.prompts)
+
+
+def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """A thinker of that shape; its tokens are those of the embedded model's processor."""
+    config = AutoConfig.from_pretrained(TINY)
+    config = getattr(config, "thinker_config", config)
+    text, audio, vision = config.text_config, config.audio_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.vocab_size = shape.width, shape.feed_forward, shape.vocabulary
+    text.num_hidden_layers, text.layer_types = shape.layers, ["full_attention"] * shape.layers
+    text.num_attention_heads, text.num_key_value_heads = shape.heads, shape.key_heads
+    half = shape.width // shape.heads // 2
+    text.rope_parameters["mrope_section"] = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    audio.d_model, audio.encoder_ffn_dim, audio.encoder_layers = (
+        shape.tower_width,
+        4 * shape.tower_width,
+        shape.tower_layers,
+    )
+    vision.hidden_size, vision.depth, vision.intermediate_size = (
+        shape.tower_width,
+        shape.tower_layers,
+        3 * shape.tower_width,
+    )
+    vision.fullatt_block_indexes = list(range(shape.tower_layers - 1, -1, -8))
+    audio.encoder_attention_heads = vision.num_heads = max(4, shape.tower_width // 80)
+    audio.output_dim = vision.out_hidden_size = shape.width
+    for part in (config, text, audio, vision):
+        part.initializer_range = 0.02
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config, dtype=getattr(torch, shape.dtype.name))
+    model.generation_config.pad_token_id = config.pad_token_id
+    model.generation_config.eos_token_id = config.eos_token_id
+    return model
+
+
+def make_workload(model: Qwen2_5OmniThinkerForConditionalGeneration, shape: ShapeConfig, seed: int) -> Workload:
+    """Prompts of about P tokens (each of the next ones 8 shorter) and completions of random tokens, ragged."""
+    prompts = [_prompt(model, shape, shape.prompt_tokens - 8 * index, seed + index) for index in range(shape.prompts)]
+    mean, rows = shape.completion_tokens, shape.prompts * shape.group_size
+    spread = torch.linspace(0.75 * mean, 1.25 * mean, shape.group_size).round().long()
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.cat([spread[torch.randperm(shape.group_size, generator=generator)] for _ in range(shape.prompts)])
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    ids = torch.randint(20, 400, mask.shape, generator=generator)
+    ids[torch.arange(rows), lengths - 1] = model.config.eos_token_id
+    return Workload(prompts, ids * mask, mask, torch.randn(rows, generator=generator))
+
+
+def _prompt(
+    model: Qwen2_5OmniThinkerForConditionalGeneration, shape: ShapeConfig, tokens: int, seed: int
+) -> PromptInputs:
+    rng = np.random.default_rng(seed)
+    side = int(shape.pixels**0.5)
+    image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    audio = rng.standard_normal(int(16_000 * shape.audio_seconds)).astype(np.float32)
+    processor = load_processor("tiny", min(112**2, shape.pixels), shape.pixels)
+
+    def made(words: int) -> PromptInputs:
+        content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "a" + " a" * words}]
+        return encode(processor, model, [{"role": "user", "content": content}], image, audio)
+
+    bare, one = len(made(0).input_ids), len(made(100).input_ids)
+    if bare > tokens:
+        raise UserError(
+            f"a prompt of {tokens} tokens: picture and sound alone take {bare}", "raise shape.prompt_tokens"
+        )
+    return made(round(100 * (tokens - bare) / (one - bare)))

@@ -1,0 +1,56 @@
+"""What the commands beside the entry point have in common: help, settings, one clear error."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from echoink.common.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def run(main: Callable[[Sequence[str]], int | None], doc: str, needs_words: bool = True) -> None:
+    """Run a command on the command line's words; its module's docstring is its help.
+
+    Args:
+        main: takes the words, may return an exit status.
+        doc: the help.
+        needs_words: whether the command says its help where no words are given.
+    """
+    words = sys.argv[1:]
+    if words[:1] in (["-h"], ["--help"]) or (needs_words and not words):
+        print(doc.strip())
+        sys.exit()
+    try:
+        sys.exit(main(words))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
+    """`key=value` words as a schema's dataclass.
+
+    Raises:
+        UserError: an unknown key, a value of another type, or a key that is missing.
+    """
+    known = [str(key) for key in OmegaConf.structured(schema)]
+    for word in words:
+        key, sign, _ = word.partition("=")
+        if not sign or key.partition(".")[0] not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]}=? " if close else ""
+            raise UserError(f"cannot read {word}", f"{hint}known: {' '.join(f'{name}=' for name in known)}")
+    try:
+        given = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
+        if missing := sorted(OmegaConf.missing_keys(given)):
+            raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
+        return OmegaConf.to_object(given)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0], "--help explains the settings") from error

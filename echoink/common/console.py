@@ -1,0 +1,88 @@
+"""What a person sees: labelled lines, progress bars, one table. Plain lines where the output is no terminal."""
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+_log = logging.getLogger("echoink")
+
+SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens."""
+
+
+def say(label: str, text: str) -> None:
+    """A line with its label; also in train.log."""
+    console.print(f"[bold]{label:<9}[/] {escape(text)}")
+    _log.info("%s %s", label, text)
+
+
+def say_mlflow(uri: str, page: str) -> None:
+    """How to open MLflow on a page of this store."""
+    say("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    say("", f"then open {SERVER}{page}")
+
+
+def percent(value: float | None) -> str:
+    """0.8577 → "85.8 %"."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(bounds: Iterable[float]) -> str:
+    """[0.842, 0.873] → "[84.2, 87.3]"."""
+    return "[" + ", ".join(f"{100 * bound:.1f}" for bound in bounds) + "]"
+
+
+def bar(label: str) -> Progress:
+    """A progress bar with a text field `text`; silent where the output is no terminal."""
+    return Progress(
+        TextColumn(f"[bold]{label:<9}[/]"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def progress(label: str, total: int) -> Callable[[Iterable], Iterable]:
+    """A wrapper for an iterable of `total` items that shows how far it is."""
+
+    def wrap(items: Iterable) -> Iterable:
+        with bar(label) as shown:
+            task = shown.add_task(label, total=total, text="")
+            for item in items:
+                yield item
+                shown.advance(task)
+
+    return wrap
+
+
+@contextmanager
+def quiet_libraries():
+    """Silence the chatter of the libraries below us, their progress bars too."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("trl", "accelerate", "bitsandbytes", "datasets", "httpx", "urllib3", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

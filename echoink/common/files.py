@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all, and JSON lines."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file aside, then rename it: a reader finds it whole, whoever else writes it at the same time."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(part, "wb") as content:
+        write(content)
+    os.replace(part, file)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text like that."""
+    write_aside(file, lambda content: content.write(text.encode()))
+
+
+def as_json(content: Any) -> str:
+    """A JSON file's text, for people too."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_lines(rows: Iterable[dict]) -> str:
+    """The text of a JSON Lines file."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def milliseconds() -> int:
+    """Now, as MLflow counts time."""
+    return int(time.time() * 1000)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text.
+
+    What a process is still writing at its end, or was killed in, is no row yet.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    *whole, rest = content.split(b"\n")
+    rows = [json.loads(line) for line in whole if line]
+    with suppress(ValueError):
+        rows.append(json.loads(rest))
+    return rows

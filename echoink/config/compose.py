@@ -1,0 +1,288 @@
+"""From the command line to a validated `Config`, or one clear error, before anything heavy is imported or written."""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from echoink.common.errors import UserError
+from echoink.config.paths import conf_dir
+from echoink.config.schema import Advantage, Attention, Config, Dtype, Prompt, Split, Task, fields_of
+from echoink.rewards.types import Rule
+
+VERSION_BASE = "1.3"
+
+Schema = TypeVar("Schema")
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+OmegaConf.register_new_resolver("conf", lambda path: str(conf_dir() / path))
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A validated configuration and the folder that Hydra gives it."""
+
+    config: Config
+    folder: Path
+    overrides: tuple[str, ...] = ()
+
+
+def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
+    """Compose and validate what Hydra would run: one configuration, or one per job of a sweep.
+
+    Args:
+        overrides: Hydra's command-line overrides, `reward.lambda_fmt=0.5`.
+        multirun: expand `a=1,2` into jobs.
+        config_dir: a folder of the user's own with more files for the groups, as Hydra's --config-dir.
+
+    Raises:
+        UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
+    """
+    for word in overrides:
+        _refuse_secret(word.partition("=")[0], word)
+    found = [f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
+    jobs = _expand(overrides, found) if multirun else [list(overrides)]
+    jobs = [[*job, *found] for job in jobs]
+    return [_compose_one(job, multirun) for job in jobs]
+
+
+def quoted(text: object) -> str:
+    """A text, such as a path, as a quoted value in Hydra's grammar of overrides."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _expand(overrides: Sequence[str], searchpath: Sequence[str]) -> list[list[str]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def parse(words: Sequence[str]) -> list:
+        try:
+            return OverridesParser.create().parse_overrides(list(words))
+        except OverrideParseException as error:
+            raise _explained(error, words) from error
+
+    parsed = parse(overrides)
+    # An experiment may say what it sweeps over (hydra.sweeper.params); the command line goes before it.
+    plain = [override.input_line for override in parsed if not override.is_sweep_override()]
+    params = _raw([*plain, *searchpath]).hydra.sweeper.get("params") or {}
+    given = {override.key_or_group for override in parsed}
+    parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
+    if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
+        return [[o.input_line for o in parsed if not o.is_sweep_override()]]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException:  # glob(*) is expanded by Hydra itself, later
+        return [[o.input_line for o in parsed if not o.is_sweep_override()]]
+    return [list(job) for batch in batches for job in batch]
+
+
+def _raw(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes, its own configuration with it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
+        try:
+            return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        except YAMLError as error:
+            raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
+            raise _explained(error, overrides) from error
+
+
+def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
+    raw = _raw(overrides)
+    try:
+        OmegaConf.set_struct(raw.hydra, False)
+        raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+        OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
+        folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
+        config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
+        return Composed(config, folder, tuple(overrides))
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained(error, overrides) from error
+
+
+def validate(raw: DictConfig) -> Config:
+    """Turn a composed configuration into a `Config`, refusing unknown keys (with `+` too), wrong types and bad values.
+
+    Raises:
+        UserError: see `compose`.
+    """
+    config = typed(raw, Config)
+    config.trainer.processes = config.trainer.processes or started()
+    _check_together(config)
+    return config
+
+
+def started() -> int:
+    """How many processes a launcher such as torchrun has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
+    """The composed configuration as a schema's dataclass, values within their ranges.
+
+    Raises:
+        UserError: see `compose`.
+    """
+    missing = sorted(OmegaConf.missing_keys(raw))
+    if missing:
+        hints = [f"set {key}=…" for key in missing]
+        raise UserError(f"the configuration lacks {', '.join(missing)}", " ".join(hints))
+    try:
+        plain = OmegaConf.to_container(raw, resolve=True)
+        config: Schema = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except OmegaConfBaseException as error:
+        raise _explained(error, []) from error
+    for key, spec, value in fields_of(config):
+        _check_range(key, spec, value)
+        _refuse_secret(key, str(value))
+    return config
+
+
+_SECRET = re.compile(
+    r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}"
+    r"|dapi[0-9a-f]{32})\b|://[^/@\s:]+:[^/@\s]+@|\$\{oc\.env:\w*(TOKEN|SECRET|PASSWORD|API_KEY)"
+)
+"""Tokens of hubs and clouds, a password in an address, a secret that is read from the environment."""
+
+
+def _refuse_secret(key: str, text: str) -> None:
+    """A configuration is written to disk, to MLflow and into reports: what looks like a secret is not taken."""
+    if _SECRET.search(text):
+        raise UserError(
+            f"{key} looks like a secret, which would be written into the run's files",
+            "log in with `hf auth login`; for MLflow set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+
+
+def _check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
+    tests = {
+        "ge": (">=", value.__ge__),
+        "gt": (">", value.__gt__),
+        "le": ("<=", value.__le__),
+        "lt": ("<", value.__lt__),
+    }
+    for name, (sign, holds) in tests.items():
+        if name in spec.metadata and holds(spec.metadata[name]) is not True:
+            raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
+
+
+def _check_together(config: Config) -> None:
+    trainer = config.trainer
+    if trainer.prompts_per_step % trainer.micro_batch_prompts:
+        raise UserError(
+            f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of "
+            f"trainer.micro_batch_prompts={trainer.micro_batch_prompts}",
+            "gradients are accumulated over whole micro-batches",
+        )
+    reward = config.reward
+    pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
+    if not (reward.lambda_acc or reward.lambda_fmt or pays or (reward.file and reward.lambda_file)):
+        raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
+    if reward.file and not Path(reward.file).is_file():
+        raise UserError(
+            f"reward.file={reward.file}: no such file", "a Python file that defines reward(completion, sample)"
+        )
+    if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
+        raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
+    if config.task is Task.train and config.eval.split is Split.train:
+        raise UserError("eval.split=train is for curation (task=eval)", "a run reports valid, or dev")
+    if config.task is Task.compare and not config.checkpoint:
+        raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
+    if config.dry_run and config.task is not Task.train:
+        raise UserError(f"dry_run plans training, not task={config.task.name}", "set task=train")
+    at_once = trainer.micro_batch_prompts * trainer.processes
+    if trainer.prompts_per_step % at_once:
+        raise UserError(
+            f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{trainer.micro_batch_prompts} times trainer.processes={trainer.processes}",
+            "every process takes whole micro-batches",
+        )
+    for prompt in (config.prompt, config.eval.direct):
+        Prompt(**vars(prompt))
+    if config.model.attention is Attention.flash_attention_2 and not (
+        config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
+    ):
+        raise UserError("model.attention=flash_attention_2 needs half precision", "set trainer.bf16=true")
+
+
+def _keys() -> list[str]:
+    schema = OmegaConf.structured(Config)
+    keys = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name in node:
+            keys.append(f"{prefix}{name}")
+            if isinstance(node._get_node(name), DictConfig):
+                walk(node[name], f"{prefix}{name}.")
+
+    walk(schema, "")
+    return keys
+
+
+def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
+    """What Hydra or OmegaConf found, in one line, with the closest valid name."""
+    text = str(error)
+    cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and "Available options" in text:
+        what, _, listing = text.partition("Available options")
+        names = listing.partition("Config search path")[0].split("\n")[1:]
+        names = [name.strip() for name in names if name.strip()]
+        tried = what.split("'")[-2].split("/")[-1]
+        return UserError(what.strip().splitlines()[-1], f"{_closest(tried, names)}available: {', '.join(names)}")
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"cannot read the override {error.override!r}",
+            "overrides read key=value, without spaces; quote braces: \"key='{…}'\"",
+        )
+    if "Ambiguous value for argument" in text:
+        return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
+    given = [override.partition("=")[0] for override in overrides]
+    for key in given:
+        if key.lstrip("+").partition("@")[0] in [group.name for group in groups()] and key.startswith("+"):
+            return UserError(f"{key} adds a group that is already there", f"write {key.lstrip('+')}=… without +")
+    keys = _keys()
+    tried = getattr(cause, "full_key", None) or next((key for key in given if key.lstrip("+~") in text), "")
+    tried = tried.lstrip("+~")
+    if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
+        alike = [key for key in keys if key.count(".") == tried.count(".")]
+        siblings = [key for key in alike if key.rpartition(".")[0] == tried.rpartition(".")[0]]
+        return UserError(f"unknown key {tried}", f"{_closest(tried, alike)}known: {', '.join(siblings or alike)}")
+    detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
+
+
+def _closest(tried: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(tried, names, 1, 0.75)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def groups() -> list[Path]:
+    """The folders of `conf/` from which the command line chooses files."""
+    names = {spec.name for spec in dataclasses.fields(Config)} | {"experiment"}
+    return sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name in names)

@@ -1,0 +1,80 @@
+"""Make AVQA-R1-6K from OmniInstruct-v1, in the official layout.
+
+    python -m echoink.curate source=m-a-p/OmniInstruct_v1 output=data/AVQA_R1
+    python -m echoink.curate source=<folder of Parquet files or a datasets folder> output=data/AVQA_R1
+    python -m echoink.curate source=… output=data/omni keep=[AVQA,Music-AVQA2.0]
+
+And make a set of hard questions that need both senses of any dataset: echoink/curate/difficulty.py tells how.
+
+    python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
+
+A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and
+its sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to
+D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
+and which media train and valid share. A run that was stopped goes on where it was.
+
+Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not by the
+error that saving it raises; a picture is written upright; a sound that the decoder cannot read is dropped, too.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from echoink.common import cli
+from echoink.common.console import say
+from echoink.common.errors import UserError
+from echoink.curate.omni_instruct import LEDGER, curate_split, refuse_another, report
+
+
+@dataclass
+class CurateConfig:
+    """Settings of the command."""
+
+    source: str = "???"
+    output: str = "???"
+    keep: list[str] = field(default_factory=lambda: ["AVQA"])
+    splits: list[str] = field(default_factory=lambda: ["train", "valid"])
+    expect: list[int] | None = None
+
+
+def main(words: Sequence[str]) -> None:
+    """Curate as the settings say, and print the report."""
+    if "mode=difficulty" in words:
+        from echoink.curate import difficulty
+
+        difficulty.main(words)
+        return
+    given = cli.settings(CurateConfig, words)
+    output, splits, dropped = Path(given.output), {}, {}
+    recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
+    if (output / "curation.json").is_file():
+        raise UserError(f"{output} is finished", "give a new output=")
+    refuse_another(output, recipe)
+    only = given.splits[0] if len(given.splits) == 1 else None
+    for split in given.splits:
+        splits[split], dropped[split] = curate_split(given.source, split, output, given.keep, only)
+    made = report(output, splits, dropped)
+    (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n")
+    for split in splits:
+        (output / split / LEDGER).unlink()
+    for split, found in made.items():
+        say(split, f"{found['rows']:,} rows · answers " + _shares(found["answer_positions"]))
+        for reason, count in found["dropped"].items():
+            say("", f"{count:,} dropped: {reason}")
+        shared = ", ".join(f"{count} with {other}" for other, count in found["media_also_in"].items() if count)
+        say(
+            "", f"{found['duplicates']} duplicates" + (f" · media shared: {shared}" if shared else " · no media shared")
+        )
+    if given.expect is not None and (counts := [found["rows"] for found in made.values()]) != list(given.expect):
+        raise UserError(f"made {counts} rows, expected {list(given.expect)}", "curation.json says what was dropped")
+    say("curated", str(output))
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return " ".join(f"{letter} {100 * share:.1f}%" for letter, share in shares.items())
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

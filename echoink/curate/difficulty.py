@@ -1,0 +1,290 @@
+"""Training questions by how hard they are and which senses they need: `python -m echoink.curate mode=difficulty`.
+
+    python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
+    python -m echoink.curate mode=difficulty source=… checkpoint=… output=… needs=[both] pass_rate=[0,0.75] draws=8
+    python -m echoink.curate mode=difficulty … settings=[model=qwen2_5_omni_7b,trainer.bf16=true]
+
+A model answers every training question k times, in full and without each sense (`needs.py` has the tests behind the
+labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an empty
+list keeps all), and that share no picture, sound or video with the validation split. The output has the layout of the
+source; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
+shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
+options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score
+is graded, get no label of need.
+
+Selecting by a noisy measure flatters it: what was kept is answered again with other draws, and those numbers are the
+ones to report. curation.json says what was kept and why the rest was not, needs.jsonl what was measured. A run that
+was stopped goes on where it was.
+"""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from echoink.common import cli
+from echoink.common.console import progress, say
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_whole
+from echoink.evaluation.modality_need import FEWEST, Need
+from echoink.rewards.parsing import option_letter, option_text
+from echoink.rewards.types import ProblemType
+from echoink.run_folder.folder import read_summary
+
+if TYPE_CHECKING:
+    from echoink.data.samples import Sample
+
+ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
+SELECTS = ("needs", "pass_rate", "shuffle")
+"""Settings that the first measurement does not depend on: with others it is not made again."""
+INDEX = "omni_rl_format_{}.json"
+
+
+@dataclass
+class DifficultyConfig:
+    """Settings of the command."""
+
+    mode: str = "difficulty"
+    source: str = "???"
+    checkpoint: str = "???"
+    output: str = "???"
+    draws: int = 8
+    needs: list[str] = field(default_factory=lambda: ["both"])
+    pass_rate: list[float] = field(default_factory=lambda: [0.0, 0.75])
+    seed: int = 0
+    shuffle: bool = True
+    settings: list[str] = field(default_factory=list)
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure, select, write, measure again; prints what was kept."""
+    given = cli.settings(DifficultyConfig, words)
+    _check(given)
+    output = Path(given.output)
+    if (output / "curation.json").is_file():
+        raise UserError(f"{output} is finished", "give a new output=")
+    work = output / ".work"
+    recipe = {key: value for key, value in asdict(given).items() if key not in SELECTS}
+    if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
+        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    write_whole(work / "recipe.json", as_json(recipe))
+
+    measured = _measure(given, given.source, given.seed, work / "first")
+    kept, dropped = _select(given, measured)
+    if not kept:
+        raise UserError(
+            f"no question is left: {dict(dropped)}", "widen needs= or pass_rate=; what was measured is kept"
+        )
+    _write(given, kept, measured, output, dropped)
+    again = _measure(given, str(output), given.seed + 1, work / "again")
+    told = {
+        **asdict(given),
+        "kept": len(kept),
+        "dropped": dict(dropped.most_common()),
+        "selected_on": _numbers(measured, kept, given.draws),
+        "drawn_afresh": _numbers(again, [id for id in kept if id in again], given.draws),
+    }
+    for name, found in (("needs.jsonl", measured), ("needs-afresh.jsonl", again)):
+        write_whole(output / name, as_lines(found.values()))
+    write_whole(output / "curation.json", as_json(told))
+    shutil.rmtree(work)
+    say("kept", f"{len(kept):,} of {len(measured):,} questions")
+    for reason, count in dropped.most_common():
+        say("", f"{count:,} dropped: {reason}")
+    for name in ("selected_on", "drawn_afresh"):
+        found = told[name]
+        needs = " · ".join(f"{need} {count}" for need, count in found["needs"].items() if count)
+        say(name.replace("_", " "), f"right {100 * found['pass_rate']:.1f} % · {needs}")
+    say("curated", str(output))
+
+
+def _check(given: DifficultyConfig) -> None:
+    if given.draws < FEWEST:
+        raise UserError(f"draws={given.draws}: fewer than {FEWEST} label nothing", f"give draws={2 * FEWEST}")
+    known = [need.name for need in Need]
+    if unknown := [need for need in given.needs if need not in known]:
+        raise UserError(f"needs holds {unknown[0]!r}", f"known: {', '.join(known)}")
+    if len(given.pass_rate) != 2 or not 0 <= given.pass_rate[0] <= given.pass_rate[1] <= 1:
+        raise UserError(f"pass_rate={given.pass_rate} is no range", "such as pass_rate=[0,0.75]")
+    if not Path(given.source).exists():
+        raise UserError(f"no such dataset: {given.source}", "curate takes a folder or file")
+
+
+def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
+    """By id what each training question needs and how often it was answered right with each variant: an evaluation
+    by the entry point, which goes on where an earlier one stopped.
+    """
+    if read_summary(folder)["status"] != "finished":
+        words = [
+            "task=eval",
+            "dataset=rows",
+            f"dataset.path={Path(source).resolve()}",
+            f"checkpoint={given.checkpoint}",
+            "eval.split=train",
+            f"eval.ablations={ABLATIONS}",
+            f"eval.samples={given.draws}",
+            "eval.greedy=false",
+            f"seed={seed}",
+            "tracking=off",
+            f"hydra.run.dir={folder}",
+            *given.settings,
+        ]
+        if subprocess.run([sys.executable, "-m", "echoink.train", *words]).returncode:
+            raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
+    (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
+    return {row["id"]: row for row in read_rows(rows)}
+
+
+def _rate(row: dict) -> float:
+    right, drawn = row["full"]
+    return right / drawn
+
+
+def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[str], Counter[str]]:
+    """Ids that are kept, and counts of the others by reason."""
+    low, high = given.pass_rate
+    taken = _elsewhere(given.source)
+    kept, dropped = [], Counter()
+    for id, row in measured.items():
+        if not low <= _rate(row) <= high:
+            dropped["pass rate"] += 1
+        elif given.needs and row["need"] not in given.needs:
+            dropped[f"need {row['need']}"] += 1
+        elif taken.get(id):
+            dropped["media in another split"] += 1
+        else:
+            kept.append(id)
+    return kept, dropped
+
+
+def _elsewhere(source: str) -> dict[str, bool]:
+    """By id of training questions whether another split holds one of their files."""
+    from echoink.media.loaders import digest
+
+    splits = {name: samples for name in ("train", "dev", "valid") if (samples := _read(source, name))}
+    others = {digest(m) for name in splits if name != "train" for s in splits[name] for m in s.media.values()}
+    return {s.id: any(digest(m) in others for m in s.media.values()) for s in progress("digest", None)(splits["train"])}
+
+
+def _read(source: str, split: str) -> list:
+    from echoink.data.readers import open_split
+    from echoink.data.samples import parse_rows
+
+    found = open_split(source, split)
+    return parse_rows(found.rows, found.folder, found.where)[0] if found else []
+
+
+def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output: Path, dropped: Counter[str]) -> None:
+    """The official layout: what was kept of train, and the other splits as they are."""
+    for split in ("train", "dev", "valid"):
+        samples = _read(given.source, split)
+        if not samples:
+            continue
+        rows = []
+        turns: Counter[tuple[int, int]] = Counter()
+        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
+            extra = {}
+            if split == "train":
+                if sample.id not in set(kept):
+                    continue
+                extra = {"need": measured[sample.id]["need"], "pass_rate": round(_rate(measured[sample.id]), 4)}
+            rows.append(
+                _row(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
+            )
+        write_whole(output / INDEX.format(split), as_json(rows))
+
+
+def _row(
+    sample: "Sample", number: int, split: str, output: Path, extra: dict, seed: int, shuffle: bool, turns: Counter
+) -> dict:
+    options, solution = (
+        balanced(sample.id, sample.options, sample.gold, seed, turns)
+        if shuffle and sample.problem_type is ProblemType.multiple_choice and not _names_others(sample.options)
+        else (sample.options, sample.solution)
+    )
+    path = {}
+    for kind, medium in sample.media.items():
+        name = f"sample_{number}" + (medium.suffix if isinstance(medium, Path) else "")
+        target = output / split / f"{kind}s" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(medium, target)
+        path[kind] = f"{kind}s/{target.name}"
+    fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
+    return {
+        "problem_id": sample.id,
+        "problem": sample.problem,
+        "data_type": sample.data_type.value,
+        "problem_type": sample.problem_type.value,
+        "options": list(options),
+        "solution": f"<answer>{solution}</answer>",
+        "path": path,
+        **fields,
+        **extra,
+    }
+
+
+_OTHERS = re.compile(r"\b(?:above|below|both|neither|[A-H] (?:and|or|nor) [A-H])\b", re.IGNORECASE)
+
+
+def _names_others(options: Sequence[str]) -> bool:
+    """Whether an option speaks of others by their place."""
+    return any(_OTHERS.search(option_text(option)) for option in options)
+
+
+def _copy(medium, target: Path) -> None:
+    if target.exists():  # of a run that was stopped
+        return
+    with open(medium, "rb") if isinstance(medium, Path) else io.BytesIO(medium.read()) as content:
+        write_aside(target, lambda file: shutil.copyfileobj(content, file))
+
+
+def balanced(
+    id: str, options: Sequence[str], gold: frozenset[str], seed: int, turns: Counter[tuple[int, int]]
+) -> tuple[list[str], str]:
+    """Options in another order and the right letters in it: the first right option goes to the letter that was right
+    least often so far.
+
+    Args:
+        id: of the question: with the seed it decides the order.
+        options: with their letters.
+        gold: letters of the right ones.
+        seed: of the order.
+        turns: how often each letter of so many options was right; counted on.
+
+    Example: after one question whose A is right, of ("A. dog", "B. cat") with gold A: (["A. cat", "B. dog"], "B").
+    """
+    words = [(option_text(option), option_letter(option) in gold) for option in options]
+    words.sort(key=lambda pair: hashlib.sha256(f"{seed} {id} {pair[0]}".encode()).digest())
+    place = min(range(len(words)), key=lambda at: (turns[len(words), at], at))
+    first = next(at for at, (_, right) in enumerate(words) if right)
+    words[first], words[place] = words[place], words[first]
+    turns[len(words), place] += 1
+    letters = [chr(ord("A") + at) for at in range(len(words))]
+    solution = ", ".join(letter for letter, (_, right) in zip(letters, words, strict=True) if right)
+    return [f"{letter}. {word}" for letter, (word, _) in zip(letters, words, strict=True)], solution
+
+
+def _numbers(measured: dict[str, dict], ids: Sequence[str], draws: int) -> dict:
+    """Of some questions: share of right answers in full and without each sense, and their needs."""
+    shares: dict[str, list[float]] = defaultdict(list)
+    for id in ids:
+        for variant, found in measured[id].items():
+            if variant not in ("id", "need"):
+                shares[variant].append(found[0] / found[1])
+    needs = Counter(measured[id]["need"] for id in ids)
+    return {
+        "questions": len(ids),
+        "draws": draws,
+        "pass_rate": sum(shares["full"]) / max(1, len(ids)),
+        "without": {name: sum(values) / len(values) for name, values in shares.items() if name != "full"},
+        "needs": {need.name: needs[need.name] for need in Need},
+    }

@@ -1,0 +1,140 @@
+"""A dataset fetched, and looked at as the model gets it.
+
+python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
+python -m echoink.data show n=3                              the first samples of the default, to outputs/shown
+python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of any other
+"""
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from echoink.common import cli
+from echoink.common.console import console, say
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+
+HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
+"""Published copies, tried in this order."""
+ARCHIVE = "AVQA_R1.tar.gz"
+COUNTS = {"train": 4_490, "valid": 1_911}
+
+
+def get(name: str, output: Path) -> Path:
+    """Download, unpack and verify a published dataset.
+
+    Raises:
+        UserError: it is not known, cannot be reached, or is not what was published.
+    """
+    if name not in HUBS:
+        raise UserError(f"{name} is not known", f"known: {', '.join(HUBS)}")
+    from huggingface_hub import hf_hub_download
+
+    refused = []
+    for id in HUBS[name]:
+        try:
+            archive = hf_hub_download(id, ARCHIVE, repo_type="dataset")
+            break
+        except Exception as error:  # the hub's client raises many kinds of its own
+            refused.append(f"{id}: {next(iter(str(error).strip().splitlines()), type(error).__name__)}")
+    else:
+        raise UserError(
+            f"cannot download {name}: {'; '.join(refused)}",
+            f"fetch {ARCHIVE} where a hub can be reached and unpack it, or make the set with echoink.curate",
+        )
+    return unpack(Path(archive), output)
+
+
+def unpack(archive: Path, output: Path) -> Path:
+    """Unpack the official archive; nothing in it may leave the folder. Counts are checked afterwards.
+
+    Raises:
+        UserError: it is broken, hostile, or holds other counts than the published 4,490 and 1,911.
+    """
+    from echoink.data.splits import read_split
+
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty", "give a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(output, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"cannot unpack {archive}: {error}", "download it again") from error
+    for split, count in COUNTS.items():
+        found = len(read_split(output, split))
+        say("data", f"{split} {found:,} samples")
+        if found != count:
+            raise UserError(f"{archive} has {found} {split} samples, not {count}", "it is not the published set")
+    return output
+
+
+def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
+    """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
+
+    Pictures are scaled as the processor scales them, sounds are 16 kHz mono, a video is the row of its frames.
+
+    Raises:
+        UserError: a key or a sample is wrong.
+    """
+    import numpy as np
+    import soundfile
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    from echoink.common.console import quiet_libraries
+    from echoink.config.schema import Prompt
+    from echoink.data import splits
+    from echoink.data.prompts import build_messages
+    from echoink.data.samples import load_sound
+    from echoink.media import loaders
+
+    config = compose(overrides)[0].config
+    samples, _ = splits.first(config.dataset, split, n)
+    with quiet_libraries():
+        from echoink.data.processor import chat_text, load_processor
+
+        processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
+    prompt = Prompt(**vars(config.prompt))
+    output.mkdir(parents=True, exist_ok=True)
+    for sample in samples:
+        say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")
+        console.print(chat_text(processor, build_messages(sample, prompt)), markup=False)
+        name = f"{split}_{sample.id}".replace("/", "_")
+        if sample.image:
+            image = loaders.load_image(sample.image)
+            caps = {"min_pixels": config.model.min_pixels, "max_pixels": config.model.max_pixels}
+            height, width = smart_resize(image.height, image.width, factor=loaders.GRID, **caps)
+            image.resize((width, height), Image.Resampling.BICUBIC).save(output / f"{name}.png")
+            say("picture", f"{image.width}x{image.height} → {width}x{height}  {output / name}.png")
+        if sample.video:
+            video = loaders.load_video(sample.video, splits.video_caps(config.model))
+            strip = np.concatenate(list(video.frames), axis=2).transpose(1, 2, 0)
+            Image.fromarray(strip).save(output / f"{name}_frames.png")
+            kept = f"{len(video.frames)} frames of {video.frames.shape[3]}x{video.frames.shape[2]}"
+            say("video", f"{video.seconds:.1f} s → {kept}  {output / name}_frames.png")
+        if sound := load_sound(sample, config.model.max_audio_seconds):
+            soundfile.write(output / f"{name}.wav", sound.samples, loaders.SAMPLING_RATE)
+            kept = len(sound.samples) / loaders.SAMPLING_RATE
+            say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {output / name}.wav")
+
+
+def main(words: Sequence[str]) -> None:
+    """The commands get and show; see the module's docstring.
+
+    Raises:
+        UserError: an unknown command or key, or what the command says.
+    """
+    what, *rest = words
+    own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))
+    others = [word for word in rest if word.partition("=")[0] not in own]
+    if what == "get" and len(others) == 1:
+        say("data", str(get(others[0], Path(own.get("output", "data")))))
+    elif what == "show" and own.get("n", "3").isdigit():
+        show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "outputs/shown")))
+    else:
+        raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,93 @@
+"""Every picture, sound and video is opened once before a run, in processes that may die of one."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from echoink.common.errors import UserError
+from echoink.data.samples import Dropped, Sample, load_sound
+from echoink.media import loaders
+from echoink.media.worker_pool import Died, isolated
+
+_WORTH_A_PROCESS = 50
+"""Samples to check; fewer are done before another process has started."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sample's files hold."""
+
+    digests: tuple[str, ...]
+    """Of the files' bytes, by which the same picture or sound is recognized."""
+    image: tuple[int, int] | None = None
+    """Width and height in pixels, upright."""
+    seconds: float | None = None
+    """Of the whole sound."""
+    kept: float | None = None
+    """Seconds of the sound that the model gets."""
+    frames: int = 0
+    """Of the video, as the model gets it."""
+    frame: tuple[int, int] | None = None
+    """Width and height of such a frame."""
+
+
+def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Facts:
+    """Decode a sample's media once.
+
+    Raises:
+        UserError: naming the sample and the file.
+    """
+    try:
+        digests = tuple(loaders.digest(medium) for medium in sample.media.values())
+        image = loaders.load_image(sample.image).size if sample.image else None
+        video = loaders.load_video(sample.video, caps) if sample.video else None
+        sound = load_sound(sample, max_seconds)
+    except UserError as error:
+        raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+    return Facts(
+        digests=digests,
+        image=image,
+        seconds=sound.seconds if sound else None,
+        kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
+        frames=len(video.frames) if video else 0,
+        frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
+    )
+
+
+def check_media(
+    samples: Sequence[Sample],
+    max_seconds: float,
+    caps: loaders.VideoCaps,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[Facts | Dropped]:
+    """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
+    before anything expensive starts.
+
+    Returns:
+        For each sample what its files hold, or why they cannot be used.
+    """
+
+    check = partial(_inspected, max_seconds=max_seconds, caps=caps)
+    found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
+    return [
+        Dropped(
+            f"sample {sample.id}",
+            f"reading {_files(sample)} crashes ({facts.signal})",
+            "replace the file or drop the sample",
+        )
+        if isinstance(facts, Died)
+        else facts
+        for sample, facts in zip(samples, progress(found), strict=True)
+    ]
+
+
+def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Facts | Dropped:
+    try:
+        return inspect(sample, max_seconds, caps)
+    except UserError as error:
+        return Dropped(f"sample {sample.id}", error.problem, error.hint)
+
+
+def _files(sample: Sample) -> str:
+    return " or ".join(str(medium) for medium in sample.media.values())

@@ -1,0 +1,46 @@
+"""What a split holds: kinds, letters and lengths, for `dataset.json` and the first screen."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from echoink.data.media_check import Facts
+from echoink.data.samples import Dropped, Sample, answer_positions
+
+
+def profile(
+    splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], facts: dict[str, Facts]
+) -> dict[str, dict]:
+    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media shared by splits."""
+    seen: dict[str, set[str]] = {
+        split: {digest for s in samples for digest in facts[f"{split} {s.id}"].digests}
+        for split, samples in splits.items()
+    }
+    report = {}
+    for split, samples in splits.items():
+        own = [facts[f"{split} {sample.id}"] for sample in samples]
+        asked = Counter((s.problem, s.options, s.solution, f.digests) for s, f in zip(samples, own, strict=True))
+        heard = [(f.seconds, f.kept) for f in own if f.seconds is not None]
+        pictures = [f.image for f in own if f.image]
+        report[split] = {
+            "samples": len(samples),
+            "dropped": [each.reason for each in dropped.get(split, [])],
+            "duplicates": sum(count - 1 for count in asked.values()),
+            "data_types": dict(Counter(s.data_type.value for s in samples)),
+            "problem_types": dict(Counter(s.problem_type.value for s in samples)),
+            "options": dict(Counter(len(s.options) for s in samples)),
+            "answer_positions": answer_positions(samples),
+            "media_also_in": {other: len(seen[split] & seen[other]) for other in splits if other != split},
+            "audio": _spread([seconds for seconds, _ in heard]),
+            "audio_kept": _spread([kept for _, kept in heard]),
+            "audio_cut": sum(kept < seconds - 0.01 for seconds, kept in heard),
+            "image_pixels": _spread([width * height for width, height in pictures]),
+            "video_frames": _spread([f.frames for f in own if f.frames]),
+        }
+    return report
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}

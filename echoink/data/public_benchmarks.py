@@ -1,0 +1,196 @@
+"""Benchmarks that others report, read from their published files into the rows of `samples`, for evaluation.
+
+    dataset=omnibench  dataset.path=…   m-a-p/OmniBench: the .jsonl with mm_data/, or the hub's Parquet (split train)
+    dataset=daily_omni dataset.path=…   qa.json beside Videos/<id>/<id>_video.mp4, <id>_audio.wav
+    dataset=worldsense dataset.path=…   worldsense_qa.json beside videos/<id>.mp4, or lmms-lab's Parquet (split test)
+    dataset=mmau       dataset.path=…   mmau-test-mini.json beside its sounds, or the hub's Parquet with sounds inside
+
+Options come with or without letters and answers as a letter or as the option's text; here options get one letter each,
+and one that is written twice is offered once (27 of MMAU's 1,000 do so, and the right answer would be ambiguous).
+"""
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echoink.common.errors import UserError
+from echoink.data.readers import NOT_JSON, Rows, open_split
+
+_LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
+
+
+def choices(options: Iterable[str], answer: str) -> tuple[list[str], str]:
+    """Options "A. …" in their order and the solution "<answer>B</answer>".
+
+    Args:
+        options: with or without letters of their own.
+        answer: the letter, or the text, of the right one.
+
+    Example: `choices(["(A) Man", "(B) Woman"], "(B) Woman")` and `choices(["Man", "Woman"], "Woman")` give
+    (["A. Man", "B. Woman"], "<answer>B</answer>").
+
+    Raises:
+        UserError: the answer is none of the options.
+    """
+    options = [str(option) for option in options]
+    letters = [match.group(1) if (match := _LETTER.match(option)) else None for option in options]
+    lettered = letters == [chr(ord("A") + place) for place in range(len(options))]
+    texts = [_LETTER.sub("", option, count=1) if lettered else option for option in options]
+    answer = str(answer).strip()
+    bare = re.fullmatch(r"\(?([A-Z])[.):]?", answer)
+    if bare and (lettered or not any(text.strip() == answer for text in texts)):
+        place = ord(bare.group(1)) - ord("A")
+        gold = texts[place] if place < len(texts) else None
+    else:
+        stripped = _LETTER.sub("", answer, count=1) if lettered else answer
+        gold = next((text for text in texts if text.strip() == stripped.strip()), None)
+    if gold is None:
+        raise UserError(f"the answer {answer!r} is not among the options {options}")
+    offered = list(dict.fromkeys(text.strip() for text in texts))
+    solution = chr(ord("A") + offered.index(gold.strip()))
+    return [f"{chr(ord('A') + place)}. {text}" for place, text in enumerate(offered)], f"<answer>{solution}</answer>"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How one benchmark is published."""
+
+    files: tuple[str, ...]
+    """Patterns of its index below the folder."""
+    splits: tuple[str, ...]
+    """Names of its split where it is a table."""
+    unfold: Callable[[Any], Iterable[dict]]
+    """The questions in the index."""
+    media: str
+    """The folder of its media, beside the index or one above; nothing where paths start at the index."""
+    convert: Callable[[dict, Path], dict]
+    """A question as a row of `samples`, with a problem_id where it has one; the folder is where paths start."""
+
+
+def open_benchmark(name: str, path: str) -> Rows:
+    """The questions of a benchmark as rows of `samples`; in the place of one that cannot be read stands the error.
+
+    Raises:
+        UserError: nothing is found at the path.
+    """
+    benchmark, root = BENCHMARKS[name], Path(path)
+    index = next((file for pattern in benchmark.files for file in sorted(root.glob(pattern))), None)
+    index = root if root.is_file() and root.suffix in (".json", ".jsonl") else index
+    if index is not None and index.suffix == ".json":
+        try:
+            rows = benchmark.unfold(json.loads(index.read_text(encoding="utf-8-sig")))
+        except AttributeError as error:
+            hint = "see the top of echoink/data/public_benchmarks.py"
+            raise UserError(f"{index} is no index of {name}", hint) from error
+        except NOT_JSON as error:
+            raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
+        found = Rows(list(rows), index.parent, str(index))
+    elif index is not None:
+        found = open_split(str(index), "valid")
+    else:
+        found = next((rows for split in benchmark.splits if (rows := open_split(path, "valid", split))), None)
+    if found is None:
+        raise UserError(f"no {name} in {path}", f"looked for {', '.join(benchmark.files)} and Parquet files")
+    folder = next((f for f in (found.folder, found.folder.parent) if (f / benchmark.media).is_dir()), found.folder)
+    return Rows(_converted(found.rows, folder, benchmark), folder, found.where)
+
+
+def _converted(rows: Iterable[dict], folder: Path, benchmark: Benchmark) -> Iterator[dict | UserError]:
+    for row in rows:
+        try:
+            yield {"problem_type": "multiple choice", **benchmark.convert(row, folder)}
+        except UserError as error:
+            yield error
+        except (KeyError, TypeError, AttributeError, ValueError, SyntaxError) as error:
+            yield UserError(f"no field {error}" if isinstance(error, KeyError) else str(error))
+
+
+def _question(row: dict, question: str, options: str, answer: str) -> dict:
+    offered, solution = choices(_listed(row[options]), row[answer])
+    return {"problem": row[question], "options": offered, "solution": solution}
+
+
+def _listed(options: object) -> list[str]:
+    if isinstance(options, str):  # a list that was written as a text
+        options = ast.literal_eval(options)
+    return [str(option) for option in options]
+
+
+def _omnibench(row: dict, folder: Path) -> dict:
+    paths = {"image": "mm_data/image/" + row["image_path"], "audio": "mm_data/audio/" + row["audio_path"]}
+    found = {name: row.get(name) or path for name, path in paths.items()}
+    return {
+        **_question(row, "question", "options", "answer"),
+        **({"problem_id": row["index"]} if "index" in row else {}),
+        "data_type": "image_audio",
+        "path": found,
+        "data_source": "OmniBench",
+        "task_type": row["task type"],
+        "audio_type": row["audio type"],
+    }
+
+
+def _daily_omni(row: dict, folder: Path) -> dict:
+    place = f"Videos/{row['video_id']}/{row['video_id']}"
+    sound = f"{place}_audio.wav"
+    return {
+        **_question(row, "Question", "Choice", "Answer"),
+        "data_type": "video_audio",
+        "path": {"video": f"{place}_video.mp4"} | ({"audio": sound} if (folder / sound).is_file() else {}),
+        "data_source": "Daily-Omni",
+        "task_type": row["Type"],
+        "duration": row["video_duration"],
+    }
+
+
+def _worldsense(row: dict, folder: Path) -> dict:
+    return {
+        **_question(row, "question", "candidates", "answer"),
+        "data_type": "video_audio",
+        "path": {"video": f"videos/{row.get('video_id') or row['video']}.mp4"},
+        "data_source": "WorldSense",
+        "task_domain": row["task_domain"],
+        "task_type": row["task_type"],
+        "duration": row["duration"],
+    }
+
+
+def _worldsense_tasks(index: dict) -> Iterator[dict]:
+    for name, video in index.items():
+        shared = {key: value for key, value in video.items() if not re.fullmatch(r"task\d+", key)}
+        for key, task in video.items():
+            if re.fullmatch(r"task\d+", key):
+                yield {"video_id": name, **shared, **task}
+
+
+def _mmau(row: dict, folder: Path) -> dict:
+    attributes = row.get("other_attributes") or {}
+    row = {**row, **(json.loads(attributes) if isinstance(attributes, str) else attributes)}
+    cell = row.get("audio") or row.get("context")
+    return {
+        **_question(row, "question" if "question" in row else "instruction", "choices", "answer"),
+        **({"problem_id": row["id"]} if row.get("id") else {}),
+        "data_type": "audio",
+        "path": {"audio": cell or str(row["audio_id"]).removeprefix("./")},
+        "data_source": "MMAU",
+        "task": row["task"],
+        "sub_category": row.get("sub-category") or row.get("sub_category") or "",
+        "difficulty": row["difficulty"],
+    }
+
+
+def _listing(index: list[dict] | dict[str, dict]) -> Iterable[dict]:
+    return index.values() if isinstance(index, dict) else index
+
+
+BENCHMARKS = {
+    "omnibench": Benchmark(("dataset/*.jsonl", "*.jsonl"), ("train",), _listing, "mm_data", _omnibench),
+    "daily_omni": Benchmark(("qa.json",), ("train",), _listing, "Videos", _daily_omni),
+    "worldsense": Benchmark(("worldsense_qa.json",), ("test",), _worldsense_tasks, "videos", _worldsense),
+    "mmau": Benchmark(("mmau-test-mini.json", "mmau*.json"), ("test", "test_mini", "v05.15.25"), _listing, "", _mmau),
+}
+"""By the name of `dataset.source`."""

@@ -1,0 +1,297 @@
+"""A question about pictures, sounds, videos or text alone: what every row of a dataset becomes, whatever it came from.
+
+One row (the fields of HarryHsing/EchoInk's data files):
+
+    {"problem_id": 7, "problem": "What is making the sound?", "data_type": "image_audio",
+     "problem_type": "multiple choice", "options": ["A. dog", "B. bell", "C. car", "D. rain"],
+     "solution": "<answer>B</answer>", "path": {"image": "images/sample_7.jpg", "audio": "audios/sample_7.wav"},
+     "data_source": "OmniInstruct_v1-AVQA"}
+
+`problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may
+be bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows; `benchmarks` brings other datasets' into this form.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from echoink.common.errors import UserError
+from echoink.media import loaders
+from echoink.media.loaders import Embedded, Medium
+from echoink.rewards.accuracy import problem_with
+from echoink.rewards.parsing import ANSWER, option_letter, parse_answer, parse_letters
+from echoink.rewards.types import ProblemType
+
+
+class DataType(Enum):
+    """What a prompt shows besides its text; the values are the official `data_type`s, and `media` what a row must have.
+
+    `video_audio` is a video with its sound, their tokens interleaved in time: its own soundtrack, or the row's `audio`.
+    """
+
+    text = "text"
+    image = "image"
+    audio = "audio"
+    image_audio = "image_audio"
+    video = "video"
+    video_audio = "video_audio"
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        return {"text": (), "video_audio": ("video",)}.get(self.value, tuple(self.value.split("_")))
+
+
+MEDIA = ("image", "audio", "video")
+
+_KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
+
+MAX_OPTIONS = 26
+
+_EXAMPLES = {
+    ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
+    ProblemType.ocr: "<answer>NO ENTRY</answer>",
+    ProblemType.free_form: "<answer>a dog barks</answer>",
+    ProblemType.temporal: "<answer>2.5-7</answer> in seconds",
+    **dict.fromkeys((ProblemType.numerical, ProblemType.regression, ProblemType.counting), "<answer>4</answer>"),
+}
+
+_CONTROL = re.compile(r"<\|\w+\|>")
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""Halves of a surrogate pair, which JSON may hold and no file can."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. Media are paths (or cells of a table): they are decoded late, once per prompt.
+
+    Example: `Sample(id="7", problem="What is making the sound?", options=("A. dog", "B. bell"), solution="B",
+    image=Path(".../sample_7.jpg"), audio=Path(".../sample_7.wav"), fields={"data_source": "OmniInstruct_v1-AVQA"})`.
+    """
+
+    id: str
+    problem: str
+    options: tuple[str, ...]
+    """Empty where the question is not multiple choice."""
+    solution: str
+    """The right answer as an answer block would hold it."""
+    problem_type: ProblemType = ProblemType.multiple_choice
+    data_type: DataType = DataType.image_audio
+    image: Medium | None = None
+    audio: Medium | None = None
+    video: Medium | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+    """Further scalar fields of the row, such as `kind`; evaluation reports accuracy by them."""
+
+    @property
+    def gold(self) -> frozenset[str]:
+        """Letters of the right options of a multiple-choice question."""
+        return parse_letters(self.solution, self.options)
+
+    @property
+    def media(self) -> dict[str, Medium]:
+        """Its pictures, sounds and videos by name."""
+        return {name: medium for name in MEDIA if (medium := getattr(self, name)) is not None}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where its media are, by name, for people and reports."""
+        return {name: str(medium) for name, medium in self.media.items()}
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is not used, and why."""
+
+    where: str
+    reason: str
+    hint: str = ""
+
+
+def parse_rows(
+    rows: Iterable[dict | UserError], folder: Path, where: str, limit: int | None = None, outside: Sequence[str] = ()
+) -> tuple[list[Sample], list[Dropped]]:
+    """The first `limit` samples of a dataset's rows, and the rows before them that are no valid question.
+
+    Args:
+        rows: in the form of this module's docstring; an error stands for a row that could not be brought into it.
+        folder: where relative paths start, and which no path may leave but for those of `outside`.
+        where: what to call the source in errors.
+        limit: None for all.
+    """
+    samples, dropped, ids = [], [], set()
+    folders = [folder.resolve(), *(Path(one).resolve() for one in outside)]
+    for number, row in enumerate(rows):
+        if limit is not None and len(samples) == limit:
+            break
+        place = f"{where}, row {number}"
+        try:
+            if isinstance(row, UserError):
+                raise UserError(f"{place}: {row.problem}", row.hint)
+            sample = _sample(row, number, folders, place)
+            if sample.id in ids:
+                raise UserError(f"{place}: problem_id {sample.id} occurs more than once")
+        except UserError as error:
+            dropped.append(Dropped(place, error.problem, error.hint))
+            continue
+        ids.add(sample.id)
+        samples.append(sample)
+    return samples, dropped
+
+
+def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Sample:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
+    row = {key: value for key, value in row.items() if value is not None}  # a table has null for what is absent
+    if missing := {"problem", "solution"} - row.keys():
+        alike = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
+        shown = "the top of echoink/data/samples.py shows a row"
+        hint = next((text for key, text in alike.items() if key in row), shown)
+        if {"question", "options", "answer"} <= row.keys():
+            hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
+        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
+    for key, value in row.items():
+        if isinstance(value, str) and _HALF.search(f"{key}{value}"):
+            raise UserError(f"{where}: {key!a} holds half a character", "write the text anew, in UTF-8")
+    id = row.get("problem_id", number)
+    where = f"{where} (problem_id {id})"
+    if not isinstance(row["problem"], str) or not row["problem"].strip():
+        raise UserError(f"{where}: problem must be a text", "it is the question")
+    problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
+    options = _options(row.get("options") or [], problem_type, where)
+    check_text([row["problem"], *options], where)
+    solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
+    hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"
+    if solution is None:
+        raise UserError(f"{where}: the solution {row['solution']!r} has no answer in {ANSWER[0]}{ANSWER[1]}", hint)
+    if wrong := problem_with(solution, problem_type, options):
+        raise UserError(f"{where}: {wrong}", hint)
+    paths = row.get("path") or {}
+    if not isinstance(paths, dict):
+        raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
+    if unknown := [key for key in paths if key not in MEDIA]:
+        raise UserError(f"{where}: path holds {unknown[0]!r}", f"it may hold {', '.join(MEDIA)}")
+    given = {name: paths.get(name) or row.get(name) for name in MEDIA}
+    given = {name: medium for name, medium in given.items() if medium is not None}
+    data_type = _data_type(row, given, where)
+    if absent := [name for name in data_type.media if name not in given]:
+        raise UserError(
+            f"{where}: data_type {data_type.value} needs path to hold {' and '.join(f'{name!r}' for name in absent)}",
+            "give the file's path, or another data_type",
+        )
+    wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
+    return Sample(
+        id=str(id),
+        problem=row["problem"].strip(),
+        options=options,
+        solution=solution,
+        problem_type=problem_type,
+        data_type=data_type,
+        **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
+        fields={
+            key: str(value)
+            for key, value in row.items()
+            if key == "data_source" or (key not in _KNOWN and isinstance(value, str | int | bool))
+        },
+    )
+
+
+def check_text(texts: Iterable[str], where: str) -> None:
+    """Raises `UserError` where a text holds what the chat template writes, such as the placeholder of a picture."""
+    for text in texts:
+        if _HALF.search(text):
+            raise UserError(f"{where}: a text holds half a character", "write it anew, in UTF-8")
+        if found := _CONTROL.search(text):
+            raise UserError(
+                f"{where}: a text holds {found.group(0)}, which the model takes for structure", "rephrase it"
+            )
+
+
+def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(member.value) for member in kind)
+        raise UserError(f"{where} {value!r} is not known", f"known: {known}") from None
+
+
+def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
+    if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
+        raise UserError(f"{where}: options must be a list of texts")
+    if problem_type is not ProblemType.multiple_choice and not options:
+        return ()
+    if not 2 <= len(options) <= MAX_OPTIONS:
+        raise UserError(f"{where}: options must be a list of at least two texts, at most {MAX_OPTIONS}")
+    expected = [chr(ord("A") + position) for position in range(len(options))]
+    if [option_letter(option) for option in options] != expected:
+        raise UserError(
+            f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order",
+            f'write "A. {options[0]}" and so on',
+        )
+    return tuple(options)
+
+
+def _data_type(row: dict, given: dict, where: str) -> DataType:
+    if "data_type" in row:
+        return _one_of(DataType, row["data_type"], f"{where}: data_type")
+    found = tuple(name for name in MEDIA if name in given)
+    kinds = {("audio", "video"): DataType.video_audio} | {kind.media: kind for kind in reversed(DataType)}
+    if found not in kinds:
+        raise UserError(f"{where}: no data_type, and {' with '.join(found)} is none", "give data_type and path")
+    return kinds[found]
+
+
+def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
+    if isinstance(value, Embedded):
+        return value
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        content = value["bytes"]
+        try:
+            content = base64.b64decode(content, validate=True) if isinstance(content, str) else bytes(content)
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise UserError(f"{where}: bytes are not base64: {error}") from error
+        return Embedded(where, lambda: content)
+    value = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
+    path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
+    if path is None or not any(path.is_relative_to(folder) for folder in folders):
+        raise UserError(
+            f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",
+            "files must lie below it, or below a folder that dataset.outside names",
+        )
+    return path
+
+
+def load_sound(sample: Sample, max_seconds: float) -> loaders.Sound | None:
+    """The sound that goes with a sample: its file, or its video's soundtrack where it is part of the data type."""
+    if sample.audio is not None:
+        return loaders.load_sound(sample.audio, max_seconds)
+    if sample.data_type is DataType.video_audio:
+        return loaders.load_soundtrack(sample.video, max_seconds)
+    return None
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """A short digest of the questions, their answers and their files' names, for the record of a run."""
+    lines = (
+        f"{s.id}\t{s.problem}\t{s.options}\t{s.solution}\t{[Path(str(medium)).name for medium in s.media.values()]}"
+        for s in samples
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def answer_positions(samples: Sequence[Sample]) -> dict[str, float]:
+    """Share of right answers at each letter; a sample with two right letters counts half for each."""
+    counts: Counter[str] = Counter()
+    asked = [sample for sample in samples if sample.problem_type is ProblemType.multiple_choice]
+    for sample in asked:
+        for letter in sample.gold:
+            counts[letter] += 1 / len(sample.gold)
+    return {letter: counts[letter] / len(asked) for letter in sorted(counts)}

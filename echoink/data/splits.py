@@ -1,0 +1,296 @@
+"""From the dataset's configuration to samples that are known to be good, and what there is to say about them."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from echoink.common.console import progress, say
+from echoink.common.errors import UserError
+from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
+from echoink.data import synthetic
+from echoink.data.media_check import Facts, check_media
+from echoink.data.profile import profile
+from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
+from echoink.data.readers import holds_one_split, open_split
+from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows
+from echoink.media.loaders import VideoCaps
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples of a run."""
+
+    train: list[Sample]
+    dev: list[Sample]
+    """Held out of train: for choosing, during training."""
+    valid: list[Sample]
+    """What is evaluated: the validation split, or the development split with eval.split=dev."""
+    facts: dict[str, Facts] = field(default_factory=dict)
+    """By split and id, "train 7": what the samples' files hold."""
+    profile: dict = field(default_factory=dict)
+    """What dataset.json says: see `profile`."""
+
+    def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, str]:
+        """By id of samples of a split a name that those which share a picture, sound or video share."""
+        groups = _groups([self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
+        return {s.id: samples[group].id for s, group in zip(samples, groups, strict=True)}
+
+    def digest(self, split: str, samples: Sequence[Sample]) -> str:
+        """Of questions, answers and the contents of their files."""
+        contents = [(self.facts[f"{split} {s.id}"].digests, s.problem_type.name, s.data_type.name) for s in samples]
+        return hashlib.sha256(f"{fingerprint(samples)} {contents}".encode()).hexdigest()
+
+
+def load(
+    config: DatasetConfig,
+    evaluation: EvalConfig,
+    model: ModelConfig,
+    train: bool,
+    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> Splits:
+    """Read the splits, after writing the synthetic set where it is missing, and decode every file once.
+
+    Args:
+        config: the group `dataset`.
+        evaluation: the group `eval`: its split and limit.
+        model: the caps on media.
+        train: whether the training split is needed.
+        first: does something in the first of the run's processes, for all of them: what takes long.
+
+    Raises:
+        UserError: naming the folder, the file or the sample; more samples are broken than dataset.max_skipped allows.
+    """
+    if config.source is Source.synthetic:
+        first(partial(_write_synthetic, config, Path(config.path)))
+    evaluated = evaluation.split.name
+    needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and evaluation.every else []), evaluated])
+    found: dict[str, list[Sample]] = {}
+    dropped: dict[str, list[Dropped]] = {}
+    for split in needed:
+        limits = [getattr(config, split), evaluation.limit if split == "valid" else None]
+        found[split], dropped[split] = _read(config, split, min(filter(None, limits), default=None))
+    holds_out = "dev" in needed and not found["dev"]
+    if holds_out and "train" not in found:
+        found["train"], dropped["train"] = _read(config, "train", config.train)
+    if holds_out:
+        del found["dev"], dropped["dev"]
+    facts: dict[str, Facts] = {}
+    for split, samples in found.items():
+        check = progress(f"check {split}", len(samples))
+        results = first(partial(check_media, samples, model.max_audio_seconds, video_caps(model), check))
+        pairs = list(zip(samples, results, strict=True))
+        dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
+        facts |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, Facts)}
+        found[split] = [s for s, result in pairs if isinstance(result, Facts)]
+        _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
+        if not found[split]:
+            raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
+    if holds_out:
+        digests = [facts[f"train {sample.id}"].digests for sample in found["train"]]
+        found["train"], found["dev"] = hold_out(found["train"], digests, config.dev, config.seed)
+        facts |= {f"dev {sample.id}": facts.pop(f"train {sample.id}") for sample in found["dev"]}
+        dropped["dev"] = []
+    if config.curriculum and train:
+        found["train"] = _of_needs(found["train"], config.curriculum, config.path)
+    return Splits(
+        train=found["train"] if train else [],
+        dev=found.get("dev", []),
+        valid=found[evaluated][: evaluation.limit],
+        facts=facts,
+        profile=profile(found, dropped, facts),
+    )
+
+
+def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> list[Sample]:
+    """Samples whose field `need` is listed, in the order of the list."""
+    there = {sample.fields.get("need") for sample in samples} - {None}
+    if not there:
+        raise UserError(
+            f"dataset.curriculum needs the field need, which no row of {path} has", "curate mode=difficulty"
+        )
+    if absent := [need for need in needs if need not in there]:
+        raise UserError(f"dataset.curriculum: no sample needs {absent[0]}", f"there are {', '.join(sorted(there))}")
+    return [sample for need in needs for sample in samples if sample.fields.get("need") == need]
+
+
+def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
+    """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
+    if config.source is Source.synthetic:
+        _write_synthetic(config, Path(config.path))
+    return _read(config, split, n)
+
+
+def video_caps(model: ModelConfig) -> VideoCaps:
+    """The caps on videos in the group `model`."""
+    return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels)
+
+
+def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:
+    """The first `limit` samples of a split, and the rows before them that are no valid question.
+
+    A missing development split is empty: it can be held out of train.
+
+    Raises:
+        UserError: the split is missing or unreadable.
+    """
+    if config.source.name in BENCHMARKS:
+        if split != "valid":
+            raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
+        rows = open_benchmark(config.source.name, config.path)
+    else:
+        if split == "train" and holds_one_split(config.path):
+            hint = "for training give a folder with train.jsonl and valid.jsonl, or a datasets folder with both"
+            raise UserError(f"{config.path} holds one split", hint)
+        rows = open_split(config.path, split, config.split if split == "valid" else None)
+    if rows is None and split == "dev":
+        return [], []
+    if rows is None:
+        raise _no_split(split, config.path)
+    return parse_rows(rows.rows, rows.folder, rows.where, limit, config.outside)
+
+
+def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:
+    """The samples of a split in the official layout or another of `sources`.
+
+    Raises:
+        UserError: the split is missing, or a row is no valid question.
+    """
+    rows = open_split(str(path), split)
+    if rows is None:
+        raise _no_split(split, str(path))
+    samples, dropped = parse_rows(rows.rows, rows.folder, rows.where, limit)
+    _refuse_too_many(dropped, len(samples) + len(dropped), 0, split)
+    return samples
+
+
+def _no_split(split: str, path: str) -> UserError:
+    return UserError(
+        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table of it",
+        "see the top of echoink/data/readers.py for what a dataset may look like",
+    )
+
+
+def hold_out(
+    samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], count: int | None, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Training samples without, and with only, at most `count` development samples that share no file with the rest.
+
+    Samples that share a picture, a sound or a video go together; which are held out is keyed by (seed, id), so that
+    their order does not change it.
+
+    Args:
+        samples: of the training split.
+        digests: of each sample's files.
+        count: how many.
+        seed: dataset.seed.
+
+    Raises:
+        UserError: `count` is not given, or leaves nothing to train on.
+    """
+    if count is None:
+        raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
+    groups = _groups([files or (sample.id,) for sample, files in zip(samples, digests, strict=True)])
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+
+    def key(places: list[int]) -> str:
+        return hashlib.sha256(f"{seed} {min(samples[place].id for place in places)}".encode()).hexdigest()
+
+    held: set[int] = set()
+    for places in sorted(members.values(), key=key):
+        if len(held) + len(places) <= count:
+            held |= set(places)
+    if len(held) == len(samples) or not held:
+        raise UserError(f"cannot hold dataset.dev={count} of {len(samples)} training samples out", "choose fewer")
+    rest = [sample for place, sample in enumerate(samples) if place not in held]
+    return rest, [samples[place] for place in sorted(held)]
+
+
+def _groups(keys: Sequence[tuple[str, ...]]) -> list[int]:
+    """A number for each entry; entries that share a key, directly or through others, get the same."""
+    parent = list(range(len(keys)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = place = parent[parent[place]]
+        return place
+
+    first: dict[str, int] = {}
+    for place, names in enumerate(keys):
+        for name in names:
+            parent[root(place)] = root(first.setdefault(name, place))
+    return [root(place) for place in range(len(keys))]
+
+
+def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
+    if len(dropped) <= allowed * total:
+        return
+    some = "".join(f"\n  {each.reason}" for each in dropped[1:4])
+    more = f"\n  … and {len(dropped) - 4} more" if len(dropped) > 4 else ""
+    share = f"{len(dropped)} of {total} samples of {split} cannot be used"
+    hints = [*([dropped[0].hint] if dropped[0].hint else []), "dataset.max_skipped is the share that may be dropped"]
+    raise UserError(
+        f"{dropped[0].reason}{some}{more}" + (f"\n  ({share})" if len(dropped) > 1 else ""), "; ".join(hints)
+    )
+
+
+def _write_synthetic(config: DatasetConfig, root: Path) -> None:
+    sizes = {"train": config.train, "dev": config.dev, "valid": config.valid}
+    shortcut = synthetic.Shortcut(config.shortcut.name, config.shortcut_share) if config.shortcut else None
+    if None in sizes.values():
+        raise UserError("dataset.train, dataset.dev and dataset.valid are numbers for the synthetic set")
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        total = sum(sizes.values())
+        say("data", f"writing {total:,} pictures and sounds to {root}")
+        synthetic.write(root, config.seed, sizes, progress("data", total), shortcut)
+    file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut)
+    made = json.loads(file.read_text()) if file.is_file() else None
+    if made != wanted:
+        raise UserError(
+            f"{root} was made as {made}, not as {wanted}", "give another dataset.path or delete that folder"
+        )
+
+
+def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]:
+    """Lines for the screen: sizes, kinds of question, where the right answers stand; what was dropped, cut or shared.
+
+    Args:
+        splits: loaded.
+        split: the name of the evaluated one.
+        config: the group `dataset`.
+    """
+
+    def first(name: str, count: int) -> str:
+        asked = getattr(config, name) if config.source is not Source.synthetic else None
+        return f" (the first, dataset.{name})" if asked == count else ""
+
+    parts = [f"{len(splits.train):,} train{first('train', len(splits.train))}"] if splits.train else []
+    parts += [f"{len(splits.dev):,} dev"] if splits.dev and split != "dev" else []
+    kinds = Counter(kind for sample in splits.valid if (kind := sample.fields.get("kind")))
+    by = " · ".join(f"by {kind} {count}" for kind, count in sorted(kinds.items()))
+    limited = first(split, len(splits.valid)) if split == "valid" else ""
+    parts.append(f"{len(splits.valid):,} to evaluate{limited}" + (f" ({by})" if by else ""))
+    positions = answer_positions(splits.valid)
+    if positions:
+        parts.append("answers " + " ".join(f"{letter} {100 * share:.0f}%" for letter, share in positions.items()))
+    yield " · ".join(parts)
+    for name, found in splits.profile.items():
+        notes = []
+        if found["dropped"]:
+            notes.append(f"{len(found['dropped'])} dropped (dataset.json says why)")
+        if found["audio_cut"]:
+            cut = found["audio"]["total"] - found["audio_kept"]["total"]
+            notes.append(f"{found['audio_cut']} sounds cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost")
+        if found["duplicates"]:
+            notes.append(f"{found['duplicates']} duplicates")
+        shared = {other: count for other, count in found["media_also_in"].items() if count and name == "train"}
+        notes += [f"{count} files also in {other}: its accuracy says less" for other, count in shared.items()]
+        if notes:
+            yield f"{name}: {' · '.join(notes)}"

@@ -1,0 +1,80 @@
+"""What the processes of one run do together: one works for all, all or none, leave at the same place, say where they
+are when they hang. With one process nothing of it costs anything.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+
+from echoink.common import signals
+from echoink.distributed.process_group import processes
+
+Result = TypeVar("Result")
+
+
+class Lost(RuntimeError):
+    """Another process has gone, or does not answer."""
+
+
+def several() -> bool:
+    """Whether the run has more than one process."""
+    return processes().num_processes > 1
+
+
+def first(work: Callable[[], Result]) -> Result:
+    """What `work` returns, or raises, in the first process: in all of them."""
+    if not several():
+        return work()
+    found: list = [None, None]
+    if processes().is_main_process:
+        try:
+            found[0] = work()
+        except Exception as error:
+            found[1] = error
+    _exchange(broadcast_object_list, found)
+    if found[1] is not None:
+        found[1].of_the_first = not processes().is_main_process
+        raise found[1]
+    return found[0]
+
+
+def each(work: Callable[[], None]) -> None:
+    """Do it in every process; where it fails in one it fails in all.
+
+    Raises:
+        Exception: this process's, or a RuntimeError that names the process and its error.
+    """
+    if not several():
+        work()
+        return
+    failed = None
+    try:
+        work()
+    except Exception as error:
+        failed = error
+    told = _exchange(gather_object, [failed and f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"])
+    if failed is not None:
+        raise failed
+    if any(told):
+        number = next(number for number, text in enumerate(told) if text)
+        raise RuntimeError(f"process {number}: {told[number]}")
+
+
+def _exchange(operation: Callable, *arguments):
+    try:
+        return operation(*arguments)
+    except RuntimeError as error:
+        raise Lost(f"another process has gone: {next(iter(str(error).splitlines()), '')}") from error
+
+
+def heed() -> None:
+    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.share`."""
+    if not several():
+        return
+    state = processes()
+    asked = torch.tensor(signals.asked(), device=state.device)
+    _exchange(torch.distributed.all_reduce, asked, torch.distributed.ReduceOp.MAX)
+    if asked:
+        signals.leave(int(asked))

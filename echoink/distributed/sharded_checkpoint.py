@@ -1,0 +1,133 @@
+"""What several processes share of a model and its optimizer, on disk: written by so many, read by any number.
+
+FSDP2's shares are PyTorch's distributed checkpoints, by the names of the weights. DeepSpeed's are by process; another
+number of processes reads them by way of DeepSpeed's universal form.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.common.errors import UserError
+from echoink.run_folder import checkpoint
+
+OPTIMIZER = "optimizer"
+"""The folder of a checkpoint with FSDP2's shares of the optimizer's state."""
+
+_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def save_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
+    """Write each process's shares of the weights, as `load_weights` and `from_pretrained` read them."""
+    model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a checkpoint's weights are shares of FSDP2's."""
+    return any(folder.glob("shard-*.safetensors"))
+
+
+def load_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
+    """Read them into a model that is divided among any number of processes."""
+    state = get_model_state_dict(model)
+    distributed_checkpoint.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+    set_model_state_dict(model, state)
+
+
+def save_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write each process's shares of the optimizer's state, by the names of the weights."""
+    state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
+    distributed_checkpoint.save(state, checkpoint_id=str(folder / OPTIMIZER))
+
+
+def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Read them, of any number of processes. A weight that never had a gradient has no state."""
+    state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
+    planner = DefaultLoadPlanner(allow_partial_load=True)
+    distributed_checkpoint.load(state, checkpoint_id=str(folder / OPTIMIZER), planner=planner)
+    set_optimizer_state_dict(model, optimizer, state, options=_BY_NAME)
+
+
+def take_shares(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Read the state that one process wrote for all weights, and keep this process's shares of it."""
+    state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for number, weight in zip(numbers, weights, strict=True):
+        own = state["state"].get(number, {})
+        for name, value in own.items():
+            if isinstance(weight, DTensor) and value.shape == weight.shape:
+                own[name] = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
+    optimizer.load_state_dict(state)
+
+
+def make_universal(folder: Path) -> None:
+    """Write DeepSpeed's shares of the optimizer's state again, by the names of the weights.
+
+    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares, twice that at first.
+
+    Args:
+        folder: a checkpoint that DeepSpeed's processes wrote.
+
+    Raises:
+        UserError: there is no room, or DeepSpeed cannot.
+    """
+    (shares,) = folder.glob("global_step*")
+    files = [path.stat().st_size for path in shares.iterdir()]
+    # fragments and what they are put together to; and ZeRO-3's common state, which is one process's shares once more
+    size, room = 2 * sum(files) + max(files), shutil.disk_usage(folder).free
+    if size > room:
+        raise UserError(
+            f"{folder} goes on with another number of processes by way of {size / 2**30:.1f} GiB beside it, and its "
+            f"disk has {room / 2**30:.1f}",
+            "make room, or start as many processes as wrote it",
+        )
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(shares), "--output_folder", f"{shares}{checkpoint.UNIVERSAL}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )  # in a session of its own: a launcher's signals are for the run, which hears them
+    try:
+        said, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # with its workers
+        raise
+    if process.returncode:
+        last = " · ".join(said.strip().splitlines()[-3:])
+        checkpoint.drop_universal(folder)
+        raise UserError(
+            f"DeepSpeed cannot write {folder} for another number of processes: {last}",
+            "start as many processes as wrote it",
+        )
+
+
+def part_groups(optimizer: torch.optim.Optimizer, decays: tuple[float, ...]) -> None:
+    """Give each group of weights what is its own: of a universal checkpoint DeepSpeed's ZeRO-3 reads the first group's
+    hyperparameters and its count of steps for all of them, and the count as one tensor, which each group would raise.
+
+    Args:
+        optimizer: PyTorch's, inside DeepSpeed's.
+        decays: weight decay of each group; DeepSpeed leaves out one without weights, such as an adapter's second.
+    """
+    for group, decay in zip(optimizer.param_groups, decays, strict=False):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()

@@ -1,0 +1,138 @@
+"""Evaluation: the reward's own parser on one sampled draw per sample (and a greedy one), with intervals.
+
+Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, sample), so base and
+trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest token each time. All
+draws share one prefill.
+
+Protocols (`eval.protocol`): `matched` gives base and trained model the same prompt, draws and parser. The two others
+are what the paper's public code shows, for comparison with its numbers; there the base is not asked to reason, options
+follow the question without a heading, and an answer is read as `Match.first_letter`:
+
+    release   base without reasoning, sampled    trained with reasoning, sampled     the script of 8 May 2025
+    may19     base without reasoning, greedy     trained with reasoning, sampled     that of 19 May 2025
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.config.schema import Prompt, Protocol, Variant
+from echoink.data.prefetch import Ahead
+from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.samples import Sample
+from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged
+from echoink.rewards.types import Match
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, uniforms
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a phase is evaluated."""
+
+    prompt: Prompt
+    draws: tuple[str, ...]
+    """The first is the one whose accuracy is reported."""
+    match: Match
+
+
+def setting(
+    protocol: Protocol, phase: str, prompt: Prompt, direct: Prompt, samples: int, greedy: bool, match: Match
+) -> Setting:
+    """How a protocol evaluates a phase.
+
+    Args:
+        protocol: see the module's docstring.
+        phase: `base`, or anything else for a trained model.
+        prompt: the one of training.
+        direct: the one without reasoning.
+        samples: sampled draws per sample.
+        greedy: whether a greedy draw is added, where the protocol does not say.
+        match: how an answer is read, where the protocol does not say.
+    """
+    if protocol is Protocol.matched:
+        return Setting(prompt, tuple(draw_names(samples, greedy)), match)
+    asked = replace(direct if phase == BASE else prompt, options="{options}")
+    draws = (GREEDY,) if protocol is Protocol.may19 and phase == BASE else tuple(draw_names(samples, False))
+    return Setting(asked, draws, Match.first_letter)
+
+
+def evaluate(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    processor: PromptProcessor,
+    samples: Sequence[Sample],
+    sampling: Sampling,
+    end_ids: Sequence[int],
+    match: Match,
+    seed: int,
+    phase: str,
+    batch_prompts: int,
+    bf16: bool = False,
+    draws: Sequence[str] = (SAMPLED, GREEDY),
+    clusters: Mapping[str, str] | None = None,
+    own_reward: Callable[[str, Sample], float] | None = None,
+    variant: Variant = Variant.full,
+    first: int = 0,
+) -> Iterator[Prediction]:
+    """Answer every sample once per draw, in order; predictions come as they are made.
+
+    Args:
+        model: the thinker.
+        processor: turns a sample into model inputs.
+        samples: what to answer.
+        sampling: as in training.
+        end_ids: tokens that end a completion.
+        match: how an answer is read.
+        seed: of the sampled draw.
+        phase: `base`, `final` or `step-N`.
+        batch_prompts: prompts decoded together.
+        bf16: autocast to bfloat16, as in training.
+        draws: see `draw_names`.
+        clusters: by id, which samples share media; without it none do.
+        own_reward: a user's.
+        variant: what the samples are, see `variants`.
+        first: the number, from 0, of the first draw: its noise is that of this draw among more.
+    """
+    temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
+    batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
+    ahead = Ahead(processor)
+    for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+        prompts = ahead.take(batch)
+        ahead.ask(following)
+        noise = torch.stack(
+            [uniforms(seed, 0, sample.id, first + len(draws), sampling.max_new_tokens)[first:] for sample in batch]
+        )
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            completions = generate(
+                model, prompts, noise, temperatures, sampling, end_ids, processor.processor.tokenizer.pad_token_id
+            )
+        texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
+        for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
+            sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
+            yield Prediction(
+                phase=phase,
+                variant=variant.name,
+                id=sample.id,
+                draw=draws[row % len(draws)],
+                prompt=_digest(prompt),
+                problem=sample.problem,
+                options=sample.options,
+                problem_type=sample.problem_type.value,
+                data_type=sample.data_type.value,
+                completion=text,
+                gold=sample.solution,
+                tokens=len(tokens),
+                truncated=tokens[-1] not in end_ids,
+                cluster=(clusters or {}).get(sample.id, sample.id),
+                fields=sample.fields,
+                media=sample.places,
+                **judged(text, sample, match, processor.prompt.thinks, own_reward),
+            )
+
+
+def _digest(prompt: PromptInputs) -> str:
+    return hashlib.sha256(str(prompt.input_ids.tolist()).encode()).hexdigest()[:12]

@@ -1,0 +1,287 @@
+"""One evaluation of a run: the answers to disk as they come, then the summary, the screen and MLflow.
+
+An evaluation that was killed goes on where it stopped: what predictions.jsonl already holds is not answered again, and
+each answer stands there once. Several processes share the samples; the first of them writes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from accelerate.utils import gather_object
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.common import console
+from echoink.config.schema import EvalConfig, Prompt, Variant
+from echoink.data import ablations
+from echoink.data.processor import PromptProcessor
+from echoink.data.samples import Sample
+from echoink.distributed import collectives, watchdog
+from echoink.distributed.process_group import processes
+from echoink.evaluation import evaluate, modality_need, prediction_cache
+from echoink.evaluation.evaluate import Setting
+from echoink.evaluation.metrics import metrics_of_phase, summarize
+from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
+from echoink.rewards.types import Match
+from echoink.rollout.sampling import Sampling
+from echoink.run_folder.folder import PREDICTIONS, RunFolder
+from echoink.tracking.logger import Tracker
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What the evaluations of one run have in common.
+
+    Args:
+        config: the group `eval`.
+        direct: the prompt without reasoning, for the public protocols.
+        processor: turns a sample into model inputs, with the prompt of training.
+        sampling: as in training.
+        end_ids: tokens that end a completion.
+        match: how an answer is read.
+        own_reward: a user's.
+        seed: of the sampled draws.
+        bf16: autocast to bfloat16.
+        clusters: by id, which evaluated samples share media.
+        dev_clusters: the same of the development split.
+        data: digest of the evaluated samples and their files.
+        files: the run's folder.
+        tracker: the run in MLflow.
+    """
+
+    config: EvalConfig
+    direct: Prompt
+    processor: PromptProcessor
+    sampling: Sampling
+    end_ids: Sequence[int]
+    match: Match
+    own_reward: Callable[[str, Sample], float] | None
+    seed: int
+    bf16: bool
+    clusters: Mapping[str, str]
+    dev_clusters: Mapping[str, str]
+    data: str
+    files: RunFolder
+    tracker: Tracker
+
+    def phase(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], phase: str, step: int
+    ) -> list[Prediction]:
+        """Evaluate a model as the protocol says, or take up where an earlier process stopped.
+
+        Args:
+            model: the thinker.
+            samples: what to answer.
+            phase: `base` or `final`.
+            step: of training, for MLflow.
+        """
+        config = self.config
+        how = evaluate.setting(
+            config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
+        )
+        answers = {Variant.full: self._variant(model, samples, phase, how, Variant.full)}
+        found = self.files.summary[phase] = summarize(answers[Variant.full])
+        greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
+        console.say(
+            phase,
+            f"accuracy {console.percent(found['accuracy'])} {console.interval(found['interval'])} · {greedy}"
+            f"format {console.percent(found['format'])} · parse failures {console.percent(found['parse_failures'])}"
+            + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else "")
+            + (f" · a guess {console.percent(found['chance'])}" if found["chance"] else ""),
+        )
+        for variant in dict.fromkeys(config.ablations):
+            if variant is Variant.full:
+                continue
+            if any(ablations.applies(variant, sample) for sample in samples):
+                answers[variant] = self._variant(model, samples, phase, how, variant)
+            else:
+                console.say(phase, f"no sample has what {variant.name} takes away")
+        if len(answers) > 1:
+            found["ablations"] = modality_need.summarize(answers)
+            self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
+        if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
+            row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
+            if phase == BASE:  # the final numbers go with the checkpoint, see sync.py
+                self.tracker.row(row)
+        return answers[Variant.full]
+
+    def _variant(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        samples: Sequence[Sample],
+        phase: str,
+        how: Setting,
+        variant: Variant,
+    ) -> list[Prediction]:
+        """The answers to a variant of the samples; a base's may be those of an earlier run.
+
+        Each draw of a swap has a donor of its own: one donor in four may by chance leave the answer as it was.
+        """
+        kept = None
+
+        def started() -> bool:  # by an earlier process
+            rows = self.files.read(PREDICTIONS)
+            return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
+
+        if self.config.cache and phase == BASE and not collectives.first(started):
+            kept = self._kept(model, how, samples[0], variant)
+            if self.files.writes:
+                self._take(kept, samples, how)
+        processes().wait_for_everyone()
+        answers: list[Prediction] = []
+        for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
+            asked = ablations.make(samples, variant, self.seed + first, self.clusters)
+            answers += self._answers(model, asked, phase, how.prompt, draws, how.match, self.clusters, variant, first)
+        if kept and self.files.writes and not kept.is_file():
+            prediction_cache.keep(kept, answers)
+        return answers
+
+    def watch(self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int) -> None:
+        """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
+        answers = evaluate.evaluate(
+            model,
+            self.processor,
+            samples[: self.config.watched],
+            self.sampling,
+            self.end_ids,
+            self.match,
+            self.seed,
+            f"step-{step}",
+            self.config.batch_prompts,
+            self.bf16,
+            (SAMPLED,),
+        )
+        self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
+
+    def _kept(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample, variant: Variant
+    ) -> Path:
+        """Where the answers of this base are kept for other runs."""
+        example = replace(self.processor, prompt=how.prompt)(sample)  # for the tokenizer and its template
+        name = prediction_cache.key(
+            model,
+            data=self.data,
+            variant=variant.name,
+            prompt=how.prompt,
+            draws=how.draws,
+            caps=self.processor.caps,
+            pixels=self.processor.processor.image_processor.size,
+            tokens=example.input_ids.tolist(),
+            sampling=self.sampling,
+            ends=sorted(self.end_ids),
+            seed=self.seed,
+            bf16=self.bf16,
+            batch=self.config.batch_prompts,
+        )
+        return Path(self.config.cache) / f"base-{name}.jsonl"
+
+    def _take(self, kept: Path, samples: Sequence[Sample], how: Setting) -> None:
+        """Take kept answers into this run's predictions, judged as this run judges."""
+        of_id = {sample.id: sample for sample in samples}
+        taken = [
+            replace(
+                p,
+                cluster=self.clusters.get(p.id, p.id),
+                fields=of_id[p.id].fields,
+                media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
+                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.own_reward),
+            )
+            for p in prediction_cache.take(kept)
+        ]
+        if taken:
+            self.files.append(PREDICTIONS, map(asdict, taken))
+            console.say(BASE, f"answers of an earlier run of the same base, from {kept}")
+
+    def development(
+        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int
+    ) -> dict[str, float]:
+        """Evaluate on the development split during training, always with the prompt and parser of training.
+
+        Returns:
+            `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
+        """
+        draws = draw_names(self.config.dev_samples, greedy=False)
+        prompt = self.processor.prompt
+        answers = self._answers(model, samples, f"step-{step}", prompt, draws, self.match, self.dev_clusters)
+        found = summarize(answers)
+        metrics = metrics_of_phase(found, "dev")
+        if several := found["samples"]:
+            metrics |= {"dev/accuracy": several["mean"], "dev/pass_at_k": several["pass"]}
+        passed = (
+            f" · pass@{found['samples']['k']} {console.percent(found['samples']['pass'])}" if found["samples"] else ""
+        )
+        console.say(
+            "dev",
+            f"step {step} · accuracy {console.percent(metrics['dev/accuracy'])}{passed} · "
+            f"format {console.percent(found['format'])} · parse failures {console.percent(found['parse_failures'])}",
+        )
+        return metrics
+
+    def _answers(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        samples: Sequence[Sample],
+        phase: str,
+        prompt: Prompt,
+        draws: Sequence[str],
+        match: Match,
+        clusters: Mapping[str, str],
+        variant: Variant = Variant.full,
+        first: int = 0,
+    ) -> list[Prediction]:
+        label = phase if variant is Variant.full else f"{phase} {variant.name}"
+        group, batch = processes(), self.config.batch_prompts
+        have = self._have(phase, variant, samples, draws, batch * group.num_processes)
+        open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
+        if have and open_samples:
+            console.say(
+                label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
+            )
+        group.wait_for_everyone()  # everyone has read before anyone writes
+        own = open_samples[group.process_index :: group.num_processes]
+        rounds = -(-len(open_samples) // (batch * group.num_processes))
+        for number in console.progress(label, rounds)(range(rounds)):
+            collectives.heed()
+            watchdog.at(f"{label}, round {number + 1} of {rounds}")
+            answers = evaluate.evaluate(
+                model,
+                replace(self.processor, prompt=prompt),
+                own[number * batch : (number + 1) * batch],
+                self.sampling,
+                self.end_ids,
+                match,
+                self.seed,
+                phase,
+                batch,
+                self.bf16,
+                draws,
+                clusters,
+                self.own_reward,
+                variant,
+                first,
+            )
+            new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
+            self.files.append(PREDICTIONS, map(asdict, new))
+            have |= {(p.id, p.draw): p for p in new}
+        return [have[sample.id, draw] for sample in samples for draw in draws]
+
+    def _have(
+        self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], together: int
+    ) -> dict[tuple[str, str], Prediction]:
+        """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
+        of an evaluation that nothing interrupted.
+        """
+        rows = self.files.read(PREDICTIONS)
+
+        def ours(row: dict) -> bool:
+            return row["phase"] == phase and row["variant"] == variant.name and row["draw"] in draws
+
+        have = {(row["id"], row["draw"]): of_row(row) for row in rows if ours(row)}
+        done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
+        if have and done < len(samples):
+            whole = {sample.id for sample in samples[: done // together * together]}
+            cut = [row for row in rows if not ours(row) or row["id"] in whole]
+            if len(cut) < len(rows):
+                self.files.write_rows(PREDICTIONS, cut)
+            have = {key: answer for key, answer in have.items() if key[0] in whole}
+        return have

@@ -1,0 +1,219 @@
+"""Accuracies, intervals and paired differences of predictions: pure functions."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from math import comb
+
+from echoink.common.statistics import Paired, cluster_bootstrap, paired, wilson
+from echoink.evaluation import reflection
+from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
+from echoink.rewards.accuracy import GRADED
+from echoink.rewards.parsing import parse_letters
+from echoink.rewards.types import ProblemType
+
+
+def summarize(predictions: Sequence[Prediction]) -> dict:
+    """The numbers of one phase.
+
+    `accuracy` (the mean score), `interval` (95 %; Wilson, or the bootstrap where scores are graded), `format`,
+    `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom` and `mean_tokens` are of the first sampled draw
+    (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
+    the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
+    values (such as `kind`). `chance` is a guesser's accuracy; `positions` has the shares of the option letters among
+    the right answers and among those given, their distance (half the sum of the differences: 0 is no bias) and the
+    accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection` count. With several
+    sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy of the majority's
+    answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
+    """
+    main = headline(predictions)
+    greedy = [p for p in predictions if p.draw == GREEDY]
+    formatted = [p for p in main if p.format]
+    summary = {
+        **_accuracy(main),
+        "draw": main[0].draw,
+        "format": _mean(p.format for p in main),
+        "accuracy_where_formatted": _mean(p.score for p in formatted) if formatted else None,
+        "parse_failures": _mean(not p.letters for p in main),
+        "truncated": _mean(p.truncated for p in main),
+        "custom": _mean(p.custom for p in main) if main[0].custom is not None else None,
+        "mean_tokens": _mean(p.tokens for p in main),
+        "chance": _mean(map(chance, main)),
+        "positions": _positions(main),
+        "reflection": {
+            "rules": reflection.VERSION,
+            **reflection.rates([p.completion for p in main]),
+            **_effect(predictions),
+        },
+        "greedy_accuracy": _mean(p.score for p in greedy) if greedy else None,
+        "greedy_interval": _accuracy(greedy)["interval"] if greedy else None,
+        "samples": _several([p for p in predictions if p.draw != GREEDY]),
+        "by": {},
+    }
+    labels = [{**p.fields, "data_type": p.data_type, "problem_type": p.problem_type} for p in main]
+    for name in sorted({name for label in labels for name in label}):
+        groups: dict[str, list[Prediction]] = {}
+        for p, label in zip(main, labels, strict=True):
+            groups.setdefault(label.get(name, ""), []).append(p)
+        if 1 < len(groups) <= 20:
+            summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
+    return summary
+
+
+def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The draw whose accuracy is reported: the first sampled one, or the greedy one where it is the only one."""
+    return [p for p in predictions if p.draw == SAMPLED] or [p for p in predictions if p.draw == GREEDY]
+
+
+def chance(prediction: Prediction) -> float:
+    """Probability that a guess is right: of as many options as are right, drawn at random; 0 of other types."""
+    if not _has_letters(prediction):
+        return 0.0
+    return 1 / comb(len(prediction.options), len(parse_letters(prediction.gold, prediction.options)))
+
+
+def _has_letters(prediction: Prediction) -> bool:
+    return ProblemType(prediction.problem_type) is ProblemType.multiple_choice
+
+
+def _positions(predictions: Sequence[Prediction]) -> dict | None:
+    asked = [p for p in predictions if _has_letters(p)]
+    if not asked:
+        return None
+    gold = [parse_letters(p.gold, p.options) for p in asked]
+    right, given = (_shares(letters) for letters in (gold, [p.letters.split(", ") if p.letters else [] for p in asked]))
+    letters = sorted({*right, *given})
+    return {
+        "right": right,
+        "given": given,
+        "distance": sum(abs(right.get(letter, 0) - given.get(letter, 0)) for letter in letters) / 2 if given else None,
+        "one_letter": max(_mean(one == {letter} for one in gold) for letter in letters),
+    }
+
+
+def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
+    """Share of each letter; of an answer with several each counts as much less."""
+    counts: Counter[str] = Counter()
+    for letters in map(list, answers):
+        for letter in letters:
+            counts[letter] += 1 / len(letters)
+    total = sum(counts.values())
+    return {letter: counts[letter] / total for letter in sorted(counts)}
+
+
+def _effect(predictions: Sequence[Prediction]) -> dict:
+    """Doubting against other completions of the same prompt, where there are several draws."""
+    groups: dict[str, list[tuple[str, bool]]] = {}
+    for p in predictions:
+        if p.draw != GREEDY:
+            groups.setdefault(p.id, []).append((p.completion, p.correct))
+    found = reflection.effect(list(groups.values()))
+    return {"effect": found and asdict(found)}
+
+
+def _several(predictions: Sequence[Prediction]) -> dict | None:
+    draws: dict[str, list[Prediction]] = {}
+    for p in predictions:
+        draws.setdefault(p.id, []).append(p)
+    k = max(map(len, draws.values()), default=1)
+    if k == 1:
+        return None
+    means = [_mean(p.score for p in group) for group in draws.values()]
+    interval = cluster_bootstrap(means, [group[0].cluster for group in draws.values()])
+    return {
+        "k": k,
+        "mean": _mean(p.score for p in predictions),
+        "interval": [interval.low, interval.high],
+        "majority": _mean(_majority(group) for group in draws.values()),
+        "pass": _mean(any(p.correct for p in group) for group in draws.values()),
+    }
+
+
+def _majority(group: Sequence[Prediction]) -> float:
+    # most_common keeps the order of first appearance among equals
+    top = Counter(p.letters for p in group if p.letters).most_common(1)
+    return next((p.score for p in group if top and p.letters == top[0][0]), 0.0)
+
+
+def _accuracy(predictions: Sequence[Prediction]) -> dict:
+    scores, n = [p.score for p in predictions], len(predictions)
+    if any(ProblemType(p.problem_type) in GRADED for p in predictions):
+        interval = cluster_bootstrap(scores, [p.cluster for p in predictions])
+    else:
+        interval = wilson(round(sum(scores)), n)
+    return {"accuracy": sum(scores) / n, "n": n, "interval": [max(0.0, interval.low), min(1.0, interval.high)]}
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str | None = None) -> Paired:
+    """The same samples answered by two checkpoints: exact McNemar for one draw each, else the clustered bootstrap.
+
+    Args:
+        base: of the first.
+        final: of the second.
+        draw: compare this draw; None compares the means of all sampled draws (of the greedy one where there are none).
+    """
+
+    def scores(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
+        chosen = [p for p in predictions if (p.draw == draw if draw else p.draw != GREEDY)]
+        found: dict[str, list[float]] = {}
+        for p in chosen or headline(predictions):
+            found.setdefault(p.id, []).append(p.score)
+        return found
+
+    first, second = scores(base), scores(final)
+    ids = [id for id in first if id in second]
+    clusters = {p.id: p.cluster for p in base}
+    draws = max(len(found[id]) for found in (first, second) for id in ids)
+    return paired(
+        [_mean(first[id]) for id in ids], [_mean(second[id]) for id in ids], [clusters[id] for id in ids], draws
+    )
+
+
+def flips(base: Sequence[Prediction], final: Sequence[Prediction]) -> list[dict]:
+    """Samples whose reported answer became right or wrong, with both completions: lines of flips.jsonl."""
+    before = {p.id: p for p in headline(base)}
+    pairs = [(before[p.id], p) for p in headline(final) if p.id in before]
+    return [
+        {
+            "id": b.id,
+            "direction": "gained" if f.correct else "lost",
+            "problem": b.problem,
+            "options": b.options,
+            "gold": b.gold,
+            "base": b.completion,
+            "final": f.completion,
+            "media": f.media,
+        }
+        for b, f in pairs
+        if b.correct != f.correct
+    ]
+
+
+def metrics_of_phase(found: dict, where: str) -> dict[str, float]:
+    metrics = {
+        f"{where}/accuracy": found["accuracy"],
+        f"{where}/format": found["format"],
+        f"{where}/parse_failure_ratio": found["parse_failures"],
+        f"{where}/truncated_ratio": found["truncated"],
+        f"{where}/mean_length": found["mean_tokens"],
+    }
+    if found["greedy_accuracy"] is not None:
+        metrics[f"{where}/greedy_accuracy"] = found["greedy_accuracy"]
+    if found["positions"] and found["positions"]["distance"] is not None:
+        metrics[f"{where}/position_distance"] = found["positions"]["distance"]
+    metrics |= {f"{where}/reflection_{name}": found["reflection"][name] for name in reflection.SIGNS}
+    if found["samples"]:
+        metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}
+    for variant, told in (found.get("ablations") or {}).items():
+        if variant != "needs":
+            metrics |= {
+                f"{where}/{variant}/accuracy": told["accuracy"],
+                f"{where}/{variant}/drop": told["drop"]["difference"],
+                f"{where}/{variant}/parse_failure_ratio": told["parse_failures"],
+            }
+    return metrics

@@ -1,0 +1,188 @@
+"""Which senses a question needs, from answers with and without them. Pure functions on predictions.
+
+A modality that is not there cannot help: what a model still gets right above chance is a unimodal shortcut, or a
+question that needs no more. A fall of accuracy shows that the modality was used, by this model, on these questions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from echoink.common.statistics import above_chance, mcnemar, more_often
+from echoink.config.schema import Variant
+from echoink.data.ablations import SWAPS, senses
+from echoink.data.samples import DataType
+from echoink.evaluation import metrics
+from echoink.evaluation.prediction import GREEDY, Prediction
+from echoink.rewards.accuracy import GRADED
+from echoink.rewards.types import ProblemType
+
+ALPHA = 0.05
+"""Level of each of the one-sided tests behind a label."""
+FEWEST = 4
+"""Draws per sample and variant below which nothing is labelled: even with 4, 4 right against 1 has p = 0.07."""
+
+WITHOUT = {
+    "audio": (Variant.swapped_audio, Variant.no_audio),
+    "image": (Variant.swapped_image, Variant.no_image),
+    "text": (Variant.text_only,),
+}
+"""What stands for a question without sound, without sight, without both. A swap contradicts, a removal may be a prompt
+that the model has never met, and either may fail for that alone: a sense is needed only where both fail."""
+
+
+class Need(Enum):
+    """What a question needs. `either`: one of the two, whichever; the rest as the words say."""
+
+    audio = "audio"
+    image = "image"
+    both = "both"
+    either = "either"
+    neither = "neither"
+    undetermined = "undetermined"
+
+
+def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collection[str] = ("audio", "image")) -> Need:
+    """What a question needs, from how many of its draws were right with each variant.
+
+    With a variant of `WITHOUT` the draws fall where they are right less often than the full ones (Fisher's exact test,
+    one-sided, `ALPHA`), and hold where they do not fall and are above chance (exact binomial test). A sense is not
+    needed where any of its variants holds, and needed where all of them fall. Everything else is undetermined: a
+    question that the full prompt does not answer above chance, a sense of which neither can be said, or that was never
+    taken away.
+
+    Args:
+        hits: of `full`, and of those of `WITHOUT` that were answered.
+        draws: k, of each.
+        chance: of a guess.
+        has: the senses that the question has.
+
+    Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
+    """
+
+    def no_guess(right: int) -> bool:
+        return above_chance(right, draws, chance) <= ALPHA
+
+    def falls(right: int) -> bool:
+        return more_often(hits[Variant.full], right, draws) <= ALPHA
+
+    def needed(name: str) -> bool | None:
+        """None: it cannot be said."""
+        found = [hits[variant] for variant in WITHOUT[name] if variant in hits]
+        if any(not falls(right) and no_guess(right) for right in found):
+            return False
+        return True if found and all(map(falls, found)) else None
+
+    if not no_guess(hits[Variant.full]):
+        return Need.undetermined
+    need = {sense: needed(sense) for sense in has}
+    if not has or None in need.values():
+        return Need.undetermined
+    if any(need.values()):
+        return Need.both if len(has) == 2 and all(need.values()) else Need.audio if need.get("audio") else Need.image
+    if len(has) == 1:
+        return Need.neither
+    text = needed("text")
+    return Need.undetermined if text is None else Need.either if text else Need.neither
+
+
+def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
+    """By id what each sample needs; not of samples whose scores are graded, nor below `FEWEST` sampled draws."""
+    hits: dict[str, Counter[Variant]] = defaultdict(Counter)
+    draws: Counter[tuple[str, Variant]] = Counter()
+    asked: dict[str, Prediction] = {}
+    for variant, predictions in answers.items():
+        for p in predictions:
+            if p.draw != GREEDY and ProblemType(p.problem_type) not in GRADED:
+                hits[p.id][variant] += p.correct
+                draws[p.id, variant] += 1
+                if variant is Variant.full:
+                    asked[p.id] = p
+    found = {}
+    for id, counts in hits.items():
+        k = draws[id, Variant.full]
+        if k >= FEWEST:
+            found[id] = label(counts, k, metrics.chance(asked[id]), senses(DataType(asked[id].data_type)))
+    return found
+
+
+def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
+    """A line for each sample: what it needs, where that can be said, and its right answers of so many by variant."""
+    needed, found = labels(answers), {}
+    for variant, predictions in answers.items():
+        for p in predictions:
+            if p.draw != GREEDY:
+                row = found.setdefault(p.id, {"id": p.id, "need": needed[p.id].name if p.id in needed else None})
+                right, drawn = row.get(variant.name, (0, 0))
+                row[variant.name] = (right + p.correct, drawn + 1)
+    return list(found.values())
+
+
+def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]:
+    """What a model does without each modality.
+
+    Args:
+        answers: of `full` and of other variants, each to the samples that it applies to.
+
+    Returns:
+        By variant: `accuracy`, `interval`, `n`, `parse_failures`; `drop` from full on the same samples with its
+        interval, exact McNemar test and counts; `chance` and `shortcut`, the accuracy above it, (a - c) / (1 - c), with
+        its interval (not of swaps); `by` field and value the same drop with n and p. `needs`: how many samples need
+        what.
+    """
+    full = {p.id: p for p in metrics.headline(answers[Variant.full])}
+    found: dict[str, Any] = {}
+    for variant, predictions in answers.items():
+        if variant is Variant.full or not predictions:
+            continue
+        told = metrics.summarize(predictions)
+        drop = metrics.compare(predictions, answers[Variant.full], metrics.headline(predictions)[0].draw)
+        chance = told["chance"]
+        found[variant.name] = {
+            **{name: told[name] for name in ("accuracy", "interval", "n", "parse_failures", "chance")},
+            "drop": {
+                "difference": drop.difference,
+                "interval": list(drop.interval),
+                "p_value": drop.p_value,
+                "test": drop.test,
+                "lost": drop.gained,
+                "gained": drop.lost,
+            },
+            "shortcut": None
+            if variant in SWAPS  # another's sound is no missing one: it leads astray, below chance
+            else {
+                "rate": (told["accuracy"] - chance) / (1 - chance),
+                "interval": [(end - chance) / (1 - chance) for end in told["interval"]],
+            },
+            "by": _by_field(full, metrics.headline(predictions), told["by"]),
+        }
+    needed = Counter(need.name for need in labels(answers).values())
+    found["needs"] = {need.name: needed[need.name] for need in Need} if needed else None
+    return found
+
+
+def _by_field(full: Mapping[str, Prediction], without: Sequence[Prediction], by: Mapping[str, Any]) -> dict[str, Any]:
+    """For the fields that the summary tells apart: n, accuracy with and without, and whether they differ."""
+    made: dict[str, Any] = {}
+    for name in by:
+        if name in ("data_type", "problem_type"):
+            continue
+        groups: dict[str, list[tuple[Prediction, Prediction]]] = defaultdict(list)
+        for p in without:
+            groups[p.fields.get(name, "")].append((full[p.id], p))
+        made[name] = {
+            value: {
+                "n": len(pairs),
+                "full": sum(a.score for a, _ in pairs) / len(pairs),
+                "accuracy": sum(b.score for _, b in pairs) / len(pairs),
+                "p_value": None
+                if any(ProblemType(a.problem_type) in GRADED for a, _ in pairs)
+                else mcnemar(
+                    sum(a.correct and not b.correct for a, b in pairs),
+                    sum(b.correct and not a.correct for a, b in pairs),
+                ),
+            }
+            for value, pairs in sorted(groups.items())
+        }
+    return made

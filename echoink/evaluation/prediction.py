@@ -1,0 +1,98 @@
+"""One evaluated answer: `Prediction`, as `predictions.jsonl` keeps it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from echoink.data.samples import DataType, Sample
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.parsing import parse_answer, read_letters
+from echoink.rewards.types import Match, ProblemType
+
+SAMPLED, GREEDY = "sampled", "greedy"
+
+BASE, FINAL = "base", "final"
+
+
+def draw_names(samples: int, greedy: bool) -> list[str]:
+    """The draws of an evaluation: "sampled", "sampled-2", …, "greedy". The first does not depend on how many follow."""
+    return [SAMPLED, *(f"{SAMPLED}-{number}" for number in range(2, samples + 1)), *([GREEDY] if greedy else [])]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer to one sample: a line of predictions.jsonl, with all that another parser or reward needs."""
+
+    phase: str
+    variant: str
+    id: str
+    draw: str
+    prompt: str
+    """Digest of the prompt's tokens."""
+    problem: str
+    options: tuple[str, ...]
+    problem_type: str
+    data_type: str
+    thinks: bool
+    """Whether the prompt asked for a think block."""
+    completion: str
+    answer: str | None
+    """Content of the answer block; None where it cannot be parsed."""
+    letters: str
+    """What was understood: the letters of a multiple-choice answer, else the answer; empty is a parse failure."""
+    gold: str
+    score: float
+    """The accuracy reward, in [0, 1]."""
+    correct: bool
+    """Whether the score is 1."""
+    format: bool
+    custom: float | None
+    """The reward of reward.file, where there is one."""
+    tokens: int
+    truncated: bool
+    cluster: str
+    """Samples that share media share it; the bootstrap resamples them together."""
+    fields: dict[str, str]
+    media: dict[str, str] = field(default_factory=dict)
+    """Where its pictures, sounds and videos are."""
+
+
+def of_row(row: dict) -> Prediction:
+    """A line of predictions.jsonl."""
+    return Prediction(**{**row, "options": tuple(row["options"])})
+
+
+def judged(
+    text: str,
+    sample: Sample,
+    match: Match,
+    thinks: bool,
+    own_reward: Callable[[str, Sample], float] | None = None,
+) -> dict:
+    """What the rewards say of a completion: the part of a `Prediction` that a parser or a reward decides."""
+    answer = parse_answer(text)
+    choice = sample.problem_type is ProblemType.multiple_choice
+    score = accuracy_reward(text, sample.problem_type, sample.options, sample.solution, match)
+    return {
+        "thinks": thinks,
+        "answer": answer,
+        "letters": ", ".join(sorted(read_letters(text, sample.options, match))) if choice else answer or "",
+        "score": score,
+        "correct": score == 1,
+        "format": bool(format_reward(text, thinks)),
+        "custom": own_reward(text, sample) if own_reward else None,
+    }
+
+
+def rejudged(prediction: Prediction, match: Match, own_reward: Callable[[str, Sample], float] | None) -> Prediction:
+    """A stored answer under another parser or reward; no model is needed."""
+    sample = Sample(
+        id=prediction.id,
+        problem=prediction.problem,
+        options=prediction.options,
+        solution=prediction.gold,
+        problem_type=ProblemType(prediction.problem_type),
+        data_type=DataType(prediction.data_type),
+        fields=prediction.fields,
+    )
+    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, own_reward))

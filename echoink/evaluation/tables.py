@@ -1,0 +1,98 @@
+"""The tables of accuracies and ablations on the screen."""
+
+from collections.abc import Callable
+
+from rich.table import Table
+
+from echoink.common.console import console, interval, percent, say
+
+
+def accuracy_table(phases: dict[str, dict]) -> None:
+    """Base and trained side by side: accuracy with its interval, greedy, format, parse failures, and every kind."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+
+    def cells(read: Callable[[dict], str]) -> list[str]:
+        return [read(summary) for summary in phases.values()]
+
+    def accuracy(found: dict) -> str:
+        return f"{percent(found['accuracy'])} {interval(found['interval'])}"
+
+    def main(found: dict) -> str:
+        return accuracy(found) + ("" if drawn == {"sampled"} else f" {found['draw']}")
+
+    def of_group(found: dict, field: str, value: str) -> str:
+        group = found["by"].get(field, {}).get(value)
+        return accuracy(group) if group else "–"
+
+    drawn = {phase["draw"] for phase in phases.values()}
+    table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(main))
+    greedy = cells(
+        lambda s: (
+            "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
+        )
+    )
+    if any(phase["greedy_accuracy"] is not None for phase in phases.values()):
+        table.add_row("accuracy, greedy", *greedy)
+    if all(phase["samples"] for phase in phases.values()):
+        for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
+            k = next(iter(phases.values()))["samples"]["k"]
+            told = cells(lambda s, n=name: percent(s["samples"][n]))
+            if name == "mean":
+                told = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
+            table.add_row(f"  {label.format(k)}", *told)
+    for field in next(iter(phases.values()))["by"]:
+        for value in next(iter(phases.values()))["by"][field]:
+            table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
+    if any(phase["chance"] for phase in phases.values()):
+        table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
+        table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))
+        table.add_row("letters off by", *cells(lambda s: percent(s["positions"] and s["positions"]["distance"])))
+    table.add_row("format", *cells(lambda s: percent(s["format"])))
+    table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
+    table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))
+    if any(phase["truncated"] for phase in phases.values()):
+        table.add_row("cut at the cap", *cells(lambda s: percent(s["truncated"])))
+    if any(phase["custom"] is not None for phase in phases.values()):
+        table.add_row("reward.file", *cells(lambda s: f"{s['custom']:.3f}"))
+    table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
+    console.print(table)
+
+
+def ablation_table(phases: dict[str, dict]) -> None:
+    """What is left without each sense, base and trained side by side; of the last also the fall from full on the same
+    samples, and how many answers could not be read.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", *phases, "fall", "p", "unread"):
+        table.add_column(title, justify="right" if title else "left")
+    last = list(phases.values())[-1]
+    for variant in last:
+        if variant == "needs":
+            continue
+        drop = last[variant]["drop"]
+        low, high = (100 * end for end in drop["interval"])
+        told = [found[variant] for found in phases.values()]
+        table.add_row(
+            variant,
+            *(f"{percent(one['accuracy'])} {interval(one['interval'])}" for one in told),
+            f"{100 * drop['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{drop['p_value']:.2g}",
+            percent(last[variant]["parse_failures"]),
+        )
+        for field, groups in last[variant]["by"].items():
+            for value, group in groups.items():
+                fall = 100 * (group["full"] - group["accuracy"])
+                shares = (percent(one["by"][field][value]["accuracy"]) for one in told)
+                table.add_row(
+                    f"  {field} {value}",
+                    *shares,
+                    f"{fall:+.1f}",
+                    "" if group["p_value"] is None else f"{group['p_value']:.2g}",
+                    "",
+                )
+    console.print(table)
+    if last["needs"]:
+        say("needs", " · ".join(f"{name} {count:,}" for name, count in last["needs"].items() if count))

@@ -1,0 +1,129 @@
+"""Log-probabilities of completions: `score` computes each group's prompt once, `score_plain_rows` once per row.
+
+`score_plain_rows` computes as TRL does: each completion is a row with its prompt and its media. It is the oracle for
+`score` in the tests, the baseline in the benchmark, and what `grpo.shared_prefix=false` runs.
+
+Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from echoink.data.processor import PromptInputs, row_media, row_positions
+from echoink.models.encoders import Features
+from echoink.models.shared_prefix import pack
+
+
+def score_plain_rows(
+    model: torch.nn.Module,
+    prompts: Sequence[PromptInputs],
+    owner: Sequence[int],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_width: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of completion tokens, each row with its prompt and its media again.
+
+    Args:
+        model: a thinker after TRL's `add_fused_lm_head`, possibly wrapped.
+        prompts: the unique prompts.
+        owner: for each of the R rows the index of its prompt.
+        input_ids: [R, P + C], prompts padded on the left, completions on the right.
+        attention_mask: [R, P + C].
+        completion_width: C.
+
+    Returns:
+        Log-probabilities [R, C] and entropies alike, or None where the head computes none.
+    """
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    labels[:, :-completion_width] = -100
+    positions = row_positions(prompts, owner, input_ids.shape[1] - completion_width, completion_width)
+    media = {name: value.to(input_ids.device) for name, value in row_media(prompts, owner).items()}
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions.to(input_ids.device),
+        labels=labels,
+        fused_lm_head=True,
+        in_loss=True,
+        **media,
+    )
+    entropy = None if output.entropy is None else output.entropy[:, -completion_width:]
+    return output.log_probs[:, -completion_width:], entropy
+
+
+def score(
+    model: torch.nn.Module,
+    prompts: Sequence[PromptInputs],
+    features: Sequence[Features] | None,
+    owner: Sequence[int],
+    completion_ids: Tensor,
+    scored: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of completion tokens, each group's prompt computed once.
+
+    Args:
+        model: a thinker after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
+        prompts: the unique prompts.
+        features: of the same prompts; None lets the model encode them, with gradients.
+        owner: for each of the R rows the index of its prompt; a group's rows stand together.
+        completion_ids: [R, C].
+        scored: [R, C], True from a row's first token up to the last one that is wanted. Rows and groups without any
+            are left out.
+
+    Returns:
+        Log-probabilities [R, C], 0 where not scored, and entropies alike, or None where the head computes none.
+    """
+    lengths, ids = scored.sum(1).tolist(), completion_ids.cpu()
+    groups: dict[int, list[Tensor]] = {}
+    for row, index in enumerate(owner):
+        if lengths[row]:
+            groups.setdefault(index, []).append(ids[row, : lengths[row]])
+    chosen = [prompts[index] for index in groups]
+    packed = pack(chosen, list(groups.values()))
+    device = completion_ids.device
+    output = model(
+        input_ids=packed.input_ids.to(device),
+        position_ids=packed.position_ids.to(device),
+        layout=packed.layout,
+        prompts=chosen,
+        features=None if features is None else [features[index] for index in groups],
+        shift_labels=packed.labels.to(device),
+        fused_lm_head=True,
+    )
+
+    def rows(values: Tensor) -> Tensor:
+        return values.new_zeros(scored.shape).masked_scatter(scored, values)
+
+    return rows(output.log_probs), None if output.entropy is None else rows(output.entropy)
+
+
+def without_silent_groups(
+    prompts: Sequence[PromptInputs], owner: Sequence[int], completion_mask: Tensor, silent: Tensor
+) -> Tensor:
+    """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
+
+    A weight that only silent groups would have reached must still get a gradient, of zero: an optimizer with momentum
+    or weight decay treats none differently. So a silent group stays with one token where its media are in no group
+    that counts, and the first group does where none counts.
+
+    Args:
+        prompts: the unique prompts.
+        owner: for each of the R rows the index of its prompt.
+        completion_mask: [R, C], True on the completions' tokens.
+        silent: [R], True on the rows of silent groups.
+
+    Returns:
+        [R, C] for `score`.
+    """
+    scored = completion_mask & ~silent.unsqueeze(1)
+    reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[owner[row]].media}
+    any_group = bool((~silent).any())
+    for row in silent.nonzero().flatten().tolist():
+        media = set(prompts[owner[row]].media)
+        if not any_group or not media <= reached:
+            scored[row, 0], any_group = True, True
+            reached |= media
+    return scored

@@ -1,0 +1,229 @@
+"""Log-probabilities of a group's completions with the prompt computed once: exact, in one packed forward and backward.
+
+A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
+group is one row of P - 1 + Σ C_g tokens, of which each completion starts again from the prompt's last token, so that
+what predicts its first token is an ordinary position:
+
+    x_1 … x_{P-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | …
+    prefix          predicts a_1 … a_A  predicts b_1 … b_B
+
+Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and
+itself, nothing of its neighbours; each token keeps the M-RoPE position that it has in a plain row. Hence
+log-probabilities and gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
+2506.05433), here with pictures, sounds and videos in the prefix.
+
+`install` teaches a thinker this layout: its forward then takes `layout=` (and `features=`, see `encoding`). It stays
+one call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
+
+Shapes: B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads, K key-value heads.
+"""
+
+import functools
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerModel
+
+from echoink.data.processor import MEDIA, PromptInputs
+from echoink.models import attention
+from echoink.models.encoders import embed, encode_media, run_towers
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the groups of a packed row lie. Travels through the model in the place of the attention mask."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    """For each group the tokens of its prefix, P - 1, and those of each completion, C_g."""
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """T."""
+        return sum(prefix + sum(lengths) for prefix, lengths in self.groups)
+
+    @functools.cached_property
+    def branch(self) -> Tensor:
+        """For each packed token the completion it belongs to, counted over all groups from 1; 0 in a prefix: [T]."""
+        numbers, first = [], 1
+        for prefix, lengths in self.groups:
+            numbers += [0] * prefix
+            for number, length in enumerate(lengths, first):
+                numbers += [number] * length
+            first += len(lengths)
+        return torch.tensor(numbers)
+
+    @functools.cached_property
+    def group(self) -> Tensor:
+        """For each packed token the group that it belongs to: [T]."""
+        return torch.tensor(
+            [g for g, (prefix, lengths) in enumerate(self.groups) for _ in range(prefix + sum(lengths))]
+        )
+
+    @functools.cached_property
+    def scored(self) -> Tensor:
+        """The packed tokens that predict a completion token, in the order of the completions: [N]."""
+        return self.branch.nonzero().squeeze(1)
+
+    def allowed(self, device: torch.device | str):
+        """The attention rule as a function of query and key index: same group, in the prefix or the same completion,
+        not ahead.
+        """
+        group, branch = self.group.to(device), self.branch.to(device)
+
+        def rule(_batch, _head, query, key):
+            seen = (branch[key] == 0) | (branch[key] == branch[query])
+            return (group[query] == group[key]) & seen & (key <= query)
+
+        return rule
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of the packed row: query [1, H, T, d], key and value [1, K, T, d] → [1, H, T, d]."""
+        return (by_blocks if query.is_cuda else by_parts)(query, key, value, self, scale)
+
+    def block_mask(self, device: torch.device) -> BlockMask:
+        """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
+        if device not in self._block_masks:
+            make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
+            rule = self.allowed(device)
+            self._block_masks[device] = make(rule, None, None, self.tokens, self.tokens, device=device)
+        return self._block_masks[device]
+
+    @functools.cached_property
+    def _block_masks(self) -> dict[torch.device, BlockMask]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One packed row of several groups."""
+
+    input_ids: Tensor
+    """[1, T]"""
+    position_ids: Tensor
+    """[3, 1, T]: the M-RoPE positions of plain rows."""
+    labels: Tensor
+    """[1, N]: the completion tokens, in the order of `layout.scored`."""
+    layout: Layout
+
+
+def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]]) -> Packed:
+    """Lay out B groups in one row.
+
+    Args:
+        prompts: B prompts of at least 2 tokens; the last token stands for no medium.
+        completions: for each prompt the token ids [C_g] of its completions, none empty; their number may differ.
+    """
+    ids, positions, groups = [], [], []
+    for prompt, group in zip(prompts, completions, strict=True):
+        assert len(prompt.input_ids) >= 2 and all(len(completion) for completion in group)
+        ids.append(prompt.input_ids[:-1])
+        positions.append(prompt.position_ids[:, :-1])
+        last, ahead = prompt.input_ids[-1:], torch.arange(max(map(len, group)) - 1) + prompt.next_position
+        from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(3, -1)], 1)
+        for completion in group:
+            ids += [last, completion[:-1]]
+            positions.append(from_last[:, : len(completion)])
+        groups.append((len(prompt.input_ids) - 1, tuple(len(completion) for completion in group)))
+    labels = torch.cat([completion for group in completions for completion in group])
+    return Packed(torch.cat(ids)[None], torch.cat(positions, 1)[:, None], labels[None], Layout(tuple(groups)))
+
+
+def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
+    """Let a thinker take packed rows, before anything wraps it; without `layout` it works as before.
+
+    With `layout=` its `model` takes `input_ids` [1, T], `position_ids` [3, 1, T] and either `features`, one per group,
+    or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens alone, so that
+    the head runs on nothing else.
+
+    Raises:
+        UserError: see `attention.select`.
+    """
+    attention.select(model)
+    thinker = model.model
+    plain = thinker.forward
+
+    @functools.wraps(type(thinker).forward)
+    def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
+        if layout is None:
+            return plain(*args, **(_embedded(self, kwargs) if in_loss and self.alike else kwargs))
+        input_ids = kwargs["input_ids"]
+        features = encode_media(self, prompts, self.alike) if features is None else features
+        hidden = self.language_model(
+            inputs_embeds=embed(self, input_ids, features),
+            position_ids=kwargs["position_ids"],
+            attention_mask={"full_attention": layout},
+            use_cache=False,
+        ).last_hidden_state
+        return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
+
+    thinker.forward = types.MethodType(forward, thinker)
+    thinker.alike = False  # a trainer's runs both towers in each forward of the loss, see encoding.run_towers
+
+
+def _embedded(thinker: Qwen2_5OmniThinkerModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of plain rows with their media embedded."""
+    media = {name: inputs[name] for name in MEDIA if inputs.get(name) is not None}
+    rest = {name: value for name, value in inputs.items() if name not in (*MEDIA, "input_ids")}
+    return {**rest, "inputs_embeds": embed(thinker, inputs["input_ids"], [run_towers(thinker, media, alike=True)])}
+
+
+def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
+
+    For a CPU, where FlexAttention has no backward.
+
+    Args:
+        query: [1, H, T, d].
+        key: [1, K, T, d].
+        value: [1, K, T, d].
+        layout: of the row.
+        scale: of the scores.
+
+    Returns:
+        [1, H, T, d].
+    """
+    settings, outputs, start = {"enable_gqa": True, "scale": scale}, [], 0
+    for prefix, lengths in layout.groups:
+        size = prefix + sum(lengths)
+        q, k, v = (x[:, :, start : start + size] for x in (query, key, value))
+        q_prefix, k_prefix, v_prefix = (x[:, :, :prefix] for x in (q, k, v))
+        outputs.append(scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True, **settings))
+        q_own, k_own, v_own = (_rows(x[0, :, prefix:], lengths) for x in (q, k, v))
+        keys, values = (
+            torch.cat([shared.expand(len(lengths), -1, -1, -1), own], 2)
+            for shared, own in ((k_prefix, k_own), (v_prefix, v_own))
+        )
+        longest = max(lengths)
+        causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
+        found = scaled_dot_product_attention(q_own, keys, values, attn_mask=causal, **settings)
+        rows = [row[:, :length] for row, length in zip(found, lengths, strict=True)]
+        outputs.append(torch.cat(rows, 1)[None])
+        start += size
+    return torch.cat(outputs, 2)
+
+
+def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    # [heads, Σ C_g, d] → [G, heads, max C_g, d], padded at the end, where a causal row never looks
+    rows = pad_sequence(packed.transpose(0, 1).split(lengths), batch_first=True)
+    return rows.transpose(1, 2)
+
+
+def by_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """As `by_parts`, in one kernel that skips the empty blocks: compiled FlexAttention on a GPU."""
+    flex = _compiled(flex_attention) if query.is_cuda else flex_attention
+    return flex(query, key, value, block_mask=layout.block_mask(query.device), scale=scale, enable_gqa=True)
+
+
+@functools.cache
+def _compiled(function):
+    # lengths differ from step to step: without dynamic shapes each would compile anew
+    return torch.compile(function, dynamic=True)

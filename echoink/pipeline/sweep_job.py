@@ -1,0 +1,249 @@
+"""One job of a sweep, in a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, write_whole
+from echoink.config.compose import quoted
+from echoink.config.schema import Config, Task, to_yaml
+from echoink.run_folder import checkpoint, reader, resume
+from echoink.run_folder.environment import git, process_is_gone
+from echoink.run_folder.folder import read_summary
+from echoink.run_folder.reader import Run
+
+SWEPT = "ECHOINK_SWEPT"
+"""Environment variable by which a sweep tells its jobs which keys differ between them."""
+
+PATIENCE = 300
+"""Seconds that a job which was told to stop may take."""
+
+_NOT_PART_OF_A_NAME = ("hydra", "resume", "tracking.", "dataset.path", "checkpoint", "sweep.", "eval.cache")
+
+
+def swept_keys() -> list[str]:
+    """The keys that differ between the jobs of this sweep; none outside a sweep."""
+    return os.environ.get(SWEPT, "").split()
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"; in a sweep, what differs."""
+    keys = swept_keys()
+    return ", ".join(one for one in told(overrides) if not keys or one.partition("=")[0] in keys)[:200]
+
+
+def told(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, not where its files go."""
+    return [override for override in overrides if not override.startswith(_NOT_PART_OF_A_NAME)]
+
+
+def side_by_side(settings) -> int:
+    """How many jobs Hydra's launcher runs at once on this machine; a job on a cluster has its own."""
+    choice = settings.runtime.choices["hydra/launcher"]
+    if choice not in ("joblib", "submitit_local"):
+        return 1
+    cores = os.cpu_count() or 1
+    wanted = settings.launcher.get("n_jobs") or cores
+    return max(2, min(cores if wanted < 0 else wanted, cores))
+
+
+def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float:
+    """Run one job in its own process; a failure is left in the job's folder for the table.
+
+    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again; one that left a checkpoint
+    goes on from it.
+
+    Args:
+        config: the job's.
+        overrides: what the job is.
+        folder: its folder.
+        flags: Hydra's flags, --config-dir.
+        side_by_side: how many jobs run at once; 1 leaves the screen to the job.
+
+    Returns:
+        The job's final accuracy: the objective of a search. NaN where it failed.
+    """
+    summary = read_summary(folder)
+    wanted = reader.method(to_yaml(config))
+    before = reader.read(folder)
+    same = before is not None and before.config == wanted
+    if same and resume.has_ended(summary):
+        return _done(folder, "finished before")
+    if summary["status"] == "running" and not process_is_gone(folder):
+        raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
+    elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
+    goes_on = same and not elsewhere and config.task is Task.train and bool(checkpoint.steps(folder))
+    goes_on &= checkpoint.can_go_on(folder)
+    if not goes_on and (config.task is Task.train or elsewhere or summary["status"] == "finished"):
+        _set_aside(folder)
+    if elsewhere:
+        _copy(elsewhere, folder)
+        return _done(folder, f"from {elsewhere.folder}{_other_code(elsewhere)}")
+    together = config.trainer.processes if config.task is Task.train else 1
+    if together > 1 and side_by_side > 1:
+        raise UserError(
+            f"jobs of {together} processes each do not run side by side", "leave hydra/launcher out, or one at a time"
+        )
+    launcher = (
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", str(together), "-m"] if together > 1 else []
+    )
+    command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
+    command += [f"hydra.run.dir={quoted(folder)}"]
+    command += ["resume=auto"] if goes_on else []
+    alone = side_by_side == 1
+    with (
+        nullcontext() if alone else open(folder / "output.log", "a") as output,
+        _device(folder.parent, alone) as device,
+    ):
+        environment = {**os.environ, **device}
+        if not alone:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent)
+        try:
+            code = process.wait()
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
+                process.terminate()
+            _wait(process)
+            raise
+    summary = read_summary(folder)
+    if code != 0 and summary["status"] in ("running", "missing"):
+        status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
+        summary |= {"status": status, "error": f"the process ended with {code}"}
+        write_whole(folder / "summary.json", as_json(summary))
+    return _done(folder, summary["status"])
+
+
+def _done(folder: Path, how: str) -> float:
+    from echoink.common.console import percent, say
+
+    summary = read_summary(folder)
+    accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
+    took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
+    say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(changed_overrides(folder))}")
+    return float("nan") if accuracy is None else accuracy
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Let a job that was told to stop write its checkpoint and settle its status; insist after some minutes."""
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            insist()
+
+
+def _end_with_parent() -> None:
+    """A worker that is killed takes its job along (Linux only; elsewhere the job ends by itself)."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
+    """A GPU of its own for a job beside others: the first that no other job of this sweep holds."""
+    there = [] if alone else devices()
+    while there:
+        for device in there:
+            lock = FileLock(sweep / f".gpu-{device}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield {"CUDA_VISIBLE_DEVICES": device}
+            finally:
+                lock.release()
+            return
+        time.sleep(1)
+    yield {}
+
+
+def devices() -> list[str]:
+    """The GPUs that jobs may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+
+
+def shared(config: Config, below: Path, but: Path) -> Run | None:
+    """A finished run below a folder that had this configuration; a key that it lacks, for it is older, had its default.
+
+    The dataset is compared by its path and settings, the code not at all: `_other_code` says where it differs.
+    """
+    wanted = reader.method(to_yaml(config))
+    for path in sorted(below.rglob("summary.json")):
+        run = reader.read(path.parent) if path.parent.resolve() != but.resolve() else None
+        if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
+            continue
+        if run.config == wanted:
+            return run
+    return None
+
+
+def _other_code(run: Run) -> str:
+    file = run.folder / "environment.json"
+    then = json.loads(file.read_text()).get("commit") if file.is_file() else None
+    now = git()["commit"]
+    return f" (commit {(then or 'unknown')[:7]}, here {(now or 'unknown')[:7]})" if then != now else ""
+
+
+def _copy(run: Run, folder: Path) -> None:
+    """A run's files for another sweep, of which it becomes a child; checkpoints stay where they are, behind a link."""
+    from echoink.tracking.client import Record, read_record
+
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
+    shutil.copytree(run.folder, part, ignore=skip)
+    if (run.folder / "checkpoints").is_dir():
+        (part / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
+    before, name = read_record(run.folder), run_name(changed_overrides(folder))
+    Record(
+        experiment=before.experiment if before else run.summary["name"],
+        name=name,
+        params=(before.params if before else {}) | dict(one.partition("=")[::2] for one in name.split(", ") if one),
+        tags=(before.tags if before else {}) | {"folder": str(folder.resolve())},
+        inputs=before.inputs if before else [],
+        started=before.started if before else run.summary.get("started") or int(run.folder.stat().st_mtime * 1000),
+    ).kept(part)
+    summary = read_summary(part) | {"shared": str(run.folder.resolve()), "mlflow": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.name != "summary.json":
+            path.rename(folder / path.name)
+    write_whole(folder / "summary.json", as_json(summary))  # last: it says that the job is there
+    shutil.rmtree(part)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what an earlier attempt left out of a job's way; nothing is deleted."""
+    left = [path for path in folder.glob("*") if path.name != ".hydra"]
+    if any(path.name != "train.log" for path in left):  # which Hydra opens for the job that starts
+        place = folder.parent / "unfinished" / f"{folder.name}-{time.time_ns()}"
+        place.mkdir(parents=True)
+        for path in left:
+            path.rename(place / path.name)
+
+
+def changed_overrides(job: Path) -> list[str]:
+    from omegaconf import OmegaConf
+
+    file = job / ".hydra" / "overrides.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []

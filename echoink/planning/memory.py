@@ -1,0 +1,219 @@
+"""How much memory a training step takes, estimated from the model's dimensions: decides about gradient checkpointing.
+
+Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K width of keys and values.
+"""
+
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.config.schema import Adapter, Config, RolloutEngine, Sharding
+
+SHARE = 0.85
+"""Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the estimate needs to know of a model: of a loaded one, or of one that nobody has loaded yet."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    key_heads: int
+    parameters: int
+    """Of the whole thinker."""
+    weight_bytes: int
+    itemsize: int
+    """Bytes of a weight that is not quantized."""
+    joins_keys: bool
+    """Without a GPU the keys and values of prefix and completion are joined for each completion."""
+
+    @property
+    def key_width(self) -> int:
+        """K"""
+        return self.width // self.heads * self.key_heads
+
+
+def of(model: Qwen2_5OmniThinkerForConditionalGeneration) -> Model:
+    """The dimensions of a loaded model."""
+    text = model.config.get_text_config()
+    return Model(
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        feed_forward=text.intermediate_size,
+        heads=text.num_attention_heads,
+        key_heads=text.num_key_value_heads,
+        parameters=model.num_parameters(),
+        weight_bytes=sum(p.numel() * p.itemsize for p in model.parameters()),
+        itemsize=model.dtype.itemsize,
+        joins_keys=model.device.type != "cuda",
+    )
+
+
+DIVIDED = {
+    Sharding.none: (),
+    Sharding.zero2: ("gradients", "optimizer"),
+    Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
+    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
+}
+"""What of an estimate the processes share out among themselves."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one process."""
+
+    weights: int
+    """The policy's, and their copies in bfloat16 under autocast."""
+    reference: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """Kept for the backward pass."""
+    cache: int
+    """Keys and values of a rollout, or of an evaluation, which is over when the backward pass begins."""
+    gathered: int = 0
+    """Divided weights, put together for a rollout."""
+    engine: int = 0
+    """vLLM's weights, keys and values."""
+    engine_between: int = 0
+    """The same between rollouts: nothing where it sleeps."""
+
+    @property
+    def total(self) -> int:
+        """At the worst moment of a step: in the rollout, in an evaluation or in the backward pass."""
+        always = self.weights + self.reference + self.optimizer + self.engine_between
+        decoding = self.gathered + max(self.cache, self.engine - self.engine_between)
+        return always + max(self.gradients + self.activations, decoding)
+
+    def divided(self, sharding: Sharding, processes: int, whole: int) -> "Estimate":
+        """What each of several processes holds.
+
+        Args:
+            sharding: how they divide it.
+            processes: how many have a share each.
+            whole: bytes of the weights put together.
+        """
+        shares = {name: getattr(self, name) // processes for name in DIVIDED[sharding]}
+        return replace(self, **shares, gathered=whole if "weights" in shares and processes > 1 else 0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A packed row: so many prompts of P tokens, each with G completions of C tokens. Plain rows have P = 0."""
+
+    prompts: int
+    group: int
+    prompt: int
+    completion: int
+
+    @property
+    def tokens(self) -> int:
+        """T"""
+        return self.prompts * (self.prompt + self.group * self.completion)
+
+
+def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = False) -> int:
+    """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
+
+    Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
+    attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps an input of its own:
+    34 bytes per D), four values of the feed-forward layer (4 F), key and value (4 K). Without a GPU keys and values are
+    also joined, prefix and completion: 2 K for each of the G (P + C). With gradient checkpointing each layer keeps its
+    input alone, and one layer at a time is computed again.
+    The towers, and the head, which works in chunks, are small beside it.
+    """
+    size = 2 if bf16 else model.itemsize
+    widths = 34 if bf16 and model.itemsize > 2 else 11 * size
+    joined = rows.prompts * rows.group * (rows.prompt + rows.completion) if model.joins_keys else 0
+    units = widths * model.width + (4 * model.feed_forward + 4 * model.key_width) * size
+    layer = rows.tokens * units + joined * 2 * model.key_width * size
+    return model.layers * rows.tokens * model.width * model.itemsize + layer if checkpointing else model.layers * layer
+
+
+def cache(model: Model, rows: Rows, bf16: bool) -> int:
+    """Bytes of a rollout's keys and values, each prompt's held once for its group."""
+    return model.layers * rows.tokens * 2 * model.key_width * (2 if bf16 else model.itemsize)
+
+
+def estimate(
+    model: Model,
+    learning: int,
+    reference: bool,
+    rows: Rows,
+    bf16: bool,
+    checkpointing: bool = False,
+    rollout_prompts: int | None = None,
+    engine: Rows | None = None,
+    engine_sleeps: bool = True,
+) -> Estimate:
+    """Memory of one training step, on one process that holds everything.
+
+    Args:
+        model: the policy.
+        learning: how many parameters learn.
+        reference: whether a second model stands beside it.
+        rows: of a micro-batch.
+        bf16: whether it computes in bfloat16 under autocast.
+        checkpointing: whether activations are computed again.
+        rollout_prompts: prompts that are decoded together; those of a micro-batch where None.
+        engine: rows that vLLM decodes together, where there is one.
+        engine_sleeps: whether it gives its memory back between rollouts.
+    """
+    copies = 2 * model.parameters if bf16 and model.itemsize > 2 else 0
+    decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
+    beside = whole(model, bf16) + cache(model, engine, bf16) if engine else 0
+    return Estimate(
+        weights=model.weight_bytes + copies,
+        reference=model.weight_bytes if reference else 0,
+        gradients=learning * model.itemsize,
+        optimizer=2 * learning * model.itemsize,
+        activations=activations(model, rows, bf16, checkpointing),
+        cache=cache(model, decoded, bf16),
+        engine=beside,
+        engine_between=0 if engine_sleeps else beside,
+    )
+
+
+def of_run(config: Config, model: Model, learning: int, longest: int, engine_sleeps: bool) -> Estimate:
+    """Memory of a run's training step, on one process that holds everything.
+
+    Args:
+        config: the run's.
+        model: the policy.
+        learning: how many parameters learn.
+        longest: tokens of the longest prompt.
+        engine_sleeps: whether vLLM, where the run has it, gives its memory back between rollouts.
+    """
+    trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
+    packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
+    decoded = -(-trainer.prompts_per_step // trainer.processes)
+    by_vllm = config.generation.engine is RolloutEngine.vllm
+    return estimate(
+        model,
+        learning,
+        config.grpo.beta > 0 and config.adapter.kind is Adapter.none,
+        Rows(trainer.micro_batch_prompts, group, *packed),
+        trainer.bf16,
+        bool(trainer.gradient_checkpointing),
+        rollout_prompts=decoded,
+        engine=Rows(decoded * group, 1, 0, longest + completion) if by_vllm else None,
+        engine_sleeps=engine_sleeps,
+    )
+
+
+def whole(model: Model, bf16: bool) -> int:
+    """Bytes of all weights in the type that they compute in."""
+    return model.parameters * (2 if bf16 else model.itemsize)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that this process may have: what it holds and what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

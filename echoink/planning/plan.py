@@ -1,0 +1,285 @@
+"""The plan of a run before anything is loaded: steps, tokens, parameters, memory, disk (`dry_run=true`, plan.json).
+
+Everything is arithmetic on the configuration, the dataset's files and the architecture's figures in `conf/model/`. What
+is estimated is called so: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
+(`memory.py` says how; its activations are within 25 % of what autograd keeps on the tiny model).
+"""
+
+import statistics
+from dataclasses import asdict, replace
+from typing import Any
+
+from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding
+from echoink.data.prompts import build_messages
+from echoink.data.sampler import training_steps
+from echoink.data.samples import Sample
+from echoink.data.splits import Splits
+from echoink.data.token_counts import Tokens, prompt_tokens
+from echoink.planning import memory, step_time
+from echoink.run_folder import checkpoint
+
+CHARACTERS = 4
+"""Of English text per token, about."""
+CHAT = 12
+"""Tokens of the chat template around a turn, about."""
+NF4 = 4.5 / 8
+"""Bytes of a weight in 4 bits: a 32-bit scale for each block of 64."""
+
+
+def make(config: Config, splits: Splits) -> dict[str, Any]:
+    """The plan: see the module's docstring. Bytes where a key says bytes, parameters as numbers.
+
+    Raises:
+        UserError: fewer samples than a step takes.
+    """
+    trainer, grpo = config.trainer, config.grpo
+    prompt = Prompt(**vars(config.prompt))
+    tokens = [_tokens(sample, splits.facts[f"train {sample.id}"], prompt, config.model) for sample in splits.train]
+    steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
+    parameters = count_parameters(config)
+    longest = max(each.total for each in tokens)
+    alone = replace(config, trainer=replace(trainer, sharding=Sharding.none))
+    needed = {"not sharded": needs(alone, parameters, longest)}
+    if trainer.processes > 1:
+        needed[f"sharded over {trainer.processes}"] = needs(config, parameters, longest)
+    rollouts = -(-steps // grpo.updates_per_rollout)
+    return {
+        "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
+        "steps": steps,
+        "epochs": round(rollouts * trainer.prompts_per_step / len(splits.train), 3),
+        "prompts_per_step": trainer.prompts_per_step,
+        "completions_per_step": trainer.prompts_per_step * grpo.group_size,
+        "completions": rollouts * trainer.prompts_per_step * grpo.group_size,
+        "world_size": trainer.processes,
+        "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * trainer.processes),
+        "prompt_tokens": {
+            "text (estimated)": _spread([each.text for each in tokens]),
+            "image": _spread([each.image for each in tokens]),
+            "audio": _spread([each.audio for each in tokens]),
+            "video": _spread([each.video for each in tokens]),
+            "total": _spread([each.total for each in tokens]),
+        },
+        "completion_tokens_at_most": config.generation.max_new_tokens,
+        "parameters": parameters,
+        "gradient_checkpointing": trainer.gradient_checkpointing,
+        "prompt_tokens_cap": config.model.max_prompt_tokens,
+        "memory_bytes_per_process": {
+            name: {**asdict(estimate), "total": estimate.total} for name, estimate in needed.items()
+        },
+        "disk_bytes": disk_bytes(config, parameters),
+        "gpus": gpus(config, parameters, tokens),
+    }
+
+
+def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> dict[str, Any]:
+    """Hours, memory and growth on 1, 8 and 64 GPUs, as `cost` says; nothing of it is measured on one.
+
+    Args:
+        config: the run's.
+        parameters: of `count_parameters`.
+        tokens: of each training prompt.
+    """
+    figures, trainer, adapts = config.model.figures, config.trainer, config.adapter.kind is not Adapter.none
+    frozen = {tower.name for tower in config.model.freeze}
+    model = step_time.Model(
+        layers=figures.layers,
+        width=figures.width,
+        key_width=figures.width // figures.heads * figures.key_heads,
+        linear=_linear(config),
+        head=parameters["head"],
+        audio=figures.audio_parameters,
+        vision=figures.vision_parameters,
+        learning=parameters["learning"],
+        learning_language=not adapts,
+        learning_towers=not adapts and len(frozen) < 2,
+        total=parameters["total"],
+    )
+    step = step_time.Step(
+        prompts=trainer.prompts_per_step,
+        prompt=statistics.fmean(each.total for each in tokens),
+        seen=statistics.fmean(each.image + each.video for each in tokens),
+        heard=statistics.fmean(each.audio for each in tokens),
+        group=config.grpo.group_size,
+        completion=min(step_time.LENGTH, config.generation.max_new_tokens),
+        micro_batch=trainer.micro_batch_prompts,
+        updates=config.grpo.updates_per_rollout,
+    )
+    rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
+    asked = rollouts * step.prompts
+    reference = config.grpo.beta > 0 and not adapts
+    again = bool(trainer.gradient_checkpointing)
+    found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
+    for count in (1, step_time.NODE, 8 * step_time.NODE):
+        sharding = trainer.sharding if count > 1 else Sharding.none
+        if count > 1 and sharding is Sharding.none and not adapts:
+            sharding = Sharding.fsdp2
+        several = replace(config, trainer=replace(trainer, processes=min(count, step_time.NODE), sharding=sharding))
+        needed = needs(several, parameters, max(each.total for each in tokens)).total
+        setting = (count, memory.DIVIDED[sharding], reference, again)
+        found[str(count)] = {
+            "sharding": sharding.name,
+            "memory_bytes": needed,
+            **{
+                gpu.name: {
+                    "fits": needed < memory.SHARE * gpu.memory,
+                    **step_time.hours(model, step, asked, gpu, *setting),
+                }
+                for gpu in step_time.GPUS
+            },
+        }
+        if count == step_time.NODE:
+            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], *setting)
+    return found
+
+
+def _tokens(sample: Sample, facts, prompt: Prompt, model: ModelConfig) -> Tokens:
+    written = sum(len(part.get("text", "")) for turn in build_messages(sample, prompt) for part in turn["content"])
+    media = bool(facts.image) + bool(facts.frame) + (facts.kept is not None and not facts.frame)
+    return prompt_tokens(facts, written // CHARACTERS + CHAT + media, model.min_pixels, model.max_pixels)
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters of the model by part, and how many learn; an adapter's are added to the total."""
+    figures, adapter = config.model.figures, config.adapter
+    head = figures.vocabulary * figures.width
+    parts = {
+        "language": figures.language_parameters,
+        "head": head,
+        "audio": figures.audio_parameters,
+        "vision": figures.vision_parameters,
+    }
+    added = 0
+    if adapter.kind is Adapter.none:
+        learning = sum(parts.values()) - sum(parts[tower.name] for tower in set(config.model.freeze))
+    else:
+        keys = figures.width // figures.heads * figures.key_heads
+        wide = figures.feed_forward
+        sides = {
+            **dict.fromkeys(("q_proj", "o_proj"), 2 * figures.width),
+            **dict.fromkeys(("k_proj", "v_proj"), figures.width + keys),
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), figures.width + wide),
+        }
+        learning = added = figures.layers * adapter.rank * sum(sides.get(target, 0) for target in adapter.targets)
+    return {**parts, "adapter": added, "total": sum(parts.values()) + added, "learning": learning}
+
+
+def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
+    """What checkpoints take: the weights (or the adapter) of one, the optimizer's state of one that training can go on
+    from, and all that are there at most at a time, the one that is being written among them.
+    """
+    trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
+    weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
+    state = 2 * parameters["learning"] * (4 if adapts or config.model.dtype is Dtype.float32 else 2)
+    kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
+    total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state
+    return {"checkpoint": weights, "optimizer": state, "kept": kept, "total": total}
+
+
+def _linear(config: Config) -> int:
+    """Parameters of the language model's linear layers, which qlora holds in 4 bits."""
+    f = config.model.figures
+    keys = f.width // f.heads * f.key_heads
+    return f.layers * f.width * (2 * f.width + 2 * keys + 3 * f.feed_forward)
+
+
+def _bytes(config: Config, parameters: dict[str, int]) -> int:
+    """Of the weights as they are loaded."""
+    size = 4 if config.model.dtype is Dtype.float32 else 2
+    small = _linear(config) if config.adapter.kind is Adapter.qlora else 0
+    return round((parameters["total"] - parameters["adapter"] - small) * size + small * NF4) + parameters["adapter"] * 4
+
+
+def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Estimate:
+    """Memory of one process, as on a GPU.
+
+    Args:
+        config: the run's.
+        parameters: of `count_parameters`.
+        longest: tokens of the longest prompt.
+    """
+    figures, trainer = config.model.figures, config.trainer
+    model = memory.Model(
+        layers=figures.layers,
+        width=figures.width,
+        feed_forward=figures.feed_forward,
+        heads=figures.heads,
+        key_heads=figures.key_heads,
+        parameters=parameters["total"],
+        weight_bytes=_bytes(config, parameters),
+        itemsize=4 if config.model.dtype is Dtype.float32 else 2,
+        joins_keys=False,
+    )
+    estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
+    among = min(trainer.processes, step_time.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+    return estimate.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
+
+
+def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The plan for the screen: labels and texts."""
+    gib = lambda size: f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"  # noqa: E731
+    samples, tokens, parameters = plan["samples"], plan["prompt_tokens"], plan["parameters"]
+    rows = [
+        ("samples", " · ".join(f"{count:,} {split}" for split, count in samples.items() if count)),
+        (
+            "steps",
+            f"{plan['steps']:,} of {plan['prompts_per_step']} prompts, {plan['completions_per_step']} completions "
+            f"({plan['epochs']} epochs, {plan['completions']:,} completions in all)",
+        ),
+        ("processes", f"{plan['world_size']}, gradients accumulated {plan['accumulation']} times"),
+        (
+            "prompt",
+            " · ".join(
+                f"{name} {spread['median']:,.0f} (most {spread['most']:,})"
+                for name, spread in tokens.items()
+                if spread["most"]
+            )
+            + " tokens",
+        ),
+        ("weights", f"{parameters['total']:,} parameters, {parameters['learning']:,} learn"),
+    ]
+    apart = ("total", "engine_between")  # which is in the engine's
+    for name, parts in plan["memory_bytes_per_process"].items():
+        inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part not in apart)
+        rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
+    if tokens["total"]["most"] > plan["prompt_tokens_cap"]:
+        rows.append(
+            ("", f"the longest is over model.max_prompt_tokens={plan['prompt_tokens_cap']}: it will be refused")
+        )
+    how = {None: "kept where they fit, else computed again", True: "computed again", False: "kept"}
+    again = how[plan["gradient_checkpointing"]]
+    rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/planning/memory.py"))
+    disk = plan["disk_bytes"]
+    rows.append(
+        (
+            "disk",
+            f"{gib(disk['checkpoint'])} a checkpoint, {gib(disk['optimizer'])} of optimizer beside the newest "
+            f"{checkpoint.RESUMABLE}, at most {gib(disk['total'])} at a time",
+        )
+    )
+    if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
+        rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
+    return rows
+
+
+def _gpu_lines(found: dict[str, Any]) -> list[str]:
+    name = step_time.GPUS[1].name
+    made = []
+    for count in (1, step_time.NODE, 8 * step_time.NODE):
+        at, of = found[str(count)], found[str(count)][name]
+        spent = of["seconds_per_step"]
+        parts = " · ".join(f"{part} {spent[part]:.1f}" for part in spent if part != "total" and spent[part] >= 0.05)
+        text = f"{count} x {name}: about {of['hours']:.1f} h, {of['gpu_hours']:.0f} GPU-hours"
+        text += f" ({of['steps']:,} steps of {of['prompts_per_step']} prompts; s a step: {parts})"
+        full = f"does not fit: about {at['memory_bytes'] / 2**30:.0f} GiB each, {at['sharding']}"
+        made.append(text if of["fits"] else f"{count} x {name}: {full}")
+    twice = found["twice of it costs"]
+    grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())
+    made.append(f"twice as many {grows} times the cost; completions of {found['completion_tokens']} tokens assumed")
+    made.append(
+        "peaks are the vendor's, the fractions reached are assumed, not measured: echoink/planning/step_time.py"
+    )
+    return made

@@ -1,0 +1,73 @@
+"""What is checked before anything expensive starts: the disk, the run's folder, the tracking store, the hub."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from echoink.common.errors import UserError
+from echoink.tracking import client
+
+
+def check(folder: Path, disk_bytes: int, tracking_uri: str | None, push_to: str | None) -> None:
+    """Refuse a run that would fail at its end.
+
+    Args:
+        folder: the run's.
+        disk_bytes: what its checkpoints need at most at a time.
+        tracking_uri: absolute, or None where nothing is tracked.
+        push_to: the hub repository that gets the model.
+
+    Raises:
+        UserError: naming what is missing, and the way out.
+    """
+    check_disk(folder, disk_bytes)
+    if tracking_uri is not None:
+        check_store(tracking_uri)
+    if push_to is not None:
+        check_hub(push_to)
+
+
+def check_disk(folder: Path, disk_bytes: int) -> None:
+    """Raises `UserError` where the folder cannot be written to or its disk is too full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:  # of a name of its own: several processes may look
+            probe.write(b"x")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}", "set hydra.run.dir to another folder") from error
+    free = shutil.disk_usage(folder).free
+    if free < disk_bytes:
+        raise UserError(
+            f"{folder} has {free / 2**30:.1f} GiB free; the checkpoints need about {disk_bytes / 2**30:.1f} GiB",
+            "free some, set hydra.run.dir to another disk, or keep fewer: trainer.keep_checkpoints",
+        )
+
+
+def check_store(uri: str) -> None:
+    """Raises `UserError` where the tracking store cannot be opened."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client.connect(uri).search_experiments(max_results=1)
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(
+            f"the tracking store {uri} cannot be opened: {reason}", "set tracking.uri, or tracking=off to do without"
+        ) from error
+
+
+def check_hub(repository: str) -> None:
+    """Raises `UserError` where nobody is logged in to the hub, or may not write to that repository."""
+    from huggingface_hub import HfApi
+
+    hint = "log in with `hf auth login`, or leave trainer.push_to_hub out and push later with echoink.export"
+    try:
+        user = HfApi().whoami()
+    except Exception as error:  # the hub's client raises many kinds of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"cannot push to {repository}: {reason}", hint) from error
+    owners = {user["name"], *(each["name"] for each in user.get("orgs", []))}
+    if (owner := repository.partition("/")[0]) not in owners:
+        raise UserError(f"cannot push to {repository}: {user['name']} is no member of {owner}", hint)

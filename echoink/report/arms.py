@@ -1,0 +1,122 @@
+"""What finished runs say together: runs found on disk, arms of an ablation, differences paired by seed.
+
+An arm is all runs that differ in nothing but the seed. Only files are read: `config.yaml`, `summary.json`,
+`metrics.jsonl`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echoink.common.statistics import Seeds, holm, over_seeds
+from echoink.run_folder.reader import Run, defaults
+
+SHORT = {
+    "reward.lambda_acc": "λ_acc",
+    "reward.lambda_fmt": "λ_fmt",
+    "grpo.group_size": "G",
+    "grpo.beta": "β",
+    "grpo.scale": "scale",
+    "grpo.loss": "loss",
+    "grpo.advantage": "advantage",
+    "trainer.learning_rate": "learning rate",
+    "reward.file": "reward",
+    "reward.lambda_int": "λ_int",
+    "reward.integration": "rule",
+    "grpo.modality_dropout": "modality dropout",
+    "dataset.shortcut_share": "shortcut",
+    "dataset.curriculum": "curriculum",
+}
+"""How keys are called in labels: the paper's names."""
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The keys in which runs differ, the seed apart."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
+    return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in the seed only."""
+
+    values: tuple[tuple[str, Any], ...]
+    """Of the keys in which the arms differ."""
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """ "λ_fmt 0.5 · scale none"."""
+        return " · ".join(f"{SHORT.get(key, key)} {_short(value)}" for key, value in self.values) or "all runs"
+
+    def of_seed(self, name: str) -> dict[int, float]:
+        """A number of the final evaluation, such as `accuracy`, by seed."""
+        return {run.seed: run.result[name] for run in self.runs if run.finished and run.result[name] is not None}
+
+    def over_seeds(self, name: str) -> Seeds | None:
+        """Its mean and t interval over seeds; None where no run has it."""
+        values = list(self.of_seed(name).values())
+        return over_seeds(values) if values else None
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and value.endswith(".py"):
+        return Path(value).stem
+    line = " ".join(str(value).split())
+    return line if len(line) <= 40 else line[:39] + "…"
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Group runs into arms, in the order in which they first appear; a seed counts once, its last finished run."""
+    keys = differing(runs)
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        group = groups.setdefault(repr([run.config.get(key) for key in keys]), {})
+        if run.seed not in group or run.finished:
+            group[run.seed] = run
+    return [
+        Arm(tuple((key, next(iter(group.values())).config.get(key)) for key in keys), tuple(group.values()))
+        for group in groups.values()
+    ]
+
+
+def reference(found: Sequence[Arm]) -> Arm:
+    """The arm that the others are compared with: the one with the most default values, of equals the first."""
+    return max(found, key=lambda arm: sum(defaults().get(key) == value for key, value in arm.values))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against the reference."""
+
+    arm: Arm
+    seeds: Seeds | None
+    """Differences paired by seed; None where they share fewer than two seeds."""
+    adjusted_p: float | None
+    """Holm's, over all arms."""
+
+
+def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> list[Difference]:
+    """Every arm but the reference: its difference in a number of the final evaluation, paired by seed.
+
+    Two runs of one seed see the same prompts in the same order and the same noise, so that pairs differ by less than
+    runs do. p is the paired t test's, adjusted by Holm over the arms.
+    """
+    ours = against.of_seed(name)
+    others = [arm for arm in found if arm is not against]
+    paired = []
+    for arm in others:
+        theirs = arm.of_seed(name)
+        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs]
+        paired.append(over_seeds(both) if len(both) > 1 else None)
+    tested = [seeds is not None and seeds.p_value is not None for seeds in paired]
+    adjusted = iter(holm([seeds.p_value for seeds, has in zip(paired, tested, strict=True) if has]))
+    return [
+        Difference(arm, seeds, next(adjusted) if has else None)
+        for arm, seeds, has in zip(others, paired, tested, strict=True)
+    ]

@@ -1,0 +1,353 @@
+"""A report of runs, made from their folders alone: report.html (one file, no network) and report.md."""
+
+import json
+import logging
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echoink.common.errors import UserError
+from echoink.common.files import read_rows
+from echoink.common.statistics import Seeds
+from echoink.config.paths import conf_dir
+from echoink.evaluation import reflection
+from echoink.media.previews import encoded, picture, sound
+from echoink.report import arms as report_arms
+from echoink.report import case_studies, figures
+from echoink.report.arms import Arm, Difference
+from echoink.run_folder import reader
+from echoink.run_folder.reader import Run
+
+EXAMPLES = 4
+"""Samples that got better, and as many that got worse, are shown."""
+
+SECONDS = 10
+"""A longer sound is cut in a report."""
+
+SIDE = 360
+"""Pixels of a picture's longer side in a report."""
+
+
+def write(folders: Sequence[Path], target: Path) -> list[Path]:
+    """Write the report of the runs in or below folders.
+
+    Args:
+        folders: of runs, sweeps, or anything above.
+        target: the folder that gets report.html, report.md and figures/.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: a folder holds no run.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    runs = reader.find(folders)
+
+    def draw(name: str) -> Path | None:
+        file = target / "figures" / name
+        return figures.overlay(runs, file) if len(runs) > 1 else figures.curves({"": runs[0].folder}, file)
+
+    figure, drawn = draw("curves.png"), draw(".curves.svg")
+    told = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
+    told["figure"] = figure and figure.relative_to(target).as_posix()
+    told["curves"] = drawn and encoded(drawn.read_bytes())
+    if drawn:
+        drawn.unlink()
+    templates = Environment(
+        loader=PackageLoader("echoink.report", "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,  # model output is text, never markup
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    templates.filters |= {"points": points, "percent": percent, "span": span, "fenced": fenced, "cell": cell}
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in ("report.html", "report.md"):
+        text = templates.get_template(f"{name}.jinja").render(told)
+        (target / name).write_text(text, encoding="utf-8")
+        written.append(target / name)
+    return written
+
+
+def try_to_write(folders: Sequence[Path], target: Path) -> Path | None:
+    """Write the report of a job that has ended; what fails here is said, and costs the job nothing.
+
+    Returns:
+        The page; None where it could not be made.
+    """
+    try:
+        return write(folders, target)[0]
+    except Exception:  # a report is for looking at: the numbers are on disk
+        logging.getLogger("echoink").exception("no report of %s", target)
+        return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in the table."""
+
+    label: str
+    seeds: str
+    base: float | None
+    final: float | None
+    interval: tuple[float, float] | None
+    per_seed: str
+    greedy: float | None
+    format: float | None
+    lengths: tuple[float, float] | None
+    difference: Difference | None
+    is_reference: bool
+
+
+def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
+    """What the templates tell.
+
+    Args:
+        runs: of the report.
+        sweeps: folders of the sweeps among them, for their questions and commands.
+    """
+    arms = report_arms.arms(runs)
+    trained = [arm for arm in arms if any(run.finished and run.result for run in arm.runs)]
+    reference = report_arms.reference(trained) if trained else None
+    found = {id(d.arm): d for d in (report_arms.differences(trained, reference) if reference else [])}
+    rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
+    shown = _example_run(reference or arms[0])
+    asked = [{"name": folder.name} | json.loads((folder / "sweep.json").read_text("utf-8")) for folder in sweeps]
+    return {
+        "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
+        "questions": [question for one in asked if (question := one.get("question"))],
+        "asked": _asked(shown),
+        "rows": rows,
+        "reference": reference.label if reference else "",
+        "several": len(arms) > 1,
+        "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
+        "paired": [
+            (f"{run.folder.name}: " if len(runs) > 1 else "", run.summary["paired"])
+            for run in runs
+            if run.summary.get("paired") and (len(runs) == 1 or run.summary["task"] == "compare")
+        ],
+        "settings": _settings(runs),
+        "varied": [report_arms.SHORT.get(key, key) for key in report_arms.differing(runs)],
+        "senses": case_studies.matrix(arms),
+        "cases": [{**case, "exhibits": exhibits(case["media"])} for case in case_studies.found_by_rules(shown)],
+        "rules": reflection.VERSION,
+        "examples": _examples(shown),
+        "example_run": f"{(reference or arms[0]).label}, seed {shown.seed}" if len(runs) > 1 else "",
+        "watched": _watched(shown),
+        "commands": list(dict.fromkeys(_command(one["command"]) for one in asked)) or _commands(runs),
+        "machine": _machine(runs),
+        "unfinished": [f"{run.folder.name}: {run.summary['status']}" for run in runs if not run.finished],
+    }
+
+
+def _asked(run: Run) -> str:
+    """What an accuracy is of: "one sampled answer to each of 1,000 samples of valid"."""
+    if not run.result:
+        return ""
+    split = run.config.get("eval.split", "valid")
+    guess = f"; a guess is right in {percent(run.result['chance'])} %" if run.result.get("chance") else ""
+    return f"one {run.result.get('draw', 'sampled')} answer to each of {run.result['n']:,} samples of {split}{guess}"
+
+
+def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
+    done = [run for run in arm.runs if run.finished and run.result]
+    final = arm.over_seeds("accuracy")
+    interval = final.interval if final else None
+    if len(done) == 1:
+        interval = tuple(done[0].result["interval"])
+    if interval:  # Student's t knows no bounds
+        interval = (max(0.0, interval[0]), min(1.0, interval[1]))
+    base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
+    lengths = [run.lengths for run in done if run.lengths]
+    by_seed = arm.of_seed("accuracy")
+    return Row(
+        label=arm.label,
+        seeds=", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
+        base=mean(base),
+        final=final and final.mean,
+        interval=interval,
+        per_seed=" / ".join(f"{100 * by_seed[seed]:.1f}" for seed in sorted(by_seed)),
+        greedy=_mean_of(arm.over_seeds("greedy_accuracy")),
+        format=_mean_of(arm.over_seeds("format")),
+        lengths=(mean(x[0] for x in lengths), mean(x[1] for x in lengths)) if lengths else None,
+        difference=difference,
+        is_reference=is_reference,
+    )
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Of nothing: None."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _mean_of(seeds: Seeds | None) -> float | None:
+    return seeds.mean if seeds else None
+
+
+def verdict(found: Difference, reference: Arm) -> str:
+    """What a difference carries, in a sentence.
+
+    Example: "β 0.04: no difference shown; at 95 % it is no larger than 1.9 points (3 seeds)."
+    """
+    if found.seeds is None:
+        return f"{found.arm.label}: fewer than two seeds shared with {reference.label}, so nothing can be said."
+    n, change = len(found.seeds.values), 100 * found.seeds.mean
+    if found.seeds.interval is None:
+        return f"{found.arm.label}: {change:+.1f} points in each of {n} seeds, which is too alike for an interval."
+    low, high = (100 * end for end in found.seeds.interval)
+    p = f"p = {found.adjusted_p:.2g} after Holm"
+    if found.adjusted_p < 0.05:
+        way = "better" if change > 0 else "worse"
+        return f"{found.arm.label}: {abs(change):.1f} points {way} [{low:+.1f}, {high:+.1f}], {p} ({n} seeds)."
+    if low > 0 or high < 0:
+        return f"{found.arm.label}: undecided: {change:+.1f} points [{low:+.1f}, {high:+.1f}], but {p} ({n} seeds)."
+    largest = max(abs(low), abs(high))
+    return (
+        f"{found.arm.label}: no difference shown ({change:+.1f} points, {p}, {n} seeds); "
+        f"at 95 % none is larger than {largest:.1f} points."
+    )
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What all runs set otherwise than the defaults: key, value, default."""
+    varied, defaults = {*report_arms.differing(runs), "seed"}, reader.defaults()
+    return [
+        (key, str(value), str(defaults[key]))
+        for key, value in runs[0].config.items()
+        if key in defaults and key not in varied and not isinstance(value, list) and str(value) != str(defaults[key])
+    ]
+
+
+def _example_run(arm: Arm) -> Run:
+    """The run whose samples are shown: the arm's first finished one."""
+    return min(arm.runs, key=lambda run: (not run.finished, run.seed))
+
+
+def _examples(run: Run) -> list[dict]:
+    flips = read_rows(run.folder / "flips.jsonl")
+    chosen = []
+    for direction in ("gained", "lost"):
+        rows = [row for row in flips if row["direction"] == direction]
+        chosen.append(
+            {
+                "direction": direction,
+                "count": len(rows),
+                "samples": [{**row, "exhibits": exhibits(row.get("media", {}))} for row in _varied(rows)[:EXAMPLES]],
+            }
+        )
+    return chosen if flips else []
+
+
+def _varied(rows: Sequence[dict]) -> list[dict]:
+    """Rows of different questions first."""
+    first = {row["problem"]: row["id"] for row in reversed(rows)}
+    return sorted(rows, key=lambda row: first[row["problem"]] != row["id"])
+
+
+def exhibits(media: dict[str, str]) -> list[dict[str, str]]:
+    """A sample's media for a page: kind, and the data or why there are none."""
+    shown = []
+    for kind, place in media.items():
+        data = words = ""
+        try:
+            if kind == "image":
+                data = "data:image/jpeg;base64," + encoded(picture(Path(place), SIDE))
+            elif kind == "audio":
+                data = "data:audio/wav;base64," + encoded(sound(Path(place), SECONDS))
+            else:
+                words = place
+        except UserError as error:
+            words = error.problem
+        shown.append({"kind": kind, "data": data, "words": words, "place": place})
+    return shown
+
+
+def _watched(run: Run) -> list[dict]:
+    """The same prompts over training: question, media, and an answer per step."""
+    prompts: dict[str, dict] = {}
+    for row in read_rows(run.folder / "watched.jsonl"):
+        prompt = prompts.setdefault(row["id"], {**row, "exhibits": exhibits(row["media"]), "answers": []})
+        prompt["answers"].append(row)
+    for prompt in prompts.values():  # the first, the last, and where the answer turns
+        answers = prompt["answers"]
+        turns = [i for i in range(1, len(answers)) if answers[i]["correct"] != answers[i - 1]["correct"]]
+        kept = sorted({0, len(answers) - 1, *turns[:4]})
+        prompt["shown"] = [answers[i] for i in kept]
+    return list(prompts.values())
+
+
+def _command(words: Sequence[str]) -> str:
+    return "python " + shlex.join(words)
+
+
+def _commands(runs: Sequence[Run]) -> list[str]:
+    found = []
+    for run in runs[:20]:
+        file = run.folder / "environment.json"
+        if file.is_file():
+            words = json.loads(file.read_text(encoding="utf-8"))["command"]
+            kept = [word for word in words[1:] if not word.startswith(("hydra.run.dir", "tracking."))]
+            found.append(_command(["-m", "echoink.train", *kept]))
+    return list(dict.fromkeys(found))
+
+
+def _machine(runs: Sequence[Run]) -> list[str]:
+    """Commits, platforms and library versions of the runs."""
+    files = [run.folder / "environment.json" for run in runs]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    lines = []
+    for name, read in (
+        ("commit", lambda e: (e["commit"] or "unknown")[:7] + (" with changes" if e["uncommitted_changes"] else "")),
+        ("machine", lambda e: f"{e['platform']}, {e['processors']} processors, Python {e['python']}"),
+        ("versions", lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items())),
+    ):
+        if told := dict.fromkeys(read(one) for one in found):
+            lines.append(f"{name}: {'; '.join(told)}")
+    return lines
+
+
+def percent(value: float | None) -> str:
+    """0.8577 → "85.8"."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """0.0123 → "+1.2"."""
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def span(bounds: Sequence[float] | None, sign: bool = False) -> str:
+    """[0.842, 0.873] → "[84.2, 87.3]"."""
+    return "" if bounds is None else "[" + ", ".join(f"{100 * b:{'+' if sign else ''}.1f}" for b in bounds) + "]"
+
+
+def cell(text: str) -> str:
+    """Text for a cell or a line of Markdown: one line, without markup."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\|<>*`])", r"\\\1", line).replace("](", "]\\(")
+
+
+def fenced(text: str) -> str:
+    """Text as a Markdown code block that it cannot end."""
+    longest = max((len(run) for run in "".join(c if c == "~" else " " for c in text).split()), default=0)
+    fence = "~" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def question(experiment: str | None) -> str:
+    """The first words of an experiment's file, its question; empty where there is none."""
+    file = conf_dir() / "experiment" / f"{experiment}.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines() if experiment and file.is_file() else []
+    said = []
+    for line in lines[1:]:
+        if not line.startswith("# "):
+            break
+        said.append(line[2:])
+    return " ".join(said)

@@ -1,0 +1,99 @@
+"""What a report tells of listening and looking: accuracy without each sense, and completions that the rules of
+reflection find.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from echoink.common.files import read_rows
+from echoink.config.schema import Variant
+from echoink.evaluation import reflection
+from echoink.evaluation.prediction import BASE, FINAL, SAMPLED
+from echoink.report.arms import Arm
+from echoink.run_folder.folder import PREDICTIONS
+from echoink.run_folder.reader import Run
+
+CASES = 2
+"""Of each rule are shown."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model under a variant."""
+
+    accuracy: float
+    fall: float | None
+    """From full, of the same samples; None for full itself."""
+
+
+def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]] | None:
+    """Names of variants, and for the base and each arm their accuracies and falls, means over seeds; None without any.
+
+    The first column is `full`; the last is a guesser's accuracy.
+    """
+    done = [(arm, [run for run in arm.runs if run.finished and (run.result or {}).get("ablations")]) for arm in arms]
+    done = [(arm, runs) for arm, runs in done if runs]
+    if not done:
+        return None
+    first = done[0][1][0].result["ablations"]
+    names = [name for name in Variant.__members__ if name in first]
+    rows = []
+    bases = [run.summary["base"] for _, runs in done for run in runs if _ablated(run.summary.get("base"))]
+    several = [run for run in done[0][1] if run.summary.get("final")]
+    if bases and several and len({run.config["model.path"] for _, runs in done for run in runs}) == 1:
+        rows.append(("base", _row(bases, names)))
+    rows += [
+        (arm.label if len(done) > 1 else "trained" if several else "model", _row([run.result for run in runs], names))
+        for arm, runs in done
+    ]
+    return ["full", *names, "a guess"], rows
+
+
+def _ablated(found: dict | None) -> bool:
+    return bool(found and found.get("ablations"))
+
+
+def _row(results: Sequence[dict], names: Sequence[str]) -> list[Cell | None]:
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    cells = [Cell(mean([found["accuracy"] for found in results]), None)]
+    for name in names:
+        told = [found["ablations"][name] for found in results if name in found["ablations"]]
+        cells.append(
+            Cell(mean([t["accuracy"] for t in told]), mean([t["drop"]["difference"] for t in told])) if told else None
+        )
+    return [*cells, Cell(mean([found["chance"] for found in results]), None)]
+
+
+def found_by_rules(run: Run) -> list[dict[str, Any]]:
+    """The first right answers of a run's last evaluation that revise or reaffirm themselves, or speak of both senses
+    and were wrong, in a readable answer, without either: each with the rule that found it, and its words.
+    """
+    rows = read_rows(run.folder / PREDICTIONS)
+    phase = FINAL if run.summary.get("final") else BASE
+    mine = [row for row in rows if row["phase"] == phase and row["draw"] == SAMPLED]
+    wrong: dict[str, set[str]] = {}
+    for row in mine:
+        if not row["correct"] and row["letters"]:
+            wrong.setdefault(row["id"], set()).add(row["variant"])
+    found: dict[str, list[dict]] = {"revised": [], "reaffirmed": [], "cross-modal": []}
+    for row in mine:
+        if row["variant"] != Variant.full.name or not row["correct"]:
+            continue
+        signs = reflection.reflect(row["completion"])
+        lost = wrong.get(row["id"], set())
+        deaf, blind = ({f"no_{kind}", f"swapped_{kind}"} & lost for kind in ("audio", "image"))
+        for rule, holds, words in (
+            ("revised", signs.revised, f"doubt: {signs.cue!r}, then another answer"),
+            ("reaffirmed", signs.reaffirmed, f"doubt: {signs.cue!r}, then the same answer"),
+            (
+                "cross-modal",
+                signs.audio and signs.image and deaf and blind,
+                f"speaks of sound and sight, and is wrong under {' and '.join(sorted(deaf | blind))}",
+            ),
+        ):
+            if holds and len(found[rule]) < CASES:
+                found[rule].append({**row, "rule": rule, "why": words})
+    return [case for cases in found.values() for case in cases]

@@ -1,0 +1,175 @@
+"""Pictures of runs, sweeps and datasets, made from folders alone."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from echoink.common.files import read_rows
+from echoink.report import arms
+from echoink.report.arms import Arm
+from echoink.run_folder.reader import Run
+
+PANELS = (
+    ("reward/accuracy", "accuracy reward"),
+    ("completion/mean_length", "completion length (tokens)"),
+    ("reward/format", "format reward"),
+)
+"""The curves of the paper's Figure 4, and the format reward."""
+
+COLOURS = ("#1f4e79", "#c05a1c", "#3a7d44", "#7d3c98", "#b03a48", "#4a4a4a", "#8a6d1a", "#2a7f8e")
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """Exponential moving average with its start-up bias removed, as experiment trackers draw it.
+
+    s_t = (1 - w) Σ_k w^(t-k) v_k / (1 - w^(t+1))
+    """
+    smoothed, total = [], 0.0
+    for count, value in enumerate(values, 1):
+        total = weight * total + (1 - weight) * value
+        smoothed.append(total / (1 - weight**count))
+    return smoothed
+
+
+def curves(runs: dict[str, Path], target: Path) -> Path | None:
+    """Draw the curves of runs from their `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
+
+    Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel, those on the
+    development split squares.
+
+    Args:
+        runs: folders by the label of their line.
+        target: the PNG to write.
+    """
+    found = {
+        label: [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()
+    }
+    found = {label: rows for label, rows in found.items() if rows}
+    if not found:
+        return None
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
+    for axis, (name, title) in zip(axes, PANELS, strict=True):
+        for number, (label, rows) in enumerate(found.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
+            axis.plot(steps, values, color=colour, alpha=0.25 if len(found) == 1 else 0.12, linewidth=1)
+            axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
+        _dress(axis, name, title)
+    if len(found) > 1:
+        axes[0].legend(frameon=False, fontsize="small")
+    else:
+        _evaluations(axes[0], *((runs[label], rows[-1]["step"]) for label, rows in found.items()))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
+    return target
+
+
+def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
+    axis.set(xlabel="step", title=title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if name != "completion/mean_length":
+        axis.set_ylim(0, 1.02)
+
+
+def overlay(runs: Sequence[Run], target: Path) -> Path | None:
+    """Draw the curves of an ablation: runs faint, the mean of each arm over its seeds bold, in the band of their range.
+
+    Curves of several seeds are smoothed, then averaged and bounded step by step.
+
+    Args:
+        runs: of the ablation; those without a step are left out.
+        target: the PNG or SVG to write.
+    """
+    found = arms.arms([run for run in runs if run.metrics]) if any(run.metrics for run in runs) else []
+    if not found:
+        return None
+    many = len(found) > len(COLOURS)
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.6), constrained_layout=True)
+    for axis, (name, title) in zip(axes, PANELS, strict=True):
+        for number, arm in enumerate(found):
+            colour = pyplot.get_cmap("viridis")(number / (len(found) - 1)) if many else COLOURS[number]
+            _arm(axis, arm, name, colour)
+        _dress(axis, name, title)
+    if len(found) > 1:
+        columns = max(1, min(4, 150 // (max(len(arm.label) for arm in found) + 6)))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
+    return target
+
+
+def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
+    curves = []
+    for run in arm.runs:
+        if run.metrics:
+            raw = [row[name] for row in run.metrics]
+            axis.plot([row["step"] for row in run.metrics], raw, color=colour, alpha=0.1, linewidth=0.8)
+            curves.append(smooth(raw))
+    if not curves:
+        return
+    longest = max(curves, key=len)
+    steps = next([row["step"] for row in run.metrics] for run in arm.runs if len(run.metrics) == len(longest))
+    there = [[curve[at] for curve in curves if at < len(curve)] for at in range(len(steps))]
+    axis.plot(steps, [sum(values) / len(values) for values in there], color=colour, linewidth=2, label=arm.label)
+    if len(curves) > 1:
+        axis.fill_between(
+            steps, [min(v) for v in there], [max(v) for v in there], color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None:
+    run, last = run_and_last_step
+    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").is_file() else {}
+    for phase, step in (("base", 0), ("final", last)):
+        if found := summary.get(phase):
+            low, high = found["interval"]
+            error = [[found["accuracy"] - low], [high - found["accuracy"]]]
+            axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
+    if points := read_rows(run / "dev.jsonl"):
+        axis.plot(
+            [row["step"] for row in points], [row["dev/accuracy"] for row in points], "s--", color="#3a7d44", ms=4
+        )
+
+
+def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
+    """Draw the first validation samples of a dataset: picture, waveform, question, options, right answer.
+
+    Args:
+        dataset: its folder.
+        target: the PNG to write.
+        count: how many.
+    """
+    from echoink.data.splits import read_split
+    from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
+
+    samples = read_split(dataset, "valid", count)
+    figure, axes = pyplot.subplots(
+        2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False
+    )
+    for (top, bottom), sample in zip(axes.T, samples, strict=True):
+        sound = load_audio(sample.audio, 10)
+        top.imshow(load_image(sample.image))
+        top.set_axis_off()
+        words = (option.replace(" ", "\N{NO-BREAK SPACE}") for option in sample.options)
+        options = "   ".join(f"[{word}]" if word[0] in sample.gold else word for word in words)
+        top.set_title(f"{_wrapped(sample.problem)}\n{_wrapped(options)}", fontsize=7.5, loc="left")
+        bottom.plot([t / SAMPLING_RATE for t in range(len(sound))], sound, color=COLOURS[0], linewidth=0.5)
+        bottom.set(ylim=(-0.6, 0.6), yticks=[], xlabel="seconds")
+        bottom.locator_params(axis="x", nbins=3)
+        bottom.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(target, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
+    return target
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 38)

@@ -1,0 +1,157 @@
+r"""The paper's two rewards (Eq. 3-5), and the one parser that training and evaluation share. Pure functions on text.
+
+    R = lambda_acc * R_acc + lambda_fmt * R_fmt,    R_acc, R_fmt in {0, 1} for multiple choice
+
+A completion is `<think>...</think>` then `<answer>...</answer>`. The parser is strict about what it takes for an
+answer: the content of the one answer block, never a letter found elsewhere in the prose. The public code of the paper
+checks the format with a regular expression that lets repeated tags on several lines pass; here tags are counted.
+
+The public code declares further types of problem, some of them scored on a scale: `SCORES` has them all. Departures
+from it: a temporal answer is compared as a union of spans (there, overlapping spans count twice), a number may carry
+thousands separators, a regression of a gold value of 0 is right or wrong.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from echoink.rewards.parsing import ANSWER, option_letter, parse_answer, parse_letters, read_letters
+from echoink.rewards.types import Match, ProblemType
+
+_MAX_TEXT = 10_000
+"""Of a longer text only so many characters are compared."""
+
+_EXPRESSION = re.compile(r"(?:[\d\s.+\-*/()]|\\frac|\{\d+\}){1,60}")
+"""What may be evaluated: sums, products and fractions, no powers, nothing long."""
+
+
+def accuracy_reward(
+    completion: str,
+    problem_type: ProblemType,
+    options: Sequence[str],
+    solution: str,
+    match: Match = Match.lenient,
+) -> float:
+    """R_acc in [0, 1]: how right the answer block is (Eq. 3 for multiple choice; see `SCORES` for the others).
+
+    Args:
+        completion: the whole text.
+        problem_type: how an answer is scored.
+        options: the question's, where it has some.
+        solution: the right answer as an answer block would hold it, "B" or "A, C" or "3.5".
+        match: how letters are read.
+    """
+    if problem_type is ProblemType.multiple_choice:
+        return float(read_letters(completion, options, match) == parse_letters(solution, options) != frozenset())
+    answer = parse_answer(completion)
+    return 0.0 if answer is None else SCORES[problem_type](answer[:_MAX_TEXT], solution)
+
+
+def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str]) -> str | None:
+    """What is wrong with a dataset's right answer; None where it scores 1 against itself."""
+    if accuracy_reward(f"{ANSWER[0]}{solution}{ANSWER[1]}", problem_type, options, solution) == 1:
+        return None
+    if problem_type is ProblemType.multiple_choice:
+        letters = ", ".join(filter(None, map(option_letter, options)))
+        return f"the answer {solution!r} is not among the options {letters}"
+    return f"the answer {solution!r} cannot be read as one of type {problem_type.value!r}"
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is: "-3", "1,234.5", "12 %"; None for anything else."""
+    found = re.fullmatch(r"\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?)\s*%?\s*\.?\s*", text)
+    try:
+        return float(found.group(1).replace(",", "")) if found else None
+    except ValueError:
+        return None
+
+
+def _numerical(answer: str, solution: str) -> float:
+    """1 where both numbers are equal after rounding to two decimals."""
+    found, gold = _number(answer), _number(solution)
+    return float(found is not None and gold is not None and round(found, 2) == round(gold, 2))
+
+
+def _regression(answer: str, solution: str) -> float:
+    """1 - |answer - gold| / |gold|, at least 0; for a gold value of 0 only 0 is right."""
+    found, gold = _number(answer), _number(solution)
+    if found is None or gold is None:
+        return 0.0
+    return max(0.0, 1 - abs(found - gold) / abs(gold)) if gold else float(found == 0)
+
+
+def _ocr(answer: str, solution: str) -> float:
+    """1 - word error rate, at least 0."""
+    import jiwer
+
+    return max(0.0, 1 - jiwer.wer(solution, answer)) if solution.split() else 0.0
+
+
+class _Words:
+    """Words of any script for ROUGE, whose own tokenizer knows only a-z."""
+
+    @staticmethod
+    def tokenize(text: str) -> list[str]:
+        return re.findall(r"\w+", text.casefold())
+
+
+def _free_form(answer: str, solution: str) -> float:
+    """F1 of ROUGE-L, the longest common subsequence of words (Lin 2004)."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words()).score(solution, answer)["rougeL"].fmeasure
+
+
+def _spans(text: str) -> list[tuple[float, float]]:
+    """Spans of time in a text, in seconds, as disjoint unions in order; empty where times do not pair up.
+
+    Example: "0:05-0:10 and [8, 12.5]" is [(5, 12.5)].
+    """
+    times = []
+    for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?", text):
+        seconds = 0.0
+        for part in token.split(":"):
+            seconds = 60 * seconds + float(part)
+        times.append(seconds)
+    pairs = list(zip(times[::2], times[1::2], strict=False))
+    if len(times) % 2 or any(start >= end for start, end in pairs):
+        return []
+    union: list[tuple[float, float]] = []
+    for start, end in sorted(pairs):
+        if union and start <= union[-1][1]:
+            start, end = union[-1][0], max(end, union.pop()[1])
+        union.append((start, end))
+    return union
+
+
+def _temporal(answer: str, solution: str) -> float:
+    """Intersection over union of the answer's and the solution's time."""
+    found, gold = _spans(answer), _spans(solution)
+    shared = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in found for b in gold)
+    either = sum(end - start for start, end in found) + sum(end - start for start, end in gold) - shared
+    return shared / either if either else 0.0
+
+
+def _counting(answer: str, solution: str) -> float:
+    """1 where both are the same expression: "7", "7.0", "14/2"."""
+    found, gold = _number(answer), _number(solution)
+    if found is not None and gold is not None and "%" not in answer:
+        return float(found == gold)
+    if not _EXPRESSION.fullmatch(answer) or re.search(r"\d\s+\d|\*\s*\*", answer):
+        return float(answer.strip() == solution.strip())
+    from math_verify import parse, verify
+
+    return float(verify(parse(solution), parse(answer)))
+
+
+SCORES: dict[ProblemType, Callable[[str, str], float]] = {
+    ProblemType.numerical: _numerical,
+    ProblemType.ocr: _ocr,
+    ProblemType.free_form: _free_form,
+    ProblemType.regression: _regression,
+    ProblemType.temporal: _temporal,
+    ProblemType.counting: _counting,
+}
+"""How an answer is scored against the solution, in [0, 1]; multiple choice, which needs the options, stands apart."""
+
+GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
+"""Those whose scores lie between 0 and 1, too."""

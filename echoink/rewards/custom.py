@@ -1,0 +1,108 @@
+"""A reward of the user's own, in a file of their own: `reward.file=mine.py`.
+
+    def reward(completion: str, sample) -> float:
+        return 1.0 if len(completion) < 400 else 0.0
+
+`sample` is a `samples.Sample`. The file is the user's code and runs as such; it is named on the command line or in the
+user's own configuration, never by a dataset or a checkpoint.
+"""
+
+import importlib.util
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+
+from echoink.common.errors import UserError
+from echoink.data.samples import Sample
+from echoink.rewards.types import OnError
+
+OwnReward = Callable[[str, Sample], float]
+
+
+def load(path: str, example: Sample, on_error: OnError = OnError.stop, max_seconds: float = 10) -> OwnReward:
+    """The function `reward` of a Python file, tried once on the right answer to a sample.
+
+    Args:
+        path: of the file.
+        example: to try it on.
+        on_error: what happens where it raises, takes too long, or gives something else than a finite number; said aloud
+            once for each kind of fault.
+        max_seconds: for one completion; Python code is interrupted, a call into C that does not return is not.
+
+    Raises:
+        UserError: there is no such file or function, it cannot be imported, or it fails on the example.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(
+            f"reward.file={path}: no such file", "it is a Python file that defines reward(completion, sample)"
+        )
+    spec = importlib.util.spec_from_file_location("echoink_own_reward", file)
+    module = importlib.util.module_from_spec(spec) if spec and spec.loader else None
+    if module is None:
+        raise UserError(f"reward.file={path} is no Python file", "its name must end in .py")
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"reward.file={path} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, "reward", None)
+    if not callable(function):
+        raise UserError(f"reward.file={path} defines no function reward", "write def reward(completion, sample): …")
+
+    said: set[str] = set()
+
+    def checked(completion: str, sample: Sample) -> float:
+        try:
+            with _at_most(max_seconds):
+                return _number(function(completion, sample))
+        except Exception as error:
+            problem = f"reward.file={path} failed on sample {sample.id}: {type(error).__name__}: {error}"
+            hint = f"the completion was {completion[:200]!r}"
+            if on_error is OnError.stop:
+                raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
+            if type(error).__name__ not in said:
+                said.add(type(error).__name__)
+                from echoink.common.console import say
+
+                say("warning", f"{problem}; it counts as 0, as will others of the kind ({hint})")
+            return 0.0
+
+    on_error, policy = OnError.stop, on_error
+    checked(f"<think>because</think><answer>{example.solution}</answer>", example)
+    on_error = policy
+    return checked
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, Real | np.number | np.bool_):
+        raise TypeError(f"it gave {str(value)[:100]!r}, a {type(value).__name__}, not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"it gave {value}")
+    return float(value)
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in what takes longer; only in the main thread, where a timer can interrupt."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(*_):
+        raise TimeoutError(f"it took longer than reward.max_seconds={seconds:g}")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,41 @@
+"""The enumerations that rewards are configured by."""
+
+from enum import Enum
+
+
+class Rule(Enum):
+    """What is paid for using both senses; integration.py has the formulas."""
+
+    counterfactual = "counterfactual"
+    need = "need"
+    omnivideo_r1 = "omnivideo_r1"
+    video_r1 = "video_r1"
+
+
+class OnError(Enum):
+    stop = "stop"
+    zero = "zero"
+
+
+class ProblemType(Enum):
+    """What kind of answer a question wants; the values are the official `problem_type`s."""
+
+    multiple_choice = "multiple choice"
+    numerical = "numerical"
+    ocr = "OCR"
+    free_form = "free-form"
+    regression = "regression"
+    temporal = "temporal retrieval"
+    counting = "counting"
+
+
+class Match(Enum):
+    """How the text of the answer becomes a set of option letters."""
+
+    lenient = "lenient"
+    """"C", "C.", "(c)", "C. dog" where that is option C, "A, C", "A and C" for several."""
+    exact = "exact"
+    """The bare upper-case letter, as the paper's public code wants; several as in "A, C"."""
+    first_letter = "first_letter"
+    """As the paper's public evaluation scripts read: one bare letter in the answer block, else the first lone letter
+    of A-D anywhere in the reply, case ignored (so that the article "a" is option A). For comparison only."""

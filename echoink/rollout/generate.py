@@ -1,0 +1,127 @@
+"""The rollout: each prompt is encoded and prefilled once, then its G completions are decoded from its cache.
+
+Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt and C completion tokens, V vocabulary.
+
+Sampling noise is keyed by (seed, step, prompt id, g, token position): one uniform number each, turned into a token by
+inverting the cumulative distribution. So neither the batch, nor its order, nor rows that finish and leave, nor the
+number of processes changes what a row samples (up to rounding in the logits).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.data.processor import PromptInputs, prompt_batch
+from echoink.models.encoders import Features, embed, encode_media, placeholders
+from echoink.rollout.decoder import Decoder
+from echoink.rollout.sampling import Sampling, choose
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """B prompts after their one pass."""
+
+    cache: DynamicCache
+    """Keys and values of the prompts, padded on the left."""
+    mask: Tensor
+    """[B, P], 1 where there is a prompt token."""
+    logits: Tensor
+    """Of the first completion token: [B, V]."""
+    next_positions: Tensor
+    """Position of the first completion token on all M-RoPE axes: [B]."""
+
+
+@torch.no_grad()
+def prefill(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    prompts: Sequence[PromptInputs],
+    pad_id: int,
+    features: Sequence[Features] | None = None,
+) -> Prefilled:
+    """Run each of B prompts through towers and language model once, the head on its last position only.
+
+    Args:
+        model: the thinker, not wrapped.
+        prompts: B prompts.
+        pad_id: the padding token.
+        features: what the towers made of the prompts' media; None encodes them here.
+    """
+    features = encode_media(model.model, prompts) if features is None else features
+    batch = {name: value.to(model.lm_head.weight.device) for name, value in prompt_batch(prompts, pad_id).items()}
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = model.model(
+        inputs_embeds=embed(model.model, batch["input_ids"], features),
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    positions = torch.tensor([prompt.next_position for prompt in prompts], device=hidden.device)
+    return Prefilled(cache, batch["attention_mask"], model.lm_head(hidden), positions)
+
+
+@torch.no_grad()
+def generate(
+    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    prompts: Sequence[PromptInputs],
+    noise: Tensor,
+    temperatures: Sequence[float],
+    sampling: Sampling,
+    end_ids: Sequence[int],
+    pad_id: int,
+    features: Sequence[Features] | None = None,
+    choose: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
+) -> list[list[int]]:
+    """Decode G completions for each prompt.
+
+    Args:
+        model: the thinker, not wrapped; put in evaluation mode for the call.
+        prompts: B prompts.
+        noise: uniform numbers [B, G, C].
+        temperatures: one per completion of a group, length G; 0 is greedy.
+        sampling: top-p, top-k and the cap C on new tokens.
+        end_ids: tokens that end a completion.
+        pad_id: the padding token.
+        features: what the towers made of the prompts' media; None encodes them here.
+        choose: turns logits into tokens; a benchmark replays given ones.
+
+    Returns:
+        R lists of token ids; a completion that ended has its end token last, one that was cut has none.
+    """
+    device = model.lm_head.weight.device
+    ends = torch.tensor(list(end_ids), device=device)
+    was_training = model.training
+    model.eval()
+
+    group = len(temperatures)
+    start = prefill(model, prompts, pad_id, features)
+    logits = start.logits.repeat_interleave(group, 0)
+    positions = start.next_positions.repeat_interleave(group)
+    decoder = Decoder(model, start.cache, start.mask, group, sampling.max_new_tokens, fixed=device.type == "cuda")
+    del start  # the decoder lets go of the caches of prompts whose rows have all left
+    rows = torch.arange(len(logits), device=device)
+    temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
+    noise = noise.flatten(0, 1).to(device)
+    # A sampled placeholder would stand for a picture or a sound that is not there.
+    media_tokens = list(placeholders(model.model).values())
+    completions: list[list[int]] = [[] for _ in range(len(rows))]
+
+    for position in range(sampling.max_new_tokens):
+        logits[:, media_tokens] = float("-inf")
+        tokens = choose(logits, noise[rows, position], temperature[rows], sampling.top_p, sampling.top_k)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            completions[row].append(token)
+        running = ~torch.isin(tokens, ends)
+        if position + 1 == sampling.max_new_tokens or not running.any():
+            break
+        if not running.all():  # finished rows leave
+            kept = running.nonzero().squeeze(1)
+            rows, tokens = rows[kept], tokens[kept]
+            decoder.keep(kept)
+        logits = decoder(tokens, positions[rows] + position)
+
+    model.train(was_training)
+    return completions

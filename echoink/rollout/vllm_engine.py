@@ -1,0 +1,350 @@
+"""Rollouts by vLLM, in a process and a Python of its own (`generation=vllm`).
+
+An engine's versions of torch and transformers are seldom those that a trainer wants; here they need not be: the engine
+is another interpreter (`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its
+GPU. It gets what the trainer would compute with: the prompt's tokens, its media as the trainer's processor made them,
+its positions; and each time before it generates the weights that learn, an adapter merged in.
+
+Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Qwen2_5OmniConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+
+from echoink.common.errors import UserError
+from echoink.data.processor import PromptInputs
+from echoink.models.encoders import placeholders
+from echoink.planning import memory
+from echoink.rollout.sampling import Sampling
+
+WORKER = Path(__file__).parent / "vllm_worker.py"
+MEMORY = Path("/dev/shm")
+"""Where weights pass from trainer to engine, if there is room."""
+_BLOCK = 32
+"""Tokens of a block of vLLM's cache, on a CPU; what is left over of a prompt behind the last whole block is computed
+again for each completion."""
+_OF_THE_RUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+"""Beginnings of the variables by which the processes of a run find each other: an engine is not one of them."""
+_PUBLISHED = (
+    (re.compile(r"^model\.language_model\."), "thinker.model."),
+    (re.compile(r"^model\.(audio_tower|visual)\."), r"thinker.\1."),
+    (re.compile(r"^lm_head\."), "thinker.lm_head."),
+)
+"""From a weight's name in transformers to that in a published checkpoint, which is what vLLM reads."""
+
+
+class Engine:
+    """vLLM with the architecture of a thinker.
+
+    Args:
+        model: the thinker; only its configuration is used.
+        processor: the model's; vLLM wants to find its files.
+        python: the interpreter that has vLLM; None: this one.
+        sampling: how a token is chosen.
+        end_ids: tokens that end a completion.
+        rows: completions that are decoded together.
+        longest: P of the longest prompt.
+        bf16: weights and arithmetic in bfloat16, else float32.
+        device: the GPU of this process; any other is the CPU.
+        sleeps: give the GPU's memory back between rollouts.
+        log: file for what vLLM says.
+        weights: file by which weights are passed; the processes of one machine share it.
+        writes: whether this process writes it for all of its machine.
+        each: does a piece of work in every process of the run, and waits for all.
+
+    Raises:
+        UserError: there is no vLLM, or it does not start.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        processor: Qwen2_5OmniProcessor,
+        python: str | None,
+        sampling: Sampling,
+        end_ids: Sequence[int],
+        rows: int,
+        longest: int,
+        bf16: bool,
+        device: torch.device,
+        sleeps: bool,
+        log: Path,
+        weights: Path,
+        writes: bool = True,
+        each: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ):
+        self._log, self._weights, self._writes, self._each = log, weights, writes, each
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        self._tokens = placeholders(model.model)
+        self._sampling = {
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(end_ids),
+            # A sampled placeholder would stand for a picture or a sound that is not there.
+            "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
+        }
+        self._gpu = gpu = device if device.type == "cuda" else None
+        self._sleeps = sleeps and gpu is not None
+        self._has_weights = False
+        if writes:
+            weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
+        self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
+        length = longest + sampling.max_new_tokens
+        settings = {
+            "model": str(self._folder),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "max_model_len": length,
+            "max_num_seqs": rows,
+            "max_num_batched_tokens": max(4096, longest),
+            "kv_cache_memory_bytes": cache_bytes(model, rows, length, self._dtype),
+            "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
+            "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
+            **({} if gpu else {"enforce_eager": True, "block_size": _BLOCK}),
+        }
+        started = time.perf_counter()
+        self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
+        try:
+            processor.save_pretrained(self._folder)
+            dimensions = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+            config = Qwen2_5OmniConfig(thinker_config=dimensions, enable_audio_output=False)
+            config.architectures = ["Qwen2_5OmniModel"]
+            config.save_pretrained(self._folder)
+            self._process, self._connection = _start(python or sys.executable, gpu, log)
+            self.version = self._ask("start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps)
+        except BaseException:
+            self.close()
+            raise
+        self.seconds = time.perf_counter() - started
+
+    def push(self, model: torch.nn.Module) -> int:
+        """Give the engine the weights of the thinker, after the first time those that learn.
+
+        Args:
+            model: the thinker with all its weights in this process, perhaps with an adapter's in its layers.
+
+        Returns:
+            How many of the engine's weights were written.
+        """
+        everything = self._sleeps or not self._has_weights
+        counts = []
+
+        def write() -> None:
+            if self._writes:
+                with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+                    found = {name: weight.to("cpu", self._dtype) for name, weight in published(model, everything)}
+                save_file({name: weight.contiguous() for name, weight in found.items()}, self._weights)
+
+        self._each(write)
+        self._make_room()
+        self._each(lambda: counts.append(self._ask("weights", path=str(self._weights), whole=everything)))
+        self._has_weights = True
+        self._weights.unlink(missing_ok=True)  # it may be gigabytes of memory
+        return counts[0]
+
+    def generate(
+        self, prompts: Sequence[PromptInputs], seeds: Sequence[int], group: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """G completions for each of B prompts.
+
+        Args:
+            prompts: B prompts.
+            seeds: of their sampling, one each.
+            group: G.
+
+        Returns:
+            B·G lists of tokens, an end token last where there is one, and the log-probability of each under the
+            distribution at the sampling temperature, before top-k and top-p.
+        """
+        asked = [
+            {"tokens": prompt.input_ids.numpy(), "seed": seed, "n": group, **self._media(prompt)}
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        self._make_room()
+        answer = self._ask("generate", prompts=asked, sampling=self._sampling)
+        self.cached = answer["cached"]
+        return [row for rows in answer["tokens"] for row in rows], [row for rows in answer["logps"] for row in rows]
+
+    def close(self) -> None:
+        """End the engine's process and remove what was written for it."""
+        if process := getattr(self, "_process", None):
+            self._connection.close()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._weights.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        """Give the GPU what PyTorch keeps for later: the engine is another process and cannot use it."""
+        if self._gpu is not None:
+            torch.cuda.empty_cache()
+
+    def _media(self, prompt: PromptInputs) -> dict[str, Any]:
+        """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions."""
+        if not prompt.media:
+            return {}
+        media = {name: value.numpy() for name, value in prompt.media.items()}
+        if "input_features" in media:
+            frames = int(media["feature_attention_mask"].sum())
+            media["input_audio_features"] = media.pop("input_features")[0, :, :frames]
+            media["audio_feature_lengths"] = np.array([frames])
+        places = []
+        for name, token in self._tokens.items():
+            at = (prompt.input_ids == token).nonzero().squeeze(1)
+            if len(at):
+                first, length = int(at[0]), int(at[-1] - at[0]) + 1
+                woven = len(at) < length  # into the tokens of another medium
+                mask = (prompt.input_ids[first : first + length] == token).numpy() if woven else None
+                places.append((name, first, length, mask))
+        return {"media": media, "places": places, "positions": prompt.position_ids.numpy()}
+
+    def _ask(self, method: str, **arguments: Any) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            while not self._connection.poll(1):
+                if self._process.poll() is not None:
+                    raise EOFError
+            outcome, answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            status = self._process.wait()
+            told = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
+            hint = _INSTALL if "No module named 'vllm'" in told else f"{self._log} has all it said"
+            last = told.splitlines()[-1][:300] if told else "it said nothing"
+            raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
+        if outcome == "failed":
+            with self._log.open("a") as log:
+                log.write(answer)
+            reason = answer.strip().splitlines()[-1][:300]
+            raise UserError(f"the engine could not {method}: {reason}", f"{self._log} has all it said")
+        return answer
+
+
+def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
+    """Published names and weights of a thinker, of an adapter's layers with the adapter merged in, of 4 bits what they
+    stand for.
+
+    Args:
+        model: the thinker.
+        everything: else the modules in which something learns, with all that is in them: vLLM keeps the projections of
+            an attention, and those of a feed-forward layer, as one weight.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    learning = set()
+    for name, weight in model.named_parameters():
+        part = name.split(".lora_")[0].removesuffix(".weight").removesuffix(".bias").removesuffix(".base_layer")
+        parts.setdefault(part.rpartition(".")[0], {})[name] = weight
+        if weight.requires_grad:
+            learning.add(part.rpartition(".")[0])
+    for part in parts if everything else learning:
+        for name, weight in parts[part].items():
+            if ".lora_" in name:
+                continue
+            place, kind = name.replace(".base_layer.", ".").rsplit(".", 1)
+            if kind == "weight":
+                layer = model.get_submodule(place)
+                weight = dequantize_module_weight(model.get_submodule(name.rpartition(".")[0]))
+                if isinstance(layer, LoraLayer):
+                    weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            yield _published_name(f"{place}.{kind}"), weight.detach()
+
+
+def cache_bytes(model: Qwen2_5OmniThinkerForConditionalGeneration, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Keys and values of `rows` completions with their prompts, `length` tokens each: nobody waits for room."""
+    blocks = memory.Rows(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
+    return memory.cache(memory.of(model), blocks, dtype is torch.bfloat16)
+
+
+def _published_name(name: str) -> str:
+    for pattern, published_as in _PUBLISHED:
+        name, found = pattern.subn(published_as, name)
+        if found:
+            return name
+    raise ValueError(f"{name} is no weight of a thinker")
+
+
+def check(python: str | None) -> str:
+    """The version of vLLM that an interpreter has, without starting it.
+
+    Raises:
+        UserError: it is no interpreter, or has no vLLM.
+    """
+    python = python or sys.executable
+    asks = "from importlib.metadata import packages_distributions as d, version; print(version(d()['vllm'][0]))"
+    try:
+        done = subprocess.run([python, "-P", "-c", asks], capture_output=True, text=True, env=_environment(python))
+    except OSError as error:
+        raise UserError(f"generation.vllm.python={python}: {error.strerror}", _INSTALL) from error
+    if done.returncode:
+        reason = next(iter(done.stderr.strip().splitlines()[-1:]), "it said nothing")
+        raise UserError(f"{python} has no vLLM ({reason})", _INSTALL)
+    return done.stdout.strip()
+
+
+def passage(run: Path, needed: int) -> Path:
+    """The file by which a run passes so many bytes of weights: in memory where there is room.
+
+    Its name is the run folder's, so that a run which is taken up on the same machine removes what it left there when it
+    was killed.
+    """
+    known, disk = run.stat(), Path(tempfile.gettempdir())
+    name = f"echoink-{known.st_dev:x}-{known.st_ino:x}.safetensors"
+    for folder in (MEMORY, disk):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        if shutil.disk_usage(MEMORY).free > 1.1 * needed:
+            return MEMORY / name
+    return disk / name
+
+
+def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess.Popen, Connection]:
+    environment = _environment(python)
+    if gpu is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        index = gpu.index or 0
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, log.open("ab") as file:
+        process = subprocess.Popen(
+            [python, "-P", str(WORKER), str(theirs.fileno())],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+        return process, Connection(ours.detach())
+
+
+def _environment(python: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_RUN)}
+    if python != sys.executable:
+        kept.pop("PYTHONPATH", None)
+    return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+_INSTALL = (
+    "vLLM lives in an environment of its own: python3.11 -m venv engine && engine/bin/pip install vllm==0.31.0, then "
+    "generation.vllm.python=engine/bin/python"
+)

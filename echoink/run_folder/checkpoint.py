@@ -1,0 +1,250 @@
+"""Checkpoints on disk: whole or absent, and known to be whole.
+
+A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor), or a PEFT
+adapter's with the processor beside it. What training goes on from lies in it too: `optimizer.pt`, `scheduler.pt`,
+`rng_state.pth`, `trainer_state.json` and `rollout.pt`, in the `RESUMABLE` newest. `manifest.json` has every file's size
+and SHA-256; a folder that does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only
+then are old ones dropped.
+
+Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of
+the weights (`shard-….safetensors`, which `models.load_model` reads and `python -m echoink.export` puts together) and of
+the optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, write_whole
+
+_STEP = re.compile(r"step-(\d+)$")
+BEST = "best.json"
+MANIFEST = "manifest.json"
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
+"""The files that only training needs; the optimizer's is twice the size of what learns."""
+_OF_TRAINING = re.compile(
+    rf"({'|'.join(map(re.escape, STATE))})(\.process-\d+)?$"
+    r"|optimizer/|global_step\d+/|latest$|zero_to_\w+\.py$"  # FSDP2's and DeepSpeed's
+)
+_OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
+UNIVERSAL = "_universal"
+"""Ends the name of DeepSpeed's shares in the form that any number of processes reads, for the time of a start."""
+RESUMABLE = 2
+"""Of so many newest checkpoints they are kept."""
+
+
+def steps(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if _STEP.search(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """N of `step-N`."""
+    return int(_STEP.search(folder.name).group(1))
+
+
+def best(run: Path) -> Path | None:
+    """The checkpoint of a run that answered the development split best; None where that was not asked."""
+    note = run / "checkpoints" / BEST
+    folder = run / "checkpoints" / f"step-{json.loads(note.read_text())['step']}" if note.is_file() else None
+    return folder if folder and folder.is_dir() else None
+
+
+def save(
+    run: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int,
+    facts: dict[str, Any] | None = None,
+    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    each: Callable[[Callable[[], None]], None] = lambda work: work(),
+) -> Path:
+    """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest and the best.
+
+    A failure leaves older checkpoints alone, and nothing of this one.
+
+    Args:
+        run: the run's folder.
+        step: N.
+        write: writes the files.
+        keep: newest checkpoints kept.
+        facts: what else the manifest says, such as what the weights were trained on.
+        first: does something in the first of the run's processes, for all of them.
+        each: does something in each of them; it fails in all where it fails in one.
+    """
+    final = run / "checkpoints" / f"step-{step}"
+
+    def begin() -> Path:
+        part = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+        part.mkdir(parents=True)
+        return part
+
+    def finish() -> None:
+        files = {str(path.relative_to(part)): _seen(path) for path in sorted(part.rglob("*")) if path.is_file()}
+        (part / MANIFEST).write_text(as_json({"step": step, **(facts or {}), "files": files}))
+        for path in (*part.rglob("*"), part):
+            _flush(path)
+        if final.exists():  # another one of this step, which no run goes on from
+            shutil.rmtree(final)
+        os.rename(part, final)
+        _flush(final.parent)
+
+    part = first(begin)
+    try:
+        each(lambda: write(part))
+        first(finish)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    first(lambda: rotate(run, keep))
+    return final
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Drop all but the `keep` newest and the best; of those that are not the newest keep the weights."""
+    for old in steps(run)[:-keep]:
+        if old != best(run):
+            shutil.rmtree(old)
+    for old in steps(run)[:-RESUMABLE]:
+        _leave_weights(old)
+
+
+def _leave_weights(folder: Path) -> None:
+    said = manifest(folder)
+    of_training = [path for path in folder.rglob("*") if _is_of_training(str(path.relative_to(folder)))]
+    if of_training:
+        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _is_of_training(name)}
+        write_whole(folder / MANIFEST, as_json(said))
+    for path in of_training:
+        if path.is_file():
+            path.unlink()
+    for name in sorted({path.parent for path in of_training} - {folder}, reverse=True):
+        shutil.rmtree(name, ignore_errors=True)
+
+
+def of_process(number: int) -> Callable[[str], str]:
+    """What one of a run's processes calls a file that each has."""
+    return lambda name: f"{name}.process-{number}" if number else name
+
+
+def _is_of_training(name: str) -> bool:
+    """Whether only training needs a file of a checkpoint; the optimizer's are twice the size of what learns."""
+    return bool(_OF_TRAINING.match(name))
+
+
+def note_best(run: Path, best_of: dict[str, float]) -> None:
+    """Note step and accuracy of the checkpoint that answered the development split best."""
+    write_whole(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says; nothing where it cannot be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def damage(folder: Path, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint; None where it is as it was written.
+
+    Args:
+        folder: `step-N`.
+        thorough: compare the contents too, not only the sizes.
+    """
+    said = manifest(folder)
+    if not isinstance(said.get("files"), dict):
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, wanted in said["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != wanted["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
+        if thorough and _seen(path) != wanted:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _goes_on(said: dict[str, Any]) -> bool:
+    """Whether a manifest lists what training goes on from."""
+    names = said.get("files", {})
+    return all(name in names for name in STATE[1:]) and any(map(_OPTIMIZER.match, names))
+
+
+def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that training can go on from, and the newer ones that are damaged, with what is wrong."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(steps(run)):
+        wrong = damage(folder)
+        if wrong is None and not _goes_on(manifest(folder)):
+            return None, damaged
+        if wrong is None:
+            return folder, damaged
+        damaged[folder] = wrong
+    return None, damaged
+
+
+def can_go_on(run: Path) -> bool:
+    """Whether training can go on from a checkpoint of a run, as far as sizes tell, or has none yet."""
+    found = steps(run)
+    return not found or any(_goes_on(manifest(folder)) and not damage(folder, thorough=False) for folder in found)
+
+
+def tidy(run: Path) -> None:
+    """Drop what a save, or a start, that was killed has left."""
+    for part in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(part)
+    for folder in steps(run):
+        drop_universal(folder)
+
+
+def drop_universal(folder: Path) -> None:
+    """Remove what `shares.make_universal` wrote, whole or not."""
+    for made in folder.glob(f"global_step*{UNIVERSAL}"):
+        shutil.rmtree(made)
+    (folder / "latest_universal").unlink(missing_ok=True)
+
+
+def resolve(checkpoint: str) -> str:
+    """What to load for `checkpoint=`: of a run folder the best step, else the newest; a step or model folder; a hub id.
+
+    Raises:
+        UserError: the folder is neither, or there is no such folder and the text is no hub id.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+            return str(folder)
+        if found := steps(folder):
+            chosen = best(folder) or found[-1]
+            if (chosen / MANIFEST).exists() and (wrong := damage(chosen, thorough=False)):
+                raise UserError(f"{chosen} is damaged: {wrong}", f"choose another of {chosen.parent}")
+            return str(chosen)
+        raise UserError(
+            f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
+            "a model folder holds config.json (or adapter_config.json); a run folder holds checkpoints/step-N",
+        )
+    if checkpoint == "tiny" or (re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) and not checkpoint.startswith("outputs/")):
+        return checkpoint
+    raise UserError(f"checkpoint={checkpoint}: no such folder", "give a run folder, a step folder or a hub id")

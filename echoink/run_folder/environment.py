@@ -1,0 +1,66 @@
+"""What a run ran on: versions, commit, machine, processes."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration: versions, machine, git commit, command."""
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "process": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+        "versions": versions,
+        **git(),
+    }
+
+
+def process_is_gone(folder: Path) -> bool:
+    """Whether the process that wrote a run's or a sweep's folder has ended; of another machine's nothing is known."""
+    files = [file for name in ("environment.json", "sweep.json") if (file := folder / name).is_file()]
+    found = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
+    if found.get("host") != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def git() -> dict[str, str | bool | None]:
+    """Commit of the checkout that this package runs from, and whether it has uncommitted changes."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            found = subprocess.run(
+                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return found.stdout.strip()
+
+    root = ask("rev-parse", "--show-toplevel")
+    ours = root is not None and Path(root).resolve() == Path(__file__).resolve().parent.parent.parent
+    commit = ask("rev-parse", "HEAD") if ours else None  # not that of a project that merely installed the package
+    return {"commit": commit, "uncommitted_changes": bool(ask("status", "--porcelain")) if commit else None}

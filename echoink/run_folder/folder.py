@@ -1,0 +1,153 @@
+"""The run folder: every line goes to disk before anything else sees it, and that folder is the truth of a run.
+
+Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `metrics.jsonl` (training), `dev.jsonl` and
+`eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracker.py`) is a view of them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from echoink.common import signals
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, as_lines, milliseconds, read_rows, write_whole
+
+ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
+"""The files of numbers."""
+
+NOT_METRICS = ("step", "epoch", "timestamp", "phase")
+"""What else a row of numbers has."""
+
+PREDICTIONS = "predictions.jsonl"
+"""The answers of evaluations."""
+
+LOCK = ".lock"
+"""Held by the process that writes to a run's folder."""
+
+
+class RunFolder:
+    """The files of one run, and its `summary.json`: a context manager that settles the run's status on disk.
+
+    Args:
+        path: made here.
+        task: train or eval.
+        name: of the configuration.
+        seed: of the run.
+        writes: whether this process writes; of several only the first does.
+    """
+
+    def __init__(self, path: Path, task: str, name: str, seed: int, writes: bool = True):
+        self.path, self.writes = path, writes
+        (path / "completions").mkdir(parents=True, exist_ok=True)
+        (path / "figures").mkdir(exist_ok=True)
+        self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
+        later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
+        self.summary |= dict.fromkeys(later)
+        before = read_summary(path)
+        self.summary["started"] = before.get("started") or milliseconds()
+        self.summary["mlflow"] = before.get("mlflow")
+        self._started = time.perf_counter() - (before.get("seconds") or 0)
+
+    def __enter__(self) -> "RunFolder":
+        if self.writes:
+            take(self.path)
+        self.write_summary()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.settle(error)
+        lock(self.path).release()
+
+    def settle(self, error: BaseException | None) -> None:
+        """Write how the run ended; the first word stands."""
+        if self.summary.get("ended"):
+            return
+        with signals.held():
+            self.summary["status"] = status_of(error).lower()
+            self.summary["error"] = error and f"{type(error).__name__}: {error}"
+            self.summary["ended"] = milliseconds()
+            self.write_summary()
+
+    def write_summary(self) -> None:
+        """Bring `summary.json` up to date."""
+        self.summary["seconds"] = round(time.perf_counter() - self._started, 1)
+        self.write_json("summary.json", self.summary)
+
+    def append(self, name: str, rows: Iterable[dict]) -> None:
+        """Append rows to a JSON Lines file and flush it."""
+        if not self.writes:
+            return
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write(as_lines(rows))
+
+    def write_rows(self, name: str, rows: Iterable[dict]) -> None:
+        """Write a JSON Lines file whole: aside, then renamed."""
+        self.write_text(name, as_lines(rows))
+
+    def numbers(self, name: str, row: dict) -> dict:
+        """Append a row of numbers to one of `ROWS`, the finite ones, and give it back with its timestamp."""
+        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
+        row["timestamp"] = milliseconds()
+        self.append(name, [row])
+        return row
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file whole: aside, then renamed."""
+        self.write_text(name, as_json(content))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole: aside, then renamed."""
+        if not self.writes:
+            return
+        write_whole(self.path / name, text)
+
+    def read(self, name: str) -> list[dict]:
+        """The rows of a JSON Lines file; none where it is missing."""
+        return read_rows(self.path / name)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A folder's `summary.json`; its status is `missing` where there is none."""
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"status": "missing"}
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock of a run's folder: one in a process, which lives as long as the process."""
+    return _lock(folder.resolve())
+
+
+@cache
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / LOCK)
+
+
+def take(folder: Path) -> None:
+    """Keep other processes from writing to a folder.
+
+    Raises:
+        UserError: one does.
+    """
+    try:
+        with suppress(NotImplementedError):  # some file systems of clusters know no locks
+            lock(folder).acquire(timeout=2)
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {folder}", "wait for it, or choose another hydra.run.dir"
+        ) from None
+
+
+def status_of(error: BaseException | None) -> str:
+    """MLflow's word for how a run ended: FINISHED, KILLED after Ctrl-C or a signal, else FAILED."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED"
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (130, 143)):
+        return "KILLED"
+    return "FAILED"

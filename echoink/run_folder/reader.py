@@ -1,0 +1,117 @@
+"""Runs and sweeps read back from disk."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from echoink.common.errors import UserError
+from echoink.common.files import read_rows
+from echoink.config.compose import compose
+from echoink.config.schema import to_yaml
+
+NOT_THE_METHOD = ("name", "resume", "tracking", "sweep", "eval.cache", "eval.watched", "dry_run", "model.figures")
+"""Keys that change nothing of what a run computes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read."""
+
+    folder: Path
+    summary: dict
+    config: dict[str, Any]
+    """Dotted keys to values, of what the run computes."""
+
+    @cached_property
+    def metrics(self) -> list[dict]:
+        """The steps that have rewards."""
+        return [row for row in read_rows(self.folder / "metrics.jsonl") if "reward/accuracy" in row]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def finished(self) -> bool:
+        return self.summary["status"] == "finished"
+
+    @property
+    def result(self) -> dict | None:
+        """Of the evaluation that ended it: `final`, or `base` where only that was asked for."""
+        return self.summary.get("final") or self.summary.get("base")
+
+    @property
+    def lengths(self) -> tuple[float, float] | None:
+        """Completion length in tokens over the first and the last tenth of the steps."""
+        values = [row["completion/mean_length"] for row in self.metrics]
+        tenth = -(-len(values) // 10)
+        return (sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth) if values else None
+
+
+def read(folder: Path) -> Run | None:
+    """A run's folder; None where it is none."""
+    if not ((folder / "summary.json").is_file() and (folder / "config.yaml").is_file()):
+        return None
+    return Run(
+        folder, json.loads((folder / "summary.json").read_text()), method((folder / "config.yaml").read_text("utf-8"))
+    )
+
+
+def method(config: str) -> dict[str, Any]:
+    """The dotted keys of a `config.yaml` on which a run's numbers depend; what an older one lacks has its default."""
+    return defaults() | of_yaml(config)
+
+
+def of_yaml(text: str) -> dict[str, Any]:
+    """Dotted keys and values of a configuration on which a run's numbers depend."""
+    found = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    return {key: value for key, value in flat(found) if not key.startswith(NOT_THE_METHOD)}
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """The default run's."""
+    return of_yaml(to_yaml(compose([])[0].config))
+
+
+def flat(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values of a nested dictionary."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_job(folder: Path) -> bool:
+    """Whether a folder is a job of a sweep: they are numbered."""
+    return folder.is_dir() and folder.name.isdigit()
+
+
+def jobs(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, in order."""
+    return sorted(filter(is_job, sweep.glob("*")), key=lambda path: int(path.name))
+
+
+def find(folders: Iterable[Path]) -> list[Run]:
+    """All runs in or below folders, those of a sweep in its order, each once.
+
+    Raises:
+        UserError: a folder is missing or holds no run.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no such folder: {folder}", "give folders of runs or sweeps")
+        summaries = [path.parent for path in folder.rglob("summary.json")]
+        places = sorted(summaries, key=lambda p: (str(p.parent), int(p.name) if is_job(p) else 0, p.name))
+        runs = [run for place in places if "unfinished" not in place.parts and (run := read(place))]
+        if not runs:
+            raise UserError(f"{folder} holds no run", "a run's folder has summary.json and config.yaml")
+        found |= {run.folder.resolve(): run for run in runs}
+    return list(found.values())

@@ -1,0 +1,282 @@
+"""Taking up a run where it was left: which one, from which checkpoint, and its files cut back to that step.
+
+`resume=auto` takes the run in this `hydra.run.dir`, else the newest unfinished one of the same name and configuration
+beside it, else starts afresh; `resume=<folder>` takes that one. Training goes on from the newest checkpoint that is
+whole; everything later is dropped from the files and made again, alike byte for byte where kernels are deterministic.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, write_aside, write_whole
+from echoink.config.schema import Config, Task, to_yaml
+from echoink.run_folder import checkpoint, reader
+from echoink.run_folder import folder as run_folder
+from echoink.run_folder.environment import process_is_gone
+
+AUTO, NEVER = "auto", "never"
+
+FREE = (
+    "trainer.save_every",
+    "trainer.keep_checkpoints",
+    "trainer.completions_every",
+    "trainer.push_to_hub",
+    "trainer.processes",
+    "trainer.patience",
+    "dataset.workers",
+    "generation.vllm.python",
+    "generation.vllm.sleep",
+    "generation.vllm.alarm",
+)
+"""Keys of what a run keeps and where it runs, not of what it computes: a run goes on with others."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    step: int = 0
+    checkpoint: Path | None = None
+    """None where it begins at its first step."""
+    again: bool = False
+    """Whether the folder holds what an earlier process has left."""
+    finished: bool = False
+    """Whether there is nothing left to do."""
+
+    def told(self) -> str:
+        """In words."""
+        if self.finished:
+            return "this run has finished"
+        if self.checkpoint:
+            return f"from step {self.step}, {self.checkpoint}"
+        return "no checkpoint yet, from the first step" if self.again else "nothing to take up, a fresh start"
+
+
+def place(config: Config, folder: Path) -> Path:
+    """The folder of the run that `config.resume` says, for a run that would otherwise go to `folder`.
+
+    Raises:
+        UserError: there is no such run, or it is not training.
+    """
+    if config.resume == NEVER or config.dry_run:
+        return folder
+    if config.task is not Task.train:
+        raise UserError(
+            f"resume={config.resume} is of training, not of task={config.task.name}",
+            "an evaluation goes on by itself: give it its own folder again, hydra.run.dir=…",
+        )
+    if config.resume != AUTO:
+        given = Path(config.resume)
+        if not (given / "config.yaml").is_file():
+            raise UserError(f"resume={given} is no folder of a run", "it has a config.yaml; or resume=auto")
+        return given
+    if (folder / "config.yaml").is_file():
+        return folder
+    wanted = reader.method(to_yaml(config))
+    beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
+    for _, path in sorted(beside, reverse=True):
+        run = reader.read(path)
+        if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
+            continue
+        if _differences(run.config, wanted, config.resume_allow) or not checkpoint.can_go_on(path) or in_use(path):
+            continue
+        return path
+    return folder
+
+
+def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Other runs in the same parent folder with their summaries; those that cannot be read are none of ours."""
+    for file in folder.parent.glob("*/summary.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = run_folder.read_summary(file.parent)
+            if file.parent != folder and {"status", "task", "name", "started"} <= said.keys():
+                yield file.parent, said
+
+
+def has_ended(summary: dict[str, Any]) -> bool:
+    """Whether a run has come to its very end: the last thing that a process writes is when it ended."""
+    return summary.get("status") == "finished" and bool(summary.get("ended"))
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process is writing to a run's folder, or nobody may."""
+    lock = run_folder.lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    except NotImplementedError:  # a file system without locks
+        return False
+    lock.release()
+    return False
+
+
+def begin(config: Config, folder: Path) -> Start:
+    """Where a run begins in its folder, whose files are cut back to that step.
+
+    Raises:
+        UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
+    """
+    summary = run_folder.read_summary(folder)
+    if config.dry_run:
+        if summary.get("task", "plan") != "plan":
+            raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
+        return Start()
+    run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
+    left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
+    answered, resumes = (folder / run_folder.PREDICTIONS).is_file(), config.resume != NEVER
+    if not resumes and left and (config.task is Task.train or not answered):
+        raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
+    if not left:
+        return Start(again=resumes and summary["status"] != "missing")
+    changed = _check_same(config, folder)
+    if config.task is not Task.train:
+        _cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
+        return Start(again=True)
+    found, damaged = checkpoint.newest(folder)
+    if found is None and checkpoint.steps(folder):
+        wrong = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
+        raise UserError(
+            f"no checkpoint in {folder} is whole, with optimizer and random state" + (f" ({wrong})" if wrong else ""),
+            f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
+        )
+    said = checkpoint.manifest(found) if found else {}
+    step, last = said.get("step", 0), bool(said.get("last")) and not changed
+    if last and has_ended(summary):
+        return Start(step, found, again=True, finished=True)
+    _set_aside(damaged)
+    checkpoint.tidy(folder)
+    cut(folder, step, last, base=not any(key.startswith(_ASKS) for key in changed))
+    return Start(step, found, again=True)
+
+
+_ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "seed", "checkpoint")
+"""Keys on which the base's answers, or how they are judged, depend."""
+
+
+def _set_aside(damaged: dict[Path, str]) -> None:
+    from echoink.common.console import say
+
+    for path, wrong in damaged.items():
+        aside = path.with_name(f"damaged-{path.name}")
+        say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as {aside.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # one that was damaged before
+        path.rename(aside)
+
+
+def _check_same(config: Config, folder: Path) -> list[str]:
+    """The keys that differ and may."""
+    text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
+    before, now = reader.method(text), reader.method(to_yaml(config))
+    changed = _differences(before, now, config.resume_allow)
+    if changed:
+        listed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in list(changed.items())[:6])
+        raise UserError(
+            f"{folder} holds another run; here {listed}",
+            "it goes on only with the same configuration; choose another hydra.run.dir, or name the keys that may "
+            f"differ: resume_allow=[{','.join(changed)}]",
+        )
+    return list(_differences(before, now, []))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:
+    keys = sorted(set(old) | set(new))
+    free = {*FREE, *allowed}
+    return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
+
+
+def check_facts(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
+    """Refuse a checkpoint that was made of another model or other data; say where versions differ.
+
+    Raises:
+        UserError: with the list of differences.
+    """
+    from echoink.common.console import say
+
+    said = checkpoint.manifest(folder)
+    changed = [key for key in ("model", "data") if said.get(key) != here[key] and key not in allowed]
+    if changed:
+        listed = ", ".join(f"{key} {here[key]} (was {said.get(key)})" for key in changed)
+        raise UserError(
+            f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(changed)}]"
+        )
+    before = said.get("versions", {}) | {"processes": said.get("processes"), "commit": said.get("commit")}
+    now = here["versions"] | {"processes": here["processes"], "commit": here["commit"]}
+    if others := [f"{key} {now[key]} (was {before.get(key)})" for key in now if now[key] != before.get(key)]:
+        say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
+
+
+def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
+    """Drop from a run's files all that came after a step, and lines that a kill has cut off.
+
+    Args:
+        folder: the run's.
+        step: the last that stays.
+        last: whether it is training's last; the evaluation after it stays then.
+        base: whether the base's answers stay.
+    """
+
+    def early(row: dict) -> bool:
+        return row["step"] <= step
+
+    for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl", "traces.jsonl"):
+        _cut_lines(folder / name, early)
+    _cut_lines(folder / "system.jsonl", lambda row: True)
+    _cut_lines(folder / "eval.jsonl", lambda row: base if row["phase"] == "base" else last)
+    _cut_lines(
+        folder / run_folder.PREDICTIONS,
+        lambda row: (
+            (base and row["phase"] == "base")
+            or (last and row["phase"] == "final")
+            or (row["phase"].startswith("step-") and int(row["phase"][5:]) <= step)
+        ),
+    )
+    for path in (folder / "completions").glob("step-*.jsonl"):
+        if int(re.search(r"\d+", path.stem).group()) > step:
+            path.unlink()
+
+
+def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
+    if not file.is_file():
+        return
+    kept = []
+    with open(file, "rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n") and keep(json.loads(line)):
+                kept.append(line)
+    if (whole := b"".join(kept)) != file.read_bytes():
+        write_aside(file, lambda part: part.write(whole))
+
+
+def close_dead(folder: Path, tracked: bool) -> list[Path]:
+    """Call killed what says beside a run that it is going on, or has not come to its end, while its process is gone.
+
+    Args:
+        folder: the run that starts.
+        tracked: whether it has MLflow; without, runs that MLflow has are left for one that does.
+
+    Returns:
+        The folders of those that MLflow has.
+    """
+    closed = []
+    for path, said in _beside(folder):
+        known = bool((said.get("mlflow") or {}).get("run_id"))
+        if said.get("ended") or (known and not tracked):
+            continue
+        with suppress(OSError, ValueError, KeyError, StopIteration):
+            if not process_is_gone(path) or in_use(path):
+                continue
+            file = path / "summary.json"
+            said |= {"status": "killed", "error": "its process ended without a word"}
+            write_whole(file, as_json(said | {"ended": int(file.stat().st_mtime * 1000)}))
+            closed += [path] if known else []
+    return closed

@@ -1,0 +1,176 @@
+"""A run folder's place in MLflow: what it is called there (`Record`, its `tracking.json`), and the run in a store.
+
+A run is found by a tag with its record's id, so that a folder stays one run whoever asks, and can be rebuilt in another
+store.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from filelock import FileLock
+
+from echoink.common.files import as_json, milliseconds, write_whole
+from echoink.run_folder.folder import NOT_METRICS
+
+PARENT = "ECHOINK_PARENT"
+"""Environment variable by which a sweep tells its jobs its own record's id."""
+
+ID = "echoink.id"
+"""The tag by which a folder's run is found in a store."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a folder appears in MLflow: its `tracking.json`."""
+
+    experiment: str
+    name: str
+    params: dict[str, Any]
+    """Short: what a run is, and what its command line changed; `config.yaml` is among the artifacts."""
+    tags: dict[str, str]
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """Datasets: name, digest, source, rows, context."""
+    parent: str | None = field(default_factory=lambda: os.environ.get(PARENT))
+    """The sweep's id."""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    started: int = field(default_factory=milliseconds)
+
+    def kept(self, folder: Path) -> "Record":
+        """Write it, or take the one that the folder has: an evaluation that goes on stays the same run."""
+        if before := read_record(folder):
+            return before
+        write_whole(folder / "tracking.json", as_json(asdict(self)))
+        return self
+
+
+def read_record(folder: Path) -> Record | None:
+    """A folder's record; None where it has none."""
+    file = folder / "tracking.json"
+    return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def absolute_uri(uri: str, root: Path) -> str:
+    """A relative `sqlite:///path` made absolute from `root`; other URIs as they are."""
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return prefix + str((root / uri.removeprefix(prefix)).resolve())
+    return uri
+
+
+def connect(uri: str):
+    """An MLflow client on a store that is ready, also when several processes start on a fresh SQLite file at once."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Else traces are named by Python's generator, which a run seeds: runs of one seed would share their traces.
+    os.environ["MLFLOW_TRACE_USE_ISOLATED_RANDOM_ID_GENERATOR"] = "true"
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///"))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{database}.lock"):
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+        return client
+    return mlflow.MlflowClient(uri)
+
+
+def experiment_id(client, name: str, uri: str) -> str:
+    """The experiment's id, made if need be; the artifacts of a SQLite store go beside it."""
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    try:
+        return client.create_experiment(name, artifact_location=location and f"{location}/{name}")
+    except MlflowException:  # another process was first
+        return client.get_experiment_by_name(name).experiment_id
+
+
+def compare_page(runs: list[str], experiment: str) -> str:
+    """MLflow's page that compares runs, below the server's address."""
+    return f"/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
+
+
+def curves_page(runs: list[str], experiment: str, metric: str = "reward/accuracy") -> str:
+    """MLflow's page with one metric's curves of many runs, smoothed, below the server's address."""
+    chosen = {"runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric]}
+    settings = {"plot_layout": {"autosize": True}, "deselected_curves": [], "last_linear_y_axis_range": []}
+    words = [f"{key}={quote(json.dumps(value))}" for key, value in (chosen | settings).items()]
+    return "/#/metric?" + "&".join([*words, "x_axis=step&y_axis_scale=linear&line_smoothness=70&show_point=false"])
+
+
+class Stored:
+    """A folder's run in a store, found by its id or made.
+
+    Attributes:
+        client: MLflow's.
+        run_id: of the run.
+        experiment_id: of its experiment.
+        known: whether the store had it before.
+    """
+
+    def __init__(self, uri: str, record: Record):
+        from mlflow.entities import Param
+
+        self.client = connect(uri)
+        self.record = record
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        parent = self._find(experiments, record.parent) if record.parent else None
+        run = self._find(experiments, record.id)
+        self.known = run is not None
+        if run is None:
+            # a child lives in its parent's experiment
+            home = parent.info.experiment_id if parent else experiment_id(self.client, record.experiment, uri)
+            tags = {"mlflow.source.name": "echoink.train", "mlflow.source.type": "LOCAL", **record.tags, ID: record.id}
+            if parent:
+                tags["mlflow.parentRunId"] = parent.info.run_id
+            run = self.client.create_run(home, start_time=record.started, run_name=record.name, tags=tags)
+        elif parent and "mlflow.parentRunId" not in run.data.tags:  # made while the store did not have the parent
+            self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        self.status = run.info.status
+        missing = [Param(k, str(v)) for k, v in record.params.items() if k not in run.data.params]
+        if missing:
+            self.client.log_batch(self.run_id, params=missing)
+
+    def _find(self, experiments: list[str], id: str):
+        found = self.client.search_runs(experiments, f"tags.`{ID}` = '{id}'", max_results=1)
+        return found[0] if found else None
+
+    def log(self, rows: Iterable[dict], model: str | None = None) -> None:
+        """Log the finite numbers of rows.
+
+        Args:
+            rows: of `tracking.ROWS`.
+            model: id of the logged model that they are of.
+        """
+        from mlflow.entities import Metric
+
+        batch = [
+            Metric(name, float(value), row["timestamp"], row["step"], model_id=model, run_id=self.run_id)
+            for row in rows
+            for name, value in row.items()
+            if name not in NOT_METRICS and isinstance(value, int | float) and math.isfinite(value)
+        ]
+        for start in range(0, len(batch), 1000):  # the most that a store takes at once
+            self.client.log_batch(self.run_id, metrics=batch[start : start + 1000])
+
+    def end(self, status: str, when: int | None = None) -> None:
+        """Settle the status, once."""
+        self.client.set_terminated(self.run_id, status, when)

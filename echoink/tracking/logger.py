@@ -1,0 +1,161 @@
+"""MLflow while a job runs, fed from a thread of its own, so that a slow or absent server costs the training nothing.
+
+What the server did not take is completed from the folder at the end of the job, or later by `python -m echoink.sync`.
+Statuses are true also after an exception, `sys.exit` and Ctrl-C: the tracker is a context manager, and MLflow's own
+exit hook (which says FINISHED) is never relied on.
+"""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from echoink.common import signals
+from echoink.common.files import milliseconds
+from echoink.run_folder.folder import RunFolder, status_of
+from echoink.tracking import sync, traces
+from echoink.tracking.client import Record, Stored
+
+
+class Tracker:
+    """The view of one folder in MLflow while its job runs; a context manager that settles the run's status.
+
+    A store that fails costs a warning, never the training: all is on disk.
+
+    Args:
+        uri: absolute tracking URI, or None to track nothing.
+        record: how the folder appears.
+        folder: the folder, of a run or a sweep.
+        files: of a run, to be settled before it is completed in the store.
+
+    Attributes:
+        run_id: in MLflow; None where there is none.
+        refused: what the store said when it last failed; None where it took everything.
+    """
+
+    PATIENCE = 30.0
+    """Seconds that the end of a job waits for what is still to be sent."""
+
+    def __init__(self, uri: str | None, record: Record, folder: Path, files: RunFolder | None = None):
+        self.uri, self.record, self._folder, self._files = uri, record, folder, files
+        self.run_id: str | None = None
+        self.experiment_id: str | None = None
+        self.refused: str | None = None
+        self._stored: Stored | None = None
+        self._have: sync.History | None = None
+        self._queue: queue.Queue = queue.Queue(maxsize=10_000)
+        self._silent_until = 0.0
+        self._log = logging.getLogger("echoink")
+
+    def __enter__(self) -> "Tracker":
+        if self.uri is not None:
+            try:
+                with signals.held():  # a run that MLflow has made is closed
+                    self._guarded(self._start)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
+            threading.Thread(target=self._send, name="mlflow", daemon=True).start()
+        return self
+
+    def _start(self) -> None:
+        self._stored = Stored(self.uri, self.record)
+        self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
+        if self._stored.known:  # a run that goes on
+            self._stored.client.update_run(self.run_id, "RUNNING")
+            self._have = sync.History(self._stored)
+        sync.describe(self._stored, self._folder)
+
+    def __exit__(self, kind, error, traceback) -> None:
+        with signals.held():
+            if self._files:
+                self._files.settle(error)
+            if self.uri is None:
+                return
+            self._drain()
+            self._guarded(lambda: self._finish(status_of(error)))
+
+    def _finish(self, status: str) -> None:
+        stored = self._stored or Stored(self.uri, self.record)
+        self.run_id, self.experiment_id = stored.run_id, stored.experiment_id
+        sync.complete(stored, self._folder)
+        stored.end(status, milliseconds())
+        self.refused = None  # completed from disk
+
+    def row(self, row: dict) -> None:
+        """Log a row of numbers, some time soon; what the run has of that step already is not logged again."""
+        self._later(lambda: self._stored.log(self._new(row)))
+
+    def _new(self, row: dict) -> Iterable[dict]:
+        if self._have:
+            return self._have.missing([row])
+        return [] if self._stored.known else [row]  # what it has could not be asked: completed at the end
+
+    def group(self, rows: list[dict]) -> None:
+        """Show a group of completions as a trace, some time soon; see `traces.send`."""
+
+        def send() -> None:
+            new = traces.name(rows) not in self._have.traces if self._have else not self._stored.known
+            if new:
+                traces.send(self._stored, rows)
+
+        self._later(send)
+
+    def adopt(self, folder: Path) -> None:
+        """Complete the run of another folder in the same store, such as that of a job that was copied."""
+        if self.uri is not None:
+            self._guarded(lambda: sync.folder(folder, self.uri))
+
+    def adopt_later(self, folder: Path) -> None:
+        """The same, some time soon."""
+        self._later(lambda: sync.folder(folder, self.uri))
+
+    def settle_children(self, statuses: dict[str, str]) -> None:
+        """Close child runs that their own process could not close (it was killed); status by run id."""
+
+        def settle() -> None:
+            query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
+            for run in self._stored.client.search_runs([self.experiment_id], query):
+                self._stored.client.set_terminated(run.info.run_id, statuses.get(run.info.run_id, "killed").upper())
+
+        if self._stored:
+            self._guarded(settle)
+
+    @property
+    def url_path(self) -> str | None:
+        """The run's page below the server's address."""
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else None
+
+    def _later(self, call) -> None:
+        if self._stored is not None:
+            with suppress(queue.Full):  # completed from disk at the end
+                self._queue.put_nowait(call)
+
+    def _send(self) -> None:
+        while True:
+            call = self._queue.get()
+            try:
+                if time.monotonic() >= self._silent_until:
+                    self._guarded(call)
+            finally:
+                self._queue.task_done()
+
+    def _drain(self) -> None:
+        end = time.monotonic() + self.PATIENCE
+        while self._queue.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.02)
+        self._silent_until = math.inf  # what is still waiting is completed from disk
+        while self._queue.unfinished_tasks and time.monotonic() < end + self.PATIENCE:
+            time.sleep(0.02)
+
+    def _guarded(self, call) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a store raises costs the view only
+            self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            self._silent_until = time.monotonic() + 60  # a server that is away is not asked at every step
+            self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)

@@ -1,0 +1,184 @@
+"""MLflow rebuilt from run folders: what a server did not take is completed, and a second pass changes nothing."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, read_rows, write_whole
+from echoink.run_folder.environment import process_is_gone
+from echoink.run_folder.folder import NOT_METRICS, ROWS
+from echoink.tracking import traces
+from echoink.tracking.client import Stored, read_record
+
+ARTIFACTS = (
+    "config.yaml",
+    "environment.json",
+    "dataset.json",
+    "summary.json",
+    "sweep.json",
+    "flips.jsonl",
+    "figures/*.png",
+    "report.html",
+    "report.md",
+)
+"""The small files of a folder that MLflow shows."""
+
+
+def describe(stored: Stored, folder: Path) -> None:
+    """What is known of a run from its start: datasets and files."""
+    _inputs(stored)
+    _artifacts(stored, folder)
+
+
+def complete(stored: Stored, folder: Path) -> None:
+    """Bring a run in a store up to what its folder holds: numbers, traces, checkpoint, files."""
+    describe(stored, folder)
+    have = History(stored)
+    for name in ROWS[:2] + ROWS[3:]:
+        stored.log(have.missing(read_rows(folder / name)))
+    evaluations = read_rows(folder / "eval.jsonl")
+    stored.log(have.missing(row for row in evaluations if row["phase"] == "base"))
+    final = [row for row in evaluations if row["phase"] == "final"]
+    stored.log(have.missing(final), _model(stored, folder))
+    for rows in traces.groups(folder):
+        if traces.name(rows) not in have.traces:
+            traces.send(stored, rows)
+
+
+class History:
+    """What a store has of a run already."""
+
+    def __init__(self, stored: Stored):
+        self._stored = stored
+        data = stored.client.get_run(stored.run_id).data
+        self._points = {
+            name: {(point.step, point.timestamp) for point in stored.client.get_metric_history(stored.run_id, name)}
+            for name in data.metrics
+        }
+        self.traces = traces.sent(stored)
+
+    def missing(self, rows) -> Iterator[dict]:
+        """The numbers of rows that are not there yet: a step has one, also where a run was taken up and took it again.
+
+        Base and final evaluation may be of one step; they are told apart by their time. Rows of an older version have
+        no time, only an order.
+        """
+        for row in rows:
+            row = {"timestamp": self._stored.record.started + row["step"], **row}
+            new = {name: value for name, value in row.items() if name in NOT_METRICS or not self._has(name, row)}
+            if new.keys() - set(NOT_METRICS):
+                yield new
+
+    def _has(self, name: str, row: dict) -> bool:
+        points = self._points.get(name, ())
+        if "phase" in row:
+            return (row["step"], row["timestamp"]) in points
+        return any(step == row["step"] for step, _ in points)
+
+
+def _inputs(stored: Stored) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = {given.dataset.digest for given in stored.client.get_run(stored.run_id).inputs.dataset_inputs}
+    new = [
+        DatasetInput(
+            Dataset(
+                one["name"],
+                one["digest"],
+                "local",
+                json.dumps({"uri": one["source"]}),
+                None,
+                json.dumps(one["profile"]),
+            ),
+            [InputTag("mlflow.data.context", one["context"])],
+        )
+        for one in stored.record.inputs
+        if one["digest"] not in known
+    ]
+    if new:
+        stored.client.log_inputs(stored.run_id, new)
+
+
+def _artifacts(stored: Stored, folder: Path) -> None:
+    there: dict[str, int] = {}
+    for place in ("", "figures"):
+        there |= {found.path: found.file_size for found in stored.client.list_artifacts(stored.run_id, place or None)}
+    for pattern in ARTIFACTS:
+        for file in sorted(folder.glob(pattern)):
+            place = file.relative_to(folder)
+            if there.get(place.as_posix()) != file.stat().st_size or _changed(stored, place, file):
+                parent = place.parent.as_posix()
+                stored.client.log_artifact(stored.run_id, str(file), None if parent == "." else parent)
+
+
+def _changed(stored: Stored, place: Path, file: Path) -> bool:
+    """Whether a file whose size is the same has another content; asked only of what says how a run ended."""
+    if place.name not in ("summary.json", "sweep.json"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        copy = stored.client.download_artifacts(stored.run_id, place.as_posix(), folder)
+        return Path(copy).read_bytes() != file.read_bytes()
+
+
+def _model(stored: Stored, folder: Path) -> str | None:
+    """The checkpoint as a logged model, its weights left where they are; its id."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not summary.get("checkpoint"):
+        return None
+    client = stored.client
+    found = client.search_logged_models([stored.experiment_id], f"source_run_id = '{stored.run_id}'", max_results=1)
+    if found:
+        return found[0].model_id
+    place = (folder / summary["checkpoint"]).resolve()
+    model = client.create_logged_model(
+        stored.experiment_id,
+        name=f"step-{summary['steps']}",
+        source_run_id=stored.run_id,
+        tags={"mlflow.model.is_external": "true", "checkpoint": str(place)},
+        params={key: str(value) for key, value in stored.record.params.items()},
+        model_type="checkpoint",
+    )
+    client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id
+
+
+def folder(place: Path, uri: str) -> Stored:
+    """Complete the run of one folder in a store, with its status.
+
+    Raises:
+        UserError: the folder has no tracking.json, or its run is going on and feeds MLflow itself.
+    """
+    record = read_record(place)
+    if record is None:
+        raise UserError(f"{place} has no tracking.json", "it is no folder of a run or a sweep, or of an older version")
+    if _ended(place)[0] is None:
+        raise UserError(f"{place} is still running", "sync it when it has ended")
+    stored = Stored(uri, record)
+    complete(stored, place)
+    status, ended = _ended(place)
+    if status != stored.status:
+        stored.end(status, ended)
+    _note(place, stored)
+    return stored
+
+
+def _ended(place: Path) -> tuple[str | None, int]:
+    """How a run or sweep ended and when; no status while it goes on."""
+    file = next(file for name in ("summary.json", "sweep.json") if (file := place / name).is_file())
+    found = json.loads(file.read_text(encoding="utf-8"))
+    status, last = found["status"], int(file.stat().st_mtime * 1000)
+    if status == "running":
+        return ("KILLED", last) if process_is_gone(place) else (None, last)
+    return status.upper(), found.get("ended") or last
+
+
+def _note(place: Path, stored: Stored) -> None:
+    """A run that MLflow did not know until now gets its id into its summary."""
+    file = place / "summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if summary is not None and not (summary.get("mlflow") or {}).get("run_id"):
+        write_whole(file, as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
+        _artifacts(stored, place)

@@ -1,0 +1,56 @@
+"""The machine beside a run: processor, memory and GPU, by MLflow's own monitors, to `system.jsonl` and MLflow."""
+
+import logging
+import threading
+
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.logger import Tracker
+
+
+class Watch:
+    """Looks at the machine every so many seconds from a thread of its own; a context manager.
+
+    Args:
+        files: the run's folder.
+        tracker: the run in MLflow.
+        every: seconds between looks, 0 for none.
+    """
+
+    def __init__(self, files: RunFolder, tracker: Tracker, every: float):
+        self._files, self._tracker, self._every = files, tracker, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="machine", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        if self._every and self._files.writes:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def _look(self) -> None:
+        monitors, step = _monitors(), len(self._files.read("system.jsonl"))
+        while not self._stop.wait(self._every):
+            row = {}
+            for monitor in monitors:
+                monitor.collect_metrics()
+                row |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+                monitor.clear_metrics()
+            self._tracker.row(self._files.numbers("system.jsonl", {"step": step, **row}))
+            step += 1
+
+
+def _monitors() -> list:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+
+    found = [CPUMonitor()]
+    try:
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+        found.append(GPUMonitor())
+    except Exception as error:  # no GPU, no driver, or no nvidia-ml-py: each raises a kind of its own
+        logging.getLogger("echoink").info("GPUs are not watched: %s", error)
+    return found

@@ -1,0 +1,246 @@
+"""What happens beside a training step: metrics to disk and MLflow, rollout samples, the progress bar, checkpoints."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerState
+
+from echoink.common import signals
+from echoink.common.console import bar, console, say
+from echoink.common.errors import UserError
+from echoink.distributed import collectives, watchdog
+from echoink.run_folder import checkpoint
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.logger import Tracker
+from echoink.training.metrics import metrics_of
+from echoink.training.trainer import EchoInkTrainer
+
+
+class Recorder(TrainerCallback):
+    """Writes every logged step to `metrics.jsonl`, then to MLflow, and shows it on the progress bar.
+
+    Args:
+        files: the run's folder.
+        tracker: the run in MLflow.
+        steps: steps in all.
+        completions: B·G of a rollout, for the second axis `completions_seen`.
+        updates_per_rollout: steps that share a rollout.
+        patience: steps in a row that may be skipped for a gradient that is not finite.
+        alarm: mean difference between an engine's log-probabilities and the trainer's that is warned of, once.
+    """
+
+    def __init__(
+        self,
+        files: RunFolder,
+        tracker: Tracker,
+        steps: int,
+        completions: int,
+        updates_per_rollout: int,
+        patience: int,
+        alarm: float = float("inf"),
+    ):
+        self._files, self._tracker = files, tracker
+        self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
+        self._patience, self._skipped = patience, 0
+        self._alarm, self._alarmed = alarm, False
+        self._newest: dict[str, float] = {}
+        self._bar = bar("train")
+        self._task = self._bar.add_task("train", total=steps, text="")
+        for row in files.read("metrics.jsonl"):  # of a run that is taken up
+            self._count(row)
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero:
+            self._bar.update(self._task, completed=state.global_step)
+            self._bar.start()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if not state.is_world_process_zero:
+            return
+        step, metrics = state.global_step, metrics_of(logs)
+        metrics["completions_seen"] = -(-step // self._updates) * self._completions
+        row = self._files.numbers("metrics.jsonl", {"step": step, "epoch": state.epoch, **metrics})
+        self._tracker.row(row)
+        self._count(row)
+        newest = self._newest
+        text = (
+            f"accuracy {newest['reward/accuracy']:.2f} · format {newest['reward/format']:.2f} · "
+            f"length {newest['completion/mean_length']:.0f} · {metrics['time/step']:.1f} s/step"
+        )
+        self._bar.update(self._task, completed=step, text=text)
+        if not console.is_terminal and (step % 10 == 0 or step == self._steps):
+            console.print(f"train     {step}/{self._steps} · {text}")
+        apart = row.get("engine/logp_difference_mean", 0.0)
+        if apart > self._alarm and not self._alarmed:
+            self._alarmed = True
+            say(
+                "warning",
+                f"step {step}: the engine's log-probabilities are {apart:.2g} nats a token from the trainer's "
+                f"(generation.vllm.alarm={self._alarm:g}): it samples from another policy than the one that learns",
+            )
+        if "train/skipped" in row:
+            say("warning", f"step {step} is skipped: its loss or gradient is not finite")
+        if self._skipped > self._patience:
+            raise UserError(
+                f"{self._skipped} steps in a row had a loss or gradient that is not finite",
+                "the weights are those before them; lower trainer.learning_rate, or look at the rewards",
+            )
+
+    def _count(self, row: dict[str, float]) -> None:
+        self._newest |= row  # a step that reuses a rollout has no rewards of its own
+        self._skipped = self._skipped + 1 if "train/skipped" in row else 0
+
+    def development(self, step: int, metrics: dict[str, float]) -> None:
+        """Take an evaluation on the development split."""
+        self._tracker.row(self._files.numbers("dev.jsonl", {"step": step, **metrics}))
+
+    def close(self) -> None:
+        """Take the bar off the screen, when training has ended or failed."""
+        self._bar.stop()
+
+
+class Keeper(TrainerCallback):
+    """What is due after a step: a checkpoint every so many steps, at the end, and where the development split is
+    answered best so far; evaluations on that split; answers to the watched samples.
+
+    What is on disk already is not done again, so that a run that is taken up goes on in the middle of it.
+
+    Args:
+        files: the run's folder.
+        every: steps between checkpoints, 0 for only the last.
+        keep: newest checkpoints kept; the best is kept besides.
+        evaluate_every: steps between evaluations on the development split, 0 for none.
+        evaluate: of a model at a step: its metrics, `dev/accuracy` among them.
+        watch_every: steps between answers to the watched samples, 0 for none.
+        watch: answers them.
+        recorder: takes those metrics.
+        facts: what the manifest of a checkpoint says beside its step.
+
+    Attributes:
+        newest: the last checkpoint.
+        best: step and accuracy of the best on the development split; the later one of equals.
+    """
+
+    def __init__(
+        self,
+        files: RunFolder,
+        every: int,
+        keep: int,
+        evaluate_every: int,
+        evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
+        watch_every: int,
+        watch: Callable[[torch.nn.Module, int], None],
+        recorder: Recorder,
+        facts: Mapping[str, Any],
+    ):
+        self._watch_every, self._watch = watch_every, watch
+        self._files, self._every, self._keep, self._facts = files, every, keep, facts
+        self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
+        self.trainer: EchoInkTrainer | None = None
+        self.best: dict[str, float] | None = None
+        self.newest: Path | None = collectives.first(lambda: next(reversed(checkpoint.steps(files.path)), None))
+        for row in collectives.first(lambda: files.read("dev.jsonl")):
+            self._compare(row)
+        if self.best and self.newest and files.writes:
+            checkpoint.note_best(files.path, self.best)
+
+    def _compare(self, row: dict[str, float]) -> bool:
+        better = self.best is None or row["dev/accuracy"] >= self.best["accuracy"]
+        if better:
+            self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
+        return better
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self._do_what_is_due(state)
+
+    def on_save(self, args, state, control, **_) -> None:
+        self._do_what_is_due(state)
+
+    def _do_what_is_due(self, state: TrainerState) -> None:
+        step, last = state.global_step, state.global_step == state.max_steps
+
+        def due(every: int) -> bool:
+            return bool(every) and (last or step % every == 0)
+
+        def done(name: str) -> bool:
+            return any(row["step"] == step for row in self._files.read(name))
+
+        watches, evaluates = collectives.first(
+            lambda: (
+                due(self._watch_every) and not done("watched.jsonl"),
+                bool(step) and due(self._evaluate_every) and not done("dev.jsonl"),
+            )
+        )
+        with self.trainer.apart():
+            if step and (last or due(self._every)):
+                self._save(step, last)
+            if watches:
+                watchdog.at(f"step {step}, the watched samples")
+                with self.trainer.whole() as thinker:
+                    self._watch(thinker, step)
+            if evaluates:
+                with self.trainer.whole() as thinker:
+                    metrics = self._evaluate(thinker, step)
+                self._recorder.development(step, metrics)
+                if self._compare({"step": step, **metrics}):
+                    self._save(step, last)
+                    if state.is_world_process_zero:
+                        checkpoint.note_best(self._files.path, self.best)
+                        checkpoint.rotate(self._files.path, self._keep)
+
+    def leave(self) -> None:
+        """Keep what there is when the process is asked to go."""
+        step = self.trainer.state.global_step
+        if step:
+            with suppress(UserError):  # said by what is kept; the signal is what the run ends with
+                self._save(step, step == self.trainer.state.max_steps)
+        kept = checkpoint.step_of(self.newest) if self.newest else 0
+        lost = "" if kept == step else f" ({step - kept} steps are lost)"
+        if kept:
+            say("stopped", f"step {kept} is kept; resume=auto goes on from it{lost}")
+        else:
+            say("stopped", f"nothing is kept yet; resume=auto begins again{lost}")
+
+    def _save(self, step: int, last: bool) -> None:
+        if self.newest and checkpoint.step_of(self.newest) == step:
+            return
+        watchdog.at(f"step {step}, its checkpoint")
+        weights = self.trainer.weights()
+
+        def check() -> None:
+            if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
+                raise UserError(
+                    f"at step {step} weights are not finite ({broken[0]}, {len(broken)} in all); they are not saved",
+                    f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
+                )
+
+        def write(folder: Path) -> None:
+            self.trainer.save_weights(folder, weights)
+            self.trainer.save_state_beside(folder)
+
+        collectives.each(check)
+        facts = {"last": last, **self._facts}
+        try:
+            with signals.held():
+                self.newest = checkpoint.save(
+                    self._files.path,
+                    step,
+                    write,
+                    self._keep,
+                    facts,
+                    collectives.first,
+                    collectives.each,
+                )
+        except collectives.Lost:
+            raise
+        except Exception as error:  # a full disk is another kind of error in each of the libraries that write
+            free = shutil.disk_usage(self._files.path).free / 2**30
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            problem = f"step {step} could not be saved ({reason}); {free:.1f} GiB are free"
+            if last:
+                raise UserError(problem, f"the newest checkpoint is {self.newest}") from error
+            say("warning", f"{problem}; the newest checkpoint is {self.newest}")

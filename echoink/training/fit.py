@@ -1,0 +1,200 @@
+"""The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
+
+from contextlib import closing, nullcontext
+from typing import Any
+
+from echoink.common import console, signals
+from echoink.config.schema import Adapter, Dtype, RolloutEngine
+from echoink.data.sampler import training_steps
+from echoink.distributed import collectives
+from echoink.distributed.process_group import processes
+from echoink.evaluation.evaluator import Evaluator
+from echoink.models import fingerprint, loading
+from echoink.planning import memory
+from echoink.rewards.types import Rule
+from echoink.rollout import vllm_engine
+from echoink.run_folder import resume
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.logger import Tracker
+from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, told
+from echoink.training.setup import Job, divided, with_checkpointing_decided
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
+
+
+def train(
+    job: Job, files: RunFolder, tracker: Tracker, evaluator: Evaluator, longest: int, start: resume.Start
+) -> EchoInkTrainer:
+    """Train the job's model to the last step; the run's summary says what came of it.
+
+    Args:
+        job: what the run works with.
+        files: the run's folder.
+        tracker: the run in MLflow.
+        evaluator: for the development split and the watched samples.
+        longest: tokens of the longest prompt.
+        start: the step and the checkpoint that it begins with.
+
+    Returns:
+        The trainer, whose `whole` has the model that came of it.
+
+    Raises:
+        UserError: a checkpoint of another run, or training that cannot go on; KeyboardInterrupt and `signals.Preempted`
+            after a checkpoint is kept.
+    """
+    config = job.config
+    steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
+    wanted = config.model
+    adapter = config.adapter
+    lora = None
+    if adapter.kind is not Adapter.none:
+        lora = loading.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
+    needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
+    reference = None
+    if needs_reference:
+        reference = loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, divided(config))
+    settings = with_checkpointing_decided(job, longest)
+    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
+    recorder = Recorder(
+        files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, config.generation.vllm.alarm
+    )
+    facts = _facts(job)
+    if start.checkpoint:
+        resume.check_facts(start.checkpoint, facts, config.resume_allow)
+    keeper = Keeper(
+        files,
+        config.trainer.save_every,
+        config.trainer.keep_checkpoints,
+        config.eval.every,
+        lambda model, step: evaluator.development(model, job.splits.dev, step),
+        config.trainer.completions_every if config.eval.watched else 0,
+        lambda model, step: evaluator.watch(model, job.splits.valid, step),
+        recorder,
+        facts,
+    )
+    watch = Watch(config.generation.max_new_tokens)
+    weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
+    weights |= {"custom": config.reward.lambda_file} if job.own_reward else {}
+    if config.reward.lambda_int:
+        weights |= {} if config.reward.integration is Rule.need else {"integration": config.reward.lambda_int}
+    tell = told(job.splits.train, weights)
+    keep = every(config.trainer.completions_every, updates, keep_completions(files))
+    trace = every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups))
+
+    def on_rollout(rows: list[dict]) -> None:
+        rows = tell(rows)
+        for look in (watch, keep, trace):
+            look(rows)
+
+    args = arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path))
+    by_vllm = config.generation.engine is RolloutEngine.vllm
+    with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as generator:
+        trainer = EchoInkTrainer(
+            model=job.model,
+            reference=reference,
+            processor=job.processor,
+            samples=job.splits.train,
+            match=config.reward.match,
+            reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+            args=args,
+            callbacks=[recorder, keeper],
+            on_rollout=on_rollout,
+            shared_prefix=config.grpo.shared_prefix,
+            adapter=lora,
+            own_reward=job.own_reward,
+            own_weight=config.reward.lambda_file,
+            advantage=config.grpo.advantage,
+            rule=config.reward.integration,
+            rule_weight=config.reward.lambda_int,
+            scale=config.reward.integration_scale,
+            modality_dropout=config.grpo.modality_dropout,
+            curriculum=config.dataset.curriculum,
+            engine=generator,
+            corrects=config.generation.vllm.correction,
+        )
+        if lora:
+            learning, total = trainer.model.get_nb_trainable_parameters()
+            console.say(
+                "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
+            )
+        keeper.trainer = trainer
+        try:
+            trainer.go_on(start.checkpoint)
+        except (KeyboardInterrupt, signals.Preempted):
+            recorder.close()
+            keeper.leave()
+            raise
+        finally:
+            recorder.close()
+            trainer.close()
+    files.summary |= {
+        "steps": trainer.state.global_step,
+        "train": collectives.first(lambda: _first_and_last(files)),
+        "checkpoint": str(keeper.newest.relative_to(files.path)),
+        "best": keeper.best,
+    }
+    files.write_summary()
+    if keeper.best:
+        console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
+    return trainer
+
+
+def _engine(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
+    """vLLM beside this process."""
+    trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
+    bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
+    weights = collectives.first(lambda: vllm_engine.passage(files.path, memory.whole(memory.of(job.model), bf16)))
+    own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
+    started: list[vllm_engine.Engine] = []
+
+    def start() -> None:
+        started.append(
+            vllm_engine.Engine(
+                job.model,
+                job.processor.processor,
+                settings.python,
+                job.sampling,
+                job.end_ids,
+                trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size,
+                longest,
+                bf16,
+                state.device,
+                settings.sleep,
+                files.path / own,
+                weights,
+                state.is_local_main_process,
+                collectives.each,
+            )
+        )
+
+    console.say("engine", f"vLLM starts, {files.path / own} has what it says …")
+    try:
+        collectives.each(start)
+    except BaseException:
+        for one in started:
+            one.close()
+        raise
+    console.say("engine", f"vLLM {started[0].version} after {started[0].seconds:.0f} s, beside each process")
+    return started[0]
+
+
+def _first_and_last(files: RunFolder) -> dict[str, float]:
+    """Mean accuracy reward of the first and the last tenth of the rollouts."""
+    rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
+    tenth = -(-len(rewards) // 10)
+    return {"accuracy_first": sum(rewards[:tenth]) / tenth, "accuracy_last": sum(rewards[-tenth:]) / tenth}
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run beside its configuration."""
+    here, splits = environment(), job.splits
+    asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))
+    return {
+        "model": fingerprint.weights(job.model)[:16],
+        "data": " ".join(splits.digest(name, samples)[:12] for name, samples in asked if samples),
+        "processes": processes().num_processes,
+        "versions": here["versions"],
+        "commit": here["commit"],
+    }

@@ -1,0 +1,154 @@
+"""The rules of `integration` at work in a step of training: what is scored or answered again without each sense.
+
+Shapes: B prompts, G group, R = B·G rows, M = 2 senses, C completion tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from echoink.config.schema import Variant
+from echoink.data.ablations import SENSES, has_both, without
+from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.samples import Sample
+from echoink.models.encoders import Features
+from echoink.models.logprobs import score
+from echoink.rewards import integration
+from echoink.rewards.integration import ANSWERS_AGAIN
+from echoink.rewards.types import Rule
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling
+
+
+class Fusion:
+    """A rule, and the rollout that it judges.
+
+    Args:
+        rule: see `integration`.
+        scale: s of the rule counterfactual.
+        processor: turns a sample into model inputs.
+        accuracy: R_acc of completions' texts, by the ids of their prompts.
+        rows: R of one scoring pass.
+
+    Attributes:
+        notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions, or
+            `integration/fires`, the share of groups that `need` weighs; each with how many it is a mean of.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        scale: float,
+        processor: PromptProcessor,
+        accuracy: Callable[[list[str], list[str]], list[float]],
+        rows: int,
+    ):
+        self.rule, self._scale, self._processor, self._accuracy, self._rows = rule, scale, processor, accuracy, rows
+        self.notes: dict[str, tuple[float, int]] = {}
+        self._both: list[int] = []
+        self._full: tuple[list[PromptInputs], list[Features]] = [], []
+        self._ablated: list[tuple[list[PromptInputs], list[Features]]] = []
+        self._right_without = torch.empty(0)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the rule is a reward; `need` weighs advantages instead."""
+        return self.rule is not Rule.need
+
+    def take(self, samples: Sequence[Sample], prompts: Sequence[PromptInputs], features: Sequence[Features]) -> None:
+        """Take the B prompts of a rollout, of which those with both senses are ablated.
+
+        Args:
+            samples: as they were asked.
+            prompts: made of them.
+            features: what the towers made of the prompts' media; what is left of them serves the ablated prompts.
+        """
+        self.notes.clear()
+        self._both = [index for index, sample in enumerate(samples) if has_both(sample)]
+        self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
+        self._ablated = []
+        for sense in SENSES:
+            gone = ("audio",) if sense is Variant.no_audio else ("image", "video")
+            made = [self._processor(without(samples[index], sense)) for index in self._both]
+            kept = [{name: f for name, f in features[index].items() if name not in gone} for index in self._both]
+            self._ablated.append((made, kept))
+
+    def answer_again(
+        self, model, ids: Sequence[str], noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int
+    ) -> None:
+        """Complete the ablated prompts with the noise of the full ones, where the rule needs it.
+
+        Args:
+            model: the thinker, not wrapped.
+            ids: of the B prompts.
+            noise: [B, G, C] of the rollout.
+            sampling: of the rollout.
+            end_ids: tokens that end a completion.
+            pad_id: the padding token.
+        """
+        if self.rule not in ANSWERS_AGAIN:
+            return
+        group = noise.shape[1]
+        # a prompt without both senses counts as right without each: it beats nothing
+        self._right_without = torch.ones(len(SENSES), len(ids) * group, device=model.lm_head.weight.device)
+        rows = [index * group + g for index in self._both for g in range(group)]
+        asked = [ids[index] for index in self._both for _ in range(group)]
+        for right, (prompts, features) in zip(self._right_without, self._ablated, strict=True):
+            if prompts:
+                temperatures = [sampling.temperature] * group
+                completions = generate(
+                    model, prompts, noise[self._both], temperatures, sampling, end_ids, pad_id, features
+                )
+                texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
+                right[rows] = torch.tensor(self._accuracy(asked, texts), device=right.device)
+
+    def reward(self, model, right: Tensor, completions: Sequence[Sequence[int]], owner: Sequence[int]) -> Tensor:
+        """R_int [R] of a rule that pays; 0 for prompts without both senses.
+
+        Args:
+            model: the policy, not wrapped.
+            right: R_acc [R].
+            completions: R lists of token ids.
+            owner: for each row the index of its prompt.
+        """
+        senses = torch.tensor([float(index in self._both) for index in owner], device=right.device)
+        if self.rule is Rule.counterfactual:
+            gain = self._gain(model, completions, owner)
+            paid = senses * integration.counterfactual(right, gain, self._scale)
+            if (of := (senses > 0) & (right == 1)).any():
+                self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
+            return paid
+        group = owner.count(owner[0])
+        return senses * integration.PAYS[self.rule](right, self._right_without, group)
+
+    def weights(self, right: Tensor, group: int) -> Tensor:
+        """For each row [R] whether the rule `need` weighs its group: 1 or 0."""
+        fires = integration.needs_both(right, self._right_without, group).float()
+        self.notes["integration/fires"] = fires.mean().item(), len(fires)
+        return fires.repeat_interleave(group)
+
+    @torch.no_grad()
+    def _gain(self, model, completions: Sequence[Sequence[int]], owner: Sequence[int]) -> Tensor:
+        """c_i [R], see `integration.gain`; 0 for prompts without both senses."""
+        device = next(model.parameters()).device
+        ids, mask = integration.padded(completions, device)
+        gain = torch.zeros(len(ids), device=device)
+        rows = [row for row, index in enumerate(owner) if index in self._both]
+        if not rows:
+            return gain
+        places = [self._both.index(owner[row]) for row in rows]
+        trains = model.training
+        model.eval()  # an adapter's dropout would be another noise in each pass
+        logps = []  # its forward alone: hooks of DeepSpeed around it wait for processes that may have nothing to score
+        for prompts, features in (self._full, *self._ablated):
+            parts = []
+            for start in range(0, len(rows), self._rows):
+                part = slice(start, start + self._rows)
+                parts.append(
+                    score(model.forward, prompts, features, places[part], ids[rows[part]], mask[rows[part]])[0]
+                )
+            logps.append(torch.cat(parts))
+        model.train(trains)
+        gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
+        return gain

@@ -1,0 +1,195 @@
+"""What a trainer leaves in a checkpoint and takes up from one, however its model is divided among the processes."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from echoink.common.errors import UserError
+from echoink.distributed import collectives, sharded_checkpoint, sharding, watchdog
+from echoink.run_folder.checkpoint import drop_universal, manifest, of_process
+from echoink.training import rng_state
+
+
+class Resumable(GRPOTrainer):
+    """TRL's trainer with our checkpoints: `callbacks.Keeper` says when, `checkpoint.save` makes them whole or absent.
+
+    Attributes:
+        _random_state: as of the end of the last whole step.
+    """
+
+    _random_state: dict[str, Any]
+
+    def rollout_state(self) -> dict[str, Any]:
+        """What the next step needs of the rollout that there is; empty where it makes its own."""
+        raise NotImplementedError
+
+    def take_rollout(self, kept: dict[str, Any]) -> None:
+        """Go on in the middle of a rollout."""
+        raise NotImplementedError
+
+    @contextmanager
+    def whole(self):
+        """The thinker with all its weights in this process: what it computes inside waits for no other process."""
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            sharding.whole(model),
+        ):
+            yield model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint of this run where there is one."""
+        if checkpoint is None:
+            self.train()
+            return
+        self._check_kind(checkpoint)
+        self._rollout_of(checkpoint)
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.state.global_step < self.args.max_steps:
+            if self._reads_universal(checkpoint):
+                watchdog.at(f"the shares of {checkpoint} for another number of processes")
+                collectives.first(lambda: sharded_checkpoint.make_universal(checkpoint))
+                watchdog.at(f"reading the shares of {checkpoint}")
+                self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:  # transformers would take another step
+            self._load_from_checkpoint(str(checkpoint))
+            self.callback_handler.on_train_begin(self.args, self.state, self.control)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
+
+    @property
+    def _divides_what_learns(self) -> bool:
+        """An adapter is not divided; the model around it may be."""
+        return sharding.is_divided(self.model_wrapped) and not isinstance(self.model, PeftModel)
+
+    def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.args.should_save:
+            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
+            self.processing_class.save_pretrained(folder)
+        if self._divides_what_learns:
+            sharded_checkpoint.save_weights(model, folder)
+        elif self.args.should_save:
+            model.save_pretrained(folder, state_dict=weights)
+
+    def save_state_beside(self, folder: Path) -> None:
+        """Write what training goes on from beside the weights, as of the end of the last whole step."""
+        own = of_process(self.args.process_index)
+        if self._divides_what_learns:
+            sharded_checkpoint.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        else:
+            self._save_optimizer_and_scheduler(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        torch.save(self._random_state, folder / own("rng_state.pth"))
+        torch.save(self.rollout_state(), folder / own("rollout.pt"))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
+        processes take part.
+        """
+        if sharding.is_divided(self.model_wrapped):
+            return {name: sharding.share(weight) for name, weight in self.model_wrapped.state_dict().items()}
+        return self.accelerator.get_state_dict(self.model_wrapped) or {}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        if sharding.is_divided(model) and sharded_checkpoint.holds_weights(Path(resume_from_checkpoint)):
+            sharded_checkpoint.load_weights(model, Path(resume_from_checkpoint))
+            return
+        # transformers' own looks for the model's names in the file, where they are those of the published layout: it
+        # would find none, and go on with the weights there are.
+        divided = sharding.fsdp2(self.args.world_size, self.args.bf16) if sharding.is_divided(model) else None
+        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, distributed_config=divided)
+        with sharding.gathered(kept):
+            model.load_state_dict(kept.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        if self._divides_what_learns or (folder / sharded_checkpoint.OPTIMIZER).is_dir():
+            if (folder / sharded_checkpoint.OPTIMIZER).is_dir():
+                sharded_checkpoint.load_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
+            else:
+                sharded_checkpoint.take_shares(self.optimizer.optimizer, folder / "optimizer.pt")
+            self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if self._reads_universal(folder):
+            inner = self.optimizer.optimizer.optimizer
+            collectives.each(
+                lambda: sharded_checkpoint.part_groups(inner, (self.args.weight_decay, 0.0))
+            )  # all have read by then
+            collectives.first(lambda: drop_universal(folder))
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        if kept := self._rollout_of(folder):
+            self.take_rollout(kept)
+
+    def _rollout_of(self, checkpoint: Path) -> dict[str, Any]:
+        """The rollout in whose middle a checkpoint is; empty where it is not.
+
+        Raises:
+            UserError: it was another number of processes', or of other micro-batches.
+        """
+        file, before = self._own_file(checkpoint, "rollout.pt"), self._processes_of(checkpoint)
+        kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
+            raise UserError(
+                f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
+                f"{before} processes",
+                "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
+            )
+        return kept
+
+    def _check_kind(self, checkpoint: Path) -> None:
+        """Refuse an optimizer's state that this trainer would not find.
+
+        Raises:
+            UserError: DeepSpeed wrote it and does not read it now, or the other way round.
+        """
+        theirs = any(checkpoint.glob("global_step*"))
+        if theirs != self.is_deepspeed_enabled:
+            raise UserError(
+                f"{checkpoint} has the optimizer's state {'as' if theirs else 'not as'} DeepSpeed writes it",
+                "go on with the trainer.sharding that it had, or begin another run with its weights, "
+                f"checkpoint={checkpoint}",
+            )
+
+    def _reads_universal(self, checkpoint: Path) -> bool:
+        """Whether DeepSpeed's shares are those of another number of processes."""
+        return self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size
+
+    @staticmethod
+    def _processes_of(checkpoint: Path) -> int:
+        """How many wrote it."""
+        return manifest(checkpoint).get("processes", 1)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._random_state = torch.load(self._own_file(Path(checkpoint), "rng_state.pth"), weights_only=True)
+            rng_state.restore(self._random_state)
+
+    def _own_file(self, folder: Path, name: str) -> Path:
+        """This process's; the first one's where there were fewer processes."""
+        own = folder / of_process(self.args.process_index)(name)
+        return own if own.is_file() else folder / name

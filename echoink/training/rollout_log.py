@@ -1,0 +1,117 @@
+"""What is shown and kept of rollouts: samples on disk, traces in MLflow, the watch on the screen."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from echoink.common.console import say
+from echoink.data.samples import Sample
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking import traces
+from echoink.tracking.logger import Tracker
+
+
+class Watch:
+    """Warns, once each, of what a run that cannot learn looks like in its rollouts.
+
+    Args:
+        cap: of tokens in a completion.
+
+    Attributes:
+        said: the warnings so far.
+    """
+
+    PATIENCE = 20
+    """Rollouts in a row before a warning that a single one does not justify."""
+
+    def __init__(self, cap: int):
+        self._cap = cap
+        self._seen = {"format": 0, "cap": 0, "silent": 0}
+        self.said: list[str] = []
+
+    def __call__(self, rows: list[dict]) -> None:
+        """Look at the rows of one rollout, see `EchoInkTrainer`."""
+        n = len(rows)
+        if all(not row["text"].strip() for row in rows):
+            self._say("every completion is empty: the prompt or the end tokens do not fit this model")
+        signs = {
+            "format": sum(row["format"] for row in rows) < 0.02 * n,
+            "cap": sum(row["tokens"] >= self._cap for row in rows) > 0.9 * n,
+            "silent": all(abs(row["advantage"]) < 1e-3 for row in rows),
+        }
+        for name, there in signs.items():
+            self._seen[name] = self._seen[name] + 1 if there else 0
+        first = rows[0]["step"] == 1
+        if signs["silent"] and first:
+            self._say("no group of the first rollout has rewards that differ: there is nothing to learn from in it")
+        if self._seen["silent"] == self.PATIENCE:
+            self._say(f"no group had rewards that differ in {self.PATIENCE} rollouts: raise the temperature or G")
+        if self._seen["format"] == self.PATIENCE:
+            self._say(
+                f"the format reward stayed near 0 for {self.PATIENCE} rollouts: does the prompt ask for the tags?"
+            )
+        if (signs["cap"] and first) or self._seen["cap"] == self.PATIENCE:
+            self._say(f"nearly all completions are cut at generation.max_new_tokens={self._cap}: raise it")
+
+    def _say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.append(text)
+            say("warning", text)
+
+
+def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[list[dict]], list[dict]]:
+    """Adds to the rows of a rollout their question, gold answer, places of media and total reward.
+
+    Args:
+        samples: of training.
+        weights: of the rewards by name.
+    """
+    of_id = {sample.id: sample for sample in samples}
+
+    def tell(rows: list[dict]) -> list[dict]:
+        return [
+            {
+                **row,
+                "total": sum(weight * row[name] for name, weight in weights.items()),
+                "problem": of_id[row["id"]].problem,
+                "options": of_id[row["id"]].options,
+                "gold": of_id[row["id"]].solution,
+                "media": of_id[row["id"]].places,
+            }
+            for row in rows
+        ]
+
+    return tell
+
+
+def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
+    """Passes on the first rollout and the next one after every `steps` steps; none where it is 0.
+
+    Args:
+        steps: between those passed on.
+        updates: steps that share a rollout.
+        write: takes them.
+    """
+
+    def pass_on(rows: list[dict]) -> None:
+        step = rows[0]["step"]
+        if steps and (step == 1 or step // steps > (step - updates) // steps):
+            write(rows)
+
+    return pass_on
+
+
+def keep_completions(files: RunFolder) -> Callable[[list[dict]], None]:
+    """Writes a rollout to `completions/step-N.jsonl`."""
+    return lambda rows: files.append(f"completions/step-{rows[0]['step']}.jsonl", rows)
+
+
+def keep_traces(files: RunFolder, tracker: Tracker, groups: int) -> Callable[[list[dict]], None]:
+    """Writes the first groups of a rollout to `traces.jsonl` and sends them as traces."""
+
+    def keep(rows: list[dict]) -> None:
+        ids = list(dict.fromkeys(row["id"] for row in rows))[:groups]
+        for id in ids:
+            group = [row for row in rows if row["id"] == id]
+            files.append(traces.FILE, group)
+            tracker.group(group)
+
+    return keep

@@ -1,0 +1,105 @@
+"""What a run works with, built from its configuration: model, processor, prompt, sampling, the user's reward."""
+
+from dataclasses import dataclass, replace
+
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.distributed import DistributedConfig
+
+from echoink.common import console
+from echoink.common.errors import UserError
+from echoink.config.schema import Adapter, Config, Prompt, Sharding, Task, TrainerConfig
+from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.splits import Splits, video_caps
+from echoink.data.token_counts import prompt_tokens
+from echoink.distributed import collectives, sharding
+from echoink.distributed.process_group import processes
+from echoink.models import loading
+from echoink.planning import memory
+from echoink.rewards import custom as custom_reward
+from echoink.rewards.custom import OwnReward
+from echoink.rollout.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with."""
+
+    config: Config
+    splits: Splits
+    path: str
+    """Model folder or hub id that the weights come from."""
+    model: Qwen2_5OmniThinkerForConditionalGeneration
+    processor: PromptProcessor
+    sampling: Sampling
+    end_ids: list[int]
+    own_reward: OwnReward | None
+
+
+def load_model(config: Config, splits: Splits, path: str) -> Job:
+    """Model and processor of a path, with what the configuration says of caps, prompt, sampling and adapter.
+
+    Raises:
+        UserError: it is no such model, or the adapter or the user's reward does not fit.
+    """
+    wanted, generation, trains = config.model, config.generation, config.task is Task.train
+    freeze = tuple(tower.name for tower in wanted.freeze)
+    quantized = config.adapter.kind is Adapter.qlora
+    reward, own = config.reward, None
+    if reward.file:
+        own = custom_reward.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
+    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, divided(config))
+    if trains and config.adapter.kind is not Adapter.none:
+        if quantized and loading.is_adapter(path):
+            hint = "merge it first (python -m echoink.export), or use adapter=lora"
+            raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
+        loading.check_targets(model, config.adapter.targets)
+        model.requires_grad_(False)  # PEFT's adapter alone learns
+    console.say("model", f"{path} · {loading.describe(model, trains)}")
+    omni = load_processor(path, wanted.min_pixels, wanted.max_pixels)
+    caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
+    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps, config.dataset.workers)
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    return Job(config, splits, path, model, processor, sampling, loading.end_ids(model, omni), own)
+
+
+def divided(config: Config) -> DistributedConfig | None:
+    """How the policy and its reference are divided while they are loaded, see `sharding`; None where they are not."""
+    if config.task is not Task.train or config.trainer.sharding is not Sharding.fsdp2:
+        return None
+    return sharding.fsdp2(processes().num_processes, config.trainer.bf16)
+
+
+def longest_prompt(job: Job) -> int:
+    """Tokens of the longest prompt, every prompt's length checked against its cap before anything is computed."""
+    wanted, longest = job.config.model, 0
+    evaluated = job.config.eval.split.name
+    for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
+        for sample in samples:
+            facts, text = job.splits.facts[f"{split} {sample.id}"], job.processor.text_tokens(sample)
+            tokens = prompt_tokens(facts, text, wanted.min_pixels, wanted.max_pixels).total
+            job.processor.check_length(sample, tokens)
+            longest = max(longest, tokens)
+    return longest
+
+
+def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
+    """The trainer's settings, activations recomputed where they are estimated not to fit."""
+    config = job.config
+    if config.trainer.gradient_checkpointing is not None:
+        return config.trainer
+    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
+    model, trainer = memory.of(job.model), config.trainer
+    sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
+    alone = memory.of_run(config, model, learning, longest, sleeps)
+    among = sharding.sharers(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+    needs = alone.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
+    there = memory.available(job.model.device)
+    fits = collectives.first(
+        lambda: needs.total <= memory.SHARE * there
+    )  # they gather a divided model in the same order
+    console.say(
+        "memory",
+        f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "
+        f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
+    )
+    return replace(config.trainer, gradient_checkpointing=not fits)

@@ -1,0 +1,77 @@
+"""TRL's configuration from ours."""
+
+import torch
+from trl import GRPOConfig
+
+from echoink.common.errors import UserError
+from echoink.config.schema import Correction, GenerationConfig, GrpoConfig, Loss, Schedule, Sharding, TrainerConfig
+from echoink.distributed import sharding
+from echoink.distributed.process_group import processes
+
+
+def arguments(
+    config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
+) -> GRPOConfig:
+    """TRL's configuration from ours, of which `gradient_checkpointing` is decided and `prompts_per_step` is divided
+    among the processes.
+    """
+    # transformers' "constant" has no warm-up
+    schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
+    at_once = config.micro_batch_prompts * processes().num_processes
+    if config.prompts_per_step % at_once:
+        raise UserError(
+            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{config.micro_batch_prompts} times {processes().num_processes} processes",
+            "gradients are accumulated over whole micro-batches",
+        )
+    zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
+    bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
+    return GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
+        gradient_accumulation_steps=config.prompts_per_step // at_once,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=config.bf16,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
+        seed=seed,
+        num_generations=grpo.group_size,
+        num_iterations=grpo.updates_per_rollout,
+        beta=grpo.beta,
+        use_bias_correction_kl=False,  # TRL's default weights the KL term by rho; Eq. 2 does not
+        epsilon=grpo.clip,
+        epsilon_high=bound,
+        loss_type=grpo.loss.name,
+        scale_rewards=grpo.scale.name,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_completion_length=generation.max_new_tokens,
+        vllm_importance_sampling_mode=_mode(generation.vllm.correction),
+        vllm_importance_sampling_clip_max=generation.vllm.correction_max,
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available() and not zero,
+        deepspeed=zero and sharding.deepspeed(zero, config.bf16),
+        accelerator_config={"use_configured_state": bool(zero and sharding.meet_on_cpu())},
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        save_strategy="steps",  # after each the callbacks see what is due
+        save_only_model=True,  # transformers saves nothing, see _save_checkpoint
+        save_steps=1,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level_replica="error",
+    )
+
+
+def _mode(how: Correction) -> str:
+    """TRL's name; it knows no `none`, for which its ratios are overwritten."""
+    return (Correction.token_truncate if how is Correction.none else how).name
