@@ -148,7 +148,7 @@ def test_the_resolved_configuration_composes_to_itself():
 
 def test_composing_imports_nothing_heavy():
     code = (
-        "import sys; from echoink.compose import compose; compose([]);"
+        "import sys; from echoink.config.compose import compose; compose([]);"
         "heavy = ('torch', 'transformers', 'trl', 'mlflow', 'datasets', 'soundfile', 'PIL');"
         "print([module for module in heavy if module in sys.modules])"
     )

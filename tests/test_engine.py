@@ -395,7 +395,7 @@ RUN += ["trainer.completions_every=1", "trainer.micro_batch_prompts=1", "grpo.be
 RUN += ["eval.base=false", "eval.watched=0", "eval.cache=null"]
 AS_STAND_IN = f"""
 import pathlib
-from echoink import engine
+from echoink.rollout import vllm_engine as engine
 engine.WORKER = pathlib.Path({str(STAND_IN)!r})
 engine.check = lambda python: "stand-in"
 """

@@ -85,7 +85,7 @@ def test_what_the_work_raises_is_raised_and_a_process_that_leaves_is_no_crash_of
 
 def test_processes_end_with_the_one_that_asked_even_when_it_is_killed(tmp_path):
     code = (
-        "import sys, time; from echoink.isolation import isolated; from tests.test_isolation import tenfold\n"
+        "import sys, time; from echoink.media.worker_pool import isolated; from tests.test_isolation import tenfold\n"
         "print(next(isolated(tenfold, [1, 2], 1))[1], flush=True)\n"
         "results = isolated(tenfold, range(9), 1); print(next(results)[1], flush=True); time.sleep(60)"
     )

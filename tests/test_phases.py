@@ -74,7 +74,7 @@ def test_answered_samples_are_not_answered_again(make_evaluator, model, samples,
     def never(*_, **__):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr("echoink.rollout.generate", never)
+    monkeypatch.setattr("echoink.evaluation.evaluate.generate", never)
     assert len(evaluator.phase(model, samples[:5], FINAL, 0)) == 10
 
 
@@ -162,7 +162,7 @@ def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samp
         clusters={sample.id: "one" for sample in samples},
     )
     with monkeypatch.context() as patch:
-        patch.setattr("echoink.evaluation.rollout.generate", lambda *_: pytest.fail("answered again"))
+        patch.setattr("echoink.evaluation.evaluate.generate", lambda *_: pytest.fail("answered again"))
         taken = second.phase(model, samples[:4], BASE, 0)
     assert [replace(p, custom=None, cluster=p.id) for p in taken] == wanted
     assert [p.custom for p in taken] == [float(len(p.completion)) for p in taken], "judged as this run judges"
@@ -262,7 +262,7 @@ def test_a_bases_ablations_are_kept_for_other_runs(make_evaluator, model, sample
     def never(*_, **__):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr("echoink.rollout.generate", never)
+    monkeypatch.setattr("echoink.evaluation.evaluate.generate", never)
     two = make_evaluator(tmp_path / "two", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
     two.phase(model, samples[:4], BASE, 0)
     assert two.files.summary[BASE]["ablations"] == one.files.summary[BASE]["ablations"]

@@ -237,7 +237,7 @@ def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
 
 SIGNALS = """
 import os, signal, time
-from echoink import signals
+from echoink.common import signals
 signals.install()
 def after(seconds, number):
     if os.fork() == 0:
@@ -360,8 +360,8 @@ def test_another_configuration_is_refused_with_its_differences(stopped, other):
     assert (stopped / "metrics.jsonl").read_bytes() == before
     wanted = compose([*SMALL, "resume=auto", other])[0].config
     changed = resume._differences(
-        resume.results.method((stopped / "config.yaml").read_text()),
-        resume.results.method(resume.to_yaml(wanted)),
+        resume.reader.method((stopped / "config.yaml").read_text()),
+        resume.reader.method(resume.to_yaml(wanted)),
         [],
     )
     assert start(stopped, other, f"resume_allow=[{','.join(changed)}]").step == 5
@@ -389,7 +389,8 @@ def written_by_another(folder: Path):
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from echoink import tracking
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import RunFolder
 tracking.take(Path({str(folder)!r}))
 print("holds", flush=True)
 time.sleep(60)
@@ -502,10 +503,11 @@ def test_a_run_that_died_is_called_killed_at_the_next_start(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from echoink import tracking
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import RunFolder
 folder = Path({str(tmp_path)!r}) / "dead"
-with tracking.RunFolder(folder, "train", "x", 0) as files:
-    files.write_json("environment.json", tracking.environment())
+with RunFolder(folder, "train", "x", 0) as files:
+    files.write_json("environment.json", environment())
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert processes.run(tmp_path, code=code).returncode == -9

@@ -40,7 +40,7 @@ RUN = [
 COMMAND = "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
 DIES_IN_A_SAVE = """
 import os, signal
-from echoink.trainer import EchoInkTrainer
+from echoink.training.trainer import EchoInkTrainer
 save = EchoInkTrainer.save_state_beside
 def dies(self, folder):
     save(self, folder)
@@ -50,7 +50,7 @@ EchoInkTrainer.save_state_beside = dies
 """
 DIES_AFTER_STEP_2 = """
 import os
-from echoink.trainer import EchoInkTrainer
+from echoink.training.trainer import EchoInkTrainer
 log = EchoInkTrainer.log
 def dies(self, *words, **more):
     log(self, *words, **more)
@@ -60,13 +60,13 @@ EchoInkTrainer.log = dies
 """
 DIES_AT_THE_END = """
 import os
-from echoink.phases import Evaluator
+from echoink.evaluation.evaluator import Evaluator
 Evaluator.phase = lambda *_, **__: os._exit(3)
 """
 HANGS = """
 import time
-from echoink import rollout
-rollout.generate = lambda *_, **__: time.sleep(600)
+from echoink.training import trainer
+trainer.generate = lambda *_, **__: time.sleep(600)
 """
 
 

@@ -122,7 +122,7 @@ def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has
         def wait(self):
             return 1
 
-    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
+    monkeypatch.setattr(sweep_job.subprocess, "Popen", Process)
     job = make_run(tmp_path / "3", ["grpo.beta=0"], status="killed")
     if has_checkpoint:
         files = ("model.safetensors", *checkpoint.STATE)

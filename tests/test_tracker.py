@@ -40,12 +40,15 @@ def script(folder: Path, body: str) -> subprocess.CompletedProcess:
         """
         import os, signal, sys, time
         from pathlib import Path
-        from echoink import signals, stored, tracker, tracking
+        from echoink.common import signals
+        from echoink.run_folder.folder import RunFolder
+        from echoink.tracking.client import Record, absolute_uri
+        from echoink.tracking.logger import Tracker
         signals.install()
-        uri = stored.absolute_uri("sqlite:///outputs/mlflow.db", Path({folder!r}))
-        with tracking.RunFolder(Path({folder!r}) / "run", "train", "x", 0) as files:
-            record = stored.Record("x", "run", {{"a": 1}}, {{}})
-            with tracker.Tracker(uri, record.kept(files.path), files.path, files) as view:
+        uri = absolute_uri("sqlite:///outputs/mlflow.db", Path({folder!r}))
+        with RunFolder(Path({folder!r}) / "run", "train", "x", 0) as files:
+            record = Record("x", "run", {{"a": 1}}, {{}})
+            with Tracker(uri, record.kept(files.path), files.path, files) as view:
                 {body}
         """
     ).format(folder=str(folder), body=body)
@@ -77,10 +80,11 @@ def test_status_is_true(tmp_path, body, status):
 
 def test_processes_that_start_on_a_fresh_store_at_once_all_succeed(tmp_path):
     code = (
-        "from pathlib import Path; from echoink import stored, tracker; import sys, time;"
-        f"uri = stored.absolute_uri('sqlite:///new/mlflow.db', Path({str(tmp_path)!r}));"
-        f"\nrecord = stored.Record('x', 'run', {{}}, {{}})"
-        f"\nwith tracker.Tracker(uri, record, Path({str(tmp_path)!r})) as view:"
+        "from pathlib import Path; from echoink.tracking.client import Record, absolute_uri; import sys, time;"
+        "from echoink.tracking.logger import Tracker;"
+        f"uri = absolute_uri('sqlite:///new/mlflow.db', Path({str(tmp_path)!r}));"
+        f"\nrecord = Record('x', 'run', {{}}, {{}})"
+        f"\nwith Tracker(uri, record, Path({str(tmp_path)!r})) as view:"
         "\n view.row({'m': 1.0, 'step': 1, 'timestamp': 1})"
         "\nsys.exit(view.run_id is None or view.refused is not None)"
     )

@@ -22,7 +22,7 @@ def test_the_commit_is_this_checkouts_and_no_others(tmp_path, monkeypatch):
             out = {"--show-toplevel": root, "HEAD": "c0ffee", "--porcelain": ""}[command[-1]]
             return subprocess.CompletedProcess(command, 0, out, "")
 
-        monkeypatch.setattr(run_folder.subprocess, "run", run)
+        monkeypatch.setattr("echoink.run_folder.environment.subprocess.run", run)
         return git()
 
     checkout = Path(run_folder.__file__).parent.parent.parent

@@ -282,7 +282,7 @@ def test_the_development_split_is_for_choosing(place):
 
 
 def test_an_exception_is_in_the_log(place):
-    code = "from echoink import models; models.describe = None; from echoink.train import main; main()"
+    code = "from echoink.models import loading; loading.describe = None; from echoink.train import main; main()"
     done = processes.run(place, *SMALL, "name=broken", code=code)
     assert done.returncode == 1
     (folder,) = (place / "outputs/broken").iterdir()
