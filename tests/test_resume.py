@@ -389,9 +389,8 @@ def written_by_another(folder: Path):
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from echoink.run_folder.environment import environment
-from echoink.run_folder.folder import RunFolder
-tracking.take(Path({str(folder)!r}))
+from echoink.run_folder.folder import take
+take(Path({str(folder)!r}))
 print("holds", flush=True)
 time.sleep(60)
 """
