@@ -12,7 +12,6 @@ import pickle
 import signal
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
-from echoink.training import importance_sampling
+from echoink.training import grpo, importance_sampling
 from echoink.training.callbacks import Recorder
 from echoink.training.metrics import metrics_of
 from echoink.training.trainer import EchoInkTrainer
@@ -320,46 +319,37 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
         recorder = Recorder(folder, Tracker(None, Record("x", "x", {}, {}), folder.path), 3, 8, 1, 2, alarm=0.05)
         wanted = dict.fromkeys(("reward/accuracy", "reward/format", "completion/mean_length", "time/step"), 1.0)
         for step, row in enumerate(rows):
-            logs = {"loss": 0.0, "sampling/sampling_logp_difference/mean": row["engine/logp_difference_mean"]}
-            names = {"rewards/accuracy/mean": 1.0, "rewards/format/mean": 1.0, "completions/mean_length": 1.0}
+            logs = {"loss": 0.0, "engine/logp_difference_mean": row["engine/logp_difference_mean"]}
             state = type("State", (), {"is_world_process_zero": True, "global_step": step + 1, "epoch": 0.0})
-            recorder.on_log(None, state, None, logs | names | {"time/step": wanted["time/step"]})
+            recorder.on_log(None, state, None, logs | wanted)
     said = capsys.readouterr().out
     assert said.count("it samples from another policy") == 1 and "step 2" in said.replace("\n", " ")
 
 
 @pytest.mark.parametrize("mode", list(Correction), ids=lambda mode: mode.name)
 @pytest.mark.parametrize("beta", [0, 0.04])
-def test_the_loss_is_weighted_as_trl_does_and_without_its_pass(train, monkeypatch, mode, beta):
+def test_an_engines_rollout_is_corrected_in_the_loss_without_a_pass_of_its_own(train, monkeypatch, mode, beta):
     """The stand-in says of each token half its probability: ratios of 2 a token, 2^n a completion."""
     monkeypatch.setenv("STAND_IN", "lies")
-    passes, found = [], {}
+    passes = []
 
-    def spoil(trainer, late):
-        compute = trainer._get_per_token_logps_and_entropies
-        trainer._weighs_late, trainer.vllm_importance_sampling_correction = late, not late
+    def spoil(trainer):
+        compute = trainer._log_probabilities
 
-        def counted(*words, **more):
-            passes.append(late)
-            return compute(*words, **more)
+        def counted(model, *words):
+            passes.append(torch.is_grad_enabled())
+            return compute(model, *words)
 
-        trainer._get_per_token_logps_and_entropies = counted
+        trainer._log_probabilities = counted
 
     settings = [f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", f"grpo.beta={beta}"]
-    for late in (True, False):
-        found[late], _ = train(*settings, spoil=partial(spoil, late=late))
-    assert passes.count(True) == passes.count(False) - 3 * 1  # steps; one pass over each rollout less
-    told = (
-        ("engine/logp_difference_mean", "engine/ratio_max") if beta else ()
-    )  # without it of groups with a signal only
-    told = told[:1] if mode is Correction.none else told  # TRL tells the ratios that are then not used
-    for row, wanted in zip(found[True], found[False], strict=True):
-        for name in ("train/loss", "train/grad_norm", *told):
-            assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5), name
+    logged, _ = train(*settings, spoil=spoil)
+    assert passes.count(False) == (3 if beta else 0), "only the reference makes passes without a gradient"
+    for row in logged:
         assert row.get("engine/logp_difference_mean", 0.6931) == pytest.approx(0.6931, abs=1e-3)
-    if told[1:] and mode is not Correction.sequence_mask:
-        most = {"token_truncate": 2, "token_mask": 2, "sequence_truncate": 3}[mode.name]
-        assert found[True][0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)
+    if beta and mode is not Correction.sequence_mask:  # without it only groups with a signal are compared
+        most = {"none": 1, "token_truncate": 2, "token_mask": 2, "sequence_truncate": 3}[mode.name]
+        assert logged[0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)
 
 
 def test_weights_by_hand():
@@ -377,15 +367,13 @@ def test_weights_by_hand():
         "sequence_mask": [[1], [0]],
     }
     for how in Correction:
-        assert torch.allclose(
-            importance_sampling.ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float()
-        )
-    weights = importance_sampling.ratio(logps, told, mask, Correction.token_truncate, 3.0)
+        assert torch.allclose(grpo.engine_ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float())
+    weights = grpo.engine_ratio(logps, told, mask, Correction.token_truncate, 3.0)
     empty = importance_sampling.notes(logps, told, torch.zeros_like(mask), weights)
     found = importance_sampling.metrics(torch.stack([importance_sampling.notes(logps, told, mask, weights), empty]))
-    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx((1 + 1 + 3) / 5)
-    assert found["sampling/sampling_logp_difference/max"] == 3
-    ratios = [found[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
+    assert found["engine/logp_difference_mean"] == pytest.approx((1 + 1 + 3) / 5)
+    assert found["engine/logp_difference_max"] == 3
+    ratios = [found[f"engine/ratio_{name}"] for name in ("min", "mean", "max")]
     assert ratios == pytest.approx([1 / e, (1 + e + 1 / e + 3 + 1) / 5, 3])
     assert importance_sampling.metrics(empty[None]) == {}
 

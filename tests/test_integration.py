@@ -140,10 +140,11 @@ def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, sampl
     inputs = [{"prompt": s.id} for s in samples[:2] for _ in range(G)]
     plain = make_trainer()._generate_and_score_completions(inputs)["advantages"]
     monkeypatch.setattr(integration, "needs_both", lambda *_: torch.tensor([True, False]))
-    trainer = make_trainer(rule=Rule.need, rule_weight=2.0)
+    rows = []
+    trainer = make_trainer(rule=Rule.need, rule_weight=2.0, on_rollout=rows.extend)
     found = trainer._generate_and_score_completions(inputs)["advantages"]
     assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
-    assert list(trainer._logs["advantages"]) == found.tolist(), "what is recorded is what is used"
+    assert [row["advantage"] for row in rows] == found.tolist(), "what is recorded is what is used"
     assert trainer._metrics["train"]["integration/fires"] == [0.5]
     without = trainer._fusion._right_without
     assert without.shape == (2, 2 * G) and set(without.flatten().tolist()) <= {0.0, 1.0}
@@ -152,9 +153,10 @@ def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, sampl
 def test_a_prompt_without_both_senses_is_paid_nothing(make_trainer, samples):  # noqa: F811
     chosen = [without(samples[0], Variant.no_audio), samples[1]]
     for rule in (Rule.counterfactual, Rule.omnivideo_r1, Rule.video_r1):
-        trainer = make_trainer(rule=rule, rule_weight=1.0, chosen=chosen)
+        rows = []
+        trainer = make_trainer(rule=rule, rule_weight=1.0, chosen=chosen, on_rollout=rows.extend)
         trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
-        assert list(trainer._logs["rewards"]["integration"])[:G] == [0.0] * G
+        assert [row["integration"] for row in rows][:G] == [0.0] * G
 
 
 def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_same_seed(make_trainer, samples):  # noqa: F811

@@ -236,13 +236,10 @@ def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_t
     trainer.model.train()
     ids = [sample.id for sample in samples[:4] for _ in range(G)]
     scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
-    rows = torch.cat([scored["prompt_ids"], scored["completion_ids"]], 1)
-    mask = torch.cat([scored["prompt_mask"], scored["completion_mask"]], 1)
-    keep = scored["completion_ids"].shape[1]
     with torch.no_grad():
-        together, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, rows, mask, keep)
-        for row in range(len(rows)):
-            prompt = trainer._prompts[row // G]
+        together, _ = trainer._log_probabilities(trainer.model, scored)
+        for row in range(len(together)):
+            prompt = trainer.rollout.prompts[row // G]
             length = int(scored["completion_mask"][row].sum())
             ids = torch.cat([prompt.input_ids, scored["completion_ids"][row, :length]])[None]
             logits = load_model("tiny").eval()(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits
@@ -334,7 +331,7 @@ def test_loss_and_reference_compute_each_prompt_once(make_trainer, counts):
     loss = counts(reference)
     trainer.train()
     completion_tokens = sum(row["tokens"] for row in rows)
-    prompt_tokens = sum(len(prompt.input_ids) for prompt in trainer._prompts)
+    prompt_tokens = sum(len(prompt.input_ids) for prompt in trainer.rollout.prompts)
     assert loss["tokens"] == prompt_tokens - 2 + completion_tokens
     assert loss["tokens calls"] == 1
 
@@ -358,7 +355,7 @@ def test_groups_without_a_signal_are_left_out_where_that_changes_nothing(make_tr
         loss.backward()
         found[packed] = loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         if packed == "true":
-            prompt = trainer._prompts[0]
+            prompt = trainer.rollout.prompts[0]
             assert seen["tokens"] == len(prompt.input_ids) - 1 + int(scored["completion_mask"][:G].sum())
     assert found["true"][0] == pytest.approx(found["false"][0], abs=1e-6)
     assert (found["true"][1] - found["false"][1]).norm() <= 1e-5 * found["false"][1].norm()
@@ -397,8 +394,8 @@ def test_entropy_is_that_of_the_groups_that_count(make_trainer, samples):
     found = []
     for part in (scored, {name: value[:G] if value.ndim else value for name, value in scored.items()}):
         trainer._compute_loss(trainer.model, part)
-        trainer._average_over_tokens()
-        found += trainer._metrics["train"].pop("entropy")
+        trainer._note_means()
+        found += trainer._metrics["train"].pop("grpo/entropy")
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -635,10 +632,15 @@ def test_stable_metric_names(make_trainer):
     make_trainer("trainer.steps=2", callbacks=[catch]).train()
     rows = catch.rows
     assert len(rows) == 2
-    expected = {*METRICS.values(), "time/rollout", "time/reward", "time/logprob", "time/update", "time/step"}
-    expected = {name for name in expected | {"time/media"} if not name.startswith("engine/")}
-    # of a reward.file, of a weight of integration, of a step without a finite gradient
-    expected -= {"reward/custom", "reward/integration", "train/skipped"}
+    expected = {
+        "reward/accuracy",
+        "reward/format",
+        "reward/total",
+        "completion/mean_length",
+        "completion/clipped_ratio",
+    }
+    expected |= {"grpo/kl", "grpo/entropy", "grpo/zero_std_ratio", *METRICS.values()} - {"train/skipped"}
+    expected |= {f"time/{name}" for name in ("media", "rollout", "reward", "logprob", "update", "step")}
     expected |= {f"reflection/{name}" for name in (*SIGNS, "words")}
     assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)
     parts = sum(rows[1][name] for name in ("time/rollout", "time/reward", "time/logprob", "time/update"))
@@ -648,15 +650,8 @@ def test_stable_metric_names(make_trainer):
 SIGNATURES = {
     "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)",
     "_prepare_inputs": "(self, generation_batch: dict",
-    "_tokenize_prompts": "(self, prompts: list)",
-    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
-    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
     "_generate_and_score_completions": "(self, inputs: list[dict",
     "_compute_loss": "(self, model, inputs)",
-    "_get_per_token_logps_and_entropies": (
-        "(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, "
-        "compute_aux_loss=False, "
-    ),
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "log": "(self, logs: dict[str, float], start_time: float | None = None)",
 }

@@ -1,7 +1,6 @@
-"""The loss's correction for rollouts that another engine made: it samples from nearly the policy, not from it.
+"""What is logged of an engine's rollout: how far its log-probabilities are from the policy's, and the loss's weights.
 
-TRL's truncated or masked importance sampling, for a rollout with one update: the policy's log-probabilities are then
-those of the loss itself, and no pass over the rollout is made for them (with several updates TRL makes it).
+The weights themselves are `grpo.engine_ratio`.
 
 Shapes: R rows, C completion tokens.
 """
@@ -9,42 +8,10 @@ Shapes: R rows, C completion tokens.
 import torch
 from torch import Tensor
 
-from echoink.config.schema import Correction
 
-NAMES = {
-    "difference": "sampling/sampling_logp_difference",
-    "ratio": "sampling/importance_sampling_ratio",
-}
-"""Of the metrics, as TRL has them."""
-
-
-def ratio(logps: Tensor, told: Tensor, mask: Tensor, how: Correction, most: float) -> Tensor:
-    """Probability of what was sampled under the policy over that under the engine, bounded.
-
-    Args:
-        logps: of the policy, [R, C].
-        told: of the engine, [R, C]; not a number where it has none.
-        mask: True where a token counts, [R, C].
-        how: see `Correction`.
-        most: the bound.
-
-    Returns:
-        Weights of the loss: [R, C] for tokens, [R, 1] for sequences.
-    """
-    if how is Correction.none:
-        return torch.ones_like(logps)
-    difference = ((logps - told) * mask).nan_to_num(nan=0.0)
-    if how in (Correction.sequence_truncate, Correction.sequence_mask):
-        difference = difference.sum(1, keepdim=True)
-    found = difference.exp()
-    if how in (Correction.token_truncate, Correction.sequence_truncate):
-        return found.clamp(max=most)
-    return found.masked_fill(found > most, 0)
-
-
-def notes(logps: Tensor, told: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def notes(logps: Tensor, engine: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """What `metrics` needs of one micro-batch: [7], sums, counts and extremes."""
-    difference = (logps - told).abs()[mask]
+    difference = (logps - engine).abs()[mask]
     difference = difference[~difference.isnan()]
     inside = weights[mask] if weights.shape == mask.shape else weights[mask.any(1)]
     if not len(difference):
@@ -71,9 +38,9 @@ def metrics(noted: Tensor) -> dict[str, float]:
     if not count.sum():
         return {}
     return {
-        f"{NAMES['difference']}/mean": float(total.sum() / count.sum()),
-        f"{NAMES['difference']}/max": float(largest.max()),
-        f"{NAMES['ratio']}/min": float(least.min()),
-        f"{NAMES['ratio']}/mean": float(weights.sum() / rows.sum()),
-        f"{NAMES['ratio']}/max": float(most.max()),
+        "engine/logp_difference_mean": float(total.sum() / count.sum()),
+        "engine/logp_difference_max": float(largest.max()),
+        "engine/ratio_min": float(least.min()),
+        "engine/ratio_mean": float(weights.sum() / rows.sum()),
+        "engine/ratio_max": float(most.max()),
     }

@@ -4,12 +4,11 @@ The paper's algorithm (Section 3.2) and where each line happens:
 
     for each step
         draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
-        sample o_1 … o_G from pi_theta(· | q)              _generate_single_turn → rollout.generate
-        r_i = lambda_acc R_acc(o_i) + lambda_fmt R_fmt(o_i)     rewards.py, weighted by TRL (_calculate_rewards)
-        A_i = (r_i - mean r) / (std r + 1e-4)              TRL (_generate_and_score_completions), Eq. 1
-        log pi_theta(o_it), log pi_ref(o_it)               _get_per_token_logps_and_entropies → shared_prefix
-        KL_it = exp(d) - d - 1,  d = log pi_ref - log pi_theta  TRL (_compute_loss)
-        L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     TRL (_compute_loss), Eq. 2
+        sample o_1 … o_G from pi_theta(· | q)              _sample_completions → rollout.generate
+        r_i = Σ_k λ_k R_k(o_i)                             _rewards; grpo.total_reward, Eq. 5
+        A_i = (r_i - mean r) / (std r + 1e-4)              _advantages → grpo.advantages, Eq. 1
+        log pi_theta(o_it), log pi_ref(o_it)               _log_probabilities → models.logprobs
+        L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
         update theta                                       transformers.Trainer
 
 TRL knows pictures but no sound, processes, encodes, prefills and back-propagates every prompt G times and scatters a
@@ -19,15 +18,14 @@ stays whole; picture and sound reach the rollout and the loss alike. At beta = 0
 left out of the loss, which does not change it; the entropy is then that of the other groups. (A micro-batch of such
 groups alone still computes one prompt with one token, for a gradient of zero.)
 
-Departures from the paper's public code: M-RoPE positions in the loss, d is not clamped to ±10.
+Departure from the paper's public code: M-RoPE positions in the loss.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,29 +37,31 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
 from trl import GRPOConfig
 from trl.models import prepare_deepspeed
-from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import add_fused_lm_head, pad, split_tensor_dict
 
 from echoink.common import signals
-from echoink.config.schema import Advantage, Correction
+from echoink.config.schema import Advantage, Correction, Loss, Scale
 from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.prefetch import Ahead
-from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.processor import PromptProcessor
 from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, sharding, watchdog
 from echoink.evaluation import reflection
-from echoink.models import logprobs
-from echoink.models.encoders import Features, encode_media, same_towers, towers_learn
-from echoink.models.logprobs import score, without_silent_groups
+from echoink.models.encoders import encode_media, same_towers, towers_learn
+from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.types import Match, Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
+from echoink.rollout.types import Rollout
 from echoink.rollout.vllm_engine import Engine
-from echoink.training import importance_sampling, rng_state
+from echoink.training import grpo, importance_sampling, rng_state
 from echoink.training.integration_reward import Fusion
 from echoink.training.resumable_trainer import Resumable
+from echoink.training.step_timer import StepTimer
 
 
 class EchoInkTrainer(Resumable):
@@ -112,33 +112,23 @@ class EchoInkTrainer(Resumable):
         corrects: Correction = Correction.none,
     ):
         self._prompt_processor, self._ahead = processor, Ahead(processor)
-        self._upcoming: list[str] = []  # what the data loader has read since the last rollout
+        self._upcoming: list[str] = []  # sample ids that the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
-        self._prompts: list[PromptInputs] = []  # the unique prompts of the buffered rollout, and their ids
-        self._prompt_ids: list[str] = []
-        self._asked: list[Sample] = []  # as they were asked: with modality dropout perhaps without a sense
-        self._lengths: list[int] = []  # tokens of its completions
-        self._owner: list[int] = []  # for each active row the index of its prompt
-        self._features: list[Features] | None = None  # of the unique prompts, where the towers are frozen
-        self._scored: Tensor | None = None  # [R, C], the tokens that the loss computes, where it does not need all
-        self._counted: Tensor | None = None  # [R, C], those of groups with a signal
-        self._token_counts: list[list[int]] = []  # of each micro-batch of the step, over all processes: all, counted
+        self.rollout: Rollout | None = None  # the one whose micro-batches are buffered
         self._shared_prefix = shared_prefix
         self._rule_weight = rule_weight
         self._dropout = modality_dropout
-        self._stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
+        stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
         self._engine = engine
         self._pushed: int | None = None  # the step whose weights the engine has
         self._correction, self._most = corrects, args.vllm_importance_sampling_clip_max
-        self._weighed: dict[str, Tensor] | None = None  # inputs of the loss that wait for its log-probabilities
-        self._compared: list[Tensor] = []  # of each micro-batch of the step, with the engine's
+        self._loss, self._scale, self._clip = Loss[args.loss_type], Scale[args.scale_rewards], args.epsilon
         self._rejects = advantage is Advantage.rejection
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._step_started: float | None = None
+        # Sums of the step's micro-batches, over all processes, see `_compute_loss`.
+        self._token_sums: list[list[float]] = []
+        self._engine_notes: list[Tensor] = []
         self._random_state = rng_state.state()  # as of the end of the last whole step
-        self._skipped = False
-        self._order: GroupSampler | None = None
 
         def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
             asked = (self._samples[prompt] for prompt in prompts)
@@ -153,8 +143,8 @@ class EchoInkTrainer(Resumable):
 
         def integration(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_):
             right = torch.tensor(accuracy(prompts, completions), device=self.accelerator.device)
-            with self._timed("time/integration"), self.whole() as thinker, self.accelerator.autocast():
-                return self._fusion.reward(thinker, right, completion_ids, self._owner).tolist()
+            with self.timer.section("time/integration"), self.whole() as thinker, self.accelerator.autocast():
+                return self._fusion.reward(thinker, right, completion_ids, self.rollout.prompt_index).tolist()
 
         self._accuracy = accuracy
         self._fusion = None
@@ -176,13 +166,17 @@ class EchoInkTrainer(Resumable):
         )
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
-        # Now TRL does what follows such a rollout, and starts no engine of its own. With one update it is spared a pass
-        # over the rollout, see `correction`.
-        self.use_vllm = engine is not None
-        self._weighs_late = self.use_vllm and args.num_iterations == 1
-        self.vllm_importance_sampling_correction = self.use_vllm and not self._weighs_late
+        self.timer = StepTimer(self.accelerator.device)
+        self._order = GroupSampler(
+            prompts=len(self._samples),
+            group_size=self.num_generations,
+            block=self.args.generation_batch_size // self.num_generations,
+            repeats=self.num_iterations * self.args.steps_per_generation,
+            seed=self.args.seed,
+            stages=stages,
+        )
         args.beta = self.beta = beta
-        # With an adapter TRL switches it off for the reference.
+        # With an adapter the model is its own reference, the adapter switched off.
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for thinker in filter(None, (model, reference)):
@@ -199,14 +193,6 @@ class EchoInkTrainer(Resumable):
     # --- prompts ---
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
-        self._order = GroupSampler(
-            prompts=len(self.train_dataset if dataset is None else dataset),
-            group_size=self.num_generations,
-            block=self.args.generation_batch_size // self.num_generations,
-            repeats=self.num_iterations * self.args.steps_per_generation,
-            seed=self.args.seed,
-            stages=self._stages,
-        )
         return self._order
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
@@ -227,19 +213,9 @@ class EchoInkTrainer(Resumable):
 
     def _look_ahead(self) -> None:
         """Let threads make the next rollout's prompts; not before this one is done, whose decoding needs Python too."""
-        now = set(self._prompt_ids)  # a rollout's rows are read again for each of its updates
+        now = set(self.rollout.ids)  # a rollout's rows are read again for each of its updates
         self._ahead.ask([self._samples[id] for id in self._upcoming if id not in now])
         self._upcoming.clear()
-
-    def _tokenize_prompts(self, prompts: list[str]):
-        # A prompt travels through TRL as its sample's id; here it becomes tokens and media, once per unique prompt.
-        self._prompt_ids = list(dict.fromkeys(prompts))
-        watchdog.at(f"step {self.state.global_step + 1}, rollout of {', '.join(self._prompt_ids)}")
-        with self._timed("time/media"):
-            self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
-            self._prompts = self._ahead.take(self._asked)
-        self._owner = [self._prompt_ids.index(prompt) for prompt in prompts]
-        return [self._prompts[index].input_ids.tolist() for index in self._owner], None, {}
 
     def _shown(self, sample: Sample) -> Sample:
         """The sample as this step asks it: with modality dropout perhaps without a sense."""
@@ -249,260 +225,287 @@ class EchoInkTrainer(Resumable):
         coin = uniforms(self.args.seed, number, f"dropout {sample.id}", 1, 2).flatten().tolist()
         return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._dropout else sample
 
-    # --- rollout, rewards, advantages ---
-
-    def _generate_single_turn(
-        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        group, sampling = num_generations, self._sampling()
-        unique = range(len(self._prompts))
-        assert self._owner == [index for index in unique for _ in range(group)], "a group was split"
-        seed, step, length = self.args.seed, self.state.global_step, sampling.max_new_tokens
-        noise = torch.stack([uniforms(seed, step, id, group, length) for id in self._prompt_ids])
-        with self._timed("time/rollout"), self.whole() as model, self.accelerator.autocast():
-            features = logps = None
-            if self._engine is None or self._fusion or not towers_learn(model.model):
-                with torch.no_grad():
-                    features = encode_media(model.model, self._prompts)
-            if self._engine:
-                completions, logps = self._generate_by_engine(model, group)
-            else:
-                completions = generate(
-                    model,
-                    self._prompts,
-                    noise,
-                    [sampling.temperature] * group,
-                    sampling,
-                    self.eos_token_ids,
-                    self._tokenizer.pad_token_id,
-                    features,
-                )
-            if self._fusion:
-                with self._timed("time/integration"):
-                    self._fusion.take(self._asked, self._prompts, features)
-                    self._fusion.answer_again(
-                        model, self._prompt_ids, noise, sampling, self.eos_token_ids, self._tokenizer.pad_token_id
-                    )
-            # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
-            self._features = None if towers_learn(model.model) else features
-        self._lengths = [len(completion) for completion in completions]
-        self._look_ahead()
-        return completions, logps
-
-    def _generate_by_engine(self, model, group: int) -> tuple[list[list[int]], list[list[float]]]:
-        step = self.state.global_step
-        if self._pushed != step:
-            with self._timed("time/push"):
-                self._engine.push(model)
-            self._pushed = step
-        seeds = [seed_of(self.args.seed, step, id) for id in self._prompt_ids]
-        return self._engine.generate(self._prompts, seeds, group)
-
-    def _sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        with self._timed("time/reward"):
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+    # --- rollout, rewards, advantages, log-probabilities: in the order of the paper ---
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
-        scored = super()._generate_and_score_completions(inputs)
-        if "importance_sampling_ratio" in scored and self._correction is Correction.none:
-            scored["importance_sampling_ratio"].fill_(1)
-            for kind in ("min", "mean", "max"):
-                self._metrics["train"][f"{importance_sampling.NAMES['ratio']}/{kind}"][-1] = 1.0
-        # The rows are split into micro-batches; each keeps the index of its prompt, whose media stay in _prompts.
-        scored["prompt_index"] = torch.tensor(self._owner, device=self.accelerator.device)
+        self.rollout = rollout = self._sample_completions([row["prompt"] for row in inputs])
+        texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
+        with self.timer.section("time/reward"):
+            rewards = self._rewards(rollout, texts)
+        advantages = self._advantages(rollout, rewards, texts)
+        batch = self._as_tensors(rollout) | {"advantages": advantages}
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            # With one update per rollout the policy of the loss is still the one that sampled: the loss takes its own
+            # log-probabilities for the old ones, and an engine's rollout is corrected there too.
+            if self.num_iterations > 1:
+                batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
+                if rollout.engine_logps is not None:
+                    mask = batch["completion_mask"].bool()
+                    batch["importance_sampling_ratio"] = self._engine_ratio(batch["old_per_token_logps"], batch, mask)
+            if self.beta:
+                batch["ref_per_token_logps"] = self._reference_log_probabilities(batch)
+        self._log_rollout(rollout, rewards, texts, advantages)
+        return batch
+
+    def _sample_completions(self, row_ids: list[str]) -> Rollout:
+        """Each prompt processed, encoded and prefilled once; G completions of it, by our decoder or by an engine."""
+        ids, group = list(dict.fromkeys(row_ids)), self.num_generations
+        watchdog.at(f"step {self.state.global_step + 1}, rollout of {', '.join(ids)}")
+        prompt_index = [ids.index(id) for id in row_ids]
+        assert prompt_index == [index for index in range(len(ids)) for _ in range(group)], "a group was split"
+        with self.timer.section("time/media"):
+            samples = [self._shown(self._samples[id]) for id in ids]
+            prompts = self._ahead.take(samples)
+        sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
+        seed, step = self.args.seed, self.state.global_step
+        noise = torch.stack([uniforms(seed, step, id, group, sampling.max_new_tokens) for id in ids])
+        ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
+        with self.timer.section("time/rollout"), self.whole() as model, self.accelerator.autocast():
+            features = engine_logps = None
+            if self._engine is None or self._fusion or not towers_learn(model.model):
+                with torch.no_grad():
+                    features = encode_media(model.model, prompts)
+            if self._engine:
+                if self._pushed != step:
+                    with self.timer.section("time/push"):
+                        self._engine.push(model)
+                    self._pushed = step
+                completions, engine_logps = self._engine.generate(
+                    prompts, [seed_of(seed, step, id) for id in ids], group
+                )
+            else:
+                temperatures = [sampling.temperature] * group
+                completions = generate(model, prompts, noise, temperatures, sampling, ends, pad, features)
+            if self._fusion:
+                with self.timer.section("time/integration"):
+                    self._fusion.take(samples, prompts, features)
+                    self._fusion.answer_again(model, ids, noise, sampling, ends, pad)
+            # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
+            features = None if towers_learn(model.model) else features
+        return Rollout(samples, prompts, features, prompt_index, completions, engine_logps)
+
+    def _rewards(self, rollout: Rollout, texts: list[str]) -> Tensor:
+        """R_k(o_i) of the rows of all processes, [R, K]."""
+        given = {"prompts": rollout.row_ids, "completions": texts, "completion_ids": rollout.completions}
+        columns = [function(**given) for function in self.reward_funcs]
+        return self.accelerator.gather(torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T)
+
+    def _advantages(self, rollout: Rollout, rewards: Tensor, texts: list[str]) -> Tensor:
+        """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
+        group, rows = self.num_generations, len(texts)
+        total = grpo.total_reward(rewards, self.reward_weights.to(rewards.device))
+        deviation = grpo.standard_deviation(total, group, self._scale)
+        silent = torch.isclose(deviation, torch.zeros_like(deviation))
+        for name, column in zip(self.reward_func_names, rewards.T, strict=True):
+            self._note(f"reward/{name}", column.mean())
+        self._note("reward/total", total.mean())
+        self._note("grpo/zero_std_ratio", silent.float().mean())
+        own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        if self._rejects:
+            return grpo.rejection(rewards[own, self.reward_func_names.index("accuracy")])
+        advantages = grpo.advantages(total, group, self._scale)[own]
+        if self._fusion and not self._fusion.pays:  # the rule weighs groups instead of rewarding rows
+            right = torch.tensor(self._accuracy(rollout.row_ids, texts), device=advantages.device)
+            advantages = advantages * (1 + self._rule_weight * self._fusion.weights(right, group))
+        return advantages
+
+    def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:
+        """The rows as tensors, under TRL's names: a checkpoint in the middle of a rollout holds them."""
+        device, pad_id = self.accelerator.device, self._tokenizer.pad_token_id
+
+        def padded(rows: Iterable[Sequence], value: float, side: str = "right") -> Tensor:
+            return pad([torch.as_tensor(row) for row in rows], padding_value=value, padding_side=side).to(device)
+
+        prompts = [rollout.prompts[index].input_ids for index in rollout.prompt_index]
+        batch = {
+            "prompt_ids": padded(prompts, pad_id, "left"),
+            "prompt_mask": padded([[1] * len(ids) for ids in prompts], 0, "left"),
+            "completion_ids": padded(rollout.completions, pad_id),
+            "completion_mask": padded([[1] * length for length in rollout.lengths], 0),
+            "prompt_index": torch.tensor(rollout.prompt_index, device=device),
+        }
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+        if rollout.engine_logps is not None:
+            unknown = float("nan")
+            rows = [[unknown if x is None else x for x in row] for row in rollout.engine_logps]
+            batch["sampling_per_token_logps"] = padded(rows, 0.0)
+        return batch
+
+    def _reference_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
+        """log π_ref [R, C]."""
+        if self.ref_model is not None:
+            return self._log_probabilities(self.ref_model, batch)[0]
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return self._log_probabilities(self.model, batch)[0]
+
+    def _log_rollout(self, rollout: Rollout, rewards: Tensor, texts: list[str], advantages: Tensor) -> None:
+        """Note the rollout's metrics and hand its rows to `on_rollout`."""
+        device = self.accelerator.device
+        ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        lengths = self.accelerator.gather(torch.tensor(rollout.lengths, device=device))
+        cut = self.accelerator.gather(torch.tensor([o[-1] not in ends for o in rollout.completions], device=device))
+        prompt_tokens = torch.tensor([len(rollout.prompts[i].input_ids) for i in rollout.prompt_index], device=device)
+        seen = self.accelerator.gather(prompt_tokens).sum() + lengths.sum()
+        self.state.num_input_tokens_seen += seen.item()
+        self._note("completion/mean_length", lengths.float().mean())
+        self._note("completion/clipped_ratio", cut.float().mean())
         if self._fusion:
-            if not self._fusion.pays:  # it weighs the groups instead
-                own = [self._prompt_ids[index] for index in self._owner]
-                texts = self._tokenizer.batch_decode(scored["completion_ids"], skip_special_tokens=True)
-                right = torch.tensor(self._accuracy(own, texts), device=self.accelerator.device)
-                weights = 1 + self._rule_weight * self._fusion.weights(right, self.num_generations)
-                scored["advantages"] *= weights
-                self._log_advantages(self.accelerator.gather(scored["advantages"]).tolist())
             notes = gather_object([self._fusion.notes])  # a process without such prompts has none
             for name in sorted({name for found in notes for name in found}):
                 means = [found[name] for found in notes if name in found]
-                mean = sum(value * count for value, count in means) / sum(count for _, count in means)
-                self._metrics["train"][name].append(mean)
-        if self._rejects:
-            right = [float(reward == 1) for reward in self._logs["rewards"]["accuracy"]]
-            self._log_advantages(right)
-            own = slice(
-                self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
-            )
-            scored["advantages"] = torch.tensor(right, device=self.accelerator.device)[own]
-        for name, rate in reflection.rates(list(self._logs["completion"])).items():
-            self._metrics["train"][f"reflection/{name}"].append(rate)
-        if self._on_rollout is not None:
-            rows = self._rollout_rows()
-            if self.accelerator.is_main_process:
-                self._on_rollout(rows)
-        return scored
-
-    def _log_advantages(self, used: list[float]) -> None:
-        """Put the advantages that are used in the place of those that TRL logged."""
-        self._logs["advantages"].clear()
-        self._logs["advantages"].extend(used)
-
-    def _rollout_rows(self) -> list[dict]:
-        names, log = self.reward_func_names, self._logs
-        ids, texts, advantages = list(log["prompt"]), list(log["completion"]), list(log["advantages"])
-        rewards = {name: list(log["rewards"][name]) for name in names}
-        tokens = gather_object(self._lengths)
-        return [
+                self._note(name, sum(value * count for value, count in means) / sum(count for _, count in means))
+        first = self.accelerator.process_index * len(texts)
+        rows = [
             {
                 "step": self.state.global_step + 1,
-                "id": ids[row],
+                "id": id,
                 "g": row % self.num_generations,
                 "text": texts[row],
-                "tokens": tokens[row],
-                **{name: rewards[name][row] for name in names},
-                "advantage": advantages[row],
+                "tokens": rollout.lengths[row],
+                **dict(zip(self.reward_func_names, rewards[first + row].tolist(), strict=True)),
+                "advantage": advantages[row].item(),
             }
-            for row in range(len(ids))
+            for row, id in enumerate(rollout.row_ids)
         ]
+        rows = gather_object(rows)
+        for name, rate in reflection.rates([row["text"] for row in rows]).items():
+            self._note(f"reflection/{name}", rate)
+        if self._on_rollout is not None and self.accelerator.is_main_process:
+            self._on_rollout(rows)
+
+    def _note(self, name: str, value: Tensor | float) -> None:
+        """Keep a number for the log of this step."""
+        self._metrics["train"][name].append(float(value))
 
     # --- loss ---
 
     def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
-        self._owner = inputs["prompt_index"].tolist()
-        ids = dict.fromkeys(self._prompt_ids[index] for index in self._owner)
+        owner = inputs["prompt_index"].tolist()
+        ids = dict.fromkeys(self.rollout.ids[index] for index in owner)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
-        mask = counted = inputs["completion_mask"].bool()
+        mask = counted = computed = inputs["completion_mask"].bool()
+        advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
         if self._shared_prefix and self.beta == 0:
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
-            grouped = inputs["advantages"].view(-1, self.num_generations)
-            silent = grouped.amax(1) == grouped.amin(1)
-            if self._rejects:  # there all right is not silent
-                silent &= grouped.amax(1) == 0
-            silent = silent.repeat_interleave(self.num_generations)
-            inputs = {**inputs, "advantages": inputs["advantages"].masked_fill(silent, 0)}
-            if (old := inputs.get("old_per_token_logps")) is not None:  # a ratio of 1 where nothing is computed
-                inputs["old_per_token_logps"] = old.masked_fill(silent.unsqueeze(1), 0)
-            counted = self._counted = mask & ~silent.unsqueeze(1)
-            self._scored = without_silent_groups(self._prompts, self._owner, mask, silent)
-        if self._weighs_late:
-            self._weighed = inputs = dict(inputs)
-            self.vllm_importance_sampling_correction = True
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self._scored = self._counted = self._weighed = None
-            self.vllm_importance_sampling_correction = self.use_vllm and not self._weighs_late
-        tokens = torch.stack([mask.sum(), counted.sum()])
-        self._token_counts.append(self.accelerator.reduce(tokens, reduction="sum").tolist())
-        return loss
+            silent = grpo.silent_rows(advantages, self.num_generations, self._rejects)
+            advantages, counted = advantages.masked_fill(silent, 0), mask & ~silent.unsqueeze(1)
+            computed = without_silent_groups(self.rollout.prompts, owner, mask, silent)
+            if old is not None:  # a ratio of 1 where nothing is computed
+                old = old.masked_fill(silent.unsqueeze(1), 0)
+        logps, entropies = self._log_probabilities(model, inputs, computed)
+        weights = inputs.get("importance_sampling_ratio")
+        if weights is None and "sampling_per_token_logps" in inputs:
+            weights = self._engine_ratio(logps.detach(), inputs, counted)
+        accumulation = self.current_gradient_accumulation_steps
+        # DAPO and CISPO divide by the tokens of an optimizer step; DDP's mean over processes multiplies them back.
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        tokens = tokens * accumulation / self.args.steps_per_generation
+        found = grpo.objective(
+            logps,
+            logps.detach() if old is None else old,
+            advantages,
+            mask,
+            loss=self._loss,
+            clip=self._clip,
+            width=self.max_completion_length,
+            tokens=tokens,
+            reference=inputs.get("ref_per_token_logps"),
+            beta=self.beta,
+            weights=weights,
+        )
+        with torch.no_grad():
+            divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
+            entropy = logps.new_zeros(()) if entropies is None else (entropies * counted).sum()
+            sums = torch.stack([divergence, mask.sum(), entropy, counted.sum()])
+        self._token_sums.append(self.accelerator.reduce(sums.detach(), reduction="sum").tolist())
+        return found.loss if self._loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **_,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probabilities and entropies [R, C] of the completions, with their prompts and media.
+    def _log_probabilities(
+        self, model, inputs: dict[str, Tensor], computed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies [R, C] of completions, with their prompts and media.
 
         Args:
             model: policy or reference, wrapped.
-            input_ids: [R, P + C], prompts padded on the left, completions on the right.
-            attention_mask: [R, P + C].
-            logits_to_keep: C.
-            batch_size: rows per forward, whole groups; all where None.
+            inputs: rows, see `_as_tensors`.
+            computed: [R, C], True on the tokens that are wanted; None: all of the completions.
         """
-        timed = self._timed("time/logprob") if not torch.is_grad_enabled() else self._timed("time/update")
-        scored = attention_mask[:, -logits_to_keep:].bool() if self._scored is None else self._scored
-        rows = len(input_ids)
-        logps, entropies = [], []
+        training = torch.is_grad_enabled()
+        rows = len(inputs["completion_ids"])
+        size = rows if training else self.args.per_device_train_batch_size  # whole groups
+        computed = inputs["completion_mask"].bool() if computed is None else computed
+        prompts, owner, found = self.rollout.prompts, inputs["prompt_index"].tolist(), []
+        same = model is not self.ref_model or self._reference_sees_the_same
+        features = self.rollout.features if same else None
+        timed = nullcontext() if training else self.timer.section("time/logprob")
         with timed, self.accelerator.autocast():
-            for start in range(0, rows, batch_size or rows):
-                part = slice(start, start + (batch_size or rows))
-                owner = self._owner[part]
+            for start in range(0, rows, size):
+                part = slice(start, start + size)
+                ids = inputs["completion_ids"][part]
                 if self._shared_prefix:
-                    features = self._features if model is not self.ref_model or self._reference_sees_the_same else None
-                    completions = input_ids[part, -logits_to_keep:]
-                    found = score(model, self._prompts, features, owner, completions, scored[part])
+                    found.append(score(model, prompts, features, owner[part], ids, computed[part]))
                 else:
-                    found = logprobs.score_plain_rows(
-                        model, self._prompts, owner, input_ids[part], attention_mask[part], logits_to_keep
-                    )
-                logps.append(found[0])
-                entropies.append(found[1] if self._counted is None else found[1] * self._counted[part])
-        logps = torch.cat(logps)
-        if self._weighed is not None:
-            self._weigh(logps.detach())
-        return logps, torch.cat(entropies) if compute_entropy else None, None
+                    tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
+                    mask = torch.cat([inputs["prompt_mask"][part], inputs["completion_mask"][part]], 1)
+                    found.append(score_plain_rows(model, prompts, owner[part], tokens, mask, ids.shape[1]))
+        logps, entropies = zip(*found, strict=True)
+        return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)
 
-    def _weigh(self, logps: Tensor) -> None:
-        """Put the correction for an engine's rollout into the inputs of the loss that is being computed."""
-        told = self._weighed["sampling_per_token_logps"]
-        mask = self._weighed["completion_mask"].bool() if self._counted is None else self._counted
-        weights = importance_sampling.ratio(logps, told, mask, self._correction, self._most)
-        self._weighed["importance_sampling_ratio"] = weights
-        noted = importance_sampling.notes(logps, told, mask, weights)
-        self._compared.append(self.accelerator.gather(noted).view(-1, len(noted)))
+    def _engine_ratio(self, logps: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Weights of the loss for an engine's rollout; what they are is noted."""
+        engine = inputs["sampling_per_token_logps"]
+        weights = grpo.engine_ratio(logps, engine, mask, self._correction, self._most)
+        noted = importance_sampling.notes(logps, engine, mask, weights)
+        self._engine_notes.append(self.accelerator.gather(noted).view(-1, len(noted)))
+        return weights
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        # transformers asks just before it updates: from here to the end of the step nothing may interrupt.
-        signals.hold()
-        norm = super()._get_grad_norm(model, grad_norm)
-        sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
-        finite = self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") == 1
-        self._skipped = not bool(finite)
-        if self._skipped:  # an optimizer leaves weights without a gradient alone
-            self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    # --- metrics ---
+    # --- the update, and the log of a step ---
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         collectives.heed()
-        before = sum(self._seconds.values())
-        started = time.perf_counter()
-        self._step_started = self._step_started or started
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._look_ahead()
-        inside = sum(self._seconds.values()) - before
-        self._seconds["time/update"] += time.perf_counter() - started - inside
+        self.timer.begin()
+        with self.timer.section("time/update"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._look_ahead()
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # transformers asks just before it updates: from here to the end of `log` nothing may interrupt.
+        signals.hold()
+        norm = super()._get_grad_norm(model, grad_norm)
+        sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
+        if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
+            self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:  # the closing summary of transformers.Trainer
             return
-        tokens = self._metrics["train"]["completions/mean_length"]
-        tokens = sum(tokens) / len(tokens) * self.args.generation_batch_size if tokens else 0.0
-        now = time.perf_counter()
-        self._average_over_tokens()
-        if self._compared:
-            for name, value in importance_sampling.metrics(torch.cat(self._compared)).items():
-                self._metrics["train"][name].append(value)
-            self._compared.clear()
-        if self._skipped:
+        self._note_means()
+        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
             logs["skipped"] = 1
             self._tr_loss.zero_()  # of which transformers subtracts itself: nan stays nan
-        logs.update(self._seconds)
-        logs["time/step"], self._step_started = now - self._step_started, now
-        if self._seconds["time/rollout"]:
-            logs["perf/completion_tokens_per_second"] = tokens / self._seconds["time/rollout"]
-        self._seconds.clear()
+        logs.update(self.timer.end())
+        lengths = self._metrics["train"].get("completion/mean_length")
+        if lengths and logs.get("time/rollout"):
+            tokens = sum(lengths) / len(lengths) * self.args.generation_batch_size
+            logs["perf/completion_tokens_per_second"] = tokens / logs["time/rollout"]
         super().log(logs, start_time)
         self._random_state = rng_state.state()
         signals.release()
 
-    def _average_over_tokens(self) -> None:
-        # TRL averages over each micro-batch's tokens, then over micro-batches; over the step's tokens the mean does not
-        # depend on the split. Of groups that were left out there is no entropy.
-        for name, column in (("kl", 0), ("entropy", 1)):
-            if means := self._metrics["train"].pop(name, None):
-                total = sum(mean * tokens[0] for mean, tokens in zip(means, self._token_counts, strict=True))
-                if count := sum(tokens[column] for tokens in self._token_counts):
-                    self._metrics["train"][name] = [total / count]
-        self._token_counts.clear()
+    def _note_means(self) -> None:
+        """Means over the step's tokens: they do not depend on how the step is split into micro-batches."""
+        divergence, tokens, entropy, counted = (sum(column) for column in zip(*self._token_sums, strict=True))
+        if self.beta:
+            self._note("grpo/kl", divergence / tokens)
+        if counted:  # of groups that were left out there is no entropy
+            self._note("grpo/entropy", entropy / counted)
+        self._token_sums.clear()
+        if self._engine_notes:
+            for name, value in importance_sampling.metrics(torch.cat(self._engine_notes)).items():
+                self._note(name, value)
+            self._engine_notes.clear()
 
     # --- what a checkpoint keeps of a rollout whose updates are not over ---
 
@@ -510,15 +513,20 @@ class EchoInkTrainer(Resumable):
         """Nothing where the next step makes a rollout of its own."""
         if self._buffered_inputs is None or not self.state.global_step % self.num_iterations:
             return {}
-        return {"micro_batches": self._buffered_inputs, "prompts": self._prompt_ids, "features": self._features}
+        features = self.rollout.features
+        return {"micro_batches": self._buffered_inputs, "prompts": self.rollout.ids, "features": features}
 
     def take_rollout(self, kept: dict[str, Any]) -> None:
         """Go on in the middle of it."""
-        self._buffered_inputs, self._prompt_ids, self._features = (
-            kept[name] for name in ("micro_batches", "prompts", "features")
-        )
-        self._asked = [self._shown(self._samples[id]) for id in self._prompt_ids]
-        self._prompts = self._ahead.take(self._asked)
+        self._buffered_inputs = kept["micro_batches"]
+        samples = [self._shown(self._samples[id]) for id in kept["prompts"]]
+        index = torch.cat([batch["prompt_index"] for batch in self._buffered_inputs]).tolist()
+        completions = [
+            ids[mask.bool()].tolist()
+            for batch in self._buffered_inputs
+            for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+        ]
+        self.rollout = Rollout(samples, self._ahead.take(samples), kept["features"], index, completions)
 
     def close(self) -> None:
         """End the threads that look ahead."""
@@ -527,18 +535,7 @@ class EchoInkTrainer(Resumable):
     @contextmanager
     def apart(self):
         """What happens here beside a step counts neither into its time nor into its random state."""
-        started, random_before = time.perf_counter(), rng_state.state()
-        yield
-        rng_state.restore(random_before)
-        if self._step_started is not None:
-            self._step_started += time.perf_counter() - started
-
-    @contextmanager
-    def _timed(self, name: str):
-        """What is timed within counts for itself."""
-        started, before = time.perf_counter(), sum(self._seconds.values())
-        try:
+        before = rng_state.state()
+        with self.timer.paused():
             yield
-        finally:
-            inside = sum(self._seconds.values()) - before
-            self._seconds[name] += time.perf_counter() - started - inside
+        rng_state.restore(before)

@@ -1,0 +1,183 @@
+"""GRPO, the algorithm of EchoInk-R1 (Section 3.2), as pure functions on tensors. The trainer runs these.
+
+    r_i = Σ_k λ_k R_k(o_i)                                              `total_reward`, Eq. 5
+    A_i = (r_i - mean r) / (std r + 1e-4)                               `advantages`, Eq. 1
+    L   = -1/G Σ_i 1/|o_i| Σ_t [min(ρ A_i, clip(ρ) A_i) - β KL_it]      `objective`, Eq. 2
+    KL  = exp(d) - d - 1,  d = log π_ref - log π_θ                      `kl`
+
+R_accuracy (Eq. 3) is in `rewards/accuracy.py`, R_format (Eq. 4) in `rewards/format.py`. The variants are TRL's; the
+tests compare each with TRL's own loss and gradient. Departure from the paper's public code: d is not clamped to ±10.
+
+Shapes: B prompts, G group, R = B·G rows (completions), K rewards, C completion tokens. Masks are True on tokens that
+count.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from echoink.config.schema import Correction, Loss, Scale
+
+EPSILON = 1e-4
+"""Beside the standard deviation in Eq. 1, as in TRL."""
+
+
+def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
+    """r_i = Σ_k λ_k R_k(o_i), Eq. 5: [R] of rewards [R, K] and their weights λ [K]."""
+    return (rewards * weights).sum(1)
+
+
+def standard_deviation(rewards: Tensor, group: int, scale: Scale) -> Tensor:
+    """Standard deviation (with Bessel's correction) of each row's group, with `Scale.batch` of all rows: [R]."""
+    grouped = rewards.view(1, -1) if scale is Scale.batch else rewards.view(-1, group)
+    count = grouped.shape[1]
+    variance = (grouped - grouped.mean(1, keepdim=True)).square().mean(1) * (count / (count - 1))
+    return variance.sqrt().repeat_interleave(count)
+
+
+def advantages(rewards: Tensor, group: int, scale: Scale) -> Tensor:
+    """A_i = (r_i - mean r) / (std r + 1e-4), Eq. 1.
+
+    Args:
+        rewards: total rewards [R]; the rows of a group stand together.
+        group: G.
+        scale: divide by the standard deviation of the group (Eq. 1), of the batch, or by nothing (Dr. GRPO).
+
+    Returns:
+        [R].
+    """
+    centred = rewards - rewards.view(-1, group).mean(1).repeat_interleave(group)
+    return centred if scale is Scale.none else centred / (standard_deviation(rewards, group, scale) + EPSILON)
+
+
+def rejection(accuracy: Tensor) -> Tensor:
+    """1 for a right completion, else 0: [R] of R_accuracy [R]. A supervised step on the right ones (RAFT)."""
+    return (accuracy == 1).float()
+
+
+def silent_rows(advantages: Tensor, group: int, rejects: bool) -> Tensor:
+    """The rows of groups that add nothing to the loss at β = 0: [R], True where all of a group's advantages are equal.
+
+    With `rejects` equal advantages of 1 do count: there a group is silent only where nothing in it is right.
+    """
+    grouped = advantages.view(-1, group)
+    silent = grouped.amax(1) == grouped.amin(1)
+    if rejects:
+        silent &= grouped.amax(1) == 0
+    return silent.repeat_interleave(group)
+
+
+def kl(logps: Tensor, reference: Tensor) -> Tensor:
+    """exp(d) - d - 1 with d = log π_ref - log π_θ, per token: [R, C]. Schulman's unbiased estimate, never negative."""
+    difference = reference - logps
+    return torch.exp(difference) - difference - 1
+
+
+def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, most: float) -> Tensor:
+    """Probability of what an engine sampled under the policy over that under the engine, bounded.
+
+    Args:
+        logps: log-probabilities of the policy, [R, C].
+        engine: log-probabilities of the engine, [R, C]; NaN where it gave none, which counts as a ratio of 1.
+        mask: [R, C].
+        how: truncate or mask ratios, by token or by sequence; see `Correction`.
+        most: the bound.
+
+    Returns:
+        Weights of the token losses: [R, C] for tokens, [R, 1] for sequences.
+    """
+    if how is Correction.none:
+        return torch.ones_like(logps)
+    difference = ((logps - engine) * mask).nan_to_num(nan=0.0)
+    if how in (Correction.sequence_truncate, Correction.sequence_mask):
+        difference = difference.sum(1, keepdim=True)
+    ratio = difference.exp()
+    if how in (Correction.token_truncate, Correction.sequence_truncate):
+        return ratio.clamp(max=most)
+    return ratio.masked_fill(ratio > most, 0)
+
+
+def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, loss: Loss, clip: float) -> Tensor:
+    """-min(ρ A, clip(ρ, 1-ε, 1+ε) A) per token, with ρ = π_θ / π_old; CISPO: -min(ρ, 1+ε) A log π_θ, ρ as a constant.
+
+    Args:
+        logps: log π_θ [R, C].
+        old: log π_old [R, C], of the policy that sampled.
+        advantages: [R].
+        loss: the variant.
+        clip: ε.
+
+    Returns:
+        [R, C].
+    """
+    ratio, advantages = torch.exp(logps - old), advantages.unsqueeze(1)
+    if loss is Loss.cispo:
+        return -ratio.clamp(max=1 + clip).detach() * advantages * logps
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def reduce(losses: Tensor, mask: Tensor, loss: Loss, width: int, tokens: Tensor | float) -> Tensor:
+    """One number of token losses [R, C]: the mean that each variant takes.
+
+    Args:
+        losses: [R, C].
+        mask: [R, C].
+        loss: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
+            R times `width`; `dapo` and `cispo` by `tokens`.
+        width: the cap on a completion's tokens.
+        tokens: those of an optimizer step, for one micro-batch of one process.
+    """
+    summed = losses * mask
+    if loss is Loss.grpo:
+        return (summed.sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+    if loss is Loss.bnpo:
+        return summed.sum() / mask.sum().clamp(min=1.0)
+    return summed.sum() / (len(losses) * width if loss is Loss.dr_grpo else tokens)
+
+
+class Objective(NamedTuple):
+    """What `objective` returns."""
+
+    loss: Tensor
+    """[], to be minimized."""
+    kl: Tensor | None
+    """KL per token [R, C], None without a reference."""
+
+
+def objective(
+    logps: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss: Loss,
+    clip: float,
+    width: int,
+    tokens: Tensor | float,
+    reference: Tensor | None = None,
+    beta: float = 0.0,
+    weights: Tensor | None = None,
+) -> Objective:
+    """L = -1/G Σ_i 1/|o_i| Σ_t [w min(ρ A_i, clip(ρ) A_i) - β KL_it], Eq. 2, or a variant of it.
+
+    Args:
+        logps: log π_θ [R, C].
+        old: log π_old [R, C].
+        advantages: [R].
+        mask: [R, C].
+        loss: the variant.
+        clip: ε.
+        width: see `reduce`.
+        tokens: see `reduce`.
+        reference: log π_ref [R, C]; None where β is 0.
+        beta: β.
+        weights: w, see `engine_ratio`; None: 1.
+    """
+    divergence = None if reference is None else kl(logps, reference)
+    losses = token_losses(logps, old, advantages, loss, clip)
+    if weights is not None:
+        losses = losses * weights
+    if divergence is not None:
+        losses = losses + beta * divergence
+    return Objective(reduce(losses, mask, loss, width, tokens), divergence)
