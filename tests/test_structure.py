@@ -37,10 +37,10 @@ def test_the_readme_gives_both_commands():
 
 
 def test_pages_are_finished_and_their_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "experiments").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "experiments").glob("*.md"), *(ROOT / "docs").glob("*.md")):
         text = page.read_text()
         assert "@@" not in text and "TODO" not in text, page.name
-        for link in re.findall(r"\]\(((?!http|\.\.)[\w./-]+)\)", text):
+        for link in re.findall(r"\]\(((?!http|\.\./\.\./actions)[\w./-]+)\)", text):
             assert (page.parent / link).is_file(), f"{page.name}: {link}"
 
 
@@ -75,3 +75,33 @@ def test_nothing_runs_that_the_user_did_not_write():
         ), path
         for call in re.findall(r"torch\.load\((?:[^()]|\([^()]*\))*\)", code):
             assert "weights_only=True" in call, path
+
+
+def folder_imports() -> dict[str, set[str]]:
+    """For each folder of the package, or file at its top, the others that it imports, inside functions too."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "echoink").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):  # what only a type checker imports does not run
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        own = path.relative_to(ROOT / "echoink").with_suffix("").parts[0]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("echoink."):
+                found.setdefault(own, set()).add(node.module.split(".")[1])
+    return {name: others - {name} for name, others in found.items()}
+
+
+def test_imports_between_folders_run_one_way():
+    left = folder_imports()
+    assert len(left) > 18
+    while lowest := [name for name in left if not left[name] & left.keys()]:
+        for name in lowest:
+            del left[name]
+    assert not left, f"these import each other in a circle: {left}"
+
+
+def test_every_folder_of_the_package_is_in_the_readme():
+    folders = {path.name for path in (ROOT / "echoink").iterdir() if (path / "__init__.py").is_file()}
+    listed = set(re.findall(r"^\| `(\w+)/` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert folders == listed | {"curate", "benchmark", "report"} and len(folders) == 17

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from echoink.common.errors import UserError
-from echoink.data.samples import Sample
 from echoink.rewards.types import OnError
 
 OwnReward = Callable[[str, Sample], float]
