@@ -19,7 +19,9 @@ from echoink.data.splits import read_split, video_caps
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 from echoink.models.loading import load_model, load_reference, lora
+from echoink.training.integration_reward import integration_of
 from echoink.training.metrics import metrics_of
+from echoink.training.reward_functions import of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests import files
@@ -71,24 +73,24 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     samples = mixed(samples, folder) if is_mixed else samples
     if some_have_both:  # of the first step's prompts those of one process
         samples = [without(s, Variant.no_audio) if n % 4 == 3 else s for n, s in enumerate(samples)]
+    processor = PromptProcessor(
+        load_processor("tiny", 112 * 112, 112 * 112),
+        model,
+        Prompt(**vars(config.prompt)),
+        Caps(10.0, video_caps(config.model), config.model.max_prompt_tokens),
+    )
+    rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     trainer = EchoInkTrainer(
         model=model,
         reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", divided=divided),
-        processor=PromptProcessor(
-            load_processor("tiny", 112 * 112, 112 * 112),
-            model,
-            Prompt(**vars(config.prompt)),
-            Caps(10.0, video_caps(config.model), config.model.max_prompt_tokens),
-        ),
+        processor=processor,
         samples=samples,
-        match=config.reward.match,
-        reward_weights=(1.0, 1.0),
+        rewards=of_config(config.reward, processor.prompt.thinks),
         args=arguments(config.trainer, config.grpo, config.generation, config.seed, config.trainer.steps, str(folder)),
+        settings=config.grpo,
         callbacks=[catch],
         on_rollout=rollouts.extend,
-        shared_prefix=config.grpo.shared_prefix,
-        rule=config.reward.integration,
-        rule_weight=config.reward.lambda_int,
+        integration=integration_of(config.reward, processor, rows),
         adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
     )
     before = torch.cat([full(p.detach()).flatten().clone() for p in model.parameters()])

@@ -29,7 +29,6 @@ from echoink.data.ablations import without
 from echoink.data.samples import DataType
 from echoink.models import loading
 from echoink.models.logprobs import score
-from echoink.rewards.types import Match
 from echoink.rollout import vllm_engine
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
@@ -38,6 +37,7 @@ from echoink.tracking.logger import Tracker
 from echoink.training import grpo, importance_sampling
 from echoink.training.callbacks import Recorder
 from echoink.training.metrics import metrics_of
+from echoink.training.reward_functions import of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests import files, processes, stand_in_engine
@@ -280,13 +280,13 @@ def train(make_engine, make_processor, samples, tmp_path):
             reference=None if adapter else loading.load_reference("tiny"),
             processor=processor,
             samples=samples[:6],
-            match=Match.lenient,
-            reward_weights=(1.0, 1.0),
+            rewards=of_config(config.reward, processor.prompt.thinks),
             args=arguments(config.trainer, config.grpo, config.generation, config.seed, 3, str(tmp_path)),
+            settings=config.grpo,
             callbacks=[catch],
             adapter=adapter,
             engine=generator,
-            corrects=config.generation.vllm.correction,
+            correction=config.generation.vllm.correction,
         )
         spoil(trainer)
         trainer.train()

@@ -101,20 +101,20 @@ def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer):
 @pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.counterfactual])
 def test_the_other_rules_train(make_trainer, rule):  # noqa: F811
     trainer, _ = trained(make_trainer, rule=rule, rule_weight=2.0)
-    assert trainer.reward_func_names[2:] == ([] if rule is Rule.need else ["integration"])
+    assert [reward.name for reward in trainer._rewards][2:] == ([] if rule is Rule.need else ["integration"])
 
 
 def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_trainer, samples):  # noqa: F811
     seen = []
     trainer = make_trainer("trainer.steps=1", rule=Rule.counterfactual, rule_weight=1.0, on_rollout=seen.extend)
     gains = []
-    real = trainer._fusion._gain
+    real = trainer._integration._gain
 
     def spy(model, ids, owner):
         gains.append((ids, real(model, ids, owner)))
         return gains[-1][1]
 
-    trainer._fusion._gain = spy
+    trainer._integration._gain = spy
     before = weights(trainer.model).clone()
     with torch.no_grad():
         trainer.args.learning_rate = 0.0
@@ -146,7 +146,7 @@ def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, sampl
     assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
     assert [row["advantage"] for row in rows] == found.tolist(), "what is recorded is what is used"
     assert trainer._metrics["train"]["integration/fires"] == [0.5]
-    without = trainer._fusion._right_without
+    without = trainer._integration._right_without
     assert without.shape == (2, 2 * G) and set(without.flatten().tolist()) <= {0.0, 1.0}
 
 

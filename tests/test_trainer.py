@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
-from echoink.config.schema import Adapter, Advantage
+from echoink.config.schema import Adapter
 from echoink.data.processor import PromptProcessor
 from echoink.data.sampler import GroupSampler, training_steps
 from echoink.data.samples import DataType, Sample
@@ -19,12 +19,14 @@ from echoink.evaluation.reflection import SIGNS
 from echoink.models.loading import load_model, load_reference, lora
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
-from echoink.rewards.types import Match, ProblemType
+from echoink.rewards.types import Match, ProblemType, Rule
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.integration_reward import integration_of
 from echoink.training.metrics import METRICS, metrics_of
+from echoink.training.reward_functions import Reward, of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests.files import picture, sound, video
@@ -37,7 +39,17 @@ def make_trainer(make_processor, samples, tmp_path):
     """A trainer on a model of its own; `settings` are overrides of the configuration."""
 
     def make(
-        *settings, model=None, reference=None, callbacks=None, on_rollout=None, chosen=samples[:6], workers=0, **extra
+        *settings,
+        model=None,
+        reference=None,
+        chosen=samples[:6],
+        workers=0,
+        own_reward=None,
+        rewards=None,
+        modality_dropout=0.0,
+        rule=Rule.counterfactual,
+        rule_weight=0.0,
+        **extra,
     ):
         config = compose(
             [
@@ -49,21 +61,22 @@ def make_trainer(make_processor, samples, tmp_path):
             ]
         )[0].config
         model = model or load_model("tiny")
+        processor = replace(make_processor(model), workers=workers)
+        wanted = replace(config.reward, integration=rule, lambda_int=rule_weight, match=Match.lenient)
+        rows = config.trainer.micro_batch_prompts * config.grpo.group_size
         steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(chosen))
         args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
         adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
         return EchoInkTrainer(
             model=model,
             reference=None if adapter else reference or load_reference("tiny"),
-            processor=replace(make_processor(model), workers=workers),
+            processor=processor,
             samples=chosen,
-            match=Match.lenient,
-            reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+            rewards=rewards or of_config(wanted, processor.prompt.thinks, own_reward),
             args=args,
-            callbacks=callbacks,
-            on_rollout=on_rollout,
-            shared_prefix=config.grpo.shared_prefix,
+            settings=replace(config.grpo, modality_dropout=modality_dropout),
             adapter=adapter,
+            integration=integration_of(wanted, processor, rows),
             **extra,
         )
 
@@ -173,10 +186,10 @@ def test_rejection_is_a_supervised_step_on_the_right_completions(make_trainer, s
     """Cross-entropy on the right completions alone, each by its mean, over all G; a group that is all right counts."""
     rows, model = [], load_model("tiny")
     batch = ("trainer.prompts_per_step=3", "trainer.micro_batch_prompts=3", "grpo.beta=0")
-    given = {"model": model, "advantage": Advantage.rejection, "on_rollout": rows.extend}
-    trainer = make_trainer(*batch, f"grpo.shared_prefix={packed}", **given)
     # whatever the tiny model says: all of the first group is right, and one of each other
-    trainer.reward_funcs[0] = lambda prompts, **_: [float(row < G or row % G == 1) for row in range(len(prompts))]
+    right = Reward("accuracy", lambda texts, _: [float(row < G or row % G == 1) for row in range(len(texts))], 1.0)
+    settings = (*batch, "grpo.advantage=rejection", f"grpo.shared_prefix={packed}")
+    trainer = make_trainer(*settings, model=model, rewards=[right], on_rollout=rows.extend)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     ids = [sample.id for sample in samples[:3] for _ in range(G)]
@@ -669,10 +682,10 @@ def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
     rows, catch = [], Catch()
     trainer = make_trainer(
         "trainer.steps=1",
+        "reward.lambda_file=0.5",
         callbacks=[catch],
         on_rollout=rows.extend,
         own_reward=lambda completion, sample: float(len(completion)),
-        own_weight=0.5,
     )
     trainer.train()
     lengths = [len(row["text"]) for row in rows]

@@ -256,7 +256,7 @@ class RewardConfig:
     integration: Rule = _("what is paid for using both senses: counterfactual, need, or a published rule")
     integration_scale: float = _("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = _("a Python file of your own that defines reward(completion, sample)")
-    lambda_file: float = _("weight of the reward in reward.file", ge=0)
+    lambda_file: float = _("weight of the reward in reward.file; a negative one punishes")
     on_error: OnError = _("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
     max_seconds: float = _("that reward.file may take for one completion", gt=0)
 

@@ -16,16 +16,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from echoink.common.errors import UserError
 from echoink.rewards.types import OnError
 
-OwnReward = Callable[[str, Sample], float]
+if TYPE_CHECKING:
+    from echoink.data.samples import Sample
+
+OwnReward = Callable[[str, "Sample"], float]
 
 
-def load(path: str, example: Sample, on_error: OnError = OnError.stop, max_seconds: float = 10) -> OwnReward:
+def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_seconds: float = 10) -> OwnReward:
     """The function `reward` of a Python file, tried once on the right answer to a sample.
 
     Args:
@@ -58,7 +62,7 @@ def load(path: str, example: Sample, on_error: OnError = OnError.stop, max_secon
 
     said: set[str] = set()
 
-    def checked(completion: str, sample: Sample) -> float:
+    def checked(completion: str, sample: "Sample") -> float:
         try:
             with _at_most(max_seconds):
                 return _number(function(completion, sample))

@@ -82,11 +82,9 @@ def send(stored, rows: list[dict]) -> None:
     mlflow.flush_trace_async_logging()
     source = AssessmentSource(source_type="CODE", source_id="echoink")
     for row, span in zip(rows, spans, strict=True):
-        for feedback in ("accuracy", "format", "custom", "total", "advantage"):
-            if feedback in row:
-                mlflow.log_feedback(
-                    trace_id=root.trace_id, name=feedback, value=row[feedback], source=source, span_id=span
-                )
+        for feedback, value in row.items():  # every reward, the total and the advantage
+            if isinstance(value, float):
+                mlflow.log_feedback(trace_id=root.trace_id, name=feedback, value=value, source=source, span_id=span)
     mlflow.log_expectation(trace_id=root.trace_id, name="gold", value=first["gold"], source=source)
     client.set_trace_tag(root.trace_id, TAG, name(rows))  # last: it says that the trace is whole
 

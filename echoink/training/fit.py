@@ -11,13 +11,14 @@ from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
 from echoink.planning import memory
-from echoink.rewards.types import Rule
 from echoink.rollout import vllm_engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
+from echoink.training import reward_functions
 from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, told
 from echoink.training.setup import Job, divided, with_checkpointing_decided
 from echoink.training.trainer import EchoInkTrainer
@@ -75,10 +76,13 @@ def train(
         facts,
     )
     watch = Watch(config.generation.max_new_tokens)
-    weights = {"accuracy": config.reward.lambda_acc, "format": config.reward.lambda_fmt}
-    weights |= {"custom": config.reward.lambda_file} if job.own_reward else {}
-    if config.reward.lambda_int:
-        weights |= {} if config.reward.integration is Rule.need else {"integration": config.reward.lambda_int}
+    rewards = reward_functions.of_config(config.reward, job.processor.prompt.thinks, job.own_reward)
+    integration = integration_of(
+        config.reward, job.processor, config.trainer.micro_batch_prompts * config.grpo.group_size
+    )
+    weights = {reward.name: reward.weight for reward in rewards}
+    if integration and integration.pays:
+        weights["integration"] = integration.weight
     tell = told(job.splits.train, weights)
     keep = every(config.trainer.completions_every, updates, keep_completions(files))
     trace = every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups))
@@ -96,23 +100,16 @@ def train(
             reference=reference,
             processor=job.processor,
             samples=job.splits.train,
-            match=config.reward.match,
-            reward_weights=(config.reward.lambda_acc, config.reward.lambda_fmt),
+            rewards=rewards,
             args=args,
+            settings=config.grpo,
             callbacks=[recorder, keeper],
             on_rollout=on_rollout,
-            shared_prefix=config.grpo.shared_prefix,
             adapter=lora,
-            own_reward=job.own_reward,
-            own_weight=config.reward.lambda_file,
-            advantage=config.grpo.advantage,
-            rule=config.reward.integration,
-            rule_weight=config.reward.lambda_int,
-            scale=config.reward.integration_scale,
-            modality_dropout=config.grpo.modality_dropout,
+            integration=integration,
             curriculum=config.dataset.curriculum,
             engine=generator,
-            corrects=config.generation.vllm.correction,
+            correction=config.generation.vllm.correction,
         )
         if lora:
             learning, total = trainer.model.get_nb_trainable_parameters()

@@ -3,12 +3,12 @@
 Shapes: B prompts, G group, R = B·G rows, M = 2 senses, C completion tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from echoink.config.schema import Variant
+from echoink.config.schema import RewardConfig, Variant
 from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.processor import PromptInputs, PromptProcessor
 from echoink.data.samples import Sample
@@ -19,16 +19,19 @@ from echoink.rewards.integration import ANSWERS_AGAIN
 from echoink.rewards.types import Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling
+from echoink.rollout.types import Rollout
+from echoink.training.reward_functions import RewardFunction, accuracy_of
 
 
-class Fusion:
+class IntegrationReward:
     """A rule, and the rollout that it judges.
 
     Args:
         rule: see `integration`.
         scale: s of the rule counterfactual.
+        weight: lambda_int, of the reward or of the weighting.
         processor: turns a sample into model inputs.
-        accuracy: R_acc of completions' texts, by the ids of their prompts.
+        accuracy: R_acc of completions and the samples that they answer.
         rows: R of one scoring pass.
 
     Attributes:
@@ -40,12 +43,15 @@ class Fusion:
         self,
         rule: Rule,
         scale: float,
+        weight: float,
         processor: PromptProcessor,
-        accuracy: Callable[[list[str], list[str]], list[float]],
+        accuracy: RewardFunction,
         rows: int,
     ):
         self.rule, self._scale, self._processor, self._accuracy, self._rows = rule, scale, processor, accuracy, rows
+        self.weight = weight
         self.notes: dict[str, tuple[float, int]] = {}
+        self._samples: list[Sample] = []
         self._both: list[int] = []
         self._full: tuple[list[PromptInputs], list[Features]] = [], []
         self._ablated: list[tuple[list[PromptInputs], list[Features]]] = []
@@ -65,6 +71,7 @@ class Fusion:
             features: what the towers made of the prompts' media; what is left of them serves the ablated prompts.
         """
         self.notes.clear()
+        self._samples = list(samples)
         self._both = [index for index, sample in enumerate(samples) if has_both(sample)]
         self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
         self._ablated = []
@@ -74,14 +81,11 @@ class Fusion:
             kept = [{name: f for name, f in features[index].items() if name not in gone} for index in self._both]
             self._ablated.append((made, kept))
 
-    def answer_again(
-        self, model, ids: Sequence[str], noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int
-    ) -> None:
+    def answer_again(self, model, noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int) -> None:
         """Complete the ablated prompts with the noise of the full ones, where the rule needs it.
 
         Args:
             model: the thinker, not wrapped.
-            ids: of the B prompts.
             noise: [B, G, C] of the rollout.
             sampling: of the rollout.
             end_ids: tokens that end a completion.
@@ -91,9 +95,9 @@ class Fusion:
             return
         group = noise.shape[1]
         # a prompt without both senses counts as right without each: it beats nothing
-        self._right_without = torch.ones(len(SENSES), len(ids) * group, device=model.lm_head.weight.device)
+        self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.lm_head.weight.device)
         rows = [index * group + g for index in self._both for g in range(group)]
-        asked = [ids[index] for index in self._both for _ in range(group)]
+        asked = [self._samples[index] for index in self._both for _ in range(group)]
         for right, (prompts, features) in zip(self._right_without, self._ablated, strict=True):
             if prompts:
                 temperatures = [sampling.temperature] * group
@@ -101,17 +105,20 @@ class Fusion:
                     model, prompts, noise[self._both], temperatures, sampling, end_ids, pad_id, features
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
-                right[rows] = torch.tensor(self._accuracy(asked, texts), device=right.device)
+                right[rows] = torch.tensor(self._accuracy(texts, asked), device=right.device)
 
-    def reward(self, model, right: Tensor, completions: Sequence[Sequence[int]], owner: Sequence[int]) -> Tensor:
+    def reward(self, model, rollout: Rollout, texts: Sequence[str], samples: Sequence[Sample]) -> Tensor:
         """R_int [R] of a rule that pays; 0 for prompts without both senses.
 
         Args:
             model: the policy, not wrapped.
-            right: R_acc [R].
-            completions: R lists of token ids.
-            owner: for each row the index of its prompt.
+            rollout: that `take` got the prompts of.
+            texts: its R completions.
+            samples: R samples that they answer.
         """
+        device = next(model.parameters()).device
+        right = torch.tensor(self._accuracy(texts, samples), device=device)
+        completions, owner = rollout.completions, list(rollout.prompt_index)
         senses = torch.tensor([float(index in self._both) for index in owner], device=right.device)
         if self.rule is Rule.counterfactual:
             gain = self._gain(model, completions, owner)
@@ -152,3 +159,11 @@ class Fusion:
         model.train(trains)
         gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
         return gain
+
+
+def integration_of(config: RewardConfig, processor: PromptProcessor, rows: int) -> IntegrationReward | None:
+    """The integration reward of a configuration; None where lambda_int is 0."""
+    if not config.lambda_int:
+        return None
+    accuracy = accuracy_of(config.match)
+    return IntegrationReward(config.integration, config.integration_scale, config.lambda_int, processor, accuracy, rows)

@@ -5,7 +5,7 @@ The paper's algorithm (Section 3.2) and where each line happens:
     for each step
         draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
         sample o_1 … o_G from pi_theta(· | q)              _sample_completions → rollout.generate
-        r_i = Σ_k λ_k R_k(o_i)                             _rewards; grpo.total_reward, Eq. 5
+        r_i = Σ_k λ_k R_k(o_i)                             _score; grpo.total_reward, Eq. 5
         A_i = (r_i - mean r) / (std r + 1e-4)              _advantages → grpo.advantages, Eq. 1
         log pi_theta(o_it), log pi_ref(o_it)               _log_probabilities → models.logprobs
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
@@ -41,7 +41,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, pad, split_tensor_dict
 
 from echoink.common import signals
-from echoink.config.schema import Advantage, Correction, Loss, Scale
+from echoink.config.schema import Advantage, Correction, GrpoConfig, Loss
 from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.prefetch import Ahead
 from echoink.data.processor import PromptProcessor
@@ -51,17 +51,19 @@ from echoink.distributed import collectives, sharding, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, same_towers, towers_learn
 from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
-from echoink.rewards.accuracy import accuracy_reward
-from echoink.rewards.format import format_reward
-from echoink.rewards.types import Match, Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
 from echoink.rollout.vllm_engine import Engine
 from echoink.training import grpo, importance_sampling, rng_state
-from echoink.training.integration_reward import Fusion
+from echoink.training.integration_reward import IntegrationReward
 from echoink.training.resumable_trainer import Resumable
+from echoink.training.reward_functions import Reward
 from echoink.training.step_timer import StepTimer
+
+
+def _never(**_) -> list[float]:
+    raise AssertionError("TRL wants a reward function; ours are called by `EchoInkTrainer._score`")
 
 
 class EchoInkTrainer(Resumable):
@@ -72,18 +74,15 @@ class EchoInkTrainer(Resumable):
         reference: the frozen pi_ref; None where `args.beta` is 0 or with an adapter.
         processor: turns a sample into model inputs.
         samples: the training set; their ids are unique.
-        match: how an answer is read.
-        reward_weights: lambda_acc, lambda_fmt.
-        args: TRL's configuration.
-        shared_prefix: compute each group's prompt once in the loss; False computes plain rows, as TRL does.
+        rewards: the terms of the total reward; one of them is called `accuracy`.
+        args: TRL's configuration, see `trl_config.arguments`.
+        settings: the variant of GRPO; the shared prefix, modality dropout.
+        callbacks: transformers'.
         adapter: a PEFT adapter to train in the place of the weights; without it switched on the model is the reference.
-        advantage: see `Advantage`.
-        own_reward: a user's reward of a completion and its sample, weighted by `own_weight`.
-        rule: of integration, weighted by `rule_weight`; `scale` is its s. See `integration`.
-        modality_dropout: probability that a prompt with both senses loses one of them in a rollout.
+        integration: a reward, or a weighting of groups, that needs the model itself.
         curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
-        engine: generates the rollouts in the place of our decoder, see `engine`.
-        corrects: the loss for what the engine's log-probabilities differ from the model's.
+        engine: generates the rollouts in the place of our decoder.
+        correction: of the loss for what the engine's log-probabilities differ from the model's.
         on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
     """
 
@@ -93,71 +92,40 @@ class EchoInkTrainer(Resumable):
         reference: Qwen2_5OmniThinkerForConditionalGeneration | None,
         processor: PromptProcessor,
         samples: Sequence[Sample],
-        match: Match,
-        reward_weights: tuple[float, float],
+        rewards: Sequence[Reward],
         args: GRPOConfig,
+        settings: GrpoConfig,
+        *,
         callbacks: list | None = None,
         on_rollout: Callable[[list[dict]], None] | None = None,
-        shared_prefix: bool = True,
         adapter: PeftConfig | None = None,
-        own_reward: Callable[[str, Sample], float] | None = None,
-        own_weight: float = 1.0,
-        advantage: Advantage = Advantage.group,
-        rule: Rule = Rule.counterfactual,
-        rule_weight: float = 0.0,
-        scale: float = 0.1,
-        modality_dropout: float = 0.0,
+        integration: IntegrationReward | None = None,
         curriculum: Sequence[str] = (),
         engine: Engine | None = None,
-        corrects: Correction = Correction.none,
+        correction: Correction = Correction.none,
     ):
         self._prompt_processor, self._ahead = processor, Ahead(processor)
         self._upcoming: list[str] = []  # sample ids that the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
         self.rollout: Rollout | None = None  # the one whose micro-batches are buffered
-        self._shared_prefix = shared_prefix
-        self._rule_weight = rule_weight
-        self._dropout = modality_dropout
+        self._rewards, self._integration, self._settings = list(rewards), integration, settings
+        if integration and integration.pays:
+            self._rewards.append(Reward("integration", self._integration_reward, integration.weight))
         stages = [curriculum.index(sample.fields["need"]) for sample in samples] if curriculum else None
         self._engine = engine
         self._pushed: int | None = None  # the step whose weights the engine has
-        self._correction, self._most = corrects, args.vllm_importance_sampling_clip_max
-        self._loss, self._scale, self._clip = Loss[args.loss_type], Scale[args.scale_rewards], args.epsilon
-        self._rejects = advantage is Advantage.rejection
+        self._correction, self._most = correction, args.vllm_importance_sampling_clip_max
         # Sums of the step's micro-batches, over all processes, see `_compute_loss`.
         self._token_sums: list[list[float]] = []
         self._engine_notes: list[Tensor] = []
         self._random_state = rng_state.state()  # as of the end of the last whole step
-
-        def accuracy(prompts: list[str], completions: list[str], **_) -> list[float]:
-            asked = (self._samples[prompt] for prompt in prompts)
-            pairs = zip(completions, asked, strict=True)
-            return [accuracy_reward(text, s.problem_type, s.options, s.solution, match) for text, s in pairs]
-
-        def format(completions: list[str], **_) -> list[float]:
-            return [format_reward(text, processor.prompt.thinks) for text in completions]
-
-        def custom(prompts: list[str], completions: list[str], **_) -> list[float]:
-            return [own_reward(text, self._samples[id]) for id, text in zip(prompts, completions, strict=True)]
-
-        def integration(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_):
-            right = torch.tensor(accuracy(prompts, completions), device=self.accelerator.device)
-            with self.timer.section("time/integration"), self.whole() as thinker, self.accelerator.autocast():
-                return self._fusion.reward(thinker, right, completion_ids, self.rollout.prompt_index).tolist()
-
-        self._accuracy = accuracy
-        self._fusion = None
-        if rule_weight:
-            self._fusion = Fusion(rule, scale, processor, accuracy, args.per_device_train_batch_size)
-        pays = self._fusion is not None and self._fusion.pays
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
         # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
         beta, args.beta = args.beta, 0.0
-        args.reward_weights = [*reward_weights, *([own_weight] if own_reward else []), *([rule_weight] if pays else [])]
         super().__init__(
             model=model,
-            reward_funcs=[accuracy, format, *([custom] if own_reward else []), *([integration] if pays else [])],
+            reward_funcs=[_never],
             args=args,
             train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
             processing_class=processor.processor,
@@ -219,11 +187,11 @@ class EchoInkTrainer(Resumable):
 
     def _shown(self, sample: Sample) -> Sample:
         """The sample as this step asks it: with modality dropout perhaps without a sense."""
-        if not self._dropout or not has_both(sample):
+        if not self._settings.modality_dropout or not has_both(sample):
             return sample
         number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
         coin = uniforms(self.args.seed, number, f"dropout {sample.id}", 1, 2).flatten().tolist()
-        return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._dropout else sample
+        return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._settings.modality_dropout else sample
 
     # --- rollout, rewards, advantages, log-probabilities: in the order of the paper ---
 
@@ -231,7 +199,7 @@ class EchoInkTrainer(Resumable):
         self.rollout = rollout = self._sample_completions([row["prompt"] for row in inputs])
         texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
         with self.timer.section("time/reward"):
-            rewards = self._rewards(rollout, texts)
+            rewards = self._score(rollout, texts)
         advantages = self._advantages(rollout, rewards, texts)
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
@@ -262,7 +230,7 @@ class EchoInkTrainer(Resumable):
         ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
         with self.timer.section("time/rollout"), self.whole() as model, self.accelerator.autocast():
             features = engine_logps = None
-            if self._engine is None or self._fusion or not towers_learn(model.model):
+            if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():
                     features = encode_media(model.model, prompts)
             if self._engine:
@@ -276,37 +244,43 @@ class EchoInkTrainer(Resumable):
             else:
                 temperatures = [sampling.temperature] * group
                 completions = generate(model, prompts, noise, temperatures, sampling, ends, pad, features)
-            if self._fusion:
+            if self._integration:
                 with self.timer.section("time/integration"):
-                    self._fusion.take(samples, prompts, features)
-                    self._fusion.answer_again(model, ids, noise, sampling, ends, pad)
+                    self._integration.take(samples, prompts, features)
+                    self._integration.answer_again(model, noise, sampling, ends, pad)
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             features = None if towers_learn(model.model) else features
         return Rollout(samples, prompts, features, prompt_index, completions, engine_logps)
 
-    def _rewards(self, rollout: Rollout, texts: list[str]) -> Tensor:
+    def _score(self, rollout: Rollout, texts: list[str]) -> Tensor:
         """R_k(o_i) of the rows of all processes, [R, K]."""
-        given = {"prompts": rollout.row_ids, "completions": texts, "completion_ids": rollout.completions}
-        columns = [function(**given) for function in self.reward_funcs]
+        samples = [self._samples[id] for id in rollout.row_ids]
+        columns = [reward.function(texts, samples) for reward in self._rewards]
         return self.accelerator.gather(torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T)
+
+    def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
+        """R_int of the rows of this rollout: of the model, so it is not a function of the texts alone."""
+        with self.timer.section("time/integration"), self.whole() as thinker, self.accelerator.autocast():
+            return self._integration.reward(thinker, self.rollout, texts, samples).tolist()
 
     def _advantages(self, rollout: Rollout, rewards: Tensor, texts: list[str]) -> Tensor:
         """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
-        group, rows = self.num_generations, len(texts)
-        total = grpo.total_reward(rewards, self.reward_weights.to(rewards.device))
-        deviation = grpo.standard_deviation(total, group, self._scale)
+        group, rows, scale = self.num_generations, len(texts), self._settings.scale
+        names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
+        total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
+        deviation = grpo.standard_deviation(total, group, scale)
         silent = torch.isclose(deviation, torch.zeros_like(deviation))
-        for name, column in zip(self.reward_func_names, rewards.T, strict=True):
+        for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
         self._note("reward/total", total.mean())
         self._note("grpo/zero_std_ratio", silent.float().mean())
         own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-        if self._rejects:
-            return grpo.rejection(rewards[own, self.reward_func_names.index("accuracy")])
-        advantages = grpo.advantages(total, group, self._scale)[own]
-        if self._fusion and not self._fusion.pays:  # the rule weighs groups instead of rewarding rows
-            right = torch.tensor(self._accuracy(rollout.row_ids, texts), device=advantages.device)
-            advantages = advantages * (1 + self._rule_weight * self._fusion.weights(right, group))
+        right = rewards[own, names.index("accuracy")]
+        if self._settings.advantage is Advantage.rejection:
+            return grpo.rejection(right)
+        advantages = grpo.advantages(total, group, scale)[own]
+        if self._integration and not self._integration.pays:  # the rule weighs groups instead of rewarding rows
+            advantages = advantages * (1 + self._integration.weight * self._integration.weights(right, group))
         return advantages
 
     def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -349,8 +323,8 @@ class EchoInkTrainer(Resumable):
         self.state.num_input_tokens_seen += seen.item()
         self._note("completion/mean_length", lengths.float().mean())
         self._note("completion/clipped_ratio", cut.float().mean())
-        if self._fusion:
-            notes = gather_object([self._fusion.notes])  # a process without such prompts has none
+        if self._integration:
+            notes = gather_object([self._integration.notes])  # a process without such prompts has none
             for name in sorted({name for found in notes for name in found}):
                 means = [found[name] for found in notes if name in found]
                 self._note(name, sum(value * count for value, count in means) / sum(count for _, count in means))
@@ -362,7 +336,7 @@ class EchoInkTrainer(Resumable):
                 "g": row % self.num_generations,
                 "text": texts[row],
                 "tokens": rollout.lengths[row],
-                **dict(zip(self.reward_func_names, rewards[first + row].tolist(), strict=True)),
+                **dict(zip((r.name for r in self._rewards), rewards[first + row].tolist(), strict=True)),
                 "advantage": advantages[row].item(),
             }
             for row, id in enumerate(rollout.row_ids)
@@ -385,9 +359,10 @@ class EchoInkTrainer(Resumable):
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
         mask = counted = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
-        if self._shared_prefix and self.beta == 0:
+        rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
+        if self._settings.shared_prefix and self.beta == 0:
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
-            silent = grpo.silent_rows(advantages, self.num_generations, self._rejects)
+            silent = grpo.silent_rows(advantages, self.num_generations, rejects)
             advantages, counted = advantages.masked_fill(silent, 0), mask & ~silent.unsqueeze(1)
             computed = without_silent_groups(self.rollout.prompts, owner, mask, silent)
             if old is not None:  # a ratio of 1 where nothing is computed
@@ -405,8 +380,8 @@ class EchoInkTrainer(Resumable):
             logps.detach() if old is None else old,
             advantages,
             mask,
-            loss=self._loss,
-            clip=self._clip,
+            loss=loss,
+            clip=self._settings.clip,
             width=self.max_completion_length,
             tokens=tokens,
             reference=inputs.get("ref_per_token_logps"),
@@ -418,7 +393,7 @@ class EchoInkTrainer(Resumable):
             entropy = logps.new_zeros(()) if entropies is None else (entropies * counted).sum()
             sums = torch.stack([divergence, mask.sum(), entropy, counted.sum()])
         self._token_sums.append(self.accelerator.reduce(sums.detach(), reduction="sum").tolist())
-        return found.loss if self._loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
+        return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
 
     def _log_probabilities(
         self, model, inputs: dict[str, Tensor], computed: Tensor | None = None
@@ -442,7 +417,7 @@ class EchoInkTrainer(Resumable):
             for start in range(0, rows, size):
                 part = slice(start, start + size)
                 ids = inputs["completion_ids"][part]
-                if self._shared_prefix:
+                if self._settings.shared_prefix:
                     found.append(score(model, prompts, features, owner[part], ids, computed[part]))
                 else:
                     tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
