@@ -279,5 +279,7 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
     twice = found["twice of it costs"]
     grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())
     made.append(f"twice as many {grows} times the cost; completions of {found['completion_tokens']} tokens assumed")
-    made.append("peaks are the vendor's, the fractions reached are assumed, unmeasured: echoink/planning/step_time.py")
+    made.append(
+        "peaks are the vendor's, the fractions reached assumed; not measured, see echoink/planning/step_time.py"
+    )
     return made
