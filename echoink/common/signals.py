@@ -4,7 +4,7 @@ The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: a
 something that must not be left half done (`held`), right after it. The second leaves the process at once.
 
 Of several processes of a run none may leave alone. There (`share`) a signal is noted, and all leave together where they
-next ask each other (`together.heed`).
+next ask each other (`collectives.heed`).
 """
 
 import os

@@ -5,7 +5,7 @@ share of every weight, and with it of the gradient and of the optimizer's state.
 put on the whole model when training begins. With `none` several processes are DDP.
 
 A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
-order. In a training step they do (`encoding.encode_media`, `alike`). Where they cannot, because completions differ in
+order. In a training step they do (`encoders.encode_media`, `alike`). Where they cannot, because completions differ in
 length, the model is gathered first (`whole`).
 """
 

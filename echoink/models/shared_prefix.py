@@ -166,7 +166,7 @@ def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
 
     thinker.forward = types.MethodType(forward, thinker)
-    thinker.alike = False  # a trainer's runs both towers in each forward of the loss, see encoding.run_towers
+    thinker.alike = False  # a trainer's runs both towers in each forward of the loss, see encoders.run_towers
 
 
 def _embedded(thinker: Qwen2_5OmniThinkerModel, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def tidy(run: Path) -> None:
 
 
 def drop_universal(folder: Path) -> None:
-    """Remove what `shares.make_universal` wrote, whole or not."""
+    """Remove what `sharded_checkpoint.make_universal` wrote, whole or not."""
     for made in folder.glob(f"global_step*{UNIVERSAL}"):
         shutil.rmtree(made)
     (folder / "latest_universal").unlink(missing_ok=True)

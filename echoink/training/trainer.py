@@ -13,7 +13,7 @@ The paper's algorithm (Section 3.2) and where each line happens:
 
 TRL knows pictures but no sound, processes, encodes, prefills and back-propagates every prompt G times and scatters a
 group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
-towers are frozen (`encoding`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
+towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
 stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
 left out of the loss, which does not change it; the entropy is then that of the other groups. (A micro-batch of such
 groups alone still computes one prompt with one token, for a gradient of zero.)
@@ -70,7 +70,7 @@ class EchoInkTrainer(Resumable):
     """TRL's GRPO for prompts with a picture and a sound.
 
     Args:
-        model: the policy, from `models.load_model` as the reference is.
+        model: the policy, from `loading.load_model`, as the reference is.
         reference: the frozen pi_ref; None where `args.beta` is 0 or with an adapter.
         processor: turns a sample into model inputs.
         samples: the training set; their ids are unique.

@@ -4,7 +4,7 @@ import torch
 from trl import GRPOConfig
 
 from echoink.common.errors import UserError
-from echoink.config.schema import Correction, GenerationConfig, GrpoConfig, Loss, Schedule, Sharding, TrainerConfig
+from echoink.config.schema import GenerationConfig, GrpoConfig, Loss, Schedule, Sharding, TrainerConfig
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 
@@ -52,7 +52,6 @@ def arguments(
         top_p=generation.top_p,
         top_k=generation.top_k,
         max_completion_length=generation.max_new_tokens,
-        vllm_importance_sampling_mode=_mode(generation.vllm.correction),
         vllm_importance_sampling_clip_max=generation.vllm.correction_max,
         shuffle_dataset=False,
         remove_unused_columns=False,
@@ -70,8 +69,3 @@ def arguments(
         disable_tqdm=True,
         log_level_replica="error",
     )
-
-
-def _mode(how: Correction) -> str:
-    """TRL's name; it knows no `none`, for which its ratios are overwritten."""
-    return (Correction.token_truncate if how is Correction.none else how).name
