@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common import cli
-from echoink.pipeline.export import export
 
 
 @dataclass
@@ -28,9 +27,11 @@ class ExportConfig:
 
 def main(words: Sequence[str]) -> None:
     """Export as the settings say."""
-    from echoink.common import console
-
     given = cli.settings(ExportConfig, words)
+    # Heavy libraries are imported behind the check of the command line.
+    from echoink.common import console
+    from echoink.pipeline.export import export
+
     with console.quiet_libraries():
         folder = export(given.checkpoint, Path(given.output), given.merge, given.push_to)
     console.say("export", str(folder))

@@ -116,7 +116,7 @@ def predict(arguments: argparse.Namespace) -> list[str]:
         import torch
 
         from echoink.config.schema import Adapter, Prompt
-        from echoink.data.processor import Caps, PromptProcessor, load_processor
+        from echoink.data.processor import Caps, PromptProcessor
         from echoink.data.splits import video_caps
         from echoink.evaluation.prediction import draw_names
         from echoink.models import loading
@@ -125,7 +125,7 @@ def predict(arguments: argparse.Namespace) -> list[str]:
 
         quantized = config.adapter.kind is Adapter.qlora
         model = loading.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)
-        omni = load_processor(path, config.model.min_pixels, config.model.max_pixels)
+        omni = loading.load_processor(path, config.model.min_pixels, config.model.max_pixels)
         prompt = config.prompt
         caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
         processor = PromptProcessor(omni, model, Prompt(**vars(prompt)), caps)

@@ -28,11 +28,13 @@ from echoink.common.errors import UserError
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Prompt
 from echoink.data import synthetic
-from echoink.data.processor import PromptInputs, encode, load_processor, prompt_batch, row_media, row_positions
+from echoink.data.processor import encode
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
 from echoink.data.synthetic import Question, Scene
-from echoink.models.loading import load_model
+from echoink.models.batching import prompt_batch, row_media, row_positions
+from echoink.models.family import PromptInputs
+from echoink.models.loading import load_model, load_processor
 from echoink.models.tiny_architecture import make_model, make_processor
 from echoink.rewards.parsing import ANSWER, THINK
 

@@ -77,7 +77,8 @@ def model():
 @pytest.fixture(scope="session")
 def make_processor():
     """The prompt processor of a model."""
-    from echoink.data.processor import Caps, PromptProcessor, load_processor
+    from echoink.data.processor import Caps, PromptProcessor
+    from echoink.models.loading import load_processor
 
     omni = load_processor("tiny", 112 * 112, 112 * 112)
     return lambda model: PromptProcessor(omni, model, PROMPT, Caps(10.0, VIDEO, 4096))

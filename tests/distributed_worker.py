@@ -13,12 +13,12 @@ from transformers import TrainerCallback
 from echoink.config.compose import compose
 from echoink.config.schema import Adapter, Prompt, Sharding, Variant
 from echoink.data.ablations import without
-from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import DataType, Sample
 from echoink.data.splits import read_split, video_caps
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
-from echoink.models.loading import load_model, load_reference, lora
+from echoink.models.loading import load_model, load_processor, load_reference, lora
 from echoink.training.integration_reward import integration_of
 from echoink.training.metrics import metrics_of
 from echoink.training.reward_functions import of_config

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink.data.processor import PromptInputs
+from echoink.models.family import PromptInputs
 from echoink.models.logprobs import score
 from echoink.models.shared_prefix import install
 from echoink.rollout import generate as rollout
@@ -32,12 +32,13 @@ IN_TRANSFORMERS = (
 
 
 class StandIn:
-    def start(self, settings, temperature, sleeps):
+    def start(self, settings, temperature, sleeps, fields):
         if os.environ.get("STAND_IN") == "cannot":
             raise ValueError("no room for the weights")
         assert not sleeps
         config = Qwen2_5OmniConfig.from_pretrained(settings["model"])
         assert config.architectures == ["Qwen2_5OmniModel"]
+        assert fields[0].startswith("vllm.") and fields[2] == (config.thinker_config.vision_config.spatial_merge_size,)
         dtype = getattr(torch, settings["dtype"])
         self.model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config.thinker_config, dtype=dtype).eval()
         install(self.model)

@@ -11,9 +11,9 @@ from echoink.common.errors import UserError
 from echoink.config.schema import Variant
 from echoink.data.ablations import without
 from echoink.data.prefetch import Ahead
-from echoink.data.processor import PromptInputs
 from echoink.data.samples import DataType
 from echoink.data.splits import read_split
+from echoink.models.family import PromptInputs
 from tests import files
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from echoink.common.errors import UserError
-from echoink.data.processor import load_processor
-from echoink.models.loading import load_model
+from echoink.models.loading import load_model, load_processor
 from echoink.run_folder import checkpoint
 
 

@@ -14,9 +14,8 @@ from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import TINY
 from echoink.data import synthetic
-from echoink.data.processor import load_processor
 from echoink.data.splits import load
-from echoink.models.loading import load_model, lora
+from echoink.models.loading import load_model, load_processor, lora
 from echoink.pipeline import export
 from echoink.planning import memory, plan, preflight
 from echoink.rewards.types import Match

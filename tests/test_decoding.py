@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from echoink.data.processor import prompt_batch
+from echoink.models.batching import prompt_batch
 from echoink.rollout import generate as rollout
 from echoink.rollout.decoder import Decoder
 from tests.test_rollout import noise_of, run

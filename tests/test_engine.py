@@ -28,6 +28,7 @@ from echoink.config.schema import Correction, Variant
 from echoink.data.ablations import without
 from echoink.data.samples import DataType
 from echoink.models import loading
+from echoink.models.families import family_of
 from echoink.models.logprobs import score
 from echoink.rollout import vllm_engine
 from echoink.rollout.sampling import Sampling
@@ -173,7 +174,7 @@ def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
     whole = loading.load_model("tiny")
-    names = {vllm_engine._published_name(name): name for name, _ in whole.named_parameters()}
+    names = {vllm_engine.published_name(family_of(whole), name): name for name, _ in whole.named_parameters()}
     found = dict(vllm_engine.published(quantized, everything=True))
     assert not torch.equal(
         found["thinker.model.layers.0.self_attn.k_proj.weight"],

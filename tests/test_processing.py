@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from echoink.common.errors import UserError
-from echoink.data.processor import prompt_batch, row_media, row_positions
 from echoink.data.samples import DataType, Sample
+from echoink.models.batching import prompt_batch, row_media, row_positions
 from tests.files import picture, sound, video
 
 

@@ -5,8 +5,7 @@ import torch
 from peft import PeftModel
 
 from echoink.common.errors import UserError
-from echoink.data.processor import load_processor
-from echoink.models.loading import load_model, lora
+from echoink.models.loading import load_model, load_processor, lora
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -31,8 +30,8 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
     """Evaluation first: bitsandbytes may repack weights then. Packed rows against plain rows, gradients too."""
     from trl.trainer.utils import add_fused_lm_head
 
-    from echoink.data.processor import prompt_batch
     from echoink.models import logprobs
+    from echoink.models.batching import prompt_batch
     from echoink.models.encoders import encode_media
     from echoink.models.logprobs import score
 

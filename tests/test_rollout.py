@@ -26,7 +26,7 @@ def run(model, prompts, noise, temperatures, sampling=SAMPLING):
 
 
 def test_greedy_is_what_transformers_generates(model, prompts):
-    from echoink.data.processor import prompt_batch
+    from echoink.models.batching import prompt_batch
 
     for prompt in prompts[:4]:
         batch = prompt_batch([prompt], 0)

@@ -11,10 +11,10 @@ from trl.trainer.utils import add_fused_lm_head
 from echoink.benchmark.measure import peak_memory
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
-from echoink.data.processor import encode, load_processor
+from echoink.data.processor import encode
 from echoink.models import attention, logprobs, shared_prefix
 from echoink.models.encoders import encode_media, same_towers, towers_learn
-from echoink.models.loading import load_model, lora
+from echoink.models.loading import load_model, load_processor, lora
 from echoink.models.logprobs import score, without_silent_groups
 from echoink.models.shared_prefix import Layout, install, pack
 

@@ -29,6 +29,23 @@ def test_nothing_imports_train_and_pure_modules_know_no_config_file_model_or_log
             assert not [name for name in names if name.startswith(banned)], module.name
 
 
+def test_general_code_names_no_model_class_and_no_model_type():
+    allowed = {"models/qwen2_5_omni.py", "models/tiny_architecture.py", "tiny.py"}
+    for module in (ROOT / "echoink").rglob("*.py"):
+        if str(module.relative_to(ROOT / "echoink")) not in allowed:
+            named = re.findall(r"Qwen2_5Omni\w*|qwen2_5_omni_thinker|image_token_id|audio_tower", module.read_text())
+            assert not named, f"{module}: {named}"
+
+
+def test_every_family_has_all_that_a_family_gives():
+    from echoink.models.families import FAMILIES
+    from echoink.models.family import Family
+
+    names = {*Family.__annotations__, *(name for name, value in vars(Family).items() if callable(value))}
+    for family in FAMILIES.values():
+        assert not [name for name in names if not name.startswith("_") and not hasattr(family, name)]
+
+
 def test_the_readme_gives_both_commands():
     text = (ROOT / "README.md").read_text()
     start = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e "

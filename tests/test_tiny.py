@@ -101,8 +101,7 @@ def test_the_command_builds_and_teaches_a_model(tmp_path):
     from echoink.tiny import main
 
     main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8"])
-    from echoink.data.processor import load_processor
-    from echoink.models.loading import load_model
+    from echoink.models.loading import load_model, load_processor
 
     assert len(load_processor(f"{tmp_path}/base", 12_544, 12_544).tokenizer) > 300
     assert load_model(f"{tmp_path}/base").dtype == torch.float32

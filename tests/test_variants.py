@@ -7,9 +7,9 @@ import pytest
 
 from echoink.config.schema import Variant
 from echoink.data.ablations import applies, make, without
-from echoink.data.processor import MEDIA
 from echoink.data.samples import DataType, Sample, load_sound
 from echoink.media.loaders import load_image, load_soundtrack, load_video
+from echoink.models.qwen2_5_omni import MEDIA
 from echoink.rewards.types import ProblemType
 from tests.conftest import VIDEO
 from tests.files import picture, sound, video

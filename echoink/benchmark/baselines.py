@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from echoink.benchmark.workload import Workload
-from echoink.data.processor import prompt_batch, row_media, row_positions
 from echoink.models import logprobs
-from echoink.models.encoders import Features, encode_media, towers_learn
+from echoink.models.batching import prompt_batch, row_media, row_positions
+from echoink.models.encoders import encode_media, towers_learn
+from echoink.models.family import Features
 from echoink.models.logprobs import score
 from echoink.rollout import generate as rollout
 from echoink.rollout.sampling import Sampling
@@ -35,9 +36,9 @@ class Step:
 
     def __init__(self, model: torch.nn.Module, reference: torch.nn.Module | None, work: Workload, beta: float):
         self.model, self.reference, self.work, self.beta = model, reference, work, beta
-        self.thinker = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.device = self.thinker.lm_head.weight.device
-        self.pad = self.thinker.generation_config.pad_token_id
+        self.unwrapped = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.device = self.unwrapped.device
+        self.pad = self.unwrapped.generation_config.pad_token_id
         self.ids, self.mask = work.completion_ids.to(self.device), work.mask.to(self.device)
         self.advantages = work.advantages.to(self.device)
         # A learning rate of 0 leaves the weights alone, so that every repetition does the same.
@@ -89,19 +90,19 @@ class SharedPrefix(Step):
 
     def prefill(self) -> None:
         """Towers and prompts, up to the logits of the first token."""
-        rollout.prefill(self.thinker.eval(), self.work.prompts, self.pad)
+        rollout.prefill(self.unwrapped.eval(), self.work.prompts, self.pad)
 
     def rollout(self) -> list[list[int]]:
         """The whole rollout; finished rows leave."""
         with torch.no_grad():
-            features = encode_media(self.thinker.model, self.work.prompts)
-        self.features = None if towers_learn(self.thinker.model) else features
+            features = encode_media(self.unwrapped.model, self.work.prompts)
+        self.features = None if towers_learn(self.unwrapped.model) else features
         script = self.work.completion_ids.view(len(self.work.prompts), self.work.group, -1).double()
-        ends = [self.thinker.generation_config.eos_token_id]
+        ends = [self.unwrapped.generation_config.eos_token_id]
         sampling = Sampling(1.0, 1.0, 0, script.shape[-1])
         temperatures = [1.0] * self.work.group
         return rollout.generate(
-            self.thinker, self.work.prompts, script, temperatures, sampling, ends, self.pad, features, _replay
+            self.unwrapped, self.work.prompts, script, temperatures, sampling, ends, self.pad, features, _replay
         )
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
@@ -129,10 +130,10 @@ class PlainRows(Step):
 
     def update(self) -> None:
         if self.checkpointing:
-            self.thinker.activation_checkpointing_enable()
+            self.unwrapped.activation_checkpointing_enable()
         super().update()
         if self.checkpointing:
-            self.thinker.activation_checkpointing_disable()
+            self.unwrapped.activation_checkpointing_disable()
 
     def _generate(self, tokens: int) -> Tensor:
         owner = [index for index in range(len(self.work.prompts)) for _ in range(self.work.group)]
@@ -146,7 +147,7 @@ class PlainRows(Step):
         # several copies are only to be had by sampling, here from the one token that the replay leaves
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0} if copies > 1 else {"do_sample": False}
         replay = LogitsProcessorList([_Replay(script, batch["input_ids"].shape[1])])
-        return self.thinker.eval().generate(
+        return self.unwrapped.eval().generate(
             **batch,
             num_return_sequences=copies,
             max_new_tokens=tokens,

@@ -71,7 +71,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "shape",
         f"{len(work.prompts)} prompts of {', '.join(str(len(prompt.input_ids)) for prompt in work.prompts)} tokens · "
         f"G {work.group} · completions of {int(work.mask.sum(1).min())} to {int(work.mask.sum(1).max())} · "
-        f"{sum(p.numel() for p in systems['ours'].thinker.parameters()):,} parameters · {device.type}",
+        f"{sum(p.numel() for p in systems['ours'].unwrapped.parameters()):,} parameters · {device.type}",
     )
     parity = compare(systems, tolerance=1e-4 if config.shape.dtype.name == "float32" else 0.3)
     console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
@@ -138,10 +138,10 @@ def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "
     model = make_model(config.shape, config.seed, device)
     work = make_workload(model, config.shape, config.seed)
     reference = None if config.lora else make_model(config.shape, config.seed + 1, device).eval()
-    for thinker in (model, reference):
-        if thinker is not None:
-            install(thinker)
-            add_fused_lm_head(thinker, outputs=("log_probs", "entropy"))
+    for each in (model, reference):
+        if each is not None:
+            install(each)
+            add_fused_lm_head(each, outputs=("log_probs", "entropy"))
     if config.lora:
         targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
         model = get_peft_model(model, loading.lora(16, 32, 0.0, targets))
@@ -271,8 +271,8 @@ def needed_flops(system: "Step") -> dict[str, float]:
 
     from echoink.models.encoders import encode_media, towers_learn
 
-    config = system.thinker.config.get_text_config()
-    layers = system.thinker.model.language_model.layers
+    config = system.unwrapped.config.get_text_config()
+    layers = system.unwrapped.model.language_model.layers
     matrices = [(name, p.numel()) for name, p in layers.named_parameters() if p.ndim == 2]
     weights = sum(size for name, size in matrices if "lora" not in name)
     added = sum(size for name, size in matrices if "lora" in name)
@@ -283,10 +283,10 @@ def needed_flops(system: "Step") -> dict[str, float]:
         tokens += prefix + sum(of)
         pairs += prefix * (prefix + 1) / 2 + sum(prefix * length + length * (length + 1) / 2 for length in of)
     language = 2 * weights * tokens + 4 * config.hidden_size * config.num_hidden_layers * pairs
-    head = 2 * system.thinker.lm_head.weight.numel() * int(system.work.mask.sum())
+    head = 2 * system.unwrapped.lm_head.weight.numel() * int(system.work.mask.sum())
     with torch.no_grad():
-        towers = executed_flops(lambda: encode_media(system.thinker.model, prompts))
-    learns, tower_learns = system.reference is not None, towers_learn(system.thinker.model)
+        towers = executed_flops(lambda: encode_media(system.unwrapped.model, prompts))
+    learns, tower_learns = system.reference is not None, towers_learn(system.unwrapped.model)
     forward, adapter = language + head, 2 * added * tokens
     return {
         "rollout": forward + adapter + towers,

@@ -1,4 +1,4 @@
-"""What a benchmark works on: a thinker of a given shape with random weights, prompts, completions of given lengths."""
+"""What a benchmark works on: a model of a given shape with random weights, prompts, completions of given lengths."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import AutoConfig, PreTrainedModel
 
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.config.schema import Dtype, _
-from echoink.data.processor import PromptInputs, encode, load_processor
+from echoink.data.processor import encode
+from echoink.models.families import of_config
+from echoink.models.family import PromptInputs
+from echoink.models.loading import load_processor
 
 
 @dataclass
@@ -52,10 +55,9 @@ class Workload:
         return len(self.mask) // len(self.prompts)
 
 
-def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """A thinker of that shape; its tokens are those of the embedded model's processor."""
-    config = AutoConfig.from_pretrained(TINY)
-    config = getattr(config, "thinker_config", config)
+def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTrainedModel:
+    """A model of that shape; its tokens are those of the embedded model's processor."""
+    family, config = of_config(AutoConfig.from_pretrained(TINY))
     text, audio, vision = config.text_config, config.audio_config, config.vision_config
     text.hidden_size, text.intermediate_size, text.vocab_size = shape.width, shape.feed_forward, shape.vocabulary
     text.num_hidden_layers, text.layer_types = shape.layers, ["full_attention"] * shape.layers
@@ -79,13 +81,13 @@ def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> Qwen2_5Om
         part.initializer_range = 0.02
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config, dtype=getattr(torch, shape.dtype.name))
+        model = family.MODEL._from_config(config, dtype=getattr(torch, shape.dtype.name))
     model.generation_config.pad_token_id = config.pad_token_id
     model.generation_config.eos_token_id = config.eos_token_id
     return model
 
 
-def make_workload(model: Qwen2_5OmniThinkerForConditionalGeneration, shape: ShapeConfig, seed: int) -> Workload:
+def make_workload(model: PreTrainedModel, shape: ShapeConfig, seed: int) -> Workload:
     """Prompts of about P tokens (each of the next ones 8 shorter) and completions of random tokens, ragged."""
     prompts = [_prompt(model, shape, shape.prompt_tokens - 8 * index, seed + index) for index in range(shape.prompts)]
     mean, rows = shape.completion_tokens, shape.prompts * shape.group_size
@@ -98,9 +100,7 @@ def make_workload(model: Qwen2_5OmniThinkerForConditionalGeneration, shape: Shap
     return Workload(prompts, ids * mask, mask, torch.randn(rows, generator=generator))
 
 
-def _prompt(
-    model: Qwen2_5OmniThinkerForConditionalGeneration, shape: ShapeConfig, tokens: int, seed: int
-) -> PromptInputs:
+def _prompt(model: PreTrainedModel, shape: ShapeConfig, tokens: int, seed: int) -> PromptInputs:
     rng = np.random.default_rng(seed)
     side = int(shape.pixels**0.5)
     image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))

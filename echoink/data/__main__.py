@@ -92,7 +92,8 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
     config = compose(overrides)[0].config
     samples, _ = splits.first(config.dataset, split, n)
     with quiet_libraries():
-        from echoink.data.processor import chat_text, load_processor
+        from echoink.data.processor import chat_text
+        from echoink.models.loading import load_processor
 
         processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
     prompt = Prompt(**vars(config.prompt))

@@ -8,8 +8,9 @@ in the order asked for.
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
+from echoink.models.family import PromptInputs
 
 
 class Ahead:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 
 from echoink.common.errors import UserError
 from echoink.run_folder import checkpoint
@@ -35,7 +35,7 @@ OPTIMIZER = "optimizer"
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def save_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write each process's shares of the weights, as `load_weights` and `from_pretrained` read them."""
     model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)
 
@@ -45,7 +45,7 @@ def holds_weights(folder: Path) -> bool:
     return any(folder.glob("shard-*.safetensors"))
 
 
-def load_weights(model: Qwen2_5OmniThinkerForConditionalGeneration, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Read them into a model that is divided among any number of processes."""
     state = get_model_state_dict(model)
     distributed_checkpoint.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))

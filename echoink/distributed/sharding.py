@@ -5,7 +5,7 @@ share of every weight, and with it of the gradient and of the optimizer's state.
 put on the whole model when training begins. With `none` several processes are DDP.
 
 A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
-order. In a training step they do (`encoders.encode_media`, `alike`). Where they cannot, because completions differ in
+order. In a training step they do (`encoders.encode_media`, `run_all`). Where they cannot, because completions differ in
 length, the model is gathered first (`whole`).
 """
 
@@ -19,15 +19,8 @@ from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
-
-UNITS = {
-    "model.language_model.layers.*": "free_full_weight",
-    "model.visual.blocks.*": "free_full_weight",
-    "model.audio_tower.layers.*": "free_full_weight",
-}
-"""What FSDP2 gathers at a time: a layer. The rest is gathered for the whole of a step's forward and backward."""
 
 
 def sharers(processes: int) -> int:
@@ -49,9 +42,7 @@ def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
     if processes == 1:
         return None
     inside = sharers(processes)
-    return DistributedConfig(
-        fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_plan=UNITS, fsdp_mixed_precision=bf16
-    )
+    return DistributedConfig(fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_mixed_precision=bf16)
 
 
 def deepspeed(stage: int, bf16: bool) -> dict[str, Any]:
@@ -82,7 +73,7 @@ def meet_on_cpu() -> bool:
     return True
 
 
-def find_root(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
+def find_root(model: PreTrainedModel) -> None:
     """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)

@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 
 from echoink.config.schema import Prompt, Protocol, Variant
 from echoink.data.prefetch import Ahead
-from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged
+from echoink.models.family import PromptInputs
 from echoink.rewards.types import Match
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
@@ -62,7 +63,7 @@ def setting(
 
 
 def evaluate(
-    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    model: PreTrainedModel,
     processor: PromptProcessor,
     samples: Sequence[Sample],
     sampling: Sampling,
@@ -81,7 +82,7 @@ def evaluate(
     """Answer every sample once per draw, in order; predictions come as they are made.
 
     Args:
-        model: the thinker.
+        model: the policy, not wrapped.
         processor: turns a sample into model inputs.
         samples: what to answer.
         sampling: as in training.

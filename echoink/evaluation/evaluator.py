@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 
 from echoink.common import console
 from echoink.config.schema import EvalConfig, Prompt, Variant
@@ -64,13 +64,11 @@ class Evaluator:
     files: RunFolder
     tracker: Tracker
 
-    def phase(
-        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], phase: str, step: int
-    ) -> list[Prediction]:
+    def phase(self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, step: int) -> list[Prediction]:
         """Evaluate a model as the protocol says, or take up where an earlier process stopped.
 
         Args:
-            model: the thinker.
+            model: the policy, not wrapped.
             samples: what to answer.
             phase: `base` or `final`.
             step: of training, for MLflow.
@@ -107,7 +105,7 @@ class Evaluator:
 
     def _variant(
         self,
-        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        model: PreTrainedModel,
         samples: Sequence[Sample],
         phase: str,
         how: Setting,
@@ -136,7 +134,7 @@ class Evaluator:
             prediction_cache.keep(kept, answers)
         return answers
 
-    def watch(self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int) -> None:
+    def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
         """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
         answers = evaluate.evaluate(
             model,
@@ -153,9 +151,7 @@ class Evaluator:
         )
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _kept(
-        self, model: Qwen2_5OmniThinkerForConditionalGeneration, how: Setting, sample: Sample, variant: Variant
-    ) -> Path:
+    def _kept(self, model: PreTrainedModel, how: Setting, sample: Sample, variant: Variant) -> Path:
         """Where the answers of this base are kept for other runs."""
         example = replace(self.processor, prompt=how.prompt)(sample)  # for the tokenizer and its template
         name = prediction_cache.key(
@@ -192,9 +188,7 @@ class Evaluator:
             self.files.append(PREDICTIONS, map(asdict, taken))
             console.say(BASE, f"answers of an earlier run of the same base, from {kept}")
 
-    def development(
-        self, model: Qwen2_5OmniThinkerForConditionalGeneration, samples: Sequence[Sample], step: int
-    ) -> dict[str, float]:
+    def development(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> dict[str, float]:
         """Evaluate on the development split during training, always with the prompt and parser of training.
 
         Returns:
@@ -219,7 +213,7 @@ class Evaluator:
 
     def _answers(
         self,
-        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        model: PreTrainedModel,
         samples: Sequence[Sample],
         phase: str,
         prompt: Prompt,

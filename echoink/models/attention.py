@@ -1,33 +1,34 @@
-"""The language model's attention: ours where the mask knows how to attend, transformers' SDPA otherwise.
+"""The language model's attention: ours where a layout comes along, transformers' SDPA otherwise.
 
-A mask that is no tensor travels through the model untouched. Two kinds do: `shared_prefix.Layout` in the loss and
-`decoding.Decoder` in the rollout; each has a method `attend`.
+Two objects attend for themselves: `shared_prefix.Layout` in the loss and `decoder.Decoder` in the rollout. They travel
+through the model as the keyword argument `layout`, which every layer hands on to its attention.
 """
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from echoink.common.errors import UserError
+from echoink.models.families import family_of
 
 NAME = "echoink"
 """Under which transformers knows our attention."""
 
 
-class Mask(Protocol):
-    """A mask that attends for itself."""
+class AttentionLayout(Protocol):
+    """What attends for itself. Not a dataclass: FSDP2's mixed precision would copy it in every layer."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Output [R, H, T, d] of query [R, H, T, d] over key and value [R, K, T, d] and what the mask holds."""
+        """Output [R, H, T, d] of query [R, H, T, d] over key and value [R, K, T, d] and what the layout holds."""
 
 
-def select(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
-    """Give a thinker's language model our attention, for good: under gradient checkpointing the backward pass looks it
-    up again.
+def select(model: PreTrainedModel) -> None:
+    """Give a model's language model our attention, for good: under gradient checkpointing the backward pass looks it up
+    again.
 
     Raises:
         UserError: its attention has sliding windows or dropout, which a shared prompt would not follow.
@@ -36,17 +37,23 @@ def select(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
     if "sliding_attention" in config.layer_types or config.attention_dropout:
         what = "sliding windows" if "sliding_attention" in config.layer_types else "dropout"
         raise UserError(f"this model's attention has {what}, which a shared prompt cannot follow", "take another model")
-    model.model.language_model.config._attn_implementation = NAME
+    family_of(model).language_model(model.model).config._attn_implementation = NAME
 
 
 def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask | Tensor | None, **kwargs
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    layout: AttentionLayout | None = None,
+    **kwargs,
 ) -> tuple[Tensor, None]:
-    if attention_mask is None or isinstance(attention_mask, Tensor):
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     # Under autocast the rotary embedding leaves query and key in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return attention_mask.attend(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
+    return layout.attend(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, _attention)

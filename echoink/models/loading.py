@@ -1,31 +1,24 @@
-"""Loads the policy, its reference and its processor: the thinker of Qwen2.5-Omni, no talker, no edited config.json."""
+"""Loads the policy, its reference and its processor, from published checkpoints as from our own."""
 
+import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import (
-    AutoConfig,
-    BitsAndBytesConfig,
-    Qwen2_5OmniProcessor,
-    Qwen2_5OmniThinkerForConditionalGeneration,
-)
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.distributed import DistributedConfig
 
 from echoink.common.errors import UserError
 from echoink.config.paths import resolve
-from echoink.data.processor import as_user_error
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
+from echoink.models.families import FAMILIES, family_of, of_config
 from echoink.models.shared_prefix import install
-
-TOWERS = {"audio": "audio_tower", "vision": "visual"}
-"""Names for `model.freeze` and the modules they stand for."""
-
-OTHER_PARTS = ("talker.", "token2wav.")
-"""Weights of a full Omni checkpoint that the thinker does without."""
 
 
 def is_adapter(path: str) -> bool:
@@ -40,10 +33,10 @@ def load_model(
     freeze: tuple[str, ...] = (),
     quantized: bool = False,
     divided: DistributedConfig | None = None,
-) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """The thinker of a model folder or hub id, in training-ready precision, able to share prompts.
+) -> PreTrainedModel:
+    """The model of a folder or hub id, in training-ready precision, able to share prompts.
 
-    A full Omni checkpoint (thinker., talker. and token2wav. weights) is read as published; an adapter's checkpoint
+    A published checkpoint is read as it is, without the parts that training does not use; an adapter's checkpoint
     gives its base model with the adapter merged in, in the precision of `dtype`; on a quantized base it stays beside
     it, for the 4-bit weights that it was trained on are not those of the base.
 
@@ -63,60 +56,76 @@ def load_model(
         if divided:
             hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
             raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
-        with as_user_error(path):
-            base = LoraConfig.from_pretrained(path).base_model_name_or_path
-        try:
-            model = load_model(base, dtype, attention, quantized=quantized)
-        except UserError as error:
-            raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
-        with as_user_error(path):
-            model = PeftModel.from_pretrained(model, path)
-            model = model.get_base_model() if quantized else model.merge_and_unload().requires_grad_(True)
-        return _named(_frozen(model, freeze), path)
+        return _named(_frozen(_load_adapter(path, dtype, attention, quantized), freeze), path)
     if path.startswith(("/", "./", "../")) and not Path(path).is_dir():
         raise UserError(f"model.path={path}: no such folder", "give a model folder, a hub id, or tiny")
+    model = _frozen(_load_published(path, dtype, attention, quantized, divided), freeze)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
+    install(model)
+    if divided:
+        sharding.find_root(model)
+    elif not quantized:  # bitsandbytes has put its weights where they belong
+        model.to(processes().device)
+    return _named(model, path)
+
+
+def _load_adapter(path: str, dtype: str, attention: str, quantized: bool) -> PreTrainedModel:
     with as_user_error(path):
-        config = AutoConfig.from_pretrained(resolve(path))
-        config = getattr(config, "thinker_config", config)
-        if config.model_type != "qwen2_5_omni_thinker":
-            raise UserError(f"model.path={path} is a {config.model_type}", "a Qwen2.5-Omni (thinker) model is needed")
-        model, report = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        base = LoraConfig.from_pretrained(path).base_model_name_or_path
+    try:
+        model = load_model(base, dtype, attention, quantized=quantized)
+    except UserError as error:
+        raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
+    with as_user_error(path):
+        model = PeftModel.from_pretrained(model, path)
+        return model.get_base_model() if quantized else model.merge_and_unload().requires_grad_(True)
+
+
+def _load_published(
+    path: str, dtype: str, attention: str, quantized: bool, divided: DistributedConfig | None
+) -> PreTrainedModel:
+    with as_user_error(path):
+        published = AutoConfig.from_pretrained(resolve(path))
+        found = of_config(published)
+        if found is None:
+            known = ", ".join(family.NAME for family in FAMILIES.values())
+            raise UserError(f"model.path={path} is a {published.model_type}", f"models that can be trained: {known}")
+        family, config = found
+        optional = {}
+        if quantized:
+            optional |= _four_bits(dtype, [*family.TOWERS.values()])
+        if divided:
+            optional["distributed_config"] = replace(divided, fsdp_plan=dict(family.SHARDED_UNITS))
+        model, report = family.MODEL.from_pretrained(
             resolve(path),
             config=config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below
-            **(_four_bits(dtype) if quantized else {}),
-            **({"distributed_config": divided} if divided else {}),
+            **optional,
         )
     wrong = {
         "lacks": sorted(report["missing_keys"]),
-        "has unexpected": sorted(key for key in report["unexpected_keys"] if not key.startswith(OTHER_PARTS)),
+        "has unexpected": sorted(key for key in report["unexpected_keys"] if not key.startswith(family.OTHER_PARTS)),
         "has, in another shape,": sorted(str(key) for key in report["mismatched_keys"]),
     }
     for what, keys in wrong.items():
         if keys:
             some = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
             hint = "its config.json and its weights do not belong together, or a file is missing"
-            raise UserError(f"{path} {what} {len(keys)} weights of the thinker: {some}", hint)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
-    _frozen(model, freeze)
-    install(model)
-    if divided:
-        sharding.find_root(model)
-        return _named(model, path)
-    return _named(model, path) if quantized else _named(model, path).to(processes().device)
+            raise UserError(f"{path} {what} {len(keys)} weights of the model: {some}", hint)
+    return model
 
 
-def _four_bits(dtype: str) -> dict:
+def _four_bits(dtype: str, towers: Sequence[str]) -> dict:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError("adapter=qlora needs bitsandbytes", 'pip install "echoink[qlora]"') from error
-    kept = [*(f"model.{tower}" for tower in TOWERS.values()), "lm_head"]
+    kept = [*(f"model.{tower}" for tower in towers), "lm_head"]
     return {
         "device_map": {"": processes().device},
         "quantization_config": BitsAndBytesConfig(
@@ -128,21 +137,19 @@ def _four_bits(dtype: str) -> dict:
     }
 
 
-def _frozen(
-    model: Qwen2_5OmniThinkerForConditionalGeneration, towers: Sequence[str]
-) -> Qwen2_5OmniThinkerForConditionalGeneration:
+def _frozen(model: PreTrainedModel, towers: Sequence[str]) -> PreTrainedModel:
     for tower in towers:
-        getattr(model.model, TOWERS[tower]).requires_grad_(False)
+        getattr(model.model, family_of(model).TOWERS[tower]).requires_grad_(False)
     return model
 
 
-def _named(model: Qwen2_5OmniThinkerForConditionalGeneration, path: str) -> Qwen2_5OmniThinkerForConditionalGeneration:
+def _named(model: PreTrainedModel, path: str) -> PreTrainedModel:
     # an adapter notes its base by this name
     model.name_or_path = path if path == "tiny" or not Path(path).is_dir() else str(Path(path).resolve())
     return model
 
 
-def describe(model: Qwen2_5OmniThinkerForConditionalGeneration, trains: bool) -> str:
+def describe(model: PreTrainedModel, trains: bool) -> str:
     """One line: parameters in all, learning where it trains, and where they are."""
     learning = model.num_parameters(only_trainable=True)
     learns = f", {learning:,} learn" if trains and learning else ""
@@ -151,16 +158,16 @@ def describe(model: Qwen2_5OmniThinkerForConditionalGeneration, trains: bool) ->
 
 def load_reference(
     path: str, dtype: str = "float32", attention: str = "sdpa", divided: DistributedConfig | None = None
-) -> Qwen2_5OmniThinkerForConditionalGeneration:
+) -> PreTrainedModel:
     """The frozen pi_ref of the KL term: the model that training starts from."""
     return load_model(path, dtype, attention, divided=divided).eval().requires_grad_(False)
 
 
-def check_targets(model: Qwen2_5OmniThinkerForConditionalGeneration, targets: Sequence[str]) -> None:
+def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
     """Raises `UserError` where the language model has no linear layer of one of the names."""
     linear = {
         name.rpartition(".")[2]
-        for name, module in model.model.language_model.named_modules()
+        for name, module in family_of(model).language_model(model.model).named_modules()
         if isinstance(module, torch.nn.Linear)
     }
     if unknown := [name for name in targets if name not in linear] or not targets:
@@ -180,8 +187,31 @@ def lora(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> Lor
     )
 
 
-def end_ids(model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_5OmniProcessor) -> list[int]:
+def end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
     """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
     configured = model.generation_config.eos_token_id
     configured = [configured] if isinstance(configured, int) else configured or []
     return sorted({processor.tokenizer.eos_token_id, *configured})
+
+
+def load_processor(path: str, min_pixels: int, max_pixels: int) -> ProcessorMixin:
+    """The processor of a model folder or hub id, with pictures scaled into `min_pixels` to `max_pixels`."""
+    with as_user_error(path):
+        processor = AutoProcessor.from_pretrained(resolve(path))
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return processor
+
+
+@contextlib.contextmanager
+def as_user_error(path: str):
+    """Turn what libraries raise while they read a model's files into one line that names the path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise UserError(
+            f"cannot load a model from {path}: {reason}",
+            "give a folder with config.json, weights and processor files, or a hub id; checkpoint= takes run folders",
+        ) from error

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from echoink.data.processor import PromptInputs, row_media, row_positions
-from echoink.models.encoders import Features
+from echoink.models.batching import row_media, row_positions
+from echoink.models.family import Features, PromptInputs
 from echoink.models.shared_prefix import pack
 
 
@@ -27,7 +27,7 @@ def score_plain_rows(
     """Log-probabilities and entropies of completion tokens, each row with its prompt and its media again.
 
     Args:
-        model: a thinker after TRL's `add_fused_lm_head`, possibly wrapped.
+        model: a model after TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
         owner: for each of the R rows the index of its prompt.
         input_ids: [R, P + C], prompts padded on the left, completions on the right.
@@ -65,7 +65,7 @@ def score(
     """Log-probabilities and entropies of completion tokens, each group's prompt computed once.
 
     Args:
-        model: a thinker after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
+        model: a model after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
         features: of the same prompts; None lets the model encode them, with gradients.
         owner: for each of the R rows the index of its prompt; a group's rows stand together.

@@ -8,14 +8,15 @@ what predicts its first token is an ordinary position:
     prefix          predicts a_1 … a_A  predicts b_1 … b_B
 
 Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and
-itself, nothing of its neighbours; each token keeps the M-RoPE position that it has in a plain row. Hence
+itself, nothing of its neighbours; each token keeps the position that it has in a plain row. Hence
 log-probabilities and gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
 2506.05433), here with pictures, sounds and videos in the prefix.
 
-`install` teaches a thinker this layout: its forward then takes `layout=` (and `features=`, see `encoding`). It stays
+`install` teaches a model this layout: its forward then takes `layout=` (and `features=`, see `encoders`). It stays
 one call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
 
-Shapes: B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads, K key-value heads.
+Shapes: A position axes, B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads,
+K key-value heads.
 """
 
 import functools
@@ -29,21 +30,24 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerModel
 
-from echoink.data.processor import MEDIA, PromptInputs
 from echoink.models import attention
-from echoink.models.encoders import embed, encode_media, run_towers
+from echoink.models.encoders import encode_media
+from echoink.models.families import family_of
+from echoink.models.family import PromptInputs
 
 
-@dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the groups of a packed row lie. Travels through the model in the place of the attention mask."""
+    """Where the groups of a packed row lie. Travels through the model to every layer's attention.
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-    """For each group the tokens of its prefix, P - 1, and those of each completion, C_g."""
+    Args:
+        groups: for each group the tokens of its prefix, P - 1, and those of each completion, C_g.
+    """
+
+    def __init__(self, groups: tuple[tuple[int, tuple[int, ...]], ...]):
+        self.groups = groups
 
     @functools.cached_property
     def tokens(self) -> int:
@@ -109,7 +113,7 @@ class Packed:
     input_ids: Tensor
     """[1, T]"""
     position_ids: Tensor
-    """[3, 1, T]: the M-RoPE positions of plain rows."""
+    """[A, 1, T]: the positions of plain rows."""
     labels: Tensor
     """[1, N]: the completion tokens, in the order of `layout.scored`."""
     layout: Layout
@@ -128,7 +132,7 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
         ids.append(prompt.input_ids[:-1])
         positions.append(prompt.position_ids[:, :-1])
         last, ahead = prompt.input_ids[-1:], torch.arange(max(map(len, group)) - 1) + prompt.next_position
-        from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(3, -1)], 1)
+        from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(len(prompt.position_ids), -1)], 1)
         for completion in group:
             ids += [last, completion[:-1]]
             positions.append(from_last[:, : len(completion)])
@@ -137,43 +141,48 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
     return Packed(torch.cat(ids)[None], torch.cat(positions, 1)[:, None], labels[None], Layout(tuple(groups)))
 
 
-def install(model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
-    """Let a thinker take packed rows, before anything wraps it; without `layout` it works as before.
+def install(model: PreTrainedModel) -> None:
+    """Let a model take packed rows, before anything wraps it; without `layout` it works as before.
 
-    With `layout=` its `model` takes `input_ids` [1, T], `position_ids` [3, 1, T] and either `features`, one per group,
-    or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens alone, so that
-    the head runs on nothing else.
+    With `layout=` its base (`model.model`) takes `input_ids` [1, T], `position_ids` [A, 1, T] and either `features`,
+    one per group, or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens
+    alone, so that the head runs on nothing else.
+
+    `base.run_all_towers` is off. A trainer switches it on: then each forward of the loss runs all towers, see
+    `encoders.encode_media`.
 
     Raises:
         UserError: see `attention.select`.
     """
     attention.select(model)
-    thinker = model.model
-    plain = thinker.forward
+    base, family = model.model, family_of(model)
+    plain = base.forward
 
-    @functools.wraps(type(thinker).forward)
+    @functools.wraps(type(base).forward)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
         if layout is None:
-            return plain(*args, **(_embedded(self, kwargs) if in_loss and self.alike else kwargs))
-        input_ids = kwargs["input_ids"]
-        features = encode_media(self, prompts, self.alike) if features is None else features
-        hidden = self.language_model(
-            inputs_embeds=embed(self, input_ids, features),
-            position_ids=kwargs["position_ids"],
-            attention_mask={"full_attention": layout},
+            return plain(*args, **(_embedded(self, kwargs) if in_loss and self.run_all_towers else kwargs))
+        features = encode_media(self, prompts, self.run_all_towers) if features is None else features
+        hidden = family.language_model(self)(
+            **family.embed(self, kwargs["input_ids"], features),
+            **family.positions(kwargs["position_ids"]),
+            **family.no_mask(),
+            layout=layout,
             use_cache=False,
         ).last_hidden_state
         return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
 
-    thinker.forward = types.MethodType(forward, thinker)
-    thinker.alike = False  # a trainer's runs both towers in each forward of the loss, see encoders.run_towers
+    base.forward = types.MethodType(forward, base)
+    base.run_all_towers = False
 
 
-def _embedded(thinker: Qwen2_5OmniThinkerModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs of plain rows with their media embedded."""
-    media = {name: inputs[name] for name in MEDIA if inputs.get(name) is not None}
-    rest = {name: value for name, value in inputs.items() if name not in (*MEDIA, "input_ids")}
-    return {**rest, "inputs_embeds": embed(thinker, inputs["input_ids"], [run_towers(thinker, media, alike=True)])}
+def _embedded(base: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of plain rows with their media embedded by all towers."""
+    family = family_of(base)
+    media = {name: inputs[name] for name in family.MEDIA if inputs.get(name) is not None}
+    rest = {name: value for name, value in inputs.items() if name not in (*family.MEDIA, "input_ids")}
+    features = [family.encode(base, media, run_all=True)]
+    return {**rest, **family.embed(base, inputs["input_ids"], features)}
 
 
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:

@@ -5,9 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
+from echoink.config.paths import resolve
+from echoink.models import loading
+from echoink.models.families import family_of
+from echoink.planning import preflight
 from echoink.run_folder import checkpoint
 
 
@@ -23,13 +30,6 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     Raises:
         UserError: `output` is there, the adapter was never trained, or the hub would refuse.
     """
-    from transformers import GenerationConfig
-
-    from echoink.config.paths import resolve
-    from echoink.data.processor import load_processor
-    from echoink.models import loading
-    from echoink.planning import preflight
-
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder")
     if push_to:
@@ -43,7 +43,7 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     part.mkdir(parents=True)
     try:
         model = loading.load_model(path)  # also says what is wrong with it
-        processor = load_processor(path, *_caps(path))
+        processor = loading.load_processor(path, *_caps(path))
         if adapter and not merge:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copy2(Path(path) / name, part)
@@ -56,13 +56,11 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
         generation = GenerationConfig.from_dict(model.generation_config.to_dict() | {"eos_token_id": ends})
         generation.save_pretrained(part)
         processor.save_pretrained(part)
-        (part / "README.md").write_text(card(Path(path), adapter and not merge), encoding="utf-8")
+        (part / "README.md").write_text(card(Path(path), adapter and not merge, model, processor), encoding="utf-8")
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     if push_to:
-        from huggingface_hub import HfApi
-
         HfApi().create_repo(push_to, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=push_to, folder_path=str(output))
     return output
@@ -74,11 +72,7 @@ def _caps(path: str) -> tuple[int, int]:
     if config is not None:
         model = OmegaConf.load(config).model
         return model.min_pixels, model.max_pixels
-    from transformers import Qwen2_5OmniProcessor
-
-    from echoink.config.paths import resolve
-
-    size = Qwen2_5OmniProcessor.from_pretrained(resolve(path)).image_processor.size
+    size = AutoProcessor.from_pretrained(resolve(path)).image_processor.size
     return size["shortest_edge"], size["longest_edge"]
 
 
@@ -89,19 +83,19 @@ def _run_file(path: Path, name: str) -> Path | None:
 
 
 def _refuse_untrained(path: Path) -> None:
-    from safetensors.torch import load_file
-
     ups = [weight for name, weight in load_file(path / "adapter_model.safetensors").items() if "lora_B" in name]
     if not any(weight.any() for weight in ups):
         raise UserError(f"the adapter {path} changes nothing: all of its B matrices are 0", "it was never trained")
 
 
-def card(path: Path, adapter: bool) -> str:
+def card(path: Path, adapter: bool, model: PreTrainedModel, processor: ProcessorMixin) -> str:
     """The model card: what it is, what it was trained on, its numbers, how to load it.
 
     Args:
         path: the step folder; a folder outside a run gives a card without numbers.
         adapter: whether the folder holds an adapter.
+        model: what was exported; its class and family are named.
+        processor: its processor.
     """
     files = {
         name: _run_file(path, name) for name in ("summary.json", "config.yaml", "dataset.json", "environment.json")
@@ -114,8 +108,8 @@ def card(path: Path, adapter: bool) -> str:
     base = config.checkpoint or config.model.path if config else None
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
     head += [f"base_model: {base}"] if base and "/" in base and not Path(base).exists() else []
-    head += ["tags:", "- qwen2_5_omni", "- grpo", "- audio-visual-reasoning", "---", ""]
-    body = ["# A Qwen2.5-Omni thinker trained by GRPO with EchoInk", ""]
+    head += ["tags:", f"- {model.config.model_type}", "- grpo", "- audio-visual-reasoning", "---", ""]
+    body = [f"# {family_of(model).NAME}, trained by GRPO with EchoInk", ""]
     if config:
         body += [
             f"Started from `{base}`, step {checkpoint.step_of(path)}: G = {config.grpo.group_size}, "
@@ -144,12 +138,13 @@ def card(path: Path, adapter: bool) -> str:
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
+    reader, architecture = type(processor).__name__, type(model).__name__
     body += ["```python", *(["from peft import PeftModel"] if adapter else [])]
     body += [
-        "from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration",
+        f"from transformers import {reader}, {architecture}",
         "",
-        'processor = Qwen2_5OmniProcessor.from_pretrained("<folder>")',
-        f'model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained("<{"base" if adapter else "folder"}>")',
+        f'processor = {reader}.from_pretrained("<folder>")',
+        f'model = {architecture}.from_pretrained("<{"base" if adapter else "folder"}>")',
         *(['model = PeftModel.from_pretrained(model, "<folder>")'] if adapter else []),
     ]
     body += ["```", ""]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 import torch
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 
 from echoink.config.schema import Adapter, Config, RolloutEngine, Sharding
 
@@ -25,7 +25,7 @@ class Model:
     heads: int
     key_heads: int
     parameters: int
-    """Of the whole thinker."""
+    """Of the model with its towers."""
     weight_bytes: int
     itemsize: int
     """Bytes of a weight that is not quantized."""
@@ -38,7 +38,7 @@ class Model:
         return self.width // self.heads * self.key_heads
 
 
-def of(model: Qwen2_5OmniThinkerForConditionalGeneration) -> Model:
+def of(model: PreTrainedModel) -> Model:
     """The dimensions of a loaded model."""
     text = model.config.get_text_config()
     return Model(

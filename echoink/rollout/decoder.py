@@ -12,14 +12,16 @@ Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, H 
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import DynamicCache, PreTrainedModel
+
+from echoink.models.families import family_of
 
 
 class Decoder:
     """Decodes R = B·G rows, row b·G + g continuing prompt b.
 
     Args:
-        model: the thinker with our attention (`attention.select`), in evaluation mode.
+        model: the model with our attention (`attention.select`), in evaluation mode.
         cache: of the B prompts, padded on the left.
         mask: [B, P], 1 where there is a prompt token.
         group: G.
@@ -29,7 +31,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: Qwen2_5OmniThinkerForConditionalGeneration,
+        model: PreTrainedModel,
         cache: DynamicCache,
         mask: Tensor,
         group: int,
@@ -37,6 +39,7 @@ class Decoder:
         fixed: bool,
     ):
         self._model, self._fixed, self._length = model, fixed, length
+        self._family = family_of(model)
         kind, dtype = mask.device.type, cache.layers[0].values.dtype
         if torch.is_autocast_enabled(kind):  # the cache is in float32, because the rotary embedding leaves the keys so
             dtype = torch.get_autocast_dtype(kind)
@@ -113,14 +116,16 @@ class Decoder:
         self._graph = self._logits = None
 
     def _step(self) -> Tensor:
-        hidden = self._model.model(
-            input_ids=self._tokens.unsqueeze(1),
-            attention_mask={"full_attention": self},
-            position_ids=self._positions.view(1, -1, 1).expand(3, -1, 1),
+        family, base = self._family, self._model.model
+        hidden = family.language_model(base)(
+            **family.embed(base, self._tokens.unsqueeze(1), []),
+            **family.positions(self._positions.view(1, -1, 1).expand(family.POSITION_AXES, -1, 1)),
+            **family.no_mask(),
+            layout=self,
             use_cache=False,
         ).last_hidden_state[:, -1]
         self._filled += 1
-        return self._model.lm_head(hidden)
+        return family.logits(self._model, hidden)
 
     def _capture(self) -> None:
         # CUDA graphs want a run outside first; what it writes the replay writes again. Copies of weights that autocast

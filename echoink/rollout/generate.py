@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import DynamicCache, PreTrainedModel
 
-from echoink.data.processor import PromptInputs, prompt_batch
-from echoink.models.encoders import Features, embed, encode_media, placeholders
+from echoink.models.batching import prompt_batch
+from echoink.models.encoders import encode_media
+from echoink.models.families import family_of
+from echoink.models.family import Features, PromptInputs
 from echoink.rollout.decoder import Decoder
 from echoink.rollout.sampling import Sampling, choose
 
@@ -31,12 +33,12 @@ class Prefilled:
     logits: Tensor
     """Of the first completion token: [B, V]."""
     next_positions: Tensor
-    """Position of the first completion token on all M-RoPE axes: [B]."""
+    """Position of the first completion token on all position axes: [B]."""
 
 
 @torch.no_grad()
 def prefill(
-    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    model: PreTrainedModel,
     prompts: Sequence[PromptInputs],
     pad_id: int,
     features: Sequence[Features] | None = None,
@@ -44,28 +46,29 @@ def prefill(
     """Run each of B prompts through towers and language model once, the head on its last position only.
 
     Args:
-        model: the thinker, not wrapped.
+        model: the model, not wrapped.
         prompts: B prompts.
         pad_id: the padding token.
         features: what the towers made of the prompts' media; None encodes them here.
     """
     features = encode_media(model.model, prompts) if features is None else features
-    batch = {name: value.to(model.lm_head.weight.device) for name, value in prompt_batch(prompts, pad_id).items()}
+    family = family_of(model)
+    batch = {name: value.to(model.device) for name, value in prompt_batch(prompts, pad_id).items()}
     cache = DynamicCache(config=model.config.get_text_config())
-    hidden = model.model(
-        inputs_embeds=embed(model.model, batch["input_ids"], features),
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
+    hidden = family.language_model(model.model)(
+        **family.embed(model.model, batch["input_ids"], features),
+        **family.padding_mask(batch["attention_mask"]),
+        **family.positions(batch["position_ids"]),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
     positions = torch.tensor([prompt.next_position for prompt in prompts], device=hidden.device)
-    return Prefilled(cache, batch["attention_mask"], model.lm_head(hidden), positions)
+    return Prefilled(cache, batch["attention_mask"], family.logits(model, hidden), positions)
 
 
 @torch.no_grad()
 def generate(
-    model: Qwen2_5OmniThinkerForConditionalGeneration,
+    model: PreTrainedModel,
     prompts: Sequence[PromptInputs],
     noise: Tensor,
     temperatures: Sequence[float],
@@ -78,7 +81,7 @@ def generate(
     """Decode G completions for each prompt.
 
     Args:
-        model: the thinker, not wrapped; put in evaluation mode for the call.
+        model: the model, not wrapped; put in evaluation mode for the call.
         prompts: B prompts.
         noise: uniform numbers [B, G, C].
         temperatures: one per completion of a group, length G; 0 is greedy.
@@ -91,7 +94,7 @@ def generate(
     Returns:
         R lists of token ids; a completion that ended has its end token last, one that was cut has none.
     """
-    device = model.lm_head.weight.device
+    device = model.device
     ends = torch.tensor(list(end_ids), device=device)
     was_training = model.training
     model.eval()
@@ -106,7 +109,7 @@ def generate(
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)
     # A sampled placeholder would stand for a picture or a sound that is not there.
-    media_tokens = list(placeholders(model.model).values())
+    media_tokens = list(family_of(model).placeholders(model.config).values())
     completions: list[list[int]] = [[] for _ in range(len(rows))]
 
     for position in range(sampling.max_new_tokens):

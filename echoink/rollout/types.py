@@ -6,9 +6,8 @@ Shapes: B prompts, G group, R = B·G rows, C completion tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from echoink.data.processor import PromptInputs
 from echoink.data.samples import Sample
-from echoink.models.encoders import Features
+from echoink.models.family import Features, PromptInputs
 
 
 @dataclass(frozen=True, eq=False)

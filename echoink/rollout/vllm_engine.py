@@ -9,7 +9,6 @@ Shapes: B prompts, G completions per prompt, P prompt tokens, C completion token
 """
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -23,17 +22,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2_5OmniConfig, Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
-from echoink.data.processor import PromptInputs
-from echoink.models.encoders import placeholders
+from echoink.models.families import family_of
+from echoink.models.family import Family, PromptInputs
 from echoink.planning import memory
 from echoink.rollout.sampling import Sampling
 
@@ -45,19 +43,13 @@ _BLOCK = 32
 again for each completion."""
 _OF_THE_RUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 """Beginnings of the variables by which the processes of a run find each other: an engine is not one of them."""
-_PUBLISHED = (
-    (re.compile(r"^model\.language_model\."), "thinker.model."),
-    (re.compile(r"^model\.(audio_tower|visual)\."), r"thinker.\1."),
-    (re.compile(r"^lm_head\."), "thinker.lm_head."),
-)
-"""From a weight's name in transformers to that in a published checkpoint, which is what vLLM reads."""
 
 
 class Engine:
-    """vLLM with the architecture of a thinker.
+    """vLLM with the architecture of a model.
 
     Args:
-        model: the thinker; only its configuration is used.
+        model: only its configuration is used.
         processor: the model's; vLLM wants to find its files.
         python: the interpreter that has vLLM; None: this one.
         sampling: how a token is chosen.
@@ -78,8 +70,8 @@ class Engine:
 
     def __init__(
         self,
-        model: Qwen2_5OmniThinkerForConditionalGeneration,
-        processor: Qwen2_5OmniProcessor,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
         python: str | None,
         sampling: Sampling,
         end_ids: Sequence[int],
@@ -95,7 +87,8 @@ class Engine:
     ):
         self._log, self._weights, self._writes, self._each = log, weights, writes, each
         self._dtype = torch.bfloat16 if bf16 else torch.float32
-        self._tokens = placeholders(model.model)
+        self._family = family = family_of(model)
+        self._tokens = family.placeholders(model.config)
         self._sampling = {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -126,22 +119,22 @@ class Engine:
         self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
         try:
             processor.save_pretrained(self._folder)
-            dimensions = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
-            config = Qwen2_5OmniConfig(thinker_config=dimensions, enable_audio_output=False)
-            config.architectures = ["Qwen2_5OmniModel"]
-            config.save_pretrained(self._folder)
+            family.vllm_config(model.config).save_pretrained(self._folder)
             self._process, self._connection = _start(python or sys.executable, gpu, log)
-            self.version = self._ask("start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps)
+            fields = (*family.VLLM_FIELDS, family.vllm_field_arguments(model.config))
+            self.version = self._ask(
+                "start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps, fields=fields
+            )
         except BaseException:
             self.close()
             raise
         self.seconds = time.perf_counter() - started
 
     def push(self, model: torch.nn.Module) -> int:
-        """Give the engine the weights of the thinker, after the first time those that learn.
+        """Give the engine the weights of the model, after the first time those that learn.
 
         Args:
-            model: the thinker with all its weights in this process, perhaps with an adapter's in its layers.
+            model: the policy with all its weights in this process, perhaps with an adapter's in its layers.
 
         Returns:
             How many of the engine's weights were written.
@@ -204,11 +197,6 @@ class Engine:
         """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions."""
         if not prompt.media:
             return {}
-        media = {name: value.numpy() for name, value in prompt.media.items()}
-        if "input_features" in media:
-            frames = int(media["feature_attention_mask"].sum())
-            media["input_audio_features"] = media.pop("input_features")[0, :, :frames]
-            media["audio_feature_lengths"] = np.array([frames])
         places = []
         for name, token in self._tokens.items():
             at = (prompt.input_ids == token).nonzero().squeeze(1)
@@ -217,7 +205,11 @@ class Engine:
                 woven = len(at) < length  # into the tokens of another medium
                 mask = (prompt.input_ids[first : first + length] == token).numpy() if woven else None
                 places.append((name, first, length, mask))
-        return {"media": media, "places": places, "positions": prompt.position_ids.numpy()}
+        return {
+            "media": self._family.vllm_media(prompt.media),
+            "places": places,
+            "positions": prompt.position_ids.numpy(),
+        }
 
     def _ask(self, method: str, **arguments: Any) -> Any:
         try:
@@ -241,15 +233,15 @@ class Engine:
 
 
 def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """Published names and weights of a thinker, of an adapter's layers with the adapter merged in, of 4 bits what they
+    """Published names and weights of a model, of an adapter's layers with the adapter merged in, of 4 bits what they
     stand for.
 
     Args:
-        model: the thinker.
+        model: the policy, not wrapped.
         everything: else the modules in which something learns, with all that is in them: vLLM keeps the projections of
             an attention, and those of a feed-forward layer, as one weight.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
+    family, parts = family_of(model), {}
     learning = set()
     for name, weight in model.named_parameters():
         part = name.split(".lora_")[0].removesuffix(".weight").removesuffix(".bias").removesuffix(".base_layer")
@@ -266,21 +258,22 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
                 weight = dequantize_module_weight(model.get_submodule(name.rpartition(".")[0]))
                 if isinstance(layer, LoraLayer):
                     weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-            yield _published_name(f"{place}.{kind}"), weight.detach()
+            yield published_name(family, f"{place}.{kind}"), weight.detach()
 
 
-def cache_bytes(model: Qwen2_5OmniThinkerForConditionalGeneration, rows: int, length: int, dtype: torch.dtype) -> int:
+def cache_bytes(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> int:
     """Keys and values of `rows` completions with their prompts, `length` tokens each: nobody waits for room."""
     blocks = memory.Rows(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
     return memory.cache(memory.of(model), blocks, dtype is torch.bfloat16)
 
 
-def _published_name(name: str) -> str:
-    for pattern, published_as in _PUBLISHED:
+def published_name(family: Family, name: str) -> str:
+    """The name that a weight has in a published checkpoint, from the name that it has in transformers."""
+    for pattern, published_as in family.PUBLISHED_NAMES:
         name, found = pattern.subn(published_as, name)
         if found:
             return name
-    raise ValueError(f"{name} is no weight of a thinker")
+    raise ValueError(f"{name} is no weight of {family.NAME}")
 
 
 def check(python: str | None) -> str:

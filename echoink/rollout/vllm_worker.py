@@ -1,12 +1,13 @@
-"""vLLM, at the other end of `engine.Engine`: a script for a Python that has vLLM and need not have this package.
+"""vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It is told over one connection what to do, and answers each request with ("done", result) or ("failed", traceback):
-start(settings), weights(path, whole), generate(prompts, sampling), and ends when the connection does.
+start(settings, …), weights(path, whole), generate(prompts, sampling), and ends when the connection does.
 
 What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
 resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
 """
 
+import importlib
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -16,7 +17,6 @@ import vllm
 from safetensors import safe_open
 from vllm import LLM, SamplingParams
 from vllm.inputs.engine import mm_input, tokens_input
-from vllm.model_executor.models.qwen2_5_omni_thinker import create_qwen2_5_omni_thinker_field_factory
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.sampling_params import RequestOutputKind
 
@@ -27,7 +27,7 @@ class Worker:
     All methods take and return plain values, numpy arrays and torch tensors on the CPU.
     """
 
-    def start(self, settings: dict, temperature: float, sleeps: bool) -> str:
+    def start(self, settings: dict, temperature: float, sleeps: bool, fields: tuple[str, str, tuple]) -> str:
         """Build the engine around random weights.
 
         Args:
@@ -35,6 +35,7 @@ class Worker:
             temperature: of sampling. The logits are divided by it where they are computed, so that the
                 log-probabilities are those of the distribution that is sampled from, before top-k and top-p.
             sleeps: give the GPU's memory back between rollouts.
+            fields: module, function and arguments by which vLLM says how media tensors are split into items.
 
         Returns:
             The version of vLLM.
@@ -52,7 +53,9 @@ class Worker:
         self._sleeps = sleeps
         self._positions: dict[str, tuple[torch.Tensor, int]] = {}
         self._generated = 0
-        (self._fields,) = self._llm.apply_model(lambda model: self._prepare(model, temperature))
+        self._llm.apply_model(lambda model: self._prepare(model, temperature))
+        module, function, arguments = fields
+        self._fields = getattr(importlib.import_module(module), function)(*arguments)
         self._sleep()
         return vllm.__version__
 
@@ -69,7 +72,6 @@ class Worker:
             return told[mm_features[0].identifier] if mm_features else compute(input_tokens, mm_features)
 
         model.load_weights, model.get_mrope_input_positions = load_and_tell, positions
-        return create_qwen2_5_omni_thinker_field_factory(model.config.vision_config.spatial_merge_size)
 
     def _sleep(self) -> None:
         if self._sleeps:

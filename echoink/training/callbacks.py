@@ -180,11 +180,11 @@ class Keeper(TrainerCallback):
                 self._save(step, last)
             if watches:
                 watchdog.at(f"step {step}, the watched samples")
-                with self.trainer.whole() as thinker:
-                    self._watch(thinker, step)
+                with self.trainer.whole() as model:
+                    self._watch(model, step)
             if evaluates:
-                with self.trainer.whole() as thinker:
-                    metrics = self._evaluate(thinker, step)
+                with self.trainer.whole() as model:
+                    metrics = self._evaluate(model, step)
                 self._recorder.development(step, metrics)
                 if self._compare({"step": step, **metrics}):
                     self._save(step, last)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from echoink.config.schema import RewardConfig, Variant
 from echoink.data.ablations import SENSES, has_both, without
-from echoink.data.processor import PromptInputs, PromptProcessor
+from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
-from echoink.models.encoders import Features
+from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import score
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN
@@ -85,7 +85,7 @@ class IntegrationReward:
         """Complete the ablated prompts with the noise of the full ones, where the rule needs it.
 
         Args:
-            model: the thinker, not wrapped.
+            model: the policy, not wrapped.
             noise: [B, G, C] of the rollout.
             sampling: of the rollout.
             end_ids: tokens that end a completion.
@@ -95,7 +95,7 @@ class IntegrationReward:
             return
         group = noise.shape[1]
         # a prompt without both senses counts as right without each: it beats nothing
-        self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.lm_head.weight.device)
+        self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.device)
         rows = [index * group + g for index in self._both for g in range(group)]
         asked = [self._samples[index] for index in self._both for _ in range(group)]
         for right, (prompts, features) in zip(self._right_without, self._ablated, strict=True):

@@ -37,7 +37,7 @@ class Resumable(GRPOTrainer):
 
     @contextmanager
     def whole(self):
-        """The thinker with all its weights in this process: what it computes inside waits for no other process."""
+        """The model with all its weights in this process: what it computes inside waits for no other process."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,

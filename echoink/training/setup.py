@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.config.schema import Adapter, Config, Prompt, Sharding, Task, TrainerConfig
-from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.splits import Splits, video_caps
 from echoink.data.token_counts import prompt_tokens
 from echoink.distributed import collectives, sharding
@@ -28,7 +28,7 @@ class Job:
     splits: Splits
     path: str
     """Model folder or hub id that the weights come from."""
-    model: Qwen2_5OmniThinkerForConditionalGeneration
+    model: PreTrainedModel
     processor: PromptProcessor
     sampling: Sampling
     end_ids: list[int]
@@ -55,11 +55,11 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
-    omni = load_processor(path, wanted.min_pixels, wanted.max_pixels)
+    processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
-    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps, config.dataset.workers)
+    processor = PromptProcessor(processor, model, Prompt(**vars(config.prompt)), caps, config.dataset.workers)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    return Job(config, splits, path, model, processor, sampling, loading.end_ids(model, omni), own)
+    return Job(config, splits, path, model, processor, sampling, loading.end_ids(model, processor.processor), own)
 
 
 def divided(config: Config) -> DistributedConfig | None:

@@ -34,7 +34,7 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing
@@ -88,8 +88,8 @@ class EchoInkTrainer(Resumable):
 
     def __init__(
         self,
-        model: Qwen2_5OmniThinkerForConditionalGeneration,
-        reference: Qwen2_5OmniThinkerForConditionalGeneration | None,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
         processor: PromptProcessor,
         samples: Sequence[Sample],
         rewards: Sequence[Reward],
@@ -147,10 +147,10 @@ class EchoInkTrainer(Resumable):
         # With an adapter the model is its own reference, the adapter switched off.
         self.ref_model = self._prepared(reference) if beta and adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
-        for thinker in filter(None, (model, reference)):
-            thinker.model.alike = True
+        for each in filter(None, (model, reference)):
+            each.model.run_all_towers = True
 
-    def _prepared(self, reference: Qwen2_5OmniThinkerForConditionalGeneration) -> torch.nn.Module:
+    def _prepared(self, reference: PreTrainedModel) -> torch.nn.Module:
         add_fused_lm_head(reference, temperature=self.temperature)
         if sharding.is_divided(reference):
             return reference
@@ -260,8 +260,8 @@ class EchoInkTrainer(Resumable):
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
         """R_int of the rows of this rollout: of the model, so it is not a function of the texts alone."""
-        with self.timer.section("time/integration"), self.whole() as thinker, self.accelerator.autocast():
-            return self._integration.reward(thinker, self.rollout, texts, samples).tolist()
+        with self.timer.section("time/integration"), self.whole() as model, self.accelerator.autocast():
+            return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
     def _advantages(self, rollout: Rollout, rewards: Tensor, texts: list[str]) -> Tensor:
         """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
