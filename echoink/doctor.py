@@ -244,10 +244,10 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
 
 
 def _engine(config: Config) -> tuple[Verdict, str]:
-    from echoink.rollout import vllm_engine
+    from echoink.rollout import vllm_environment
 
     python = config.generation.vllm.python
-    return Verdict.good, f"vLLM {vllm_engine.check(python)} in {python or 'this environment'}"
+    return Verdict.good, f"vLLM {vllm_environment.check(python)} in {python or 'this environment'}"
 
 
 def _data(config: Config) -> tuple[Verdict, str]:

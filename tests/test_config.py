@@ -10,7 +10,7 @@ from echoink.config.compose import compose, groups
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
-from echoink.data.sampler import training_steps
+from echoink.planning.steps import training_steps
 
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 

@@ -30,7 +30,7 @@ from echoink.data.samples import DataType
 from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.models.logprobs import score
-from echoink.rollout import vllm_engine
+from echoink.rollout import vllm_engine, vllm_environment
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
@@ -236,7 +236,7 @@ def test_an_engine_that_fails_is_named_with_its_log(
 def test_an_interpreter_without_vllm_is_refused_with_the_way_to_one(tmp_path):
     for python in (sys.executable, str(tmp_path / "nowhere")):
         with pytest.raises(UserError) as error:
-            vllm_engine.check(python)
+            vllm_environment.check(python)
         assert "pip install vllm" in error.value.hint and python in error.value.problem
 
 
@@ -384,9 +384,9 @@ RUN += ["trainer.completions_every=1", "trainer.micro_batch_prompts=1", "grpo.be
 RUN += ["eval.base=false", "eval.watched=0", "eval.cache=null"]
 AS_STAND_IN = f"""
 import pathlib
-from echoink.rollout import vllm_engine as engine
+from echoink.rollout import vllm_engine as engine, vllm_environment
 engine.WORKER = pathlib.Path({str(STAND_IN)!r})
-engine.check = lambda python: "stand-in"
+vllm_environment.check = lambda python: "stand-in"
 """
 COMMAND = AS_STAND_IN + "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
 

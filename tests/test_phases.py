@@ -14,7 +14,7 @@ from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.metrics import compare, flips
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
 from echoink.models.loading import end_ids
-from echoink.pipeline.run import conclude
+from echoink.pipeline.execute import conclude
 from echoink.rewards.types import Match
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms

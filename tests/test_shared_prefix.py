@@ -150,16 +150,17 @@ def test_both_kernels_follow_the_rule(kernel):
 def test_the_rule_by_hand():
     layout = Layout(((2, (2, 1)), (1, (1,))))
     index = torch.arange(layout.tokens)
+    # two tokens of one prefix, one of another, then completions of 2, 1 and 1 tokens
     assert layout.allowed("cpu")(0, 0, index[:, None], index[None]).int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1],
+        [0, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0, 0, 1],
     ]
-    assert layout.scored.tolist() == [2, 3, 4, 6]
+    assert layout.scored == 4
 
 
 def test_blocks_of_different_groups_and_completions_are_skipped():
@@ -169,12 +170,12 @@ def test_blocks_of_different_groups_and_completions_are_skipped():
     assert blocks == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0, 0, 0],
         [1, 1, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1, 1],
+        [1, 1, 0, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0],
+        [0, 0, 1, 1, 0, 0, 0, 1],
     ]
 
 
@@ -182,7 +183,7 @@ def test_a_packed_row_by_hand(prompts):
     first, second = prompts[:2]
     packed = pack([first, second], [[torch.tensor([30, 31, 32]), torch.tensor([40])], [torch.tensor([50, 51])]])
     last, other = int(first.input_ids[-1]), int(second.input_ids[-1])
-    prefix = len(first.input_ids) - 1
+    prefix = len(first.input_ids) + len(second.input_ids) - 2
     assert packed.input_ids[0, prefix : prefix + 4].tolist() == [last, 30, 31, last]
     assert packed.input_ids[0, -2:].tolist() == [other, 50]
     assert packed.labels.tolist() == [[30, 31, 32, 40, 50, 51]]

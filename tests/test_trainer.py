@@ -13,10 +13,11 @@ from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.schema import Adapter
 from echoink.data.processor import PromptProcessor
-from echoink.data.sampler import GroupSampler, training_steps
+from echoink.data.sampler import GroupSampler
 from echoink.data.samples import DataType, Sample
 from echoink.evaluation.reflection import SIGNS
 from echoink.models.loading import load_model, load_reference, lora
+from echoink.planning.steps import training_steps
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.types import Match, ProblemType, Rule

@@ -5,9 +5,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from echoink.common.errors import UserError
-from echoink.config.schema import TrainerConfig
-
 
 class GroupSampler(Sampler[int]):
     """Rows of a training epoch: each prompt G times in a row, blocks of prompts repeated as TRL's buffer expects.
@@ -43,18 +40,3 @@ class GroupSampler(Sampler[int]):
             for _ in range(self.repeats):
                 for prompt in block:
                     yield from [prompt] * self.group_size
-
-
-def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
-    """Optimizer steps of a run: as configured, or `epochs` over the prompts with the last step of each filled up.
-
-    Raises:
-        UserError: there are fewer prompts than a step takes.
-    """
-    if prompts < config.prompts_per_step:
-        raise UserError(
-            f"{prompts} training samples are fewer than trainer.prompts_per_step={config.prompts_per_step}",
-            "add samples or take fewer per step",
-        )
-    per_epoch = -(-prompts // config.prompts_per_step) * updates_per_rollout
-    return config.steps or max(1, round(per_epoch * config.epochs))

@@ -1,11 +1,12 @@
 """Log-probabilities of a group's completions with the prompt computed once: exact, in one packed forward and backward.
 
 A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
-group is one row of P - 1 + Σ C_g tokens, of which each completion starts again from the prompt's last token, so that
-what predicts its first token is an ordinary position:
+group takes P - 1 + Σ C_g tokens, of which each completion starts again from the prompt's last token, so that what
+predicts its first token is an ordinary position. A row holds several groups: all prefixes first, then all completions,
+so that what is scored is the end of the row.
 
-    x_1 … x_{P-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | …
-    prefix          predicts a_1 … a_A  predicts b_1 … b_B
+    x_1 … x_{P-1} | y_1 … y_{Q-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | y_P c_1 … c_{C-1}
+    prefix          prefix          predicts a_1 … a_A  predicts b_1 … b_B  predicts c_1 … c_C
 
 Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and
 itself, nothing of its neighbours; each token keeps the position that it has in a plain row. Hence
@@ -50,32 +51,32 @@ class Layout:
         self.groups = groups
 
     @functools.cached_property
+    def prefixes(self) -> int:
+        """Tokens of all prefixes; they stand before all completions."""
+        return sum(prefix for prefix, _ in self.groups)
+
+    @functools.cached_property
+    def scored(self) -> int:
+        """N. The last N tokens of the row predict the completion tokens, in the order of the completions."""
+        return sum(sum(lengths) for _, lengths in self.groups)
+
+    @property
     def tokens(self) -> int:
         """T."""
-        return sum(prefix + sum(lengths) for prefix, lengths in self.groups)
+        return self.prefixes + self.scored
 
     @functools.cached_property
     def branch(self) -> Tensor:
         """For each packed token the completion it belongs to, counted over all groups from 1; 0 in a prefix: [T]."""
-        numbers, first = [], 1
-        for prefix, lengths in self.groups:
-            numbers += [0] * prefix
-            for number, length in enumerate(lengths, first):
-                numbers += [number] * length
-            first += len(lengths)
-        return torch.tensor(numbers)
+        completions = [length for _, lengths in self.groups for length in lengths]
+        numbers = torch.arange(len(completions) + 1)
+        return numbers.repeat_interleave(torch.tensor([self.prefixes, *completions]))
 
     @functools.cached_property
     def group(self) -> Tensor:
         """For each packed token the group that it belongs to: [T]."""
-        return torch.tensor(
-            [g for g, (prefix, lengths) in enumerate(self.groups) for _ in range(prefix + sum(lengths))]
-        )
-
-    @functools.cached_property
-    def scored(self) -> Tensor:
-        """The packed tokens that predict a completion token, in the order of the completions: [N]."""
-        return self.branch.nonzero().squeeze(1)
+        sizes = [prefix for prefix, _ in self.groups] + [sum(lengths) for _, lengths in self.groups]
+        return torch.arange(len(self.groups)).repeat(2).repeat_interleave(torch.tensor(sizes))
 
     def allowed(self, device: torch.device | str):
         """The attention rule as a function of query and key index: same group, in the prefix or the same completion,
@@ -115,7 +116,7 @@ class Packed:
     position_ids: Tensor
     """[A, 1, T]: the positions of plain rows."""
     labels: Tensor
-    """[1, N]: the completion tokens, in the order of `layout.scored`."""
+    """[1, N]: the completion tokens, which the last N tokens of the row predict."""
     layout: Layout
 
 
@@ -126,19 +127,21 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
         prompts: B prompts of at least 2 tokens; the last token stands for no medium.
         completions: for each prompt the token ids [C_g] of its completions, none empty; their number may differ.
     """
-    ids, positions, groups = [], [], []
+    ids, positions, own_ids, own_positions, groups = [], [], [], [], []
     for prompt, group in zip(prompts, completions, strict=True):
         assert len(prompt.input_ids) >= 2 and all(len(completion) for completion in group)
         ids.append(prompt.input_ids[:-1])
         positions.append(prompt.position_ids[:, :-1])
-        last, ahead = prompt.input_ids[-1:], torch.arange(max(map(len, group)) - 1) + prompt.next_position
-        from_last = torch.cat([prompt.position_ids[:, -1:], ahead.expand(len(prompt.position_ids), -1)], 1)
+        # A completion starts from the prompt's last token, at that token's position, and goes on from `next_position`.
+        steps = torch.arange(max(map(len, group)) - 1) + prompt.next_position
+        from_last = torch.cat([prompt.position_ids[:, -1:], steps.expand(len(prompt.position_ids), -1)], 1)
         for completion in group:
-            ids += [last, completion[:-1]]
-            positions.append(from_last[:, : len(completion)])
+            own_ids += [prompt.input_ids[-1:], completion[:-1]]
+            own_positions.append(from_last[:, : len(completion)])
         groups.append((len(prompt.input_ids) - 1, tuple(len(completion) for completion in group)))
     labels = torch.cat([completion for group in completions for completion in group])
-    return Packed(torch.cat(ids)[None], torch.cat(positions, 1)[:, None], labels[None], Layout(tuple(groups)))
+    row, at = torch.cat(ids + own_ids), torch.cat(positions + own_positions, 1)
+    return Packed(row[None], at[:, None], labels[None], Layout(tuple(groups)))
 
 
 def install(model: PreTrainedModel) -> None:
@@ -170,7 +173,7 @@ def install(model: PreTrainedModel) -> None:
             layout=layout,
             use_cache=False,
         ).last_hidden_state
-        return BaseModelOutputWithPast(last_hidden_state=hidden.index_select(1, layout.scored.to(hidden.device)))
+        return BaseModelOutputWithPast(last_hidden_state=hidden[:, -layout.scored :])
 
     base.forward = types.MethodType(forward, base)
     base.run_all_towers = False
@@ -200,24 +203,22 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
     Returns:
         [1, H, T, d].
     """
-    settings, outputs, start = {"enable_gqa": True, "scale": scale}, [], 0
+    settings, outputs, completions = {"enable_gqa": True, "scale": scale}, [], []
+    start, own = 0, layout.prefixes  # where the group's prefix and its completions begin
     for prefix, lengths in layout.groups:
-        size = prefix + sum(lengths)
-        q, k, v = (x[:, :, start : start + size] for x in (query, key, value))
-        q_prefix, k_prefix, v_prefix = (x[:, :, :prefix] for x in (q, k, v))
+        q_prefix, k_prefix, v_prefix = (x[:, :, start : start + prefix] for x in (query, key, value))
         outputs.append(scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True, **settings))
-        q_own, k_own, v_own = (_rows(x[0, :, prefix:], lengths) for x in (q, k, v))
+        q_own, k_own, v_own = (_rows(x[0, :, own : own + sum(lengths)], lengths) for x in (query, key, value))
         keys, values = (
-            torch.cat([shared.expand(len(lengths), -1, -1, -1), own], 2)
-            for shared, own in ((k_prefix, k_own), (v_prefix, v_own))
+            torch.cat([before.expand(len(lengths), -1, -1, -1), after], 2)
+            for before, after in ((k_prefix, k_own), (v_prefix, v_own))
         )
         longest = max(lengths)
         causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
         found = scaled_dot_product_attention(q_own, keys, values, attn_mask=causal, **settings)
-        rows = [row[:, :length] for row, length in zip(found, lengths, strict=True)]
-        outputs.append(torch.cat(rows, 1)[None])
-        start += size
-    return torch.cat(outputs, 2)
+        completions += [row[:, :length] for row, length in zip(found, lengths, strict=True)]
+        start, own = start + prefix, own + sum(lengths)
+    return torch.cat([*outputs, torch.cat(completions, 1)[None]], 2)
 
 
 def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -4,12 +4,12 @@ Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K 
 """
 
 from dataclasses import dataclass, replace
-
-import psutil
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from echoink.config.schema import Adapter, Config, RolloutEngine, Sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARE = 0.85
 """Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
@@ -38,7 +38,7 @@ class Model:
         return self.width // self.heads * self.key_heads
 
 
-def of(model: PreTrainedModel) -> Model:
+def of(model: "PreTrainedModel") -> Model:
     """The dimensions of a loaded model."""
     text = model.config.get_text_config()
     return Model(
@@ -210,10 +210,3 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
 def whole(model: Model, bf16: bool) -> int:
     """Bytes of all weights in the type that they compute in."""
     return model.parameters * (2 if bf16 else model.itemsize)
-
-
-def available(device: torch.device) -> int:
-    """Bytes of memory that this process may have: what it holds and what is free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

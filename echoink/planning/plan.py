@@ -11,11 +11,11 @@ from typing import Any
 
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding
 from echoink.data.prompts import build_messages
-from echoink.data.sampler import training_steps
 from echoink.data.samples import Sample
 from echoink.data.splits import Splits
 from echoink.data.token_counts import Tokens, prompt_tokens
 from echoink.planning import memory, step_time
+from echoink.planning.steps import training_steps
 from echoink.run_folder import checkpoint
 
 CHARACTERS = 4

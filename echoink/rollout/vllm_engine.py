@@ -33,6 +33,7 @@ from echoink.common.errors import UserError
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
 from echoink.planning import memory
+from echoink.rollout import vllm_environment
 from echoink.rollout.sampling import Sampling
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
@@ -41,8 +42,6 @@ MEMORY = Path("/dev/shm")
 _BLOCK = 32
 """Tokens of a block of vLLM's cache, on a CPU; what is left over of a prompt behind the last whole block is computed
 again for each completion."""
-_OF_THE_RUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
-"""Beginnings of the variables by which the processes of a run find each other: an engine is not one of them."""
 
 
 class Engine:
@@ -221,7 +220,7 @@ class Engine:
         except (EOFError, OSError) as error:
             status = self._process.wait()
             told = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
-            hint = _INSTALL if "No module named 'vllm'" in told else f"{self._log} has all it said"
+            hint = vllm_environment.INSTALL if "No module named 'vllm'" in told else f"{self._log} has all it said"
             last = told.splitlines()[-1][:300] if told else "it said nothing"
             raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
         if outcome == "failed":
@@ -276,24 +275,6 @@ def published_name(family: Family, name: str) -> str:
     raise ValueError(f"{name} is no weight of {family.NAME}")
 
 
-def check(python: str | None) -> str:
-    """The version of vLLM that an interpreter has, without starting it.
-
-    Raises:
-        UserError: it is no interpreter, or has no vLLM.
-    """
-    python = python or sys.executable
-    asks = "from importlib.metadata import packages_distributions as d, version; print(version(d()['vllm'][0]))"
-    try:
-        done = subprocess.run([python, "-P", "-c", asks], capture_output=True, text=True, env=_environment(python))
-    except OSError as error:
-        raise UserError(f"generation.vllm.python={python}: {error.strerror}", _INSTALL) from error
-    if done.returncode:
-        reason = next(iter(done.stderr.strip().splitlines()[-1:]), "it said nothing")
-        raise UserError(f"{python} has no vLLM ({reason})", _INSTALL)
-    return done.stdout.strip()
-
-
 def passage(run: Path, needed: int) -> Path:
     """The file by which a run passes so many bytes of weights: in memory where there is room.
 
@@ -311,7 +292,7 @@ def passage(run: Path, needed: int) -> Path:
 
 
 def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess.Popen, Connection]:
-    environment = _environment(python)
+    environment = vllm_environment.variables(python)
     if gpu is not None:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         index = gpu.index or 0
@@ -328,16 +309,3 @@ def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess
             start_new_session=True,
         )
         return process, Connection(ours.detach())
-
-
-def _environment(python: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_RUN)}
-    if python != sys.executable:
-        kept.pop("PYTHONPATH", None)
-    return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-_INSTALL = (
-    "vLLM lives in an environment of its own: python3.11 -m venv engine && engine/bin/pip install vllm==0.31.0, then "
-    "generation.vllm.python=engine/bin/python"
-)

@@ -52,8 +52,8 @@ class Start:
     finished: bool = False
     """Whether there is nothing left to do."""
 
-    def told(self) -> str:
-        """In words."""
+    def describe(self) -> str:
+        """Where the run begins, for the screen."""
         if self.finished:
             return "this run has finished"
         if self.checkpoint:

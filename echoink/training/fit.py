@@ -5,12 +5,12 @@ from typing import Any
 
 from echoink.common import console, signals
 from echoink.config.schema import Adapter, Dtype, RolloutEngine
-from echoink.data.sampler import training_steps
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
 from echoink.planning import memory
+from echoink.planning.steps import training_steps
 from echoink.rollout import vllm_engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import environment

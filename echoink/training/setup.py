@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import psutil
+import torch
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
@@ -93,7 +95,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     alone = memory.of_run(config, model, learning, longest, sleeps)
     among = sharding.sharers(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
     needs = alone.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
-    there = memory.available(job.model.device)
+    there = available_memory(job.model.device)
     fits = collectives.first(
         lambda: needs.total <= memory.SHARE * there
     )  # they gather a divided model in the same order
@@ -103,3 +105,10 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
         f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
     )
     return replace(config.trainer, gradient_checkpointing=not fits)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes of memory that this process may have: what it holds and what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

@@ -1,0 +1,214 @@
+"""The part of a run that needs the model: evaluation of the base, training, evaluation again, comparison, report."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+
+from echoink.common import console
+from echoink.config.schema import Config, Prompt, Protocol, Task, flatten
+from echoink.data import samples
+from echoink.data.splits import Splits
+from echoink.distributed import sharding, watchdog
+from echoink.evaluation import metrics, tables
+from echoink.evaluation.evaluator import Evaluator
+from echoink.evaluation.prediction import GREEDY, Prediction
+from echoink.pipeline import export, sweep_job
+from echoink.report import figures
+from echoink.report.build import try_to_write
+from echoink.run_folder import resume
+from echoink.run_folder.environment import git
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking import client, system_metrics
+from echoink.tracking.logger import Tracker
+from echoink.training import fit
+from echoink.training.setup import Job, load_model, longest_prompt
+
+CORE = (
+    "seed",
+    "model.path",
+    "adapter.kind",
+    "dataset.source",
+    "reward.lambda_acc",
+    "reward.lambda_fmt",
+    "grpo.group_size",
+    "grpo.beta",
+    "grpo.loss",
+    "grpo.scale",
+    "grpo.advantage",
+    "trainer.learning_rate",
+    "trainer.steps",
+)
+"""What every run has as parameters in MLflow, beside what its command line changed."""
+
+
+def execute(
+    config: Config, files: RunFolder, splits: Splits, start: resume.Start, uri: str | None, overrides: Sequence[str]
+) -> Tracker:
+    """Evaluate the base, train, evaluate again, compare, report: what of these the task asks for.
+
+    Args:
+        config: its checkpoint is a folder or a hub id.
+        files: the run folder.
+        splits: the data.
+        start: where training begins.
+        uri: MLflow's store; None where this process does not track.
+        overrides: the command line's.
+
+    Returns:
+        The tracker, closed.
+    """
+    first, last = _models(config)
+    job = load_model(config, splits, first)
+    longest = longest_prompt(job)
+    files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
+    with (
+        _tracker(job, files, uri, overrides) as tracker,
+        system_metrics.Watch(files, tracker, config.tracking.machine_every),
+    ):
+        for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
+            tracker.adopt_later(dead)
+        files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
+        files.write_summary()  # a process that dies now leaves its run's id
+        evaluator = _evaluator(job, files, tracker)
+        evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
+        base, final, gathered = [], [], nullcontext
+        with watchdog.Watchdog(config.trainer.patience):
+            if evaluates_base:
+                with sharding.whole(job.model):
+                    base = evaluator.phase(job.model, splits.valid, "base", 0)
+            if config.task is Task.train:
+                gathered = fit.train(job, files, tracker, evaluator, longest, start).whole
+            elif last != first:
+                del job, evaluator  # two models need not fit side by side
+                job = load_model(config, splits, last)
+                evaluator = _evaluator(job, files, tracker)
+            if config.task is not Task.eval or not evaluates_base:
+                with gathered():
+                    final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
+        _finish(job, files, base, final)
+        if config.task is Task.train and config.trainer.push_to_hub and files.writes:
+            _push(files, config.trainer.push_to_hub)
+    return tracker
+
+
+def _base(config: Config) -> str:
+    """Where a training run starts: what is called its base."""
+    return (config.checkpoint or config.model.path) if config.task is Task.train else config.model.path
+
+
+def _models(config: Config) -> tuple[str, str]:
+    """The weights that a run begins with, and those that it ends with where it does not train."""
+    if config.task is Task.compare:
+        return config.model.path, config.checkpoint
+    return (config.checkpoint or config.model.path,) * 2
+
+
+def conclude(
+    files: RunFolder,
+    base: Sequence[Prediction],
+    final: Sequence[Prediction],
+    protocol: Protocol = Protocol.matched,
+) -> None:
+    """Compare base and final where both were evaluated: summary, flips.jsonl, screen."""
+    if base and final:
+        sampled = metrics.compare(base, final)
+        drawn = [{p.draw for p in predictions} for predictions in (base, final)]
+        both_greedy = all(GREEDY in names and len(names) > 1 for names in drawn)
+        greedy = metrics.compare(base, final, GREEDY) if both_greedy else None
+        files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
+        flipped = metrics.flips(base, final)
+        files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
+        low, high = (100 * end for end in sampled.interval)
+        several = files.summary["final"]["samples"]
+        unit = f" (mean of {several['k']} draws)" if several and files.summary["base"]["samples"] else ""
+        how = "" if protocol is Protocol.matched else f" · protocol {protocol.name}, not matched"
+        console.say(
+            "gain",
+            f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
+            f"p = {sampled.p_value:.2g} · {sampled.gained} samples gained, {sampled.lost} lost"
+            + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
+            + how,
+        )
+    told = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}
+    tables.accuracy_table(told)
+    if all("ablations" in found for found in told.values()):
+        tables.ablation_table({phase: found["ablations"] for phase, found in told.items()})
+
+
+def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:
+    """Compare, write the summary, the figure and the report, show one sample."""
+    conclude(files, base, final, job.config.eval.protocol)
+    files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
+    files.write_summary()
+    if files.writes:
+        if figure := figures.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
+            console.say("figure", str(figure))
+        if page := try_to_write([files.path], files.path):
+            console.say("report", str(page))
+    shown = (final or base)[0]
+    sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
+    console.say("sample", f"{sample.problem} {' '.join(sample.options)}")
+    console.say("", "  ".join(str(medium) for medium in sample.media.values()))
+    console.say("", f"{shown.completion!r} → {'right' if shown.correct else 'wrong'}, gold {shown.gold}")
+
+
+def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[str]) -> Tracker:
+    config = job.config
+    values = flatten(config)
+    changed = {key: value for key, _, value in (one.partition("=") for one in sweep_job.told(overrides))}
+    inputs = [
+        {
+            "name": f"{config.dataset.source.name} {split}",
+            "digest": samples.fingerprint(rows),
+            "source": config.dataset.path,
+            "profile": {"num_rows": len(rows)},
+            "context": split,
+        }
+        for split, rows in (("train", job.splits.train), (config.eval.split.name, job.splits.valid))
+        if rows
+    ]
+    record = client.Record(
+        experiment=config.tracking.experiment,
+        name=sweep_job.run_name(overrides) or f"{config.task.name} seed {config.seed}",
+        params={key: values[key] for key in CORE} | {k: values.get(k, v) for k, v in changed.items() if len(v) <= 100},
+        tags={
+            "experiment": config.name,
+            "dataset": config.dataset.source.name,
+            "commit": git()["commit"] or "none",
+            "folder": str(files.path.resolve()),
+        },
+        inputs=inputs,
+    )
+    return Tracker(uri, record.kept(files.path) if files.writes else record, files.path, files)
+
+
+def _evaluator(job: Job, files: RunFolder, tracker: Tracker) -> Evaluator:
+    config = job.config
+    return Evaluator(
+        config=config.eval,
+        direct=Prompt(**vars(config.eval.direct)),
+        processor=job.processor,
+        sampling=job.sampling,
+        end_ids=job.end_ids,
+        match=config.reward.match,
+        own_reward=job.own_reward,
+        seed=config.seed,
+        bf16=config.trainer.bf16,
+        clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),
+        dev_clusters=job.splits.clusters("dev", job.splits.dev),
+        data=job.splits.digest(config.eval.split.name, job.splits.valid),
+        files=files,
+        tracker=tracker,
+    )
+
+
+def _push(files: RunFolder, repository: str) -> None:
+    """The best checkpoint, else the last, to the hub; a failure is said and costs nothing that is on disk."""
+    target = files.path / "export"
+    try:
+        export.export(files.path, target, push_to=repository)
+        console.say("pushed", repository)
+    except Exception as error:  # the hub's client raises many kinds of its own
+        hint = f"python -m echoink.export checkpoint={files.path} output=<folder> push_to={repository}"
+        console.say("push", f"failed: {next(iter(str(error).splitlines()), type(error).__name__)} · again: {hint}")
