@@ -9,10 +9,13 @@
 import argparse
 from pathlib import Path
 
-from echoink.common import cli
+from omegaconf import OmegaConf
+
+from echoink.common import cli, console
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
+from echoink.config.compose import compose, typed
 from echoink.config.schema import Config
+from echoink.data.samples import DataType, Sample, check_text
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
 from echoink.run_folder import checkpoint
@@ -44,10 +47,6 @@ def configuration(arguments: argparse.Namespace) -> Config:
     Raises:
         UserError: see `compose`.
     """
-    from omegaconf import OmegaConf
-
-    from echoink.config.compose import typed
-
     run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
@@ -68,14 +67,12 @@ def _run_of(folder: Path) -> Path | None:
     return next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir()), None)
 
 
-def sample_of(arguments: argparse.Namespace):
+def sample_of(arguments: argparse.Namespace) -> Sample:
     """The question as a `Sample`.
 
     Raises:
         UserError: a problem type that does not fit.
     """
-    from echoink.data.samples import DataType, Sample, check_text
-
     check_text([arguments.question, *arguments.options], "the question")
     if arguments.no_sound and arguments.audio:
         raise UserError("give --audio or --no-sound, not both")
@@ -110,45 +107,33 @@ def predict(arguments: argparse.Namespace) -> list[str]:
     sample = sample_of(arguments)
     config = configuration(arguments)
     path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else config.model.path
-    from echoink.common import console
-
     with console.quiet_libraries():
         import torch
 
-        from echoink.config.schema import Adapter, Prompt
-        from echoink.data.processor import Caps, PromptProcessor
-        from echoink.data.splits import video_caps
-        from echoink.evaluation.prediction import draw_names
-        from echoink.models import loading
         from echoink.rollout.generate import generate
-        from echoink.rollout.sampling import Sampling, uniforms
+        from echoink.rollout.sampling import uniforms
+        from echoink.training.setup import load
 
-        quantized = config.adapter.kind is Adapter.qlora
-        model = loading.load_model(path, config.model.dtype.name, config.model.attention.name, (), quantized)
-        omni = loading.load_processor(path, config.model.min_pixels, config.model.max_pixels)
-        prompt = config.prompt
-        caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
-        processor = PromptProcessor(omni, model, Prompt(**vars(prompt)), caps)
-        generation = config.generation
-        sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-        draws = draw_names(arguments.samples, greedy=False) if arguments.samples else ["greedy"]
+        loaded = load(config, path)
+        tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
         try:
-            prompt_inputs = processor(sample)
+            prompt = loaded.processor(sample)
         except UserError as error:
             found = "not found" not in error.problem
             hint = error.hint if found else "check the path"
             raise UserError(error.problem.removeprefix("sample yours: "), hint) from error
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.trainer.bf16):
+        draws = max(1, arguments.samples)
+        with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=config.trainer.bf16):
             completions = generate(
-                model,
-                [prompt_inputs],
-                uniforms(arguments.seed, 0, sample.id, len(draws), sampling.max_new_tokens)[None],
-                [sampling.temperature if arguments.samples else 0.0] * len(draws),
+                loaded.model,
+                [prompt],
+                uniforms(arguments.seed, 0, sample.id, draws, sampling.max_new_tokens)[None],
+                [sampling.temperature if arguments.samples else 0.0] * draws,
                 sampling,
-                loading.end_ids(model, omni),
-                omni.tokenizer.pad_token_id,
+                loaded.end_ids,
+                tokenizer.pad_token_id,
             )
-    return [text.strip() for text in omni.batch_decode(completions, skip_special_tokens=True)]
+    return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
 
 
 def main(words: list[str]) -> None:

@@ -10,7 +10,7 @@ twice changes nothing. A run whose process died is closed as KILLED.
 from collections.abc import Sequence
 from pathlib import Path
 
-from echoink.common import cli
+from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.tracking.client import absolute_uri
 from echoink.tracking.sync import folder
@@ -18,8 +18,6 @@ from echoink.tracking.sync import folder
 
 def main(words: Sequence[str]) -> int:
     """Complete every folder; see the module's docstring."""
-    from echoink.common import console
-
     uris = [word.partition("=")[2] for word in words if word.startswith("uri=")]
     uri = absolute_uri(uris[-1] if uris else "sqlite:///outputs/mlflow.db", Path.cwd())
     places: list[Path] = []

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from echoink.config.compose import compose
-from echoink.config.schema import Prompt
 from echoink.data import synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split
@@ -38,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
 
 
-PROMPT = Prompt(**vars(compose([])[0].config.prompt))
+PROMPT = compose([])[0].config.prompt
 """What the embedded base has learnt to answer."""
 
 VIDEO = VideoCaps(fps=2, max_frames=4, max_pixels=112 * 112)

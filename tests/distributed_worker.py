@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from echoink.config.compose import compose
-from echoink.config.schema import Adapter, Prompt, Sharding, Variant
+from echoink.config.schema import Adapter, Sharding, Variant
 from echoink.data.ablations import without
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import DataType, Sample
@@ -76,7 +76,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     processor = PromptProcessor(
         load_processor("tiny", 112 * 112, 112 * 112),
         model,
-        Prompt(**vars(config.prompt)),
+        config.prompt,
         Caps(10.0, video_caps(config.model), config.model.max_prompt_tokens),
     )
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size

@@ -9,7 +9,8 @@ from hydra import initialize_config_dir
 
 from echoink.benchmark import baselines, measure
 from echoink.benchmark.__main__ import figure
-from echoink.benchmark.measure import BenchmarkConfig, executed_flops, peak_memory
+from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
+from echoink.benchmark.measure import executed_flops, peak_memory
 from echoink.common.errors import UserError
 from echoink.config.compose import VERSION_BASE, typed
 from echoink.config.paths import conf_dir
@@ -49,8 +50,8 @@ def test_all_systems_compute_the_same_and_ours_no_more_than_is_needed(lora):
         expected = seconds[name]["update"]["median"] / seconds["ours"]["update"]["median"]
         assert found[key]["update"] == pytest.approx(expected)
         assert found[key]["peak_memory"] == found["peak_memory"][name] / found["peak_memory"]["ours"]
-    assert set(found["ratio"]) == {*measure.PHASES, "peak_memory"}
-    assert set(found["mfu"]) == set(measure.SYSTEMS)
+    assert set(found["ratio"]) == {*PARTS, "peak_memory"}
+    assert set(found["mfu"]) == set(SYSTEMS)
 
 
 def test_without_a_kl_term_only_one_group_at_a_time_runs_a_reference():
@@ -71,7 +72,7 @@ def test_plain_rows_encode_and_prefill_every_row():
     """The baseline does what TRL does: else the ratio would mean nothing."""
     made = measure.make_systems(composed(*MINI), torch.device("cpu"))
     seen = {}
-    thinker = made["ours"].thinker.model
+    thinker = made["ours"].unwrapped.model
     thinker.visual.register_forward_pre_hook(lambda _, args: seen.update(patches=seen.get("patches", 0) + len(args[0])))
     for name, expected in (("plain rows", 2 * 3 * 64), ("one group at a time", 2 * 64), ("ours", 2 * 64)):
         seen.clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from echoink.config.compose import compose
-from echoink.config.schema import Prompt, Protocol, Variant
+from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
 from echoink.evaluation.evaluate import setting
 from echoink.evaluation.evaluator import Evaluator
@@ -31,7 +31,7 @@ def make_evaluator(model, processor, tmp_path):
     def make(folder=None, **settings):
         return Evaluator(
             config=replace(CONFIG.eval, **{"batch_prompts": 4, "cache": None, **settings}),
-            direct=Prompt(**vars(CONFIG.eval.direct)),
+            direct=CONFIG.eval.direct,
             processor=processor,
             sampling=Sampling(1.0, 0.95, 50, 48),
             end_ids=end_ids(model, processor.processor),
@@ -79,7 +79,7 @@ def test_answered_samples_are_not_answered_again(make_evaluator, model, samples,
 
 
 def test_what_each_protocol_asks_draws_and_reads():
-    prompt, direct = Prompt(**vars(CONFIG.prompt)), Prompt(**vars(CONFIG.eval.direct))
+    prompt, direct = CONFIG.prompt, CONFIG.eval.direct
 
     def of(protocol, phase):
         return setting(protocol, phase, prompt, direct, 1, True, Match.exact)

@@ -12,7 +12,7 @@ from echoink.rewards.types import ProblemType
 
 
 def test_picture_then_sound_then_question(samples):
-    (turn,) = build_messages(samples[0], Prompt(**vars(compose([])[0].config.prompt)))
+    (turn,) = build_messages(samples[0], compose([])[0].config.prompt)
     assert [part["type"] for part in turn["content"]] == ["image", "audio", "text"]
     text = turn["content"][-1]["text"]
     assert text.startswith(samples[0].problem) and all(option in text for option in samples[0].options)
@@ -20,13 +20,13 @@ def test_picture_then_sound_then_question(samples):
 
 
 def test_a_system_turn_comes_first(samples):
-    turns = build_messages(samples[0], Prompt("{question} {options} {answer}{end_answer}", "{options}", "Be brief."))
+    turns = build_messages(samples[0], Prompt("Be brief.", "{question} {options} {answer}{end_answer}", "{options}"))
     assert [turn["role"] for turn in turns] == ["system", "user"]
     assert turns[0]["content"][0]["text"] == "Be brief."
 
 
 def test_the_tags_that_the_prompt_names_are_the_ones_rewarded(samples):
-    prompt = Prompt("{think}x{end_think}{answer}B{end_answer} {question}{options}", "{options}")
+    prompt = Prompt("", "{think}x{end_think}{answer}B{end_answer} {question}{options}", "{options}")
     text = build_messages(samples[0], prompt)[0]["content"][-1]["text"]
     assert format_reward(text.split(" ")[0]) == 1
 
@@ -39,14 +39,14 @@ def test_bad_templates():
         ("{", "bad field"),
     ):
         with pytest.raises(UserError, match=message):
-            Prompt(template, "{options}")
+            Prompt("", template, "{options}").check()
     with pytest.raises(UserError, match="prompt.options lacks"):
-        Prompt("{question}{options}{answer}{end_answer}", "Options:")
+        Prompt("", "{question}{options}{answer}{end_answer}", "Options:").check()
 
 
 def test_a_prompt_fits_its_sample():
     """No options, no heading; what there is to perceive, and what is wanted, are named."""
-    prompt = Prompt(**vars(compose([])[0].config.prompt))
+    prompt = compose([])[0].config.prompt
 
     def text(**fields):
         return build_messages(Sample("1", "How many?", **fields), prompt)[0]["content"][-1]["text"]
@@ -59,7 +59,7 @@ def test_a_prompt_fits_its_sample():
 
 @pytest.mark.parametrize("data_type", DataType)
 def test_media_stand_before_the_question(data_type):
-    prompt = Prompt(**vars(compose([])[0].config.prompt))
+    prompt = compose([])[0].config.prompt
     (turn,) = build_messages(Sample("1", "What?", ("A. 1", "B. 2"), "A", data_type=data_type), prompt)
     kinds = [part["type"] for part in turn["content"]]
     shown = ("video",) if data_type is DataType.video_audio else data_type.media
@@ -68,5 +68,5 @@ def test_media_stand_before_the_question(data_type):
 
 def test_the_direct_prompt_does_not_think():
     config = compose(["prompt=direct"])[0].config
-    assert not Prompt(**vars(config.prompt)).thinks and Prompt(**vars(compose([])[0].config.prompt)).thinks
+    assert not config.prompt.thinks and compose([])[0].config.prompt.thinks
     assert vars(config.eval.direct) == vars(config.prompt)

@@ -1,8 +1,8 @@
 """`python -m echoink.benchmark`: what sharing the prompt saves, against the same work done without, in one run.
 
-Three systems (`systems.py`) compute the same step on the same weights and completions, one after the other in turns, so
-that a noisy machine is noisy for all. First their log-probabilities and gradients are compared; where they differ,
-there is no benchmark.
+Three systems (`baselines.py`) compute the same step on the same weights and completions, in turns, so that a noisy
+machine is noisy for all. First their log-probabilities and gradients are compared; where they differ, there is no
+benchmark.
 """
 
 import json
@@ -15,9 +15,12 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from rich.table import Table
 
-from echoink.benchmark.measure import PHASES, SYSTEMS, BenchmarkConfig, benchmark, growth
+from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
+from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.config.compose import VERSION_BASE, typed
 from echoink.config.paths import conf_dir
@@ -41,11 +44,11 @@ def _task(raw: DictConfig) -> None:
 
 def run(config: BenchmarkConfig) -> None:
     """Benchmark, show, and write the run folder."""
-    from echoink.common import console
-
     folder = Path(HydraConfig.get().runtime.output_dir)
     console.say("EchoInk", f"benchmark · {folder}")
     with console.quiet_libraries():
+        from echoink.benchmark.measure import benchmark, growth  # imports torch, behind the check of the settings
+
         found = benchmark(config)
         (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
         show(found)
@@ -59,12 +62,8 @@ def run(config: BenchmarkConfig) -> None:
 
 def show(found: dict[str, Any]) -> None:
     """The table."""
-    from rich.table import Table
-
-    from echoink.common import console
-
     table = Table("", *SYSTEMS, "plain rows / ours", "one group / ours", box=None, pad_edge=False, header_style="bold")
-    for phase in PHASES:
+    for phase in PARTS:
         cells = [
             "{median:.2f} s [{lower:.2f}, {upper:.2f}]".format(**found["seconds"][name][phase]) for name in SYSTEMS
         ]
@@ -73,7 +72,7 @@ def show(found: dict[str, Any]) -> None:
     memory = [f"{found['peak_memory'][name] / 2**20:,.0f} MiB" for name in SYSTEMS]
     ratios = (found[key]["peak_memory"] for key in ("ratio", "ratio_reference_equivalent"))
     table.add_row("peak memory of the update", *memory, *(f"{value:.1f} x" for value in ratios))
-    for phase in PHASES[1:-1]:
+    for phase in PARTS[1:-1]:
         cells = [f"{found['flops'][name][phase] / 1e9:,.0f}" if found["flops"] else "–" for name in SYSTEMS]
         table.add_row(f"GFLOP of {phase} (needed {found['needed_flops'][phase] / 1e9:,.0f})", *cells, "", "")
     speeds = [f"{found['completion_tokens_per_second'][name]:,.0f}" for name in SYSTEMS]
@@ -86,10 +85,6 @@ def show(found: dict[str, Any]) -> None:
 
 def show_growth(rows: Sequence[dict[str, Any]]) -> None:
     """Reference and update over G and P, as a table."""
-    from rich.table import Table
-
-    from echoink.common import console
-
     table = Table("reference + update", *SYSTEMS[:2], "ratio", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         label = {"group_size": "G", "prompt_tokens": "P"}[row["key"]]
@@ -100,8 +95,6 @@ def show_growth(rows: Sequence[dict[str, Any]]) -> None:
 
 def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds of reference and update over G and over P, ours and plain rows, as a picture."""
-    from matplotlib.figure import Figure
-
     canvas = Figure(figsize=(8, 3.2), layout="constrained")
     names = {"group_size": "G, completions per prompt", "prompt_tokens": "P, prompt tokens"}
     for axis, (key, label) in zip(canvas.subplots(1, 2), names.items(), strict=True):

@@ -4,46 +4,30 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from echoink.benchmark.workload import ShapeConfig
+import torch
+import trl.trainer.utils
+from peft import get_peft_model
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.utils import add_fused_lm_head
+
+from echoink.benchmark.baselines import OneGroupAtATime, PlainRows, SharedPrefix, Step
+from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig, Device
+from echoink.benchmark.workload import make_model, make_workload
+from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.schema import _, flatten
-
-if TYPE_CHECKING:
-    import torch
-
-    from echoink.benchmark.baselines import Step
-
-
-PHASES = ("prefill", "rollout", "reference", "update", "step")
-"""`prefill` is a part of `rollout`; `step` is rollout, reference and update."""
-
-SYSTEMS = ("ours", "plain rows", "one group at a time")
+from echoink.config.schema import flatten
+from echoink.models import loading
+from echoink.models.encoders import encode_media, towers_learn
+from echoink.models.shared_prefix import install
+from echoink.run_folder.environment import environment
 
 GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.75, 1, 2)}
 """Where the cost's growth is looked at: G, and P relative to the shape's."""
-
-
-class Device(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-@dataclass
-class BenchmarkConfig:
-    seed: int = _("of weights, media and completions", ge=0)
-    repeats: int = _("timed repetitions of every phase, after one that is not timed", ge=1)
-    beta: float = _("weight of the KL term; 0 leaves the reference out, but for one group at a time", ge=0)
-    lora: bool = _("LoRA on the language model, the reference by switching it off; false: full fine-tuning")
-    growth: bool = _("also time update and reference over G and P")
-    device: Device = _("auto: a GPU where there is one")
-    peak_tflops: float | None = _("of the device in that precision, for MFU; null leaves it out", gt=0)
-    shape: ShapeConfig = field(default_factory=ShapeConfig)
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -58,11 +42,6 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     Raises:
         UserError: the systems do not compute the same.
     """
-    import torch
-
-    from echoink.common import console
-    from echoink.run_folder.environment import environment
-
     device = device_of(config)
     systems = make_systems(config, device)
     work = systems["ours"].work
@@ -86,7 +65,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     ours, rows, groups = (medians[name] for name in SYSTEMS)
 
     def ratio(other: dict[str, float], name: str) -> dict[str, float]:
-        ratios = {phase: other[phase] / ours[phase] for phase in PHASES if ours[phase]}
+        ratios = {phase: other[phase] / ours[phase] for phase in PARTS if ours[phase]}
         return ratios | {"peak_memory": memory[name] / memory["ours"]}
 
     found = {
@@ -115,24 +94,13 @@ def device_of(config: BenchmarkConfig) -> "torch.device":
     Raises:
         UserError: a GPU is asked for and there is none.
     """
-    import torch
-
     if config.device is Device.cuda and not torch.cuda.is_available():
         raise UserError("device=cuda: PyTorch finds no GPU", "device=cpu")
     return torch.device("cpu" if config.device is Device.cpu or not torch.cuda.is_available() else "cuda")
 
 
-def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "Step"]:
+def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, Step]:
     """The three systems over one model, one reference and one workload."""
-    import trl.trainer.utils
-    from peft import get_peft_model
-    from trl.trainer.utils import add_fused_lm_head
-
-    from echoink.benchmark.baselines import OneGroupAtATime, PlainRows, SharedPrefix
-    from echoink.benchmark.workload import make_model, make_workload
-    from echoink.models import loading
-    from echoink.models.shared_prefix import install
-
     # TRL's head works in a buffer 32,768 entries wide whatever the vocabulary: with a small one it would hide the rest.
     trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
     model = make_model(config.shape, config.seed, device)
@@ -155,7 +123,7 @@ def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, "
     }
 
 
-def phases(system: "Step") -> list[tuple[str, Callable]]:
+def phases(system: Step) -> list[tuple[str, Callable]]:
     """The phases in the order of a step."""
     return [
         ("prefill", system.prefill),
@@ -165,14 +133,12 @@ def phases(system: "Step") -> list[tuple[str, Callable]]:
     ]
 
 
-def compare(systems: dict[str, "Step"], tolerance: float) -> dict[str, float]:
+def compare(systems: dict[str, Step], tolerance: float) -> dict[str, float]:
     """How far log-probabilities and gradients of the baselines are from ours, the larger of both; and ours replays.
 
     Raises:
         UserError: farther than `tolerance`.
     """
-    import torch
-
     found = {"max_logprob_difference": 0.0, "gradient_relative_difference": 0.0}
     ours, *others = systems.values()
     script = [ids[mask].tolist() for ids, mask in zip(ours.work.completion_ids, ours.work.mask, strict=True)]
@@ -193,9 +159,7 @@ def compare(systems: dict[str, "Step"], tolerance: float) -> dict[str, float]:
     return found
 
 
-def _log_probabilities_and_gradient(system: "Step") -> tuple["torch.Tensor", "torch.Tensor"]:
-    import torch
-
+def _log_probabilities_and_gradient(system: Step) -> tuple["torch.Tensor", "torch.Tensor"]:
     system.model.train()
     system.infer()
     found = []
@@ -209,13 +173,9 @@ def _log_probabilities_and_gradient(system: "Step") -> tuple["torch.Tensor", "to
     return torch.cat(found), gradient
 
 
-def timed(systems: dict[str, "Step"], repeats: int, device: "torch.device") -> dict[str, dict[str, dict[str, float]]]:
+def timed(systems: dict[str, Step], repeats: int, device: "torch.device") -> dict[str, dict[str, dict[str, float]]]:
     """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
-    import torch
-
-    from echoink.common import console
-
-    found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in systems}
+    found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PARTS} for name in systems}
     names = list(systems)
     turns = [name for turn in range(repeats + 1) for name in (names if turn % 2 == 0 else names[::-1])]
     for count, name in enumerate(console.progress("time", len(turns))(turns)):
@@ -242,8 +202,6 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 
 def executed_flops(run: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products and attention; on a CPU."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     def attention(query, key, value, *_, out_shape=None, **__) -> int:
         batch, heads, queries, width = query
@@ -262,15 +220,11 @@ def executed_flops(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def needed_flops(system: "Step") -> dict[str, float]:
+def needed_flops(system: Step) -> dict[str, float]:
     """What a step cannot do without: each distinct token once through the language model (2 per weight, and attention
     to what it may see), each completion token through the head, each medium through its tower; a backward pass is twice
     a forward pass, half of that where the weights do not learn.
     """
-    import torch
-
-    from echoink.models.encoders import encode_media, towers_learn
-
     config = system.unwrapped.config.get_text_config()
     layers = system.unwrapped.model.language_model.layers
     matrices = [(name, p.numel()) for name, p in layers.named_parameters() if p.ndim == 2]
@@ -297,9 +251,6 @@ def needed_flops(system: "Step") -> dict[str, float]:
 
 def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
     """Bytes that are allocated at most at one time while it runs, on top of what was there before."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -8,33 +8,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from echoink.benchmark.config import ShapeConfig
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
-from echoink.config.schema import Dtype, _
 from echoink.data.processor import encode
 from echoink.models.families import of_config
 from echoink.models.family import PromptInputs
 from echoink.models.loading import load_processor
-
-
-@dataclass
-class ShapeConfig:
-    prompt_tokens: int = _("P, media included", ge=64)
-    completion_tokens: int = _("mean C; completions are from 3/4 to 5/4 of it long, evenly spread", ge=4)
-    group_size: int = _("G", ge=2)
-    prompts: int = _("prompts of one rollout", ge=1)
-    pixels: int = _("of the picture; 784 are a token", ge=56 * 56)
-    audio_seconds: float = _("of the sound; 1/25 s is a token", gt=0.1, le=30)
-    width: int = _("of the language model", ge=32)
-    feed_forward: int = _("width of its feed-forward layers", ge=32)
-    layers: int = _("of the language model", ge=1)
-    heads: int = _("of its attention", ge=1)
-    key_heads: int = _("of keys and values", ge=1)
-    vocabulary: int = _("entries of the vocabulary", ge=504)
-    tower_width: int = _("of the audio and the vision tower", ge=32)
-    tower_layers: int = _("of each tower", ge=1)
-    dtype: Dtype = _("of the weights")
-    rows_checkpointing: bool = _("gradient checkpointing for plain rows, where they do not fit without")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from echoink.common.errors import UserError
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Advantage, Attention, Config, Dtype, Prompt, Split, Task, fields_of
+from echoink.config.schema import Advantage, Attention, Config, Dtype, Split, Task, fields_of
 from echoink.rewards.types import Rule
 
 VERSION_BASE = "1.3"
@@ -224,7 +224,7 @@ def _check_together(config: Config) -> None:
             "every process takes whole micro-batches",
         )
     for prompt in (config.prompt, config.eval.direct):
-        Prompt(**vars(prompt))
+        prompt.check()
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):

@@ -15,12 +15,14 @@ from echoink.common.errors import UserError
 from echoink.rewards.types import Match, OnError, Rule
 
 
-def _(doc: str, default: Any = MISSING, **bounds: float) -> Any:
+def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
     """A field: its one-line meaning and, for a number, its range (`ge`, `gt`, `le`, `lt`)."""
     return field(default=default, metadata={"doc": doc, **bounds})
 
 
 OPTIONS = "Options:\n{options}"
+FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answer", "end_answer")
+"""What a prompt's template may name in braces."""
 
 
 class Task(Enum):
@@ -182,197 +184,221 @@ class Schedule(Enum):
 class FiguresConfig:
     """An architecture's dimensions, for the plan: nothing is loaded to make it."""
 
-    layers: int = _("of the language model", ge=1)
-    width: int = _("of the language model", ge=1)
-    feed_forward: int = _("width of its feed-forward layers", ge=1)
-    heads: int = _("attention heads", ge=1)
-    key_heads: int = _("heads of keys and values", ge=1)
-    vocabulary: int = _("rows of the embedding", ge=1)
-    language_parameters: int = _("of the language model with its embedding", ge=1)
-    audio_parameters: int = _("of the audio tower", ge=1)
-    vision_parameters: int = _("of the vision tower", ge=1)
+    layers: int = key("of the language model", ge=1)
+    width: int = key("of the language model", ge=1)
+    feed_forward: int = key("width of its feed-forward layers", ge=1)
+    heads: int = key("attention heads", ge=1)
+    key_heads: int = key("heads of keys and values", ge=1)
+    vocabulary: int = key("rows of the embedding", ge=1)
+    language_parameters: int = key("of the language model with its embedding", ge=1)
+    audio_parameters: int = key("of the audio tower", ge=1)
+    vision_parameters: int = key("of the vision tower", ge=1)
 
 
 @dataclass
 class ModelConfig:
-    path: str = _("`tiny` (the embedded model), a folder, or a hub id")
-    dtype: Dtype = _("precision of the weights; float32 are master weights when trainer.bf16 is on")
-    attention: Attention = _("attention kernel of the towers; the language model has its own")
+    path: str = key("`tiny` (the embedded model), a folder, or a hub id")
+    dtype: Dtype = key("precision of the weights; float32 are master weights when trainer.bf16 is on")
+    attention: Attention = key("attention kernel of the towers; the language model has its own")
     freeze: list[Tower] = field(default_factory=list, metadata={"doc": "towers that do not learn: [audio, vision]"})
-    min_pixels: int = _("a smaller picture is scaled up to this many pixels", ge=28 * 28)
-    max_pixels: int = _("a larger picture is scaled down to this many pixels", ge=28 * 28)
-    max_audio_seconds: float = _("a longer sound is cut to its first seconds", gt=0.05, le=300)
-    video_fps: float = _("frames a second that are taken of a video", gt=0, le=30)
-    max_video_frames: int = _("of a longer video fewer frames a second are taken; even", ge=2)
-    max_video_pixels: int = _("a larger frame of a video is scaled down to this many pixels", ge=28 * 28)
-    max_prompt_tokens: int = _("a longer prompt is an error; media tokens are never cut", ge=1)
+    min_pixels: int = key("a smaller picture is scaled up to this many pixels", ge=28 * 28)
+    max_pixels: int = key("a larger picture is scaled down to this many pixels", ge=28 * 28)
+    max_audio_seconds: float = key("a longer sound is cut to its first seconds", gt=0.05, le=300)
+    video_fps: float = key("frames a second that are taken of a video", gt=0, le=30)
+    max_video_frames: int = key("of a longer video fewer frames a second are taken; even", ge=2)
+    max_video_pixels: int = key("a larger frame of a video is scaled down to this many pixels", ge=28 * 28)
+    max_prompt_tokens: int = key("a longer prompt is an error; media tokens are never cut", ge=1)
     figures: FiguresConfig = field(default_factory=FiguresConfig)
 
 
 @dataclass
 class AdapterConfig:
-    kind: Adapter = _("none: all weights; lora: low-rank updates of the language model; qlora: on 4-bit weights")
-    rank: int = _("r of LoRA", ge=1)
-    alpha: float = _("LoRA's updates are scaled by alpha / rank", gt=0)
-    dropout: float = _("of LoRA's inputs", ge=0, lt=1)
+    kind: Adapter = key("none: all weights; lora: low-rank updates of the language model; qlora: on 4-bit weights")
+    rank: int = key("r of LoRA", ge=1)
+    alpha: float = key("LoRA's updates are scaled by alpha / rank", gt=0)
+    dropout: float = key("of LoRA's inputs", ge=0, lt=1)
     targets: list[str] = field(default_factory=list, metadata={"doc": "its linear layers, such as q_proj"})
 
 
 @dataclass
 class DatasetConfig:
-    source: Source = _("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
-    path: str = _("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
+    source: Source = key("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
+    path: str = key("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
     outside: list[str] = field(
         default_factory=list, metadata={"doc": "folders beside the dataset's in which its media may lie"}
     )
-    split: str | None = _("what the validation split is called there, where it has a name of its own")
-    seed: int = _("makes the synthetic data; chooses the held-out development samples", ge=0)
-    shortcut: Sense | None = _("synthetic: what alone gives right letters away in training, and nowhere else")
-    shortcut_share: float = _("share of the training questions that have it", ge=0, le=1)
-    train: int | None = _("training samples (synthetic: to make; else the first so many); null for all", ge=1)
-    dev: int | None = _("development samples, held out of train where the data have no such split", ge=1)
-    valid: int | None = _("validation samples", ge=1)
+    split: str | None = key("what the validation split is called there, where it has a name of its own")
+    seed: int = key("makes the synthetic data; chooses the held-out development samples", ge=0)
+    shortcut: Sense | None = key("synthetic: what alone gives right letters away in training, and nowhere else")
+    shortcut_share: float = key("share of the training questions that have it", ge=0, le=1)
+    train: int | None = key("training samples (synthetic: to make; else the first so many); null for all", ge=1)
+    dev: int | None = key("development samples, held out of train where the data have no such split", ge=1)
+    valid: int | None = key("validation samples", ge=1)
     curriculum: list[str] = field(
         default_factory=list,
         metadata={"doc": "train on samples of these needs only, in this order: [both, undetermined]; empty: all"},
     )
-    workers: int = _("threads that decode the next step's videos during this one; no result depends on it", ge=0)
-    max_skipped: float = _("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
+    workers: int = key("threads that decode the next step's videos during this one; no result depends on it", ge=0)
+    max_skipped: float = key("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
 
 @dataclass
-class PromptConfig:
-    system: str = _("system turn; empty for the chat template's own")
-    template: str = _("user turn, with {question} {options} {media} {wanted} {think} {end_think} {answer} {end_answer}")
-    options: str = _("how options are shown where a question has some; {options} has one a line", OPTIONS)
+class Prompt:
+    """How a question is put to the model: a file of `conf/prompt/`."""
+
+    system: str = key("system turn; empty for the chat template's own")
+    template: str = key(
+        "user turn, with {question} {options} {media} {wanted} {think} {end_think} {answer} {end_answer}"
+    )
+    options: str = key("how options are shown where a question has some; {options} has one a line", OPTIONS)
+
+    def check(self) -> None:
+        """Raises `UserError` unless the templates can be filled."""
+        try:
+            self.template.format(**dict.fromkeys(FIELDS, ""))
+            self.options.format(options="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise UserError(f"prompt.template has a bad field: {error}", f"known: {', '.join(FIELDS)}") from error
+        wanted = ("{question}", "{options}", "{answer}", "{end_answer}")
+        if missing := [name for name in wanted if name not in self.template]:
+            raise UserError(f"prompt.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
+        if "{options}" not in self.options:
+            raise UserError("prompt.options lacks {options}", "the model would not see them")
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it asks for a think block; without one the format is the answer block alone."""
+        return "{think}" in self.template
 
 
 @dataclass
 class RewardConfig:
-    lambda_acc: float = _("weight of the accuracy reward (Eq. 5)", ge=0)
-    lambda_fmt: float = _("weight of the format reward (Eq. 5)", ge=0)
-    match: Match = _("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
-    lambda_int: float = _("weight of integration; 0 computes nothing of it", ge=0)
-    integration: Rule = _("what is paid for using both senses: counterfactual, need, or a published rule")
-    integration_scale: float = _("s of the rule counterfactual, in nats a token", gt=0)
-    file: str | None = _("a Python file of your own that defines reward(completion, sample)")
-    lambda_file: float = _("weight of the reward in reward.file; a negative one punishes")
-    on_error: OnError = _("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
-    max_seconds: float = _("that reward.file may take for one completion", gt=0)
+    lambda_acc: float = key("weight of the accuracy reward (Eq. 5)", ge=0)
+    lambda_fmt: float = key("weight of the format reward (Eq. 5)", ge=0)
+    match: Match = key("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
+    lambda_int: float = key("weight of integration; 0 computes nothing of it", ge=0)
+    integration: Rule = key("what is paid for using both senses: counterfactual, need, or a published rule")
+    integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
+    file: str | None = key("a Python file of your own that defines reward(completion, sample)")
+    lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
+    on_error: OnError = key("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
+    max_seconds: float = key("that reward.file may take for one completion", gt=0)
 
 
 @dataclass
 class GrpoConfig:
-    group_size: int = _("G, completions per prompt", ge=2)
-    beta: float = _("weight of the KL term; 0 leaves the reference model out", ge=0)
-    loss: Loss = _("how token losses are summed")
-    advantage: Advantage = _("group: rewards relative to the group; rejection: learn from right completions only")
-    scale: Scale = _("what advantages are divided by; group is Eq. 1")
-    modality_dropout: float = _("share of the prompts with both senses that lose one of them in a rollout", ge=0, lt=1)
-    clip: float = _("epsilon of the clipped ratio", gt=0, lt=1)
-    updates_per_rollout: int = _("optimizer passes over each rollout; 1 is on-policy", ge=1)
-    shared_prefix: bool = _("compute a group's prompt once in the loss; false: once per completion, for comparison")
+    group_size: int = key("G, completions per prompt", ge=2)
+    beta: float = key("weight of the KL term; 0 leaves the reference model out", ge=0)
+    loss: Loss = key("how token losses are summed")
+    advantage: Advantage = key("group: rewards relative to the group; rejection: learn from right completions only")
+    scale: Scale = key("what advantages are divided by; group is Eq. 1")
+    modality_dropout: float = key(
+        "share of the prompts with both senses that lose one of them in a rollout", ge=0, lt=1
+    )
+    clip: float = key("epsilon of the clipped ratio", gt=0, lt=1)
+    updates_per_rollout: int = key("optimizer passes over each rollout; 1 is on-policy", ge=1)
+    shared_prefix: bool = key("compute a group's prompt once in the loss; false: once per completion, for comparison")
 
 
 @dataclass
 class VllmConfig:
-    python: str | None = _("interpreter of the environment that has vLLM; null: the one of this run")
-    sleep: bool = _("on a GPU: give its memory back between rollouts")
-    correction: Correction = _("of the loss for what its log-probabilities differ from the trainer's")
-    correction_max: float = _("largest ratio of trainer's to engine's probability", gt=1)
-    alarm: float = _("mean difference of the log-probabilities, in nats a token, that is warned of", gt=0)
+    python: str | None = key("interpreter of the environment that has vLLM; null: the one of this run")
+    sleep: bool = key("on a GPU: give its memory back between rollouts")
+    correction: Correction = key("of the loss for what its log-probabilities differ from the trainer's")
+    correction_max: float = key("largest ratio of trainer's to engine's probability", gt=1)
+    alarm: float = key("mean difference of the log-probabilities, in nats a token, that is warned of", gt=0)
 
 
 @dataclass
 class GenerationConfig:
-    engine: RolloutEngine = _("what generates rollouts; evaluations are always decoded by the model itself")
-    temperature: float = _("of sampling, in training and in the sampled evaluation", gt=0)
-    top_p: float = _("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
-    top_k: int = _("at most so many candidates per token; 0 for all", ge=0)
-    max_new_tokens: int = _("a longer completion is cut", ge=1)
+    engine: RolloutEngine = key("what generates rollouts; evaluations are always decoded by the model itself")
+    temperature: float = key("of sampling, in training and in the sampled evaluation", gt=0)
+    top_p: float = key("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
+    top_k: int = key("at most so many candidates per token; 0 for all", ge=0)
+    max_new_tokens: int = key("a longer completion is cut", ge=1)
     vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass
 class TrainerConfig:
-    processes: int | None = _("processes that the run is for, one a GPU; null: as many as are started", ge=1)
-    sharding: Sharding = _("what is divided among the processes")
-    patience: float = _("seconds that a process waits for the others before it says where it is and ends", gt=0)
-    prompts_per_step: int = _("prompts per optimizer step, over all processes", ge=1)
-    micro_batch_prompts: int = _("prompts per forward and backward on one process", ge=1)
-    steps: int | None = _("optimizer steps; null for `epochs` over the training set", ge=1)
-    epochs: float = _("passes over the training set when steps is null", gt=0)
-    learning_rate: float = _("peak learning rate of AdamW", gt=0)
-    schedule: Schedule = _("learning rate over steps; cosine and linear end at 0")
-    warmup_steps: int = _("steps of linear warm-up", ge=0)
-    weight_decay: float = _("of AdamW", ge=0)
-    max_grad_norm: float = _("gradient clipping; 0 for none", ge=0)
-    bf16: bool = _("autocast to bfloat16")
-    gradient_checkpointing: bool | None = _("recompute activations; null: where they are estimated not to fit")
-    save_every: int = _("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
-    keep_checkpoints: int = _("newest checkpoints kept", ge=1)
-    push_to_hub: str | None = _("hub id of a repository that gets the exported model when training has ended")
-    max_skipped_steps: int = _("steps in a row whose gradient may be not finite before the run stops", ge=0)
-    completions_every: int = _("steps between samples of rollouts in completions/; 0 for none", ge=0)
+    processes: int | None = key("processes that the run is for, one a GPU; null: as many as are started", ge=1)
+    sharding: Sharding = key("what is divided among the processes")
+    patience: float = key("seconds that a process waits for the others before it says where it is and ends", gt=0)
+    prompts_per_step: int = key("prompts per optimizer step, over all processes", ge=1)
+    micro_batch_prompts: int = key("prompts per forward and backward on one process", ge=1)
+    steps: int | None = key("optimizer steps; null for `epochs` over the training set", ge=1)
+    epochs: float = key("passes over the training set when steps is null", gt=0)
+    learning_rate: float = key("peak learning rate of AdamW", gt=0)
+    schedule: Schedule = key("learning rate over steps; cosine and linear end at 0")
+    warmup_steps: int = key("steps of linear warm-up", ge=0)
+    weight_decay: float = key("of AdamW", ge=0)
+    max_grad_norm: float = key("gradient clipping; 0 for none", ge=0)
+    bf16: bool = key("autocast to bfloat16")
+    gradient_checkpointing: bool | None = key("recompute activations; null: where they are estimated not to fit")
+    save_every: int = key("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
+    keep_checkpoints: int = key("newest checkpoints kept", ge=1)
+    push_to_hub: str | None = key("hub id of a repository that gets the exported model when training has ended")
+    max_skipped_steps: int = key("steps in a row whose gradient may be not finite before the run stops", ge=0)
+    completions_every: int = key("steps between samples of rollouts in completions/; 0 for none", ge=0)
 
 
 @dataclass
 class EvalConfig:
-    protocol: Protocol = _("matched: base and trained model alike; release, may19: as the paper's public code")
-    split: Split = _("valid, or dev for choosing settings; valid is for the numbers one reports")
-    base: bool = _("evaluate the model before training too")
-    limit: int | None = _("validation samples to use; null for all", ge=1)
+    protocol: Protocol = key("matched: base and trained model alike; release, may19: as the paper's public code")
+    split: Split = key("valid, or dev for choosing settings; valid is for the numbers one reports")
+    base: bool = key("evaluate the model before training too")
+    limit: int | None = key("validation samples to use; null for all", ge=1)
     ablations: list[Variant] = field(
         default_factory=list, metadata={"doc": "also with a sense taken away: [no_audio, no_image, text_only, …]"}
     )
-    batch_prompts: int = _("prompts decoded together; does not change the result", ge=1)
-    samples: int = _("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
-    greedy: bool = _("add a greedy draw")
-    every: int = _(
+    batch_prompts: int = key("prompts decoded together; does not change the result", ge=1)
+    samples: int = key("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
+    greedy: bool = key("add a greedy draw")
+    every: int = key(
         "steps between evaluations on the development split, by which the best checkpoint is kept; 0: none", ge=0
     )
-    dev_samples: int = _("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
-    watched: int = _("evaluated samples that are answered every trainer.completions_every steps, to look at", ge=0)
-    cache: str | None = _("folder where the base's answers are kept for other runs of the same base; null: nowhere")
-    direct: PromptConfig = field(default_factory=PromptConfig)
+    dev_samples: int = key("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
+    watched: int = key("evaluated samples that are answered every trainer.completions_every steps, to look at", ge=0)
+    cache: str | None = key("folder where the base's answers are kept for other runs of the same base; null: nowhere")
+    direct: Prompt = field(default_factory=Prompt)
     """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
 
 
 @dataclass
 class TrackingConfig:
-    enabled: bool = _("log to MLflow; the run folder is written in any case")
-    uri: str = _("MLflow tracking URI; a relative sqlite path counts from the current folder")
-    experiment: str = _("MLflow experiment")
-    traces_every: int = _("steps between rollouts that are shown as traces, with picture and sound; 0 for none", ge=0)
-    traces_groups: int = _("groups of such a rollout that are shown", ge=1)
-    machine_every: float = _("seconds between looks at processor, memory and GPU; 0 for none", ge=0)
+    enabled: bool = key("log to MLflow; the run folder is written in any case")
+    uri: str = key("MLflow tracking URI; a relative sqlite path counts from the current folder")
+    experiment: str = key("MLflow experiment")
+    traces_every: int = key("steps between rollouts that are shown as traces, with picture and sound; 0 for none", ge=0)
+    traces_groups: int = key("groups of such a rollout that are shown", ge=1)
+    machine_every: float = key("seconds between looks at processor, memory and GPU; 0 for none", ge=0)
 
 
 @dataclass
 class SweepConfig:
     """Of --multirun only."""
 
-    resume: str | None = _("folder of a sweep: run what is missing there or did not finish")
-    share: str | None = _("folder: a finished run below it with the same configuration is copied, not run again")
+    resume: str | None = key("folder of a sweep: run what is missing there or did not finish")
+    share: str | None = key("folder: a finished run below it with the same configuration is copied, not run again")
 
 
 @dataclass
 class Config:
     """The whole configuration. Only `train.py` sees it; everything else gets its group."""
 
-    name: str = _("first part of the run folder's name, outputs/<name>/<time>")
-    seed: int = _("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
-    task: Task = _("train; eval: evaluate `checkpoint` (or model.path) only; compare: model.path with `checkpoint`")
-    resume: str = _(
+    name: str = key("first part of the run folder's name, outputs/<name>/<time>")
+    seed: int = key("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
+    task: Task = key("train; eval: evaluate `checkpoint` (or model.path) only; compare: model.path with `checkpoint`")
+    resume: str = key(
         "never; auto: the run in this hydra.run.dir, else the newest unfinished one like this; a run folder"
     )
     resume_allow: list[str] = field(default_factory=list, metadata={"doc": "keys in which a resumed run may differ"})
-    dry_run: bool = _("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
-    checkpoint: str | None = _("weights to start from: a run folder, a step folder, a model folder or a hub id")
+    dry_run: bool = key("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
+    checkpoint: str | None = key("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
+    prompt: Prompt = field(default_factory=Prompt)
     reward: RewardConfig = field(default_factory=RewardConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -405,36 +431,3 @@ def flatten(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answer", "end_answer")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How a question is put: a file of `conf/prompt/`."""
-
-    template: str
-    """The user turn."""
-    options: str
-    """How options are shown where a question has some."""
-    system: str = ""
-    """The system turn; empty for the chat template's own."""
-
-    def __post_init__(self) -> None:
-        """Raises `UserError` unless the templates can be filled."""
-        try:
-            self.template.format(**dict.fromkeys(FIELDS, ""))
-            self.options.format(options="")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise UserError(f"prompt.template has a bad field: {error}", f"known: {', '.join(FIELDS)}") from error
-        wanted = ("{question}", "{options}", "{answer}", "{end_answer}")
-        if missing := [name for name in wanted if name not in self.template]:
-            raise UserError(f"prompt.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
-        if "{options}" not in self.options:
-            raise UserError("prompt.options lacks {options}", "the model would not see them")
-
-    @property
-    def thinks(self) -> bool:
-        """Whether it asks for a think block; without one the format is the answer block alone."""
-        return "{think}" in self.template

@@ -25,6 +25,7 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
+from echoink.curate import difficulty
 from echoink.curate.omni_instruct import LEDGER, curate_split, refuse_another, report
 
 
@@ -42,8 +43,6 @@ class CurateConfig:
 def main(words: Sequence[str]) -> None:
     """Curate as the settings say, and print the report."""
     if "mode=difficulty" in words:
-        from echoink.curate import difficulty
-
         difficulty.main(words)
         return
     given = cli.settings(CurateConfig, words)

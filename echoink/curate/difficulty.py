@@ -34,7 +34,10 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_whole
+from echoink.data.readers import open_split
+from echoink.data.samples import parse_rows
 from echoink.evaluation.modality_need import FEWEST, Need
+from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
 from echoink.rewards.types import ProblemType
 from echoink.run_folder.folder import read_summary
@@ -168,17 +171,12 @@ def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[st
 
 def _elsewhere(source: str) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files."""
-    from echoink.media.loaders import digest
-
     splits = {name: samples for name in ("train", "dev", "valid") if (samples := _read(source, name))}
     others = {digest(m) for name in splits if name != "train" for s in splits[name] for m in s.media.values()}
     return {s.id: any(digest(m) in others for m in s.media.values()) for s in progress("digest", None)(splits["train"])}
 
 
 def _read(source: str, split: str) -> list:
-    from echoink.data.readers import open_split
-    from echoink.data.samples import parse_rows
-
     found = open_split(source, split)
     return parse_rows(found.rows, found.folder, found.where)[0] if found else []
 

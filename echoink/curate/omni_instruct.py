@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import soundfile
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from echoink.common.console import progress
 from echoink.common.errors import UserError
 from echoink.common.files import write_aside, write_whole
 from echoink.data.readers import holds_one_split, open_split
+from echoink.media.loaders import digest
 
 if TYPE_CHECKING:
     from echoink.media.loaders import Embedded
@@ -63,9 +67,6 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
 
     The picture keeps its pixels, upright; the sound its rate and channels (they are averaged where it is read).
     """
-    import soundfile
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     image, audio = row.get("image"), row.get("audio")
     if image is None or audio is None:
         return f"no {'image' if image is None else 'audio'}"
@@ -158,8 +159,6 @@ def _ledger(file: Path) -> Iterator[dict | str]:
 
 def report(output: Path, splits: dict[str, list[dict]], dropped: dict[str, Counter[str]]) -> dict:
     """What was made of each split: counts, reasons, answer positions, duplicates, media that splits share."""
-    from echoink.media.loaders import digest
-
     media = {
         split: {
             row["problem_id"]: tuple(digest(output / split / row["path"][name]) for name in ("image", "audio"))

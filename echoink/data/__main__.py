@@ -83,7 +83,6 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     from echoink.common.console import quiet_libraries
-    from echoink.config.schema import Prompt
     from echoink.data import splits
     from echoink.data.prompts import build_messages
     from echoink.data.samples import load_sound
@@ -96,11 +95,10 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
         from echoink.models.loading import load_processor
 
         processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
-    prompt = Prompt(**vars(config.prompt))
     output.mkdir(parents=True, exist_ok=True)
     for sample in samples:
         say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")
-        console.print(chat_text(processor, build_messages(sample, prompt)), markup=False)
+        console.print(chat_text(processor, build_messages(sample, config.prompt)), markup=False)
         name = f"{split}_{sample.id}".replace("/", "_")
         if sample.image:
             image = loaders.load_image(sample.image)

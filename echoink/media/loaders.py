@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 import soxr
+from av import AudioResampler, time_base
 from PIL import Image, ImageOps
 
 from echoink.common.errors import UserError
@@ -272,8 +274,6 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     with _container(medium) as container:
         if not container.streams.audio:
             raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
-        from av import AudioResampler
-
         stream = container.streams.audio[0]
         rate, channels = stream.rate, stream.layout.nb_channels
         if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
@@ -313,8 +313,6 @@ def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
 
 
 def _duration(container, stream, medium: Medium) -> float:
-    from av import time_base
-
     if stream.duration:
         seconds = float(stream.duration * stream.time_base)
     else:  # of the whole file, whose clock need not start at 0
@@ -326,8 +324,6 @@ def _duration(container, stream, medium: Medium) -> float:
 
 @contextmanager
 def _container(medium: Medium):
-    import av
-
     try:
         with av.open(_stream(medium), metadata_errors="replace") as container:
             yield container

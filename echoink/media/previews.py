@@ -4,6 +4,8 @@ import base64
 import io
 from pathlib import Path
 
+import soundfile
+
 from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
 
 
@@ -26,8 +28,6 @@ def sound(place: Path, seconds: float) -> bytes:
     Raises:
         UserError: it cannot be read.
     """
-    import soundfile
-
     buffer = io.BytesIO()
     soundfile.write(buffer, load_audio(place, seconds), SAMPLING_RATE, "PCM_16", format="WAV")
     return buffer.getvalue()

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 
 from echoink.common import console
-from echoink.config.schema import Config, Prompt, Protocol, Task, flatten
+from echoink.config.schema import Config, Protocol, Task, flatten
 from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
@@ -187,7 +187,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker) -> Evaluator:
     config = job.config
     return Evaluator(
         config=config.eval,
-        direct=Prompt(**vars(config.eval.direct)),
+        direct=config.eval.direct,
         processor=job.processor,
         sampling=job.sampling,
         end_ids=job.end_ids,

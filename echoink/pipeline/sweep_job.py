@@ -1,5 +1,6 @@
 """One job of a sweep, in a process of its own."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
+from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_whole
 from echoink.config.compose import quoted
@@ -21,6 +24,7 @@ from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import git, process_is_gone
 from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
+from echoink.tracking.client import Record, read_record
 
 SWEPT = "ECHOINK_SWEPT"
 """Environment variable by which a sweep tells its jobs which keys differ between them."""
@@ -125,8 +129,6 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
 
 
 def _done(folder: Path, how: str) -> float:
-    from echoink.common.console import percent, say
-
     summary = read_summary(folder)
     accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
     took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
@@ -145,8 +147,6 @@ def _wait(process: subprocess.Popen) -> None:
 
 def _end_with_parent() -> None:
     """A worker that is killed takes its job along (Linux only; elsewhere the job ends by itself)."""
-    import ctypes
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -206,8 +206,6 @@ def _other_code(run: Run) -> str:
 
 def _copy(run: Run, folder: Path) -> None:
     """A run's files for another sweep, of which it becomes a child; checkpoints stay where they are, behind a link."""
-    from echoink.tracking.client import Record, read_record
-
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
@@ -243,7 +241,5 @@ def _set_aside(folder: Path) -> None:
 
 
 def changed_overrides(job: Path) -> list[str]:
-    from omegaconf import OmegaConf
-
     file = job / ".hydra" / "overrides.yaml"
     return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []

@@ -33,8 +33,9 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         UserError: fewer samples than a step takes.
     """
     trainer, grpo = config.trainer, config.grpo
-    prompt = Prompt(**vars(config.prompt))
-    tokens = [_tokens(sample, splits.facts[f"train {sample.id}"], prompt, config.model) for sample in splits.train]
+    tokens = [
+        _tokens(sample, splits.facts[f"train {sample.id}"], config.prompt, config.model) for sample in splits.train
+    ]
     steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)

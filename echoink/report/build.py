@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
 from echoink.common.statistics import Seeds
@@ -44,8 +46,6 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     Raises:
         UserError: a folder holds no run.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     runs = reader.find(folders)
 
     def draw(name: str) -> Path | None:

@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from echoink.common.files import read_rows
+from echoink.data.splits import read_split
+from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
 from echoink.report import arms
 from echoink.report.arms import Arm
 from echoink.run_folder.reader import Run
@@ -148,9 +150,6 @@ def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
         target: the PNG to write.
         count: how many.
     """
-    from echoink.data.splits import read_split
-    from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
-
     samples = read_split(dataset, "valid", count)
     figure, axes = pyplot.subplots(
         2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False

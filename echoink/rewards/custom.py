@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.rewards.types import OnError
 
@@ -73,8 +74,6 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
                 raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
             if type(error).__name__ not in said:
                 said.add(type(error).__name__)
-                from echoink.common.console import say
-
                 say("warning", f"{problem}; it counts as 0, as will others of the kind ({hint})")
             return 0.0
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_aside, write_whole
 from echoink.config.schema import Config, Task, to_yaml
@@ -164,8 +165,6 @@ _ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "se
 
 
 def _set_aside(damaged: dict[Path, str]) -> None:
-    from echoink.common.console import say
-
     for path, wrong in damaged.items():
         aside = path.with_name(f"damaged-{path.name}")
         say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as {aside.name}")
@@ -200,8 +199,6 @@ def check_facts(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
     Raises:
         UserError: with the list of differences.
     """
-    from echoink.common.console import say
-
     said = checkpoint.manifest(folder)
     changed = [key for key in ("model", "data") if said.get(key) != here[key] and key not in allowed]
     if changed:

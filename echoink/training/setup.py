@@ -9,7 +9,7 @@ from transformers.distributed import DistributedConfig
 
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Config, Prompt, Sharding, Task, TrainerConfig
+from echoink.config.schema import Adapter, Config, Sharding, Task, TrainerConfig
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.splits import Splits, video_caps
 from echoink.data.token_counts import prompt_tokens
@@ -20,6 +20,38 @@ from echoink.planning import memory
 from echoink.rewards import custom as custom_reward
 from echoink.rewards.custom import OwnReward
 from echoink.rollout.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what is needed to ask it something."""
+
+    model: PreTrainedModel
+    processor: PromptProcessor
+    sampling: Sampling
+    end_ids: list[int]
+
+
+def load(config: Config, path: str, freeze: tuple[str, ...] = (), division: DistributedConfig | None = None) -> Loaded:
+    """Model and processor of a path, with the configuration's caps, prompt and sampling.
+
+    Args:
+        config: model, prompt, generation, adapter and dataset.workers are read.
+        path: a model folder or hub id.
+        freeze: towers whose weights do not learn.
+        division: how the model is divided among processes; None: it is not.
+
+    Raises:
+        UserError: it is no such model.
+    """
+    wanted, generation = config.model, config.generation
+    quantized = config.adapter.kind is Adapter.qlora
+    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, division)
+    processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
+    caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    prompts = PromptProcessor(processor, model, config.prompt, caps, config.dataset.workers)
+    return Loaded(model, prompts, sampling, loading.end_ids(model, processor))
 
 
 @dataclass(frozen=True)
@@ -43,25 +75,19 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     Raises:
         UserError: it is no such model, or the adapter or the user's reward does not fit.
     """
-    wanted, generation, trains = config.model, config.generation, config.task is Task.train
-    freeze = tuple(tower.name for tower in wanted.freeze)
-    quantized = config.adapter.kind is Adapter.qlora
-    reward, own = config.reward, None
+    trains, reward, own = config.task is Task.train, config.reward, None
     if reward.file:
         own = custom_reward.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
-    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, divided(config))
+    loaded = load(config, path, tuple(tower.name for tower in config.model.freeze), divided(config))
+    model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
-        if quantized and loading.is_adapter(path):
+        if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
             hint = "merge it first (python -m echoink.export), or use adapter=lora"
             raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
-    processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
-    caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
-    processor = PromptProcessor(processor, model, Prompt(**vars(config.prompt)), caps, config.dataset.workers)
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    return Job(config, splits, path, model, processor, sampling, loading.end_ids(model, processor.processor), own)
+    return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, own)
 
 
 def divided(config: Config) -> DistributedConfig | None:
