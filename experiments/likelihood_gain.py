@@ -17,9 +17,9 @@ from scipy.stats import mannwhitneyu
 from trl.trainer.utils import add_fused_lm_head
 
 from echoink.config.compose import compose
-from echoink.config.schema import Prompt, Variant
+from echoink.config.schema import Variant
 from echoink.data import ablations
-from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split, video_caps
 from echoink.models import loading
@@ -42,9 +42,9 @@ def main(words: list[str]) -> None:
     config = compose([f"model.path={given['model']}"], False, None)[0].config
     model = loading.load_model(given["model"])
     add_fused_lm_head(model, temperature=config.generation.temperature)
-    omni = load_processor(given["model"], config.model.min_pixels, config.model.max_pixels)
+    omni = loading.load_processor(given["model"], config.model.min_pixels, config.model.max_pixels)
     caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
-    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps)
+    processor = PromptProcessor(omni, model, config.prompt, caps)
     samples = read_split(given["data"], "train")[: int(given.get("samples", 256))]
     changed = {v: {s.id: s for s in ablations.make(samples, v, 0)} for pair in ABLATIONS.values() for v in pair}
     samples = [s for s in samples if all(s.id in found for found in changed.values())]

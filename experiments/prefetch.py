@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from echoink.config.compose import compose
-from echoink.config.schema import Prompt
 from echoink.data import synthetic
-from echoink.data.processor import Caps, PromptProcessor, load_processor
+from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import DataType, Sample
 from echoink.data.splits import read_split, video_caps
 from echoink.evaluation import evaluate
@@ -26,9 +25,9 @@ from tests import files
 def seconds(samples: list[Sample], workers: int) -> float:
     """Of one evaluation."""
     config = compose([])[0].config
-    model, omni = loading.load_model("tiny"), load_processor("tiny", 112 * 112, 112 * 112)
+    model, omni = loading.load_model("tiny"), loading.load_processor("tiny", 112 * 112, 112 * 112)
     caps = Caps(10.0, video_caps(config.model), 4096)
-    processor = PromptProcessor(omni, model, Prompt(**vars(config.prompt)), caps, workers)
+    processor = PromptProcessor(omni, model, config.prompt, caps, workers)
     sampling, ends = Sampling(1.0, 0.95, 50, 64), loading.end_ids(model, omni)
     started = time.perf_counter()
     answers = evaluate.evaluate(

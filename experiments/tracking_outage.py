@@ -33,7 +33,8 @@ SETTINGS = ["trainer.steps=60", "eval.base=false", "eval.limit=50", "eval.watche
 TRAIN = """
 import atexit, json, sys, threading, time
 from pathlib import Path
-from echoink import tracker, train
+from echoink import train
+from echoink.tracking import logger as tracker
 spent = {"waits": 0.0, "thread": 0.0}
 
 def timed(method, name, clock, where):

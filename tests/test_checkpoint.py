@@ -64,7 +64,7 @@ def test_broken_and_mismatched_weights_are_one_clear_error(tmp_path):
     config = (tmp_path / "config.json").read_text()
     assert '"intermediate_size": 384' in config
     (tmp_path / "config.json").write_text(config.replace('"intermediate_size": 384', '"intermediate_size": 380'))
-    with pytest.raises(UserError, match=r"in another shape, 9 weights of the thinker: .*mlp"):
+    with pytest.raises(UserError, match=r"in another shape, 9 weights of the model: .*mlp"):
         load_model(str(tmp_path))
 
 
@@ -125,7 +125,7 @@ def test_a_full_omni_checkpoint_gives_its_thinker(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda state: state.pop("lm_head.weight"), r"lacks 1 weights of the thinker: lm_head\.weight"),
+        (lambda state: state.pop("lm_head.weight"), r"lacks 1 weights of the model: lm_head\.weight"),
         (lambda state: state.update({"model.extra.weight": torch.zeros(2)}), r"unexpected 1 .*model\.extra\.weight"),
         (lambda state: state.update({"lm_head.weight": torch.zeros(8, 128)}), "lm_head.weight"),
     ],

@@ -1,8 +1,11 @@
 """The house rules that a reader relies on."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = {"rewards/parsing.py", "rewards/accuracy.py", "rewards/format.py", "rewards/types.py", "common/statistics.py"}
@@ -68,6 +71,15 @@ def test_files_that_the_readme_names_exist():
     )
     assert len(named) > 10
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.name)
+def test_an_experiment_imports_what_is_there(script):
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("echoink", "experiments")):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_every_fault_has_its_test_or_a_reason():
