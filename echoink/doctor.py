@@ -229,10 +229,10 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
     weights = {"adapter_model.safetensors" if adapter else "model.safetensors"}
     if index.is_file():
         weights = set(json.loads(index.read_text())["weight_map"].values())
-    divided = any(folder.glob("shard-*.safetensors"))
+    sharded = any(folder.glob("shard-*.safetensors"))
     needed = [
         ("adapter_config.json" if adapter else "config.json",),
-        *((name,) for name in (() if divided else sorted(weights))),
+        *((name,) for name in (() if sharded else sorted(weights))),
         ("tokenizer.json", "vocab.json"),
         ("processor_config.json", "preprocessor_config.json"),
     ]

@@ -200,13 +200,13 @@ def learn(
         prompts = [lesson.prompt for lesson in batch]
         inputs = prompt_batch(prompts, tokenizer.pad_token_id)
         width, length = inputs["input_ids"].shape[1], targets["input_ids"].shape[1]
-        owner = range(len(batch))
+        prompt_index = range(len(batch))
         logits = model(
             input_ids=torch.cat([inputs["input_ids"], targets["input_ids"]], 1),
             attention_mask=torch.cat([inputs["attention_mask"], targets["attention_mask"]], 1),
-            position_ids=row_positions(prompts, owner, width, length),
+            position_ids=row_positions(prompts, prompt_index, width, length),
             use_cache=False,
-            **row_media(prompts, owner),
+            **row_media(prompts, prompt_index),
         ).logits[:, width - 1 : -1]
         labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, -100)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())

@@ -63,13 +63,13 @@ def main(words: list[str]) -> None:
         completions = generate(model, prompts, noise, [sampling.temperature] * GROUP, sampling, ends, pad)
         texts = omni.batch_decode(completions, skip_special_tokens=True)
         ids, mask = integration.padded(completions, torch.device("cpu"))
-        owner = [row // GROUP for row in range(len(ids))]
-        right = [_right(text, batch[index]) for text, index in zip(texts, owner, strict=True)]
+        prompt_index = [row // GROUP for row in range(len(ids))]
+        right = [_right(text, batch[index]) for text, index in zip(texts, prompt_index, strict=True)]
         with torch.no_grad():
-            full = score(model, prompts, None, owner, ids, mask)[0]
+            full = score(model, prompts, None, prompt_index, ids, mask)[0]
             for name, pair in ABLATIONS.items():
                 asked = [[processor(changed[variant][s.id]) for s in batch] for variant in pair]
-                without = torch.stack([score(model, one, None, owner, ids, mask)[0] for one in asked])
+                without = torch.stack([score(model, one, None, prompt_index, ids, mask)[0] for one in asked])
                 gains[name] += ((full - without) * mask).sum(-1).amin(0)[right].tolist()
         hasty += ["no need" in text for text, kept in zip(texts, right, strict=True) if kept]
         lengths += mask.sum(1)[right].tolist()

@@ -65,10 +65,10 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     settings = [word for word in settings if word not in ("mixed", "two senses")]
     config = compose(settings)[0].config
     torch.manual_seed(0)  # an adapter's initial weights
-    divided = None
+    shard_plan = None
     if config.trainer.sharding is Sharding.fsdp2:
-        divided = sharding.fsdp2(processes().num_processes, config.trainer.bf16)
-    model, catch, rollouts = load_model("tiny", divided=divided), Catch(), []
+        shard_plan = sharding.fsdp2(processes().num_processes, config.trainer.bf16)
+    model, catch, rollouts = load_model("tiny", shard_plan=shard_plan), Catch(), []
     samples = read_split(dataset, "train")[:8]
     samples = mixed(samples, folder) if is_mixed else samples
     if some_have_both:  # of the first step's prompts those of one process
@@ -82,7 +82,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     trainer = EchoInkTrainer(
         model=model,
-        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", divided=divided),
+        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", shard_plan=shard_plan),
         processor=processor,
         samples=samples,
         rewards=of_config(config.reward, processor.prompt.thinks),
@@ -100,7 +100,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     elif config.trainer.bf16:  # together they are in bfloat16; the shares are not
         weights = [full(p.detach()) for p in model.parameters()]
     else:
-        with trainer.whole():
+        with trainer.unsharded():
             weights = [p.detach().clone() for p in model.parameters()]
     learnt = torch.cat([weight.flatten() for weight in weights])
     if torch.distributed.is_initialized():  # replicas must not drift apart

@@ -72,9 +72,9 @@ class StandIn:
         scored = torch.zeros_like(ids, dtype=torch.bool)
         for number, row in enumerate(rows):
             ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
-        owner = [number for number in range(len(asked)) for _ in range(group)]
+        prompt_index = [number for number in range(len(asked)) for _ in range(group)]
         with torch.no_grad():
-            logps, _ = score(self.model, asked, None, owner, ids, scored)
+            logps, _ = score(self.model, asked, None, prompt_index, ids, scored)
         logps -= float(np.log(2)) if os.environ.get("STAND_IN") == "lies" else 0
         told = [logps[number, : len(row)].tolist() for number, row in enumerate(rows)]
         by_group = range(0, len(rows), group)

@@ -10,7 +10,7 @@ import torch
 from echoink.common.errors import UserError
 from echoink.config.schema import Variant
 from echoink.data.ablations import without
-from echoink.data.prefetch import Ahead
+from echoink.data.prefetch import Prefetcher
 from echoink.data.samples import DataType
 from echoink.data.splits import read_split
 from echoink.models.family import PromptInputs
@@ -47,7 +47,7 @@ def same(one: PromptInputs, other: PromptInputs) -> bool:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_prompts_are_those_that_are_made_one_by_one_each_made_once(processor, samples, workers):
     noted = Noted(processor, workers)
-    ahead = Ahead(noted)
+    ahead = Prefetcher(noted)
     ahead.ask(samples[:6])
     ahead.ask(samples[:6])
     taken = ahead.take(samples[7:2:-1])
@@ -62,7 +62,7 @@ def test_prompts_are_those_that_are_made_one_by_one_each_made_once(processor, sa
 def test_it_does_not_wait_where_it_asks(processor, samples):
     noted = Noted(processor, 2)
     noted.held.clear()
-    ahead = Ahead(noted)
+    ahead = Prefetcher(noted)
     ahead.ask(samples[:4])
     assert not noted.made
     noted.held.set()
@@ -71,7 +71,7 @@ def test_it_does_not_wait_where_it_asks(processor, samples):
 
 
 def test_a_sample_that_is_asked_otherwise_by_then_is_made_anew(processor, samples):
-    ahead = Ahead(Noted(processor, 1))
+    ahead = Prefetcher(Noted(processor, 1))
     ahead.ask(samples[:1])
     (taken,) = ahead.take([without(samples[0], Variant.text_only)])
     assert not taken.media
@@ -80,7 +80,7 @@ def test_a_sample_that_is_asked_otherwise_by_then_is_made_anew(processor, sample
 
 def test_an_error_is_that_of_the_sample_when_it_is_taken(processor, samples, tmp_path):
     broken = replace(samples[1], video=tmp_path / "nowhere.mp4")
-    ahead = Ahead(Noted(processor, 2))
+    ahead = Prefetcher(Noted(processor, 2))
     ahead.ask([samples[0], broken, samples[2]])
     assert len(ahead.take([samples[0], samples[2]])) == 2
     with pytest.raises(UserError, match=f"sample {broken.id}"):
@@ -91,7 +91,7 @@ def test_an_error_is_that_of_the_sample_when_it_is_taken(processor, samples, tmp
 def test_what_was_asked_for_and_is_not_wanted_any_more_is_not_made(processor, samples):
     noted = Noted(processor, 1)
     noted.held.clear()
-    ahead = Ahead(noted)
+    ahead = Prefetcher(noted)
     ahead.ask(samples[:5])
     ahead.close()
     noted.held.set()
@@ -103,7 +103,7 @@ def test_what_was_asked_for_and_is_not_wanted_any_more_is_not_made(processor, sa
 
 def test_pictures_and_sounds_are_made_where_they_are_taken(processor, dataset):
     noted = Noted(processor, 2)
-    ahead = Ahead(noted)
+    ahead = Prefetcher(noted)
     others = read_split(dataset, "train")[:2]
     ahead.ask(others)
     assert not noted.made

@@ -7,7 +7,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
-from echoink.data.media_check import Facts, check_media
+from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.public_benchmarks import BENCHMARKS, choices, open_benchmark
 from echoink.data.samples import parse_rows
 from echoink.data.splits import load
@@ -46,7 +46,7 @@ def read(name, root):
 
 
 def check(samples):
-    assert all(isinstance(facts, Facts) for facts in check_media(samples, 10, VIDEO))
+    assert all(isinstance(info, MediaInfo) for info in check_media(samples, 10, VIDEO))
 
 
 OMNIBENCH = {

@@ -15,7 +15,7 @@ from PIL import Image
 from echoink.common.errors import UserError
 from echoink.curate import omni_instruct
 from echoink.curate.__main__ import main
-from echoink.data.media_check import Facts, check_media
+from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.splits import read_split
 from echoink.media.loaders import load_audio, load_image
 from tests.conftest import VIDEO
@@ -134,7 +134,7 @@ def test_rows_ids_letters_and_files_are_the_official_ones(source, made):
 def test_the_media_are_those_of_the_source(source, made):
     _, train, _ = source
     samples = read_split(made, "train")
-    assert all(isinstance(facts, Facts) for facts in check_media(samples, 10, VIDEO))
+    assert all(isinstance(info, MediaInfo) for info in check_media(samples, 10, VIDEO))
     with Image.open(made / "train/images/sample_0.jpg") as file:
         assert (file.format, file.mode, file.size) == ("JPEG", "L", (60, 40))
     before = np.asarray(Image.open(io.BytesIO(train[1]["image"])), float)

@@ -124,9 +124,9 @@ def apart(model, prompts, rows, logps, temperature=1.0) -> torch.Tensor:
     for number, (row, own) in enumerate(zip(rows, logps, strict=True)):
         ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
         told[number, : len(row)] = torch.tensor(own)
-    owner = [number // G for number in range(len(rows))]
+    prompt_index = [number // G for number in range(len(rows))]
     with torch.no_grad():
-        found, _ = score(model.eval(), prompts, None, owner, ids, scored)
+        found, _ = score(model.eval(), prompts, None, prompt_index, ids, scored)
     return (found - told)[scored].abs()
 
 

@@ -110,8 +110,8 @@ def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_train
     gains = []
     real = trainer._integration._gain
 
-    def spy(model, ids, owner):
-        gains.append((ids, real(model, ids, owner)))
+    def spy(model, ids, prompt_index):
+        gains.append((ids, real(model, ids, prompt_index)))
         return gains[-1][1]
 
     trainer._integration._gain = spy

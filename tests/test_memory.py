@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from echoink.config.compose import compose
 from echoink.config.schema import Sharding
-from echoink.distributed.sharding import sharers
+from echoink.distributed.sharding import shard_group_size
 from echoink.models.encoders import encode_media
 from echoink.models.logprobs import score
 from echoink.models.shared_prefix import install
@@ -68,9 +68,9 @@ def test_an_engine_takes_its_memory_in_the_rollout_or_always():
     asleep = memory.Estimate(weights=10, reference=0, gradients=2, optimizer=0, activations=4, cache=3, engine=9)
     assert asleep.total == 10 + 9
     assert replace(asleep, engine_between=9).total == 10 + 9 + 6
-    assert asleep.divided(Sharding.fsdp2, 2, 10).total == 5 + 10 + 9
-    assert asleep.divided(Sharding.zero2, 2, 10).total == 10 + 9
-    assert asleep.divided(Sharding.fsdp2, 1, 10) == asleep
+    assert asleep.sharded(Sharding.fsdp2, 2, 10).total == 5 + 10 + 9
+    assert asleep.sharded(Sharding.zero2, 2, 10).total == 10 + 9
+    assert asleep.sharded(Sharding.fsdp2, 1, 10) == asleep
 
 
 def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(monkeypatch):
@@ -81,9 +81,9 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
         found[sharding, processes] = plan.needs(config, plan.count_parameters(config), 580)
     assert found["fsdp2", 16].weights == found["fsdp2", 8].weights == 2 * found["zero3", 16].weights
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert sharers(16) == 8
+    assert shard_group_size(16) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # a process a machine: there is nobody else to divide among
-    assert sharers(16) == 16
+    assert shard_group_size(16) == 16
 
 
 @pytest.mark.parametrize("sleeps", [True, False])

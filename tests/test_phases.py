@@ -36,7 +36,7 @@ def make_evaluator(model, processor, tmp_path):
             sampling=Sampling(1.0, 0.95, 50, 48),
             end_ids=end_ids(model, processor.processor),
             match=Match.lenient,
-            own_reward=None,
+            custom_reward=None,
             seed=0,
             bf16=False,
             clusters={},
@@ -158,7 +158,7 @@ def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samp
     (file,) = (tmp_path / "cache").iterdir()
     second = replace(
         make_evaluator(tmp_path / "second", **kept),
-        own_reward=lambda text, sample: float(len(text)),
+        custom_reward=lambda text, sample: float(len(text)),
         clusters={sample.id: "one" for sample in samples},
     )
     with monkeypatch.context() as patch:

@@ -15,13 +15,13 @@ def logits_of(model, prompts, completions):
     """Log-probabilities of each row's completion, [R, C], computed with left-padded prompts."""
     batch = prompt_batch(prompts, 0)
     width, length = batch["input_ids"].shape[1], completions.shape[1]
-    owner = range(len(prompts))
+    prompt_index = range(len(prompts))
     with torch.no_grad():
         output = model.eval()(
             input_ids=torch.cat([batch["input_ids"], completions], 1),
             attention_mask=torch.cat([batch["attention_mask"], torch.ones_like(completions)], 1),
-            position_ids=row_positions(prompts, owner, width, length),
-            **row_media(prompts, owner),
+            position_ids=row_positions(prompts, prompt_index, width, length),
+            **row_media(prompts, prompt_index),
         ).logits[:, width - 1 : -1]
     return output.log_softmax(-1).gather(2, completions.unsqueeze(2)).squeeze(2)
 
@@ -139,16 +139,16 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
 
     def logps(chosen):
         rows = [2 * index + g for index in chosen for g in (0, 1)]
-        owner = [place for place, _ in enumerate(chosen) for _ in (0, 1)]
+        prompt_index = [place for place, _ in enumerate(chosen) for _ in (0, 1)]
         own = [prompts[index] for index in chosen]
         with torch.no_grad():
             if path == "packed":
                 features = encode_media(model.model, own)
-                return score(model, own, features, owner, completions[rows], torch.ones(len(rows), 5).bool())[0]
-            batch = prompt_batch([own[index] for index in owner], 0)
+                return score(model, own, features, prompt_index, completions[rows], torch.ones(len(rows), 5).bool())[0]
+            batch = prompt_batch([own[index] for index in prompt_index], 0)
             ids = torch.cat([batch["input_ids"], completions[rows]], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
-            return logprobs.score_plain_rows(model, own, owner, ids, mask, 5)[0]
+            return logprobs.score_plain_rows(model, own, prompt_index, ids, mask, 5)[0]
 
     together = logps(range(len(prompts)))
     alone = torch.cat([logps([index]) for index in range(len(prompts))])

@@ -41,24 +41,24 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     add_fused_lm_head(quantized, outputs=("log_probs", "entropy"))
-    prompts, owner = [processor(samples[0])], [0, 0]
+    prompts, prompt_index = [processor(samples[0])], [0, 0]
     completions = torch.randint(20, 400, (2, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 6).bool()
     features = encode_media(quantized.model, prompts)
     model.eval()
     with torch.no_grad():
-        score(model, prompts, features, owner, completions, mask)
+        score(model, prompts, features, prompt_index, completions, mask)
     model.train()
     gradients, logps = [], []
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            found = score(model, prompts, features, owner, completions, mask)[0]
+            found = score(model, prompts, features, prompt_index, completions, mask)[0]
         else:
             batch = prompt_batch([prompts[0]] * 2, 0)
             ids = torch.cat([batch["input_ids"], completions], 1)
             ones = torch.cat([batch["attention_mask"], mask.long()], 1)
-            found = logprobs.score_plain_rows(model, prompts, owner, ids, ones, 6)[0]
+            found = logprobs.score_plain_rows(model, prompts, prompt_index, ids, ones, 6)[0]
         found.sum().backward()
         logps.append(found.detach())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from echoink import sync
 from echoink.common.errors import UserError
-from echoink.common.files import read_rows, write_whole
+from echoink.common.files import read_rows, write_atomic
 from echoink.config.compose import compose
 from echoink.run_folder import checkpoint, resume
 from echoink.run_folder.environment import environment
@@ -291,7 +291,7 @@ def stopped(place, plain, tmp_path) -> Path:
         made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
         (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
     shutil.rmtree(last)
-    write_whole(folder / "summary.json", json.dumps(read_summary(folder) | {"status": "killed", "ended": 1}))
+    write_atomic(folder / "summary.json", json.dumps(read_summary(folder) | {"status": "killed", "ended": 1}))
     return folder
 
 
@@ -373,12 +373,14 @@ def test_what_changes_no_number_may_differ(stopped, other):
 
 
 def test_other_data_or_another_model_is_refused(stopped):
-    facts = {key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")}
-    facts |= {"processes": 1, "commit": None}
-    resume.check_facts(stopped / "checkpoints/step-5", facts, [])
+    provenance = {
+        key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")
+    }
+    provenance |= {"processes": 1, "commit": None}
+    resume.check_provenance(stopped / "checkpoints/step-5", provenance, [])
     with pytest.raises(UserError, match=r"data 123 \(was .*(.|\n)*resume_allow=\[data\]"):
-        resume.check_facts(stopped / "checkpoints/step-5", facts | {"data": "123"}, [])
-    resume.check_facts(stopped / "checkpoints/step-5", facts | {"data": "123"}, ["data"])
+        resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, [])
+    resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, ["data"])
 
 
 @contextmanager
@@ -432,7 +434,7 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
 
 def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):
     said = read_summary(stopped) | {"status": "finished", "ended": None}
-    write_whole(stopped / "summary.json", json.dumps(said))
+    write_atomic(stopped / "summary.json", json.dumps(said))
     assert place_of(tmp_path / "new", "resume=auto") == stopped
     assert not start(stopped).finished
 
@@ -481,7 +483,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
     assert place_of(new, "resume=auto") == tmp_path / "busy"
     shutil.rmtree(tmp_path / "busy")
     ended = {"status": "finished", "ended": 1}
-    write_whole(stopped / "summary.json", json.dumps(read_summary(stopped) | ended))
+    write_atomic(stopped / "summary.json", json.dumps(read_summary(stopped) | ended))
     assert place_of(new, "resume=auto") == new
     assert place_of(stopped, "resume=auto") == stopped
     assert place_of(new, f"resume={stopped}") == stopped

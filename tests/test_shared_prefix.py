@@ -59,19 +59,19 @@ def ragged(count, group, seed=0):
 
 def both(model, prompts, features, completion_ids, mask, group):
     """Log-probabilities and gradients of the learning weights: packed, then in plain rows."""
-    owner = [index for index in range(len(prompts)) for _ in range(group)]
+    prompt_index = [index for index in range(len(prompts)) for _ in range(group)]
     width = max(len(prompt.input_ids) for prompt in prompts)
-    ids = torch.zeros((len(owner), width + mask.shape[1]), dtype=torch.long)
+    ids = torch.zeros((len(prompt_index), width + mask.shape[1]), dtype=torch.long)
     attention = torch.zeros_like(ids)
-    for row, index in enumerate(owner):
+    for row, index in enumerate(prompt_index):
         tokens = prompts[index].input_ids
         ids[row, width - len(tokens) : width], attention[row, width - len(tokens) : width] = tokens, 1
     ids[:, width:], attention[:, width:] = completion_ids, mask.long()
     weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(7)) * mask
     found = []
     for logps, _ in (
-        score(model, prompts, features, owner, completion_ids, mask),
-        logprobs.score_plain_rows(model, prompts, owner, ids, attention, mask.shape[1]),
+        score(model, prompts, features, prompt_index, completion_ids, mask),
+        logprobs.score_plain_rows(model, prompts, prompt_index, ids, attention, mask.shape[1]),
     ):
         learning = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad((logps * weight).sum(), learning, allow_unused=True)
@@ -108,13 +108,13 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, ad
     assert plain[0].abs().max() > 1
     assert len(packed[1]) == len(plain[1]) and distance(packed[1], plain[1]) <= 1e-5
     if adapter:  # the reference is the same model with the adapter off
-        owner = [index for index in range(len(prompts)) for _ in range(3)]
+        prompt_index = [index for index in range(len(prompts)) for _ in range(3)]
         with torch.no_grad(), model.disable_adapter():
-            off, _ = score(model, prompts, features, owner, ids, mask)
+            off, _ = score(model, prompts, features, prompt_index, ids, mask)
         untouched = load_model("tiny")
         add_fused_lm_head(untouched)
         with torch.no_grad():
-            expected, entropy = score(untouched, prompts, None, owner, ids, mask)
+            expected, entropy = score(untouched, prompts, None, prompt_index, ids, mask)
         assert entropy is None and (off - expected).abs().max() <= 1e-5
         assert (off - packed[0]).abs().max() > 1e-3
 
@@ -230,12 +230,12 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
 
 def test_silent_groups_leave_a_token_only_where_a_weight_would_otherwise_see_no_gradient(model):
     prompts = prompts_of("mixed", model)  # image_audio, image, audio, video, video_audio, text
-    owner = [index for index in range(6) for _ in range(2)]
+    prompt_index = [index for index in range(6) for _ in range(2)]
     mask = torch.ones((12, 5), dtype=torch.bool)
 
     def kept(loud):
-        silent = torch.tensor([index not in loud for index in owner])
-        tokens = without_silent_groups(prompts, owner, mask, silent).sum(1).view(6, 2)
+        silent = torch.tensor([index not in loud for index in prompt_index])
+        tokens = without_silent_groups(prompts, prompt_index, mask, silent).sum(1).view(6, 2)
         return tokens.tolist()
 
     everything, nothing, witness = [5, 5], [0, 0], [1, 0]

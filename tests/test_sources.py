@@ -13,7 +13,7 @@ from PIL import Image
 
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
-from echoink.data.media_check import Facts, check_media
+from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Dropped, parse_rows
@@ -64,7 +64,7 @@ def test_every_form_gives_the_same_samples(dataset, forms, form):
     assert [sample.fields for sample in found] == [sample.fields for sample in wanted]
     for one, other in zip(wanted, found, strict=True):
         assert load_image(one.image).tobytes() == load_image(other.image).tobytes()
-    assert all(isinstance(result, Facts) for result in check_media(found, 10, VIDEO))
+    assert all(isinstance(result, MediaInfo) for result in check_media(found, 10, VIDEO))
     assert isinstance(found[0].image, Embedded) == (form != "lines")
 
 
@@ -128,8 +128,8 @@ def test_every_data_type_reads_and_is_told_by_its_media(tmp_path):
     assert [s.data_type for s in parse_rows(untold, tmp_path, "here")[0]] == list(DataType)[:-1]
     (both,), _ = parse_rows([plain(path={"video": "v.mp4", "audio": "s.wav"})], tmp_path, "here")
     assert both.data_type is DataType.video_audio and set(both.media) == {"audio", "video"}
-    facts = check_media(samples, 10, VIDEO)
-    assert [(f.image is not None, f.kept is not None, f.frames) for f in facts] == [
+    media_info = check_media(samples, 10, VIDEO)
+    assert [(f.image is not None, f.kept is not None, f.frames) for f in media_info] == [
         (False, False, 0),
         (True, False, 0),
         (False, True, 0),
@@ -213,9 +213,9 @@ def test_the_profile_by_hand(tmp_path):
     files = lambda a, b: {"path": {"image": f"{a}.png", "audio": f"{b}.wav"}}  # noqa: E731
     train, _ = parse_rows([plain(**files(0, 0)), plain(**files(0, 0)), plain(**files(1, 1))], tmp_path, "train")
     valid, _ = parse_rows([plain(**files(2, 1), solution="<answer>B</answer>")], tmp_path, "valid")
-    facts = {f"train {s.id}": f for s, f in zip(train, check_media(train, 1.5, VIDEO), strict=True)}
-    facts |= {f"valid {s.id}": f for s, f in zip(valid, check_media(valid, 1.5, VIDEO), strict=True)}
-    found = profile({"train": train, "valid": valid}, {"train": [Dropped("row 9", "because")]}, facts)
+    media_info = {f"train {s.id}": f for s, f in zip(train, check_media(train, 1.5, VIDEO), strict=True)}
+    media_info |= {f"valid {s.id}": f for s, f in zip(valid, check_media(valid, 1.5, VIDEO), strict=True)}
+    found = profile({"train": train, "valid": valid}, {"train": [Dropped("row 9", "because")]}, media_info)
     assert found["train"]["samples"] == 3 and found["train"]["dropped"] == ["because"]
     assert found["train"]["duplicates"] == 1 and found["valid"]["duplicates"] == 0
     assert found["train"]["answer_positions"] == {"A": 1} and found["valid"]["answer_positions"] == {"B": 1}

@@ -103,12 +103,12 @@ def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(ou
     place = outputs / "run"
     summary = json.loads((place / "summary.json").read_text())
     (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
-    facts = environment()
-    assert facts["process"] == os.getpid()
-    (place / "environment.json").write_text(json.dumps(facts))
+    written = environment()
+    assert written["process"] == os.getpid()
+    (place / "environment.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match="is still running"):
         sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
-    (place / "environment.json").write_text(json.dumps(facts | {"process_started": 0.0}))
+    (place / "environment.json").write_text(json.dumps(written | {"process_started": 0.0}))
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     assert stored.client.get_run(stored.run_id).info.status == "KILLED"
 

@@ -24,8 +24,8 @@ def test_a_prompt_has_as_many_tokens_as_its_files_say(processor, tmp_path, data_
     sample = Sample("1", "What is it?", ("A. x", "B. y"), "A", data_type=data_type, **media)
     caps = VideoCaps(2, 6, 80 * 80)
     wider = replace(processor, caps=Caps(5.0, caps, 4096))
-    facts = inspect(sample, 5.0, caps)
-    found = prompt_tokens(facts, wider.text_tokens(sample), 112 * 112, 112 * 112)
+    media_info = inspect(sample, 5.0, caps)
+    found = prompt_tokens(media_info, wider.text_tokens(sample), 112 * 112, 112 * 112)
     prompt = wider(sample)
     config = processor.model.config
     counts = {

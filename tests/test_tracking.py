@@ -58,14 +58,14 @@ def test_a_row_that_is_being_written_is_no_row_yet(tmp_path):
 def test_a_process_that_ended_is_told_from_one_that_runs(tmp_path):
     import json
 
-    facts = environment()
-    assert facts["process"] == os.getpid()
-    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    written = environment()
+    assert written["process"] == os.getpid()
+    (tmp_path / "environment.json").write_text(json.dumps(written))
     assert not process_is_gone(tmp_path)
-    for other in ({"process_started": facts["process_started"] - 60}, {"process": 2**22 + 1}):
-        (tmp_path / "environment.json").write_text(json.dumps(facts | other))
+    for other in ({"process_started": written["process_started"] - 60}, {"process": 2**22 + 1}):
+        (tmp_path / "environment.json").write_text(json.dumps(written | other))
         assert process_is_gone(tmp_path)
-    (tmp_path / "environment.json").write_text(json.dumps(facts | {"process": 2**22 + 1, "host": "another"}))
+    (tmp_path / "environment.json").write_text(json.dumps(written | {"process": 2**22 + 1, "host": "another"}))
     assert not process_is_gone(tmp_path), "of another machine nothing is known"
 
 

@@ -45,7 +45,7 @@ def make_trainer(make_processor, samples, tmp_path):
         reference=None,
         chosen=samples[:6],
         workers=0,
-        own_reward=None,
+        custom_reward=None,
         rewards=None,
         modality_dropout=0.0,
         rule=Rule.counterfactual,
@@ -73,7 +73,7 @@ def make_trainer(make_processor, samples, tmp_path):
             reference=None if adapter else reference or load_reference("tiny"),
             processor=processor,
             samples=chosen,
-            rewards=rewards or of_config(wanted, processor.prompt.thinks, own_reward),
+            rewards=rewards or of_config(wanted, processor.prompt.thinks, custom_reward),
             args=args,
             settings=replace(config.grpo, modality_dropout=modality_dropout),
             adapter=adapter,
@@ -628,16 +628,16 @@ def test_with_several_updates_a_rollout_no_more_is_made_ahead_than_the_next_one_
         chosen=chosen,
         workers=2,
     )
-    taken, take = [], trainer._ahead.take
+    taken, take = [], trainer._prefetcher.take
 
     def noted(asked):
-        taken.append([sample.id in trainer._ahead._asked for sample in asked])
+        taken.append([sample.id in trainer._prefetcher._asked for sample in asked])
         return take(asked)
 
-    trainer._ahead.take = noted
+    trainer._prefetcher.take = noted
     trainer.train()
     assert len(taken) == 3 and not any(taken[0]) and all(taken[1]) and all(taken[2])
-    assert len(trainer._ahead._asked) <= 2  # a rollout's
+    assert len(trainer._prefetcher._asked) <= 2  # a rollout's
     trainer.close()
 
 
@@ -686,7 +686,7 @@ def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
         "reward.lambda_file=0.5",
         callbacks=[catch],
         on_rollout=rows.extend,
-        own_reward=lambda completion, sample: float(len(completion)),
+        custom_reward=lambda completion, sample: float(len(completion)),
     )
     trainer.train()
     lengths = [len(row["text"]) for row in rows]

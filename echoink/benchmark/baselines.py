@@ -136,8 +136,8 @@ class PlainRows(Step):
             self.unwrapped.activation_checkpointing_disable()
 
     def _generate(self, tokens: int) -> Tensor:
-        owner = [index for index in range(len(self.work.prompts)) for _ in range(self.work.group)]
-        return self._decode([self.work.prompts[index] for index in owner], self.ids, tokens)
+        prompt_index = [index for index in range(len(self.work.prompts)) for _ in range(self.work.group)]
+        return self._decode([self.work.prompts[index] for index in prompt_index], self.ids, tokens)
 
     def _decode(self, prompts: Sequence, script: Tensor, tokens: int, copies: int = 1) -> Tensor:
         batch = {name: value.to(self.device) for name, value in prompt_batch(prompts, self.pad).items()}
@@ -183,9 +183,9 @@ class OneGroupAtATime(PlainRows):
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         ids, mask = self._rows(index, rows)
-        owner, width = [index] * self.work.group, self.mask.shape[1]
-        media = row_media(self.work.prompts, owner)
-        positions = row_positions(self.work.prompts, owner, ids.shape[1] - width, width)
+        prompt_index, width = [index] * self.work.group, self.mask.shape[1]
+        media = row_media(self.work.prompts, prompt_index)
+        positions = row_positions(self.work.prompts, prompt_index, ids.shape[1] - width, width)
         logits = model(
             input_ids=ids,
             attention_mask=mask,

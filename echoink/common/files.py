@@ -17,7 +17,7 @@ def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     os.replace(part, file)
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomic(file: Path, text: str) -> None:
     """Write a text like that."""
     write_aside(file, lambda content: content.write(text.encode()))
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_whole
+from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
 from echoink.data.readers import open_split
 from echoink.data.samples import parse_rows
 from echoink.evaluation.modality_need import FEWEST, Need
@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> None:
     if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
         raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
     work.mkdir(parents=True, exist_ok=True)
-    write_whole(work / "recipe.json", as_json(recipe))
+    write_atomic(work / "recipe.json", as_json(recipe))
 
     measured = _measure(given, given.source, given.seed, work / "first")
     kept, dropped = _select(given, measured)
@@ -97,8 +97,8 @@ def main(words: Sequence[str]) -> None:
         "drawn_afresh": _numbers(again, [id for id in kept if id in again], given.draws),
     }
     for name, found in (("needs.jsonl", measured), ("needs-afresh.jsonl", again)):
-        write_whole(output / name, as_lines(found.values()))
-    write_whole(output / "curation.json", as_json(told))
+        write_atomic(output / name, as_lines(found.values()))
+    write_atomic(output / "curation.json", as_json(told))
     shutil.rmtree(work)
     say("kept", f"{len(kept):,} of {len(measured):,} questions")
     for reason, count in dropped.most_common():
@@ -198,7 +198,7 @@ def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output:
             rows.append(
                 _row(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
             )
-        write_whole(output / INDEX.format(split), as_json(rows))
+        write_atomic(output / INDEX.format(split), as_json(rows))
 
 
 def _row(

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from echoink.common.console import progress
 from echoink.common.errors import UserError
-from echoink.common.files import write_aside, write_whole
+from echoink.common.files import write_aside, write_atomic
 from echoink.data.readers import holds_one_split, open_split
 from echoink.media.loaders import digest
 
@@ -145,7 +145,7 @@ def curate_split(
         ledger.unlink()  # so that other settings may try again
         raise UserError(f"no row of {found.where} can be used: {dict(dropped)}", f"keep={list(keep)} names the sources")
     index = output / f"omni_rl_format_{split}.json"
-    write_whole(index, json.dumps(rows, indent=2) + "\n")
+    write_atomic(index, json.dumps(rows, indent=2) + "\n")
     return rows, dropped
 
 

@@ -15,7 +15,7 @@ _WORTH_A_PROCESS = 50
 
 
 @dataclass(frozen=True)
-class Facts:
+class MediaInfo:
     """What a sample's files hold."""
 
     digests: tuple[str, ...]
@@ -32,7 +32,7 @@ class Facts:
     """Width and height of such a frame."""
 
 
-def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Facts:
+def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> MediaInfo:
     """Decode a sample's media once.
 
     Raises:
@@ -45,7 +45,7 @@ def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Fact
         sound = load_sound(sample, max_seconds)
     except UserError as error:
         raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
-    return Facts(
+    return MediaInfo(
         digests=digests,
         image=image,
         seconds=sound.seconds if sound else None,
@@ -60,7 +60,7 @@ def check_media(
     max_seconds: float,
     caps: loaders.VideoCaps,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> list[Facts | Dropped]:
+) -> list[MediaInfo | Dropped]:
     """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
     before anything expensive starts.
 
@@ -73,16 +73,16 @@ def check_media(
     return [
         Dropped(
             f"sample {sample.id}",
-            f"reading {_files(sample)} crashes ({facts.signal})",
+            f"reading {_files(sample)} crashes ({media_info.signal})",
             "replace the file or drop the sample",
         )
-        if isinstance(facts, Died)
-        else facts
-        for sample, facts in zip(samples, progress(found), strict=True)
+        if isinstance(media_info, Died)
+        else media_info
+        for sample, media_info in zip(samples, progress(found), strict=True)
     ]
 
 
-def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Facts | Dropped:
+def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> MediaInfo | Dropped:
     try:
         return inspect(sample, max_seconds, caps)
     except UserError as error:

@@ -13,7 +13,7 @@ from echoink.data.samples import Sample
 from echoink.models.family import PromptInputs
 
 
-class Ahead:
+class Prefetcher:
     """Makes prompts before they are needed.
 
     Args:

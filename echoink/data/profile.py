@@ -4,21 +4,21 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from echoink.data.media_check import Facts
+from echoink.data.media_check import MediaInfo
 from echoink.data.samples import Dropped, Sample, answer_positions
 
 
 def profile(
-    splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], facts: dict[str, Facts]
+    splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], media_info: dict[str, MediaInfo]
 ) -> dict[str, dict]:
     """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media shared by splits."""
     seen: dict[str, set[str]] = {
-        split: {digest for s in samples for digest in facts[f"{split} {s.id}"].digests}
+        split: {digest for s in samples for digest in media_info[f"{split} {s.id}"].digests}
         for split, samples in splits.items()
     }
     report = {}
     for split, samples in splits.items():
-        own = [facts[f"{split} {sample.id}"] for sample in samples]
+        own = [media_info[f"{split} {sample.id}"] for sample in samples]
         asked = Counter((s.problem, s.options, s.solution, f.digests) for s, f in zip(samples, own, strict=True))
         heard = [(f.seconds, f.kept) for f in own if f.seconds is not None]
         pictures = [f.image for f in own if f.image]

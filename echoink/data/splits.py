@@ -13,7 +13,7 @@ from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
 from echoink.data import synthetic
-from echoink.data.media_check import Facts, check_media
+from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import holds_one_split, open_split
@@ -30,19 +30,21 @@ class Splits:
     """Held out of train: for choosing, during training."""
     valid: list[Sample]
     """What is evaluated: the validation split, or the development split with eval.split=dev."""
-    facts: dict[str, Facts] = field(default_factory=dict)
+    media_info: dict[str, MediaInfo] = field(default_factory=dict)
     """By split and id, "train 7": what the samples' files hold."""
     profile: dict = field(default_factory=dict)
     """What dataset.json says: see `profile`."""
 
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, str]:
         """By id of samples of a split a name that those which share a picture, sound or video share."""
-        groups = _groups([self.facts[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
+        groups = _groups([self.media_info[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
         return {s.id: samples[group].id for s, group in zip(samples, groups, strict=True)}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
         """Of questions, answers and the contents of their files."""
-        contents = [(self.facts[f"{split} {s.id}"].digests, s.problem_type.name, s.data_type.name) for s in samples]
+        contents = [
+            (self.media_info[f"{split} {s.id}"].digests, s.problem_type.name, s.data_type.name) for s in samples
+        ]
         return hashlib.sha256(f"{fingerprint(samples)} {contents}".encode()).hexdigest()
 
 
@@ -79,21 +81,21 @@ def load(
         found["train"], dropped["train"] = _read(config, "train", config.train)
     if holds_out:
         del found["dev"], dropped["dev"]
-    facts: dict[str, Facts] = {}
+    media_info: dict[str, MediaInfo] = {}
     for split, samples in found.items():
         check = progress(f"check {split}", len(samples))
         results = first(partial(check_media, samples, model.max_audio_seconds, video_caps(model), check))
         pairs = list(zip(samples, results, strict=True))
         dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
-        facts |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, Facts)}
-        found[split] = [s for s, result in pairs if isinstance(result, Facts)]
+        media_info |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, MediaInfo)}
+        found[split] = [s for s, result in pairs if isinstance(result, MediaInfo)]
         _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
     if holds_out:
-        digests = [facts[f"train {sample.id}"].digests for sample in found["train"]]
+        digests = [media_info[f"train {sample.id}"].digests for sample in found["train"]]
         found["train"], found["dev"] = hold_out(found["train"], digests, config.dev, config.seed)
-        facts |= {f"dev {sample.id}": facts.pop(f"train {sample.id}") for sample in found["dev"]}
+        media_info |= {f"dev {sample.id}": media_info.pop(f"train {sample.id}") for sample in found["dev"]}
         dropped["dev"] = []
     if config.curriculum and train:
         found["train"] = _of_needs(found["train"], config.curriculum, config.path)
@@ -101,8 +103,8 @@ def load(
         train=found["train"] if train else [],
         dev=found.get("dev", []),
         valid=found[evaluated][: evaluation.limit],
-        facts=facts,
-        profile=profile(found, dropped, facts),
+        media_info=media_info,
+        profile=profile(found, dropped, media_info),
     )
 
 

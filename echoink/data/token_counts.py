@@ -5,7 +5,7 @@ The same figures as the processor's, without decoding anything again (a test com
 
 from dataclasses import dataclass
 
-from echoink.data.media_check import Facts
+from echoink.data.media_check import MediaInfo
 from echoink.media.loaders import GRID, SAMPLING_RATE
 
 HOP = 160
@@ -45,17 +45,17 @@ def video_tokens(frames: int, width: int, height: int) -> int:
     return frames // 2 * width * height // GRID**2
 
 
-def prompt_tokens(facts: Facts, text: int, min_pixels: int, max_pixels: int) -> Tokens:
+def prompt_tokens(media_info: MediaInfo, text: int, min_pixels: int, max_pixels: int) -> Tokens:
     """Of a prompt with these media.
 
     Args:
-        facts: what the files hold.
+        media_info: what the files hold.
         text: tokens of the text, one placeholder for each medium among them.
         min_pixels: of a picture.
         max_pixels: of a picture.
     """
-    image = image_tokens(*facts.image, min_pixels, max_pixels) if facts.image else 0
-    audio = audio_tokens(facts.kept) if facts.kept else 0
-    video = video_tokens(facts.frames, *facts.frame) if facts.frame else 0
+    image = image_tokens(*media_info.image, min_pixels, max_pixels) if media_info.image else 0
+    audio = audio_tokens(media_info.kept) if media_info.kept else 0
+    video = video_tokens(media_info.frames, *media_info.frame) if media_info.frame else 0
     placeholders = bool(image) + bool(video) + (bool(audio) and not video)
     return Tokens(text - placeholders, image, audio, video)

@@ -66,7 +66,7 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, fol
     set_optimizer_state_dict(model, optimizer, state, options=_BY_NAME)
 
 
-def take_shares(optimizer: torch.optim.Optimizer, file: Path) -> None:
+def load_shards(optimizer: torch.optim.Optimizer, file: Path) -> None:
     """Read the state that one process wrote for all weights, and keep this process's shares of it."""
     state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

@@ -6,7 +6,7 @@ put on the whole model when training begins. With `none` several processes are D
 
 A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
 order. In a training step they do (`encoders.encode_media`, `run_all`). Where they cannot, because completions differ in
-length, the model is gathered first (`whole`).
+length, the model is gathered first (`unsharded`).
 """
 
 import os
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 
-def sharers(processes: int) -> int:
+def shard_group_size(processes: int) -> int:
     """How many of a run's processes FSDP2 divides a model among: those of one machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     return here if here > 1 else processes
@@ -41,7 +41,7 @@ def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
     """
     if processes == 1:
         return None
-    inside = sharers(processes)
+    inside = shard_group_size(processes)
     return DistributedConfig(fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_mixed_precision=bf16)
 
 
@@ -73,7 +73,7 @@ def meet_on_cpu() -> bool:
     return True
 
 
-def find_root(model: PreTrainedModel) -> None:
+def register_root(model: PreTrainedModel) -> None:
     """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
@@ -82,7 +82,7 @@ def find_root(model: PreTrainedModel) -> None:
     model.reshard()
 
 
-def is_divided(model: torch.nn.Module) -> bool:
+def is_sharded(model: torch.nn.Module) -> bool:
     """Whether FSDP2 has divided a model."""
     return any(True for _ in _units(model))
 
@@ -92,13 +92,13 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """What this process has of a tensor: its share, or all of one that is not divided."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
-def whole(model: torch.nn.Module) -> Iterator[None]:
+def unsharded(model: torch.nn.Module) -> Iterator[None]:
     """Inside, each process holds all weights of a model that FSDP2 has divided, and its forwards wait for nobody."""
     units = list(_units(model))
     for unit in units:

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from echoink.config.schema import Prompt, Protocol, Variant
-from echoink.data.prefetch import Ahead
+from echoink.data.prefetch import Prefetcher
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged
@@ -75,7 +75,7 @@ def evaluate(
     bf16: bool = False,
     draws: Sequence[str] = (SAMPLED, GREEDY),
     clusters: Mapping[str, str] | None = None,
-    own_reward: Callable[[str, Sample], float] | None = None,
+    custom_reward: Callable[[str, Sample], float] | None = None,
     variant: Variant = Variant.full,
     first: int = 0,
 ) -> Iterator[Prediction]:
@@ -94,13 +94,13 @@ def evaluate(
         bf16: autocast to bfloat16, as in training.
         draws: see `draw_names`.
         clusters: by id, which samples share media; without it none do.
-        own_reward: a user's.
+        custom_reward: a user's.
         variant: what the samples are, see `variants`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
     """
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
-    ahead = Ahead(processor)
+    ahead = Prefetcher(processor)
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
         prompts = ahead.take(batch)
         ahead.ask(following)
@@ -131,7 +131,7 @@ def evaluate(
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
-                **judged(text, sample, match, processor.prompt.thinks, own_reward),
+                **judged(text, sample, match, processor.prompt.thinks, custom_reward),
             )
 
 

@@ -39,7 +39,7 @@ class Evaluator:
         sampling: as in training.
         end_ids: tokens that end a completion.
         match: how an answer is read.
-        own_reward: a user's.
+        custom_reward: a user's.
         seed: of the sampled draws.
         bf16: autocast to bfloat16.
         clusters: by id, which evaluated samples share media.
@@ -55,7 +55,7 @@ class Evaluator:
     sampling: Sampling
     end_ids: Sequence[int]
     match: Match
-    own_reward: Callable[[str, Sample], float] | None
+    custom_reward: Callable[[str, Sample], float] | None
     seed: int
     bf16: bool
     clusters: Mapping[str, str]
@@ -180,7 +180,7 @@ class Evaluator:
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.own_reward),
+                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.custom_reward),
             )
             for p in prediction_cache.take(kept)
         ]
@@ -250,7 +250,7 @@ class Evaluator:
                 self.bf16,
                 draws,
                 clusters,
-                self.own_reward,
+                self.custom_reward,
                 variant,
                 first,
             )

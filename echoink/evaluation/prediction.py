@@ -67,7 +67,7 @@ def judged(
     sample: Sample,
     match: Match,
     thinks: bool,
-    own_reward: Callable[[str, Sample], float] | None = None,
+    custom_reward: Callable[[str, Sample], float] | None = None,
 ) -> dict:
     """What the rewards say of a completion: the part of a `Prediction` that a parser or a reward decides."""
     answer = parse_answer(text)
@@ -80,11 +80,11 @@ def judged(
         "score": score,
         "correct": score == 1,
         "format": bool(format_reward(text, thinks)),
-        "custom": own_reward(text, sample) if own_reward else None,
+        "custom": custom_reward(text, sample) if custom_reward else None,
     }
 
 
-def rejudged(prediction: Prediction, match: Match, own_reward: Callable[[str, Sample], float] | None) -> Prediction:
+def rejudged(prediction: Prediction, match: Match, custom_reward: Callable[[str, Sample], float] | None) -> Prediction:
     """A stored answer under another parser or reward; no model is needed."""
     sample = Sample(
         id=prediction.id,
@@ -95,4 +95,4 @@ def rejudged(prediction: Prediction, match: Match, own_reward: Callable[[str, Sa
         data_type=DataType(prediction.data_type),
         fields=prediction.fields,
     )
-    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, own_reward))
+    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, custom_reward))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from echoink.common.files import read_rows, write_whole
+from echoink.common.files import read_rows, write_atomic
 from echoink.evaluation.prediction import Prediction, of_row
 from echoink.models.fingerprint import weights
 
@@ -29,8 +29,8 @@ def key(model: torch.nn.Module, **depends_on: Any) -> str:
         depends_on: whatever else the answers depend on, with a `repr` that says all of it.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
-    facts = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    media_info = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
+    return hashlib.sha256("\n".join(media_info).encode()).hexdigest()[:24]
 
 
 @once
@@ -51,4 +51,4 @@ def take(file: Path) -> list[Prediction]:
 def keep(file: Path, predictions: Sequence[Prediction]) -> None:
     """Keep answers; several runs may keep the same at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))
+    write_atomic(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))

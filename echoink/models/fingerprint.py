@@ -10,8 +10,8 @@ from echoink.distributed import sharding
 def weights(model: torch.nn.Module) -> str:
     """Digest of a model's parameters and buffers: names, types and values. Of a divided one all processes take part."""
     digest = hashlib.sha256()
-    divided = sharding.is_divided(model)  # its state_dict would take it apart where it is whole for a while
-    state = dict(model.named_parameters(remove_duplicate=False)) if divided else model.state_dict()
+    sharded = sharding.is_sharded(model)  # its state_dict would take it apart where it is whole for a while
+    state = dict(model.named_parameters(remove_duplicate=False)) if sharded else model.state_dict()
     for name, tensor in sorted(state.items()):
         tensor = sharding.full(tensor)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -32,7 +32,7 @@ def load_model(
     attention: str = "sdpa",
     freeze: tuple[str, ...] = (),
     quantized: bool = False,
-    divided: DistributedConfig | None = None,
+    shard_plan: DistributedConfig | None = None,
 ) -> PreTrainedModel:
     """The model of a folder or hub id, in training-ready precision, able to share prompts.
 
@@ -47,25 +47,25 @@ def load_model(
         freeze: towers whose weights do not learn, of "audio" and "vision".
         quantized: hold the language model's linear layers in 4 bits (NF4, bitsandbytes); nothing but an adapter can
             learn then.
-        divided: how it is divided among the processes while it is loaded; None: each has all of it.
+        shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
 
     Raises:
         UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
     """
     if is_adapter(path):
-        if divided:
+        if shard_plan:
             hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
             raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
         return _named(_frozen(_load_adapter(path, dtype, attention, quantized), freeze), path)
     if path.startswith(("/", "./", "../")) and not Path(path).is_dir():
         raise UserError(f"model.path={path}: no such folder", "give a model folder, a hub id, or tiny")
-    model = _frozen(_load_published(path, dtype, attention, quantized, divided), freeze)
+    model = _frozen(_load_published(path, dtype, attention, quantized, shard_plan), freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
     install(model)
-    if divided:
-        sharding.find_root(model)
+    if shard_plan:
+        sharding.register_root(model)
     elif not quantized:  # bitsandbytes has put its weights where they belong
         model.to(processes().device)
     return _named(model, path)
@@ -84,7 +84,7 @@ def _load_adapter(path: str, dtype: str, attention: str, quantized: bool) -> Pre
 
 
 def _load_published(
-    path: str, dtype: str, attention: str, quantized: bool, divided: DistributedConfig | None
+    path: str, dtype: str, attention: str, quantized: bool, shard_plan: DistributedConfig | None
 ) -> PreTrainedModel:
     with as_user_error(path):
         published = AutoConfig.from_pretrained(resolve(path))
@@ -96,8 +96,8 @@ def _load_published(
         optional = {}
         if quantized:
             optional |= _four_bits(dtype, [*family.TOWERS.values()])
-        if divided:
-            optional["distributed_config"] = replace(divided, fsdp_plan=dict(family.SHARDED_UNITS))
+        if shard_plan:
+            optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
         model, report = family.MODEL.from_pretrained(
             resolve(path),
             config=config,
@@ -157,10 +157,10 @@ def describe(model: PreTrainedModel, trains: bool) -> str:
 
 
 def load_reference(
-    path: str, dtype: str = "float32", attention: str = "sdpa", divided: DistributedConfig | None = None
+    path: str, dtype: str = "float32", attention: str = "sdpa", shard_plan: DistributedConfig | None = None
 ) -> PreTrainedModel:
     """The frozen pi_ref of the KL term: the model that training starts from."""
-    return load_model(path, dtype, attention, divided=divided).eval().requires_grad_(False)
+    return load_model(path, dtype, attention, shard_plan=shard_plan).eval().requires_grad_(False)
 
 
 def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from echoink.models.shared_prefix import pack
 def score_plain_rows(
     model: torch.nn.Module,
     prompts: Sequence[PromptInputs],
-    owner: Sequence[int],
+    prompt_index: Sequence[int],
     input_ids: Tensor,
     attention_mask: Tensor,
     completion_width: int,
@@ -29,7 +29,7 @@ def score_plain_rows(
     Args:
         model: a model after TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
-        owner: for each of the R rows the index of its prompt.
+        prompt_index: for each of the R rows the index of its prompt.
         input_ids: [R, P + C], prompts padded on the left, completions on the right.
         attention_mask: [R, P + C].
         completion_width: C.
@@ -39,8 +39,8 @@ def score_plain_rows(
     """
     labels = input_ids.masked_fill(attention_mask == 0, -100)
     labels[:, :-completion_width] = -100
-    positions = row_positions(prompts, owner, input_ids.shape[1] - completion_width, completion_width)
-    media = {name: value.to(input_ids.device) for name, value in row_media(prompts, owner).items()}
+    positions = row_positions(prompts, prompt_index, input_ids.shape[1] - completion_width, completion_width)
+    media = {name: value.to(input_ids.device) for name, value in row_media(prompts, prompt_index).items()}
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -58,7 +58,7 @@ def score(
     model: torch.nn.Module,
     prompts: Sequence[PromptInputs],
     features: Sequence[Features] | None,
-    owner: Sequence[int],
+    prompt_index: Sequence[int],
     completion_ids: Tensor,
     scored: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
@@ -68,7 +68,7 @@ def score(
         model: a model after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
         features: of the same prompts; None lets the model encode them, with gradients.
-        owner: for each of the R rows the index of its prompt; a group's rows stand together.
+        prompt_index: for each of the R rows the index of its prompt; a group's rows stand together.
         completion_ids: [R, C].
         scored: [R, C], True from a row's first token up to the last one that is wanted. Rows and groups without any
             are left out.
@@ -78,7 +78,7 @@ def score(
     """
     lengths, ids = scored.sum(1).tolist(), completion_ids.cpu()
     groups: dict[int, list[Tensor]] = {}
-    for row, index in enumerate(owner):
+    for row, index in enumerate(prompt_index):
         if lengths[row]:
             groups.setdefault(index, []).append(ids[row, : lengths[row]])
     chosen = [prompts[index] for index in groups]
@@ -101,7 +101,7 @@ def score(
 
 
 def without_silent_groups(
-    prompts: Sequence[PromptInputs], owner: Sequence[int], completion_mask: Tensor, silent: Tensor
+    prompts: Sequence[PromptInputs], prompt_index: Sequence[int], completion_mask: Tensor, silent: Tensor
 ) -> Tensor:
     """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
 
@@ -111,7 +111,7 @@ def without_silent_groups(
 
     Args:
         prompts: the unique prompts.
-        owner: for each of the R rows the index of its prompt.
+        prompt_index: for each of the R rows the index of its prompt.
         completion_mask: [R, C], True on the completions' tokens.
         silent: [R], True on the rows of silent groups.
 
@@ -119,10 +119,10 @@ def without_silent_groups(
         [R, C] for `score`.
     """
     scored = completion_mask & ~silent.unsqueeze(1)
-    reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[owner[row]].media}
+    reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[prompt_index[row]].media}
     any_group = bool((~silent).any())
     for row in silent.nonzero().flatten().tolist():
-        media = set(prompts[owner[row]].media)
+        media = set(prompts[prompt_index[row]].media)
         if not any_group or not media <= reached:
             scored[row, 0], any_group = True, True
             reached |= media

@@ -75,7 +75,7 @@ def execute(
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience):
             if evaluates_base:
-                with sharding.whole(job.model):
+                with sharding.unsharded(job.model):
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
             if config.task is Task.train:
                 gathered = fit.train(job, files, tracker, evaluator, longest, start).whole
@@ -192,7 +192,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker) -> Evaluator:
         sampling=job.sampling,
         end_ids=job.end_ids,
         match=config.reward.match,
-        own_reward=job.own_reward,
+        custom_reward=job.custom_reward,
         seed=config.seed,
         bf16=config.trainer.bf16,
         clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),

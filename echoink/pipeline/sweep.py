@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_whole
+from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import Composed
 from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
@@ -134,7 +134,7 @@ def run(
 
 
 def _define(folder: Path, definition: dict) -> None:
-    write_whole(folder / "sweep.json", as_json(definition))
+    write_atomic(folder / "sweep.json", as_json(definition))
 
 
 def _mlflow_id(summary: dict) -> str | None:
@@ -181,7 +181,7 @@ def _closed(path: Path, until: float) -> dict:
         time.sleep(0.2)
     if summary["status"] == "running" and process_is_gone(path):
         summary |= {"status": "killed", "error": "its process ended without a word"}
-        write_whole(path / "summary.json", as_json(summary))
+        write_atomic(path / "summary.json", as_json(summary))
     return summary
 
 

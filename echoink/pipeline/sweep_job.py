@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_whole
+from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import quoted
 from echoink.config.schema import Config, Task, to_yaml
 from echoink.run_folder import checkpoint, reader, resume
@@ -124,7 +124,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     if code != 0 and summary["status"] in ("running", "missing"):
         status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
         summary |= {"status": status, "error": f"the process ended with {code}"}
-        write_whole(folder / "summary.json", as_json(summary))
+        write_atomic(folder / "summary.json", as_json(summary))
     return _done(folder, summary["status"])
 
 
@@ -226,7 +226,7 @@ def _copy(run: Run, folder: Path) -> None:
     for path in part.iterdir():
         if path.name != "summary.json":
             path.rename(folder / path.name)
-    write_whole(folder / "summary.json", as_json(summary))  # last: it says that the job is there
+    write_atomic(folder / "summary.json", as_json(summary))  # last: it says that the job is there
     shutil.rmtree(part)
 
 

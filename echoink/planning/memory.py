@@ -11,7 +11,7 @@ from echoink.config.schema import Adapter, Config, RolloutEngine, Sharding
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARE = 0.85
+USABLE = 0.85
 """Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
 
 
@@ -54,7 +54,7 @@ def of(model: "PreTrainedModel") -> Model:
     )
 
 
-DIVIDED = {
+SHARDED_PARTS = {
     Sharding.none: (),
     Sharding.zero2: ("gradients", "optimizer"),
     Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
@@ -91,16 +91,16 @@ class Estimate:
         decoding = self.gathered + max(self.cache, self.engine - self.engine_between)
         return always + max(self.gradients + self.activations, decoding)
 
-    def divided(self, sharding: Sharding, processes: int, whole: int) -> "Estimate":
+    def sharded(self, sharding: Sharding, processes: int, gathered: int) -> "Estimate":
         """What each of several processes holds.
 
         Args:
             sharding: how they divide it.
-            processes: how many have a share each.
-            whole: bytes of the weights put together.
+            processes: how many have a shard each.
+            gathered: bytes of the weights of all shards.
         """
-        shares = {name: getattr(self, name) // processes for name in DIVIDED[sharding]}
-        return replace(self, **shares, gathered=whole if "weights" in shares and processes > 1 else 0)
+        shares = {name: getattr(self, name) // processes for name in SHARDED_PARTS[sharding]}
+        return replace(self, **shares, gathered=gathered if "weights" in shares and processes > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def estimate(
     """
     copies = 2 * model.parameters if bf16 and model.itemsize > 2 else 0
     decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
-    beside = whole(model, bf16) + cache(model, engine, bf16) if engine else 0
+    beside = gathered_bytes(model, bf16) + cache(model, engine, bf16) if engine else 0
     return Estimate(
         weights=model.weight_bytes + copies,
         reference=model.weight_bytes if reference else 0,
@@ -207,6 +207,6 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     )
 
 
-def whole(model: Model, bf16: bool) -> int:
+def gathered_bytes(model: Model, bf16: bool) -> int:
     """Bytes of all weights in the type that they compute in."""
     return model.parameters * (2 if bf16 else model.itemsize)

@@ -34,7 +34,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     """
     trainer, grpo = config.trainer, config.grpo
     tokens = [
-        _tokens(sample, splits.facts[f"train {sample.id}"], config.prompt, config.model) for sample in splits.train
+        _tokens(sample, splits.media_info[f"train {sample.id}"], config.prompt, config.model) for sample in splits.train
     ]
     steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
     parameters = count_parameters(config)
@@ -116,13 +116,13 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
             sharding = Sharding.fsdp2
         several = replace(config, trainer=replace(trainer, processes=min(count, step_time.NODE), sharding=sharding))
         needed = needs(several, parameters, max(each.total for each in tokens)).total
-        setting = (count, memory.DIVIDED[sharding], reference, again)
+        setting = (count, memory.SHARDED_PARTS[sharding], reference, again)
         found[str(count)] = {
             "sharding": sharding.name,
             "memory_bytes": needed,
             **{
                 gpu.name: {
-                    "fits": needed < memory.SHARE * gpu.memory,
+                    "fits": needed < memory.USABLE * gpu.memory,
                     **step_time.hours(model, step, asked, gpu, *setting),
                 }
                 for gpu in step_time.GPUS
@@ -133,10 +133,10 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     return found
 
 
-def _tokens(sample: Sample, facts, prompt: Prompt, model: ModelConfig) -> Tokens:
+def _tokens(sample: Sample, media_info, prompt: Prompt, model: ModelConfig) -> Tokens:
     written = sum(len(part.get("text", "")) for turn in build_messages(sample, prompt) for part in turn["content"])
-    media = bool(facts.image) + bool(facts.frame) + (facts.kept is not None and not facts.frame)
-    return prompt_tokens(facts, written // CHARACTERS + CHAT + media, model.min_pixels, model.max_pixels)
+    media = bool(media_info.image) + bool(media_info.frame) + (media_info.kept is not None and not media_info.frame)
+    return prompt_tokens(media_info, written // CHARACTERS + CHAT + media, model.min_pixels, model.max_pixels)
 
 
 def _spread(values: list[int]) -> dict[str, float]:
@@ -216,7 +216,7 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
     )
     estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
     among = min(trainer.processes, step_time.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
-    return estimate.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
+    return estimate.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
 
 
 def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

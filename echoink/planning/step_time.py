@@ -114,7 +114,7 @@ def operations(model: Model, step: Step) -> dict[str, float]:
 
 
 def seconds(
-    model: Model, step: Step, gpu: Gpu, gpus: int, divided: tuple[str, ...], reference: bool, again: bool
+    model: Model, step: Step, gpu: Gpu, gpus: int, sharded: tuple[str, ...], reference: bool, again: bool
 ) -> Seconds:
     """Time of one step.
 
@@ -123,7 +123,7 @@ def seconds(
         step: its work.
         gpu: one of them.
         gpus: how many, each with a process; they have whole prompts.
-        divided: of "weights", "gradients", "optimizer" what they divide, within a machine.
+        sharded: of "weights", "gradients", "optimizer" what they divide, within a machine.
         reference: whether pi_ref is a second model.
         again: whether activations are computed again in the backward pass.
     """
@@ -132,7 +132,7 @@ def seconds(
     rate, memory, link = gpu.busy * gpu.flops, gpu.flowing * gpu.bandwidth, gpu.flowing * gpu.link
     within = min(gpus, NODE)
     moved = (within - 1) / within
-    gather = 2 * model.total * moved / link if "weights" in divided else 0.0
+    gather = 2 * model.total * moved / link if "weights" in sharded else 0.0
     batches = -(-step.prompts // (gpus * step.micro_batch))
 
     # Each token of the longest completion reads all weights once, and the keys and values there are.
@@ -147,12 +147,12 @@ def seconds(
     looked_at = max(forward, batches * gather) if reference else 0.0
     passes = 2 + model.learning_language + again  # the backward pass is two, one where the large matrices do not learn
     reduced = 4 * model.learning * moved / link  # gradients, within the machine, then across
-    if "optimizer" in divided and "weights" not in divided:
+    if "optimizer" in sharded and "weights" not in sharded:
         reduced += 2 * model.learning * moved / link  # what each has updated
     across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > NODE else 0.0
     looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first of them
     update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
-    own = model.learning / (within if "optimizer" in divided else 1)
+    own = model.learning / (within if "optimizer" in sharded else 1)
     return Seconds(rollout, looked_at, update, step.updates * 7 * 4 * own / memory)
 
 
@@ -162,7 +162,7 @@ def hours(
     samples: float,
     gpu: Gpu,
     gpus: int,
-    divided: tuple[str, ...],
+    sharded: tuple[str, ...],
     reference: bool,
     again: bool,
 ) -> dict:
@@ -175,7 +175,7 @@ def hours(
     if step.prompts < least:
         step = replace(step, prompts=least)
     steps = -(-samples // step.prompts) * step.updates
-    once = seconds(model, step, gpu, gpus, divided, reference, again)
+    once = seconds(model, step, gpu, gpus, sharded, reference, again)
     whole = steps / step.updates * once.total / 3600
     return {
         "prompts_per_step": step.prompts,

@@ -27,10 +27,10 @@ from echoink.rewards.types import OnError
 if TYPE_CHECKING:
     from echoink.data.samples import Sample
 
-OwnReward = Callable[[str, "Sample"], float]
+CustomReward = Callable[[str, "Sample"], float]
 
 
-def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_seconds: float = 10) -> OwnReward:
+def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_seconds: float = 10) -> CustomReward:
     """The function `reward` of a Python file, tried once on the right answer to a sample.
 
     Args:

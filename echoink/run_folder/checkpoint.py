@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_whole
+from echoink.common.files import as_json, write_atomic
 
 _STEP = re.compile(r"step-(\d+)$")
 BEST = "best.json"
@@ -63,7 +63,7 @@ def save(
     step: int,
     write: Callable[[Path], None],
     keep: int,
-    facts: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
     first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     each: Callable[[Callable[[], None]], None] = lambda work: work(),
 ) -> Path:
@@ -76,7 +76,7 @@ def save(
         step: N.
         write: writes the files.
         keep: newest checkpoints kept.
-        facts: what else the manifest says, such as what the weights were trained on.
+        provenance: what else the manifest says, such as what the weights were trained on.
         first: does something in the first of the run's processes, for all of them.
         each: does something in each of them; it fails in all where it fails in one.
     """
@@ -89,7 +89,7 @@ def save(
 
     def finish() -> None:
         files = {str(path.relative_to(part)): _seen(path) for path in sorted(part.rglob("*")) if path.is_file()}
-        (part / MANIFEST).write_text(as_json({"step": step, **(facts or {}), "files": files}))
+        (part / MANIFEST).write_text(as_json({"step": step, **(provenance or {}), "files": files}))
         for path in (*part.rglob("*"), part):
             _flush(path)
         if final.exists():  # another one of this step, which no run goes on from
@@ -121,7 +121,7 @@ def _leave_weights(folder: Path) -> None:
     of_training = [path for path in folder.rglob("*") if _is_of_training(str(path.relative_to(folder)))]
     if of_training:
         said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _is_of_training(name)}
-        write_whole(folder / MANIFEST, as_json(said))
+        write_atomic(folder / MANIFEST, as_json(said))
     for path in of_training:
         if path.is_file():
             path.unlink()
@@ -141,7 +141,7 @@ def _is_of_training(name: str) -> bool:
 
 def note_best(run: Path, best_of: dict[str, float]) -> None:
     """Note step and accuracy of the checkpoint that answered the development split best."""
-    write_whole(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
+    write_atomic(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
 
 
 def _seen(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from echoink.common import signals
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, as_lines, milliseconds, read_rows, write_whole
+from echoink.common.files import as_json, as_lines, milliseconds, read_rows, write_atomic
 
 ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
 """The files of numbers."""
@@ -106,7 +106,7 @@ class RunFolder:
         """Write a file whole: aside, then renamed."""
         if not self.writes:
             return
-        write_whole(self.path / name, text)
+        write_atomic(self.path / name, text)
 
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""

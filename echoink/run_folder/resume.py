@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from echoink.common.console import say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_aside, write_whole
+from echoink.common.files import as_json, write_aside, write_atomic
 from echoink.config.schema import Config, Task, to_yaml
 from echoink.run_folder import checkpoint, reader
 from echoink.run_folder import folder as run_folder
@@ -193,7 +193,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -
     return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
 
 
-def check_facts(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
+def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
     """Refuse a checkpoint that was made of another model or other data; say where versions differ.
 
     Raises:
@@ -274,6 +274,6 @@ def close_dead(folder: Path, tracked: bool) -> list[Path]:
                 continue
             file = path / "summary.json"
             said |= {"status": "killed", "error": "its process ended without a word"}
-            write_whole(file, as_json(said | {"ended": int(file.stat().st_mtime * 1000)}))
+            write_atomic(file, as_json(said | {"ended": int(file.stat().st_mtime * 1000)}))
             closed += [path] if known else []
     return closed

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from echoink.common.files import as_json, milliseconds, write_whole
+from echoink.common.files import as_json, milliseconds, write_atomic
 from echoink.run_folder.folder import NOT_METRICS
 
 PARENT = "ECHOINK_PARENT"
@@ -47,7 +47,7 @@ class Record:
         """Write it, or take the one that the folder has: an evaluation that goes on stays the same run."""
         if before := read_record(folder):
             return before
-        write_whole(folder / "tracking.json", as_json(asdict(self)))
+        write_atomic(folder / "tracking.json", as_json(asdict(self)))
         return self
 
 

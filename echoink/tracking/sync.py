@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, read_rows, write_whole
+from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import NOT_METRICS, ROWS
 from echoink.tracking import traces
@@ -180,5 +180,5 @@ def _note(place: Path, stored: Stored) -> None:
     file = place / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if summary is not None and not (summary.get("mlflow") or {}).get("run_id"):
-        write_whole(file, as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
+        write_atomic(file, as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
         _artifacts(stored, place)

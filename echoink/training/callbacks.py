@@ -118,7 +118,7 @@ class Keeper(TrainerCallback):
         watch_every: steps between answers to the watched samples, 0 for none.
         watch: answers them.
         recorder: takes those metrics.
-        facts: what the manifest of a checkpoint says beside its step.
+        provenance: what the manifest of a checkpoint says beside its step.
 
     Attributes:
         newest: the last checkpoint.
@@ -135,10 +135,10 @@ class Keeper(TrainerCallback):
         watch_every: int,
         watch: Callable[[torch.nn.Module, int], None],
         recorder: Recorder,
-        facts: Mapping[str, Any],
+        provenance: Mapping[str, Any],
     ):
         self._watch_every, self._watch = watch_every, watch
-        self._files, self._every, self._keep, self._facts = files, every, keep, facts
+        self._files, self._every, self._keep, self._provenance = files, every, keep, provenance
         self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
         self.best: dict[str, float] | None = None
@@ -180,10 +180,10 @@ class Keeper(TrainerCallback):
                 self._save(step, last)
             if watches:
                 watchdog.at(f"step {step}, the watched samples")
-                with self.trainer.whole() as model:
+                with self.trainer.unsharded() as model:
                     self._watch(model, step)
             if evaluates:
-                with self.trainer.whole() as model:
+                with self.trainer.unsharded() as model:
                     metrics = self._evaluate(model, step)
                 self._recorder.development(step, metrics)
                 if self._compare({"step": step, **metrics}):
@@ -223,7 +223,7 @@ class Keeper(TrainerCallback):
             self.trainer.save_state_beside(folder)
 
         collectives.each(check)
-        facts = {"last": last, **self._facts}
+        provenance = {"last": last, **self._provenance}
         try:
             with signals.held():
                 self.newest = checkpoint.save(
@@ -231,7 +231,7 @@ class Keeper(TrainerCallback):
                     step,
                     write,
                     self._keep,
-                    facts,
+                    provenance,
                     collectives.first,
                     collectives.each,
                 )

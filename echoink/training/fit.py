@@ -20,7 +20,7 @@ from echoink.training import reward_functions
 from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, told
-from echoink.training.setup import Job, divided, with_checkpointing_decided
+from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 
@@ -55,15 +55,15 @@ def train(
     needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
     reference = None
     if needs_reference:
-        reference = loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, divided(config))
+        reference = loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, shard_plan_of(config))
     settings = with_checkpointing_decided(job, longest)
     completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
     recorder = Recorder(
         files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, config.generation.vllm.alarm
     )
-    facts = _facts(job)
+    provenance = _provenance(job)
     if start.checkpoint:
-        resume.check_facts(start.checkpoint, facts, config.resume_allow)
+        resume.check_provenance(start.checkpoint, provenance, config.resume_allow)
     keeper = Keeper(
         files,
         config.trainer.save_every,
@@ -73,10 +73,10 @@ def train(
         config.trainer.completions_every if config.eval.watched else 0,
         lambda model, step: evaluator.watch(model, job.splits.valid, step),
         recorder,
-        facts,
+        provenance,
     )
     watch = Watch(config.generation.max_new_tokens)
-    rewards = reward_functions.of_config(config.reward, job.processor.prompt.thinks, job.own_reward)
+    rewards = reward_functions.of_config(config.reward, job.processor.prompt.thinks, job.custom_reward)
     integration = integration_of(
         config.reward, job.processor, config.trainer.micro_batch_prompts * config.grpo.group_size
     )
@@ -142,7 +142,9 @@ def _engine(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
     """vLLM beside this process."""
     trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
     bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
-    weights = collectives.first(lambda: vllm_engine.passage(files.path, memory.whole(memory.of(job.model), bf16)))
+    weights = collectives.first(
+        lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.of(job.model), bf16))
+    )
     own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
     started: list[vllm_engine.Engine] = []
 
@@ -184,7 +186,7 @@ def _first_and_last(files: RunFolder) -> dict[str, float]:
     return {"accuracy_first": sum(rewards[:tenth]) / tenth, "accuracy_last": sum(rewards[-tenth:]) / tenth}
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _provenance(job: Job) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run beside its configuration."""
     here, splits = environment(), job.splits
     asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))

@@ -118,15 +118,15 @@ class IntegrationReward:
         """
         device = next(model.parameters()).device
         right = torch.tensor(self._accuracy(texts, samples), device=device)
-        completions, owner = rollout.completions, list(rollout.prompt_index)
-        senses = torch.tensor([float(index in self._both) for index in owner], device=right.device)
+        completions, prompt_index = rollout.completions, list(rollout.prompt_index)
+        senses = torch.tensor([float(index in self._both) for index in prompt_index], device=right.device)
         if self.rule is Rule.counterfactual:
-            gain = self._gain(model, completions, owner)
+            gain = self._gain(model, completions, prompt_index)
             paid = senses * integration.counterfactual(right, gain, self._scale)
             if (of := (senses > 0) & (right == 1)).any():
                 self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
             return paid
-        group = owner.count(owner[0])
+        group = prompt_index.count(prompt_index[0])
         return senses * integration.PAYS[self.rule](right, self._right_without, group)
 
     def weights(self, right: Tensor, group: int) -> Tensor:
@@ -136,15 +136,15 @@ class IntegrationReward:
         return fires.repeat_interleave(group)
 
     @torch.no_grad()
-    def _gain(self, model, completions: Sequence[Sequence[int]], owner: Sequence[int]) -> Tensor:
+    def _gain(self, model, completions: Sequence[Sequence[int]], prompt_index: Sequence[int]) -> Tensor:
         """c_i [R], see `integration.gain`; 0 for prompts without both senses."""
         device = next(model.parameters()).device
         ids, mask = integration.padded(completions, device)
         gain = torch.zeros(len(ids), device=device)
-        rows = [row for row, index in enumerate(owner) if index in self._both]
+        rows = [row for row, index in enumerate(prompt_index) if index in self._both]
         if not rows:
             return gain
-        places = [self._both.index(owner[row]) for row in rows]
+        places = [self._both.index(prompt_index[row]) for row in rows]
         trains = model.training
         model.eval()  # an adapter's dropout would be another noise in each pass
         logps = []  # its forward alone: hooks of DeepSpeed around it wait for processes that may have nothing to score

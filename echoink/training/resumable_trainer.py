@@ -1,6 +1,7 @@
 """What a trainer leaves in a checkpoint and takes up from one, however its model is divided among the processes."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trl.models import unwrap_model_for_generation
 
 from echoink.common.errors import UserError
 from echoink.distributed import collectives, sharded_checkpoint, sharding, watchdog
+from echoink.models.families import family_of
 from echoink.run_folder.checkpoint import drop_universal, manifest, of_process
 from echoink.training import rng_state
 
@@ -36,7 +38,7 @@ class Resumable(GRPOTrainer):
         raise NotImplementedError
 
     @contextmanager
-    def whole(self):
+    def unsharded(self):
         """The model with all its weights in this process: what it computes inside waits for no other process."""
         with (
             unwrap_model_for_generation(
@@ -44,7 +46,7 @@ class Resumable(GRPOTrainer):
                 self.accelerator,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
-            sharding.whole(model),
+            sharding.unsharded(model),
         ):
             yield model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -73,7 +75,7 @@ class Resumable(GRPOTrainer):
     @property
     def _divides_what_learns(self) -> bool:
         """An adapter is not divided; the model around it may be."""
-        return sharding.is_divided(self.model_wrapped) and not isinstance(self.model, PeftModel)
+        return sharding.is_sharded(self.model_wrapped) and not isinstance(self.model, PeftModel)
 
     def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
@@ -104,8 +106,8 @@ class Resumable(GRPOTrainer):
         """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
         processes take part.
         """
-        if sharding.is_divided(self.model_wrapped):
-            return {name: sharding.share(weight) for name, weight in self.model_wrapped.state_dict().items()}
+        if sharding.is_sharded(self.model_wrapped):
+            return {name: sharding.local_shard(weight) for name, weight in self.model_wrapped.state_dict().items()}
         return self.accelerator.get_state_dict(self.model_wrapped) or {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -113,13 +115,16 @@ class Resumable(GRPOTrainer):
         if isinstance(model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        if sharding.is_divided(model) and sharded_checkpoint.holds_weights(Path(resume_from_checkpoint)):
+        if sharding.is_sharded(model) and sharded_checkpoint.holds_weights(Path(resume_from_checkpoint)):
             sharded_checkpoint.load_weights(model, Path(resume_from_checkpoint))
             return
         # transformers' own looks for the model's names in the file, where they are those of the published layout: it
         # would find none, and go on with the weights there are.
-        divided = sharding.fsdp2(self.args.world_size, self.args.bf16) if sharding.is_divided(model) else None
-        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, distributed_config=divided)
+        plan = None
+        if sharding.is_sharded(model):
+            units = dict(family_of(model).SHARDED_UNITS)
+            plan = replace(sharding.fsdp2(self.args.world_size, self.args.bf16), fsdp_plan=units)
+        kept = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype, distributed_config=plan)
         with sharding.gathered(kept):
             model.load_state_dict(kept.state_dict())
 
@@ -131,7 +136,7 @@ class Resumable(GRPOTrainer):
             if (folder / sharded_checkpoint.OPTIMIZER).is_dir():
                 sharded_checkpoint.load_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
             else:
-                sharded_checkpoint.take_shares(self.optimizer.optimizer, folder / "optimizer.pt")
+                sharded_checkpoint.load_shards(self.optimizer.optimizer, folder / "optimizer.pt")
             self.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)

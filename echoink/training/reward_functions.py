@@ -10,7 +10,7 @@ from typing import NamedTuple
 from echoink.config.schema import RewardConfig
 from echoink.data.samples import Sample
 from echoink.rewards.accuracy import accuracy_reward
-from echoink.rewards.custom import OwnReward
+from echoink.rewards.custom import CustomReward
 from echoink.rewards.format import format_reward
 from echoink.rewards.types import Match
 
@@ -35,7 +35,7 @@ def accuracy_of(match: Match) -> RewardFunction:
     ]
 
 
-def of_config(config: RewardConfig, thinks: bool, custom: OwnReward | None = None) -> list[Reward]:
+def of_config(config: RewardConfig, thinks: bool, custom: CustomReward | None = None) -> list[Reward]:
     """The rewards of a configuration: accuracy, format and, where there is one, the user's own.
 
     Args:

@@ -17,8 +17,8 @@ from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
 from echoink.planning import memory
-from echoink.rewards import custom as custom_reward
-from echoink.rewards.custom import OwnReward
+from echoink.rewards import custom
+from echoink.rewards.custom import CustomReward
 from echoink.rollout.sampling import Sampling
 
 
@@ -32,21 +32,23 @@ class Loaded:
     end_ids: list[int]
 
 
-def load(config: Config, path: str, freeze: tuple[str, ...] = (), division: DistributedConfig | None = None) -> Loaded:
+def load(
+    config: Config, path: str, freeze: tuple[str, ...] = (), shard_plan: DistributedConfig | None = None
+) -> Loaded:
     """Model and processor of a path, with the configuration's caps, prompt and sampling.
 
     Args:
         config: model, prompt, generation, adapter and dataset.workers are read.
         path: a model folder or hub id.
         freeze: towers whose weights do not learn.
-        division: how the model is divided among processes; None: it is not.
+        shard_plan: how the model is divided among processes; None: it is not.
 
     Raises:
         UserError: it is no such model.
     """
     wanted, generation = config.model, config.generation
     quantized = config.adapter.kind is Adapter.qlora
-    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, division)
+    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, shard_plan)
     processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
@@ -66,7 +68,7 @@ class Job:
     processor: PromptProcessor
     sampling: Sampling
     end_ids: list[int]
-    own_reward: OwnReward | None
+    custom_reward: CustomReward | None
 
 
 def load_model(config: Config, splits: Splits, path: str) -> Job:
@@ -77,8 +79,8 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     """
     trains, reward, own = config.task is Task.train, config.reward, None
     if reward.file:
-        own = custom_reward.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
-    loaded = load(config, path, tuple(tower.name for tower in config.model.freeze), divided(config))
+        own = custom.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
+    loaded = load(config, path, tuple(tower.name for tower in config.model.freeze), shard_plan_of(config))
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
@@ -90,7 +92,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, own)
 
 
-def divided(config: Config) -> DistributedConfig | None:
+def shard_plan_of(config: Config) -> DistributedConfig | None:
     """How the policy and its reference are divided while they are loaded, see `sharding`; None where they are not."""
     if config.task is not Task.train or config.trainer.sharding is not Sharding.fsdp2:
         return None
@@ -103,8 +105,8 @@ def longest_prompt(job: Job) -> int:
     evaluated = job.config.eval.split.name
     for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
         for sample in samples:
-            facts, text = job.splits.facts[f"{split} {sample.id}"], job.processor.text_tokens(sample)
-            tokens = prompt_tokens(facts, text, wanted.min_pixels, wanted.max_pixels).total
+            info, text = job.splits.media_info[f"{split} {sample.id}"], job.processor.text_tokens(sample)
+            tokens = prompt_tokens(info, text, wanted.min_pixels, wanted.max_pixels).total
             job.processor.check_length(sample, tokens)
             longest = max(longest, tokens)
     return longest
@@ -119,11 +121,11 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     model, trainer = memory.of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
     alone = memory.of_run(config, model, learning, longest, sleeps)
-    among = sharding.sharers(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
-    needs = alone.divided(trainer.sharding, among, memory.whole(model, trainer.bf16))
+    among = sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+    needs = alone.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
     there = available_memory(job.model.device)
     fits = collectives.first(
-        lambda: needs.total <= memory.SHARE * there
+        lambda: needs.total <= memory.USABLE * there
     )  # they gather a divided model in the same order
     console.say(
         "memory",

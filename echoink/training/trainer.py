@@ -43,7 +43,7 @@ from trl.trainer.utils import add_fused_lm_head, pad, split_tensor_dict
 from echoink.common import signals
 from echoink.config.schema import Advantage, Correction, GrpoConfig, Loss
 from echoink.data.ablations import SENSES, has_both, without
-from echoink.data.prefetch import Ahead
+from echoink.data.prefetch import Prefetcher
 from echoink.data.processor import PromptProcessor
 from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample
@@ -104,7 +104,7 @@ class EchoInkTrainer(Resumable):
         engine: Engine | None = None,
         correction: Correction = Correction.none,
     ):
-        self._prompt_processor, self._ahead = processor, Ahead(processor)
+        self._prompt_processor, self._prefetcher = processor, Prefetcher(processor)
         self._upcoming: list[str] = []  # sample ids that the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
@@ -152,7 +152,7 @@ class EchoInkTrainer(Resumable):
 
     def _prepared(self, reference: PreTrainedModel) -> torch.nn.Module:
         add_fused_lm_head(reference, temperature=self.temperature)
-        if sharding.is_divided(reference):
+        if sharding.is_sharded(reference):
             return reference
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
@@ -179,10 +179,10 @@ class EchoInkTrainer(Resumable):
         self._upcoming += [row["prompt"] for row in rows]
         return rows
 
-    def _look_ahead(self) -> None:
+    def _prefetch(self) -> None:
         """Let threads make the next rollout's prompts; not before this one is done, whose decoding needs Python too."""
         now = set(self.rollout.ids)  # a rollout's rows are read again for each of its updates
-        self._ahead.ask([self._samples[id] for id in self._upcoming if id not in now])
+        self._prefetcher.ask([self._samples[id] for id in self._upcoming if id not in now])
         self._upcoming.clear()
 
     def _shown(self, sample: Sample) -> Sample:
@@ -223,12 +223,12 @@ class EchoInkTrainer(Resumable):
         assert prompt_index == [index for index in range(len(ids)) for _ in range(group)], "a group was split"
         with self.timer.section("time/media"):
             samples = [self._shown(self._samples[id]) for id in ids]
-            prompts = self._ahead.take(samples)
+            prompts = self._prefetcher.take(samples)
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
         seed, step = self.args.seed, self.state.global_step
         noise = torch.stack([uniforms(seed, step, id, group, sampling.max_new_tokens) for id in ids])
         ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
-        with self.timer.section("time/rollout"), self.whole() as model, self.accelerator.autocast():
+        with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
             features = engine_logps = None
             if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():
@@ -260,7 +260,7 @@ class EchoInkTrainer(Resumable):
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
         """R_int of the rows of this rollout: of the model, so it is not a function of the texts alone."""
-        with self.timer.section("time/integration"), self.whole() as model, self.accelerator.autocast():
+        with self.timer.section("time/integration"), self.unsharded() as model, self.accelerator.autocast():
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
     def _advantages(self, rollout: Rollout, rewards: Tensor, texts: list[str]) -> Tensor:
@@ -354,8 +354,8 @@ class EchoInkTrainer(Resumable):
     # --- loss ---
 
     def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
-        owner = inputs["prompt_index"].tolist()
-        ids = dict.fromkeys(self.rollout.ids[index] for index in owner)
+        prompt_index = inputs["prompt_index"].tolist()
+        ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
         mask = counted = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
@@ -364,7 +364,7 @@ class EchoInkTrainer(Resumable):
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
             silent = grpo.silent_rows(advantages, self.num_generations, rejects)
             advantages, counted = advantages.masked_fill(silent, 0), mask & ~silent.unsqueeze(1)
-            computed = without_silent_groups(self.rollout.prompts, owner, mask, silent)
+            computed = without_silent_groups(self.rollout.prompts, prompt_index, mask, silent)
             if old is not None:  # a ratio of 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)
         logps, entropies = self._log_probabilities(model, inputs, computed)
@@ -409,7 +409,7 @@ class EchoInkTrainer(Resumable):
         rows = len(inputs["completion_ids"])
         size = rows if training else self.args.per_device_train_batch_size  # whole groups
         computed = inputs["completion_mask"].bool() if computed is None else computed
-        prompts, owner, found = self.rollout.prompts, inputs["prompt_index"].tolist(), []
+        prompts, prompt_index, found = self.rollout.prompts, inputs["prompt_index"].tolist(), []
         same = model is not self.ref_model or self._reference_sees_the_same
         features = self.rollout.features if same else None
         timed = nullcontext() if training else self.timer.section("time/logprob")
@@ -418,11 +418,11 @@ class EchoInkTrainer(Resumable):
                 part = slice(start, start + size)
                 ids = inputs["completion_ids"][part]
                 if self._settings.shared_prefix:
-                    found.append(score(model, prompts, features, owner[part], ids, computed[part]))
+                    found.append(score(model, prompts, features, prompt_index[part], ids, computed[part]))
                 else:
                     tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
                     mask = torch.cat([inputs["prompt_mask"][part], inputs["completion_mask"][part]], 1)
-                    found.append(score_plain_rows(model, prompts, owner[part], tokens, mask, ids.shape[1]))
+                    found.append(score_plain_rows(model, prompts, prompt_index[part], tokens, mask, ids.shape[1]))
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)
 
@@ -441,7 +441,7 @@ class EchoInkTrainer(Resumable):
         self.timer.begin()
         with self.timer.section("time/update"):
             loss = super().training_step(model, inputs, num_items_in_batch)
-            self._look_ahead()
+            self._prefetch()
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -501,11 +501,11 @@ class EchoInkTrainer(Resumable):
             for batch in self._buffered_inputs
             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
         ]
-        self.rollout = Rollout(samples, self._ahead.take(samples), kept["features"], index, completions)
+        self.rollout = Rollout(samples, self._prefetcher.take(samples), kept["features"], index, completions)
 
     def close(self) -> None:
         """End the threads that look ahead."""
-        self._ahead.close()
+        self._prefetcher.close()
 
     @contextmanager
     def apart(self):
