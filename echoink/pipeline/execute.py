@@ -78,7 +78,7 @@ def execute(
                 with sharding.unsharded(job.model):
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
             if config.task is Task.train:
-                gathered = fit.train(job, files, tracker, evaluator, longest, start).whole
+                gathered = fit.train(job, files, tracker, evaluator, longest, start).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
                 job = load_model(config, splits, last)

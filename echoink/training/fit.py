@@ -39,7 +39,7 @@ def train(
         start: the step and the checkpoint that it begins with.
 
     Returns:
-        The trainer, whose `whole` has the model that came of it.
+        The trainer, whose `unsharded` has the model that came of it.
 
     Raises:
         UserError: a checkpoint of another run, or training that cannot go on; KeyboardInterrupt and `signals.Preempted`
