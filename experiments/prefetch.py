@@ -19,7 +19,7 @@ from echoink.evaluation import evaluate
 from echoink.models import loading
 from echoink.rewards.types import Match
 from echoink.rollout.sampling import Sampling
-from tests import files
+from tests.helpers import files
 
 
 def seconds(samples: list[Sample], workers: int) -> float:

@@ -3,7 +3,8 @@
     python experiments/sharded_run.py
 
 Relative differences of the first gradient and of the weights after two updates, and whether all completions are the
-same; in the cases of tests/test_distributed.py, on the embedded model. Needs `pip install "echoink[zero]"`.
+same; in the cases of tests/distributed/test_two_processes.py, on the embedded model.
+Needs `pip install "echoink[zero]"`.
 """
 
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from echoink.data import synthetic
-from tests.test_distributed import KINDS, TOGETHER, WRAPPED, train
+from tests.distributed.test_two_processes import KINDS, TOGETHER, WRAPPED, train
 
 
 def apart(one: torch.Tensor, two: torch.Tensor) -> str:

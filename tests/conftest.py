@@ -25,7 +25,7 @@ SLOW_FILES = (
     "test_launch",
     "test_resume",
     "test_train",
-    "test_distributed",
+    "test_two_processes",
     "test_difficulty",
     "test_tiny",
     "test_sync",

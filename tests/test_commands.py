@@ -19,8 +19,8 @@ from echoink.models.loading import load_model, load_processor, lora
 from echoink.pipeline import export
 from echoink.planning import memory, plan, preflight
 from echoink.rewards.types import Match
-from tests import processes
-from tests.files import picture, sound, video
+from tests.helpers import processes
+from tests.helpers.files import picture, sound, video
 
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -16,7 +16,7 @@ from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
-from tests.fuzz import fuzz
+from tests.helpers.fuzz import fuzz
 
 OPTIONS = ("A. a dog", "B. a bell", "C. rain", "D. B")
 TAGS = (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 PURE = {"rewards/parsing.py", "rewards/accuracy.py", "rewards/format.py", "rewards/types.py", "common/statistics.py"}
 PURE |= {"data/prompts.py"}  # but for the templates, which are configured
 
@@ -76,17 +77,23 @@ def test_files_that_the_readme_names_exist():
 @pytest.mark.parametrize("script", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.name)
 def test_an_experiment_imports_what_is_there(script):
     for node in ast.walk(ast.parse(script.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith(("echoink", "experiments")):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("echoink", "experiments", "tests")):
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_tests_mirror_the_folders():
+    rooms = {path.name for path in (ROOT / "echoink").iterdir() if path.is_dir()}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {str(folder) for folder in folders} - {"."} <= rooms
 
 
 def test_every_fault_has_its_test_or_a_reason():
     rows = re.findall(r"^\| (\d+) \|(.*)\|(.*)\|(.*)\| (.*) \|$", (ROOT / "tests/FAULTS.md").read_text(), re.MULTILINE)
     assert [int(number) for number, *_ in rows] == list(range(1, 69))
     there = set(
-        re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py")), re.M)
+        re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")), re.M)
     )
     for number, _, outcome, tests, status in rows:
         assert status in ("held", "partly", "not there", "GPU"), number

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from echoink.tracking.client import absolute_uri, connect
-from tests import processes
-from tests.entry import SMALL, lines, mlflow_runs, until
+from tests.helpers import processes
+from tests.helpers.entry import SMALL, lines, mlflow_runs, until
+from tests.helpers.paths import ROOT
 
 echoink = processes.run
 
@@ -23,7 +24,7 @@ def fresh(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-m", "echoink.train", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
     )
@@ -293,7 +294,7 @@ def test_an_exception_is_in_the_log(place):
 
 def test_two_processes_evaluate_what_one_does_in_one_folder(first, place):
     _, folder = first
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [*SMALL, "task=eval", f"checkpoint={folder}", "name=two", "eval.batch_prompts=2", "tracking=off"]
     done = subprocess.run(
@@ -322,7 +323,7 @@ def test_help_and_cfg(place):
 
 
 def test_a_wheel_works_in_another_folder(tmp_path):
-    root = Path(__file__).parent.parent
+    root = ROOT
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(root)],
         capture_output=True,

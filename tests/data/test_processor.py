@@ -1,0 +1,178 @@
+"""Prompts as the model takes them: positions, padding, and that a batch is the same as its prompts one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from echoink.common.errors import UserError
+from echoink.data.samples import DataType, Sample
+from echoink.models.batching import prompt_batch, row_media, row_positions
+from tests.helpers.files import picture, sound, video
+
+
+def logits_of(model, prompts, completions):
+    """Log-probabilities of each row's completion, [R, C], computed with left-padded prompts."""
+    batch = prompt_batch(prompts, 0)
+    width, length = batch["input_ids"].shape[1], completions.shape[1]
+    prompt_index = range(len(prompts))
+    with torch.no_grad():
+        output = model.eval()(
+            input_ids=torch.cat([batch["input_ids"], completions], 1),
+            attention_mask=torch.cat([batch["attention_mask"], torch.ones_like(completions)], 1),
+            position_ids=row_positions(prompts, prompt_index, width, length),
+            **row_media(prompts, prompt_index),
+        ).logits[:, width - 1 : -1]
+    return output.log_softmax(-1).gather(2, completions.unsqueeze(2)).squeeze(2)
+
+
+def test_media_tokens_and_positions(prompts, model):
+    for prompt in prompts:
+        assert (prompt.input_ids == model.config.image_token_id).sum() == 16
+        assert (prompt.input_ids == model.config.audio_token_id).sum() == 25
+        assert prompt.media["pixel_values"].shape == (64, 1176)
+        # A 4x4 picture takes the positions of 4 tokens, not 16: text goes on at its largest coordinate plus one.
+        assert prompt.next_position == len(prompt.input_ids) - 12
+
+
+def test_a_batch_gives_the_log_probabilities_of_its_prompts_one_by_one(prompts, model):
+    completions = torch.randint(20, 400, (len(prompts), 12), generator=torch.Generator().manual_seed(0))
+    together = logits_of(model, prompts, completions)
+    alone = torch.cat([logits_of(model, [p], completions[i : i + 1]) for i, p in enumerate(prompts)])
+    assert (together - alone).abs().max() <= 1e-5
+
+
+def test_positions_are_those_that_the_model_derives_itself(prompts, model):
+    """Against transformers' own M-RoPE of prompt and completion as one text."""
+    completion = torch.arange(30, 42)
+    for prompt in prompts[:3]:
+        ids = torch.cat([prompt.input_ids, completion])[None]
+        derived, _ = model.get_rope_index(
+            ids,
+            image_grid_thw=prompt.media["image_grid_thw"],
+            attention_mask=torch.ones_like(ids),
+            audio_seqlens=prompt.media["feature_attention_mask"].sum(-1),
+        )
+        ours = row_positions([prompt], [0], len(prompt.input_ids), len(completion))
+        assert torch.equal(ours, derived.to(ours.dtype))
+
+
+def test_picture_and_sound_reach_the_model(prompts, model):
+    completion = torch.randint(20, 400, (1, 8), generator=torch.Generator().manual_seed(0))
+    before = logits_of(model, prompts[:1], completion)
+    for name in ("pixel_values", "input_features"):
+        changed = type(prompts[0])(
+            prompts[0].input_ids,
+            prompts[0].position_ids,
+            prompts[0].media | {name: prompts[0].media[name].roll(1, -1)},
+        )
+        assert (logits_of(model, [changed], completion) - before).abs().max() > 1e-4
+
+
+def test_padding_of_the_extractor_does_not_change_the_features(processor, samples):
+    """The clip's own frames are those of a 30 s window, up to the last one."""
+    from echoink.media.loaders import load_audio
+
+    sound = load_audio(samples[0].audio, 10)
+    extractor = processor.processor.feature_extractor
+    long = extractor(sound, sampling_rate=16_000, padding="max_length", return_tensors="pt")["input_features"]
+    ours = processor(samples[0]).media["input_features"]
+    frames = len(sound) // 160
+    assert torch.allclose(ours[..., :frames], long[..., :frames], atol=1e-5)
+
+
+def test_a_prompt_over_its_cap_is_refused(processor, samples):
+    small = replace(processor, caps=replace(processor.caps, prompt_tokens=50))
+    with pytest.raises(UserError, match="sample 0: its prompt has .* the cap is 50"):
+        small(samples[0])
+
+
+def test_a_broken_file_names_the_sample(processor, samples, tmp_path):
+    with pytest.raises(UserError, match="sample 0: picture not found"):
+        processor(replace(samples[0], image=tmp_path / "gone.jpg"))
+
+
+@pytest.fixture
+def one_of_each(tmp_path):
+    """A sample of every data type, from files."""
+    made = {
+        "image": lambda: picture(tmp_path / "p.png"),
+        "audio": lambda: sound(tmp_path / "s.wav", seconds=0.7),
+        "video": lambda: video(tmp_path / "v.mp4", seconds=2.5),
+    }
+    return [
+        Sample(
+            kind.value, "What?", ("A. x", "B. y"), "A", data_type=kind, **{name: made[name]() for name in kind.media}
+        )
+        for kind in DataType
+    ]
+
+
+def test_a_soundtrack_is_woven_into_its_video(processor, tmp_path):
+    """Two seconds of frames, two of sound, the next frames, the rest of the sound; both on one clock of 25 a second."""
+    config = processor.model.config
+    clip = video(tmp_path / "v.mp4", seconds=5)  # four frames, two tokens of time at 0 and 2.5 s
+    prompt = processor(Sample("1", "What?", ("A. x", "B. y"), "A", data_type=DataType.video_audio, video=clip))
+    kinds = {config.video_token_id: "v", config.audio_token_id: "a"}
+    row = [kinds.get(token, ".") for token in prompt.input_ids.tolist()]
+    runs = "".join(kind for kind, before in zip(row, [None, *row], strict=False) if kind != before)
+    assert runs == ".vava."
+    assert row.count("a") == pytest.approx(125, abs=3)
+    times = prompt.position_ids[0]
+    seen, heard = ([t for t, kind in zip(times.tolist(), row, strict=True) if kind == which] for which in "va")
+    assert seen[0] == heard[0], "they start together"
+    assert sorted(set(seen)) == [seen[0], seen[0] + 62] and heard == list(range(heard[0], heard[0] + len(heard)))
+
+
+@pytest.mark.parametrize("path", ["packed", "plain"])
+def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, model, one_of_each, path):
+    """Log-probabilities of two completions per prompt: the mixed batch against one prompt at a time."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink.models import logprobs
+    from echoink.models.encoders import encode_media
+    from echoink.models.logprobs import score
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    prompts = [processor(sample) for sample in one_of_each]
+    completions = torch.randint(20, 400, (2 * len(prompts), 5), generator=torch.Generator().manual_seed(0))
+
+    def logps(chosen):
+        rows = [2 * index + g for index in chosen for g in (0, 1)]
+        prompt_index = [place for place, _ in enumerate(chosen) for _ in (0, 1)]
+        own = [prompts[index] for index in chosen]
+        with torch.no_grad():
+            if path == "packed":
+                features = encode_media(model.model, own)
+                return score(model, own, features, prompt_index, completions[rows], torch.ones(len(rows), 5).bool())[0]
+            batch = prompt_batch([own[index] for index in prompt_index], 0)
+            ids = torch.cat([batch["input_ids"], completions[rows]], 1)
+            mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
+            return logprobs.score_plain_rows(model, own, prompt_index, ids, mask, 5)[0]
+
+    together = logps(range(len(prompts)))
+    alone = torch.cat([logps([index]) for index in range(len(prompts))])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_each):
+    from echoink.models.loading import end_ids
+    from echoink.rollout.generate import generate
+    from echoink.rollout.sampling import Sampling, uniforms
+
+    sampling, ends = Sampling(1.0, 0.95, 50, 12), end_ids(model, processor.processor)
+
+    def texts(samples):
+        noise = torch.stack([uniforms(0, 0, sample.id, 2, 12) for sample in samples])
+        return generate(model, [processor(s) for s in samples], noise, [1.0, 1.0], sampling, ends, 0)
+
+    assert texts(one_of_each) == [row for sample in one_of_each for row in texts([sample])]
+
+
+def test_a_template_that_forgets_a_medium_is_refused(processor, one_of_each):
+    from copy import deepcopy
+
+    forgetful = deepcopy(processor.processor)
+    forgetful.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    with pytest.raises((UserError, ValueError)):
+        replace(processor, processor=forgetful)(one_of_each[1])

@@ -1,0 +1,305 @@
+"""Rows are the same wherever they are stored, and each of a dataset's faults is named."""
+
+import base64
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+import soundfile
+from PIL import Image
+
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.data.media_check import MediaInfo, check_media
+from echoink.data.profile import profile
+from echoink.data.readers import open_split
+from echoink.data.samples import DataType, Dropped, parse_rows
+from echoink.data.splits import hold_out, load, read_split
+from echoink.media.loaders import Embedded, load_image
+from tests.conftest import VIDEO
+from tests.helpers.files import picture, sound, video
+
+
+def rows(root, split="train"):
+    return json.loads((root / f"omni_rl_format_{split}.json").read_text())
+
+
+def essence(sample):
+    return (sample.id, sample.problem, sample.options, sample.solution, sample.data_type, sample.problem_type)
+
+
+@pytest.fixture(scope="module")
+def forms(dataset, tmp_path_factory):
+    """The same split in every form: path by name."""
+    root = tmp_path_factory.mktemp("forms")
+    lines = [
+        {**row, "path": {name: f"train/{path}" for name, path in row["path"].items()}} for row in rows(dataset)[:6]
+    ]
+    shutil.copytree(dataset / "train", root / "lines" / "train")
+    (root / "lines" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    inside = []
+    for row in rows(dataset)[:6]:
+        cells = {name: (dataset / "train" / path).read_bytes() for name, path in row["path"].items()}
+        inside.append({**{key: value for key, value in row.items() if key != "path"}, **cells})
+    table = datasets.Dataset.from_list(
+        [{**row, **{n: {"bytes": row[n], "path": None} for n in ("image", "audio")}} for row in inside]
+    )
+    table = table.cast_column("image", datasets.Image()).cast_column("audio", datasets.Audio())
+    datasets.DatasetDict({"train": table, "validation": table.select([5, 0])}).save_to_disk(root / "saved")
+    (root / "parquet" / "data").mkdir(parents=True)
+    table.to_parquet(root / "parquet" / "data" / "train-00000-of-00001.parquet")
+    (root / "base64").mkdir()
+    coded = [{**row, **{n: {"bytes": base64.b64encode(row[n]).decode()} for n in ("image", "audio")}} for row in inside]
+    (root / "base64" / "train.jsonl").write_text("\n".join(map(json.dumps, coded)))
+    return root
+
+
+@pytest.mark.parametrize("form", ["lines", "saved", "parquet", "base64"])
+def test_every_form_gives_the_same_samples(dataset, forms, form):
+    wanted, found = read_split(dataset, "train", 6), read_split(forms / form, "train")
+    assert [essence(sample) for sample in found] == [essence(sample) for sample in wanted]
+    assert [sample.fields for sample in found] == [sample.fields for sample in wanted]
+    for one, other in zip(wanted, found, strict=True):
+        assert load_image(one.image).tobytes() == load_image(other.image).tobytes()
+    assert all(isinstance(result, MediaInfo) for result in check_media(found, 10, VIDEO))
+    assert isinstance(found[0].image, Embedded) == (form != "lines")
+
+
+def test_a_file_is_one_split_and_validation_has_other_names(forms):
+    assert len(read_split(forms / "lines" / "train.jsonl", "valid")) == 6
+    assert [sample.id for sample in read_split(forms / "saved", "valid")] == ["5", "0"]
+    assert open_split(str(forms / "saved"), "valid", "train") is not None
+    assert open_split(str(forms / "saved"), "dev") is None
+    with pytest.raises(UserError, match="holds one split"):
+        load(*settings(f"dataset.path={forms}/lines/train.jsonl"), train=True)
+
+
+def test_media_are_read_late(forms, monkeypatch):
+    """Reading the index of a table touches no file's bytes."""
+
+    def never(*_):
+        raise AssertionError("a file was read")
+
+    from echoink.data import readers
+
+    monkeypatch.setattr(readers, "_read", never)
+    assert len(read_split(forms / "saved", "train")) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"problem": 1}\n[{', "line 2 is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, content, message):
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_split(tmp_path, "train")
+
+
+def test_broken_tables_and_hubs_are_one_clear_error(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="cannot read"):
+        read_split(tmp_path, "train")
+    with pytest.raises(UserError, match="cannot reach the dataset nobody/nothing"):
+        read_split("nobody/nothing", "train")
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(UserError, match=r"\.jsonl, \.json or \.parquet"):
+        read_split(tmp_path / "x.csv", "train")
+
+
+def plain(**fields):
+    return {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>", **fields}
+
+
+def test_every_data_type_reads_and_is_told_by_its_media(tmp_path):
+    picture(tmp_path / "p.png"), sound(tmp_path / "s.wav"), video(tmp_path / "v.mp4")
+    files = {"image": "p.png", "audio": "s.wav", "video": "v.mp4"}
+    made = [plain(path={name: files[name] for name in kind.media}, data_type=kind.value) for kind in DataType]
+    samples, dropped = parse_rows(made, tmp_path, "here")
+    assert not dropped and [sample.data_type for sample in samples] == list(DataType)
+    untold = [{key: value for key, value in row.items() if key != "data_type"} for row in made[:-1]]
+    assert [s.data_type for s in parse_rows(untold, tmp_path, "here")[0]] == list(DataType)[:-1]
+    (both,), _ = parse_rows([plain(path={"video": "v.mp4", "audio": "s.wav"})], tmp_path, "here")
+    assert both.data_type is DataType.video_audio and set(both.media) == {"audio", "video"}
+    media_info = check_media(samples, 10, VIDEO)
+    assert [(f.image is not None, f.kept is not None, f.frames) for f in media_info] == [
+        (False, False, 0),
+        (True, False, 0),
+        (False, True, 0),
+        (True, True, 0),
+        (False, False, 4),
+        (False, True, 4),
+    ]
+
+
+def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
+    video(tmp_path / "v.mp4", with_sound=False)
+    samples, _ = parse_rows([plain(path={"video": "v.mp4"}, data_type="video_audio")], tmp_path, "here")
+    (found,) = check_media(samples, 10, VIDEO)
+    assert isinstance(found, Dropped) and "v.mp4 has no sound" in found.reason and "data_type video" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (plain(problem_type="essay"), "problem_type 'essay' is not known"),
+        (plain(problem_type="numerical", options=[], solution="<answer>few</answer>"), "cannot be read as one of type"),
+        (plain(data_type="video", path={"image": "p.png"}), "data_type video needs path to hold 'video'"),
+        (plain(path={"image": {"bytes": "!!"}}), "bytes are not base64"),
+        (plain(path={"image": 7}), "7 is no path"),
+        (plain(path={"picture": "p.png"}), "path holds 'picture'"),
+        (plain(path="p.png"), "path must be an object"),
+        (plain(options="A. x"), "options must be a list of texts"),
+        (7, "must be an object"),
+        (plain(problem=None), "no field problem"),
+        (plain(problem=" "), "problem must be a text"),
+        (plain(problem="What is in <|IMAGE|>?"), "a text holds <|IMAGE|>"),
+        (plain(options=["A. x<|im_end|>", "B. y"]), "a text holds <|im_end|>"),
+    ],
+)
+def test_bad_rows_are_dropped_with_their_reason(tmp_path, row, message):
+    samples, (dropped,) = parse_rows([row], tmp_path, "here")
+    assert not samples and message in dropped.reason and "here, row 0" in dropped.reason
+
+
+def test_null_is_absent_and_reading_stops_at_the_limit():
+    rows = [plain(problem_id=None, data_type=None, path={"image": None, "audio": None}), plain(), 7]
+    samples, dropped = parse_rows(rows, Path("."), "here", limit=2)
+    assert [sample.id for sample in samples] == ["0", "1"] and not dropped
+    assert samples[0].data_type is DataType.text
+
+
+def settings(*overrides, groups=("dataset", "eval", "model")):
+    config = compose(["dataset=rows", *overrides])[0].config
+    return [getattr(config, group) for group in groups]
+
+
+@pytest.fixture
+def spoilt(dataset, tmp_path):
+    """A copy in which a sound is broken, a picture is gone and a row has no such answer."""
+    root = tmp_path / "spoilt"
+    shutil.copytree(dataset, root)
+    (root / "train/audios/sample_3.wav").write_bytes(b"no sound")
+    (root / "train/images/sample_4.jpg").unlink()
+    content = rows(root)
+    content[5]["solution"] = "<answer>Z</answer>"
+    (root / "omni_rl_format_train.json").write_text(json.dumps(content))
+    return root
+
+
+def test_broken_samples_are_refused_or_dropped_up_to_a_share(spoilt):
+    with pytest.raises(UserError, match=r"(?s)row 5.*3 of 24 samples of train") as error:
+        load(*settings(f"dataset.path={spoilt}"), train=True)
+    assert "sample 3" in str(error.value) and "dataset.max_skipped" in str(error.value)
+    with pytest.raises(UserError, match="3 of 24"):
+        load(*settings(f"dataset.path={spoilt}", "dataset.max_skipped=0.1"), train=True)
+    splits = load(*settings(f"dataset.path={spoilt}", "dataset.max_skipped=0.2"), train=True)
+    assert len(splits.train) == 21 and not {"3", "4", "5"} & {sample.id for sample in splits.train}
+    reasons = splits.profile["train"]["dropped"]
+    assert len(reasons) == 3 and "sample_3.wav" in " ".join(reasons) and "sample_4.jpg" in " ".join(reasons)
+
+
+def test_the_profile_by_hand(tmp_path):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", seed=number, size=(40 + number, 50))
+        sound(tmp_path / f"{number}.wav", seed=number, seconds=1 + number)
+    files = lambda a, b: {"path": {"image": f"{a}.png", "audio": f"{b}.wav"}}  # noqa: E731
+    train, _ = parse_rows([plain(**files(0, 0)), plain(**files(0, 0)), plain(**files(1, 1))], tmp_path, "train")
+    valid, _ = parse_rows([plain(**files(2, 1), solution="<answer>B</answer>")], tmp_path, "valid")
+    media_info = {f"train {s.id}": f for s, f in zip(train, check_media(train, 1.5, VIDEO), strict=True)}
+    media_info |= {f"valid {s.id}": f for s, f in zip(valid, check_media(valid, 1.5, VIDEO), strict=True)}
+    found = profile({"train": train, "valid": valid}, {"train": [Dropped("row 9", "because")]}, media_info)
+    assert found["train"]["samples"] == 3 and found["train"]["dropped"] == ["because"]
+    assert found["train"]["duplicates"] == 1 and found["valid"]["duplicates"] == 0
+    assert found["train"]["answer_positions"] == {"A": 1} and found["valid"]["answer_positions"] == {"B": 1}
+    assert found["train"]["media_also_in"] == {"valid": 1} == {"valid": found["valid"]["media_also_in"]["train"]}
+    assert found["train"]["audio"] == {"least": 1, "median": 1, "most": 2, "total": 4}
+    assert found["train"]["audio_kept"]["total"] == 3.5 and found["train"]["audio_cut"] == 1
+    assert found["valid"]["image_pixels"]["most"] == 42 * 50
+
+
+def test_a_development_split_is_held_out_without_sharing_files():
+    """Pairs of samples share a picture under names of their own."""
+    samples, _ = parse_rows([plain() for _ in range(20)], Path("."), "here")
+    digests = [(f"picture {number // 2}",) for number in range(20)]
+    by_id = dict(zip((sample.id for sample in samples), digests, strict=True))
+    rest, held = hold_out(samples, digests, 6, seed=0)
+    assert len(held) == 6 and len(rest) == 14
+    assert not {by_id[s.id] for s in held} & {by_id[s.id] for s in rest}
+    assert hold_out(samples[::-1], digests[::-1], 6, seed=0)[1] == held[::-1], "order does not matter"
+    assert hold_out(samples, digests, 6, seed=1)[1] != held
+    with pytest.raises(UserError, match=r"set dataset\.dev"):
+        hold_out(samples, digests, None, 0)
+    with pytest.raises(UserError, match="cannot hold"):
+        hold_out(samples, digests, 20, 0)
+
+
+def test_copies_of_a_file_do_not_cross_the_held_out_split(tmp_path):
+    """The official layout gives every sample files of its own; equal bytes are what counts."""
+    for number in range(12):
+        picture(tmp_path / f"sample_{number}.png", seed=number // 2)
+    made = [plain(problem=f"What is {number}?", path={"image": f"sample_{number}.png"}) for number in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, made)))
+    (tmp_path / "valid.jsonl").write_text(json.dumps(made[0]))
+    splits = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4", "eval.every=5"), train=True)
+    assert len(splits.dev) == 4 and splits.profile["train"]["media_also_in"]["dev"] == 0
+    only = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4", "eval.split=dev"), train=False)
+    assert only.valid == splits.dev and not only.train
+
+
+def test_a_held_out_split_leaves_train(forms):
+    shutil.copy(forms / "lines" / "train.jsonl", forms / "lines" / "valid.jsonl")
+    splits = load(*settings(f"dataset.path={forms}/lines", "dataset.dev=2", "eval.every=5"), train=True)
+    assert (len(splits.train), len(splits.dev), len(splits.valid)) == (4, 2, 6)
+    assert not {s.id for s in splits.train} & {s.id for s in splits.dev}
+
+
+def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
+    from echoink.data.__main__ import main
+
+    main(["show", "dataset=rows", f"dataset.path={forms}/saved", "split=train", "n=2", f"output={tmp_path}/shown"])
+    shown = capsys.readouterr().out
+    assert "<|vision_bos|><|IMAGE|><|vision_eos|>" in shown and shown.count("gold") == 2
+    with Image.open(tmp_path / "shown/train_0.png") as file:
+        assert file.size == (112, 112)
+    assert soundfile.info(tmp_path / "shown/train_0.wav").samplerate == 16_000
+    picture(tmp_path / "p.png"), video(tmp_path / "v.mp4")
+    row = plain(path={"video": "v.mp4"}, data_type="video_audio")
+    (tmp_path / "valid.jsonl").write_text(json.dumps(row))
+    main(["show", "dataset=rows", f"dataset.path={tmp_path}/valid.jsonl", f"output={tmp_path}/shown"])
+    assert "video" in capsys.readouterr().out and (tmp_path / "shown/valid_0_frames.png").is_file()
+    with pytest.raises(UserError, match="cannot read shout"):
+        main(["shout"])
+
+
+def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch):
+    from echoink.data import __main__
+    from echoink.data.__main__ import main
+
+    def packed(name, target):
+        with tarfile.open(tmp_path / name, "w:gz") as file:
+            file.add(dataset, target)
+        return tmp_path / name
+
+    monkeypatch.setattr(__main__, "COUNTS", {"train": 24, "valid": 12})
+    root = __main__.unpack(packed("good.tar.gz", "AVQA_R1"), tmp_path / "good")
+    assert len(read_split(root, "valid")) == 12
+    with pytest.raises(UserError, match="cannot unpack"):
+        __main__.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
+    with pytest.raises(UserError, match="cannot unpack"):
+        __main__.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
+    monkeypatch.setattr(__main__, "COUNTS", {"train": 4490})
+    with pytest.raises(UserError, match="has 24 train samples, not 4490"):
+        __main__.unpack(tmp_path / "good.tar.gz", tmp_path / "few")
+    with pytest.raises(UserError, match=r"(?s)harryhsing/AVQA-R1-6K.*harryhsing/OmniInstruct_V1_AVQA_R1"):
+        main(["get", "avqa_r1_6k", f"output={tmp_path}/hub"])
+    with pytest.raises(UserError, match="known: avqa_r1_6k"):
+        main(["get", "avqa"])

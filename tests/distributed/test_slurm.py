@@ -1,0 +1,75 @@
+"""The batch script for SLURM, with stand-ins for what only a cluster has: tasks, host names, a queue."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from echoink.run_folder import checkpoint
+from tests.distributed.test_sharded_runs import RUN
+from tests.helpers.entry import lines
+from tests.helpers.paths import ROOT
+
+SCRIPT = ROOT / "experiments/slurm/train.sbatch"
+SRUN = """#!/usr/bin/env bash
+shift  # --kill-on-bad-exit=1
+pids=()
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}"' USR2  # as --signal=TERM@600 tells the tasks of a step
+status=0
+for pid in "${pids[@]}"; do
+    wait "$pid"; code=$?
+    while kill -0 "$pid" 2> /dev/null; do wait "$pid"; code=$?; done
+    ((code > status)) && status=$code
+done
+exit $status
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> "$PWD/queue"
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_is_asked_to_go_is_queued_again_and_ends_the_second_time(tmp_path):
+    for name, text in {
+        "srun": SRUN,
+        "scontrol": SCONTROL,
+        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+    }.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    root = ROOT
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NODELIST": "one",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+    }
+    command = ["bash", str(SCRIPT), *RUN, "tracking=off"]
+    folder = tmp_path / "outputs/slurm-17"
+
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    deadline = time.time() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(lines(folder / "metrics.jsonl")) < 3:
+        assert time.time() < deadline and running.poll() is None
+        time.sleep(0.05)
+    subprocess.run(["pkill", "-USR2", "-f", "bin/srun", "--session", str(os.getsid(running.pid))], check=True)
+    assert running.wait(120) == 128 + signal.SIGTERM
+    assert (tmp_path / "queue").read_text() == "requeue 17\n"
+    kept = checkpoint.step_of(checkpoint.newest(folder)[0])
+    assert kept == len(lines(folder / "metrics.jsonl")) < 8
+
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"from step {kept}" in done.stdout
+    assert [row["step"] for row in lines(folder / "metrics.jsonl")] == list(range(1, 9))
+    assert (tmp_path / "queue").read_text() == "requeue 17\n"

@@ -1,0 +1,129 @@
+"""Two processes on a CPU (gloo) against one: the same loss, gradients, metrics, completions and weights, in whatever
+way the model is divided between them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.paths import ROOT
+
+COMMON = [
+    "grpo.group_size=4",
+    "generation.max_new_tokens=48",
+    "trainer.prompts_per_step=4",
+    "trainer.micro_batch_prompts=1",
+    "trainer.learning_rate=1e-3",
+    "trainer.steps=2",
+]
+KINDS = {
+    "kl": ["grpo.beta=0.05"],
+    "silent groups": ["grpo.beta=0"],
+    "lora": ["grpo.beta=0.05", "adapter=lora"],
+    "plain rows": ["grpo.beta=0.05", "grpo.shared_prefix=false"],
+    "integration": ["reward=integration", "two senses"],
+    "mixed media": ["grpo.beta=0.05", "mixed"],
+    "mixed media, plain rows": ["grpo.beta=0.05", "mixed", "grpo.shared_prefix=false"],
+    "half precision": ["trainer.bf16=true", "trainer.learning_rate=3e-8", "trainer.steps=1"],
+}
+WRAPPED = {
+    "ddp": "DistributedDataParallel",
+    "fsdp2": "FSDPQwen2_5OmniThinkerForConditionalGeneration",
+    "zero2": "DeepSpeedEngine",
+    "zero3": "DeepSpeedEngine",
+}
+TOGETHER = (("single",), ("ddp", "fsdp2"), ("zero2", "zero3"))
+"""What may be tried in one process after the other: DeepSpeed leaves its mark on what is loaded after it."""
+
+
+NEEDS_A_GPU = {("zero2", "half precision"), ("zero3", "half precision")}
+"""There transformers refuses bfloat16."""
+
+
+def train(dataset: Path, folder: Path, trainers: tuple[str, ...]) -> dict:
+    """Every kind of run with each of the trainers, in one launch."""
+    several = trainers != ("single",)
+    asked = [(trainer, kind) for trainer in trainers for kind in KINDS if (trainer, kind) not in NEEDS_A_GPU]
+    cases = json.dumps([[f"trainer={trainer}", *COMMON, *KINDS[kind]] for trainer, kind in asked])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if several else []
+    worker = str(ROOT / "tests/helpers/distributed_worker.py")
+    # one thread each: sums in another order are not what is compared here
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, *launcher, worker, str(dataset), str(folder), cases],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return dict(zip(asked, torch.load(folder / "found.pt"), strict=True))
+
+
+@pytest.fixture(scope="module")
+def found(dataset, tmp_path_factory):
+    """The results of a trainer, run when it is first asked for, with those that share its launch."""
+    results: dict = {}
+
+    def of(trainer: str, kind: str) -> dict:
+        if trainer.startswith("zero"):
+            pytest.importorskip("deepspeed", reason='needs pip install "echoink[zero]"')
+        if (trainer, kind) not in results:
+            trainers = next(names for names in TOGETHER if trainer in names)
+            results.update(train(dataset, tmp_path_factory.mktemp(trainers[0]), trainers))
+        return results[trainer, kind]
+
+    return of
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "half precision"])
+@pytest.mark.parametrize("trainer", WRAPPED)
+def test_two_processes_do_what_one_does(found, trainer, kind):
+    two = found(trainer, kind)
+    one = found("single", kind)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    divided_adapter = trainer == "fsdp2" and kind == "lora"  # the base is divided inside of PEFT's model
+    assert two["wrapped"] == ("PeftModelForCausalLM" if divided_adapter else WRAPPED[trainer])
+    assert [row["text"] for row in one["rollouts"]] == [row["text"] for row in two["rollouts"]]
+    assert [row["id"] for row in one["rollouts"]] == [row["id"] for row in two["rollouts"]]
+    if not trainer.startswith("zero"):  # DeepSpeed has taken its step before anyone could look
+        assert (one["gradient"] - two["gradient"]).norm() <= 1e-5 * one["gradient"].norm() > 0
+    for first, second in zip(one["metrics"], two["metrics"], strict=True):
+        assert set(first) == set(second)
+        for name in first:
+            if not name.startswith(("time/", "perf/")):
+                assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
+    assert (one["weights"] - two["weights"]).norm() <= 1e-5 * one["weights"].norm()
+
+
+@pytest.mark.parametrize("trainer", ["single", "ddp", "fsdp2"])
+def test_a_small_update_is_not_lost_in_half_precision(found, trainer):
+    """A step of 3e-8 is about 1e-6 of a weight: bfloat16, with its 8 bits, would drop it."""
+    before, after = (found(trainer, "half precision")[name] for name in ("before", "weights"))
+    assert after.dtype == torch.float32
+    ordinary = (before.abs() > 0.01) & (before.abs() < 0.1)
+    relative = ((after - before).abs() / before.abs())[ordinary]
+    assert 1e-7 < relative.median() < 1e-5
+    assert torch.equal(before[ordinary].bfloat16(), after[ordinary].bfloat16())
+
+
+def test_in_the_case_of_silent_groups_one_rank_has_a_signal_while_the_other_has_none(found):
+    """Else it would show nothing. Of a step's four prompts each rank has two, one per micro-batch."""
+    rows = found("ddp", "silent groups")["rollouts"]
+    rewards = [{row["accuracy"] + row["format"] for row in rows[start : start + 4]} for start in range(0, len(rows), 4)]
+    loud = [len(group) > 1 for group in rewards]
+    pairs = [(loud[step + k], loud[step + 2 + k]) for step in (0, 4) for k in (0, 1)]
+    assert any(first != second for first, second in pairs)
+
+
+def test_in_the_case_of_mixed_media_one_rank_has_a_video_while_the_other_has_text_alone(found):
+    """Else it would show nothing: of the samples (see `mixed`) 0 and 4 have a video, 3 and 7 nothing."""
+    ids = list(dict.fromkeys(row["id"] for row in found("ddp", "mixed media")["rollouts"]))
+    kinds = [int(id) % 4 for id in ids]
+    pairs = [{kinds[step + k], kinds[step + 2 + k]} for step in (0, 4) for k in (0, 1)]
+    assert {0, 3} in pairs, ids

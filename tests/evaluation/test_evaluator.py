@@ -1,0 +1,268 @@
+"""An evaluation of a run: resumed where it stopped, under each protocol, and the numbers it leaves."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from echoink.config.compose import compose
+from echoink.config.schema import Protocol, Variant
+from echoink.data.ablations import make, without
+from echoink.evaluation.evaluate import setting
+from echoink.evaluation.evaluator import Evaluator
+from echoink.evaluation.metrics import compare, flips
+from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
+from echoink.models.loading import end_ids
+from echoink.pipeline.execute import conclude
+from echoink.rewards.types import Match
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, uniforms
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+from tests.evaluation.test_evaluate import made
+
+CONFIG = compose([])[0].config
+
+
+@pytest.fixture
+def make_evaluator(model, processor, tmp_path):
+    def make(folder=None, **settings):
+        return Evaluator(
+            config=replace(CONFIG.eval, **{"batch_prompts": 4, "cache": None, **settings}),
+            direct=CONFIG.eval.direct,
+            processor=processor,
+            sampling=Sampling(1.0, 0.95, 50, 48),
+            end_ids=end_ids(model, processor.processor),
+            match=Match.lenient,
+            custom_reward=None,
+            seed=0,
+            bf16=False,
+            clusters={},
+            dev_clusters={},
+            data="data",
+            files=RunFolder(folder or tmp_path / "run", "eval", "x", 0),
+            tracker=Tracker(None, Record("x", "x", {}, {}), tmp_path),
+        )
+
+    return make
+
+
+def lines(evaluator):
+    return evaluator.files.read("predictions.jsonl")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 19])
+def test_an_evaluation_that_was_killed_goes_on_and_each_answer_stands_once(
+    make_evaluator, model, samples, tmp_path, kept
+):
+    whole = make_evaluator(tmp_path / "whole")
+    wanted = whole.phase(model, samples[:10], FINAL, 0)
+    cut = make_evaluator(tmp_path / "cut")
+    cut.files.append("predictions.jsonl", lines(whole)[:kept])
+    assert cut.phase(model, samples[:10], FINAL, 0) == wanted
+    key = lambda row: (row["id"], row["draw"])  # noqa: E731
+    assert sorted(lines(cut), key=key) == sorted(lines(whole), key=key) and len(lines(cut)) == 20
+    assert cut.files.summary[FINAL] == whole.files.summary[FINAL]
+
+
+def test_answered_samples_are_not_answered_again(make_evaluator, model, samples, monkeypatch):
+    evaluator = make_evaluator()
+    evaluator.phase(model, samples[:5], FINAL, 0)
+
+    def never(*_, **__):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("echoink.evaluation.evaluate.generate", never)
+    assert len(evaluator.phase(model, samples[:5], FINAL, 0)) == 10
+
+
+def test_what_each_protocol_asks_draws_and_reads():
+    prompt, direct = CONFIG.prompt, CONFIG.eval.direct
+
+    def of(protocol, phase):
+        return setting(protocol, phase, prompt, direct, 1, True, Match.exact)
+
+    base, final = of(Protocol.matched, "base"), of(Protocol.matched, "final")
+    assert base == final and base.draws == (SAMPLED, GREEDY) and base.match is Match.exact and base.prompt == prompt
+    for protocol, drawn in ((Protocol.release, SAMPLED), (Protocol.may19, GREEDY)):
+        base, final = of(protocol, "base"), of(protocol, "final")
+        assert (base.draws, final.draws) == ((drawn,), (SAMPLED,))
+        assert (base.prompt.template, final.prompt.template) == (direct.template, prompt.template)
+        assert base.prompt.options == final.prompt.options == "{options}", "no heading before the options"
+        assert base.match is final.match is Match.first_letter
+
+
+def test_the_public_protocols_run(make_evaluator, model, samples):
+    evaluator = make_evaluator(protocol=Protocol.may19)
+    base, final = (evaluator.phase(model, samples[:4], phase, 0) for phase in ("base", "final"))
+    assert {p.draw for p in base} == {GREEDY} and {p.draw for p in final} == {SAMPLED}
+    assert not base[0].thinks and final[0].thinks and base[0].prompt != final[0].prompt
+    conclude(evaluator.files, base, final)
+    assert evaluator.files.summary["paired"]["test"] == "exact McNemar"
+    assert evaluator.files.summary["base"]["draw"] == GREEDY
+
+
+def test_the_development_split_is_asked_with_the_training_prompt(make_evaluator, model, samples):
+    evaluator = make_evaluator(protocol=Protocol.release, dev_samples=3)
+    metrics = evaluator.development(model, samples[:4], 7)
+    rows = lines(evaluator)
+    assert {row["phase"] for row in rows} == {"step-7"} and len(rows) == 12 and all(row["thinks"] for row in rows)
+    assert metrics["dev/accuracy"] == pytest.approx(sum(row["score"] for row in rows) / 12)
+    best = {row["id"] for row in rows if row["correct"]}
+    assert metrics["dev/pass_at_k"] == pytest.approx(len(best) / 4)
+
+
+def test_flips_and_comparisons_by_hand(tmp_path):
+    base = [made("1", True), made("2", False), made("3", False)]
+    final = [made("1", False), made("2", True), made("3", False)]
+    found = flips(base, final)
+    assert [(row["id"], row["direction"]) for row in found] == [("1", "lost"), ("2", "gained")]
+    files = RunFolder(tmp_path / "run", "eval", "x", 0)
+    from echoink.evaluation.metrics import summarize
+
+    files.summary |= {"base": summarize(base), "final": summarize(final)}
+    conclude(files, base, final)
+    conclude(files, base, final)  # taken up again
+    assert [row["id"] for row in files.read("flips.jsonl")] == ["1", "2"]
+    several = [replace(made("1", correct), draw=draw) for draw, correct in ((SAMPLED, True), ("sampled-2", False))]
+    assert compare(several, [made("1", True), replace(made("1", True), draw="sampled-2")]).difference == 0.5
+
+
+def test_graded_scores_get_a_bootstrap_interval():
+    from echoink.evaluation.metrics import summarize
+
+    graded = [replace(made(str(n), False), score=n / 10, problem_type="regression") for n in range(11)]
+    found = summarize(graded)
+    assert found["accuracy"] == pytest.approx(0.5) and 0.25 < found["interval"][0] < 0.5 < found["interval"][1] < 0.75
+
+
+def test_a_stored_answer_is_judged_again_as_the_model_would_be(make_evaluator, model, samples):
+    evaluator = make_evaluator()
+    predictions = evaluator.phase(model, samples[:6], FINAL, 0)
+    stored = [of_row(row) for row in lines(evaluator)]
+    assert stored == predictions == [rejudged(p, Match.lenient, None) for p in stored]
+    text = replace(stored[0], completion="<think>x</think><answer>(b)</answer>", gold="B")
+    assert rejudged(text, Match.lenient, None).correct and not rejudged(text, Match.exact, None).correct
+    assert rejudged(text, Match.lenient, lambda completion, sample: float(len(sample.options))).custom == len(
+        text.options
+    )
+    json.dumps(asdict(text))
+
+
+def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samples, tmp_path, monkeypatch):
+    kept = {"cache": str(tmp_path / "cache")}
+    first = make_evaluator(tmp_path / "first", **kept)
+    wanted = first.phase(model, samples[:4], BASE, 0)
+    (file,) = (tmp_path / "cache").iterdir()
+    second = replace(
+        make_evaluator(tmp_path / "second", **kept),
+        custom_reward=lambda text, sample: float(len(text)),
+        clusters={sample.id: "one" for sample in samples},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("echoink.evaluation.evaluate.generate", lambda *_: pytest.fail("answered again"))
+        taken = second.phase(model, samples[:4], BASE, 0)
+    assert [replace(p, custom=None, cluster=p.id) for p in taken] == wanted
+    assert [p.custom for p in taken] == [float(len(p.completion)) for p in taken], "judged as this run judges"
+    assert {p.cluster for p in taken} == {"one"} and lines(second) == [json.loads(json.dumps(asdict(p))) for p in taken]
+    make_evaluator(tmp_path / "third", **kept).phase(model, samples[:4], FINAL, 0)
+    assert list((tmp_path / "cache").iterdir()) == [file], "only the base's answers are kept"
+
+
+@pytest.mark.parametrize("change", ["weights", "seed", "data", "sampling", "prompt"])
+def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path, change):
+    kept = {"cache": str(tmp_path / "cache")}
+    make_evaluator(tmp_path / "first", greedy=False, **kept).phase(model, samples[:2], BASE, 0)
+    other = make_evaluator(tmp_path / "second", greedy=False, **kept)
+    if change == "weights":
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1e-3
+    elif change == "prompt":
+        other = replace(other, processor=replace(other.processor, prompt=other.direct))
+    else:
+        value = {"seed": 1, "data": "other", "sampling": Sampling(0.5, 0.95, 50, 48)}[change]
+        other = replace(other, **{change: value})
+    other.phase(model, samples[:2], BASE, 0)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_watched_samples_are_answered_with_the_same_noise(make_evaluator, model, samples):
+    evaluator = make_evaluator(watched=2)
+    for step in (0, 10):
+        evaluator.watch(model, samples, step)
+    rows = evaluator.files.read("watched.jsonl")
+    assert [(row["step"], row["id"]) for row in rows] == [(s, sample.id) for s in (0, 10) for sample in samples[:2]]
+    assert [row["completion"] for row in rows[:2]] == [row["completion"] for row in rows[2:]]
+    assert rows[0]["media"]["image"] == str(samples[0].image)
+
+
+def test_ablations_are_answered_told_and_resumed(make_evaluator, model, samples, tmp_path):
+    chosen = [Variant.full, Variant.no_audio, Variant.swapped_image]
+    whole = make_evaluator(tmp_path / "whole", ablations=chosen, samples=4, greedy=False)
+    whole.phase(model, samples[:6], FINAL, 3)
+    found = whole.files.summary[FINAL]["ablations"]
+    assert [name for name in found if name != "needs"] == ["no_audio", "swapped_image"]
+    assert found["no_audio"]["n"] == 6 and sum(found["needs"].values()) == 6
+    rows = lines(whole)
+    assert {row["variant"] for row in rows} == {"full", "no_audio", "swapped_image"}
+    (logged,) = whole.files.read("eval.jsonl")
+    assert logged["eval/no_audio/accuracy"] == found["no_audio"]["accuracy"]
+    assert logged["eval/no_audio/drop"] == found["no_audio"]["drop"]["difference"]
+    needs = whole.files.read("needs-final.jsonl")
+    assert len(needs) == 6 and needs[0]["full"][1] == needs[0]["no_audio"][1] == 4
+    for kept in (3, 31):  # in the middle of full, in the middle of a variant
+        cut = make_evaluator(tmp_path / f"cut{kept}", ablations=chosen, samples=4, greedy=False)
+        cut.files.append("predictions.jsonl", rows[:kept])
+        cut.phase(model, samples[:6], FINAL, 3)
+        key = lambda row: (row["variant"], row["id"], row["draw"])  # noqa: E731
+        assert sorted(lines(cut), key=key) == sorted(rows, key=key)
+        assert cut.files.summary[FINAL] == whole.files.summary[FINAL]
+
+
+def test_a_variant_has_the_noise_and_options_of_the_full_prompt(make_evaluator, model, samples):
+    text = [without(sample, Variant.text_only) for sample in samples[:4]]
+    evaluator = make_evaluator(ablations=[Variant.text_only], greedy=False)
+    evaluator.phase(model, samples[:4], FINAL, 0)
+    alone = make_evaluator(evaluator.files.path.with_name("alone"), greedy=False)
+    alone.phase(model, text, FINAL, 0)
+    ours = [row["completion"] for row in lines(evaluator) if row["variant"] == "text_only"]
+    assert ours == [row["completion"] for row in lines(alone)]
+
+
+def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluator, model, samples):
+    evaluator = make_evaluator(ablations=[Variant.swapped_audio], samples=3, greedy=False)
+    evaluator.phase(model, samples, FINAL, 0)
+    rows = [row for row in lines(evaluator) if row["variant"] == "swapped_audio"]
+    heard = {}
+    for row in rows:
+        heard.setdefault(row["id"], []).append(row["media"]["audio"])
+    assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
+    for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
+        alone = make(samples, Variant.swapped_audio, evaluator.seed + number)
+        noise = [uniforms(0, 0, sample.id, 3, 48)[number] for sample in alone]
+        found = evaluate_alone(model, evaluator, alone, noise)
+        assert found == [row["completion"] for row in rows if row["draw"] == draw]
+
+
+def evaluate_alone(model, evaluator, samples, noise):
+    omni = evaluator.processor.processor
+    prompts = [evaluator.processor(sample) for sample in samples]
+    ends, pad = evaluator.end_ids, omni.tokenizer.pad_token_id
+    made = generate(model, prompts, torch.stack(noise)[:, None], [1.0], evaluator.sampling, ends, pad)
+    return omni.batch_decode(made, skip_special_tokens=True)
+
+
+def test_a_bases_ablations_are_kept_for_other_runs(make_evaluator, model, samples, tmp_path, monkeypatch):
+    one = make_evaluator(tmp_path / "one", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
+    one.phase(model, samples[:4], BASE, 0)
+    assert len(list((tmp_path / "cache").glob("base-*.jsonl"))) == 2
+
+    def never(*_, **__):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr("echoink.evaluation.evaluate.generate", never)
+    two = make_evaluator(tmp_path / "two", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
+    two.phase(model, samples[:4], BASE, 0)
+    assert two.files.summary[BASE]["ablations"] == one.files.summary[BASE]["ablations"]

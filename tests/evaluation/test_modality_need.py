@@ -1,0 +1,127 @@
+"""Labels of need, and what is told of each ablation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from echoink.config.schema import Variant
+from echoink.evaluation.metrics import chance, summarize
+from echoink.evaluation.modality_need import FEWEST, Need, label, labels, rows
+from echoink.evaluation.modality_need import summarize as of_ablations
+from echoink.evaluation.prediction import SAMPLED
+from tests.evaluation.test_evaluate import made
+
+FULL, DEAF, BLIND, TEXT = Variant.full, Variant.no_audio, Variant.no_image, Variant.text_only
+
+
+@pytest.mark.parametrize(
+    ("full", "deaf", "blind", "text", "need"),
+    [
+        (8, 2, 8, 2, Need.audio),
+        (8, 8, 1, 2, Need.image),
+        (8, 2, 2, 2, Need.both),
+        (8, 8, 8, 2, Need.either),
+        (8, 8, 7, 8, Need.neither),
+        (4, 2, 2, 2, Need.undetermined),  # 4 of 8 may be a guess
+        (6, 4, 6, 2, Need.undetermined),  # 4 of 8 is neither a fall nor more than a guess
+    ],
+)
+def test_labels_of_eight_draws(full, deaf, blind, text, need):
+    assert label({FULL: full, DEAF: deaf, BLIND: blind, TEXT: text}, 8, 0.25) is need
+
+
+SWAPPED = {"audio": Variant.swapped_audio, "image": Variant.swapped_image}
+
+
+def test_a_sense_is_needed_only_where_both_its_swap_and_its_removal_fall():
+    def of(deaf, other_sound, blind, other_picture):
+        swaps = {SWAPPED["audio"]: other_sound, SWAPPED["image"]: other_picture}
+        return label({FULL: 8, DEAF: deaf, BLIND: blind, TEXT: 1, **swaps}, 8, 0.25)
+
+    assert of(deaf=0, other_sound=8, blind=0, other_picture=0) is Need.image  # the removal is a prompt never met
+    assert of(deaf=8, other_sound=2, blind=8, other_picture=2) is Need.either  # the swap contradicts what either says
+    assert of(deaf=1, other_sound=2, blind=0, other_picture=1) is Need.both
+    assert of(deaf=1, other_sound=5, blind=0, other_picture=1) is Need.image  # 5 of 8 is no fall from 8, and no guess
+
+
+def test_a_sense_that_was_never_taken_away_is_undetermined_and_one_that_is_not_there_is_not_asked():
+    assert label({FULL: 8, DEAF: 1}, 8, 0.25) is Need.undetermined
+    assert label({FULL: 8}, 8, 0.25) is Need.undetermined
+    assert label({FULL: 8, DEAF: 8, BLIND: 8}, 8, 0.25) is Need.undetermined  # text alone was not asked
+    assert label({FULL: 8, DEAF: 1, TEXT: 1}, 8, 0.25, ["audio"]) is Need.audio
+    assert label({FULL: 8, DEAF: 8, TEXT: 8}, 8, 0.25, ["audio"]) is Need.neither
+    assert label({FULL: 8, TEXT: 8}, 8, 0.25, []) is Need.undetermined
+
+
+def test_a_guesser_is_seldom_given_a_need():
+    """At equal rates of a guess everything but `undetermined` is an error."""
+    rng = np.random.default_rng(0)
+    draws = rng.binomial(8, 0.25, size=(2000, 4))
+    found = [label(dict(zip((FULL, DEAF, BLIND, TEXT), map(int, row), strict=True)), 8, 0.25) for row in draws]
+    assert np.mean([need is not Need.undetermined for need in found]) < 0.03
+
+
+def test_a_model_that_uses_neither_sense_is_seldom_said_to_need_one():
+    rng = np.random.default_rng(0)
+    draws = rng.binomial(8, 0.7, size=(2000, 4))
+    found = [label(dict(zip((FULL, DEAF, BLIND, TEXT), map(int, row), strict=True)), 8, 0.25) for row in draws]
+    assert np.mean([need in (Need.audio, Need.image, Need.both) for need in found]) < 0.05
+
+
+def answers(variant, right, draw=SAMPLED, kinds=("ear", "eye")):
+    return [
+        replace(
+            made(str(i), correct, draw=draw, kind=kinds[i % len(kinds)]),
+            variant=variant.name,
+            options=("A. x", "B. y", "C. z", "D. w"),
+            gold="A",
+            problem_type="multiple choice",
+        )
+        for i, correct in enumerate(right)
+    ]
+
+
+def test_the_summary_of_an_ablation():
+    full = answers(FULL, [True] * 16 + [False] * 4)
+    deaf = answers(DEAF, [True, False] * 10)  # the eye's questions, which are the odd ones, are lost
+    found = of_ablations({FULL: full, DEAF: deaf})["no_audio"]
+    assert found["n"] == 20 and found["accuracy"] == 0.5 and found["chance"] == 0.25
+    assert found["shortcut"]["rate"] == pytest.approx((0.5 - 0.25) / 0.75)
+    drop = found["drop"]
+    assert drop["difference"] == pytest.approx(0.3) and (drop["lost"], drop["gained"]) == (8, 2)
+    assert drop["p_value"] == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+    assert found["by"]["kind"]["eye"] == {"n": 10, "full": 0.8, "accuracy": 0.0, "p_value": pytest.approx(2 / 2**8)}
+    assert found["by"]["kind"]["ear"]["accuracy"] == 1.0
+    assert of_ablations({FULL: full, DEAF: deaf})["needs"] is None, "one draw labels nothing"
+    swapped = answers(SWAPPED["audio"], [True, False] * 10)
+    assert of_ablations({FULL: full, SWAPPED["audio"]: swapped})["swapped_audio"]["shortcut"] is None
+    graded = {
+        v: [replace(p, problem_type="free-form", options=()) for p in one] for v, one in ((FULL, full), (DEAF, deaf))
+    }
+    assert of_ablations(graded)["no_audio"]["by"]["kind"]["eye"]["p_value"] is None
+
+
+def test_labels_take_the_sampled_draws_of_every_variant():
+    names = [SAMPLED, *(f"{SAMPLED}-{n}" for n in range(2, 9))]
+    full = [p for name in names for p in answers(FULL, [True], name)]
+    deaf = [p for name in names for p in answers(DEAF, [False], name)]
+    blind = [p for name in names for p in answers(BLIND, [True], name)]
+    assert labels({FULL: full, DEAF: deaf, BLIND: blind}) == {"0": Need.audio}
+    assert rows({FULL: full, DEAF: deaf}) == [{"id": "0", "need": "undetermined", "full": (8, 8), "no_audio": (0, 8)}]
+    heard = [[replace(p, data_type="audio") for p in one] for one in (full, deaf)]
+    assert labels(dict(zip((FULL, DEAF), heard, strict=True))) == {"0": Need.audio}
+    graded = [[replace(p, problem_type="free-form") for p in one] for one in (full, deaf)]
+    assert labels(dict(zip((FULL, DEAF), graded, strict=True))) == {}
+    few = [p for name in names[: FEWEST - 1] for p in answers(FULL, [True], name)]
+    assert labels({FULL: few}) == {}
+
+
+def test_a_guess_and_the_positions_of_answers():
+    (one,) = answers(FULL, [True])
+    assert chance(one) == 0.25 and chance(replace(one, gold="A, C")) == pytest.approx(1 / 6)
+    assert chance(replace(one, options=(), problem_type="free-form")) == 0
+    given = [replace(one, id=str(i), gold=g, letters=x) for i, (g, x) in enumerate(zip("AABC", "AAAA", strict=True))]
+    found = summarize(given)["positions"]
+    assert found["right"] == {"A": 0.5, "B": 0.25, "C": 0.25} and found["given"] == {"A": 1.0}
+    assert found["distance"] == 0.5 and found["one_letter"] == 0.5

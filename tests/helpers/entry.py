@@ -1,0 +1,34 @@
+"""What the tests of whole runs have in common."""
+
+import json
+import time
+from pathlib import Path
+
+from echoink.tracking.client import absolute_uri, connect
+from tests.helpers import processes
+
+SMALL = [
+    "experiment=quickstart",
+    "dataset.train=16",
+    "dataset.dev=3",
+    "dataset.valid=12",
+    "trainer.steps=2",
+    "generation.max_new_tokens=48",
+]
+
+
+def until(there, started: processes.Started) -> None:
+    """Wait for something that a process does."""
+    deadline = time.time() + 120
+    while not there():
+        assert time.time() < deadline and started.running(), started.text()
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mlflow_runs(folder: Path) -> list:
+    client = connect(absolute_uri("sqlite:///outputs/mlflow.db", folder))
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

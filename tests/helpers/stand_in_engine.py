@@ -1,0 +1,124 @@
+"""The tests' engine: speaks as `echoink/rollout/vllm_worker.py` does, but decodes with transformers.
+
+What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
+STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities.
+"""
+
+import os
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
+from trl.trainer.utils import add_fused_lm_head
+
+from echoink.models.family import PromptInputs
+from echoink.models.logprobs import score
+from echoink.models.shared_prefix import install
+from echoink.rollout import generate as rollout
+from echoink.rollout.sampling import Sampling
+
+IN_TRANSFORMERS = (
+    ("thinker.model.", "model.language_model."),
+    ("thinker.lm_head.", "lm_head."),
+    ("thinker.", "model."),
+)
+
+
+class StandIn:
+    def start(self, settings, temperature, sleeps, fields):
+        if os.environ.get("STAND_IN") == "cannot":
+            raise ValueError("no room for the weights")
+        assert not sleeps
+        config = Qwen2_5OmniConfig.from_pretrained(settings["model"])
+        assert config.architectures == ["Qwen2_5OmniModel"]
+        assert fields[0].startswith("vllm.") and fields[2] == (config.thinker_config.vision_config.spatial_merge_size,)
+        dtype = getattr(torch, settings["dtype"])
+        self.model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config.thinker_config, dtype=dtype).eval()
+        install(self.model)
+        add_fused_lm_head(self.model, temperature=temperature)
+        self.temperature, self.settings = temperature, settings
+        return "stand-in"
+
+    def weights(self, path, whole):
+        there = dict(self.model.named_parameters())
+        found = load_file(path)
+        for name, value in found.items():
+            theirs, ours = next(pair for pair in IN_TRANSFORMERS if name.startswith(pair[0]))
+            there.pop(ours + name.removeprefix(theirs)).data.copy_(value)
+        assert not (whole and there), sorted(there)
+        return len(found)
+
+    def generate(self, prompts, sampling):
+        if os.environ.get("STAND_IN") == "dies":
+            os._exit(9)
+        asked = [self._prompt(prompt) for prompt in prompts]
+        group, length = prompts[0]["n"], sampling["max_tokens"]
+        assert len(prompts) * group <= self.settings["max_num_seqs"]
+        noise = [np.random.default_rng(prompt["seed"]).random((group, length), dtype=np.float32) for prompt in prompts]
+        wanted = Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length)
+        ends = sampling["stop_token_ids"]
+        temperatures = [self.temperature] * group
+        rows = rollout.generate(
+            self.model, asked, torch.from_numpy(np.stack(noise)), temperatures, wanted, ends, ends[0]
+        )
+        ids = torch.zeros(len(rows), length, dtype=torch.long)
+        scored = torch.zeros_like(ids, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
+        prompt_index = [number for number in range(len(asked)) for _ in range(group)]
+        with torch.no_grad():
+            logps, _ = score(self.model, asked, None, prompt_index, ids, scored)
+        logps -= float(np.log(2)) if os.environ.get("STAND_IN") == "lies" else 0
+        told = [logps[number, : len(row)].tolist() for number, row in enumerate(rows)]
+        by_group = range(0, len(rows), group)
+        return {
+            "tokens": [rows[start : start + group] for start in by_group],
+            "logps": [told[start : start + group] for start in by_group],
+            "cached": 0,
+        }
+
+    def _prompt(self, prompt):
+        media = {name: torch.from_numpy(value) for name, value in prompt.get("media", {}).items()}
+        tokens = torch.from_numpy(prompt["tokens"])
+        if "input_audio_features" in media:
+            heard = media.pop("input_audio_features")
+            assert heard.shape[1] == int(media.pop("audio_feature_lengths"))
+            silence = media["feature_attention_mask"].shape[1] - heard.shape[1]
+            media["input_features"] = torch.nn.functional.pad(heard, (0, silence))[None]
+        for _, first, length, mask in prompt.get("places", ()):
+            token = int(tokens[first])
+            inside = tokens[first : first + length] == token
+            assert inside.all() if mask is None else (torch.from_numpy(mask) == inside).all()
+            assert int((tokens == token).sum()) == int(inside.sum())
+        positions = prompt.get("positions")
+        if positions is None:
+            positions = np.tile(np.arange(len(tokens)), (3, 1))
+        return PromptInputs(tokens, torch.from_numpy(positions), media)
+
+
+def answer(engine, method, arguments):
+    try:
+        return "done", getattr(engine, method)(**arguments)
+    except Exception:
+        return "failed", traceback.format_exc()
+
+
+def main():
+    connection, engine = Connection(int(sys.argv[1])), StandIn()
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        connection.send(answer(engine, method, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""What opens and what is refused, on files made here."""
+
+import os
+import struct
+import tracemalloc
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from echoink.common.errors import UserError
+from echoink.media import loaders
+from echoink.media.loaders import (
+    MAX_BYTES,
+    SAMPLING_RATE,
+    Embedded,
+    VideoCaps,
+    digest,
+    load_audio,
+    load_image,
+    load_sound,
+    load_soundtrack,
+    load_video,
+    scaled,
+)
+from tests.helpers.files import video
+
+
+def tone(rate: int, seconds: float, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000])
+def test_sounds_are_resampled_to_16_khz_with_frequency_and_level(tmp_path, rate):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, tone(rate, 1.0), rate)
+    samples = load_audio(path, 10)
+    assert samples.dtype == np.float32 and len(samples) == SAMPLING_RATE
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert abs(spectrum.argmax() - 440) <= 1  # one bin is one hertz
+    assert np.sqrt((samples[1000:-1000] ** 2).mean()) == pytest.approx(0.5 / 2**0.5, rel=0.01)
+
+
+def test_channels_are_averaged_and_long_sounds_cut(tmp_path):
+    path = tmp_path / "stereo.flac"
+    left = tone(16_000, 3.0)
+    soundfile.write(path, np.stack([left, -left], 1), 16_000)
+    samples = load_audio(path, 2.0)
+    assert len(samples) == 32_000
+    assert np.abs(samples).max() < 1e-4
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"RIFF\x00\x00\x00\x00WAVE"])
+def test_what_is_no_sound_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "bad.wav"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="bad.wav"):
+        load_audio(path, 10)
+
+
+def test_missing_empty_and_non_finite_sounds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="sound not found"):
+        load_audio(tmp_path / "gone.wav", 10)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    with pytest.raises(UserError, match="lasts 0.000 s"):
+        load_audio(tmp_path / "empty.wav", 10)
+    broken = tone(16_000, 1.0).astype(np.float32)
+    broken[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", broken, 16_000, subtype="FLOAT")
+    with pytest.raises(UserError, match="not finite"):
+        load_audio(tmp_path / "nan.wav", 10)
+
+
+def test_pictures_are_rgb_upright_and_transparency_is_white(tmp_path):
+    Image.new("RGBA", (8, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    image = load_image(tmp_path / "clear.png")
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    turned = Image.new("L", (40, 20), 9)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((200, 200), 90).save(whole)
+    (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(UserError, match="cannot read the picture .*cut.jpg"):
+        load_image(tmp_path / "cut.jpg")
+    with pytest.raises(UserError, match="picture not found"):
+        load_image(tmp_path / "gone.jpg")
+    Image.new("1", (9_000, 9_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match="over the limit"):
+        load_image(tmp_path / "bomb.png")
+    Image.new("RGB", (2000, 4)).save(tmp_path / "thin.png")
+    with pytest.raises(UserError, match="too narrow"):
+        load_image(tmp_path / "thin.png")
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(UserError, match="page.jpg"):
+        load_image(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("kind", ["I;16", "CMYK", "P", "LA", "1", "L"])
+def test_every_kind_of_picture_keeps_its_brightness(tmp_path, kind):
+    grey = np.full((8, 8), 128, dtype=np.uint8)
+    grey[:4] = 32
+    plain = Image.fromarray(grey)
+    made = {
+        "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+        "1": lambda: plain.convert("1", dither=Image.Dither.NONE),
+    }
+    image = made.get(kind, lambda: plain.convert(kind))()
+    path = tmp_path / ("x.jpg" if kind == "CMYK" else "x.png")
+    image.save(path)
+    seen = np.asarray(load_image(path)).astype(int)
+    expected = np.where(grey > 127, 255, 0) if kind == "1" else grey
+    assert seen.shape == (8, 8, 3) and np.abs(seen - expected[..., None]).max() <= (8 if kind == "CMYK" else 1)
+
+
+def test_of_an_animation_the_first_frame_is_shown(tmp_path):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    for name in ("a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert load_image(tmp_path / name).getpixel((8, 8))[0] > 200
+
+
+def test_other_formats_are_not_even_tried(tmp_path):
+    """An EPS would start a program of its own to be drawn."""
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    with pytest.raises(UserError, match="cannot read the picture"):
+        load_image(tmp_path / "x.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "y.tiff")
+    with pytest.raises(UserError, match="cannot read the picture"):
+        load_image(tmp_path / "y.tiff")
+
+
+@pytest.mark.parametrize("load", [load_image, lambda path: load_audio(path, 9), lambda path: load_video(path, CAPS)])
+def test_pipes_folders_and_files_that_are_too_large_are_refused_before_they_are_opened(tmp_path, load, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.wav")  # to open it would wait for ever
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("pipe.wav", "folder.wav"):
+        with pytest.raises(UserError, match=f"{name} is no file"):
+            load(tmp_path / name)
+        with pytest.raises(UserError, match="is no file"):
+            digest(tmp_path / name)
+    with open(tmp_path / "large.wav", "wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no disk
+    for medium in (tmp_path / "large.wav", Embedded("row 3", lambda: b"x" * 101)):
+        monkeypatch.setattr(loaders, "MAX_BYTES", 100)
+        with pytest.raises(UserError, match="more than"):
+            load(medium)
+
+
+def test_a_sound_is_not_longer_in_memory_than_its_cap(tmp_path):
+    """Half an hour of silence is 90 kB of FLAC and 115 MB of samples."""
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(1800 * 16_000, dtype=np.int16), 16_000)
+    assert path.stat().st_size < 300_000
+    tracemalloc.start()
+    sound = load_sound(path, 5.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (sound.seconds, len(sound.samples)) == (1800, 80_000) and peak < 4_000_000
+
+
+def test_absurd_sounds_are_refused(tmp_path):
+    soundfile.write(tmp_path / "many.wav", np.zeros((1600, 100)), 16_000)
+    with pytest.raises(UserError, match="claims 100 channels"):
+        load_audio(tmp_path / "many.wav", 9)
+    soundfile.write(tmp_path / "fast.wav", np.zeros(80_000), 800_000)
+    with pytest.raises(UserError, match="claims 1 channels at 800,000 Hz"):
+        load_audio(tmp_path / "fast.wav", 9)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "DOUBLE", "ULAW"])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_every_kind_of_sound_keeps_its_level(tmp_path, subtype, channels):
+    wave = tone(44_100, 1.0)
+    soundfile.write(tmp_path / "x.wav", np.stack([wave] * channels, 1), 44_100, subtype=subtype)
+    samples = load_audio(tmp_path / "x.wav", 10)
+    level = 20 * np.log10(np.sqrt((samples[1000:-1000] ** 2).mean()) * 2**0.5 / 0.5)
+    assert abs(level) <= 0.1
+
+
+def test_a_wav_that_is_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_path):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(16_000, 1.0), 16_000)
+    whole = path.read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match="is cut off"):
+            load_audio(path, 10)
+        with pytest.raises(UserError, match="is cut off"):
+            load_audio(Embedded("row 3", path.read_bytes), 10)
+    at = whole.index(b"data") + 4
+    path.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])  # as a program that writes to a pipe
+    assert len(load_audio(path, 10)) == 16_000
+
+
+CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112)
+
+
+def test_frames_are_spread_over_the_whole_video_and_scaled(tmp_path):
+    found = load_video(video(tmp_path / "clip.mp4", seconds=3, fps=8), CAPS)
+    assert found.frames.shape == (6, 3, 84, 140) and found.frames.dtype == np.uint8
+    assert found.fps == pytest.approx(2) and found.seconds == pytest.approx(3, abs=0.1)
+    levels = found.frames.mean((1, 2, 3))  # 20 a second, from the middle of each half second
+    assert levels == pytest.approx([20 * (0.25 + 0.5 * number) for number in range(6)], abs=6)
+
+
+def test_a_long_video_gives_fewer_frames_a_second(tmp_path):
+    found = load_video(video(tmp_path / "clip.mp4", seconds=8, fps=4), CAPS)
+    assert len(found.frames) == 8 and found.fps == pytest.approx(1, rel=0.05)
+    short = load_video(video(tmp_path / "short.mp4", seconds=0.5, fps=4), CAPS)
+    assert len(short.frames) == 2, "the processor takes frames two by two"
+
+
+def test_the_soundtrack_is_16_khz_and_cut(tmp_path):
+    path = video(tmp_path / "clip.mp4", seconds=3, hertz=1000)
+    found = load_soundtrack(path, 1.0)
+    assert len(found.samples) == SAMPLING_RATE and found.seconds == pytest.approx(3, abs=0.15)
+    assert abs(np.abs(np.fft.rfft(found.samples)).argmax() - 1000) <= 2
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "22.2"])
+def test_the_channels_of_a_soundtrack_are_averaged_however_many(tmp_path, layout):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout=layout)
+        channels = stream.layout.nb_channels
+        levels = (np.arange(channels) * 1_000 + np.arange(4_000)[:, None]).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(levels.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate, frame.pts = 16_000, 0
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    found = load_soundtrack(tmp_path / "clip.mkv", 10)
+    assert found.samples == pytest.approx((np.arange(4_000) + 500 * (channels - 1)) / 2**15, abs=1e-4)
+
+
+def test_a_soundtrack_of_too_many_channels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders, "MAX_CHANNELS", 0)
+    with pytest.raises(UserError, match=r"the sound of .*clip\.mp4 claims 1 channels at 16,000 Hz"):
+        load_soundtrack(video(tmp_path / "clip.mp4"), 10)
+
+
+def test_a_video_without_what_is_asked_for_is_refused(tmp_path):
+    silent = video(tmp_path / "silent.mp4", with_sound=False)
+    with pytest.raises(UserError, match=r"silent\.mp4 has no sound"):
+        load_soundtrack(silent, 10)
+    with pytest.raises(UserError, match="video not found"):
+        load_video(tmp_path / "gone.mp4", CAPS)
+    (tmp_path / "page.mp4").write_text("<html>")
+    with pytest.raises(UserError, match=r"cannot read the video .*page\.mp4"):
+        load_video(tmp_path / "page.mp4", CAPS)
+    (tmp_path / "cut.mp4").write_bytes(silent.read_bytes()[:400])
+    with pytest.raises(UserError, match=r"cut\.mp4"):
+        load_video(tmp_path / "cut.mp4", CAPS)
+    soundfile.write(tmp_path / "only.wav", tone(16_000, 1), 16_000)
+    with pytest.raises(UserError, match="no picture track"):
+        load_video(tmp_path / "only.wav", CAPS)
+
+
+def test_media_may_be_bytes(tmp_path):
+    path = video(tmp_path / "clip.mp4", seconds=1)
+    inside = Embedded("row 3", path.read_bytes)
+    assert (load_video(inside, CAPS).frames == load_video(path, CAPS).frames).all()
+    assert digest(inside) == digest(path)
+    with pytest.raises(UserError, match="cannot read the picture row 4"):
+        load_image(Embedded("row 4", lambda: b"nothing"))
+    with pytest.raises(UserError, match="cannot read the sound row 4"):
+        load_audio(Embedded("row 4", lambda: b"nothing"), 10)
+
+
+def test_scaled_sides_are_multiples_within_the_cap():
+    for width, height in ((1920, 1080), (160, 96), (27, 5), (3000, 40)):
+        found = scaled(width, height, 12_544)
+        assert all(side % 28 == 0 and side for side in found)
+        assert found[0] * found[1] <= 12_544 or min(found) == 28
+
+
+def test_a_clock_that_starts_late_changes_nothing(tmp_path):
+    plainly = load_video(video(tmp_path / "a.mp4", seconds=4), CAPS)
+    for name in ("late.mp4", "late.mkv"):
+        late = load_video(video(tmp_path / name, seconds=4, start=3), CAPS)
+        assert late.seconds == pytest.approx(plainly.seconds, abs=0.3) and len(late.frames) == len(plainly.frames)
+        assert late.frames.mean((1, 2, 3)) == pytest.approx(plainly.frames.mean((1, 2, 3)), abs=8)
+
+
+def test_a_turned_video_is_shown_upright(tmp_path):
+    """A quarter turn in the file's header, as phones write it."""
+    path = video(tmp_path / "turned.mp4", seconds=1, half=True)  # its left half is white
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
+    path.write_bytes(content)
+    frames = load_video(path, CAPS).frames
+    assert frames.shape[2:] == (140, 84)
+    top, bottom = frames[:, :, :60].mean(), frames[:, :, 80:].mean()
+    assert top > 200 > 60 > bottom, "what was on the left is above after a turn to the right"
+
+
+def test_a_soundtrack_that_starts_late_is_late(tmp_path):
+    late = load_soundtrack(video(tmp_path / "v.mkv", seconds=3, sound_start=1), 10).samples
+    assert np.abs(late[: SAMPLING_RATE // 2]).max() < 0.01 < np.abs(late[SAMPLING_RATE * 3 // 2 :]).max()

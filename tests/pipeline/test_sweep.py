@@ -1,0 +1,206 @@
+"""The parts of a sweep; `test_train.py` runs whole ones."""
+
+import json
+import multiprocessing
+import time
+
+import pytest
+
+from echoink.common.errors import UserError
+from echoink.config.compose import _expand, compose
+from echoink.pipeline import sweep, sweep_job
+from echoink.run_folder import checkpoint, reader
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import read_summary
+from tests.helpers.runs import make_run
+
+
+def config(*overrides):
+    return compose(list(overrides))[0].config
+
+
+def test_swept_keys_are_those_that_differ():
+    jobs = compose(["experiment=ablate_beta", "grpo.beta=0,0.1", "seed=0,1"], multirun=True)
+    assert len(jobs) == 4 and sweep._keys(jobs, ["experiment=ablate_beta"]) == ["grpo.beta", "seed"]
+    search = ["reward.lambda_fmt=interval(0,2)", "seed=1"]
+    assert sweep._keys(compose(search, multirun=True), search) == ["reward.lambda_fmt"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arms", "seeds", "default"),
+    [
+        ("ablate_lambda_fmt", 5, 3, ["reward.lambda_fmt=1"]),
+        ("ablate_reward_scale", 10, 3, ["grpo.scale=group", "reward.lambda_fmt=1"]),
+        ("ablate_group_size", 4, 3, ["grpo.group_size=8"]),
+        ("ablate_beta", 3, 3, ["grpo.beta=0.001"]),
+        ("ablate_loss", 4, 3, ["grpo.loss=grpo"]),
+        ("control_reward", 3, 5, ["reward=accuracy_format"]),
+        ("control_rejection", 2, 5, ["grpo.advantage=group"]),
+    ],
+)
+def test_every_ablation_has_its_arms_and_seeds_and_the_default_among_them(experiment, arms, seeds, default):
+    jobs = _expand([f"experiment={experiment}"], [])
+    ours = [tuple(one for one in job if not one.startswith(("seed=", "experiment="))) for job in jobs]
+    assert len(jobs) == arms * seeds and len(set(ours)) == arms and set(default) in map(set, ours)
+    assert {one for job in jobs for one in job if one.startswith("seed=")} == {f"seed={seed}" for seed in range(seeds)}
+    found = config(f"experiment={experiment}", *default)
+    assert (found.reward, found.grpo, found.trainer) == (config().reward, config().grpo, config().trainer)
+
+
+def test_a_name_says_what_differs(monkeypatch):
+    monkeypatch.setenv(sweep_job.SWEPT, "reward.lambda_fmt seed")
+    given = ["experiment=x", "reward.lambda_fmt=0.5", "seed=1", "dataset.path=a,b", "hydra.x=1"]
+    assert sweep_job.run_name(given) == "reward.lambda_fmt=0.5, seed=1"
+    monkeypatch.delenv(sweep_job.SWEPT)
+    assert sweep_job.run_name(given) == "experiment=x, reward.lambda_fmt=0.5, seed=1"
+
+
+@pytest.mark.parametrize(
+    ("other", "taken"),
+    [
+        ([], True),
+        (["tracking=off", "name=y", "eval.cache=null", "eval.watched=0", "sweep.share=x"], True),
+        (["seed=1"], False),
+        (["grpo.beta=0"], False),
+        (["trainer.steps=7"], False),
+    ],
+)
+def test_a_finished_run_of_the_same_configuration_is_taken(tmp_path, other, taken):
+    made = make_run(tmp_path / "old/0", ["reward.lambda_fmt=0.5"])
+    make_run(tmp_path / "old/1", ["reward.lambda_fmt=0.5"], status="failed")
+    found = sweep_job.shared(config("reward.lambda_fmt=0.5", *other), tmp_path, tmp_path / "new/0")
+    assert (found and found.folder) == (made if taken else None)
+
+
+def test_an_older_run_without_a_key_is_taken_where_the_key_has_its_default(tmp_path):
+    file = make_run(tmp_path / "old") / "config.yaml"
+    file.write_text(file.read_text().replace("  advantage: group\n", ""))
+    assert sweep_job.shared(config(), tmp_path, tmp_path / "new")
+    assert not sweep_job.shared(config("grpo.advantage=rejection"), tmp_path, tmp_path / "new")
+
+
+def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_job, "_device", lambda *_: pytest.fail("a process was about to start"))
+    old = make_run(tmp_path / "old")
+    (old / "checkpoints/step-2").mkdir(parents=True)
+    new = tmp_path / "sweep/0"
+    for _ in range(2):
+        assert sweep_job.run_job(config(f"sweep.share={tmp_path}"), [], new, [], 1) == 0.8
+    assert (new / "metrics.jsonl").read_text() == (old / "metrics.jsonl").read_text()
+    assert (new / "checkpoints/step-2").is_dir(), "behind a link"
+    assert read_summary(new)["shared"] == str(old)
+    records = [json.loads((place / "tracking.json").read_text()) for place in (old, new)]
+    assert records[0]["id"] != records[1]["id"], "a run of its own in MLflow"
+    assert "from " in (said := capsys.readouterr().out) and "finished before" in said
+
+
+def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch):
+    """The experiment's file changed since: the number of the job is not enough."""
+
+    class Starts(Exception):
+        pass
+
+    def starts(*_):
+        raise Starts
+
+    monkeypatch.setattr(sweep_job, "_device", starts)
+    job = make_run(tmp_path / "3", ["grpo.beta=0"])
+    assert sweep_job.run_job(config("grpo.beta=0"), [], job, [], 1) == 0.8
+    with pytest.raises(Starts):
+        sweep_job.run_job(config("grpo.beta=0.04"), [], job, [], 1)
+    assert len(list((tmp_path / "unfinished").iterdir())) == 1
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has_checkpoint):
+    started = []
+
+    class Process:
+        def __init__(self, command, **_):
+            started.append(command)
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(sweep_job.subprocess, "Popen", Process)
+    job = make_run(tmp_path / "3", ["grpo.beta=0"], status="killed")
+    if has_checkpoint:
+        files = ("model.safetensors", *checkpoint.STATE)
+        checkpoint.save(job, 1, lambda folder: [(folder / name).write_text("x") for name in files], keep=1)
+    else:
+        (job / "checkpoints/step-1").mkdir(parents=True)  # of an older version: no place to go on from
+    sweep_job.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, [], 1)
+    assert ("resume=auto" in started[0]) == has_checkpoint == (job / "metrics.jsonl").is_file()
+
+
+def test_a_job_that_still_runs_is_left_alone(tmp_path):
+    job = make_run(tmp_path / "0", status="running")
+    (job / "environment.json").write_text(json.dumps(environment()))
+    with pytest.raises(UserError, match="job 0 is still running"):
+        sweep_job.run_job(config(), [], job, [], 1)
+    assert (job / "metrics.jsonl").is_file()
+
+
+def test_a_job_whose_process_died_is_called_killed_and_one_elsewhere_is_not(tmp_path):
+    for name, other in (("0", {"process_started": 0.0}), ("1", {"host": "another"})):
+        job = make_run(tmp_path / name, status="running")
+        (job / "environment.json").write_text(json.dumps(environment() | other))
+    assert [sweep._closed(tmp_path / name, time.monotonic())["status"] for name in "01"] == ["killed", "running"]
+
+
+def test_what_an_attempt_left_is_moved_aside(tmp_path):
+    job = make_run(tmp_path / "3", status="killed")
+    sweep_job._set_aside(job)
+    assert [path.name for path in job.iterdir()] == [".hydra"]
+    (left,) = (tmp_path / "unfinished").iterdir()
+    assert left.name.startswith("3-") and (left / "metrics.jsonl").is_file()
+    assert reader.jobs(tmp_path) == [job]
+
+
+def hold(folder, seconds, found):
+    with sweep_job._device(folder, alone=False) as device:
+        found.append((device["CUDA_VISIBLE_DEVICES"], time.monotonic()))
+        time.sleep(seconds)
+        found.append((device["CUDA_VISIBLE_DEVICES"], time.monotonic()))
+
+
+def test_jobs_side_by_side_have_a_gpu_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with multiprocessing.get_context("fork").Manager() as manager:
+        found = manager.list()
+        context = multiprocessing.get_context("fork")
+        jobs = [context.Process(target=hold, args=(tmp_path, 1.5, found)) for _ in range(3)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join(30)
+        spans = {}
+        for device, when in found:
+            spans.setdefault(device, []).append(when)
+    assert {device: len(times) for device, times in spans.items()} in ({"4": 4, "7": 2}, {"4": 2, "7": 4})
+    for times in spans.values():
+        starts, ends = sorted(times)[::2], sorted(times)[1::2]
+        assert all(end <= start for end, start in zip(ends, starts[1:], strict=False)), "one job at a time on each"
+    with sweep_job._device(tmp_path, alone=True) as device:
+        assert device == {}, "a job by itself has all of them"
+
+
+@pytest.mark.parametrize(("value", "gpus"), [("0,1", ["0", "1"]), ("", []), ("-1", []), ("GPU-a", ["GPU-a"])])
+def test_visible_devices(monkeypatch, value, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert sweep_job.devices() == gpus
+
+
+def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1", "grpo.beta=0"]}))
+    again = [f"sweep.resume={tmp_path}"]
+    assert sweep.settled(["seed=0,1"]) == (["seed=0,1"], None)
+    assert sweep.settled(again) == (["seed=0,1", "grpo.beta=0"], tmp_path)
+    assert sweep.settled([*again, "hydra/launcher=joblib"])[0][-1] == "hydra/launcher=joblib"
+    with pytest.raises(UserError, match=r"not with grpo\.beta=1"):
+        sweep.settled([*again, "grpo.beta=1"])
+    with pytest.raises(UserError, match=r"it has a sweep\.json"):
+        sweep.settled(["sweep.resume=nowhere"])
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["hydra/sweeper=optuna"]}))
+    with pytest.raises(UserError, match="a search"):
+        sweep.settled(again)

@@ -1,0 +1,72 @@
+"""The model of a step's cost: its operations against those that run, its growth, what a plan says of GPUs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from echoink.benchmark.measure import executed_flops, make_systems, phases
+from echoink.planning import step_time
+from experiments.step_time import predicted
+from tests.benchmark.test_benchmark import MINI, composed
+from tests.helpers import processes
+
+MODEL = step_time.Model(28, 3584, 512, 6_525_288_448, 544_997_376, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
+STEP = step_time.Step(8, 500.0, 256.0, 125.0, 16, 200.0, 1, 1)
+WHOLE = ("weights", "gradients", "optimizer")
+H100 = step_time.GPUS[1]
+
+
+@pytest.mark.parametrize("words", [[], ["shape.group_size=8"], ["shape.completion_tokens=40"], ["shape.prompts=2"]])
+def test_operations_are_those_that_run(words):
+    import torch
+
+    settings = ["shape=small", *MINI, "shape.width=256", "shape.feed_forward=768", *words]
+    system = make_systems(composed(*settings), torch.device("cpu"))["ours"]
+    says = predicted(system)
+    for phase, run in phases(system):
+        assert says[phase] == pytest.approx(executed_flops(run), rel=0.25), phase
+
+
+def test_seconds_by_hand():
+    """On one GPU: 8 prompts of 500 tokens and 128 completions of 200, at 0.4 of 989 TFLOP/s and 0.6 of 3.35 TB/s."""
+    found = step_time.seconds(MODEL, STEP, H100, 1, (), reference=True, again=True)
+    tokens = 8 * (500 + 16 * 200)
+    matrices = 2 * 6_525_288_448 * tokens + 2 * 544_997_376 * (8 * 16 * 200 + 8)
+    towers = 8 * (4 * 256 * 2 * 676e6 + 2 * 125 * 2 * 640e6)
+    pairs = 8 * (500**2 / 2 + 16 * (500 * 200 + 200**2 / 2))
+    forward = (matrices + towers + 4 * 3584 * 28 * pairs) / (0.4 * 989e12)
+    assert found.reference == pytest.approx(forward) and found.update == pytest.approx(4 * forward)
+    reading = 400 * 2 * (6_525_288_448 + 544_997_376) / (0.6 * 3.35e12)  # all weights, for each token of the longest
+    assert found.rollout > reading and found.optimizer == pytest.approx(28 * 8.93e9 / (0.6 * 3.35e12))
+
+
+def test_costs_grow_as_they_must():
+    on = (H100, 8, WHOLE, True, True)
+    times = step_time.growth(MODEL, STEP, 4496, *on)
+    assert times["samples"] == 2 and all(1 < value <= 2.2 for value in times.values())
+    for other in (replace(STEP, group=32), replace(STEP, completion=400.0), replace(STEP, prompt=1000.0)):
+        assert step_time.seconds(MODEL, other, *on).total > step_time.seconds(MODEL, STEP, *on).total
+    one, eight = (step_time.hours(MODEL, STEP, 4496, H100, n, WHOLE if n > 1 else (), True, True) for n in (1, 8))
+    assert eight["hours"] < one["hours"] and eight["gpu_hours"] > one["gpu_hours"] and eight["steps"] == 562
+    many = step_time.hours(MODEL, STEP, 4496, H100, 64, WHOLE, True, True)
+    assert (many["prompts_per_step"], many["steps"]) == (64, 71)  # every GPU has a prompt, so there are fewer steps
+    frozen = replace(MODEL, learning=10e6, learning_language=False, learning_towers=False)
+    assert step_time.seconds(frozen, STEP, H100, 8, (), False, False).total < step_time.seconds(MODEL, STEP, *on).total
+
+
+def test_a_plan_says_what_it_takes_on_gpus(tmp_path):
+    words = ["experiment=echoink_r1_7b", "dataset=synthetic", "dataset.train=16", "dataset.dev=3", "dataset.valid=12"]
+    done = processes.run(tmp_path, *words, "dry_run=true", "hydra.run.dir=outputs/plan")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "1 x H100 80 GB: does not fit" in said and "8 x H100 80 GB: about" in said and "not measured" in said
+    found = json.loads((tmp_path / "outputs/plan/plan.json").read_text())["gpus"]
+    assert not found["1"]["H100 80 GB"]["fits"] and found["8"]["H100 80 GB"]["fits"]
+    assert found["8"]["sharding"] == found["64"]["sharding"] == "fsdp2"
+    for count in ("8", "64"):
+        of = found[count]["A100 80 GB"]
+        assert of["gpu_hours"] == pytest.approx(of["hours"] * int(count))
+        assert of["hours"] == pytest.approx(of["steps"] * of["seconds_per_step"]["total"] / 3600)
+    done = processes.run(tmp_path, "dataset.train=16", "dataset.dev=3", "dataset.valid=12", "dry_run=true")
+    assert done.returncode == 0 and "H100" not in done.stdout  # nobody rents one for the tiny model

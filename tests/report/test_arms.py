@@ -1,0 +1,93 @@
+"""Arms of an ablation, and differences paired by seed."""
+
+import json
+
+import pytest
+
+from echoink.common.errors import UserError
+from echoink.report import arms as report_arms
+from echoink.run_folder import reader
+from tests.helpers.runs import make_run
+
+ACCURACY = {(0, 0): 0.70, (0, 1): 0.74, (0.04, 0): 0.60, (0.04, 1): 0.66, (0.001, 0): 0.71, (0.001, 1): 0.75}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for number, ((beta, seed), accuracy) in enumerate(ACCURACY.items()):
+        make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], accuracy)
+    return tmp_path
+
+
+def test_runs_are_found_in_the_order_of_a_sweep(sweep):
+    for number in range(6, 11):
+        make_run(sweep / str(number), [f"seed={number}"])
+    make_run(sweep / "unfinished/3-1", ["seed=99"], status="killed")
+    found = reader.find([sweep])
+    assert [run.folder.name for run in found] == [str(n) for n in range(11)]
+    assert reader.find([sweep, sweep / "3"]) == found, "each once"
+    assert [path.name for path in reader.jobs(sweep)] == [str(n) for n in range(11)]
+
+
+def test_arms_differ_in_more_than_the_seed(sweep):
+    arms = report_arms.arms(reader.find([sweep]))
+    assert [arm.label for arm in arms] == ["β 0", "β 0.04", "β 0.001"]
+    assert arms[0].of_seed("accuracy") == {0: 0.70, 1: 0.74} and arms[0].over_seeds("accuracy").mean == pytest.approx(
+        0.72
+    )
+    reference = report_arms.reference(arms)
+    assert reference.label == "β 0.001", "the default"
+
+
+def test_differences_are_paired_by_seed_and_adjusted(sweep):
+    arms = report_arms.arms(reader.find([sweep]))
+    zero, four = report_arms.differences(arms, arms[2])
+    assert zero.seeds.values == pytest.approx((-0.01, -0.01)) and four.seeds.values == pytest.approx((-0.11, -0.09))
+    assert four.seeds.p_value == pytest.approx(0.0635, abs=1e-3) and four.adjusted_p == pytest.approx(
+        four.seeds.p_value
+    )
+    assert zero.adjusted_p is None, "equal differences say nothing of their spread"
+
+
+def test_a_run_that_did_not_finish_counts_in_no_mean(sweep):
+    file = sweep / "1/summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "failed", "final": None}))
+    arms = report_arms.arms(reader.find([sweep]))
+    assert arms[0].of_seed("accuracy") == {0: 0.70}
+    zero, _ = report_arms.differences(arms, arms[2])
+    assert zero.seeds is None and zero.adjusted_p is None, "one shared seed says nothing"
+    make_run(sweep / "6", ["grpo.beta=0", "seed=1"], 0.9)
+    assert report_arms.arms(reader.find([sweep]))[0].of_seed("accuracy") == {0: 0.70, 1: 0.9}, "it was run again"
+
+
+def test_a_key_that_an_older_run_does_not_know_had_its_default(tmp_path):
+    """An old run of the default, one that says so, and another method of the same seed: two arms."""
+    for number, overrides in enumerate([[], ["seed=1"], ["grpo.advantage=rejection"]]):
+        make_run(tmp_path / str(number), overrides, 0.8 - number / 10)
+    file = tmp_path / "0/config.yaml"
+    file.write_text(file.read_text().replace("  advantage: group\n", ""))
+    arms = report_arms.arms(reader.find([tmp_path]))
+    assert [arm.label for arm in arms] == ["advantage group", "advantage rejection"]
+    assert arms[0].of_seed("accuracy") == pytest.approx({0: 0.8, 1: 0.7})
+
+
+def test_equal_differences_are_no_certainty(tmp_path):
+    for number, (beta, seed) in enumerate([(0.001, 0), (0.001, 1), (0, 0), (0, 1)]):
+        make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], 0.8 + (beta == 0) * 0.05)
+    arms = report_arms.arms(reader.find([tmp_path]))
+    (found,) = report_arms.differences(arms, arms[0])
+    assert found.seeds.mean == pytest.approx(0.05) and found.seeds.interval is None and found.adjusted_p is None
+
+
+def test_labels_are_short(tmp_path):
+    for number, reward in enumerate(("accuracy_format", "random")):
+        make_run(tmp_path / str(number), [f"reward={reward}"])
+    labels = [arm.label for arm in report_arms.arms(reader.find([tmp_path]))]
+    assert labels == ["λ_acc 1 · λ_fmt 1 · reward –", "λ_acc 0 · λ_fmt 0 · reward random_reward"]
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        reader.find([tmp_path])
+    with pytest.raises(UserError, match="no such folder"):
+        reader.find([tmp_path / "nowhere"])

@@ -1,0 +1,102 @@
+"""Decoding from shared prompt caches: the right logits whoever has left, and what is computed and held."""
+
+import pytest
+import torch
+from transformers import set_seed
+
+from echoink.models.batching import prompt_batch
+from echoink.rollout import generate as rollout
+from echoink.rollout.decoder import Decoder
+from tests.rollout.test_generate import noise_of, run
+
+
+def decode(model, prompts, group, fixed, leaving, length=8):
+    """Logits of steps between which all but the `leaving` rows leave; and the decoder."""
+    start = rollout.prefill(model.eval(), prompts, 0)
+    decoder = Decoder(model, start.cache, start.mask, group, length, fixed)
+    positions, found = start.next_positions.repeat_interleave(group), []
+    rows = torch.arange(len(prompts) * group)
+    for step, kept in enumerate(leaving):
+        rows = rows[kept]
+        decoder.keep(torch.tensor(kept))
+        with torch.no_grad():
+            found.append(decoder(30 + 7 * rows + step, positions[rows] + step))
+    return found, rows, decoder
+
+
+LEAVING = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 2, 3, 5, 6, 7, 9, 11], [1, 2, 4, 6, 7], [0, 4], [1]]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["leaving at once", "fixed slots"])
+def test_a_row_decodes_as_it_would_alone(model, prompts, fixed):
+    """Three prompts of different lengths, G = 4; against the whole sequence through the model's own forward."""
+    found, (row,), _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    assert row == 11
+    prompt = prompts[2]
+    ids = torch.cat([prompt.input_ids, 30 + 7 * row + torch.arange(5)])[None]
+    with torch.no_grad():
+        expected = model(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits[0, -5:]
+    assert all((logits[-1] - one).abs().max() <= 1e-4 for logits, one in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_under_autocast_a_row_decodes_about_as_in_float32(model, prompts, fixed):
+    exact, _, _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _, _ = decode(model, prompts[:3], 4, fixed, LEAVING)
+    assert all(
+        (a.log_softmax(-1) - b.float().log_softmax(-1)).abs().mean() < 0.1 for a, b in zip(exact, rounded, strict=True)
+    )
+
+
+def test_fixed_slots_compute_what_rows_that_leave_do(model, prompts):
+    one, _, _ = decode(model, prompts[:3], 4, False, LEAVING)
+    other, _, _ = decode(model, prompts[:3], 4, True, LEAVING)
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(one, other, strict=True))
+
+
+def test_the_prompts_cache_is_held_once_per_prompt_and_rows_leave(model, prompts):
+    _, _, decoder = decode(model, prompts[:3], 4, False, LEAVING[:1])
+    assert decoder._prefix[0][0].shape[0] == 3 and decoder._own[0][0].shape[:3] == (12, 2, 8)
+    sizes = {}
+    for fixed in (False, True):
+        sizes[fixed] = []
+        for steps in range(1, 6):
+            _, _, decoder = decode(model, prompts[:3], 4, fixed, LEAVING[:steps])
+            sizes[fixed].append((len(decoder._own[0][0]), len(decoder._prefix[0][0])))
+    assert sizes[False] == [(12, 3), (8, 3), (5, 3), (2, 3), (1, 1)]
+    assert sizes[True] == [(12, 3), (12, 3), (5, 3), (2, 3), (1, 1)], "slots move together when half of them are idle"
+
+
+def test_fixed_slots_sample_the_same_rollout(model, prompts, monkeypatch):
+    expected = run(model, prompts[:5], noise_of(5, 4), [1.0] * 4)
+    assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
+    monkeypatch.setattr(rollout, "Decoder", lambda *args, fixed: Decoder(*args, fixed=True))
+    assert run(model, prompts[:5], noise_of(5, 4), [1.0] * 4) == expected
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_shared_prefill_samples_what_num_return_sequences_does(model, prompts, count):
+    """With transformers' own random numbers and the same seed; three prompts are padded on the left."""
+    model.eval()
+    group, chosen = 4, prompts[:count]
+    batch = prompt_batch(chosen, model.generation_config.pad_token_id)
+    batch.pop("position_ids")
+    settings = {"do_sample": True, "max_new_tokens": 20, "top_k": 50, "top_p": 0.95}
+    set_seed(3)
+    expected = model.generate(**batch, num_return_sequences=group, **settings)
+
+    start = rollout.prefill(model, chosen, model.generation_config.pad_token_id)
+    # generate() wants the last prompt token not yet in the cache, and the offset of positions that it would have found
+    start.cache.crop(-1)
+    start.cache.batch_repeat_interleave(group)
+    model.model.rope_deltas = (start.next_positions - start.mask.sum(1)).repeat_interleave(group).unsqueeze(1)
+    set_seed(3)
+    found = model.generate(
+        input_ids=batch["input_ids"].repeat_interleave(group, 0),
+        attention_mask=start.mask.repeat_interleave(group, 0),
+        past_key_values=start.cache,
+        **settings,
+    )
+    assert torch.equal(found, expected)
+    assert len({tuple(row.tolist()) for row in found}) > 1

@@ -1,0 +1,476 @@
+"""Rollouts by an engine: what it is given, what comes back, what the trainer makes of it, how it fails.
+
+In most tests `stand_in_engine.py` is at the other end, which decodes with transformers. vLLM itself is asked where
+ECHOINK_VLLM names an interpreter that has it:
+`ECHOINK_VLLM=engine/bin/python pytest -m slow tests/rollout/test_vllm_engine.py`.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import pickle
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors import safe_open
+from transformers import TrainerCallback
+from trl.trainer.utils import add_fused_lm_head
+
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.paths import TINY
+from echoink.config.schema import Correction, Variant
+from echoink.data.ablations import without
+from echoink.data.samples import DataType
+from echoink.models import loading
+from echoink.models.families import family_of
+from echoink.models.logprobs import score
+from echoink.rollout import vllm_engine, vllm_environment
+from echoink.rollout.sampling import Sampling
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+from echoink.training import grpo, importance_sampling
+from echoink.training.callbacks import Recorder
+from echoink.training.metrics import metrics_of
+from echoink.training.reward_functions import of_config
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
+from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2, start, told
+from tests.helpers import files, processes, stand_in_engine
+from tests.helpers.entry import SMALL, lines
+from tests.helpers.paths import ROOT
+
+STAND_IN = ROOT / "tests/helpers/stand_in_engine.py"
+G, LENGTH = 4, 24
+VLLM = os.environ.get("ECHOINK_VLLM")
+
+
+class Near:
+    """A connection to a stand-in in this process; what passes is pickled all the same."""
+
+    def __init__(self):
+        self._engine = stand_in_engine.StandIn()
+
+    def send(self, asked):
+        self._answer = pickle.dumps(stand_in_engine.answer(self._engine, *pickle.loads(pickle.dumps(asked))))
+
+    def poll(self, seconds):
+        return True
+
+    def recv(self):
+        return pickle.loads(self._answer)
+
+
+@pytest.fixture
+def make_engine(tmp_path, monkeypatch):
+    """An engine for a model; the stand-in where no interpreter is named."""
+    started = []
+
+    def make(model, processor, temperature=1.0, python=None, rows=64, length=LENGTH, longest=400, near=True):
+        if python is None:
+            monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
+            if near:
+                monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, Near()))
+        one = vllm_engine.Engine(
+            model,
+            processor.processor,
+            python,
+            Sampling(temperature, 0.95, 50, length),
+            loading.end_ids(model, processor.processor),
+            rows,
+            longest,
+            bf16=False,
+            device=torch.device("cpu"),
+            sleeps=True,
+            log=tmp_path / "engine.log",
+            weights=tmp_path / f"weights-{len(started)}.safetensors",
+        )
+        started.append(one)
+        return one
+
+    yield make
+    for one in started:
+        one.close()
+
+
+@pytest.fixture
+def of_all_kinds(samples, processor, tmp_path):
+    """Prompts with picture and sound, a video, a video with its sound woven in, a sound alone, nothing."""
+    shown = {"video": files.video(tmp_path / "clip.mp4"), "image": None, "data_type": DataType.video}
+    asked = [
+        samples[0],
+        replace(samples[1], **shown, audio=None),
+        replace(samples[2], **shown),
+        without(samples[3], Variant.no_image),
+        without(samples[4], Variant.text_only),
+    ]
+    prompts = [processor(sample) for sample in asked]
+    assert [sorted(prompt.media) for prompt in prompts][2] == sorted(
+        ["pixel_values_videos", "video_grid_thw", "input_features", "feature_attention_mask"]
+    )
+    return prompts
+
+
+def apart(model, prompts, rows, logps, temperature=1.0) -> torch.Tensor:
+    """Differences between an engine's log-probabilities and the model's, of all tokens."""
+    add_fused_lm_head(model, temperature=temperature)
+    ids = torch.zeros(len(rows), LENGTH, dtype=torch.long)
+    scored, told = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
+    for number, (row, own) in enumerate(zip(rows, logps, strict=True)):
+        ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
+        told[number, : len(row)] = torch.tensor(own)
+    prompt_index = [number // G for number in range(len(rows))]
+    with torch.no_grad():
+        found, _ = score(model.eval(), prompts, None, prompt_index, ids, scored)
+    return (found - told)[scored].abs()
+
+
+def test_all_weights_have_their_published_names(model):
+    with safe_open(TINY / "model.safetensors", "pt") as file:
+        published = {f"thinker.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = dict(vllm_engine.published(model, everything=True))
+    assert found.keys() == published.keys()
+    assert all(torch.equal(found[name], published[name]) for name in found)
+
+
+def test_of_a_model_with_frozen_towers_only_what_learns_is_sent_again():
+    model = loading.load_model("tiny", freeze=("audio", "vision"))
+    again = dict(vllm_engine.published(model, everything=False))
+    assert again.keys() == {
+        name
+        for name, _ in vllm_engine.published(model, everything=True)
+        if not name.startswith(("thinker.audio", "thinker.vis"))
+    }
+
+
+def test_an_adapter_is_sent_merged_with_the_projections_that_stand_beside_it(model):
+    adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    thinker = adapted.get_base_model()
+    everything, again = (dict(vllm_engine.published(thinker, whole)) for whole in (True, False))
+    merged = dict(vllm_engine.published(adapted.merge_and_unload(), everything=True))
+    assert everything.keys() == merged.keys()
+    assert all(torch.allclose(everything[name], merged[name], atol=1e-6) for name in merged)
+    beside = {"q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"}
+    beside |= {"o_proj.weight", "gate_proj.weight", "up_proj.weight", "down_proj.weight"}
+    assert {".".join(name.split(".")[-2:]) for name in again} == beside
+    assert len(again) == len(beside) * 3  # layers
+    assert all(torch.equal(again[name], everything[name]) for name in again)
+
+
+def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
+    pytest.importorskip("bitsandbytes")
+    quantized = loading.load_model("tiny", quantized=True)
+    quantized.requires_grad_(False)
+    adapted = get_peft_model(quantized, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    whole = loading.load_model("tiny")
+    names = {vllm_engine.published_name(family_of(whole), name): name for name, _ in whole.named_parameters()}
+    found = dict(vllm_engine.published(quantized, everything=True))
+    assert not torch.equal(
+        found["thinker.model.layers.0.self_attn.k_proj.weight"],
+        dict(whole.named_parameters())["model.language_model.layers.0.self_attn.k_proj.weight"],
+    )
+    whole.load_state_dict({names[name]: weight for name, weight in found.items()})
+    ids = prompts[0].input_ids[None, :5]
+    with torch.no_grad():
+        assert torch.allclose(whole(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits, atol=1e-4)
+
+
+def test_it_is_given_all_media_with_their_places_and_positions(make_engine, model, processor, of_all_kinds):
+    one = make_engine(model, processor, temperature=0.7)
+    assert one.push(model) == len(list(model.parameters()))
+    rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
+    assert len(rows) == len(of_all_kinds) * G and max(map(len, rows)) <= LENGTH
+    assert apart(model, of_all_kinds, rows, logps, 0.7).max() < 1e-4
+    assert one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)[0] == rows
+    assert one.generate(of_all_kinds, [17, 18, 19, 20, 21], G)[0] != rows
+
+
+@pytest.mark.parametrize("asked", ["one by one", "together"])
+def test_room_for_the_cache_is_that_of_all_rows(model, asked):
+    rows, length = (64, 500) if asked == "together" else (1, 500)
+    text = model.config.get_text_config()
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 4
+    assert 1.0 <= vllm_engine.cache_bytes(model, rows, length, torch.float32) / (rows * length * a_token) < 1.2
+
+
+def test_weights_pass_in_memory_where_there_is_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(vllm_engine, "MEMORY", tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    left = vllm_engine.passage(run, 1000)
+    assert left.parent == tmp_path
+    left.touch()  # and is killed
+    assert vllm_engine.passage(run, 1 << 60).parent != tmp_path
+    assert not left.exists()
+    monkeypatch.setattr(vllm_engine, "MEMORY", tmp_path / "nowhere")
+    assert vllm_engine.passage(run, 1000).parent != tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fails", "asks", "says"),
+    [
+        ("cannot", "start", "the engine could not start: ValueError: no room for the weights"),
+        ("dies", "generate", "the engine has ended (status 9)"),
+    ],
+)
+def test_an_engine_that_fails_is_named_with_its_log(
+    make_engine, model, processor, prompts, monkeypatch, fails, asks, says
+):
+    monkeypatch.setenv("STAND_IN", fails)
+    with pytest.raises(UserError) as error:
+        make_engine(model, processor, near=False).generate(prompts[:1], [0], G)
+    assert str(error.value).startswith(says) and "engine.log" in error.value.hint
+
+
+def test_an_interpreter_without_vllm_is_refused_with_the_way_to_one(tmp_path):
+    for python in (sys.executable, str(tmp_path / "nowhere")):
+        with pytest.raises(UserError) as error:
+            vllm_environment.check(python)
+        assert "pip install vllm" in error.value.hint and python in error.value.problem
+
+
+def test_nothing_of_it_is_left(make_engine, model, processor, prompts):
+    one = make_engine(model, processor, near=False)
+    one.push(model)
+    assert not one._weights.exists()
+    folder, process = one._folder, one._process
+    one.close()
+    assert process.poll() == -signal.SIGKILL and not folder.exists()
+
+
+class Catch(TrainerCallback):
+    def __init__(self):
+        self.rows = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.rows.append(metrics_of(logs))
+
+
+@pytest.fixture
+def train(make_engine, make_processor, samples, tmp_path):
+    """Three steps by an engine: the metrics of each and the trainer."""
+
+    def go(*settings, adapter=None, spoil=lambda trainer: None):
+        config = compose(
+            [
+                f"grpo.group_size={G}",
+                f"generation.max_new_tokens={LENGTH}",
+                "generation.engine=vllm",
+                "trainer.prompts_per_step=2",
+                "trainer.micro_batch_prompts=1",
+                "trainer.learning_rate=1e-2",
+                *settings,
+            ]
+        )[0].config
+        model, catch = loading.load_model("tiny"), Catch()
+        processor = make_processor(model)
+        generator = make_engine(model, processor, config.generation.temperature)
+        trainer = EchoInkTrainer(
+            model=model,
+            reference=None if adapter else loading.load_reference("tiny"),
+            processor=processor,
+            samples=samples[:6],
+            rewards=of_config(config.reward, processor.prompt.thinks),
+            args=arguments(config.trainer, config.grpo, config.generation, config.seed, 3, str(tmp_path)),
+            settings=config.grpo,
+            callbacks=[catch],
+            adapter=adapter,
+            engine=generator,
+            correction=config.generation.vllm.correction,
+        )
+        spoil(trainer)
+        trainer.train()
+        return catch.rows, trainer
+
+    return go
+
+
+@pytest.mark.parametrize("adapter", [None, loading.lora(4, 64, 0.0, ("q_proj", "v_proj"))], ids=["whole", "lora"])
+def test_after_each_update_it_samples_from_the_model_that_learns(train, adapter):
+    rows, trainer = train(adapter=adapter)
+    assert len(rows) == 3 and all(row["engine/logp_difference_max"] < 1e-4 for row in rows)
+    assert all(abs(row["engine/ratio_mean"] - 1) < 1e-3 for row in rows)
+    assert trainer._pushed == 2  # rollouts of steps 1 to 3 are made after 0, 1 and 2
+
+
+def test_updates_that_share_a_rollout_need_one_push(train):
+    rows, trainer = train("grpo.updates_per_rollout=3")
+    assert trainer._pushed == 0 and ["engine/ratio_mean" in row for row in rows] == [True, False, False]
+
+
+def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
+    def forget(trainer):
+        push = trainer._engine.push
+        trainer._engine.push = lambda model: push(model) if trainer._pushed is None else 0
+
+    rows, _ = train(spoil=forget)
+    assert rows[0]["engine/logp_difference_mean"] < 1e-4 < 0.05 < rows[2]["engine/logp_difference_mean"]
+    with RunFolder(tmp_path / "run", "train", "run", 0) as folder:
+        recorder = Recorder(folder, Tracker(None, Record("x", "x", {}, {}), folder.path), 3, 8, 1, 2, alarm=0.05)
+        wanted = dict.fromkeys(("reward/accuracy", "reward/format", "completion/mean_length", "time/step"), 1.0)
+        for step, row in enumerate(rows):
+            logs = {"loss": 0.0, "engine/logp_difference_mean": row["engine/logp_difference_mean"]}
+            state = type("State", (), {"is_world_process_zero": True, "global_step": step + 1, "epoch": 0.0})
+            recorder.on_log(None, state, None, logs | wanted)
+    said = capsys.readouterr().out
+    assert said.count("it samples from another policy") == 1 and "step 2" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize("mode", list(Correction), ids=lambda mode: mode.name)
+@pytest.mark.parametrize("beta", [0, 0.04])
+def test_an_engines_rollout_is_corrected_in_the_loss_without_a_pass_of_its_own(train, monkeypatch, mode, beta):
+    """The stand-in says of each token half its probability: ratios of 2 a token, 2^n a completion."""
+    monkeypatch.setenv("STAND_IN", "lies")
+    passes = []
+
+    def spoil(trainer):
+        compute = trainer._log_probabilities
+
+        def counted(model, *words):
+            passes.append(torch.is_grad_enabled())
+            return compute(model, *words)
+
+        trainer._log_probabilities = counted
+
+    settings = [f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", f"grpo.beta={beta}"]
+    logged, _ = train(*settings, spoil=spoil)
+    assert passes.count(False) == (3 if beta else 0), "only the reference makes passes without a gradient"
+    for row in logged:
+        assert row.get("engine/logp_difference_mean", 0.6931) == pytest.approx(0.6931, abs=1e-3)
+    if beta and mode is not Correction.sequence_mask:  # without it only groups with a signal are compared
+        most = {"none": 1, "token_truncate": 2, "token_mask": 2, "sequence_truncate": 3}[mode.name]
+        assert logged[0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)
+
+
+def test_weights_by_hand():
+    logps, told = (
+        torch.tensor([[0.0, -1.0, -2.0], [-1.0, -1.0, 9.0]]),
+        torch.tensor([[0.0, -2.0, -1.0], [-4.0, -1.0, 0.0]]),
+    )
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    e = math.e
+    wanted = {
+        "none": [[1, 1, 1], [1, 1, 1]],
+        "token_truncate": [[1, e, 1 / e], [3, 1, 1]],
+        "token_mask": [[1, e, 1 / e], [0, 1, 1]],
+        "sequence_truncate": [[1], [3]],
+        "sequence_mask": [[1], [0]],
+    }
+    for how in Correction:
+        assert torch.allclose(grpo.engine_ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float())
+    weights = grpo.engine_ratio(logps, told, mask, Correction.token_truncate, 3.0)
+    empty = importance_sampling.notes(logps, told, torch.zeros_like(mask), weights)
+    found = importance_sampling.metrics(torch.stack([importance_sampling.notes(logps, told, mask, weights), empty]))
+    assert found["engine/logp_difference_mean"] == pytest.approx((1 + 1 + 3) / 5)
+    assert found["engine/logp_difference_max"] == 3
+    ratios = [found[f"engine/ratio_{name}"] for name in ("min", "mean", "max")]
+    assert ratios == pytest.approx([1 / e, (1 + e + 1 / e + 3 + 1) / 5, 3])
+    assert importance_sampling.metrics(empty[None]) == {}
+
+
+RUN = [*SMALL, "generation=vllm", "trainer.steps=3", "trainer.save_every=1", "trainer.keep_checkpoints=3"]
+RUN += ["trainer.completions_every=1", "trainer.micro_batch_prompts=1", "grpo.beta=0.04", "tracking=off"]
+RUN += ["eval.base=false", "eval.watched=0", "eval.cache=null"]
+AS_STAND_IN = f"""
+import pathlib
+from echoink.rollout import vllm_engine as engine, vllm_environment
+engine.WORKER = pathlib.Path({str(STAND_IN)!r})
+vllm_environment.check = lambda python: "stand-in"
+"""
+COMMAND = AS_STAND_IN + "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run on one process."""
+    place = tmp_path_factory.mktemp("engine")
+    done = processes.run(place, *RUN, "hydra.run.dir=outputs/whole", code=COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert "vLLM stand-in" in done.stdout
+    return place / "outputs/whole"
+
+
+def test_a_run_that_is_taken_up_goes_on_the_same(whole):
+    place = whole.parent.parent
+    words = [*RUN, "hydra.run.dir=outputs/again", "resume=auto"]
+    assert processes.run(place, *words, code=DIES_AFTER_STEP_2 + COMMAND).returncode == 3
+    done = processes.run(place, *words, code=COMMAND)
+    assert done.returncode == 0 and "from step 1" in done.stdout, done.stderr
+    assert told(place / "outputs/again") == told(whole)
+    for step in (1, 2, 3):
+        assert lines(place / f"outputs/again/completions/step-{step}.jsonl") == lines(
+            whole / f"completions/step-{step}.jsonl"
+        )
+
+
+NO_DEEPSPEED = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        "fsdp2",
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero3", marks=[pytest.mark.slow, NO_DEEPSPEED]),
+    ],
+)
+def test_two_processes_with_an_engine_each_do_what_one_does(whole, trainer):
+    place = whole.parent.parent
+    words = [*RUN, f"trainer={trainer}", f"hydra.run.dir=outputs/{trainer}"]
+    for one in start(place, words, dict.fromkeys((0, 1), AS_STAND_IN)):
+        assert (done := one.wait()).returncode == 0, done.stderr
+    for row, wanted in zip(told(place / f"outputs/{trainer}"), told(whole), strict=True):
+        assert row == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in wanted.items()}
+    assert (place / f"outputs/{trainer}/engine.rank1.log").is_file()
+    assert not list(vllm_engine.MEMORY.glob("echoink-*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, processor, of_all_kinds, temperature):
+    model = loading.load_model("tiny")
+    one = make_engine(model, processor, temperature, VLLM)
+    one.push(model)
+    for _ in range(2):  # the second time with other weights
+        rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
+        difference = apart(model, of_all_kinds, rows, logps, temperature)
+        print(f"temperature {temperature}: mean {difference.mean():.1e}, largest {difference.max():.1e} nats")
+        assert difference.max() < 1e-4
+        assert one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)[0] == rows
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.05)
+        stale = apart(model, of_all_kinds, rows, logps, temperature)
+        assert stale.mean() > 0.01
+        one.push(model)
+    assert one.cached > 0  # a prompt's whole blocks are computed once for its group
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
+@pytest.mark.parametrize(
+    "words",
+    [[], ["adapter=lora"], ["adapter=qlora"], ["model.freeze=[audio,vision]"]],
+    ids=["whole", "lora", "qlora", "frozen"],
+)
+def test_a_run_by_vllm(tmp_path, words):
+    words = [*RUN, *words, f"generation.vllm.python={VLLM}", "trainer.learning_rate=1e-3", "hydra.run.dir=outputs/run"]
+    done = processes.run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    rows = told(tmp_path / "outputs/run")
+    assert len(rows) == 3 and all(row["engine/logp_difference_mean"] < 1e-4 for row in rows)
+    assert json.loads((tmp_path / "outputs/run/summary.json").read_text())["status"] == "finished"

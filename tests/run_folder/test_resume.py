@@ -1,0 +1,605 @@
+"""A run that is killed and taken up ends as one that nothing interrupted: byte for byte, but for times."""
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from echoink import sync
+from echoink.common.errors import UserError
+from echoink.common.files import read_rows, write_atomic
+from echoink.config.compose import compose
+from echoink.run_folder import checkpoint, resume
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
+from echoink.tracking.client import absolute_uri, connect
+from tests.helpers import processes
+
+SMALL = [
+    "experiment=quickstart",
+    "dataset.train=20",
+    "dataset.dev=4",
+    "dataset.valid=8",
+    "eval.batch_prompts=3",
+    "eval.every=4",
+    "eval.cache=null",
+    "eval.watched=1",
+    "generation.max_new_tokens=32",
+    "trainer.steps=8",
+    "trainer.prompts_per_step=8",  # 20 prompts: an epoch is 3 steps
+    "trainer.micro_batch_prompts=4",
+    "trainer.save_every=1",
+    "trainer.completions_every=1",
+    "trainer.learning_rate=1e-3",
+    "tracking=off",
+]
+SEVERAL = [*SMALL, "grpo.updates_per_rollout=3", "grpo.beta=0.04"]
+"""Several updates of a rollout: a checkpoint may be in the middle of it."""
+
+
+def left(folder: Path) -> dict[str, str]:
+    """Digests of all that a run leaves and that must not depend on interruptions."""
+
+    def digest(thing: object) -> str:
+        return hashlib.sha256(repr(thing).encode()).hexdigest()[:12]
+
+    def rows(name: str) -> list[dict]:
+        return [
+            {k: v for k, v in row.items() if not k.startswith(("time/", "perf/")) and k != "timestamp"}
+            for row in read_rows(folder / name)
+        ]
+
+    found = {name: digest(rows(name)) for name in ("metrics.jsonl", "dev.jsonl", "eval.jsonl")}
+    files = ["predictions.jsonl", "watched.jsonl", "flips.jsonl", "checkpoints/best.json"]
+    files += [f"completions/step-{step}.jsonl" for step in range(1, 10)]
+    for name in files:
+        found[name] = digest((folder / name).read_bytes()) if (folder / name).is_file() else "absent"
+    last = checkpoint.steps(folder)[-1]
+    weights = "model.safetensors" if (last / "model.safetensors").is_file() else "adapter_model.safetensors"
+    found["weights"] = digest([(k, v.numpy().tobytes()) for k, v in sorted(load_file(last / weights).items())])
+    state = torch.load(last / "optimizer.pt", weights_only=True)["state"]
+    found["optimizer"] = digest([(k, n, v.numpy().tobytes()) for k, s in state.items() for n, v in s.items()])
+    found["summary"] = digest([json.loads((folder / "summary.json").read_text())[k] for k in ("final", "paired")])
+    return found | {"step": last.name}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+def whole(place: Path, name: str, settings: list[str]) -> tuple[dict[str, str], float]:
+    """A run that nothing interrupts: what it leaves, and how long it takes."""
+    began = time.monotonic()
+    done = processes.run(place, *settings, f"hydra.run.dir=outputs/{name}")
+    assert done.returncode == 0, done.stderr
+    return left(place / "outputs" / name), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def plain(place) -> tuple[dict[str, str], float]:
+    whole(place, "first", [*SMALL, "trainer.steps=1"])  # writes the data, starts the fork server
+    return whole(place, "plain", SMALL)
+
+
+@pytest.fixture(scope="module")
+def several(place, plain) -> tuple[dict[str, str], float]:
+    return whole(place, "several", SEVERAL)
+
+
+def killed_until_done(place: Path, name: str, settings: list[str], seconds: list[float]) -> list[str]:
+    """Kill a run so many seconds after each of its starts, then let it end; where it was each time."""
+    where, command = [], [*settings, "resume=auto", f"hydra.run.dir=outputs/{name}"]
+    for wait in seconds:
+        started = processes.start(place, *command)
+        time.sleep(wait)
+        started.kill()
+        started.wait()
+        newest, damaged = checkpoint.newest(place / "outputs" / name)
+        assert not damaged
+        where.append(newest.name if newest else "none")
+    done = processes.run(place, *command)
+    assert done.returncode == 0, done.stderr
+    return where
+
+
+@pytest.mark.parametrize("kind", ["plain", "several"])
+def test_killed_at_some_instants_it_ends_the_same(place, request, kind):
+    expected, takes = request.getfixturevalue(kind)
+    settings = SMALL if kind == "plain" else SEVERAL
+    where = killed_until_done(place, f"killed-{kind}", settings, [0.55 * takes, 0.5 * takes])
+    assert left(place / "outputs" / f"killed-{kind}") == expected, where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", ["plain", "several"])
+def test_killed_at_any_instant_it_ends_the_same(place, request, kind, seed):
+    expected, takes = request.getfixturevalue(kind)
+    settings = SMALL if kind == "plain" else SEVERAL
+    draw = random.Random(f"{kind} {seed}")
+    seconds = [draw.uniform(0.05, 0.9) * takes for _ in range(2)]
+    where = killed_until_done(place, f"any-{kind}-{seed}", settings, seconds)
+    found = left(place / "outputs" / f"any-{kind}-{seed}")
+    print(f"killed after {[f'{s:.2f} s' for s in seconds]} of {takes:.1f} at {where}: weights {found['weights']}")
+    assert found == expected
+
+
+def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> None:
+    """Start a run and kill it when it has done so many steps."""
+    started = processes.start(place, *settings)
+    while len(read_rows(folder / "metrics.jsonl")) < steps:
+        time.sleep(0.01)
+        assert started.running(), started.text()
+    started.kill()
+    started.wait()
+
+
+def test_an_adapter_with_dropout_that_is_killed_ends_the_same(place, plain):
+    """Dropout draws from the random state that the checkpoint holds."""
+    settings = [*SMALL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
+    expected, _ = whole(place, "lora", settings)
+    folder = place / "outputs/lora-killed"
+    again = [*settings, "resume=auto", f"hydra.run.dir={folder}"]
+    for steps in (2, 4):
+        killed_after(place, folder, steps, again)
+    done = processes.run(place, *again)
+    assert done.returncode == 0 and "from step " in done.stdout, done.stderr
+    assert left(folder) == expected
+
+
+def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain):
+    settings = [*(one for one in SMALL if one != "tracking=off"), "resume=auto", "hydra.run.dir=outputs/tracked"]
+    folder = place / "outputs/tracked"
+    killed_after(place, folder, 5, [*settings, "trainer.save_every=2"])
+    store = absolute_uri("sqlite:///outputs/mlflow.db", place)
+    client = connect(store)
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "RUNNING"
+    other = processes.run(place, *settings[:-2], "eval.base=false", "trainer.steps=1", "hydra.run.dir=outputs/other")
+    assert other.returncode == 0, other.stderr
+    assert client.get_run(run.info.run_id).info.status == "KILLED", "at the next start beside it"
+    done = processes.run(place, *settings, "trainer.save_every=2")
+    assert done.returncode == 0, done.stderr
+    again = client.get_run(run.info.run_id)
+    assert again.info.status == "FINISHED" and len(client.search_runs([experiment.experiment_id])) == 2
+    for name in again.data.metrics:
+        if not name.startswith("eval/"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+    accuracy = [point.step for point in client.get_metric_history(run.info.run_id, "reward/accuracy")]
+    assert sorted(accuracy) == list(range(1, 9))
+
+    def counts():
+        return {name: len(client.get_metric_history(run.info.run_id, name)) for name in again.data.metrics}
+
+    before = counts()
+    assert sync.main([str(folder), f"uri={store}"]) == 0
+    assert counts() == before
+
+
+# --- asked to go ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["plain", "several"])
+def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind, number):
+    """In the middle of a step: what that step has done is dropped. No checkpoint is due but the one at the signal."""
+    expected, _ = request.getfixturevalue(kind)
+    settings = SMALL if kind == "plain" else SEVERAL
+    folder = place / f"outputs/asked-{kind}-{int(number)}"
+    command = [*settings, "trainer.save_every=0", "resume=auto", f"hydra.run.dir={folder}"]
+    started = processes.start(place, *command)
+    while len(read_rows(folder / "metrics.jsonl")) < 5:
+        time.sleep(0.005)
+        assert started.running(), started.text()
+    time.sleep(random.Random(f"{kind} {number}").random() * 0.4)
+    started.send(number)
+    asked = time.monotonic()
+    done = started.wait(60)
+    assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
+    assert "is kept; resume=auto goes on from it" in done.stdout
+    print(f"left {time.monotonic() - asked:.1f} s after the signal")
+    assert read_summary(folder)["status"] == "killed"
+    newest, _ = checkpoint.newest(folder)
+    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
+    assert checkpoint.step_of(newest) == steps[-1] >= 5
+    done = processes.run(place, *command)
+    assert done.returncode == 0, done.stderr
+    assert f"from step {steps[-1]}" in done.stdout
+    assert left(folder) == expected
+
+
+def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
+    expected, _ = plain
+    folder = place / "outputs/asked-early"
+    command = [*SMALL, "resume=auto", f"hydra.run.dir={folder}"]
+    started = processes.start(place, *command)
+    while not (folder / PREDICTIONS).is_file():
+        time.sleep(0.005)
+        assert started.running(), started.text()
+    started.send(signal.SIGTERM)
+    assert started.wait(60).returncode == 143
+    assert read_summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
+    done = processes.run(place, *command)
+    assert done.returncode == 0, done.stderr
+    assert left(folder) == expected
+
+
+SIGNALS = """
+import os, signal, time
+from echoink.common import signals
+signals.install()
+def after(seconds, number):
+    if os.fork() == 0:
+        time.sleep(seconds); os.kill(os.getppid(), number); os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "printed"),
+    [
+        ("after(0.2, signal.SIGTERM)\ntime.sleep(9)", 143, ""),
+        ("after(0.2, signal.SIGINT)\ntry: time.sleep(9)\nexcept KeyboardInterrupt: print('caught')", 0, "caught"),
+        (  # what must not be left half done is done first
+            "after(0.2, signal.SIGUSR1)\nwith signals.held():\n  time.sleep(0.5); print('whole')\nprint('not this')",
+            143,
+            "whole",
+        ),
+        (  # inside another one too
+            "after(0.1, 15)\nwith signals.held():\n  with signals.held(): time.sleep(0.3)\n  print('whole')",
+            143,
+            "whole",
+        ),
+        (  # a launcher tells a process and its group: one request
+            "after(0.2, 15); after(0.4, 15)\nwith signals.held():\n  time.sleep(0.8); print('whole', flush=True)",
+            143,
+            "whole",
+        ),
+        ("after(0.2, 15); after(1.6, 15)\nwith signals.held():\n  time.sleep(9); print('too late')", 143, ""),
+    ],
+)
+def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(tmp_path, code, status, printed):
+    processes.run(tmp_path, code="pass")  # starts the fork server
+    began = time.monotonic()
+    done = processes.run(tmp_path, code=SIGNALS + code)
+    assert (done.returncode, done.stdout.strip()) == (status, printed), done.stderr
+    assert time.monotonic() - began < 8
+
+
+# --- what is taken up, and what is not ---
+
+
+@pytest.fixture
+def stopped(place, plain, tmp_path) -> Path:
+    """A copy of a run that was killed after step 5, with checkpoints of 4 and 5."""
+    folder = tmp_path / "run"
+    shutil.copytree(place / "outputs/plain", folder)
+    *others, last = checkpoint.steps(folder)
+    for path in others:
+        shutil.rmtree(path)
+    for step in (4, 5):
+        made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
+        (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
+    shutil.rmtree(last)
+    write_atomic(folder / "summary.json", json.dumps(read_summary(folder) | {"status": "killed", "ended": 1}))
+    return folder
+
+
+def start(folder: Path, *overrides: str) -> resume.Start:
+    return resume.begin(compose([*SMALL, "resume=auto", *overrides])[0].config, folder)
+
+
+def test_files_are_cut_back_to_the_checkpoint(stopped):
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "rew')  # cut off by a kill
+    found = start(stopped)
+    assert (found.step, found.checkpoint.name, found.again, found.finished) == (5, "step-5", True, False)
+    for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl"):
+        steps = [row["step"] for row in read_rows(stopped / name)]
+        assert steps and max(steps) <= 5, name
+    assert {row["phase"] for row in read_rows(stopped / "predictions.jsonl")} == {"base", "step-4"}
+    assert {row["phase"] for row in read_rows(stopped / "eval.jsonl")} == {"base"}
+    assert sorted(path.name for path in (stopped / "completions").iterdir()) == [f"step-{s}.jsonl" for s in range(1, 6)]
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "halved", "flipped"])
+def test_a_damaged_checkpoint_is_recognized_and_the_one_before_is_used(stopped, capsys, name, harm):
+    file = stopped / "checkpoints/step-5" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+    if harm == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes({"emptied": b"", "halved": content[:middle], "flipped": flipped}[harm])
+    found = start(stopped)
+    assert (found.step, found.checkpoint.name) == (4, "step-4")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is damaged" in said and name in said
+    assert (stopped / "checkpoints/damaged-step-5").is_dir() and checkpoint.steps(stopped) == [found.checkpoint]
+
+
+def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_optimizer(stopped):
+    for folder in checkpoint.steps(stopped):
+        (folder / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+        start(stopped)
+    assert len(checkpoint.steps(stopped)) == 2, "nothing is moved"
+
+
+def test_what_a_killed_save_left_is_cleared_and_never_chosen(stopped):
+    rest = stopped / "checkpoints/.step-6-abc"
+    shutil.copytree(stopped / "checkpoints/step-5", rest)
+    assert start(stopped).step == 5 and not rest.exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["seed=1", "grpo.group_size=2", "trainer.prompts_per_step=4", "adapter=lora", "dataset.seed=3", "model.path=other"],
+)
+def test_another_configuration_is_refused_with_its_differences(stopped, other):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    key, _, value = other.partition("=")
+    key = "adapter.kind" if key == "adapter" else key
+    with pytest.raises(UserError, match=rf"{key}=.*{value}.* \(was .*(.|\n)*resume_allow="):
+        start(stopped, other)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+    wanted = compose([*SMALL, "resume=auto", other])[0].config
+    changed = resume._differences(
+        resume.reader.method((stopped / "config.yaml").read_text()),
+        resume.reader.method(resume.to_yaml(wanted)),
+        [],
+    )
+    assert start(stopped, other, f"resume_allow=[{','.join(changed)}]").step == 5
+
+
+@pytest.mark.parametrize("other", ["trainer.save_every=3", "trainer.keep_checkpoints=9", "name=x", "tracking=mlflow"])
+def test_what_changes_no_number_may_differ(stopped, other):
+    assert start(stopped, other).step == 5
+
+
+def test_other_data_or_another_model_is_refused(stopped):
+    provenance = {
+        key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")
+    }
+    provenance |= {"processes": 1, "commit": None}
+    resume.check_provenance(stopped / "checkpoints/step-5", provenance, [])
+    with pytest.raises(UserError, match=r"data 123 \(was .*(.|\n)*resume_allow=\[data\]"):
+        resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, [])
+    resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, ["data"])
+
+
+@contextmanager
+def written_by_another(folder: Path):
+    """Another process holds the folder's lock."""
+    folder.mkdir(exist_ok=True)
+    code = f"""
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from echoink.run_folder.folder import take
+take(Path({str(folder)!r}))
+print("holds", flush=True)
+time.sleep(60)
+"""
+    started = processes.start(folder, code=code)
+    while "holds" not in started.text()[0]:
+        time.sleep(0.02)
+        assert started.running(), started.text()
+    yield
+    started.kill()
+    started.wait()
+
+
+def test_another_processes_run_is_left_alone(stopped):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with written_by_another(stopped):
+        with pytest.raises(UserError, match="another process is writing"):
+            start(stopped)
+        with pytest.raises(UserError, match="another process"), RunFolder(stopped, "train", "x", 0):
+            pass
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_plan_leaves_a_run_alone(stopped, tmp_path):
+    assert place_of(tmp_path / "new", "resume=auto", "dry_run=true") == tmp_path / "new"
+    with pytest.raises(UserError, match="holds a run"):
+        start(stopped, "dry_run=true")
+
+
+def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, place):
+    whole = stopped.parent / "whole"
+    shutil.copytree(place / "outputs/plain", whole)
+    assert start(whole).finished
+    found = start(whole, "trainer.steps=16", "resume_allow=[trainer.steps]")
+    assert not found.finished and found.step == 8
+    assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
+    start(whole, "trainer.steps=16", "generation.top_p=0.7", "resume_allow=[trainer.steps,generation.top_p]")
+    assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
+
+
+def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):
+    said = read_summary(stopped) | {"status": "finished", "ended": None}
+    write_atomic(stopped / "summary.json", json.dumps(said))
+    assert place_of(tmp_path / "new", "resume=auto") == stopped
+    assert not start(stopped).finished
+
+
+def test_what_the_first_step_left_is_cut_too(tmp_path, stopped):
+    """Killed in its first step, without a base evaluation."""
+    folder = tmp_path / "early"
+    (folder / "completions").mkdir(parents=True)
+    shutil.copy(stopped / "config.yaml", folder)
+    shutil.copy(stopped / "summary.json", folder)
+    for name in ("completions/step-1.jsonl", "traces.jsonl"):
+        (folder / name).write_text('{"step": 1}\n')
+    assert start(folder).step == 0
+    assert not list((folder / "completions").iterdir()) and (folder / "traces.jsonl").read_text() == ""
+    (folder / "traces.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="seed=1"):
+        start(folder, "seed=1")
+    with pytest.raises(UserError, match="holds a run already"):
+        start(folder, "resume=never")
+
+
+def test_a_run_that_cannot_go_on_is_no_dead_end_and_what_cannot_be_read_is_passed_over(stopped, tmp_path):
+    for folder in checkpoint.steps(stopped):
+        (folder / "manifest.json").unlink()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/summary.json").write_text("{")
+    assert place_of(tmp_path / "new", "resume=auto") == tmp_path / "new"
+    assert resume.close_dead(tmp_path / "new", tracked=True) == []
+
+
+def place_of(folder: Path, *overrides: str) -> Path:
+    return resume.place(compose([*SMALL, *overrides])[0].config, folder)
+
+
+def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none(stopped, tmp_path, plain):
+    new = tmp_path / "new"
+    assert place_of(new, "resume=never") == new
+    assert place_of(new, "resume=auto") == stopped
+    assert place_of(new, "resume=auto", "seed=1") == new, "of another configuration"
+    assert place_of(new, "resume=auto", "name=other") == new
+    later = read_summary(stopped) | {"started": read_summary(stopped)["started"] + 9}
+    with written_by_another(tmp_path / "busy"):
+        shutil.copy(stopped / "config.yaml", tmp_path / "busy/config.yaml")
+        (tmp_path / "busy/summary.json").write_text(json.dumps(later))
+        assert place_of(new, "resume=auto") == stopped, "that one is in use"
+    assert place_of(new, "resume=auto") == tmp_path / "busy"
+    shutil.rmtree(tmp_path / "busy")
+    ended = {"status": "finished", "ended": 1}
+    write_atomic(stopped / "summary.json", json.dumps(read_summary(stopped) | ended))
+    assert place_of(new, "resume=auto") == new
+    assert place_of(stopped, "resume=auto") == stopped
+    assert place_of(new, f"resume={stopped}") == stopped
+    with pytest.raises(UserError, match="no folder of a run"):
+        place_of(new, f"resume={tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="is of training"):
+        place_of(new, "resume=auto", "task=eval")
+
+
+def test_a_finished_run_is_not_run_again(place, plain):
+    before = {path: path.stat().st_mtime_ns for path in (place / "outputs/plain").rglob("*.jsonl")}
+    done = processes.run(place, *SMALL, "resume=auto", "hydra.run.dir=outputs/plain")
+    assert done.returncode == 0 and "this run has finished" in done.stdout, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (place / "outputs/plain").rglob("*.jsonl")}
+
+
+def test_a_run_that_died_is_called_killed_at_the_next_start(tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from echoink.run_folder.environment import environment
+from echoink.run_folder.folder import RunFolder
+folder = Path({str(tmp_path)!r}) / "dead"
+with RunFolder(folder, "train", "x", 0) as files:
+    files.write_json("environment.json", environment())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert processes.run(tmp_path, code=code).returncode == -9
+    assert read_summary(tmp_path / "dead")["status"] == "running"
+    with RunFolder(tmp_path / "alive", "train", "x", 0) as files:
+        files.write_json("environment.json", environment())
+        dead = tmp_path / "dead/summary.json"
+        dead.write_text(json.dumps(read_summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
+        assert resume.close_dead(tmp_path / "new", tracked=False) == [], "left for a start that can tell MLflow"
+        assert resume.close_dead(tmp_path / "new", tracked=True) == [tmp_path / "dead"]
+        assert resume.close_dead(tmp_path / "new", tracked=True) == []
+        assert read_summary(tmp_path / "alive")["status"] == "running"
+    assert read_summary(tmp_path / "dead")["status"] == "killed"
+
+
+# --- a disk that is full, numbers that are not finite ---
+
+
+def files(folder: Path) -> None:
+    for name in ("model.safetensors", *checkpoint.STATE):
+        (folder / name).write_text(name)
+
+
+def test_only_the_newest_keep_what_training_goes_on_from(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, files, keep=3)
+    found = {path.name: sorted(each.name for each in path.iterdir()) for path in checkpoint.steps(tmp_path)}
+    assert found["step-2"] == ["manifest.json", "model.safetensors"]
+    assert found["step-3"] == found["step-4"] == sorted(["manifest.json", "model.safetensors", *checkpoint.STATE])
+    assert all(checkpoint.damage(path) is None for path in checkpoint.steps(tmp_path))
+    for step in (3, 4):
+        (tmp_path / f"checkpoints/step-{step}/optimizer.pt").unlink()
+    assert checkpoint.newest(tmp_path)[0] is None, "weights alone are no place to go on from"
+
+
+@pytest.mark.parametrize("at", ["model", "optimizer", "rollout", "manifest", "rename"])
+def test_a_full_disk_costs_no_checkpoint_that_existed(tmp_path, monkeypatch, at):
+    def write(folder: Path) -> None:
+        for name in ("model", "optimizer", "rollout"):
+            if name == at:
+                raise RuntimeError("unexpected pos 64 vs 0: No space left on device")
+            (folder / name).write_text(name)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    kept = checkpoint.save(tmp_path, 1, files, keep=1)
+    if at in ("manifest", "rename"):
+        monkeypatch.setattr(checkpoint, "as_json" if at == "manifest" else "_flush", full)
+    with pytest.raises((OSError, RuntimeError), match="No space left"):
+        checkpoint.save(tmp_path, 2, write, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+    assert checkpoint.newest(tmp_path) == (kept, {})
+
+
+def test_at_every_instant_of_a_save_there_is_one_whole_checkpoint(tmp_path, monkeypatch):
+    """keep=1, watched at every call to the file system that a save makes."""
+    checkpoint.save(tmp_path, 1, files, keep=1)
+    seen = []
+
+    def watched(function):
+        def call(*arguments, **named):
+            seen.append(checkpoint.newest(tmp_path)[0])
+            result = function(*arguments, **named)
+            seen.append(checkpoint.newest(tmp_path)[0])
+            return result
+
+        return call
+
+    for module, name in ((checkpoint.os, "rename"), (checkpoint.os, "fsync"), (checkpoint.shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    checkpoint.save(tmp_path, 2, files, keep=1)
+    assert len(seen) > 8 and None not in seen
+    assert {path.name for path in seen} == {"step-1", "step-2"}
+
+
+def test_pickles_in_a_checkpoint_are_never_run(stopped, place):
+    """A payload in each file that torch writes, its manifest made to fit: loading refuses it, nothing is run."""
+    import pickle
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (stopped / "owned",))
+
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rollout.pt"):
+        with open(stopped / "checkpoints/step-5" / name, "wb") as file:
+            torch.save({"x": Payload()}, file, pickle_module=pickle)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(stopped / "checkpoints/step-5" / name, weights_only=True)
+        said = checkpoint.manifest(stopped / "checkpoints/step-5")
+        said["files"][name] = checkpoint._seen(stopped / "checkpoints/step-5" / name)
+        (stopped / "checkpoints/step-5/manifest.json").write_text(json.dumps(said))
+    done = processes.run(place, *SMALL, "resume=auto", f"hydra.run.dir={stopped}")
+    assert done.returncode != 0 and not (stopped / "owned").exists()

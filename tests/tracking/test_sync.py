@@ -1,0 +1,147 @@
+"""MLflow rebuilt and completed from folders: all of it, and nothing twice."""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from echoink import sync as echoink_sync
+from echoink.common.errors import UserError
+from echoink.run_folder.environment import environment
+from echoink.tracking import sync
+from echoink.tracking.client import Record, Stored, connect, read_record
+from tests.helpers.runs import make_run
+
+
+def content(folder: Path) -> dict[str, list]:
+    """Every row of every table of the store, and every artifact's digest."""
+    database = sqlite3.connect(folder / "mlflow.db")
+    names = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+    found = {name: sorted(map(repr, database.execute(f"select * from {name}"))) for name in names}
+    files = [path for path in (folder / "mlartifacts").rglob("*") if path.is_file()]
+    found["files"] = sorted(f"{path} {hashlib.md5(path.read_bytes()).hexdigest()}" for path in files)
+    return found
+
+
+@pytest.fixture
+def outputs(tmp_path, dataset, fresh_store, monkeypatch):
+    """A sweep of two jobs, one of which failed, and a run."""
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / "outputs/sweep"
+    sweep.mkdir(parents=True)
+    shutil.copy(fresh_store, tmp_path / "outputs/mlflow.db")
+    (sweep / "sweep.json").write_text(json.dumps({"status": "failed", "overrides": []}))
+    parent = Record("made", "sweep", {}, {}, parent=None).kept(sweep)
+    make_run(sweep / "0", ["seed=0"], dataset=dataset, parent=parent.id)
+    make_run(sweep / "1", ["seed=1"], status="failed", parent=parent.id)
+    make_run(tmp_path / "outputs/run", ["grpo.beta=0"])
+    return tmp_path / "outputs"
+
+
+def test_everything_is_rebuilt_and_a_second_time_changes_nothing(outputs, capsys):
+    assert echoink_sync.main(["outputs"]) == 0 and "4 of 4 folders" in capsys.readouterr().out
+    client = connect(f"sqlite:///{outputs}/mlflow.db")
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "made"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "sweep": "FAILED",
+        "seed=0": "FINISHED",
+        "seed=1": "FAILED",
+        "grpo.beta=0": "FINISHED",
+    }
+    child = runs["seed=0"]
+    assert child.data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id
+    assert "mlflow.parentRunId" not in runs["grpo.beta=0"].data.tags
+    assert (child.info.start_time, child.info.end_time) == (1000, 61_000)
+    history = client.get_metric_history(child.info.run_id, "reward/accuracy")
+    assert [(m.step, m.timestamp, m.value) for m in history] == [(1, 1001, 0.8), (2, 1002, 0.8)]
+    assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "eval/accuracy")] == [
+        (0, 0.4),
+        (2, 0.8),
+    ]
+    (model,) = client.search_logged_models([experiment], f"source_run_id = '{child.info.run_id}'")
+    assert model.name == "step-2" and [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.8)]
+    assert model.tags["checkpoint"] == str(outputs / "sweep/0/checkpoints/step-2")
+    assert json.loads((outputs / "sweep/0/summary.json").read_text())["mlflow"]["run_id"] == child.info.run_id
+    before = content(outputs)
+    assert echoink_sync.main(["outputs"]) == 0
+    assert content(outputs) == before
+
+
+def test_a_group_is_a_trace_with_picture_sound_feedback_and_gold(outputs):
+    stored = sync.folder(outputs / "sweep/0", f"sqlite:///{outputs}/mlflow.db")
+    found = stored.client.search_traces(locations=[stored.experiment_id], run_id=stored.run_id)
+    (trace,) = found
+    root, *spans = sorted(trace.data.spans, key=lambda span: span.parent_id is not None)
+    parts = root.inputs["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url", "input_audio", "text"]
+    assert [span.outputs for span in spans] == ["text 0", "text 1"]
+    said = [(a.name, a.value, a.span_id) for a in trace.info.assessments]
+    for span in spans:
+        mine = {name: value for name, value, at in said if at == span.span_id}
+        assert mine == {"accuracy": 1.0, "format": 0.0, "total": 1.0, "advantage": 0.5}
+    assert ("gold", "B") in [(name, value) for name, value, at in said if at is None]
+    attachments = (outputs / "mlartifacts").rglob("attachments/*")
+    assert sorted(path.read_bytes()[:4] for path in attachments) == [b"RIFF", b"\xff\xd8\xff\xe0"], "a sound, a picture"
+
+
+def test_what_a_store_has_already_is_completed(outputs):
+    """A server that went away after the first step: the rest comes, the first step stays single."""
+    place = outputs / "run"
+    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
+    stored.log([json.loads((place / "metrics.jsonl").read_text().splitlines()[0])])
+    again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    assert again.run_id == stored.run_id
+    assert [m.step for m in again.client.get_metric_history(again.run_id, "reward/accuracy")] == [1, 2]
+
+
+def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(outputs):
+    place = outputs / "run"
+    summary = json.loads((place / "summary.json").read_text())
+    (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    written = environment()
+    assert written["process"] == os.getpid()
+    (place / "environment.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="is still running"):
+        sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    (place / "environment.json").write_text(json.dumps(written | {"process_started": 0.0}))
+    stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    assert stored.client.get_run(stored.run_id).info.status == "KILLED"
+
+
+def test_base_and_final_at_one_step_are_both_there(outputs):
+    """As of task=compare: the base was sent during the run, the other must not be taken for it."""
+    place = outputs / "run"
+    rows = [json.loads(line) | {"step": 0} for line in (place / "eval.jsonl").read_text().splitlines()]
+    (place / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
+    stored.log(rows[:1])
+    again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    history = again.client.get_metric_history(again.run_id, "eval/accuracy")
+    assert [(m.step, m.value) for m in history] == [(0, 0.4), (0, 0.8)]
+    assert again.client.get_run(again.run_id).data.metrics["eval/accuracy"] == 0.8
+
+
+def test_a_child_that_was_made_before_its_parent_finds_it(outputs):
+    child = sync.folder(outputs / "sweep/0", f"sqlite:///{outputs}/mlflow.db")
+    assert "mlflow.parentRunId" not in child.client.get_run(child.run_id).data.tags
+    assert echoink_sync.main(["outputs"]) == 0
+    assert "mlflow.parentRunId" in child.client.get_run(child.run_id).data.tags
+
+
+def test_a_folder_that_fails_stops_no_other(outputs, capsys):
+    (outputs / "run/metrics.jsonl").write_text("{\n")
+    assert echoink_sync.main(["outputs"]) == 1
+    said = capsys.readouterr().out
+    assert "3 of 4 folders" in said and "outputs/run" in said
+
+
+def test_no_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        echoink_sync.main([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match=r"no folder there has a tracking\.json"):
+        echoink_sync.main([str(tmp_path)])

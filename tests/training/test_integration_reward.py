@@ -1,0 +1,227 @@
+"""The rules of integration on numbers, and in a step of training."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
+from echoink.config.schema import Variant
+from echoink.data import synthetic
+from echoink.data.ablations import SENSES, has_both, without
+from echoink.data.samples import DataType
+from echoink.rewards import integration
+from echoink.rewards.integration import counterfactual, gain, needs_both, omnivideo_r1, padded, video_r1
+from echoink.rewards.types import Rule
+from tests.helpers.entry import SMALL
+from tests.helpers.processes import run
+from tests.helpers.trainers import G, weights
+
+
+def test_the_gain_is_the_smaller_of_two_means_over_a_completions_tokens():
+    full = torch.tensor([[-1.0, -1.0, -9.0], [-2.0, -2.0, -2.0]])
+    deaf = torch.tensor([[-3.0, -1.0, 0.0], [-2.0, -2.0, -2.0]])
+    blind = torch.tensor([[-1.0, -1.5, 0.0], [-5.0, -2.0, -2.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+    assert gain(full, torch.stack([deaf, blind]), mask).tolist() == [0.25, 0.0]
+
+
+def test_the_counterfactual_reward_pays_right_completions_by_their_gain():
+    gains = torch.tensor([0.0, -1.0, 0.2, 0.2, 50.0])
+    right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    assert counterfactual(right, gains, 0.2).tolist() == pytest.approx([0, 0, 1 - math.exp(-1), 0, 1])
+
+
+def test_a_group_needs_both_where_it_beats_the_better_of_two_by_more_than_noise():
+    right = torch.tensor([1.0] * 8 + [1.0] * 6 + [0.0] * 2 + [0.0] * 8)
+    deaf = torch.tensor([1.0] * 3 + [0.0] * 5 + [1.0] * 3 + [0.9] * 5 + [0.0] * 8)
+    blind = torch.tensor([1.0] * 4 + [0.0] * 4 + [0.0] * 8 + [0.0] * 8)
+    # 8 against 4 of 8: p = 0.038; 6 against 3: p = 0.16; 0 against 0
+    assert needs_both(right, torch.stack([deaf, blind]), 8).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.8])
+def test_need_seldom_fires_where_the_senses_are_not_needed_and_a_bare_comparison_often_does(rate):
+    rng = np.random.default_rng(0)
+    draws = torch.tensor(rng.binomial(1, rate, size=(3, 4000 * 8)), dtype=torch.float)
+    fires = needs_both(draws[0], draws[1:], 8).float().mean()
+    bare = (draws.view(3, -1, 8).sum(2)[0] > draws.view(3, -1, 8).sum(2)[1:].amax(0)).float().mean()
+    assert fires < 0.02 and bare > 0.15
+
+
+def test_the_published_rules_by_hand():
+    right = torch.tensor([1.0, 0, 1, 0])
+    deaf = torch.tensor([1.0, 0, 0, 1])
+    blind = torch.tensor([1.0, 0, 0, 0])
+    both = torch.stack([deaf, blind])
+    # it pays the second, which is wrong as its counterparts are, and the first, of which one sense suffices
+    assert omnivideo_r1(right, both, 4).tolist() == [1, 1, 1, 0]
+    assert video_r1(right, both, 4).tolist() == [1, 0, 1, 0]
+    assert video_r1(right, torch.ones(2, 4), 4).tolist() == [0, 0, 0, 0]
+
+
+def test_a_bonus_that_is_the_same_for_every_right_completion_does_nothing_after_eq_1():
+    right = torch.tensor([1.0, 1, 0, 0, 0, 1, 0, 0])
+
+    def advantages(rewards):
+        return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+    assert advantages(right + 0.3 * right).tolist() == pytest.approx(advantages(right).tolist(), abs=1e-3)
+
+
+def test_what_has_both_senses(samples):
+    assert all(map(has_both, samples))
+    left = [without(samples[0], sense) for sense in SENSES]
+    assert [sample.data_type for sample in left] == [DataType.image, DataType.audio]
+    assert not any(map(has_both, left))
+
+
+def test_padding():
+    ids, mask = padded([[5, 6, 7], [8]], torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+def trained(make, **settings):
+    trainer = make("trainer.steps=1", **settings)
+    trainer.train()
+    return trainer, weights(trainer.model)
+
+
+def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer):
+    _, plain = trained(make_trainer)
+    none, same = trained(make_trainer, rule=Rule.counterfactual, rule_weight=0.0)
+    assert torch.equal(plain, same) and [reward.name for reward in none._rewards] == ["accuracy", "format"]
+    _, other = trained(make_trainer, rule=Rule.counterfactual, rule_weight=2.0)
+    assert not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.counterfactual])
+def test_the_other_rules_train(make_trainer, rule):
+    trainer, _ = trained(make_trainer, rule=rule, rule_weight=2.0)
+    assert [reward.name for reward in trainer._rewards][2:] == ([] if rule is Rule.need else ["integration"])
+
+
+def test_the_counterfactual_gain_is_that_of_prompts_scored_one_by_one(make_trainer, samples):
+    seen = []
+    trainer = make_trainer("trainer.steps=1", rule=Rule.counterfactual, rule_weight=1.0, on_rollout=seen.extend)
+    gains = []
+    real = trainer._integration._gain
+
+    def spy(model, ids, prompt_index):
+        gains.append((ids, real(model, ids, prompt_index)))
+        return gains[-1][1]
+
+    trainer._integration._gain = spy
+    before = weights(trainer.model).clone()
+    with torch.no_grad():
+        trainer.args.learning_rate = 0.0
+        trainer._metrics["train"].clear()
+    scored = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    ((ids, found),) = gains
+    assert torch.equal(before, weights(trainer.model)) and len(found) == 2 * G
+    for row in range(2 * G):
+        sample, completion = samples[row // G], torch.tensor(ids[row])
+        sums = []
+        for variant in (Variant.full, Variant.no_audio, Variant.no_image):
+            prompt = trainer._prompt_processor(without(sample, variant))
+            inputs = {"input_ids": torch.cat([prompt.input_ids, completion])[None], **prompt.media}
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            with torch.no_grad():
+                logits = trainer.model(**inputs, use_cache=False).logits[0, len(prompt.input_ids) - 1 : -1]
+            sums.append(logits.log_softmax(-1).gather(1, completion[:, None]).mean())
+        assert found[row].item() == pytest.approx(float(sums[0] - max(sums[1:])), abs=1e-4)
+    assert "advantages" in scored
+
+
+def test_need_weighs_the_groups_that_need_both_and_no_others(make_trainer, samples, monkeypatch):
+    inputs = [{"prompt": s.id} for s in samples[:2] for _ in range(G)]
+    plain = make_trainer()._generate_and_score_completions(inputs)["advantages"]
+    monkeypatch.setattr(integration, "needs_both", lambda *_: torch.tensor([True, False]))
+    rows = []
+    trainer = make_trainer(rule=Rule.need, rule_weight=2.0, on_rollout=rows.extend)
+    found = trainer._generate_and_score_completions(inputs)["advantages"]
+    assert torch.allclose(found[:G], 3 * plain[:G]) and torch.equal(found[G:], plain[G:])
+    assert [row["advantage"] for row in rows] == found.tolist(), "what is recorded is what is used"
+    assert trainer._metrics["train"]["integration/fires"] == [0.5]
+    without = trainer._integration._right_without
+    assert without.shape == (2, 2 * G) and set(without.flatten().tolist()) <= {0.0, 1.0}
+
+
+def test_a_prompt_without_both_senses_is_paid_nothing(make_trainer, samples):
+    chosen = [without(samples[0], Variant.no_audio), samples[1]]
+    for rule in (Rule.counterfactual, Rule.omnivideo_r1, Rule.video_r1):
+        rows = []
+        trainer = make_trainer(rule=rule, rule_weight=1.0, chosen=chosen, on_rollout=rows.extend)
+        trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
+        assert [row["integration"] for row in rows][:G] == [0.0] * G
+
+
+def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_same_seed(make_trainer, samples):
+    trainer = make_trainer(modality_dropout=0.5, chosen=samples)
+    shown = [trainer._shown(sample).data_type for sample in samples]
+    assert {DataType.image, DataType.audio, DataType.image_audio} == set(shown)
+    assert shown == [trainer._shown(sample).data_type for sample in samples]
+    trainer.state.global_step = 1
+    assert shown != [trainer._shown(sample).data_type for sample in samples]
+    assert make_trainer(chosen=samples)._shown(samples[0]) is samples[0]
+
+
+def test_a_sense_that_a_rollout_lost_stays_lost_through_its_updates(make_trainer, samples):
+    trainer = make_trainer("grpo.updates_per_rollout=3", modality_dropout=0.5, chosen=samples)
+
+    def shown(step):
+        trainer.state.global_step = step
+        return [trainer._shown(sample).data_type for sample in samples]
+
+    assert shown(0) == shown(1) == shown(2) != shown(3) == shown(5)
+
+
+def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
+    found = run(
+        tmp_path,
+        *SMALL,
+        "reward=integration",
+        "tracking=off",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert found.returncode == 0, found.stderr
+    assert "λ_int 1 (counterfactual)" in found.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["time/integration"] > 0 and 0 <= row["reward/integration"] <= 1
+        assert {"reflection/doubt", "reflection/words"} <= row.keys()
+        inside = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
+        assert inside <= 1.01 * row["time/step"], "no second counts twice"
+    (first,) = [json.loads(line) for line in (tmp_path / "run/completions/step-1.jsonl").open()][:1]
+    assert first["total"] == pytest.approx(first["accuracy"] + first["format"] + first["integration"])
+
+
+def test_a_dataset_without_both_senses_refuses_the_weight(tmp_path):
+    synthetic.write(tmp_path / "set", 0, {"train": 8, "dev": 1, "valid": 2})
+    index = tmp_path / "set/omni_rl_format_train.json"
+    rows = json.loads(index.read_text())
+    heard = [{**row, "data_type": "audio", "path": {"audio": row["path"]["audio"]}} for row in rows]
+    index.write_text(json.dumps(heard))
+    words = ["dataset=rows", f"dataset.path={tmp_path / 'set'}", "reward=integration", "eval.base=false"]
+    found = run(tmp_path, *words, "tracking=off", f"hydra.run.dir={tmp_path / 'run'}")
+    assert found.returncode == 2 and "no training sample has both" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reward=integration", "grpo.advantage=rejection"], "leaves reward.lambda_int without effect"),
+        (["reward=integration", "reward.integration=need", "reward.lambda_acc=0", "reward.lambda_fmt=0"], "both 0"),
+        (["eval.split=train"], "is for curation"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        compose(words)
+
+
+def test_integration_alone_is_a_reward():
+    assert compose(["reward=integration", "reward.lambda_acc=0", "reward.lambda_fmt=0"])

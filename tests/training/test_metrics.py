@@ -1,0 +1,44 @@
+"""Names and values of what a step logs."""
+
+import pytest
+
+from echoink.evaluation.reflection import SIGNS
+from echoink.training.metrics import METRICS
+from tests.helpers.trainers import Catch
+
+
+def test_stable_metric_names(make_trainer):
+    catch = Catch()
+    make_trainer("trainer.steps=2", callbacks=[catch]).train()
+    rows = catch.rows
+    assert len(rows) == 2
+    expected = {
+        "reward/accuracy",
+        "reward/format",
+        "reward/total",
+        "completion/mean_length",
+        "completion/clipped_ratio",
+    }
+    expected |= {"grpo/kl", "grpo/entropy", "grpo/zero_std_ratio", *METRICS.values()} - {"train/skipped"}
+    expected |= {f"time/{name}" for name in ("media", "rollout", "reward", "logprob", "update", "step")}
+    expected |= {f"reflection/{name}" for name in (*SIGNS, "words")}
+    assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)
+    parts = sum(rows[1][name] for name in ("time/rollout", "time/reward", "time/logprob", "time/update"))
+    assert parts <= rows[1]["time/step"]
+
+
+def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
+    rows, catch = [], Catch()
+    trainer = make_trainer(
+        "trainer.steps=1",
+        "reward.lambda_file=0.5",
+        callbacks=[catch],
+        on_rollout=rows.extend,
+        custom_reward=lambda completion, sample: float(len(completion)),
+    )
+    trainer.train()
+    lengths = [len(row["text"]) for row in rows]
+    assert [row["custom"] for row in rows] == lengths
+    assert catch.rows[0]["reward/custom"] == pytest.approx(sum(lengths) / len(lengths))
+    total = sum(row["accuracy"] + row["format"] + 0.5 * row["custom"] for row in rows) / len(rows)
+    assert catch.rows[0]["reward/total"] == pytest.approx(total)

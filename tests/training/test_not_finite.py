@@ -1,0 +1,106 @@
+"""Numbers that are not finite: a step is left out, a run stops, nothing is saved."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from echoink.common.errors import UserError
+from echoink.run_folder.folder import RunFolder
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+from echoink.training.callbacks import Keeper, Recorder
+from tests.helpers.trainers import Catch, weights
+
+# --- numbers that are not finite ---
+
+
+def spoil(trainer, steps, value):
+    """Make the gradient of some steps (counted from 1) nan or infinite."""
+    compute = trainer._compute_loss
+
+    def spoiled(model, inputs):
+        loss = compute(model, inputs)
+        return loss * value if trainer.state.global_step + 1 in steps else loss
+
+    trainer._compute_loss = spoiled
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(make_trainer, value, accumulation):
+    catch, seen = Catch(), []
+
+    class See(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append((weights(trainer.model).clone(), moments(trainer)))
+
+    micro = 2 // accumulation
+    settings = ["trainer.steps=3", f"trainer.micro_batch_prompts={micro}", "trainer.learning_rate=1e-3"]
+    trainer = make_trainer(*settings, callbacks=[catch, See()])
+    spoil(trainer, {2}, value)
+    trainer.train()
+    (w1, m1), (w2, m2), (w3, m3) = seen
+    assert torch.equal(w1, w2) and torch.equal(m1, m2), "neither weights nor the optimizer's moments"
+    assert not torch.equal(w2, w3) and w3.isfinite().all() and m3.isfinite().all()
+    assert [row.get("train/skipped") for row in catch.rows] == [None, 1, None]
+    assert all(torch.tensor(row["train/loss"]).isfinite() for row in (catch.rows[0], catch.rows[2]))
+
+
+def moments(trainer):
+    state = trainer.optimizer.state_dict()["state"]
+    return torch.cat([entry[name].flatten() for entry in state.values() for name in ("exp_avg", "exp_avg_sq")])
+
+
+@pytest.mark.parametrize(("bad", "stops_after"), [({2, 4, 5}, None), ({2, 3, 4}, 4)])
+def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_finite_is_written(
+    make_trainer, tmp_path, bad, stops_after
+):
+    with RunFolder(tmp_path / "run", "train", "x", 0) as files:
+        record = Record("x", "x", {}, {})
+        recorder = Recorder(files, Tracker(None, record, files.path), 6, 8, 1, patience=2)
+        trainer = make_trainer("trainer.steps=6", callbacks=[recorder])
+        spoil(trainer, bad, float("nan"))
+        if stops_after:
+            with pytest.raises(UserError, match="3 steps in a row"):
+                trainer.train()
+        else:
+            trainer.train()
+    text = (files.path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    rows = files.read("metrics.jsonl")
+    assert len(rows) == (stops_after or 6)
+    assert [row["step"] for row in rows if "train/skipped" in row] == sorted(bad)
+    assert all(("train/loss" in row) != (row["step"] in bad) for row in rows)
+    assert weights(trainer.model).isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
+    with RunFolder(tmp_path / "run", "train", "x", 0) as files:
+        recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 2, 8, 1, patience=2)
+        keeper = Keeper(files, 1, 2, 0, lambda *_: {}, 0, lambda *_: None, recorder, {})
+
+        class Break(TrainerCallback):
+            def on_optimizer_step(self, args, state, control, **_):
+                if state.global_step == 1:
+                    next(trainer.model.parameters()).data.view(-1)[0] = float("inf")
+
+        trainer = keeper.trainer = make_trainer("trainer.steps=2", callbacks=[recorder, keeper, Break()])
+        with pytest.raises(UserError, match="at step 2 weights are not finite"):
+            trainer.train()
+    assert [path.name for path in (files.path / "checkpoints").glob("step-*")] == ["step-1"]
+
+
+def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_trainer, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise RuntimeError("unexpected pos 64 vs 0: No space left on device")
+
+    with RunFolder(tmp_path / "run", "train", "x", 0) as files:
+        recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 3, 8, 1, patience=2)
+        keeper = Keeper(files, 1, 2, 0, lambda *_: {}, 0, lambda *_: None, recorder, {})
+        trainer = keeper.trainer = make_trainer("trainer.steps=3", callbacks=[recorder, keeper])
+        monkeypatch.setattr(trainer, "save_state_beside", lambda folder: trainer.state.global_step == 1 or full())
+        with pytest.raises(UserError, match=r"step 3 could not be saved \(unexpected pos .*\); .* GiB are free"):
+            trainer.train()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step 2 could not be saved" in said and "the newest checkpoint is" in said
+    assert [path.name for path in (files.path / "checkpoints").iterdir()] == ["step-1"]

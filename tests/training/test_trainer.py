@@ -1,0 +1,124 @@
+"""The trainer: whole groups in micro-batches, frozen parts, determinism, every data type."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from echoink.data.samples import DataType, Sample
+from echoink.models.loading import load_model, load_reference
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.types import ProblemType
+from tests.helpers.files import picture, sound, video
+from tests.helpers.trainers import G, weights
+
+
+def test_micro_batches_do_not_change_the_update(make_trainer):
+    found = []
+    for micro in (1, 2, 4):
+        trainer = make_trainer("trainer.prompts_per_step=4", f"trainer.micro_batch_prompts={micro}", "trainer.steps=1")
+        trainer.train()
+        found.append(weights(trainer.model))
+    before = weights(load_model("tiny"))
+    assert (found[0] - before).abs().max() > 1e-5
+    assert all((other - found[0]).abs().max() <= 2e-6 for other in found[1:])
+
+
+def test_a_group_stays_whole_in_every_micro_batch(make_trainer):
+    trainer = make_trainer("trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.steps=2")
+    seen = []
+    original = trainer._compute_loss
+
+    def spy(model, inputs):
+        seen.append(inputs["prompt_index"].tolist())
+        return original(model, inputs)
+
+    trainer._compute_loss = spy
+    trainer.train()
+    assert seen == [[index] * G for index in range(4)] * 2
+
+
+def test_training_raises_what_it_rewards(make_trainer, samples):
+    """Thirty updates on the format reward alone, from a base that is sloppy about it."""
+    logs = []
+    trainer = make_trainer(
+        "trainer.steps=30",
+        "reward.lambda_acc=0",
+        "generation.max_new_tokens=96",
+        "trainer.learning_rate=3e-4",
+        on_rollout=logs.extend,
+    )
+    trainer.train()
+    first = [row["format"] for row in logs if row["step"] <= 6]
+    last = [row["format"] for row in logs if row["step"] > 24]
+    assert sum(last) / len(last) > sum(first) / len(first)
+    assert sum(last) / len(last) > 0.9
+
+
+def test_the_reference_stays_and_frozen_towers_stay(make_trainer):
+    policy = load_model("tiny", freeze=("audio", "vision"))
+    trainer = make_trainer("trainer.steps=2", model=policy)
+    towers = torch.cat([weights(policy.model.audio_tower), weights(policy.model.visual)])
+    language = weights(policy.model.language_model)
+    trainer.train()
+    assert torch.equal(towers, torch.cat([weights(policy.model.audio_tower), weights(policy.model.visual)]))
+    assert not torch.equal(language, weights(policy.model.language_model))
+    assert torch.equal(weights(trainer.ref_model), weights(load_reference("tiny")))
+
+
+def test_the_same_seed_trains_the_same_model_and_another_does_not(make_trainer):
+    found = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer("trainer.steps=2", f"seed={seed}")
+        trainer.train()
+        found.append(weights(trainer.model))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_epochs_reach_the_sampler_and_each_visits_every_prompt(make_trainer):
+    rows = []
+    trainer = make_trainer("trainer.steps=null", "trainer.epochs=2", on_rollout=rows.extend)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    order = [row["id"] for row in rows if row["g"] == 0]
+    assert Counter(order[:6]) == Counter(order[6:]) == Counter(list(trainer._samples))
+    assert order[:6] != order[6:]
+
+
+@pytest.mark.parametrize("shared_prefix", ["true", "false"])
+def test_every_data_and_problem_type_trains_in_one_batch(make_trainer, shared_prefix, tmp_path):
+    """One step over a text, a picture, a sound, both, a video, a video with its sound, each scored in its own way."""
+    made = {
+        "image": lambda: picture(tmp_path / "p.png"),
+        "audio": lambda: sound(tmp_path / "s.wav"),
+        "video": lambda: video(tmp_path / "v.mp4"),
+    }
+    kinds = zip(DataType, [kind for kind in ProblemType if kind is not ProblemType.ocr], strict=True)
+    chosen = [
+        Sample(
+            f"{number}",
+            "What is it?",
+            ("A. x", "B. y") if problem_type is ProblemType.multiple_choice else (),
+            {"multiple choice": "A", "temporal retrieval": "1-2"}.get(problem_type.value, "3"),
+            problem_type,
+            data_type,
+            **{name: made[name]() for name in data_type.media},
+        )
+        for number, (data_type, problem_type) in enumerate(kinds)
+    ]
+    rows = []
+    trainer = make_trainer(
+        "trainer.steps=1",
+        "trainer.prompts_per_step=6",
+        "trainer.micro_batch_prompts=3",
+        f"grpo.shared_prefix={shared_prefix}",
+        chosen=chosen,
+        on_rollout=rows.extend,
+    )
+    before = weights(trainer.model).clone()
+    trainer.train()
+    assert {row["id"] for row in rows} == {sample.id for sample in chosen}
+    for row in rows:
+        sample = trainer._samples[row["id"]]
+        assert row["accuracy"] == accuracy_reward(row["text"], sample.problem_type, sample.options, sample.solution)
+    assert not torch.equal(weights(trainer.model), before)

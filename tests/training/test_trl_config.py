@@ -1,0 +1,54 @@
+"""What the configuration sets in TRL, and what of TRL the trainer relies on."""
+
+import inspect
+
+import pytest
+
+from echoink.config.compose import compose
+from echoink.training.trainer import EchoInkTrainer
+from echoink.training.trl_config import arguments
+
+
+def test_every_setting_reaches_trl():
+    given = {
+        "grpo.group_size=4": ("num_generations", 4),
+        "grpo.beta=0.5": ("beta", 0.5),
+        "grpo.loss=dr_grpo": ("loss_type", "dr_grpo"),
+        "grpo.scale=none": ("scale_rewards", "none"),
+        "grpo.clip=0.1": ("epsilon", 0.1),
+        "grpo.updates_per_rollout=3": ("num_iterations", 3),
+        "generation.temperature=0.7": ("temperature", 0.7),
+        "generation.top_p=0.8": ("top_p", 0.8),
+        "generation.top_k=7": ("top_k", 7),
+        "generation.max_new_tokens=33": ("max_completion_length", 33),
+        "trainer.learning_rate=1e-3": ("learning_rate", 1e-3),
+        "trainer.schedule=constant": ("lr_scheduler_type", "constant_with_warmup"),
+        "trainer.warmup_steps=5": ("warmup_steps", 5),
+        "trainer.weight_decay=0.5": ("weight_decay", 0.5),
+        "trainer.max_grad_norm=2": ("max_grad_norm", 2.0),
+        "trainer.micro_batch_prompts=2": ("gradient_accumulation_steps", 4),
+        "trainer.gradient_checkpointing=true": ("gradient_checkpointing", True),
+        "seed=9": ("seed", 9),
+    }
+    config = compose(list(given))[0].config
+    args = arguments(config.trainer, config.grpo, config.generation, config.seed, 11, "x")
+    assert {name: getattr(args, name) for name, _ in given.values()} == dict(given.values())
+    assert args.max_steps == 11 and args.per_device_train_batch_size == 2 * 4
+
+
+SIGNATURES = {
+    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None)",
+    "_prepare_inputs": "(self, generation_batch: dict",
+    "_generate_and_score_completions": "(self, inputs: list[dict",
+    "_compute_loss": "(self, model, inputs)",
+    "training_step": "(self, model, inputs, num_items_in_batch)",
+    "log": "(self, logs: dict[str, float], start_time: float | None = None)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_what_is_overridden_in_trl_has_not_changed(name):
+    from trl import GRPOTrainer
+
+    assert name in vars(EchoInkTrainer)
+    assert str(inspect.signature(getattr(GRPOTrainer, name))).startswith(SIGNATURES[name])
