@@ -41,7 +41,8 @@ def rescore(path: Path, match: Match, reward_file: str | None):
     """
     from echoink.data.samples import Sample
     from echoink.evaluation.prediction import of_row, rejudged
-    from echoink.rewards import custom as custom_reward
+    from echoink.rewards import custom
+    from echoink.rewards.terms import ExtraReward
 
     path = path / "predictions.jsonl" if path.is_dir() else path
     if not path.is_file():
@@ -56,7 +57,7 @@ def rescore(path: Path, match: Match, reward_file: str | None):
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
     first = before[0]
     example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
-    own = custom_reward.load(reward_file, example) if reward_file else None
+    own = [ExtraReward("custom", custom.load(reward_file, example), 1)] if reward_file else []
     return before, [rejudged(prediction, match, own) for prediction in before]
 
 

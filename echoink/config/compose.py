@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from echoink.common.errors import UserError
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Advantage, Attention, Config, Dtype, Split, Task, fields_of
+from echoink.config.schema import Advantage, Attention, Config, Dtype, RewardConfig, Split, Task, fields_of
 from echoink.rewards.types import Rule
 
 VERSION_BASE = "1.3"
@@ -202,12 +202,12 @@ def _check_together(config: Config) -> None:
         )
     reward = config.reward
     pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
-    if not (reward.lambda_acc or reward.lambda_fmt or pays or (reward.file and reward.lambda_file)):
+    apart = ("lambda_file", "lambda_int")
+    weights = [value for name, value in vars(reward).items() if name.startswith("lambda_") and name not in apart]
+    weights += [reward.lambda_file] if reward.file else []
+    if not (any(weights) or pays or any(each.weight for each in reward.files)):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
-    if reward.file and not Path(reward.file).is_file():
-        raise UserError(
-            f"reward.file={reward.file}: no such file", "a Python file that defines reward(completion, sample)"
-        )
+    _check_reward_files(reward)
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
     if config.task is Task.train and config.eval.split is Split.train:
@@ -229,6 +229,22 @@ def _check_together(config: Config) -> None:
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):
         raise UserError("model.attention=flash_attention_2 needs half precision", "set trainer.bf16=true")
+
+
+def _check_reward_files(reward: RewardConfig) -> None:
+    files = {"reward.file": reward.file} if reward.file else {}
+    files |= {f"reward.files[{place}].path": each.path for place, each in enumerate(reward.files)}
+    for where, path in files.items():
+        if not Path(path).is_file():
+            raise UserError(f"{where}={path}: no such file", "a Python file that defines reward(completion, sample)")
+    taken = ["accuracy", "format", "integration", "total", *(["custom"] if reward.file else [])]
+    taken += [field.name.removeprefix("lambda_") for field in dataclasses.fields(reward)]
+    for place, each in enumerate(reward.files):
+        if each.called in taken or not each.called.isidentifier():
+            problem = "is taken" if each.called in taken else "is no name"
+            hint = "reward.files=[{path: …, name: …}] gives a name of letters, digits and _"
+            raise UserError(f"reward.files[{place}]: the name {each.called} {problem}", hint)
+        taken.append(each.called)
 
 
 def _keys() -> list[str]:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -272,6 +273,20 @@ class Prompt:
 
 
 @dataclass
+class RewardFile:
+    """A reward of the user's own: one of several."""
+
+    path: str = key("a Python file that defines reward(completion, sample)")
+    weight: float = key("its weight in the total reward; a negative one punishes", 1.0)
+    name: str | None = key("what it is called in metrics; null: the file's name", None)
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or Path(self.path).stem
+
+
+@dataclass
 class RewardConfig:
     lambda_acc: float = key("weight of the accuracy reward (Eq. 5)", ge=0)
     lambda_fmt: float = key("weight of the format reward (Eq. 5)", ge=0)
@@ -281,6 +296,9 @@ class RewardConfig:
     integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
+    files: list[RewardFile] = field(
+        default_factory=list, metadata={"doc": "several files: [{path: mine.py, weight: 0.5, name: brevity}, …]"}
+    )
     on_error: OnError = key("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
     max_seconds: float = key("that reward.file may take for one completion", gt=0)
 

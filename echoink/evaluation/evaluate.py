@@ -13,7 +13,7 @@ follow the question without a heading, and an answer is read as `Match.first_let
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -26,6 +26,7 @@ from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged
 from echoink.models.family import PromptInputs
+from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
@@ -75,7 +76,7 @@ def evaluate(
     bf16: bool = False,
     draws: Sequence[str] = (SAMPLED, GREEDY),
     clusters: Mapping[str, str] | None = None,
-    custom_reward: Callable[[str, Sample], float] | None = None,
+    extra_rewards: Sequence[ExtraReward] = (),
     variant: Variant = Variant.full,
     first: int = 0,
 ) -> Iterator[Prediction]:
@@ -94,7 +95,7 @@ def evaluate(
         bf16: autocast to bfloat16, as in training.
         draws: see `draw_names`.
         clusters: by id, which samples share media; without it none do.
-        custom_reward: a user's.
+        extra_rewards: those beside accuracy and format.
         variant: what the samples are, see `variants`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
     """
@@ -131,7 +132,7 @@ def evaluate(
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
-                **judged(text, sample, match, processor.prompt.thinks, custom_reward),
+                **judged(text, sample, match, processor.prompt.thinks, extra_rewards),
             )
 
 

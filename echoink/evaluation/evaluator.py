@@ -4,7 +4,7 @@ An evaluation that was killed goes on where it stopped: what predictions.jsonl a
 each answer stands there once. Several processes share the samples; the first of them writes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from echoink.evaluation import evaluate, modality_need, prediction_cache
 from echoink.evaluation.evaluate import Setting
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
+from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
@@ -39,7 +40,7 @@ class Evaluator:
         sampling: as in training.
         end_ids: tokens that end a completion.
         match: how an answer is read.
-        custom_reward: a user's.
+        extra_rewards: those beside accuracy and format.
         seed: of the sampled draws.
         bf16: autocast to bfloat16.
         clusters: by id, which evaluated samples share media.
@@ -55,7 +56,7 @@ class Evaluator:
     sampling: Sampling
     end_ids: Sequence[int]
     match: Match
-    custom_reward: Callable[[str, Sample], float] | None
+    extra_rewards: Sequence[ExtraReward]
     seed: int
     bf16: bool
     clusters: Mapping[str, str]
@@ -180,7 +181,7 @@ class Evaluator:
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.custom_reward),
+                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.extra_rewards),
             )
             for p in prediction_cache.take(kept)
         ]
@@ -250,7 +251,7 @@ class Evaluator:
                 self.bf16,
                 draws,
                 clusters,
-                self.custom_reward,
+                self.extra_rewards,
                 variant,
                 first,
             )

@@ -17,8 +17,9 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     """The numbers of one phase.
 
     `accuracy` (the mean score), `interval` (95 %; Wilson, or the bootstrap where scores are graded), `format`,
-    `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom` and `mean_tokens` are of the first sampled draw
-    (of the greedy one where it is the only one); `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
+    `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
+    are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
+    `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
     the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
     values (such as `kind`). `chance` is a guesser's accuracy; `positions` has the shares of the option letters among
     the right answers and among those given, their distance (half the sum of the differences: 0 is no bias) and the
@@ -37,6 +38,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "parse_failures": _mean(not p.letters for p in main),
         "truncated": _mean(p.truncated for p in main),
         "custom": _mean(p.custom for p in main) if main[0].custom is not None else None,
+        **_further_rewards(main),
         "mean_tokens": _mean(p.tokens for p in main),
         "chance": _mean(map(chance, main)),
         "positions": _positions(main),
@@ -58,6 +60,12 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         if 1 < len(groups) <= 20:
             summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
     return summary
+
+
+def _further_rewards(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    """`rewards`: means of the rewards beside accuracy, format and `reward.file`; nothing where there are none."""
+    names = predictions[0].rewards
+    return {"rewards": {name: _mean(p.rewards[name] for p in predictions) for name in names}} if names else {}
 
 
 def headline(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -1,12 +1,13 @@
 """One evaluated answer: `Prediction`, as `predictions.jsonl` keeps it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from echoink.data.samples import DataType, Sample
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import parse_answer, read_letters
+from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match, ProblemType
 
 SAMPLED, GREEDY = "sampled", "greedy"
@@ -53,6 +54,8 @@ class Prediction:
     cluster: str
     """Samples that share media share it; the bootstrap resamples them together."""
     fields: dict[str, str]
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Further rewards by name, see `rewards.terms`."""
     media: dict[str, str] = field(default_factory=dict)
     """Where its pictures, sounds and videos are."""
 
@@ -67,12 +70,13 @@ def judged(
     sample: Sample,
     match: Match,
     thinks: bool,
-    custom_reward: Callable[[str, Sample], float] | None = None,
+    extra_rewards: Sequence[ExtraReward] = (),
 ) -> dict:
     """What the rewards say of a completion: the part of a `Prediction` that a parser or a reward decides."""
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice
     score = accuracy_reward(text, sample.problem_type, sample.options, sample.solution, match)
+    extra = {each.name: each.score(text, sample) for each in extra_rewards}
     return {
         "thinks": thinks,
         "answer": answer,
@@ -80,11 +84,12 @@ def judged(
         "score": score,
         "correct": score == 1,
         "format": bool(format_reward(text, thinks)),
-        "custom": custom_reward(text, sample) if custom_reward else None,
+        "custom": extra.pop("custom", None),
+        "rewards": extra,
     }
 
 
-def rejudged(prediction: Prediction, match: Match, custom_reward: Callable[[str, Sample], float] | None) -> Prediction:
+def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[ExtraReward]) -> Prediction:
     """A stored answer under another parser or reward; no model is needed."""
     sample = Sample(
         id=prediction.id,
@@ -95,4 +100,4 @@ def rejudged(prediction: Prediction, match: Match, custom_reward: Callable[[str,
         data_type=DataType(prediction.data_type),
         fields=prediction.fields,
     )
-    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, custom_reward))
+    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, extra_rewards))

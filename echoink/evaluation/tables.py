@@ -57,6 +57,9 @@ def accuracy_table(phases: dict[str, dict]) -> None:
         table.add_row("cut at the cap", *cells(lambda s: percent(s["truncated"])))
     if any(phase["custom"] is not None for phase in phases.values()):
         table.add_row("reward.file", *cells(lambda s: f"{s['custom']:.3f}"))
+    for name in next(iter(phases.values())).get("rewards", {}):
+        means = cells(lambda s, n=name: f"{s['rewards'][n]:.3f}" if n in s.get("rewards", {}) else "–")
+        table.add_row(f"reward {name}", *means)
     table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
     console.print(table)
 

@@ -192,7 +192,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker) -> Evaluator:
         sampling=job.sampling,
         end_ids=job.end_ids,
         match=config.reward.match,
-        custom_reward=job.custom_reward,
+        extra_rewards=job.extra_rewards,
         seed=config.seed,
         bf16=config.trainer.bf16,
         clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),

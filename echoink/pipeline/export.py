@@ -131,6 +131,9 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
                 f"| {phase} | {found['n']:,} | {100 * found['accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} "
                 f"| {100 * found['format']:.1f} % | {greedy} |"
             )
+        extra = {"custom": found.get("custom"), **found.get("rewards", {})}
+        shown = [f"{name} {value:.3f}" for name, value in extra.items() if value is not None]
+        body += ["", f"Further rewards of the {phase} model, means: {', '.join(shown)}."] if shown else []
         step = summary.get("steps")
         body += ["", f"The numbers are of the run's last step ({step}), sampled as in training.", ""]
     if paired := summary.get("paired"):

@@ -102,9 +102,12 @@ def summary_line(config: Config) -> str:
     reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
     if config.reward.lambda_int:
         reward += f", λ_int {config.reward.lambda_int:g} ({config.reward.integration.name})"
-    parts.append(
-        f"reward {reward}" + (f", {config.reward.file} {config.reward.lambda_file:g}" if config.reward.file else "")
-    )
+    known = ("lambda_acc", "lambda_fmt", "lambda_int", "lambda_file")
+    others = {name: value for name, value in vars(config.reward).items() if name.startswith("lambda_") and value}
+    extra = {name.replace("lambda_", "λ_"): value for name, value in others.items() if name not in known}
+    extra |= {config.reward.file: config.reward.lambda_file} if config.reward.file else {}
+    extra |= {each.called: each.weight for each in config.reward.files}
+    parts.append("".join([f"reward {reward}", *(f", {name} {weight:g}" for name, weight in extra.items())]))
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]

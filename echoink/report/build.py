@@ -100,6 +100,8 @@ class Row:
     per_seed: str
     greedy: float | None
     format: float | None
+    rewards: dict[str, float]
+    """Means of the rewards beside accuracy and format, by name."""
     lengths: tuple[float, float] | None
     difference: Difference | None
     is_reference: bool
@@ -124,6 +126,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "questions": [question for one in asked if (question := one.get("question"))],
         "asked": _asked(shown),
         "rows": rows,
+        "extra_rewards": list(dict.fromkeys(name for row in rows for name in row.rewards)),
         "reference": reference.label if reference else "",
         "several": len(arms) > 1,
         "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
@@ -175,6 +178,7 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
         per_seed=" / ".join(f"{100 * by_seed[seed]:.1f}" for seed in sorted(by_seed)),
         greedy=_mean_of(arm.over_seeds("greedy_accuracy")),
         format=_mean_of(arm.over_seeds("format")),
+        rewards=_extra_rewards(done),
         lengths=(mean(x[0] for x in lengths), mean(x[1] for x in lengths)) if lengths else None,
         difference=difference,
         is_reference=is_reference,
@@ -185,6 +189,15 @@ def mean(values: Iterable[float]) -> float | None:
     """Of nothing: None."""
     values = list(values)
     return sum(values) / len(values) if values else None
+
+
+def _extra_rewards(runs: Sequence[Run]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        own = {"custom": run.result["custom"]} if run.result.get("custom") is not None else {}
+        for name, value in {**own, **run.result.get("rewards", {})}.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _mean_of(seeds: Seeds | None) -> float | None:

@@ -7,6 +7,7 @@
 user's own configuration, never by a dataset or a checkpoint.
 """
 
+import hashlib
 import importlib.util
 import math
 import signal
@@ -48,7 +49,8 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
         raise UserError(
             f"reward.file={path}: no such file", "it is a Python file that defines reward(completion, sample)"
         )
-    spec = importlib.util.spec_from_file_location("echoink_own_reward", file)
+    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]  # several files, several modules
+    spec = importlib.util.spec_from_file_location(f"echoink_reward_{digest}", file)
     module = importlib.util.module_from_spec(spec) if spec and spec.loader else None
     if module is None:
         raise UserError(f"reward.file={path} is no Python file", "its name must end in .py")

@@ -11,12 +11,12 @@ from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
 from echoink.planning import memory
 from echoink.planning.steps import training_steps
+from echoink.rewards import terms
 from echoink.rollout import vllm_engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
-from echoink.training import reward_functions
 from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, told
@@ -76,7 +76,7 @@ def train(
         provenance,
     )
     watch = Watch(config.generation.max_new_tokens)
-    rewards = reward_functions.of_config(config.reward, job.processor.prompt.thinks, job.custom_reward)
+    rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     integration = integration_of(
         config.reward, job.processor, config.trainer.micro_batch_prompts * config.grpo.group_size
     )

@@ -16,11 +16,11 @@ from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import score
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN
+from echoink.rewards.terms import RewardFunction, accuracy_of
 from echoink.rewards.types import Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling
 from echoink.rollout.types import Rollout
-from echoink.training.reward_functions import RewardFunction, accuracy_of
 
 
 class IntegrationReward:

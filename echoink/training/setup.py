@@ -1,5 +1,6 @@
 """What a run works with, built from its configuration: model, processor, prompt, sampling, the user's reward."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -17,8 +18,8 @@ from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
 from echoink.planning import memory
-from echoink.rewards import custom
-from echoink.rewards.custom import CustomReward
+from echoink.rewards import terms
+from echoink.rewards.terms import ExtraReward
 from echoink.rollout.sampling import Sampling
 
 
@@ -68,7 +69,7 @@ class Job:
     processor: PromptProcessor
     sampling: Sampling
     end_ids: list[int]
-    custom_reward: CustomReward | None
+    extra_rewards: Sequence[ExtraReward]
 
 
 def load_model(config: Config, splits: Splits, path: str) -> Job:
@@ -77,9 +78,8 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     Raises:
         UserError: it is no such model, or the adapter or the user's reward does not fit.
     """
-    trains, reward, own = config.task is Task.train, config.reward, None
-    if reward.file:
-        own = custom.load(reward.file, splits.valid[0], reward.on_error, reward.max_seconds)
+    trains = config.task is Task.train
+    extra = terms.extra_rewards(config.reward, splits.valid[0])
     loaded = load(config, path, tuple(tower.name for tower in config.model.freeze), shard_plan_of(config))
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
@@ -89,7 +89,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
-    return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, own)
+    return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, extra)
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:

@@ -51,6 +51,7 @@ from echoink.distributed import collectives, sharding, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, same_towers, towers_learn
 from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
+from echoink.rewards.terms import Reward
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
@@ -58,7 +59,6 @@ from echoink.rollout.vllm_engine import Engine
 from echoink.training import grpo, importance_sampling, rng_state
 from echoink.training.integration_reward import IntegrationReward
 from echoink.training.resumable_trainer import Resumable
-from echoink.training.reward_functions import Reward
 from echoink.training.step_timer import StepTimer
 
 

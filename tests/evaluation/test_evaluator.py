@@ -15,6 +15,7 @@ from echoink.evaluation.metrics import compare, flips
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
 from echoink.models.loading import end_ids
 from echoink.pipeline.execute import conclude
+from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
@@ -36,7 +37,7 @@ def make_evaluator(model, processor, tmp_path):
             sampling=Sampling(1.0, 0.95, 50, 48),
             end_ids=end_ids(model, processor.processor),
             match=Match.lenient,
-            custom_reward=None,
+            extra_rewards=(),
             seed=0,
             bf16=False,
             clusters={},
@@ -142,12 +143,11 @@ def test_a_stored_answer_is_judged_again_as_the_model_would_be(make_evaluator, m
     evaluator = make_evaluator()
     predictions = evaluator.phase(model, samples[:6], FINAL, 0)
     stored = [of_row(row) for row in lines(evaluator)]
-    assert stored == predictions == [rejudged(p, Match.lenient, None) for p in stored]
+    assert stored == predictions == [rejudged(p, Match.lenient, []) for p in stored]
     text = replace(stored[0], completion="<think>x</think><answer>(b)</answer>", gold="B")
-    assert rejudged(text, Match.lenient, None).correct and not rejudged(text, Match.exact, None).correct
-    assert rejudged(text, Match.lenient, lambda completion, sample: float(len(sample.options))).custom == len(
-        text.options
-    )
+    assert rejudged(text, Match.lenient, []).correct and not rejudged(text, Match.exact, []).correct
+    options = ExtraReward("custom", lambda completion, sample: float(len(sample.options)), 1)
+    assert rejudged(text, Match.lenient, [options]).custom == len(text.options)
     json.dumps(asdict(text))
 
 
@@ -158,7 +158,7 @@ def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samp
     (file,) = (tmp_path / "cache").iterdir()
     second = replace(
         make_evaluator(tmp_path / "second", **kept),
-        custom_reward=lambda text, sample: float(len(text)),
+        extra_rewards=[ExtraReward("custom", lambda text, sample: float(len(text)), 1)],
         clusters={sample.id: "one" for sample in samples},
     )
     with monkeypatch.context() as patch:

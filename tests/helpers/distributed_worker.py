@@ -19,9 +19,9 @@ from echoink.data.splits import read_split, video_caps
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 from echoink.models.loading import load_model, load_processor, load_reference, lora
+from echoink.rewards.terms import of_config
 from echoink.training.integration_reward import integration_of
 from echoink.training.metrics import metrics_of
-from echoink.training.reward_functions import of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests.helpers import files

@@ -31,6 +31,7 @@ from echoink.data.samples import DataType
 from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.models.logprobs import score
+from echoink.rewards.terms import of_config
 from echoink.rollout import vllm_engine, vllm_environment
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
@@ -39,7 +40,6 @@ from echoink.tracking.logger import Tracker
 from echoink.training import grpo, importance_sampling
 from echoink.training.callbacks import Recorder
 from echoink.training.metrics import metrics_of
-from echoink.training.reward_functions import of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2, start, told

@@ -9,9 +9,9 @@ from echoink.config.compose import compose
 from echoink.config.schema import Adapter
 from echoink.models.loading import load_model, load_reference, lora
 from echoink.planning.steps import training_steps
+from echoink.rewards.terms import of_config
 from echoink.rewards.types import Match, Rule
 from echoink.training.integration_reward import integration_of
-from echoink.training.reward_functions import of_config
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests.helpers.trainers import G
@@ -27,7 +27,7 @@ def make_trainer(make_processor, samples, tmp_path):
         reference=None,
         chosen=samples[:6],
         workers=0,
-        custom_reward=None,
+        extra_rewards=(),
         rewards=None,
         modality_dropout=0.0,
         rule=Rule.counterfactual,
@@ -55,7 +55,7 @@ def make_trainer(make_processor, samples, tmp_path):
             reference=None if adapter else reference or load_reference("tiny"),
             processor=processor,
             samples=chosen,
-            rewards=rewards or of_config(wanted, processor.prompt.thinks, custom_reward),
+            rewards=rewards or of_config(wanted, processor.prompt.thinks, extra_rewards),
             args=args,
             settings=replace(config.grpo, modality_dropout=modality_dropout),
             adapter=adapter,

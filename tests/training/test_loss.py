@@ -1,10 +1,10 @@
-"""The loss of a step: against an independent float64 GRPO, packed rows against plain rows, variants against variants."""
+"""The loss of a step: against an independent float64 GRPO, packed against plain rows, variants against variants."""
 
 import pytest
 import torch
 
 from echoink.models.loading import load_model, load_reference
-from echoink.training.reward_functions import Reward
+from echoink.rewards.terms import Reward
 from tests.helpers.trainers import Catch, G, one_step, oracle, weights
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from echoink.evaluation.reflection import SIGNS
+from echoink.rewards.terms import ExtraReward
 from echoink.training.metrics import METRICS
 from tests.helpers.trainers import Catch
 
@@ -34,7 +35,7 @@ def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
         "reward.lambda_file=0.5",
         callbacks=[catch],
         on_rollout=rows.extend,
-        custom_reward=lambda completion, sample: float(len(completion)),
+        extra_rewards=[ExtraReward("custom", lambda completion, sample: float(len(completion)), 0.5)],
     )
     trainer.train()
     lengths = [len(row["text"]) for row in rows]

@@ -1,0 +1,97 @@
+"""The terms of the total reward (Eq. 5): each a name, a function of completions and their samples, and a weight λ.
+
+A new reward needs three things. `echoink/rewards/brevity.py` with `reward(completion, sample) -> float`; in
+`RewardConfig` the field `lambda_brevity`; its value in `conf/reward/accuracy_format.yaml`. It is called by that name in
+`metrics.jsonl` (`reward/brevity`), `completions/`, traces, evaluation, report and model card. A reward of the user's
+own needs none of this: `reward.file`, `reward.files`. What needs the model itself is in
+`training/integration_reward.py`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from echoink.rewards import custom
+from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.format import format_reward
+from echoink.rewards.types import Match
+
+if TYPE_CHECKING:
+    from echoink.config.schema import RewardConfig
+    from echoink.data.samples import Sample
+
+RewardFunction = Callable[[Sequence[str], Sequence["Sample"]], list[float]]
+"""R completions and their R samples → R rewards."""
+
+_APART = ("acc", "fmt", "int", "file")
+"""Weights `lambda_<name>` of rewards that are not found by that name."""
+
+
+class Reward(NamedTuple):
+    """One term λ_k R_k of the total reward (Eq. 5)."""
+
+    name: str
+    function: RewardFunction
+    weight: float
+    """λ_k."""
+
+
+class ExtraReward(NamedTuple):
+    """A reward beside accuracy and format, of one completion at a time."""
+
+    name: str
+    score: Callable[[str, "Sample"], float]
+    weight: float
+
+
+def accuracy_of(match: Match) -> RewardFunction:
+    """R_accuracy (Eq. 3), answers read as `match` says."""
+    return lambda texts, samples: [
+        accuracy_reward(text, s.problem_type, s.options, s.solution, match)
+        for text, s in zip(texts, samples, strict=True)
+    ]
+
+
+def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward]:
+    """The rewards of a configuration beside accuracy and format: the package's by name, then the user's files.
+
+    Args:
+        config: its weights and files.
+        example: a sample on which a user's reward is tried.
+
+    Raises:
+        UserError: see `custom.load`.
+    """
+    names = [field.name.removeprefix("lambda_") for field in dataclasses.fields(config)]
+    weights = {name: weight for name in names if (weight := getattr(config, f"lambda_{name}", None)) is not None}
+    found = [
+        ExtraReward(name, importlib.import_module(f"echoink.rewards.{name}").reward, weight)
+        for name, weight in weights.items()
+        if name not in _APART and weight
+    ]
+    files = [(config.file, "custom", config.lambda_file)] if config.file else []
+    files += [(each.path, each.called, each.weight) for each in config.files]
+    for path, name, weight in files:
+        score = custom.load(path, example, config.on_error, config.max_seconds)
+        found.append(ExtraReward(name, score, weight))
+    return found
+
+
+def of_config(config: "RewardConfig", thinks: bool, extra: Sequence[ExtraReward] = ()) -> list[Reward]:
+    """The rewards that are functions of the text: accuracy, format, and what comes beside them.
+
+    Args:
+        config: the weights, and how an answer is read.
+        thinks: whether the prompt asks for <think>.
+        extra: see `extra_rewards`.
+    """
+    return [
+        Reward("accuracy", accuracy_of(config.match), config.lambda_acc),
+        Reward("format", lambda texts, _: [format_reward(text, thinks) for text in texts], config.lambda_fmt),
+        *(Reward(each.name, _of_each(each.score), each.weight) for each in extra),
+    ]
+
+
+def _of_each(score: Callable[[str, "Sample"], float]) -> RewardFunction:
+    return lambda texts, samples: list(map(score, texts, samples))
