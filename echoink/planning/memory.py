@@ -105,7 +105,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rows:
-    """A packed row: so many prompts of P tokens, each with G completions of C tokens. Plain rows have P = 0."""
+    """A packed row: so many prompts of P tokens, each with G completions of C tokens. In plain rows the prompt
+    counts as part of each completion: P = 0, C = prompt and completion."""
 
     prompts: int
     group: int

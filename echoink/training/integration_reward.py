@@ -94,7 +94,7 @@ class IntegrationReward:
         if self.rule not in ANSWERS_AGAIN:
             return
         group = noise.shape[1]
-        # a prompt without both senses counts as right without each: it beats nothing
+        # A prompt without both senses counts as answered rightly without each, so that no completion of it is paid.
         self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.device)
         rows = [index * group + g for index in self._both for g in range(group)]
         asked = [self._samples[index] for index in self._both for _ in range(group)]
