@@ -402,7 +402,7 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. Commands, `pipeline/` and `training/setup.py` take it; other code takes one group of it."""
+    """The whole configuration. Commands, `pipeline/` and `training/setup.py` take it; other code takes one group."""
 
     name: str = key("first part of the run folder's name, outputs/<name>/<time>")
     seed: int = key("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
