@@ -9,7 +9,7 @@ from echoink.common.statistics import Paired, cluster_bootstrap, paired, wilson
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
 from echoink.rewards.accuracy import GRADED
-from echoink.rewards.parsing import parse_letters
+from echoink.rewards.parsing import equal_options, option_letter, parse_letters
 from echoink.rewards.types import ProblemType
 
 
@@ -77,7 +77,13 @@ def chance(prediction: Prediction) -> float:
     """Probability that a guess is right: of as many options as are right, drawn at random; 0 of other types."""
     if not _has_letters(prediction):
         return 0.0
-    return 1 / comb(len(prediction.options), len(parse_letters(prediction.gold, prediction.options)))
+    gold = equal_options(parse_letters(prediction.gold, prediction.options), prediction.options)
+    if len(gold) == 1:  # a repeated option is right under each of its letters
+        letters = map(option_letter, prediction.options)
+        return sum(equal_options(frozenset(one), prediction.options) == gold for one in letters) / len(
+            prediction.options
+        )
+    return 1 / comb(len(prediction.options), len(gold))
 
 
 def _has_letters(prediction: Prediction) -> bool:

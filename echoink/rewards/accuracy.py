@@ -14,7 +14,8 @@ thousands separators, a regression of a gold value of 0 is right or wrong.
 import re
 from collections.abc import Callable, Sequence
 
-from echoink.rewards.parsing import ANSWER, option_letter, parse_answer, parse_letters, read_letters
+from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
+from echoink.rewards.text import as_written, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
 _MAX_TEXT = 10_000
@@ -41,14 +42,17 @@ def accuracy_reward(
         match: how letters are read.
     """
     if problem_type is ProblemType.multiple_choice:
-        return float(read_letters(completion, options, match) == parse_letters(solution, options) != frozenset())
+        chosen, gold = read_letters(completion, options, match), parse_letters(solution, options)
+        return float(bool(gold) and equal_options(chosen, options) == equal_options(gold, options))
     answer = parse_answer(completion)
     return 0.0 if answer is None else SCORES[problem_type](answer[:_MAX_TEXT], solution)
 
 
 def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str]) -> str | None:
     """What is wrong with a dataset's right answer; None where it scores 1 against itself."""
-    if accuracy_reward(f"{ANSWER[0]}{solution}{ANSWER[1]}", problem_type, options, solution) == 1:
+    unreadable = problem_type in _PLAIN_GOLD and not _PLAIN_GOLD[problem_type](solution)
+    right = accuracy_reward(f"{ANSWER[0]}{solution}{ANSWER[1]}", problem_type, options, solution) == 1
+    if right and not unreadable:
         return None
     if problem_type is ProblemType.multiple_choice:
         letters = ", ".join(filter(None, map(option_letter, options)))
@@ -56,13 +60,44 @@ def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str
     return f"the answer {solution!r} cannot be read as one of type {problem_type.value!r}"
 
 
-def _number(text: str) -> float | None:
+_ONES = "one two three four five six seven eight nine"
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = {word: number for number, word in enumerate(f"zero {_ONES} {_TEENS}".split())}
+for _number_of_tens, _ten in enumerate(_TENS.split(), 2):
+    _NUMBER_WORDS[_ten] = 10 * _number_of_tens
+    _NUMBER_WORDS |= {f"{_ten}-{word}": 10 * _number_of_tens + one for one, word in enumerate(_ONES.split(), 1)}
+
+_DIGITS = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?"
+
+_NO_UNITS = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "k"}
+_NO_UNITS |= {"or", "and", "not", "nor", "times", "to", "plus", "minus"}
+"""Words after a number that change it."""
+
+
+def _plain_number(text: str) -> float | None:
     """The number that a text is: "-3", "1,234.5", "12 %"; None for anything else."""
-    found = re.fullmatch(r"\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?)\s*%?\s*\.?\s*", text)
+    found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*\.?\s*", text)
     try:
         return float(found.group(1).replace(",", "")) if found else None
     except ValueError:
         return None
+
+
+def _number(text: str) -> float | None:
+    """The number that an answer gives: `_plain_number`, a number word below 100, a currency sign before it, or one or
+    two words of a unit behind it ("7 knocks", "$3", "seven"); None where it is ambiguous.
+    """
+    text = normalize(text).strip("*`\"' ").removesuffix(".")
+    text = re.fullmatch(r"\(([^()]*)\)|(.*)", text, re.DOTALL).group(1) or text
+    text = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", text)
+    if (plain := _plain_number(text)) is not None:
+        return plain
+    first, *unit = text.casefold().split()[:4] or [""]
+    units = all(re.fullmatch(r"[^\W\d_]+[²³]?", word) and word not in _NO_UNITS for word in unit)
+    if len(unit) > 2 or not units:
+        return None
+    return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else _plain_number(first) if unit else None
 
 
 def _numerical(answer: str, solution: str) -> float:
@@ -80,23 +115,22 @@ def _regression(answer: str, solution: str) -> float:
 
 
 def _ocr(answer: str, solution: str) -> float:
-    """1 - word error rate, at least 0."""
-    import jiwer
+    """1 - word error rate, at least 0; a character of a script without blanks is a word (`text.as_written`)."""
+    import jiwer  # slow to import, and needed by few runs
 
-    return max(0.0, 1 - jiwer.wer(solution, answer)) if solution.split() else 0.0
+    gold = as_written(solution)
+    return max(0.0, 1 - jiwer.wer(" ".join(gold), " ".join(as_written(answer)))) if gold else 0.0
 
 
 class _Words:
     """Words of any script for ROUGE, whose own tokenizer knows only a-z."""
 
-    @staticmethod
-    def tokenize(text: str) -> list[str]:
-        return re.findall(r"\w+", text.casefold())
+    tokenize = staticmethod(words)
 
 
 def _free_form(answer: str, solution: str) -> float:
     """F1 of ROUGE-L, the longest common subsequence of words (Lin 2004)."""
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import, and needed by few runs
 
     return RougeScorer(["rougeL"], tokenizer=_Words()).score(solution, answer)["rougeL"].fmeasure
 
@@ -107,7 +141,10 @@ def _spans(text: str) -> list[tuple[float, float]]:
     Example: "0:05-0:10 and [8, 12.5]" is [(5, 12.5)].
     """
     times = []
-    for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?", text):
+    text = normalize(text)
+    if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text):  # no time is negative
+        return []
+    for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):
             seconds = 60 * seconds + float(part)
@@ -136,6 +173,7 @@ def _counting(answer: str, solution: str) -> float:
     found, gold = _number(answer), _number(solution)
     if found is not None and gold is not None and "%" not in answer:
         return float(found == gold)
+    answer = normalize(answer)
     if not _EXPRESSION.fullmatch(answer) or re.search(r"\d\s+\d|\*\s*\*", answer):
         return float(answer.strip() == solution.strip())
     from math_verify import parse, verify
@@ -152,6 +190,13 @@ SCORES: dict[ProblemType, Callable[[str, str], float]] = {
     ProblemType.counting: _counting,
 }
 """How an answer is scored against the solution, in [0, 1]; multiple choice, which needs the options, stands apart."""
+
+_PLAIN_GOLD: dict[ProblemType, Callable[[str], object]] = {
+    ProblemType.numerical: lambda gold: _plain_number(gold) is not None,
+    ProblemType.regression: lambda gold: _plain_number(gold) is not None,
+    ProblemType.counting: lambda gold: _plain_number(gold) is not None or _EXPRESSION.fullmatch(gold),
+}
+"""What a right answer must be: a number in digits. A model may write "seven"; a gold answer may not."""
 
 GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
 """Those whose scores lie between 0 and 1, too."""

@@ -1,8 +1,11 @@
 """From a completion's text to its answer: the one parser for training and evaluation."""
 
+import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 
+from echoink.rewards.text import CLOSING, normalize, pattern_of, same
 from echoink.rewards.types import Match
 
 THINK = ("<think>", "</think>")
@@ -12,14 +15,31 @@ ANSWER = ("<answer>", "</answer>")
 _MAX_ANSWER = 1_000
 """An answer longer than this many characters is not an option; bounds the work of the parser."""
 
-_LABEL = re.compile(r"\s*([A-Z])\s*[.:)]\s*")
-"""The label of an option, "B. "."""
+_LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
+"""The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
-_CHOICE = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])(?![^\W_])\)?)\s*[.:]?\s*")
-"""A letter as an answer names it: "B", "B.", "B:", "B)", "(b)"."""
+_PREFIX = re.compile(
+    r"(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:options?|choices?)\s*[:=]?\s+", re.IGNORECASE
+)
+"""What may stand before the letters: "Answer: B", "Option B"."""
 
-_JOIN = re.compile(r"(?:[,;&/]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
+_WRAPPERS = (("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"), ("$", "$"), ("[", "]"))
+_WRAPPERS += (("(", ")"), ("{", "}"))
+"""Marks around an answer."""
+
+_BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+
+_CHOICE = re.compile(
+    r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*([A-Za-z])[.:)]?\*\*"""
+    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]){0,2}\s*(?:[-–—]\s*)?"""
+)
+"""A letter as an answer names it: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", and what leads to the option's text."""
+
+_JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
 """What may stand between two letters."""
+
+_NEXT = re.compile(r"""[A-Z](?![^\W_])|[(\["'`*]""")
+"""A further letter after a blank alone: a capital, or one in brackets, so that an article is no letter."""
 
 
 def parse_answer(completion: str) -> str | None:
@@ -34,7 +54,7 @@ def parse_answer(completion: str) -> str | None:
 def option_letter(option: str) -> str | None:
     """The label of an option: "B" for "B. bell"."""
     found = _LABEL.match(option)
-    return found.group(1) if found else None
+    return unicodedata.normalize("NFKC", found.group(1) or found.group(2)) if found else None
 
 
 def option_text(option: str) -> str:
@@ -44,6 +64,9 @@ def option_text(option: str) -> str:
 
 def parse_letters(answer: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:
     """The set of option letters that an answer names; empty where it names none or anything besides.
+
+    Lenient reading takes a letter with or without its option's text, in the forms of `docs/rewards.md`; a text that is
+    not the option's own makes the answer unreadable. Texts are compared as `text.same` does.
 
     Args:
         answer: the content of the answer block.
@@ -57,24 +80,57 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
     if match is Match.exact:
         letters = answer.split(", ")
         return frozenset(letters) if set(letters) <= valid.keys() and len(set(letters)) == len(letters) else frozenset()
+    answer = _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
+    if re.fullmatch(r"[A-Z]{2,}", answer) and set(answer) <= valid.keys():  # "AB"
+        is_text = any(same(answer, text) for text in valid.values())
+        return frozenset(answer) if len(set(answer)) == len(answer) and not is_text else frozenset()
     found: list[str] = []
     at = 0
     while True:
         choice = _CHOICE.match(answer, at)
-        letter = (choice.group(1) or choice.group(2)).upper() if choice else ""
+        letter = next(filter(None, choice.groups())).upper() if choice else ""
         if letter not in valid or letter in found:
             return frozenset()
         found.append(letter)
-        at, text = choice.end(), valid[letter]
-        if text and answer[at : at + len(text)].casefold() == text.casefold():
-            at += len(text)
-            at += len(answer[at:]) - len(answer[at:].lstrip(" \t\n."))
+        at = choice.end()
+        if valid[letter] and (named := _text_pattern(valid[letter]).match(answer, at)):
+            at = named.end()
         if at == len(answer):
             return frozenset(found)
-        join = _JOIN.match(answer, at)
-        if join is None:
+        if join := _JOIN.match(answer, at):
+            at = join.end()
+        elif not _NEXT.match(answer, at):
             return frozenset()
-        at = join.end()
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_pattern(text: str) -> re.Pattern[str]:
+    # the option's text, perhaps in brackets, not in the middle of a word
+    return re.compile(rf"""[,("'\[]?\s*{pattern_of(text)}(?![^\W_])\s*[)"'\]]?[{CLOSING}]*\s*""", re.IGNORECASE)
+
+
+def _unwrapped(text: str) -> str:
+    """A text without the marks that stand around all of it, such as **B**, \boxed{B}, "B"."""
+    while True:
+        before, text = text, _BOXED.sub(r"\1", text).strip()
+        for opening, closing in _WRAPPERS:
+            inner = text[len(opening) : -len(closing)]
+            around = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
+            if around and opening not in inner and closing not in inner:
+                text = inner
+                break
+        if text == before:
+            return text
+
+
+def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[str]:
+    """Letters, each replaced by the first one whose option has the same text: a repeated option is right under each
+    of its letters.
+    """
+    texts = {letter: option_text(option) for option in options if (letter := option_letter(option))}
+    return frozenset(
+        next(first for first in texts if first == one or same(texts[first], texts[one])) for one in letters
+    )
 
 
 def read_letters(completion: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:

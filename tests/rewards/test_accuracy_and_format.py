@@ -1,13 +1,15 @@
 """The two rewards, case by case; a reward is a contract that a policy will try to break."""
 
+import re
 import time
 
 import pytest
 
 from echoink.rewards.accuracy import accuracy_reward, problem_with
 from echoink.rewards.format import format_reward
-from echoink.rewards.parsing import option_text, parse_answer, parse_letters
+from echoink.rewards.parsing import option_letter, option_text, parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
+from tests.helpers.paths import ROOT
 
 OPTIONS = ("A. cat", "B. bell", "C. dog", "D. rain and hail")
 
@@ -37,8 +39,8 @@ LETTERS = [  # answer, letters when lenient, letters when exact
     ("", "", ""),
     ("E", "", ""),
     ("A, A", "", ""),
-    ("A C", "", ""),
-    ("AC", "", ""),
+    ("A C", "AC", ""),
+    ("AC", "AC", ""),
     ("C or D", "", ""),
     ("(C", "", ""),
     ("dog", "", ""),
@@ -51,7 +53,7 @@ LETTERS = [  # answer, letters when lenient, letters when exact
     ("A, ", "", ""),
     (", A", "", ""),
     ("\N{CYRILLIC CAPITAL LETTER ES}", "", ""),
-    ("\N{FULLWIDTH LATIN CAPITAL LETTER C}", "", ""),
+    ("\N{FULLWIDTH LATIN CAPITAL LETTER C}", "C", ""),
     ("C\N{COMBINING ACUTE ACCENT}", "", ""),
     ("Cat", "", ""),
     ("1", "", ""),
@@ -63,6 +65,42 @@ def test_letters(answer, lenient, exact):
     assert parse_letters(answer, OPTIONS) == frozenset(lenient)
     assert parse_letters(answer, OPTIONS, Match.exact) == frozenset(exact)
 
+
+TABLE = re.findall(r"^\| (`+.*?`+(?:, `+.*?`+)*) \| (.*?) \|$", (ROOT / "docs/rewards.md").read_text(), re.MULTILINE)
+"""What the guide says that lenient reading takes for which letters."""
+
+
+def test_the_guides_table_of_lenient_answers_is_long():
+    assert sum(len(re.findall(r"`+(.+?)`+(?=,|$)", answers)) for answers, _ in TABLE) >= 40
+
+
+@pytest.mark.parametrize(("answers", "letters"), TABLE)
+def test_lenient_reading_takes_what_the_guide_says(answers, letters):
+    for answer in re.findall(r"(?:^|, )(?:`` (.+?) ``|`([^`]+)`)", answers):
+        text = next(filter(None, answer)).replace("\\n", "\n").replace("\\|", "|")
+        wanted = frozenset() if letters == "nothing" else frozenset(letters.split(", "))
+        assert parse_letters(text, GUIDE) == wanted, text
+
+
+@pytest.mark.parametrize("answer", ["A. a bell", "B. A BELL.", "A, B"])
+def test_a_repeated_option_is_right_under_each_of_its_letters(answer):
+    options = ("A. a bell", "B. A bell.", "C. a dog")
+    for gold in "AB":
+        text = f"<answer>{answer}</answer>"
+        assert accuracy_reward(text, ProblemType.multiple_choice, options, gold) == 1
+        assert accuracy_reward("<answer>C</answer>", ProblemType.multiple_choice, options, gold) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [("(A) cat", "(B) bell"), ("A) cat", "B) bell"), ("A: cat", "B: bell"), ("（A） cat", "Ｂ． bell")]
+)
+def test_labels_of_options_are_read_in_every_form(options):
+    assert [option_letter(option) for option in options] == ["A", "B"]
+    assert [option_text(option) for option in options] == ["cat", "bell"]
+    assert parse_letters("(B) bell", options) == parse_letters("B. bell", options) == {"B"}
+
+
+GUIDE = ("A. They talk.", "B. It's a  bell", "C. 50 %", "D. Both A and B")
 
 GOOD = "<think>a bell rings</think>\n<answer>B</answer>"
 
@@ -168,7 +206,9 @@ SCORED = [  # type, answer, solution, score by hand
     ("numerical", "12 34", "1234", 0),
     ("numerical", "1,2", "12", 0),
     ("numerical", "nan", "3", 0),
-    ("numerical", "three", "3", 0),
+    *(("numerical", text, "3", 1) for text in ("three", "Three knocks", "3 m", "$3", "3.0 km", "(3)", "+3", "**3**")),
+    ("numerical", "\N{MINUS SIGN}3", "-3", 1),
+    *(("numerical", text, "3", 0) for text in ("3 or 4", "3 thousand", "3 dozen", "not 3", "3 to 4", "about 3")),
     ("OCR", "the quick fox", "the quick fox", 1),
     ("OCR", "the quack fox", "the quick fox", 2 / 3),
     ("OCR", "a b c d e f g h", "x", 0),
@@ -193,8 +233,23 @@ SCORED = [  # type, answer, solution, score by hand
     ("counting", "8", "7", 0),
     ("counting", "\\frac{14}{2}", "7", 1),
     ("counting", "(3 + 4)", "7", 1),
-    *(("counting", text, "7", 0) for text in ("not 7", "7 knocks", "3 4 7", "x=8 or 7", "8=7", "7;8", "7%")),
+    *(("counting", text, "7", 0) for text in ("not 7", "3 4 7", "x=8 or 7", "8=7", "7;8", "7%")),
+    *(("counting", text, "7", 1) for text in ("7 knocks", "seven", "Seven times.", "7.")),
+    ("counting", "twenty-one", "21", 1),
     ("counting", "7+0*10**10**8", "7", 0),
+    ("OCR", "NO\nENTRY", "NO ENTRY", 1),
+    ("OCR", "cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", 1),
+    ("OCR", "禁止进内", "禁止入内", 0.75),
+    ("OCR", "禁止 入内", "禁止入内", 1),
+    ("free-form", "cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", 1),
+    ("free-form", "一只猫在叫", "一只狗在叫", 0.8),
+    ("free-form", "犬が吠えている", "犬が吠えている。", 1),
+    ("free-form", "แมวร้อง", "แมวร้อง", 1),
+    ("free-form", "कुत्ता भौंकता है", "कुत्ता भौंक रहा है", 4 / 7),
+    ("free-form", "كَلْبٌ ينبح", "كلب ينبح", 0.5),
+    ("temporal retrieval", ".5-7", "0.5-7", 1),
+    ("temporal retrieval", "-2-5", "0-5", 0),
+    ("temporal retrieval", "2.5 s - 7 s", "2.5-7", 1),
     ("counting", "9**9**9**9**9**9" * 9, "7", 0),
 ]
 
@@ -258,3 +313,25 @@ def _seconds(text: str) -> float:
 
 def test_option_text():
     assert [option_text(option) for option in OPTIONS] == ["cat", "bell", "dog", "rain and hail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold"),
+    [
+        *(("counting", gold) for gold in ("seven", "7 knocks", "(7", "about 7", "")),
+        *(("numerical", gold) for gold in ("three", "$3", "3 m", "1/2", "\N{MINUS SIGN}3")),
+        *(("temporal retrieval", gold) for gold in ("-1-5", "5", "10-5", "5-10-15", "[-1, 5]")),
+    ],
+)
+def test_a_right_answer_that_no_model_could_match_is_refused_when_it_is_read(kind, gold):
+    assert problem_with(gold, ProblemType(kind), ()) is not None
+
+
+def test_right_answers_in_digits_and_fractions_are_taken():
+    for kind, gold in (
+        ("counting", "7"),
+        ("counting", "14/2"),
+        ("numerical", "-1,234.5"),
+        ("temporal retrieval", ".5-7"),
+    ):
+        assert problem_with(gold, ProblemType(kind), ()) is None

@@ -1,0 +1,88 @@
+"""How texts are compared: one normalization for options, free-form answers and OCR."""
+
+import re
+import unicodedata
+
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "\u00b4": "'"})
+_QUOTES |= str.maketrans({"\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"'})
+_QUOTES |= str.maketrans({"\u2212": "-"})  # the minus sign of mathematics
+_QUOTES |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters without width
+
+_NO_BLANKS = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),  # iteration mark and zero
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3134F),
+)
+"""Scripts that write no blank between words."""
+
+CLOSING = ".!?\u3002"
+"""Punctuation that may end an answer without changing it."""
+
+
+def normalize(text: str) -> str:
+    """NFKC (full-width letters become ordinary ones, accents composed), straight quotes, one blank for each run of
+    white space, none at the ends. The case stays.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two texts are equal but for normalization, case, blanks and closing punctuation."""
+    return _key(one) == _key(other)
+
+
+def _key(text: str) -> str:
+    text = "".join(normalize(text).casefold().split())
+    return text.rstrip(CLOSING) or text
+
+
+def pattern_of(text: str) -> str:
+    """A regular expression that matches a normalized text as `same` compares, closing punctuation apart. It is for
+    normalized text, without regard to case.
+    """
+    letters = "".join(normalize(text).split())
+    return r"\s*".join(map(re.escape, letters.rstrip(CLOSING) or letters))
+
+
+def words(text: str) -> list[str]:
+    """Words of any script, in lower case: runs of letters, digits and the marks on them; a character of a script
+    without blanks is a word of its own, with the marks on it.
+    """
+    found, current = [], ""
+    for character in unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold():
+        mark = unicodedata.category(character).startswith("M")
+        if _stands_alone(character) and not mark:
+            found, current = [*found, current] if current else found, ""
+            found.append(character)
+        elif mark and not current and found and _stands_alone(found[-1][0]):
+            found[-1] += character  # a vowel or tone mark of Thai
+        elif mark or character.isalnum() or character == "_":
+            current += character
+        elif current:
+            found, current = [*found, current], ""
+    return [*found, current] if current else found
+
+
+def as_written(text: str) -> list[str]:
+    """A text in the pieces that OCR compares: split at white space, characters of scripts without blanks one by one;
+    case and punctuation count, the way in which accents are encoded does not.
+    """
+    pieces = []
+    for word in unicodedata.normalize("NFC", text).split():
+        pieces += re.findall(_ALONE + r"|[^" + _ALONE[1:-1] + r"]+", word)
+    return pieces
+
+
+def _stands_alone(character: str) -> bool:
+    code = ord(character)
+    return any(first <= code <= last for first, last in _NO_BLANKS)
+
+
+_ALONE = "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _NO_BLANKS) + "]"
