@@ -71,7 +71,7 @@ for _number_of_tens, _ten in enumerate(_TENS.split(), 2):
 _DIGITS = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?"
 
 _NO_UNITS = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "k"}
-_NO_UNITS |= {"or", "and", "not", "nor", "times", "to", "plus", "minus"}
+_NO_UNITS |= {"or", "and", "not", "nor", "to", "plus", "minus"}
 """Words after a number that change it."""
 
 
@@ -95,7 +95,7 @@ def _number(text: str) -> float | None:
         return plain
     first, *unit = text.casefold().split()[:4] or [""]
     units = all(re.fullmatch(r"[^\W\d_]+[²³]?", word) and word not in _NO_UNITS for word in unit)
-    if len(unit) > 2 or not units:
+    if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
     return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else _plain_number(first) if unit else None
 
