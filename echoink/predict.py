@@ -15,6 +15,7 @@ from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.config.compose import compose, typed
 from echoink.config.schema import Config
+from echoink.data.choices import MAX_OPTIONS
 from echoink.data.samples import DataType, Sample, check_text
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
@@ -73,6 +74,10 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
     Raises:
         UserError: a problem type that does not fit.
     """
+    if not arguments.question.strip():
+        raise UserError("the question is empty", '--question "What is making the sound?"')
+    if len(arguments.options) == 1 or len(arguments.options) > MAX_OPTIONS:
+        raise UserError(f"{len(arguments.options)} --options", f"give none, or 2 to {MAX_OPTIONS}")
     check_text([arguments.question, *arguments.options], "the question")
     if arguments.no_sound and arguments.audio:
         raise UserError("give --audio or --no-sound, not both")

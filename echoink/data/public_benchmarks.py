@@ -5,11 +5,10 @@
     dataset=worldsense dataset.path=…   worldsense_qa.json beside videos/<id>.mp4, or lmms-lab's Parquet (split test)
     dataset=mmau       dataset.path=…   mmau-test-mini.json beside its sounds, or the hub's Parquet with sounds inside
 
-Options come with or without letters and answers as a letter or as the option's text; here options get one letter each,
-and one that is written twice is offered once (27 of MMAU's 1,000 do so, and the right answer would be ambiguous).
+Options and answers are read by `choices`; an option that is written twice is offered once (27 of MMAU's 1,000 rows
+have one, and the right answer would be ambiguous).
 """
 
-import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,41 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from echoink.common.errors import UserError
+from echoink.data.choices import choices
 from echoink.data.readers import NOT_JSON, Rows, open_split
-
-_LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
-
-
-def choices(options: Iterable[str], answer: str) -> tuple[list[str], str]:
-    """Options "A. …" in their order and the solution "<answer>B</answer>".
-
-    Args:
-        options: with or without letters of their own.
-        answer: the letter, or the text, of the right one.
-
-    Example: `choices(["(A) Man", "(B) Woman"], "(B) Woman")` and `choices(["Man", "Woman"], "Woman")` give
-    (["A. Man", "B. Woman"], "<answer>B</answer>").
-
-    Raises:
-        UserError: the answer is none of the options.
-    """
-    options = [str(option) for option in options]
-    letters = [match.group(1) if (match := _LETTER.match(option)) else None for option in options]
-    lettered = letters == [chr(ord("A") + place) for place in range(len(options))]
-    texts = [_LETTER.sub("", option, count=1) if lettered else option for option in options]
-    answer = str(answer).strip()
-    bare = re.fullmatch(r"\(?([A-Z])[.):]?", answer)
-    if bare and (lettered or not any(text.strip() == answer for text in texts)):
-        place = ord(bare.group(1)) - ord("A")
-        gold = texts[place] if place < len(texts) else None
-    else:
-        stripped = _LETTER.sub("", answer, count=1) if lettered else answer
-        gold = next((text for text in texts if text.strip() == stripped.strip()), None)
-    if gold is None:
-        raise UserError(f"the answer {answer!r} is not among the options {options}")
-    offered = list(dict.fromkeys(text.strip() for text in texts))
-    solution = chr(ord("A") + offered.index(gold.strip()))
-    return [f"{chr(ord('A') + place)}. {text}" for place, text in enumerate(offered)], f"<answer>{solution}</answer>"
 
 
 @dataclass(frozen=True)
@@ -106,18 +72,13 @@ def _converted(rows: Iterable[dict], folder: Path, benchmark: Benchmark) -> Iter
         except UserError as error:
             yield error
         except (KeyError, TypeError, AttributeError, ValueError, SyntaxError) as error:
-            yield UserError(f"no field {error}" if isinstance(error, KeyError) else str(error))
+            what = f"no field {error}" if isinstance(error, KeyError) else f"a field is of another kind: {error}"
+            yield UserError(what)
 
 
 def _question(row: dict, question: str, options: str, answer: str) -> dict:
-    offered, solution = choices(_listed(row[options]), row[answer])
+    offered, solution = choices(row[options], row[answer])
     return {"problem": row[question], "options": offered, "solution": solution}
-
-
-def _listed(options: object) -> list[str]:
-    if isinstance(options, str):  # a list that was written as a text
-        options = ast.literal_eval(options)
-    return [str(option) for option in options]
 
 
 def _omnibench(row: dict, folder: Path) -> dict:
@@ -173,7 +134,7 @@ def _mmau(row: dict, folder: Path) -> dict:
     cell = row.get("audio") or row.get("context")
     return {
         **_question(row, "question" if "question" in row else "instruction", "choices", "answer"),
-        **({"problem_id": row["id"]} if row.get("id") else {}),
+        **({"problem_id": row["id"]} if "id" in row else {}),
         "data_type": "audio",
         "path": {"audio": cell or str(row["audio_id"]).removeprefix("./")},
         "data_source": "MMAU",

@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from echoink.common.errors import UserError
+from echoink.data.choices import MAX_OPTIONS
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
 from echoink.rewards.accuracy import problem_with
@@ -50,8 +51,6 @@ class DataType(Enum):
 MEDIA = ("image", "audio", "video")
 
 _KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
-
-MAX_OPTIONS = 26
 
 _EXAMPLES = {
     ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
@@ -160,6 +159,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         if isinstance(value, str) and _HALF.search(f"{key}{value}"):
             raise UserError(f"{where}: {key!a} holds half a character", "write the text anew, in UTF-8")
     id = row.get("problem_id", number)
+    id = f"row-{number}" if isinstance(id, str) and not id.strip() else id  # not another row's number
     where = f"{where} (problem_id {id})"
     if not isinstance(row["problem"], str) or not row["problem"].strip():
         raise UserError(f"{where}: problem must be a text", "it is the question")
