@@ -16,7 +16,8 @@ from echoink.common.errors import UserError
 from echoink.config.compose import compose, typed
 from echoink.config.schema import Config
 from echoink.data.choices import MAX_OPTIONS
-from echoink.data.samples import DataType, Sample, check_text
+from echoink.data.samples import DataType, Sample, check_text, with_soundtrack
+from echoink.media import loaders
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
 from echoink.run_folder import checkpoint
@@ -84,7 +85,7 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
     if arguments.image and arguments.video:
         raise UserError("give --image or --video, not both", "no data type has both")
     if arguments.video:
-        kind = DataType.video if arguments.no_sound else DataType.video_audio
+        kind = DataType.video_audio if arguments.audio else DataType.video
     else:
         kind = DataType("_".join(name for name in ("image", "audio") if getattr(arguments, name)) or "text")
     problem_type = ProblemType(arguments.type or ("multiple choice" if arguments.options else "free-form"))
@@ -100,6 +101,7 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
         image=arguments.image,
         audio=arguments.audio,
         video=arguments.video,
+        asks_for_soundtrack=kind is DataType.video and not arguments.no_sound,
     )
 
 
@@ -122,6 +124,8 @@ def predict(arguments: argparse.Namespace) -> list[str]:
         loaded = load(config, path)
         tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
         try:
+            if sample.asks_for_soundtrack:
+                sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
             prompt = loaded.processor(sample)
         except UserError as error:
             found = "not found" not in error.problem

@@ -239,6 +239,7 @@ class DatasetConfig:
         default_factory=list,
         metadata={"doc": "train on samples of these needs only, in this order: [both, undetermined]; empty: all"},
     )
+    soundtrack: bool = key("use the own sound of a video whose row names no data_type, where it has one", True)
     workers: int = key("threads that decode the next step's videos during this one; no result depends on it", ge=0)
     max_skipped: float = key("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 

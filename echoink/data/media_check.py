@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from echoink.common.errors import UserError
-from echoink.data.samples import Dropped, Sample, load_sound
+from echoink.data.samples import Dropped, Sample, load_sound, with_soundtrack
 from echoink.media import loaders
 from echoink.media.worker_pool import Died, isolated
 
@@ -30,9 +30,11 @@ class MediaInfo:
     """Of the video, as the model gets it."""
     frame: tuple[int, int] | None = None
     """Width and height of such a frame."""
+    soundtrack: bool = False
+    """Whether its video has a sound track, used or not."""
 
 
-def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> MediaInfo:
+def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool = True) -> MediaInfo:
     """Decode a sample's media once.
 
     Raises:
@@ -42,6 +44,8 @@ def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Medi
         digests = tuple(loaders.digest(medium) for medium in sample.media.values())
         image = loaders.load_image(sample.image).size if sample.image else None
         video = loaders.load_video(sample.video, caps) if sample.video else None
+        has_sound = sample.video is not None and loaders.has_soundtrack(sample.video)
+        sample = with_soundtrack(sample, has_sound, soundtrack)
         sound = load_sound(sample, max_seconds)
     except UserError as error:
         raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
@@ -52,6 +56,7 @@ def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> Medi
         kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
         frames=len(video.frames) if video else 0,
         frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
+        soundtrack=has_sound,
     )
 
 
@@ -60,6 +65,7 @@ def check_media(
     max_seconds: float,
     caps: loaders.VideoCaps,
     progress: Callable[[Iterable], Iterable] = iter,
+    soundtrack: bool = True,
 ) -> list[MediaInfo | Dropped]:
     """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
     before anything expensive starts.
@@ -68,7 +74,7 @@ def check_media(
         For each sample what its files hold, or why they cannot be used.
     """
 
-    check = partial(_inspected, max_seconds=max_seconds, caps=caps)
+    check = partial(_inspected, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack)
     found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
     return [
         Dropped(
@@ -82,9 +88,9 @@ def check_media(
     ]
 
 
-def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps) -> MediaInfo | Dropped:
+def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool) -> MediaInfo | Dropped:
     try:
-        return inspect(sample, max_seconds, caps)
+        return inspect(sample, max_seconds, caps, soundtrack)
     except UserError as error:
         return Dropped(f"sample {sample.id}", error.problem, error.hint)
 

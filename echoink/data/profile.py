@@ -5,7 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from echoink.data.media_check import MediaInfo
-from echoink.data.samples import Dropped, Sample, answer_positions
+from echoink.data.samples import DataType, Dropped, Sample, answer_positions
+
+_MEDIA = {
+    DataType.text: "text alone",
+    DataType.image: "a picture",
+    DataType.audio: "a sound",
+    DataType.image_audio: "a picture and a sound",
+    DataType.video: "a video",
+    DataType.video_audio: "a video and its sound",
+}
 
 
 def profile(
@@ -26,6 +35,8 @@ def profile(
             "samples": len(samples),
             "dropped": [each.reason for each in dropped.get(split, [])],
             "duplicates": sum(count - 1 for count in asked.values()),
+            "media": dict(Counter(_MEDIA[s.data_type] for s in samples)),
+            "notes": dict(Counter(note for s in samples for note in s.notes)),
             "data_types": dict(Counter(s.data_type.value for s in samples)),
             "problem_types": dict(Counter(s.problem_type.value for s in samples)),
             "options": dict(Counter(len(s.options) for s in samples)),

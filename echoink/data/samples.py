@@ -8,7 +8,8 @@ One row (the fields of HarryHsing/EchoInk's data files):
      "data_source": "OmniInstruct_v1-AVQA"}
 
 `problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may
-be bytes, {"bytes": …}, base64 in JSON. `sources` finds the rows; `benchmarks` brings other datasets' into this form.
+be bytes, {"bytes": …}, base64 in JSON. Media may also stand in columns as other trainers write them (`row_layouts`).
+`readers` finds the rows; `public_benchmarks` brings other datasets' rows into this form.
 """
 
 import base64
@@ -17,11 +18,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
 from echoink.common.errors import UserError
+from echoink.data import row_layouts
 from echoink.data.choices import MAX_OPTIONS
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
@@ -50,7 +52,7 @@ class DataType(Enum):
 
 MEDIA = ("image", "audio", "video")
 
-_KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "path", "data_source", *MEDIA}
+_KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"}
 
 _EXAMPLES = {
     ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
@@ -87,6 +89,10 @@ class Sample:
     video: Medium | None = None
     fields: dict[str, str] = field(default_factory=dict)
     """Further scalar fields of the row, such as `kind`; evaluation reports accuracy by them."""
+    asks_for_soundtrack: bool = False
+    """The row names a video and no data_type: its own sound joins in where there is one, see `with_soundtrack`."""
+    notes: tuple[str, ...] = ()
+    """What of the row is not used."""
 
     @property
     def gold(self) -> frozenset[str]:
@@ -147,7 +153,8 @@ def parse_rows(
 def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
-    row = {key: value for key, value in row.items() if value is not None}  # a table has null for what is absent
+    layout = row_layouts.read(row, where)
+    row, given = layout.row, layout.media
     if missing := {"problem", "solution"} - row.keys():
         alike = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
         shown = "the top of echoink/data/samples.py shows a row"
@@ -172,13 +179,6 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         raise UserError(f"{where}: the solution {row['solution']!r} has no answer in {ANSWER[0]}{ANSWER[1]}", hint)
     if wrong := problem_with(solution, problem_type, options):
         raise UserError(f"{where}: {wrong}", hint)
-    paths = row.get("path") or {}
-    if not isinstance(paths, dict):
-        raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
-    if unknown := [key for key in paths if key not in MEDIA]:
-        raise UserError(f"{where}: path holds {unknown[0]!r}", f"it may hold {', '.join(MEDIA)}")
-    given = {name: paths.get(name) or row.get(name) for name in MEDIA}
-    given = {name: medium for name, medium in given.items() if medium is not None}
     data_type = _data_type(row, given, where)
     if absent := [name for name in data_type.media if name not in given]:
         raise UserError(
@@ -186,6 +186,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
             "give the file's path, or another data_type",
         )
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
+    unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),
@@ -194,6 +195,8 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         problem_type=problem_type,
         data_type=data_type,
         **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
+        asks_for_soundtrack="data_type" not in row and data_type is DataType.video,
+        notes=(*layout.notes, *unused),
         fields={
             key: str(value)
             for key, value in row.items()
@@ -257,6 +260,12 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         except (binascii.Error, ValueError, TypeError) as error:
             raise UserError(f"{where}: bytes are not base64: {error}") from error
         return Embedded(where, lambda: content)
+    if isinstance(value, bytes):
+        return Embedded(where, lambda: value)
+    if isinstance(value, dict) and "array" in value:
+        raise UserError(
+            f"{where} is a decoded sound", "store the file's bytes, or cast the column to Audio(decode=False)"
+        )
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
@@ -267,6 +276,23 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
             "files must lie below it, or below a folder that dataset.outside names",
         )
     return path
+
+
+def with_soundtrack(sample: Sample, has_sound: bool, wanted: bool = True) -> Sample:
+    """The sample once its file is known: a video with its own sound where it has one and the row does not say.
+
+    Args:
+        sample: any.
+        has_sound: whether its video has a sound track.
+        wanted: `dataset.soundtrack`.
+    """
+    left_out = sample.data_type is DataType.video and has_sound
+    if sample.asks_for_soundtrack and left_out and wanted:
+        return replace(sample, data_type=DataType.video_audio, asks_for_soundtrack=False)
+    if left_out:
+        key = "dataset.soundtrack=false" if sample.asks_for_soundtrack else "data_type video"
+        return replace(sample, notes=(*sample.notes, f"the video's sound is left out ({key})"))
+    return sample
 
 
 def load_sound(sample: Sample, max_seconds: float) -> loaders.Sound | None:

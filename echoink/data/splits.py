@@ -17,7 +17,8 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import holds_one_split, open_split
-from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows
+from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
+from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
 
 
@@ -84,11 +85,17 @@ def load(
     media_info: dict[str, MediaInfo] = {}
     for split, samples in found.items():
         check = progress(f"check {split}", len(samples))
-        results = first(partial(check_media, samples, model.max_audio_seconds, video_caps(model), check))
+        results = first(
+            partial(check_media, samples, model.max_audio_seconds, video_caps(model), check, config.soundtrack)
+        )
         pairs = list(zip(samples, results, strict=True))
         dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
         media_info |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, MediaInfo)}
-        found[split] = [s for s, result in pairs if isinstance(result, MediaInfo)]
+        found[split] = [
+            with_soundtrack(s, result.soundtrack, config.soundtrack)
+            for s, result in pairs
+            if isinstance(result, MediaInfo)
+        ]
         _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
@@ -124,7 +131,11 @@ def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list
     """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    return _read(config, split, n)
+    samples, dropped = _read(config, split, n)
+    return [
+        with_soundtrack(s, loaders.has_soundtrack(s.video), config.soundtrack) if s.asks_for_soundtrack else s
+        for s in samples
+    ], dropped
 
 
 def video_caps(model: ModelConfig) -> VideoCaps:
@@ -284,7 +295,9 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
         parts.append("answers " + " ".join(f"{letter} {100 * share:.0f}%" for letter, share in positions.items()))
     yield " · ".join(parts)
     for name, found in splits.profile.items():
-        notes = []
+        yield f"{name}: " + " · ".join(f"{count:,} with {media}" for media, count in found["media"].items())
+    for name, found in splits.profile.items():
+        notes = [f"{note}: {count:,} samples" for note, count in found["notes"].items()]
         if found["dropped"]:
             notes.append(f"{len(found['dropped'])} dropped (dataset.json says why)")
         if found["audio_cut"]:

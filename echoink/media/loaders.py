@@ -265,6 +265,16 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
     return Video(np.stack(frames), count / seconds, seconds)
 
 
+def has_soundtrack(medium: Medium) -> bool:
+    """Whether a video has a sound of its own.
+
+    Raises:
+        UserError: as `load_video`.
+    """
+    with _container(medium) as container:
+        return bool(container.streams.audio)
+
+
 def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     """The first `max_seconds` of a video's own sound, as `load_sound` returns it, on the clock of its pictures.
 

@@ -153,7 +153,7 @@ def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
         (plain(problem_type="numerical", options=[], solution="<answer>few</answer>"), "cannot be read as one of type"),
         (plain(data_type="video", path={"image": "p.png"}), "data_type video needs path to hold 'video'"),
         (plain(path={"image": {"bytes": "!!"}}), "bytes are not base64"),
-        (plain(path={"image": 7}), "7 is no path"),
+        (plain(path={"image": 7}), "image holds numbers"),
         (plain(path={"picture": "p.png"}), "path holds 'picture'"),
         (plain(path="p.png"), "path must be an object"),
         (plain(options="A. x"), "options must be a list of texts"),

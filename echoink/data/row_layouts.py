@@ -1,0 +1,170 @@
+"""Where a row holds its question and its media: in our columns, or in those of other trainers.
+
+Read are media under `path`, in columns `image`, `audio`, `video` (also `images`, `image_path`, `audio_file`, …; a
+value, or a list of one), and in a chat (`messages`, `conversations`, `prompt`) with parts or with `<image>`, `<audio>`,
+`<video>` tags. A field that looks like a medium and is none of these is an error: a question must not lose what it is
+about without a word.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from echoink.common.errors import UserError
+from echoink.media.loaders import Embedded
+
+KINDS = ("image", "audio", "video")
+
+NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
+
+_COLUMN = re.compile(r"(image|audio|video)s?(?:_?(?:path|file|filename|filepath)s?)?", re.IGNORECASE)
+
+_SYNONYM = re.compile(
+    r"(?:img|picture|photo|frame|sound|speech|wav|waveform|clip|movie|media|multi_modal_data|pixel_value|input_feature)s?",
+    re.IGNORECASE,
+)
+"""Names that others give to media."""
+
+_EXTENSIONS = {
+    "image": "jpg jpeg png gif bmp webp tif tiff avif heic",
+    "audio": "wav mp3 flac ogg opus m4a aac aiff aif au wma",
+    "video": "mp4 mkv webm mov avi m4v mpg mpeg ts 3gp flv",
+}
+_BY_EXTENSION = {extension: kind for kind, names in _EXTENSIONS.items() for extension in names.split()}
+
+_CHATS = ("messages", "conversations", "prompt")
+
+_TAG = re.compile(r"<(image|audio|video)>")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A row in our columns."""
+
+    row: dict[str, Any]
+    """Its fields without media, nulls left out; the question is `problem`."""
+    media: dict[str, Any]
+    """At most one value for each of `KINDS`."""
+    notes: tuple[str, ...]
+    """What of the row is not used."""
+
+
+def read(row: Mapping[str, Any], where: str) -> Layout:
+    """Find a row's question and media.
+
+    Args:
+        row: as it is stored.
+        where: what to call it in errors.
+
+    Raises:
+        UserError: several media of one kind, a tag without its medium, or a field that looks like a medium.
+    """
+    paths = row.get("path")
+    if paths is not None and not isinstance(paths, Mapping):
+        raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
+    found: dict[str, Any] = {}
+    null, used = set(), {"path"}
+    for key, value in (paths or {}).items():
+        if (match := _COLUMN.fullmatch(key)) is None:
+            raise UserError(f"{where}: path holds {key!r}", f"it may hold {', '.join(KINDS)}")
+        _add(found, null, match.group(1).lower(), value, where)
+    in_path = set(found)
+    for key, value in row.items():
+        if match := _COLUMN.fullmatch(key):
+            used.add(key)
+            if match.group(1).lower() not in in_path:
+                _add(found, null, match.group(1).lower(), value, where)
+    rest = {key: value for key, value in row.items() if key not in used and value is not None}
+    notes = []
+    for chat in _CHATS:
+        if isinstance(rest.get(chat), list | tuple):
+            text, parts, systems = _chat(rest.pop(chat), f"{where}, {chat}")
+            for kind, value in parts:
+                _add(found, null, kind, value, where)
+            rest.setdefault("problem", text)
+            notes += ["the system turn is left out (prompt.system has the run's)"] if systems else []
+    _refuse_lost_media(rest, found, where)
+    if isinstance(rest.get("problem"), str):
+        rest["problem"] = _without_tags(rest["problem"], found, where)
+    if found:
+        notes += [f"{kind} is null" for kind in sorted(null - set(found))]
+    return Layout(rest, found, tuple(notes))
+
+
+def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: str) -> None:
+    several = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
+    several = [each for each in several if not (isinstance(each, str) and not each.strip())]
+    if any(isinstance(each, int | float) and not isinstance(each, bool) for each in several):
+        raise UserError(f"{where}: {kind} holds numbers", "store the file's bytes or its path")
+    if len(several) > 1 or (kind in found and several and several[0] is not None and several[0] != found[kind]):
+        raise UserError(f"{where} has several {NOUNS[kind]}s", f"a sample has at most one {NOUNS[kind]}")
+    if not several or several[0] is None:
+        null.add(kind)
+    else:
+        found[kind] = several[0]
+
+
+def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]], int]:
+    """The user's text, the media among its parts, and how many system turns there are."""
+    texts, media, systems = [], [], 0
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise UserError(f"{where}: a turn must be an object with role and content")
+        role = str(turn.get("role", turn.get("from", ""))).lower()
+        content = turn.get("content", turn.get("value"))
+        systems += role == "system"
+        if role not in ("user", "human"):
+            continue
+        words = []
+        for part in [content] if isinstance(content, str) else content or []:
+            if isinstance(part, str):
+                words.append(part)
+            elif isinstance(part, Mapping) and part.get("type") == "text":
+                words.append(str(part.get("text") or ""))
+            elif isinstance(part, Mapping) and (match := _COLUMN.fullmatch(str(part.get("type", "")))):
+                kind = match.group(1).lower()
+                value = next((part[key] for key in (part["type"], kind, "path", "bytes") if part.get(key)), None)
+                media += [(kind, value)] if value is not None else []  # else it stands for a column
+            else:
+                raise UserError(f"{where}: a part of the user's turn is not known: {str(part)[:100]}")
+        texts.append(" ".join(words))
+    if len(texts) != 1:
+        raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
+    return texts[0], media, systems
+
+
+def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Refuse a field that holds a file, or names one of a kind that the sample does not have."""
+    for key, value in row.items():
+        listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
+        first = listed[0] if listed else None
+        holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())
+        named = None
+        if isinstance(first, str) and re.fullmatch(r"\S+\.\w{2,4}", first.strip()):
+            named = _BY_EXTENSION.get(first.strip().rpartition(".")[2].lower())
+        unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
+        if holds or unread or (named and named not in found):
+            raise UserError(
+                f"{where}: the field {key!r} looks like a medium and is not read: {str(first)[:80]!r}",
+                f"call it {named or 'image, audio or video'}, or remove it where the question is not about it",
+            )
+
+
+def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
+    """A question without the tags that stand for its media; in the middle of a line a word takes the tag's place."""
+    for kind in KINDS:
+        count = text.count(f"<{kind}>")
+        if count and kind not in found:
+            raise UserError(f"{where}: the question has <{kind}>, and the row no {NOUNS[kind]}")
+        if count > 1:
+            raise UserError(f"{where}: the question has <{kind}> {count} times", f"a sample has one {NOUNS[kind]}")
+    lines = []
+    for line in text.split("\n"):
+        if _TAG.search(line):
+            line = re.sub(r"^(?:\s*<(?:image|audio|video)>)+\s*|\s*(?:<(?:image|audio|video)>\s*)+$", "", line)
+            line = _TAG.sub(lambda match: f"the {NOUNS[match.group(1)]}", line)
+            if not line.strip():
+                continue
+        lines.append(line)
+    return "\n".join(lines)

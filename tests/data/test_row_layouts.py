@@ -1,0 +1,132 @@
+"""Rows as other trainers write them: their media are used, or the row is refused by name; nothing is lost unsaid."""
+
+import json
+
+import pytest
+
+from echoink.config.compose import compose
+from echoink.data import splits
+from echoink.data.media_check import inspect
+from echoink.data.samples import DataType, parse_rows, with_soundtrack
+from tests.conftest import VIDEO
+from tests.helpers.files import picture, sound, video
+
+ROW = {"problem": "Q?", "options": ["A. x", "B. y"], "solution": "<answer>B</answer>"}
+
+
+def chat(content, **more):
+    return {
+        "options": ROW["options"],
+        "solution": ROW["solution"],
+        "messages": [{"role": "user", "content": content}],
+        **more,
+    }
+
+
+READ = [  # row, data type, question
+    ({**ROW, "images": ["p.png"], "audios": ["s.wav"]}, "image_audio", "Q?"),
+    ({**ROW, "image": ["p.png"]}, "image", "Q?"),
+    ({**ROW, "image_path": "p.png", "audio_file": "s.wav"}, "image_audio", "Q?"),
+    ({**ROW, "Audios": [{"path": "s.wav", "bytes": None}]}, "audio", "Q?"),
+    ({**ROW, "image": {"bytes": b"x"}}, "image", "Q?"),
+    ({**ROW, "images": [b"x"]}, "image", "Q?"),
+    ({**ROW, "path": {"images": "p.png"}}, "image", "Q?"),
+    ({**ROW, "path": {"image": "p.png"}, "image": "p.png"}, "image", "Q?"),
+    ({**ROW, "videos": ["v.mp4"], "audios": []}, "video", "Q?"),
+    ({**ROW, "problem": "<image><audio>Q?", "images": ["p.png"], "audios": ["s.wav"]}, "image_audio", "Q?"),
+    ({**ROW, "problem": "<image>\nQ?", "images": ["p.png"]}, "image", "Q?"),
+    ({**ROW, "problem": "Q? <audio>", "audios": ["s.wav"]}, "audio", "Q?"),
+    ({**ROW, "problem": "Does <audio> fit?", "audios": ["s.wav"]}, "audio", "Does the sound fit?"),
+    (chat("<audio>Q?", audios=["s.wav"]), "audio", "Q?"),
+    (chat([{"type": "image"}, {"type": "text", "text": "Q?"}], images=["p.png"]), "image", "Q?"),
+    (chat([{"type": "image", "image": "p.png"}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
+    ({**ROW, "path": {"audio": "s.wav"}, "audio_type": "speech", "clip": 7, "origin": "a.wav"}, "audio", "Q?"),
+    (ROW, "text", "Q?"),
+]
+
+
+@pytest.mark.parametrize(("row", "data_type", "problem"), READ)
+def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
+    (sample,), dropped = parse_rows([row], tmp_path, "here")
+    assert (sample.data_type.value, sample.problem, dropped) == (data_type, problem, [])
+    assert set(sample.media) == set(DataType(data_type).media)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({**ROW, "images": ["p.png", "q.png"]}, "has several pictures"),
+        (
+            {**ROW, "path": {"image": "p.png"}, "messages": chat([{"type": "image", "image": "q.png"}])["messages"]},
+            "several",
+        ),
+        ({**ROW, "picture": {"bytes": b"x"}}, "the field 'picture' looks like a medium"),
+        ({**ROW, "file_name": "p.jpg"}, "the field 'file_name' looks like a medium"),
+        ({**ROW, "clip": "v.mp4", "images": ["p.png"]}, "the field 'clip' looks like a medium"),
+        ({**ROW, "content": b"x"}, "the field 'content' looks like a medium"),
+        ({**ROW, "frames": ["1", "2"]}, "the field 'frames' looks like a medium"),
+        ({**ROW, "multi_modal_data": {"image": ["p.png"]}}, "the field 'multi_modal_data' looks like a medium"),
+        ({**ROW, "audio": {"array": [0.1], "sampling_rate": 16000}}, "is a decoded sound"),
+        ({**ROW, "audio": [0.1, 0.2]}, "audio holds numbers"),
+        ({**ROW, "problem": "<image>Q?"}, "the question has <image>, and the row no picture"),
+        ({**ROW, "problem": "<image><image>Q?", "images": ["p.png"]}, "<image> 2 times"),
+        ({**ROW, "path": {"face": "p.png"}}, "path holds 'face'"),
+        ({"messages": [{"role": "assistant", "content": "B"}], **ROW}, "has 0 user turns"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(row, reason, tmp_path):
+    samples, (dropped,) = parse_rows([row], tmp_path, "here")
+    assert not samples and reason in dropped.reason, dropped.reason
+
+
+def test_what_of_a_row_is_not_used_is_noted(tmp_path):
+    rows = [
+        {**ROW, "path": {"image": None, "audio": "s.wav"}},
+        {**ROW, "data_type": "image", "path": {"image": "p.png", "audio": "s.wav"}},
+        {**chat("Q?"), "messages": [{"role": "system", "content": "Be nice."}, *chat("Q?")["messages"]]},
+    ]
+    samples, _ = parse_rows(rows, tmp_path, "here")
+    notes = [sample.notes for sample in samples]
+    left_out = "the system turn is left out (prompt.system has the run's)"
+    assert notes == [("image is null",), ("audio is not used by data_type image",), (left_out,)]
+
+
+@pytest.mark.parametrize(
+    ("row", "has_sound", "wanted", "data_type", "note"),
+    [
+        ({}, True, True, "video_audio", None),
+        ({}, True, False, "video", "the video's sound is left out (dataset.soundtrack=false)"),
+        ({}, False, True, "video", None),
+        ({"data_type": "video"}, True, True, "video", "the video's sound is left out (data_type video)"),
+        ({"data_type": "video"}, False, True, "video", None),
+        ({"data_type": "video_audio"}, True, True, "video_audio", None),
+    ],
+)
+def test_a_videos_own_sound_is_used_where_there_is_one_and_leaving_it_out_is_noted(
+    row, has_sound, wanted, data_type, note, tmp_path
+):
+    video(tmp_path / "v.mp4", with_sound=has_sound)
+    (sample,), _ = parse_rows([{**ROW, **row, "path": {"video": "v.mp4"}}], tmp_path, "here")
+    info = inspect(sample, 10, VIDEO, wanted)
+    sample = with_soundtrack(sample, info.soundtrack, wanted)
+    assert (sample.data_type.value, info.soundtrack) == (data_type, has_sound)
+    assert sample.notes == ((note,) if note else ())
+    assert (info.seconds is not None) == (data_type == "video_audio")
+
+
+def test_the_first_screen_says_what_the_samples_have_and_what_is_left_out(tmp_path):
+    picture(tmp_path / "p.png")
+    sound(tmp_path / "s.wav")
+    rows = [
+        {**ROW, "images": ["p.png"], "audios": ["s.wav"]},
+        {**ROW, "audios": ["s.wav"], "image": None},
+        {**ROW, "problem": "Another?"},
+    ]
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = compose(["dataset=rows", f"dataset.path={tmp_path}", "eval.every=0"])[0].config
+    found = splits.load(config.dataset, config.eval, config.model, True)
+    lines = list(splits.describe(found, "valid", config.dataset))
+    assert "train: 1 with a picture and a sound · 1 with a sound · 1 with text alone" in lines
+    assert any(line.startswith("valid: image is null: 1 samples") for line in lines)
+    assert found.profile["train"]["media"] == {"a picture and a sound": 1, "a sound": 1, "text alone": 1}
