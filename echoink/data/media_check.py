@@ -30,6 +30,8 @@ class MediaInfo:
     """Of the video, as the model gets it."""
     frame: tuple[int, int] | None = None
     """Width and height of such a frame."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about them, with the file's name."""
     soundtrack: bool = False
     """Whether its video has a sound track, used or not."""
 
@@ -56,6 +58,7 @@ def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtr
         kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
         frames=len(video.frames) if video else 0,
         frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
+        warnings=sound.warnings if sound else (),
         soundtrack=has_sound,
     )
 

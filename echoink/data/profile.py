@@ -37,6 +37,7 @@ def profile(
             "duplicates": sum(count - 1 for count in asked.values()),
             "media": dict(Counter(_MEDIA[s.data_type] for s in samples)),
             "notes": dict(Counter(note for s in samples for note in s.notes)),
+            "warnings": list(dict.fromkeys(text for f in own for text in f.warnings)),
             "data_types": dict(Counter(s.data_type.value for s in samples)),
             "problem_types": dict(Counter(s.problem_type.value for s in samples)),
             "options": dict(Counter(len(s.options) for s in samples)),

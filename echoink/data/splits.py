@@ -21,6 +21,9 @@ from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint,
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
 
+WARNINGS = 3
+"""Odd files of a split that are named on the screen; dataset.json has all."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -309,3 +312,7 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
         notes += [f"{count} files also in {other}: its accuracy says less" for other, count in shared.items()]
         if notes:
             yield f"{name}: {' · '.join(notes)}"
+        for text in found["warnings"][:WARNINGS]:
+            yield f"{name}: check {text}"
+        if len(found["warnings"]) > WARNINGS:
+            yield f"{name}: {len(found['warnings']) - WARNINGS} more such files (dataset.json names them)"

@@ -9,7 +9,7 @@ rate, scaled while they are decoded; its own soundtrack is read like a sound. An
 import hashlib
 import io
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,14 +20,16 @@ import numpy as np
 import soundfile
 import soxr
 from av import AudioResampler, time_base
+from av.sidedata.sidedata import Type as SideData
 from PIL import Image, ImageOps
 
 from echoink.common.errors import UserError
+from echoink.media import lengths
 
 SAMPLING_RATE = 16_000
 """Hz; the rate of the Whisper features that Qwen2.5-Omni listens through."""
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_FILE_PIXELS = 50_000_000
 """A picture that claims more pixels than this is refused before it is decoded (decompression bombs)."""
 
@@ -39,6 +41,12 @@ MAX_BYTES = 2**30
 
 MAX_CHANNELS, MAX_RATE = 64, 768_000
 """A sound that claims more channels or samples a second is refused before it is read."""
+
+MOST_JITTER = 0.05
+"""Seconds by which a frame of sound may be late without leaving a gap: times are rounded, encoders add a delay."""
+
+CANCELLED, LOUDEST = 0.05, 8.0
+"""A mono sound of less than this part of its channels' loudness, and a peak above this, are warned of."""
 
 MIN_SECONDS = 0.05
 """A shorter sound gives no audio token."""
@@ -120,6 +128,8 @@ def load_image(medium: Medium) -> Image.Image:
                 raise UserError(f"{medium}: {file.width}x{file.height} pixels is over the limit of {MAX_FILE_PIXELS:,}")
             if max(file.size) > MAX_ASPECT * min(file.size):
                 raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
+            if file.mode == "F":
+                raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits, of which Pillow would clip all over 255
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -144,50 +154,59 @@ class Sound:
     """Mono float32 at 16 kHz: [samples]."""
     seconds: float
     """How long the whole sound is, before the cap."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about it, for a person to check."""
 
 
 def load_sound(medium: Medium, max_seconds: float) -> Sound:
     """Read the first `max_seconds` of a sound as mono float32 at 16 kHz.
 
+    libsndfile reads what it knows, but for MP3, where it stops at the first damaged frame and FFmpeg goes on as players
+    do; FFmpeg reads the rest (AAC, Opus in WebM, Matroska, …).
+
     Raises:
-        UserError: the file is missing, is no sound, is broken, holds non-finite samples, or is shorter than 50 ms.
+        UserError: the file is missing, is no sound, is broken or cut off, holds non-finite samples, or is shorter than
+            50 ms.
     """
+    if isinstance(medium, Path) and not medium.exists():
+        raise _missing("sound", medium)
+    lengths.check_sound(_open(medium), str(medium))
+    if not lengths.known_to_sndfile(_open(medium)):
+        return _load_sound_by_ffmpeg(medium, max_seconds)
     try:
         with soundfile.SoundFile(_stream(medium)) as file:
-            rate, whole = file.samplerate, file.frames / file.samplerate
+            rate, frames = file.samplerate, file.frames
             if file.channels > MAX_CHANNELS or rate > MAX_RATE:
                 raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
-            _check_whole(medium, file)
-            samples = file.read(frames=int(np.ceil(max_seconds * rate)), dtype="float32", always_2d=True)
+            wanted = int(np.ceil(max_seconds * rate))
+            if 0 < frames < 2**62:  # a recorder that was killed says 0; FLAC out of a pipe says the most there is
+                samples = file.read(frames=wanted, dtype="float32", always_2d=True)
+                if len(samples) == min(wanted, frames):
+                    return _sound(samples, rate, max_seconds, frames / rate, medium)
     except UserError:
         raise
-    except Exception as error:
-        if isinstance(medium, Path) and not medium.exists():
-            raise _missing("sound", medium) from None
-        raise UserError(f"cannot read the sound {medium}: {error}", "replace the file or drop the sample") from error
-    return Sound(_mono_16k(samples, rate, max_seconds, medium), whole)
+    except (soundfile.LibsndfileError, RuntimeError):  # FFmpeg may know it; else it says what is wrong
+        pass
+    return _load_sound_by_ffmpeg(medium, max_seconds)
 
 
-def _check_whole(medium: Medium, file: soundfile.SoundFile) -> None:
-    """Refuse a WAV that ends before its header says: libsndfile reads it without a word, as a shorter sound."""
-    if file.format not in ("WAV", "WAVEX", "RF64"):
-        return
-    stream = _stream(medium)
-    with io.BytesIO(stream.getbuffer()) if isinstance(stream, io.BytesIO) else open(stream, "rb") as content:
-        end = content.seek(0, io.SEEK_END)
-        content.seek(0)
-        if content.read(12)[:4] != b"RIFF":
-            return
-        while len(chunk := content.read(8)) == 8:
-            size, start = int.from_bytes(chunk[4:], "little"), content.tell()
-            if chunk[:4] == b"data":
-                if end < start + size < 2**31 - 2**20:  # a writer that could not know the length says the most there is
-                    raise UserError(
-                        f"the sound {medium} is cut off: it has {end - start:,} of {size:,} bytes",
-                        "replace the file or drop the sample",
-                    )
-                return
-            content.seek(start + size + size % 2)
+def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
+    with _container(medium, "sound") as container:
+        if not container.streams.audio:
+            raise UserError(f"{medium} has no sound", "replace the file or drop the sample")
+        mp3 = container.format.name == "mp3"
+        samples, rate, ended = _decode_sound(container, max_seconds, None, medium, skips_bad_packets=mp3)
+        declared = float(container.duration / time_base) if container.duration else None
+    found = len(samples) / rate
+    if mp3:  # its length is a guess from the first frames; damaged ones are missing in what is found
+        lengths.check_mp3(_open(medium), str(medium))
+        declared = None if ended else declared
+    if ended and declared and found < declared - max(0.15, 0.02 * declared):
+        raise UserError(
+            f"the sound {medium} is cut off: {found:.2f} of {declared:.2f} s can be read",
+            "replace the file or drop the sample",
+        )
+    return _sound(samples, rate, max_seconds, found if ended or not declared else declared, medium)
 
 
 def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
@@ -195,14 +214,74 @@ def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
     return load_sound(medium, max_seconds).samples
 
 
-def _mono_16k(samples: np.ndarray, rate: int, max_seconds: float, medium: Medium) -> np.ndarray:
+def _decode_sound(
+    container, max_seconds: float, clock: float | None, medium: Medium, skips_bad_packets: bool = False
+) -> tuple[np.ndarray, int, bool]:
+    """The first sound track, each frame where its time says; what is missing between two frames is silence.
+
+    Args:
+        container: of FFmpeg.
+        max_seconds: after which nothing is decoded.
+        clock: the time, in seconds, at which the sound begins; None: where its first frame stands.
+        medium: for errors.
+        skips_bad_packets: go on behind what cannot be decoded, as players do.
+
+    Returns:
+        [samples, channels], the sampling rate, and whether the track ended before `max_seconds`.
+    """
+    stream = container.streams.audio[0]
+    rate, channels = stream.rate, stream.layout.nb_channels
+    if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
+        raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
+    # Interleaved: of more than 8 channels one by one, PyAV reads past the end of its list (18.1).
+    resampler = AudioResampler(format="flt", layout=stream.layout, rate=rate)
+    parts, length, most = [], 0, int(np.ceil(max_seconds * rate))
+    ended, skip = True, 0
+    for frame in _frames(container, stream, skips_bad_packets):
+        if frame.time is not None:
+            clock = frame.time if clock is None else clock
+            gap = round((frame.time - clock) * rate) - length
+            if not parts:
+                skip = max(0, -gap)  # it begins before its pictures
+            if gap > (0 if not parts else MOST_JITTER * rate):
+                silence = min(gap, most - length)
+                parts.append(np.zeros((silence, channels), np.float32))
+                length += silence
+        for part in resampler.resample(frame):
+            parts.append(part.to_ndarray().reshape(-1, channels)[skip:])
+            skip = max(0, skip - part.samples)
+            length += len(parts[-1])
+        if length >= most:
+            ended = False
+            break
+    samples = np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
+    return samples[:most], rate, ended
+
+
+def _frames(container, stream, skips_bad_packets: bool) -> Iterator:
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            if not skips_bad_packets:
+                raise
+
+
+def _sound(samples: np.ndarray, rate: int, max_seconds: float, seconds: float, medium: Medium) -> Sound:
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise UserError(f"the sound {medium} holds samples that are not finite", "replace the file or drop the sample")
     if len(mono) < MIN_SECONDS * rate:
         raise UserError(f"the sound {medium} lasts {len(mono) / rate:.3f} s, less than {MIN_SECONDS} s")
+    warnings = []
+    loud, heard = (float(np.sqrt(np.square(x, dtype=np.float64).mean())) for x in (samples, mono))
+    if loud > 1e-3 and heard < CANCELLED * loud:
+        warnings.append(f"{medium}: its channels cancel each other out, the mono sound is nearly silent")
+    if (peak := float(np.abs(samples).max())) > LOUDEST:
+        warnings.append(f"{medium}: its samples reach {peak:,.0f} where 1 is full scale (integers stored as floats?)")
     mono = mono if rate == SAMPLING_RATE else soxr.resample(mono, rate, SAMPLING_RATE)
-    return np.ascontiguousarray(mono[: int(max_seconds * SAMPLING_RATE)], dtype=np.float32)
+    mono = np.ascontiguousarray(mono[: int(max_seconds * SAMPLING_RATE)], dtype=np.float32)
+    return Sound(mono, seconds, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -234,15 +313,22 @@ class VideoCaps:
 def load_video(medium: Medium, caps: VideoCaps) -> Video:
     """Decode a video's frames, evenly spaced over the whole of it and scaled to at most `caps.max_pixels` each.
 
+    Each is the frame that is shown at its moment, upright, unmirrored and with square pixels.
+
     Raises:
-        UserError: the file is missing, is no video, is broken, or claims an absurd size or length.
+        UserError: the file is missing, is no video, is broken or cut off, or claims an absurd size or length.
     """
+    if isinstance(medium, Path) and not medium.exists():
+        raise _missing("video", medium)
+    lengths.check_container(_open(medium), str(medium))
     with _container(medium) as container:
         if not container.streams.video:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         width, height = stream.codec_context.width, stream.codec_context.height
+        if stream.sample_aspect_ratio:  # pixels need not be square
+            width = round(width * float(stream.sample_aspect_ratio))
         if not 0 < width * height <= MAX_FILE_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
         seconds = _duration(container, stream, medium)
@@ -250,18 +336,22 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
         size = scaled(width, height, caps.max_pixels)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
-        last, start = None, None
+        shown, start = None, None
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
-            last, start = frame, frame.time if start is None else start  # a clock need not start at 0
-            while len(frames) < count and frame.time - start + 1e-6 >= due[len(frames)]:
-                frames.append(_rgb(frame, size))
+            start = frame.time if start is None else start  # a clock need not start at 0
+            # A frame is shown until the next one's time.
+            until = sum(moment + 1e-6 < frame.time - start for moment in due)
+            if shown is not None and until > len(frames):
+                frames += [_rgb(shown, size)] * (until - len(frames))
+            shown = frame
             if len(frames) == count:
                 break
-        if last is None:
+        if shown is None:
             raise UserError(f"the video {medium} has no frames", "replace the file or drop the sample")
-        frames += [_rgb(last, size)] * (count - len(frames))
+        if len(frames) < count:
+            frames += [_rgb(shown, size)] * (count - len(frames))
     return Video(np.stack(frames), count / seconds, seconds)
 
 
@@ -276,38 +366,25 @@ def has_soundtrack(medium: Medium) -> bool:
 
 
 def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
-    """The first `max_seconds` of a video's own sound, as `load_sound` returns it, on the clock of its pictures.
+    """The first `max_seconds` of a video's own sound, as `load_sound` returns it, on the clock of its pictures: a gap
+    in it is silence of its length.
 
     Raises:
         UserError: as `load_video`, or the video has no sound.
     """
+    if not isinstance(medium, Path) or medium.exists():
+        lengths.check_container(_open(medium), str(medium))
     with _container(medium) as container:
         if not container.streams.audio:
             raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
-        stream = container.streams.audio[0]
-        rate, channels = stream.rate, stream.layout.nb_channels
-        if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
-            raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
-        seconds = float(stream.duration * stream.time_base) if stream.duration else None
-        # Interleaved: of more than 8 channels one by one, PyAV reads past the end of its list (18.1).
-        resampler = AudioResampler(format="flt", layout=stream.layout, rate=rate)
-        parts, length, late = [], 0, 0
-        for frame in container.decode(stream):
-            if not parts and frame.time is not None and container.streams.video:
-                pictures = container.streams.video[0]
-                late = round((frame.time - float((pictures.start_time or 0) * pictures.time_base)) * rate)
-            for part in resampler.resample(frame):
-                parts.append(part.to_ndarray().reshape(-1, channels))
-                length += len(parts[-1])
-            if length + late >= max_seconds * rate:
-                break
-    if not parts:
+        stream, pictures = container.streams.audio[0], next(iter(container.streams.video), None)
+        declared = float(stream.duration * stream.time_base) if stream.duration else None
+        clock = float((pictures.start_time or 0) * pictures.time_base) if pictures else None
+        samples, rate, ended = _decode_sound(container, max_seconds, clock, medium)
+    if not len(samples):
         raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
-    samples = np.concatenate(parts)
-    late = min(max(late, -len(samples)), int(max_seconds * rate))
-    samples = np.pad(samples, ((late, 0), (0, 0))) if late > 0 else samples[-late:]
-    samples = samples[: int(np.ceil(max_seconds * rate))]
-    return Sound(_mono_16k(samples, rate, max_seconds, medium), seconds or length / rate)
+    found = len(samples) / rate
+    return _sound(samples, rate, max_seconds, found if ended or not declared else max(declared, found), medium)
 
 
 def scaled(width: int, height: int, max_pixels: int) -> tuple[int, int]:
@@ -318,8 +395,20 @@ def scaled(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 
 def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return np.rot90(pixels, round(frame.rotation / 90) % 4).transpose(2, 0, 1)  # upright, as the file says
+    return _upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]), frame).transpose(2, 0, 1)
+
+
+def _upright(pixels: np.ndarray, frame) -> np.ndarray:
+    """Pixels [height, width, 3] turned and mirrored as the file's display matrix says, by quarter turns."""
+    found = [data for data in frame.side_data if data.type == SideData.DISPLAYMATRIX]
+    if not found:
+        return pixels
+    # (x, y) of the file is shown at (a x + c y, b x + d y)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(found[0]), np.int32)[:9].tolist()
+    turned = abs(a) < abs(b)
+    x, y = (c, b) if turned else (a, d)
+    pixels = pixels.transpose(1, 0, 2) if turned else pixels
+    return pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
 
 
 def _duration(container, stream, medium: Medium) -> float:
@@ -332,15 +421,20 @@ def _duration(container, stream, medium: Medium) -> float:
     return seconds
 
 
+def _open(medium: Medium) -> io.BufferedIOBase:
+    stream = _stream(medium)
+    return stream if isinstance(stream, io.BytesIO) else open(stream, "rb")
+
+
 @contextmanager
-def _container(medium: Medium):
+def _container(medium: Medium, kind: str = "video"):
     try:
         with av.open(_stream(medium), metadata_errors="replace") as container:
             yield container
     except UserError:
         raise
     except FileNotFoundError:
-        raise _missing("video", medium) from None
+        raise _missing(kind, medium) from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the video {medium}: {reason}", "replace the file or drop the sample") from error
+        raise UserError(f"cannot read the {kind} {medium}: {reason}", "replace the file or drop the sample") from error

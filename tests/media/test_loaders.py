@@ -132,9 +132,9 @@ def test_other_formats_are_not_even_tried(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
     with pytest.raises(UserError, match="cannot read the picture"):
         load_image(tmp_path / "x.jpg")
-    Image.new("RGB", (9, 9)).save(tmp_path / "y.tiff")
+    Image.new("RGB", (9, 9)).save(tmp_path / "y.ppm")
     with pytest.raises(UserError, match="cannot read the picture"):
-        load_image(tmp_path / "y.tiff")
+        load_image(tmp_path / "y.ppm")
 
 
 @pytest.mark.parametrize("load", [load_image, lambda path: load_audio(path, 9), lambda path: load_video(path, CAPS)])

@@ -1,0 +1,172 @@
+"""Files that end before their headers say. Decoders read such a file without a word, as a shorter sound or video."""
+
+import io
+from collections.abc import Iterator
+
+from echoink.common.errors import UserError
+
+UNKNOWN = 2**31 - 2**20
+"""A writer that could not know the length says the most there is; from here on a 32-bit length says nothing."""
+
+
+def check_sound(file: io.BufferedIOBase, name: str) -> None:
+    """Raises `UserError` where a WAV (RIFF, RIFX, RF64), W64, AIFF or AU ends before its samples do."""
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head = file.read(16)
+        if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+            data = _of_riff(file, "big" if head[:4] == b"RIFX" else "little")
+        elif head == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00":
+            data = _of_w64(file)
+        elif head[:4] == b"FORM" and head[8:11] == b"AIF":
+            data = _of_aiff(file)
+        elif head[:4] == b"caff":
+            data = _of_caf(file)
+        elif head[:4] == b".snd":
+            data = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
+        else:
+            return check_container(file, name, size)
+        long = head[:4] in (b"RF64", b"riff", b"caff")
+        if data is not None and (data[1] < UNKNOWN or long):
+            start, length = data
+            if start + length > size:
+                raise _cut(name, size - start, length)
+    return None
+
+
+def check_container(file: io.BufferedIOBase, name: str, size: int | None = None) -> None:
+    """Raises `UserError` where an MP4, Matroska, WebM or AVI ends before its boxes do."""
+    with file:
+        size = file.seek(0, io.SEEK_END) if size is None else size
+        file.seek(0)
+        head = file.read(12)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            for start, length in _boxes(file, size):
+                if start + length > size:
+                    raise _cut(name, size - start, length)
+        elif head[:4] == b"\x1a\x45\xdf\xa3":
+            start, length = _of_matroska(file)
+            if length is not None and start + length > size:
+                raise _cut(name, size - start, length)
+        elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            length = int.from_bytes(head[4:8], "little")
+            if 8 + length > size and length < UNKNOWN:
+                raise _cut(name, size - 8, length)
+
+
+def check_mp3(file: io.BufferedIOBase, name: str) -> None:
+    """Raises `UserError` where an MP3 has fewer bytes than the header says that encoders write into its first frame
+    (Xing, Info). Without that header nothing is known.
+    """
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head, start = file.read(10), 0
+        if head[:3] == b"ID3":  # a tag before the sound; its size has 7 bits a byte
+            start = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        file.seek(start)
+        first = file.read(4096)
+        for tag in (b"Xing", b"Info"):
+            at = first.find(tag)
+            flags = int.from_bytes(first[at + 4 : at + 8], "big")
+            if at >= 0 and flags & 2:
+                field = at + 8 + 4 * (flags & 1)
+                length = int.from_bytes(first[field : field + 4], "big")
+                if size - start < length - 1_000:  # encoders differ in what they count
+                    raise _cut(name, size - start, length)
+                return
+
+
+def known_to_sndfile(file: io.BufferedIOBase) -> bool:
+    """Whether a sound begins as a format of libsndfile does, MP3 left out: there it stops at the first damaged frame,
+    and writes notes to the screen.
+    """
+    with file:
+        return file.read(4) in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"fLaC", b"OggS", b"caff")
+
+
+def _cut(name: str, there: int, length: int) -> UserError:
+    problem = f"{name} is cut off: it has {max(0, there):,} of {length:,} bytes"
+    return UserError(problem, "replace the file or drop the sample")
+
+
+def _of_riff(file: io.BufferedIOBase, order: str) -> tuple[int, int] | None:
+    """Where the samples begin and how many bytes they have; None where the header does not say."""
+    file.seek(12)
+    long = None
+    while len(chunk := file.read(8)) == 8:
+        size, start = int.from_bytes(chunk[4:], order), file.tell()
+        if chunk[:4] == b"ds64":  # of RF64: sizes of 64 bits
+            long = int.from_bytes(file.read(16)[8:], order)
+        if chunk[:4] == b"data":
+            return start, long if long is not None and size == 2**32 - 1 else size
+        file.seek(start + size + size % 2)
+    return None
+
+
+def _of_w64(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    file.seek(40)
+    while len(chunk := file.read(24)) == 24:
+        size, start = int.from_bytes(chunk[16:], "little"), file.tell()
+        if chunk[:4] == b"data":
+            return start, size - 24
+        file.seek(start - 24 + (max(size, 24) + 7) // 8 * 8)
+    return None
+
+
+def _of_aiff(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    file.seek(12)
+    while len(chunk := file.read(8)) == 8:
+        size, start = int.from_bytes(chunk[4:], "big"), file.tell()
+        if chunk[:4] == b"SSND":
+            return start, size
+        file.seek(start + size + size % 2)
+    return None
+
+
+def _of_caf(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    file.seek(8)
+    while len(chunk := file.read(12)) == 12:
+        size, start = int.from_bytes(chunk[4:], "big", signed=True), file.tell()
+        if chunk[:4] == b"data":
+            return (start, size) if size >= 0 else None
+        if size < 0:
+            return None
+        file.seek(start + size)
+    return None
+
+
+def _boxes(file: io.BufferedIOBase, end: int) -> Iterator[tuple[int, int]]:
+    """Start and length of the boxes of an MP4 on its first level."""
+    start = 0
+    while start + 8 <= end:
+        file.seek(start)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[8:16], "big") if length == 1 else end - start if length == 0 else length
+        if length < 8:
+            return
+        yield start, length
+        start += length
+
+
+def _of_matroska(file: io.BufferedIOBase) -> tuple[int, int | None]:
+    """Where the segment of a Matroska file begins and how many bytes it has; None where it does not say."""
+    file.seek(4)
+    header = _variable(file)
+    file.seek(file.tell() + (header or 0))
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return 0, None
+    length = _variable(file)
+    return file.tell(), length
+
+
+def _variable(file: io.BufferedIOBase) -> int | None:
+    """A number of 1 to 8 bytes, whose first says how many; all ones is unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    more = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> more)]) + file.read(more), "big")
+    return None if value == 2 ** (7 * (more + 1)) - 1 else value
