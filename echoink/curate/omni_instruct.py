@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import soundfile
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,12 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from echoink.common.console import progress
 from echoink.common.errors import UserError
 from echoink.common.files import write_aside, write_atomic
+from echoink.data.choices import labelled
 from echoink.data.readers import holds_one_split, open_split
-from echoink.media.loaders import digest
-
-if TYPE_CHECKING:
-    from echoink.media.loaders import Embedded
-
+from echoink.media import loaders
+from echoink.media.loaders import Embedded, digest
 
 LETTERS = "ABCD"
 
@@ -47,9 +44,11 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
         return "no question"
     if answer not in options:
         return "answer not among the options"
+    if not all(option.strip() for option in options):
+        return "an option is empty"
     if options.index(answer) >= len(LETTERS):
         return "answer beyond the fourth option"
-    kept = list(zip(LETTERS, options, strict=False))
+    kept = list(zip(LETTERS, labelled(options)[1], strict=False))
     return {
         "problem_id": number,
         "problem": row["question"],
@@ -65,31 +64,50 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
 def write_media(row: dict, folder: Path, made: dict) -> str | None:
     """Write a row's picture and sound; why that cannot be, where it cannot.
 
-    The picture keeps its pixels, upright; the sound its rate and channels (they are averaged where it is read).
+    What training would refuse is refused here. The picture keeps its pixels, upright; the sound its rate and channels
+    (they are averaged where it is read), or is mono at 16 kHz where only FFmpeg can read it.
     """
     image, audio = row.get("image"), row.get("audio")
     if image is None or audio is None:
         return f"no {'image' if image is None else 'audio'}"
     targets = {name: folder / made["path"][name] for name in ("image", "audio")}
+    number = made["problem_id"]
     try:
+        loaders.load_image(Embedded(f"picture {number}", lambda: _bytes(image)))
         picture = Image.open(io.BytesIO(_bytes(image)))
         if picture.mode not in JPEG_MODES:
             return f"image of mode {picture.mode}"
         picture = ImageOps.exif_transpose(picture)
         write_aside(targets["image"], lambda file: picture.save(file, format="JPEG"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "image cannot be read"
+    except (UserError, UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return "image is too narrow" if "narrow" in str(error) else "image cannot be read"
     try:
-        samples, rate = soundfile.read(io.BytesIO(_bytes(audio)))
-        if not len(samples):
-            return "audio is empty"
-        write_aside(targets["audio"], lambda file: soundfile.write(file, samples, rate, format="WAV"))
+        content = _bytes(audio)
+        heard = loaders.load_sound(Embedded(f"sound {number}", lambda: content), loaders.MAX_VIDEO_SECONDS)
+        try:
+            samples, rate = soundfile.read(io.BytesIO(content))
+        except soundfile.SoundFileError:  # FFmpeg has read it
+            samples, rate = heard.samples, loaders.SAMPLING_RATE
+        # Samples above full scale are kept: integers would clip them.
+        subtype = "FLOAT" if abs(samples).max() > 1 else "PCM_16"
+        write_aside(targets["audio"], lambda file: soundfile.write(file, samples, rate, subtype, format="WAV"))
+    except UserError as error:
+        return next((reason for text, reason in _REFUSED.items() if text in error.problem), "audio cannot be read")
     except (soundfile.SoundFileError, OSError, ValueError):
         return "audio cannot be read"
     return None
 
 
-def _bytes(cell: "Embedded | dict | str") -> bytes:
+_REFUSED = {
+    "cut off": "audio is cut off",
+    "not finite": "audio holds samples that are not finite",
+    "lasts 0.000 s": "audio is empty",
+    "lasts": "audio is too short",
+}
+"""What training would refuse of a sound, by what its error says."""
+
+
+def _bytes(cell: Embedded | dict | str) -> bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell["path"]
     if isinstance(cell, bytes):

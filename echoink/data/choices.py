@@ -34,7 +34,7 @@ def choices(options: object, answer: object) -> tuple[list[str], str]:
     Raises:
         UserError: the answer is none of the options, or its label and its text disagree.
     """
-    labels, texts = _labelled(options)
+    labels, texts = labelled(options)
     if answer is None or not str(answer).strip():
         raise UserError("the answer is empty")
     gold = _place(_text(answer), labels, texts)
@@ -53,8 +53,12 @@ def letter(place: int) -> str:
     return chr(ord("A") + place)
 
 
-def _labelled(options: object) -> tuple[list[str] | None, list[str]]:
-    """Labels of the options' own, or None, and their texts."""
+def labelled(options: object) -> tuple[list[str] | None, list[str]]:
+    """Labels of the options' own, or None, and their texts.
+
+    Raises:
+        UserError: they are no options.
+    """
     if isinstance(options, str):
         options = _parsed(options)
     if isinstance(options, Mapping):

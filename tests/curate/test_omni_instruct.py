@@ -198,3 +198,44 @@ def test_other_sources_and_mistakes(source, tmp_path):
         main([f"source={tmp_path}/other", f"output={tmp_path}/o", "splits=[train]"])
     found = subprocess.run([sys.executable, "-m", "echoink.curate", "--help"], capture_output=True, text=True)
     assert found.returncode == 0 and "OmniInstruct-v1" in found.stdout
+
+
+def made_of(tmp_path, **changes):
+    """What becomes of one row: its row in the index, or the reason for which it is dropped."""
+    row = {"source": "AVQA", "question": "What?", "options": WORDS, "answer": "rain", "image": image_bytes(0)}
+    row |= {"audio": audio_bytes(0), **changes}
+    made = omni_instruct.convert(row, 0, ["AVQA"])
+    for name in ("images", "audios"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    return (isinstance(made, dict) and omni_instruct.write_media(row, tmp_path, made)) or made
+
+
+def wav_bytes(samples, subtype="PCM_16"):
+    return encoded(lambda file: soundfile.write(file, samples, 16_000, subtype, format="WAV"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"audio": wav_bytes(np.full(16_000, 0.1))[:-16_000]}, "audio is cut off"),
+        ({"audio": wav_bytes(np.full(160, 0.1))}, "audio is too short"),
+        ({"audio": wav_bytes(np.zeros(0))}, "audio is empty"),
+        ({"audio": wav_bytes(np.append(np.zeros(9_000), np.nan), "FLOAT")}, "audio holds samples that are not finite"),
+        ({"image": encoded(lambda file: Image.new("RGB", (900, 2)).save(file, "PNG"))}, "image is too narrow"),
+        ({"options": ["rain", "", "wind"]}, "an option is empty"),
+    ],
+)
+def test_what_training_refuses_is_refused_here(changes, reason, tmp_path):
+    assert made_of(tmp_path, **changes) == reason
+
+
+def test_sounds_above_full_scale_are_not_clipped(tmp_path):
+    loud = np.sin(np.arange(16_000) / 5) * 3
+    assert isinstance(made_of(tmp_path, audio=wav_bytes(loud, "FLOAT")), dict)
+    samples, _ = soundfile.read(tmp_path / "audios/sample_0.wav")
+    assert np.abs(samples - loud).max() < 1e-3
+
+
+def test_options_that_bring_letters_get_no_second_ones(tmp_path):
+    made = made_of(tmp_path, options=["A. dog", "B. rain"], answer="B. rain")
+    assert (made["options"], made["solution"]) == (["A. dog", "B. rain"], "<answer>B</answer>")
