@@ -101,11 +101,13 @@ def _bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: flo
 
 
 def cluster_bootstrap(values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95) -> Interval:
-    """Percentile interval of the mean of values, resampling whole clusters (Davison and Hinkley 1997, section 2.4).
+    """Percentile interval of the mean of values in [0, 1], resampling whole clusters (Davison and Hinkley 1997, section
+    2.4).
 
-    It is too narrow where clusters are few (below about 30).
+    It is too narrow where clusters are few (below about 30). One cluster says nothing of others: [0, 1].
     """
-    return _bootstrap(values, clusters, confidence)[0]
+    found = _bootstrap(values, clusters, confidence)[0]
+    return Interval(max(0.0, found.low), min(1.0, found.high))
 
 
 def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[str], draws: int = 1) -> Paired:

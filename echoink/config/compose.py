@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from echoink.common.errors import UserError
+from echoink.config.origin import chosen_files, explained, gives, line_of, refuse_surprises
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Advantage, Attention, Config, Dtype, RewardConfig, Split, Task, fields_of
 from echoink.rewards.types import Rule
@@ -61,6 +62,8 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     found = [f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
     jobs = _expand(overrides, found) if multirun else [list(overrides)]
     jobs = [[*job, *found] for job in jobs]
+    for path in chosen_files([word for job in jobs for word in job], Path(config_dir)) if config_dir else []:
+        refuse_surprises(path)
     return [_compose_one(job, multirun) for job in jobs]
 
 
@@ -116,10 +119,26 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
         return Composed(config, folder, tuple(overrides))
-    except UserError:
-        raise
+    except UserError as error:
+        raise _with_place(error, overrides) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(error, overrides) from error
+
+
+def _config_dir(overrides: Sequence[str]) -> Path | None:
+    """The user's folder of configuration, `--config-dir`."""
+    found = (word.partition("file://")[2].rstrip("']") for word in overrides if "hydra.searchpath=" in word)
+    return next(map(Path, found), None)
+
+
+def _with_place(error: UserError, overrides: Sequence[str]) -> UserError:
+    """An error about a key with the file and the line of the user's own that give it its value."""
+    key, own = re.match(r"([\w.]+)=", error.problem), _config_dir(overrides)
+    given = {override.partition("=")[0] for override in overrides}
+    for path in chosen_files(overrides, own) if key and own and key.group(1) not in given else []:
+        if gives(path, key.group(1)):
+            return UserError(f"{path}, line {line_of(path, key.group(1))}: {error.problem}", error.hint)
+    return error
 
 
 def validate(raw: DictConfig) -> Config:
@@ -265,6 +284,9 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """What Hydra or OmegaConf found, in one line, with the closest valid name."""
     text = str(error)
     cause = error.__cause__ or error
+    own = _config_dir(overrides)
+    if inside := explained(text, own, conf_dir()):
+        return _explained_inside(error, *inside)
     if isinstance(error, MissingConfigException) and "Available options" in text:
         what, _, listing = text.partition("Available options")
         names = listing.partition("Config search path")[0].split("\n")[1:]
@@ -274,7 +296,8 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(
             f"cannot read the override {error.override!r}",
-            "overrides read key=value, without spaces; quote braces: \"key='{…}'\"",
+            "overrides read key=value, without spaces around =; a value with brackets, braces, commas, a leading ~ or "
+            "letters beyond ASCII is quoted for Hydra and for the shell: \"key='value'\"",
         )
     if "Ambiguous value for argument" in text:
         return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
@@ -291,6 +314,26 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
         return UserError(f"unknown key {tried}", f"{_closest(tried, alike)}known: {', '.join(siblings or alike)}")
     detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
+
+
+def _explained_inside(error: Exception, where: str, key: str, detail: str) -> UserError:
+    """A mistake inside a configuration file."""
+    if isinstance(error, MissingConfigException):
+        tried = re.search(r"Could not find '([^']+)'", str(error))
+        hint = "in a file of a group, another group is named from the root: - override /adapter: lora"
+        return UserError(
+            f"{where}: its defaults name {tried.group(1) if tried else 'a file'}, which is not there", hint
+        )
+    if detail.startswith("Key ") and key in ("experiment", *(group.name for group in groups())):
+        return UserError(f"{where} lands under the key {key}", "its first line must be: # @package _global_")
+    if detail.startswith("Key "):
+        keys = _keys()
+        alike = [name for name in keys if name.count(".") == key.count(".")]
+        siblings = [name for name in alike if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        return UserError(f"{where}: unknown key {key}", f"{_closest(key, alike)}known: {', '.join(siblings or alike)}")
+    return UserError(
+        f"{where}: {key + ': ' if key else ''}{detail}", "python -m echoink.train --help explains every key"
+    )
 
 
 def _closest(tried: str, names: Sequence[str]) -> str:

@@ -19,13 +19,13 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     `accuracy` (the mean score), `interval` (95 %; Wilson, or the bootstrap where scores are graded), `format`,
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
     are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
-    `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has
-    the accuracy with n and interval for every value of data type, problem type and every field that takes 2 to 20
-    values (such as `kind`). `chance` is a guesser's accuracy; `positions` has the shares of the option letters among
-    the right answers and among those given, their distance (half the sum of the differences: 0 is no bias) and the
-    accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection` count. With several
-    sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy of the majority's
-    answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
+    `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the accuracy with n and interval for every value
+    of data type, problem type and every field that takes at least 2 values (such as `kind`), where they are over 20 no
+    more than half as many as there are samples. `chance` is a guesser's accuracy; `positions` has the shares of the
+    option letters among the right answers and among those given, their distance (half the sum of the differences: 0
+    is no bias) and the accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection`
+    count. With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy
+    of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
     """
     main = headline(predictions)
     greedy = [p for p in predictions if p.draw == GREEDY]
@@ -57,7 +57,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         groups: dict[str, list[Prediction]] = {}
         for p, label in zip(main, labels, strict=True):
             groups.setdefault(label.get(name, ""), []).append(p)
-        if 1 < len(groups) <= 20:
+        if 1 < len(groups) <= max(20, len(main) // 2):  # more values than that are names of samples
             summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
     return summary
 

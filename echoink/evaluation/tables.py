@@ -6,6 +6,9 @@ from rich.table import Table
 
 from echoink.common.console import console, interval, percent, say
 
+VALUES = 20
+"""Of a field that are shown on the screen, those with the most samples; disk and report have all."""
+
 
 def accuracy_table(phases: dict[str, dict]) -> None:
     """Base and trained side by side: accuracy with its interval, greedy, format, parse failures, and every kind."""
@@ -43,9 +46,12 @@ def accuracy_table(phases: dict[str, dict]) -> None:
             if name == "mean":
                 told = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
             table.add_row(f"  {label.format(k)}", *told)
-    for field in next(iter(phases.values()))["by"]:
-        for value in next(iter(phases.values()))["by"][field]:
+    for field, groups in next(iter(phases.values()))["by"].items():
+        largest = sorted(groups, key=lambda value: -groups[value]["n"])[:VALUES]
+        for value in [value for value in groups if value in largest]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
+        if len(groups) > VALUES:
+            table.add_row(f"  {field}: {len(groups) - VALUES} more", *cells(lambda _: "summary.json, report.html"))
     if any(phase["chance"] for phase in phases.values()):
         table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
         table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))

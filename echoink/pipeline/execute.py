@@ -156,7 +156,11 @@ def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Pred
 def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[str]) -> Tracker:
     config = job.config
     values = flatten(config)
-    changed = {key: value for key, _, value in (one.partition("=") for one in sweep_job.told(overrides))}
+    params = {key: values[key] for key in CORE}
+    for override in sweep_job.descriptive(overrides):
+        key, _, value = (short := sweep_job.shortened(override)).partition("=")
+        if len(value) <= 100:
+            params[key] = values.get(key, value) if short == override else value
     inputs = [
         {
             "name": f"{config.dataset.source.name} {split}",
@@ -171,7 +175,7 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     record = client.Record(
         experiment=config.tracking.experiment,
         name=sweep_job.run_name(overrides) or f"{config.task.name} seed {config.seed}",
-        params={key: values[key] for key in CORE} | {k: values.get(k, v) for k, v in changed.items() if len(v) <= 100},
+        params=params,
         tags={
             "experiment": config.name,
             "dataset": config.dataset.source.name,

@@ -30,7 +30,7 @@ from echoink.run_folder.folder import read_summary, status_of
 
 if TYPE_CHECKING:
     from echoink.tracking.logger import Tracker
-from echoink.pipeline.sweep_job import SWEPT, changed_overrides, run_name
+from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
 
 
 def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
@@ -96,6 +96,7 @@ def run(
     say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[SWEPT] = " ".join(keys)
+    os.environ[BELOW] = json.dumps(common_folders(keys, [job.overrides for job in jobs]))
     chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
     definition = {
         "status": "running",

@@ -29,6 +29,9 @@ from echoink.tracking.client import Record, read_record
 SWEPT = "ECHOINK_SWEPT"
 """Environment variable by which a sweep tells its jobs which keys differ between them."""
 
+BELOW = "ECHOINK_SWEPT_BELOW"
+"""Environment variable with `common_folders` as JSON."""
+
 PATIENCE = 300
 """Seconds that a job which was told to stop may take."""
 
@@ -43,12 +46,38 @@ def swept_keys() -> list[str]:
 def run_name(overrides: Sequence[str]) -> str:
     """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"; in a sweep, what differs."""
     keys = swept_keys()
-    return ", ".join(one for one in told(overrides) if not keys or one.partition("=")[0] in keys)[:200]
+    shown = [one for one in descriptive(overrides) if not keys or one.partition("=")[0] in keys]
+    return ", ".join(map(shortened, shown))[:200]
 
 
-def told(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, not where its files go."""
-    return [override for override in overrides if not override.startswith(_NOT_PART_OF_A_NAME)]
+def shortened(override: str) -> str:
+    """An override without the folders that the values of a swept key have in common: "checkpoint=run-a/checkpoints"."""
+    key, sign, value = override.partition("=")
+    below = json.loads(os.environ.get(BELOW, "{}")).get(key)
+    return f"{key}{sign}{value.removeprefix(below + '/') if below else value}"
+
+
+def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[str, str]:
+    """For each swept key whose values are paths the folder below which they all lie.
+
+    Args:
+        keys: swept.
+        jobs: the overrides of each job.
+    """
+    found = {}
+    for key in keys:
+        values = {value for job in jobs for name, _, value in (one.partition("=") for one in job) if name == key}
+        if len(values) > 1 and all("/" in value for value in values):
+            same_kind = len({value.startswith("/") for value in values}) == 1
+            if same_kind and (common := os.path.commonpath(values)):
+                found[key] = common
+    return found
+
+
+def descriptive(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a run is, not where its files go; those that a sweep varies say so always."""
+    swept = swept_keys()
+    return [o for o in overrides if o.partition("=")[0] in swept or not o.startswith(_NOT_PART_OF_A_NAME)]
 
 
 def side_by_side(settings) -> int:

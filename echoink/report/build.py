@@ -136,6 +136,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
             if run.summary.get("paired") and (len(runs) == 1 or run.summary["task"] == "compare")
         ],
         "settings": _settings(runs),
+        "breakdowns": _breakdowns(shown),
         "varied": [report_arms.SHORT.get(key, key) for key in report_arms.differing(runs)],
         "senses": case_studies.matrix(arms),
         "cases": [{**case, "exhibits": exhibits(case["media"])} for case in case_studies.found_by_rules(shown)],
@@ -189,6 +190,28 @@ def mean(values: Iterable[float]) -> float | None:
     """Of nothing: None."""
     values = list(values)
     return sum(values) / len(values) if values else None
+
+
+def _breakdowns(run: Run) -> list[dict[str, Any]]:
+    """Accuracy by every field of the samples: name, and for each value n, accuracy of the base, final, interval."""
+    base = (run.summary.get("base") or {}).get("by", {})
+    final = (run.result or {}).get("by", {})
+    return [
+        {
+            "field": field,
+            "rows": [
+                {
+                    "value": value,
+                    "n": group["n"],
+                    "base": base.get(field, {}).get(value, {}).get("accuracy"),
+                    "final": group["accuracy"],
+                    "interval": group["interval"],
+                }
+                for value, group in groups.items()
+            ],
+        }
+        for field, groups in final.items()
+    ]
 
 
 def _extra_rewards(runs: Sequence[Run]) -> dict[str, float]:

@@ -55,9 +55,12 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
     if module is None:
         raise UserError(f"reward.file={path} is no Python file", "its name must end in .py")
     sys.modules[spec.name] = module  # dataclasses look their module up
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # a module beside the file can be imported, and hides none of ours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"reward.file={path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, "reward", None)
     if not callable(function):
@@ -69,7 +72,7 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
         try:
             with _at_most(max_seconds):
                 return _number(function(completion, sample))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problem = f"reward.file={path} failed on sample {sample.id}: {type(error).__name__}: {error}"
             hint = f"the completion was {completion[:200]!r}"
             if on_error is OnError.stop:

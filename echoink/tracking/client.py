@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
+from echoink.common.errors import UserError
 from echoink.common.files import as_json, milliseconds, write_atomic
 from echoink.run_folder.folder import NOT_METRICS
 
@@ -58,9 +59,18 @@ def read_record(folder: Path) -> Record | None:
 
 
 def absolute_uri(uri: str, root: Path) -> str:
-    """A relative `sqlite:///path` made absolute from `root`; other URIs as they are."""
+    """A relative `sqlite:///path` made absolute from `root`; other URIs as they are.
+
+    Raises:
+        UserError: the folder's name holds a "?", behind which SQLite's address has its options.
+    """
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        if "?" in str(root.resolve()):
+            raise UserError(
+                f"MLflow cannot keep its database below {root.resolve()}: the address of a database cannot hold a ?",
+                "tracking.uri=sqlite:////another/folder/mlflow.db, or tracking=off",
+            )
         return prefix + str((root / uri.removeprefix(prefix)).resolve())
     return uri
 

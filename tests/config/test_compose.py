@@ -277,3 +277,44 @@ def test_code_in_a_configuration_is_refused(tmp_path, monkeypatch, kind):
     with pytest.raises(UserError):
         compose(["trainer=bad"], config_dir=str(tmp_path / "mine"))
     assert not (tmp_path / "owned").exists()
+
+
+OWN_FILES = [  # what an experiment file of one's own says, what is said of it
+    ("trainer:\n  step: 3", r"own\.yaml, line 3: unknown key trainer\.step\n.*did you mean trainer\.steps"),
+    ("trainer:\n  steps: abc", r"own\.yaml, line 3: trainer\.steps: Value 'abc' of type 'str' could not be converted"),
+    ("trainer:\n  steps: -3", r"own\.yaml, line 3: trainer\.steps=-3 must be >= 1"),
+    ("trainr:\n  steps: 3", r"own\.yaml, line 2: unknown key trainr\n.*did you mean trainer\?"),
+    ("grpo:\n  loss: gspo", r"own\.yaml, line 3: grpo\.loss: Invalid value 'gspo'"),
+    ("reward: exact", r"own\.yaml: Merge error: str is not a subclass of RewardConfig"),
+    ("seed: no", r"own\.yaml, line 2: seed: no is read as true or false"),
+    ("name: off", r'own\.yaml, line 2: name: off is read as true or false\n.*"off" in quotes'),
+    ("trainer:\n  steps: 010", r"own\.yaml, line 3: trainer\.steps: 010 is read as 8 \(octal\)\n.*write 10"),
+    ("name: 1:30", r"own\.yaml, line 2: name: 1:30 is read as a number to the base 60"),
+    (
+        "defaults:\n  - adapter: lora",
+        r"own\.yaml: its defaults name experiment/adapter/lora.*\n.*override /adapter",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), OWN_FILES)
+def test_a_mistake_in_ones_own_file_is_named_with_file_line_and_key(text, said, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(UserError, match=said):
+        compose(["experiment=own"], config_dir=str(tmp_path))
+
+
+def test_a_file_without_its_first_line_is_told_of_it(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/own.yaml").write_text("trainer:\n  steps: 3\n")
+    with pytest.raises(UserError, match=r"own\.yaml lands under the key experiment\n.*# @package _global_"):
+        compose(["experiment=own"], config_dir=str(tmp_path))
+
+
+def test_plain_values_that_mean_what_they_say_are_taken(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = 'trainer:\n  steps: 1_000\n  learning_rate: 1e-5\n  bf16: true\nseed: 0\nname: "off"\n'
+    (tmp_path / "experiment/own.yaml").write_text(f"# @package _global_\n{text}")
+    config = compose(["experiment=own"], config_dir=str(tmp_path))[0].config
+    assert (config.trainer.steps, config.trainer.bf16, config.name) == (1000, True, "off")

@@ -204,3 +204,20 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["hydra/sweeper=optuna"]}))
     with pytest.raises(UserError, match="a search"):
         sweep.settled(again)
+
+
+def test_a_sweep_over_paths_shows_what_differs_between_them(monkeypatch):
+    jobs = [[f"checkpoint=/runs/tiny/{name}/checkpoints/step-8", "seed=1"] for name in ("a", "b")]
+    assert sweep_job.common_folders(["checkpoint"], jobs) == {"checkpoint": "/runs/tiny"}
+    monkeypatch.setenv(sweep_job.SWEPT, "checkpoint")
+    monkeypatch.setenv(sweep_job.BELOW, json.dumps(sweep_job.common_folders(["checkpoint"], jobs)))
+    names = [sweep_job.run_name(job) for job in jobs]
+    assert names == ["checkpoint=a/checkpoints/step-8", "checkpoint=b/checkpoints/step-8"]
+    monkeypatch.delenv(sweep_job.SWEPT)
+    assert sweep_job.run_name(["checkpoint=outputs/a", "seed=1"]) == "seed=1", "outside a sweep it is no part of a name"
+
+
+def test_values_that_are_no_paths_or_have_nothing_in_common_stay():
+    assert sweep_job.common_folders(["grpo.beta"], [["grpo.beta=0"], ["grpo.beta=1"]]) == {}
+    assert sweep_job.common_folders(["dataset.path"], [["dataset.path=a/x"], ["dataset.path=b/x"]]) == {}
+    assert sweep_job.common_folders(["dataset.path"], [["dataset.path=a/x"], ["dataset.path=/a/y"]]) == {}

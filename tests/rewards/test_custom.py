@@ -80,3 +80,17 @@ def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, sampl
 def test_zero_does_not_forgive_a_function_that_never_works(tmp_path, samples):
     with pytest.raises(UserError, match="failed on sample"):
         custom_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)
+
+
+def test_a_module_beside_the_file_can_be_imported(tmp_path, samples):
+    (tmp_path / "measures_of_mine.py").write_text("def words(text):\n    return float(len(text.split()))\n")
+    text = "from measures_of_mine import words\ndef reward(completion, sample):\n    return words(completion)\n"
+    assert custom_reward.load(written(tmp_path, text), samples[0])("one two three", samples[0]) == 3.0
+
+
+def test_an_exit_inside_a_reward_is_an_error_like_any_other(tmp_path, samples):
+    with pytest.raises(UserError, match="cannot be imported: SystemExit: 3"):
+        custom_reward.load(written(tmp_path, "import sys\nsys.exit(3)"), samples[0])
+    text = "import sys\ndef reward(completion, sample):\n    sys.exit(3)\n"
+    with pytest.raises(UserError, match="failed on sample .*: SystemExit: 3"):
+        custom_reward.load(written(tmp_path, text), samples[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record, Stored, absolute_uri, compare_page, connect, curves_page
 from echoink.tracking.logger import Tracker
@@ -232,3 +233,10 @@ def test_a_locked_database_is_waited_for(tmp_path):
     client = connect(uri)
     assert [point.value for point in client.get_metric_history(run.info.run_id, "m")] == [1, 2, 3, 4, 5]
     assert run.info.status == "FINISHED" and tracked.refused is None
+
+
+def test_a_folder_whose_name_no_database_address_can_hold_is_refused_with_the_way_out(tmp_path):
+    for name in ("a b", "100%", "#1", "狗"):
+        assert absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / name).endswith(f"{name}/outputs/mlflow.db")
+    with pytest.raises(UserError, match=r"runs\?.*\n.*tracking\.uri=sqlite:////another/folder"):
+        absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / "runs?")

@@ -1,0 +1,90 @@
+"""Where a mistake in a configuration file stands: the file, the line, the key."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from echoink.common.errors import UserError
+
+_BOOLEANS = ("yes", "no", "on", "off", "y", "n")
+
+
+def chosen_files(overrides: Sequence[str], folder: Path) -> list[Path]:
+    """The files of a folder of configuration that `group=name` overrides choose."""
+    names = [one.lstrip("+").partition("=")[::2] for one in overrides]
+    found = [folder / group.partition("@")[0] / f"{name}.yaml" for group, name in names]
+    return [path for path in found if path.is_file()]
+
+
+def line_of(path: Path, key: str) -> int | None:
+    """The line, from 1, on which a dotted key, or the deepest part of it that is there, stands in a YAML file."""
+    best, depth = None, 0
+    for found, node, _ in _keys(path):
+        parts = found.split(".")
+        if key.split(".")[: len(parts)] == parts and len(parts) > depth:
+            best, depth = node.start_mark.line + 1, len(parts)
+    return best
+
+
+def gives(path: Path, key: str) -> bool:
+    """Whether a YAML file gives a dotted key a value."""
+    return any(found == key for found, _, _ in _keys(path))
+
+
+def refuse_surprises(path: Path) -> None:
+    """Refuse plain values that YAML 1.1 reads as something else than they look: 010 is 8, `off` is false.
+
+    Raises:
+        UserError: naming file, line and key.
+    """
+    for key, node, value in _keys(path):
+        if not isinstance(value, yaml.ScalarNode) or value.style is not None:
+            continue
+        where = f"{path}, line {node.start_mark.line + 1}: {key}: {value.value}"
+        if re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", value.value) and value.tag.endswith(":int"):
+            raise UserError(f"{where} is read as {int(value.value, 8)} (octal)", f"write {value.value.lstrip('0')}")
+        if re.fullmatch(r"[-+]?\d+(:[0-5]?\d)+", value.value) and value.tag.endswith(":int"):
+            raise UserError(f"{where} is read as a number to the base 60", f'write "{value.value}" in quotes')
+        if value.value.lower() in _BOOLEANS:
+            raise UserError(f"{where} is read as true or false", f'write true, false, or "{value.value}" in quotes')
+
+
+def explained(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
+    """What Hydra says of a mistake inside a file: where it stands, the key, and what is wrong in one line.
+
+    Args:
+        text: of Hydra's error.
+        config_dir: the user's folder of configuration.
+        conf: the package's.
+    """
+    named = re.match(r"In '([^']+)'", text)
+    if named is None or named.group(1) == "config":
+        return None
+    folders = [folder for folder in (config_dir, conf) if folder is not None]
+    path = next((file for folder in folders if (file := folder / f"{named.group(1)}.yaml").is_file()), None)
+    if path is None:
+        return None
+    key = found.group(1).strip() if (found := re.search(r"full_key:(.*)", text)) else ""
+    lines = [line.strip() for line in text.splitlines()[1:]]
+    detail = next((line for line in lines if line and not line.startswith("full_key")), text.splitlines()[0])
+    line = line_of(path, key) if key else None
+    return f"{path}" + (f", line {line}" if line else ""), key, detail
+
+
+def _keys(path: Path) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Dotted keys of a YAML file with the nodes of key and value, parents before children."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):  # Hydra says so
+        return
+
+    def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = f"{prefix}{key.value}"
+                yield name, key, value
+                yield from walk(value, f"{name}.")
+
+    yield from walk(root, "")
