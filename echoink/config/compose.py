@@ -294,11 +294,12 @@ def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
         tried = what.split("'")[-2].split("/")[-1]
         return UserError(what.strip().splitlines()[-1], f"{_closest(tried, names)}available: {', '.join(names)}")
     if isinstance(error, OverrideParseException):
-        return UserError(
-            f"cannot read the override {error.override!r}",
-            "overrides read key=value, without spaces around =; a value with brackets, braces, commas, a leading ~ or "
-            "letters beyond ASCII is quoted for Hydra and for the shell: \"key='value'\"",
-        )
+        key, sign, value = error.override.partition("=")
+        if sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):
+            hint = f'quote the value for Hydra and for the shell: "{key}={quoted(value)}"'
+        else:
+            hint = "overrides read key=value, without spaces around ="
+        return UserError(f"cannot read the override {error.override!r}", hint)
     if "Ambiguous value for argument" in text:
         return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
     given = [override.partition("=")[0] for override in overrides]
