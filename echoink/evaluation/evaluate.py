@@ -63,20 +63,34 @@ def setting(
     return Setting(asked, draws, Match.first_letter)
 
 
+@dataclass(frozen=True)
+class Asking:
+    """With what samples are asked and their answers judged."""
+
+    processor: PromptProcessor
+    """Turns a sample into model inputs."""
+    sampling: Sampling
+    end_ids: Sequence[int]
+    match: Match
+    seed: int
+    """Of the sampled draws."""
+    batch_prompts: int
+    """Prompts decoded at once."""
+    bf16: bool = False
+    """Autocast to bfloat16, as in training."""
+    draws: Sequence[str] = (SAMPLED, GREEDY)
+    """See `draw_names`."""
+    extra_rewards: Sequence[ExtraReward] = ()
+    """Those beside accuracy and format."""
+
+
 def evaluate(
     model: PreTrainedModel,
-    processor: PromptProcessor,
     samples: Sequence[Sample],
-    sampling: Sampling,
-    end_ids: Sequence[int],
-    match: Match,
-    seed: int,
+    asking: Asking,
     phase: str,
-    batch_prompts: int,
-    bf16: bool = False,
-    draws: Sequence[str] = (SAMPLED, GREEDY),
+    *,
     clusters: Mapping[str, str] | None = None,
-    extra_rewards: Sequence[ExtraReward] = (),
     variant: Variant = Variant.full,
     first: int = 0,
 ) -> Iterator[Prediction]:
@@ -84,34 +98,26 @@ def evaluate(
 
     Args:
         model: the policy, not wrapped.
-        processor: turns a sample into model inputs.
         samples: what to answer.
-        sampling: as in training.
-        end_ids: tokens that end a completion.
-        match: how an answer is read.
-        seed: of the sampled draw.
+        asking: prompt, sampling, draws, how an answer is read.
         phase: `base`, `final` or `step-N`.
-        batch_prompts: prompts decoded together.
-        bf16: autocast to bfloat16, as in training.
-        draws: see `draw_names`.
         clusters: by id, which samples share media; without it none do.
-        extra_rewards: those beside accuracy and format.
-        variant: what the samples are, see `variants`.
+        variant: what the samples are, see `ablations`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
     """
+    processor, sampling, draws = asking.processor, asking.sampling, asking.draws
+    pad_id = processor.processor.tokenizer.pad_token_id
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
-    batches = [samples[start : start + batch_prompts] for start in range(0, len(samples), batch_prompts)]
-    ahead = Prefetcher(processor)
+    size = asking.batch_prompts
+    batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+    prefetcher = Prefetcher(processor)
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
-        prompts = ahead.take(batch)
-        ahead.ask(following)
-        noise = torch.stack(
-            [uniforms(seed, 0, sample.id, first + len(draws), sampling.max_new_tokens)[first:] for sample in batch]
-        )
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            completions = generate(
-                model, prompts, noise, temperatures, sampling, end_ids, processor.processor.tokenizer.pad_token_id
-            )
+        prompts = prefetcher.take(batch)
+        prefetcher.ask(following)
+        number, tokens = first + len(draws), sampling.max_new_tokens
+        noise = torch.stack([uniforms(asking.seed, 0, sample.id, number, tokens)[first:] for sample in batch])
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=asking.bf16):
+            completions = generate(model, prompts, noise, temperatures, sampling, asking.end_ids, pad_id)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -128,11 +134,11 @@ def evaluate(
                 completion=text,
                 gold=sample.solution,
                 tokens=len(tokens),
-                truncated=tokens[-1] not in end_ids,
+                truncated=tokens[-1] not in asking.end_ids,
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
-                **judged(text, sample, match, processor.prompt.thinks, extra_rewards),
+                **judged(text, sample, asking.match, processor.prompt.thinks, asking.extra_rewards),
             )
 
 

@@ -19,7 +19,7 @@ from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
 from echoink.evaluation import evaluate, modality_need, prediction_cache
-from echoink.evaluation.evaluate import Setting
+from echoink.evaluation.evaluate import Asking, Setting
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
 from echoink.rewards.terms import ExtraReward
@@ -130,27 +130,29 @@ class Evaluator:
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
             asked = ablations.make(samples, variant, self.seed + first, self.clusters)
-            answers += self._answers(model, asked, phase, how.prompt, draws, how.match, self.clusters, variant, first)
+            answers += self._answers(model, asked, phase, replace(how, draws=draws), self.clusters, variant, first)
         if kept and self.files.writes and not kept.is_file():
             prediction_cache.keep(kept, answers)
         return answers
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
         """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
-        answers = evaluate.evaluate(
-            model,
-            self.processor,
-            samples[: self.config.watched],
-            self.sampling,
-            self.end_ids,
-            self.match,
-            self.seed,
-            f"step-{step}",
-            self.config.batch_prompts,
-            self.bf16,
-            (SAMPLED,),
-        )
+        asking = replace(self._asking(), draws=(SAMPLED,), extra_rewards=())
+        answers = evaluate.evaluate(model, samples[: self.config.watched], asking, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
+
+    def _asking(self) -> Asking:
+        """As training asks."""
+        return Asking(
+            processor=self.processor,
+            sampling=self.sampling,
+            end_ids=self.end_ids,
+            match=self.match,
+            seed=self.seed,
+            batch_prompts=self.config.batch_prompts,
+            bf16=self.bf16,
+            extra_rewards=self.extra_rewards,
+        )
 
     def _kept(self, model: PreTrainedModel, how: Setting, sample: Sample, variant: Variant) -> Path:
         """Where the answers of this base are kept for other runs."""
@@ -195,9 +197,9 @@ class Evaluator:
         Returns:
             `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
         """
-        draws = draw_names(self.config.dev_samples, greedy=False)
-        prompt = self.processor.prompt
-        answers = self._answers(model, samples, f"step-{step}", prompt, draws, self.match, self.dev_clusters)
+        draws = tuple(draw_names(self.config.dev_samples, greedy=False))
+        how = Setting(self.processor.prompt, draws, self.match)
+        answers = self._answers(model, samples, f"step-{step}", how, self.dev_clusters)
         found = summarize(answers)
         metrics = metrics_of_phase(found, "dev")
         if several := found["samples"]:
@@ -217,14 +219,14 @@ class Evaluator:
         model: PreTrainedModel,
         samples: Sequence[Sample],
         phase: str,
-        prompt: Prompt,
-        draws: Sequence[str],
-        match: Match,
+        how: Setting,
         clusters: Mapping[str, str],
         variant: Variant = Variant.full,
         first: int = 0,
     ) -> list[Prediction]:
-        label = phase if variant is Variant.full else f"{phase} {variant.name}"
+        label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
+        processor = replace(self.processor, prompt=how.prompt)
+        asking = replace(self._asking(), processor=processor, match=how.match, draws=draws)
         group, batch = processes(), self.config.batch_prompts
         have = self._have(phase, variant, samples, draws, batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
@@ -238,30 +240,15 @@ class Evaluator:
         for number in console.progress(label, rounds)(range(rounds)):
             collectives.heed()
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
-            answers = evaluate.evaluate(
-                model,
-                replace(self.processor, prompt=prompt),
-                own[number * batch : (number + 1) * batch],
-                self.sampling,
-                self.end_ids,
-                match,
-                self.seed,
-                phase,
-                batch,
-                self.bf16,
-                draws,
-                clusters,
-                self.extra_rewards,
-                variant,
-                first,
-            )
+            part = own[number * batch : (number + 1) * batch]
+            answers = evaluate.evaluate(model, part, asking, phase, clusters=clusters, variant=variant, first=first)
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
     def _have(
-        self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], together: int
+        self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], round_size: int
     ) -> dict[tuple[str, str], Prediction]:
         """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
         of an evaluation that nothing interrupted.
@@ -274,7 +261,7 @@ class Evaluator:
         have = {(row["id"], row["draw"]): of_row(row) for row in rows if ours(row)}
         done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
         if have and done < len(samples):
-            whole = {sample.id for sample in samples[: done // together * together]}
+            whole = {sample.id for sample in samples[: done // round_size * round_size]}
             cut = [row for row in rows if not ours(row) or row["id"] in whole]
             if len(cut) < len(rows):
                 self.files.write_rows(PREDICTIONS, cut)
