@@ -41,6 +41,7 @@ def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
     """
     if processes == 1:
         return None
+    # Shards within a machine, copies over machines: gathering a layer stays on the fast links.
     inside = shard_group_size(processes)
     return DistributedConfig(fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_mixed_precision=bf16)
 
@@ -75,6 +76,7 @@ def meet_on_cpu() -> bool:
 
 def register_root(model: PreTrainedModel) -> None:
     """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
+    # The root stays gathered between forward and backward; layers are given back.
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
     with torch.no_grad():
@@ -100,6 +102,7 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def unsharded(model: torch.nn.Module) -> Iterator[None]:
     """Inside, each process holds all weights of a model that FSDP2 has divided, and its forwards wait for nobody."""
+    # All units at once: inside, processes may call them in any order.
     units = list(_units(model))
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)

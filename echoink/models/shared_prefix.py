@@ -82,6 +82,7 @@ class Layout:
         """The attention rule as a function of query and key index: same group, in the prefix or the same completion,
         not ahead.
         """
+        # Branch 0 is a prefix, which all completions of its group see; completions do not see each other.
         group, branch = self.group.to(device), self.branch.to(device)
 
         def rule(_batch, _head, query, key):
@@ -96,6 +97,7 @@ class Layout:
 
     def block_mask(self, device: torch.device) -> BlockMask:
         """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
+        # Without this cache each of the layers would build the mask again.
         if device not in self._block_masks:
             make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
             rule = self.allowed(device)
@@ -163,8 +165,10 @@ def install(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(base).forward)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
+        # Plain rows: evaluation by transformers, and `grpo.shared_prefix=false`.
         if layout is None:
             return plain(*args, **(_embedded(self, kwargs) if in_loss and self.run_all_towers else kwargs))
+        # Frozen towers were run in the rollout; towers that learn run here, with gradients.
         features = encode_media(self, prompts, self.run_all_towers) if features is None else features
         hidden = family.language_model(self)(
             **family.embed(self, kwargs["input_ids"], features),
@@ -206,8 +210,10 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
     settings, outputs, completions = {"enable_gqa": True, "scale": scale}, [], []
     start, own = 0, layout.prefixes  # where the group's prefix and its completions begin
     for prefix, lengths in layout.groups:
+        # The prefix sees itself; it is computed once for all G completions.
         q_prefix, k_prefix, v_prefix = (x[:, :, start : start + prefix] for x in (query, key, value))
         outputs.append(scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True, **settings))
+        # The completions become a batch of G rows, each with the keys of the prefix before its own.
         q_own, k_own, v_own = (_rows(x[0, :, own : own + sum(lengths)], lengths) for x in (query, key, value))
         keys, values = (
             torch.cat([before.expand(len(lengths), -1, -1, -1), after], 2)

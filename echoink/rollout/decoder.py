@@ -47,6 +47,7 @@ class Decoder:
         self._absent = mask == 0  # [B, P]
         self._filled = torch.zeros(1, dtype=torch.long, device=mask.device)  # own tokens so far, the same for all rows
         self._calls = 0
+        # Room for all C own tokens of all rows at once: a captured graph wants addresses that stay.
         rows, shape = len(mask) * group, self._prefix[0][0].shape
         room = (rows, shape[1], length, shape[3])
         self._own = [(keys.new_zeros(room), values.new_zeros(room)) for keys, values in self._prefix]
@@ -56,6 +57,7 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Let all but `rows` leave."""
         self._slots = self._slots[rows]
+        # With a captured graph a move costs a new capture: not before half of the slots are idle.
         if self._fixed and len(rows) > len(self._group) // 2:
             return
         kept, self._slots = self._slots, torch.arange(len(rows), device=rows.device)
@@ -76,6 +78,7 @@ class Decoder:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one token per slot: query [S, H, 1, d], key and value [S, K, 1, d] → [S, H, 1, d]."""
+        # 1. The new token's key and value join the row's own.
         own_keys, own_values = self._own[layer]
         own_keys.index_copy_(2, self._filled, key.to(own_keys.dtype))
         own_values.index_copy_(2, self._filled, value.to(own_values.dtype))
@@ -85,6 +88,7 @@ class Decoder:
             own_keys, own_values = own_keys[:, :, : self._calls + 1], own_values[:, :, : self._calls + 1]
             ahead = None
         prefix_keys, prefix_values = self._prefix[layer]
+        # 2. A group's queries meet the prompt's keys as one matrix, so that the cache is read once per prompt.
         slots, heads, _, width = query.shape
         query = query.view(slots, prefix_keys.shape[1], -1, width)  # [S, K, H/K, d]
         grid = query.new_zeros((len(prefix_keys), self._places, *query.shape[1:]))  # [B, places, K, H/K, d]
@@ -95,6 +99,7 @@ class Decoder:
             x.unflatten(2, (self._places, -1)).transpose(1, 2)[self._group, self._place]  # back to [S, K, H/K, ·]
             for x in part
         )
+        # 3. Both parts are joined by their softmax sums.
         return (
             _joined(shared, _part(query, own_keys, own_values, scale, ahead))
             .to(value.dtype)

@@ -104,6 +104,7 @@ class EchoInkTrainer(Resumable):
         engine: Engine | None = None,
         correction: Correction = Correction.none,
     ):
+        # What the run gives us.
         self._prompt_processor, self._prefetcher = processor, Prefetcher(processor)
         self._upcoming: list[str] = []  # sample ids that the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
@@ -132,9 +133,11 @@ class EchoInkTrainer(Resumable):
             callbacks=callbacks,
             peft_config=adapter,
         )
+        # From here on TRL's own objects are there, and some are replaced by ours.
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
+        # TRL's sampler drops the last, partial block of prompts; ours fills it (561 or 562 steps of the paper).
         self._order = GroupSampler(
             prompts=len(self._samples),
             group_size=self.num_generations,
@@ -169,6 +172,7 @@ class EchoInkTrainer(Resumable):
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> dict[str, Tensor]:
         # TRL's own, without the shuffle that scatters a group over micro-batches.
+        # One rollout serves so many micro-batches and updates; between rollouts the buffer gives the next micro-batch.
         rollouts_every = self.args.steps_per_generation * self.num_iterations
         if self._step % rollouts_every == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
@@ -176,6 +180,7 @@ class EchoInkTrainer(Resumable):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _read(self, rows: list[dict]) -> list[dict]:
+        # The data loader is one step ahead of the trainer: what it reads now is asked in the next rollout.
         self._upcoming += [row["prompt"] for row in rows]
         return rows
 
@@ -217,6 +222,7 @@ class EchoInkTrainer(Resumable):
 
     def _sample_completions(self, row_ids: list[str]) -> Rollout:
         """Each prompt processed, encoded and prefilled once; G completions of it, by our decoder or by an engine."""
+        # A row stands for a completion: each prompt comes G times in a row.
         ids, group = list(dict.fromkeys(row_ids)), self.num_generations
         watchdog.at(f"step {self.state.global_step + 1}, rollout of {', '.join(ids)}")
         prompt_index = [ids.index(id) for id in row_ids]
@@ -229,11 +235,13 @@ class EchoInkTrainer(Resumable):
         noise = torch.stack([uniforms(seed, step, id, group, sampling.max_new_tokens) for id in ids])
         ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
+            # Media are encoded here where our decoder needs them, or where they can serve the loss as well.
             features = engine_logps = None
             if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():
                     features = encode_media(model.model, prompts)
             if self._engine:
+                # The engine has the weights of the last rollout until the policy has learned.
                 if self._pushed != step:
                     with self.timer.section("time/push"):
                         self._engine.push(model)
@@ -267,6 +275,7 @@ class EchoInkTrainer(Resumable):
         """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
         group, rows, scale = self.num_generations, len(texts), self._settings.scale
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
+        # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
         deviation = grpo.standard_deviation(total, group, scale)
         silent = torch.isclose(deviation, torch.zeros_like(deviation))
@@ -290,6 +299,7 @@ class EchoInkTrainer(Resumable):
         def padded(rows: Iterable[Sequence], value: float, side: str = "right") -> Tensor:
             return pad([torch.as_tensor(row) for row in rows], padding_value=value, padding_side=side).to(device)
 
+        # Prompts are padded on the left and completions on the right, so that they meet.
         prompts = [rollout.prompts[index].input_ids for index in rollout.prompt_index]
         batch = {
             "prompt_ids": padded(prompts, pad_id, "left"),
@@ -300,6 +310,7 @@ class EchoInkTrainer(Resumable):
         }
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         if rollout.engine_logps is not None:
+            # An engine may give no probability for a token; nan leaves it out of the correction.
             unknown = float("nan")
             rows = [[unknown if x is None else x for x in row] for row in rollout.engine_logps]
             batch["sampling_per_token_logps"] = padded(rows, 0.0)
@@ -328,6 +339,7 @@ class EchoInkTrainer(Resumable):
             for name in sorted({name for found in notes for name in found}):
                 means = [found[name] for found in notes if name in found]
                 self._note(name, sum(value * count for value, count in means) / sum(count for _, count in means))
+        # Rewards were gathered from all processes; these rows are ours.
         first = self.accelerator.process_index * len(texts)
         rows = [
             {
@@ -357,6 +369,7 @@ class EchoInkTrainer(Resumable):
         prompt_index = inputs["prompt_index"].tolist()
         ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
+        # Three masks: tokens of completions, those that the metrics count, those that the model computes.
         mask = counted = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
         rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
@@ -368,6 +381,7 @@ class EchoInkTrainer(Resumable):
             if old is not None:  # a ratio of 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)
         logps, entropies = self._log_probabilities(model, inputs, computed)
+        # On-policy the engine's correction is known only here, from the log-probabilities of the loss itself.
         weights = inputs.get("importance_sampling_ratio")
         if weights is None and "sampling_per_token_logps" in inputs:
             weights = self._engine_ratio(logps.detach(), inputs, counted)
@@ -392,6 +406,7 @@ class EchoInkTrainer(Resumable):
             divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
             entropy = logps.new_zeros(()) if entropies is None else (entropies * counted).sum()
             sums = torch.stack([divergence, mask.sum(), entropy, counted.sum()])
+        # Sums, not means: the log divides once a step, whatever the micro-batches.
         self._token_sums.append(self.accelerator.reduce(sums.detach(), reduction="sum").tolist())
         return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
 
@@ -407,9 +422,11 @@ class EchoInkTrainer(Resumable):
         """
         training = torch.is_grad_enabled()
         rows = len(inputs["completion_ids"])
+        # The loss sees one micro-batch; without gradients a rollout is computed in parts of that size.
         size = rows if training else self.args.per_device_train_batch_size  # whole groups
         computed = inputs["completion_mask"].bool() if computed is None else computed
         prompts, prompt_index, found = self.rollout.prompts, inputs["prompt_index"].tolist(), []
+        # Features of frozen towers are shared with the reference where its towers hold the same weights.
         same = model is not self.ref_model or self._reference_sees_the_same
         features = self.rollout.features if same else None
         timed = nullcontext() if training else self.timer.section("time/logprob")
@@ -450,6 +467,7 @@ class EchoInkTrainer(Resumable):
         norm = super()._get_grad_norm(model, grad_norm)
         sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
         if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
+            # The step is skipped: no number of it reaches a weight or a moment.
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
         return norm
 
@@ -461,6 +479,7 @@ class EchoInkTrainer(Resumable):
             logs["skipped"] = 1
             self._tr_loss.zero_()  # of which transformers subtracts itself: nan stays nan
         logs.update(self.timer.end())
+        # Tokens a second of the whole run, from the mean length over all processes.
         lengths = self._metrics["train"].get("completion/mean_length")
         if lengths and logs.get("time/rollout"):
             tokens = sum(lengths) / len(lengths) * self.args.generation_batch_size
@@ -486,6 +505,7 @@ class EchoInkTrainer(Resumable):
 
     def rollout_state(self) -> dict[str, Any]:
         """Nothing where the next step makes a rollout of its own."""
+        # At the end of a rollout's last update there is nothing to keep.
         if self._buffered_inputs is None or not self.state.global_step % self.num_iterations:
             return {}
         features = self.rollout.features
