@@ -98,6 +98,8 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for sample in samples:
         say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")
+        for note in sample.notes:
+            say("", note)
         console.print(chat_text(processor, build_messages(sample, config.prompt)), markup=False)
         name = f"{split}_{sample.id}".replace("/", "_")
         if sample.image:

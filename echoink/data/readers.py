@@ -11,7 +11,8 @@
     <dataset.path>/data/train-*.parquet Parquet files, as a hub's repository holds them
     owner/name                          a hub id
 
-In tables a medium is a column `image`, `audio` or `video` (bytes or a path), beside the fields of `samples`.
+In tables a medium is a column such as `image` or `images` (bytes, a path, or a list of one), beside the fields of
+`samples`.
 """
 
 import json
@@ -27,6 +28,7 @@ from echoink.media.loaders import Embedded
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 OFFICIAL_ROOTS = ("", "AVQA_R1", "AVQA-R1-6K/AVQA_R1")
 """Where the official archive may have put the split folders below `dataset.path`."""
@@ -157,10 +159,18 @@ def _load(kind: str, **arguments) -> "datasets.Dataset":
 def _table(table: "datasets.Dataset", folder: Path, where: str) -> Rows:
     import datasets
 
-    kinds = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}
+    kinds = (datasets.Image, datasets.Audio, datasets.Video)
     for column, kind in table.features.items():
-        if isinstance(kind, tuple(kinds.values())):
-            table = table.cast_column(column, type(kind)(decode=False))
+        listed = isinstance(kind, datasets.List | datasets.LargeList)
+        inner = kind.feature if listed else kind
+        if isinstance(inner, kinds):
+            stored = type(inner)(decode=False)
+            if listed:  # a cast would write the whole table anew
+                features = datasets.Features({**table.features, column: type(kind)(stored)})
+                info = datasets.DatasetInfo(features=features)
+                table = datasets.Dataset(table.data, info=info, indices_table=table._indices)
+            else:
+                table = table.cast_column(column, stored)
     table = table.flatten_indices() if table._indices is not None else table
     return Rows(_cells(table, where), folder, where, len(table))
 
@@ -185,6 +195,24 @@ def _has_bytes(table: "datasets.Dataset", name: str) -> list[bool] | None:
     import pyarrow.compute as pc
 
     column = table.data.column(name)
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return _file_bytes(column)
+    # A list of one file is that file; of none or of several the row's reader says what is wrong.
+    flat = _file_bytes(pc.list_flatten(column))
+    if flat is None:
+        return None
+    holds, first = [], 0
+    for length in pc.list_value_length(column).to_pylist():
+        holds.append(length == 1 and flat[first])
+        first += length or 0
+    return holds
+
+
+def _file_bytes(column: "pa.ChunkedArray") -> list[bool] | None:
+    """For each value whether it holds a file's bytes; None for a column of another kind."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return pc.is_valid(column).to_pylist()
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
@@ -194,4 +222,5 @@ def _has_bytes(table: "datasets.Dataset", name: str) -> list[bool] | None:
 
 def _read(table: "datasets.Dataset", number: int, name: str) -> bytes:
     cell = table[number][name]
+    cell = cell[0] if isinstance(cell, list) else cell
     return cell["bytes"] if isinstance(cell, dict) else cell

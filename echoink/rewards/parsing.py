@@ -19,7 +19,8 @@ _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、�
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
 _PREFIX = re.compile(
-    r"(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:options?|choices?)\s*[:=]?\s+", re.IGNORECASE
+    r"(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:选项|选)\s*|(?:options?|choices?)\s*[:=]?\s+",
+    re.IGNORECASE,
 )
 """What may stand before the letters: "Answer: B", "Option B"."""
 

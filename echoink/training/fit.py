@@ -1,10 +1,14 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Dtype, RolloutEngine
+from echoink.config.schema import Adapter, Config, Dtype, RolloutEngine
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
@@ -18,8 +22,8 @@ from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
-from echoink.training.integration_reward import integration_of
-from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, told
+from echoink.training.integration_reward import IntegrationReward, integration_of
+from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
@@ -47,75 +51,38 @@ def train(
     """
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
-    wanted = config.model
-    adapter = config.adapter
-    lora = None
-    if adapter.kind is not Adapter.none:
-        lora = loading.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
-    needs_reference = config.grpo.beta > 0 and lora is None  # with an adapter: the same model, the adapter off
-    reference = None
-    if needs_reference:
-        reference = loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, shard_plan_of(config))
-    settings = with_checkpointing_decided(job, longest)
-    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
-    recorder = Recorder(
-        files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, config.generation.vllm.alarm
-    )
     provenance = _provenance(job)
     if start.checkpoint:
         resume.check_provenance(start.checkpoint, provenance, config.resume_allow)
-    keeper = Keeper(
-        files,
-        config.trainer.save_every,
-        config.trainer.keep_checkpoints,
-        config.eval.every,
-        lambda model, step: evaluator.development(model, job.splits.dev, step),
-        config.trainer.completions_every if config.eval.watched else 0,
-        lambda model, step: evaluator.watch(model, job.splits.valid, step),
-        recorder,
-        provenance,
-    )
-    watch = Watch(config.generation.max_new_tokens)
+    lora, reference = _adapter_and_reference(job)
+    settings = with_checkpointing_decided(job, longest)
+    recorder = _recorder(config, files, tracker, steps)
+    keeper = _keeper(job, files, evaluator, recorder, provenance)
     rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
-    integration = integration_of(
-        config.reward, job.processor, config.trainer.micro_batch_prompts * config.grpo.group_size
-    )
-    weights = {reward.name: reward.weight for reward in rewards}
-    if integration and integration.pays:
-        weights["integration"] = integration.weight
-    tell = told(job.splits.train, weights)
-    keep = every(config.trainer.completions_every, updates, keep_completions(files))
-    trace = every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups))
-
-    def on_rollout(rows: list[dict]) -> None:
-        rows = tell(rows)
-        for look in (watch, keep, trace):
-            look(rows)
-
-    args = arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path))
+    rows = config.trainer.micro_batch_prompts * config.grpo.group_size
+    integration = integration_of(config.reward, job.processor, rows)
     by_vllm = config.generation.engine is RolloutEngine.vllm
-    with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as generator:
+    with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as engine:
         trainer = EchoInkTrainer(
             model=job.model,
             reference=reference,
             processor=job.processor,
             samples=job.splits.train,
             rewards=rewards,
-            args=args,
+            args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
             settings=config.grpo,
             callbacks=[recorder, keeper],
-            on_rollout=on_rollout,
+            on_rollout=_on_rollout(job, files, tracker, rewards, integration),
             adapter=lora,
             integration=integration,
             curriculum=config.dataset.curriculum,
-            engine=generator,
+            engine=engine,
             correction=config.generation.vllm.correction,
         )
         if lora:
             learning, total = trainer.model.get_nb_trainable_parameters()
-            console.say(
-                "adapter", f"{adapter.kind.name} of rank {adapter.rank} · {learning:,} of {total:,} parameters learn"
-            )
+            kind = f"{config.adapter.kind.name} of rank {config.adapter.rank}"
+            console.say("adapter", f"{kind} · {learning:,} of {total:,} parameters learn")
         keeper.trainer = trainer
         try:
             trainer.go_on(start.checkpoint)
@@ -126,6 +93,75 @@ def train(
         finally:
             recorder.close()
             trainer.close()
+    _sum_up(files, trainer, keeper)
+    return trainer
+
+
+def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel | None]:
+    """The adapter that learns, and the frozen reference of the KL term. With an adapter the reference is the same model
+    with the adapter switched off, so that no second one is loaded.
+    """
+    config, adapter, wanted = job.config, job.config.adapter, job.config.model
+    if adapter.kind is not Adapter.none:
+        return loading.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets), None
+    if not config.grpo.beta:
+        return None, None
+    shards = shard_plan_of(config)
+    return None, loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, shards)
+
+
+def _recorder(config: Config, files: RunFolder, tracker: Tracker, steps: int) -> Recorder:
+    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
+    alarm = config.generation.vllm.alarm
+    return Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, alarm)
+
+
+def _keeper(
+    job: Job, files: RunFolder, evaluator: Evaluator, recorder: Recorder, provenance: Mapping[str, Any]
+) -> Keeper:
+    config = job.config
+    return Keeper(
+        files,
+        config.trainer.save_every,
+        config.trainer.keep_checkpoints,
+        config.eval.every,
+        lambda model, step: evaluator.development(model, job.splits.dev, step),
+        config.trainer.completions_every if config.eval.watched else 0,
+        lambda model, step: evaluator.watch(model, job.splits.valid, step),
+        recorder,
+        provenance,
+    )
+
+
+def _on_rollout(
+    job: Job,
+    files: RunFolder,
+    tracker: Tracker,
+    rewards: Sequence[terms.Reward],
+    integration: IntegrationReward | None,
+) -> Callable[[list[dict]], None]:
+    """What looks at the rows of every rollout: the watch over runs that cannot learn, `completions/`, traces."""
+    config, updates = job.config, job.config.grpo.updates_per_rollout
+    weights = {reward.name: reward.weight for reward in rewards}
+    if integration and integration.pays:
+        weights["integration"] = integration.weight
+    complete = with_question_and_total(job.splits.train, weights)
+    lookers = (
+        Watch(config.generation.max_new_tokens),
+        every(config.trainer.completions_every, updates, keep_completions(files)),
+        every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups)),
+    )
+
+    def on_rollout(rows: list[dict]) -> None:
+        rows = complete(rows)
+        for look in lookers:
+            look(rows)
+
+    return on_rollout
+
+
+def _sum_up(files: RunFolder, trainer: EchoInkTrainer, keeper: Keeper) -> None:
+    """What came of training, into the summary."""
     files.summary |= {
         "steps": trainer.state.global_step,
         "train": collectives.first(lambda: _first_and_last(files)),
@@ -135,7 +171,6 @@ def train(
     files.write_summary()
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
-    return trainer
 
 
 def _engine(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:

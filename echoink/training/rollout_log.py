@@ -57,7 +57,9 @@ class Watch:
             say("warning", text)
 
 
-def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[list[dict]], list[dict]]:
+def with_question_and_total(
+    samples: Sequence[Sample], weights: Mapping[str, float]
+) -> Callable[[list[dict]], list[dict]]:
     """Adds to the rows of a rollout their question, gold answer, places of media and total reward.
 
     Args:
@@ -66,7 +68,7 @@ def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[l
     """
     of_id = {sample.id: sample for sample in samples}
 
-    def tell(rows: list[dict]) -> list[dict]:
+    def complete(rows: list[dict]) -> list[dict]:
         return [
             {
                 **row,
@@ -79,7 +81,7 @@ def told(samples: Sequence[Sample], weights: Mapping[str, float]) -> Callable[[l
             for row in rows
         ]
 
-    return tell
+    return complete
 
 
 def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:

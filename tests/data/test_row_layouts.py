@@ -2,12 +2,15 @@
 
 import json
 
+import datasets
 import pytest
 
 from echoink.config.compose import compose
 from echoink.data import splits
 from echoink.data.media_check import inspect
+from echoink.data.readers import open_split
 from echoink.data.samples import DataType, parse_rows, with_soundtrack
+from echoink.media.loaders import Embedded
 from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
 
@@ -130,3 +133,23 @@ def test_the_first_screen_says_what_the_samples_have_and_what_is_left_out(tmp_pa
     assert "train: 1 with a picture and a sound · 1 with a sound · 1 with text alone" in lines
     assert any(line.startswith("valid: image is null: 1 samples") for line in lines)
     assert found.profile["train"]["media"] == {"a picture and a sound": 1, "a sound": 1, "text alone": 1}
+
+
+def test_lists_of_pictures_in_a_datasets_folder_are_read_when_they_are_needed(tmp_path, capfd):
+    picture(tmp_path / "p.png", size=(32, 24))
+    content = (tmp_path / "p.png").read_bytes()
+    kinds = {"problem": datasets.Value("string"), "options": datasets.List(datasets.Value("string"))}
+    kinds |= {"solution": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    rows = [{**ROW, "images": [{"bytes": content, "path": None}]}, {**ROW, "images": []}]
+    rows += [{**ROW, "images": 2 * [{"bytes": content, "path": None}]}]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    table.save_to_disk(str(tmp_path / "saved"))
+    table.to_parquet(tmp_path / "train.parquet")
+    for place in ("saved", "train.parquet"):
+        capfd.readouterr()
+        found = open_split(str(tmp_path / place), "train")
+        samples, (dropped,) = parse_rows(found.rows, found.folder, "here")
+        assert [sample.data_type.value for sample in samples] == ["image", "text"]
+        assert inspect(samples[0], 10, VIDEO).image == (32, 24) and isinstance(samples[0].image, Embedded)
+        assert "has several pictures" in dropped.reason
+        assert "Casting" not in capfd.readouterr().err, "the table is not written anew"
