@@ -129,9 +129,8 @@ def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[
     of its letters.
     """
     texts = {letter: option_text(option) for option in options if (letter := option_letter(option))}
-    return frozenset(
-        next(first for first in texts if first == one or same(texts[first], texts[one])) for one in letters
-    )
+    first = {letter: next(each for each in texts if same(texts[each], texts[letter])) for letter in texts}
+    return frozenset(first.get(letter, letter) for letter in letters)  # a letter may be none of the options
 
 
 def read_letters(completion: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:

@@ -335,3 +335,8 @@ def test_right_answers_in_digits_and_fractions_are_taken():
         ("temporal retrieval", ".5-7"),
     ):
         assert problem_with(gold, ProblemType(kind), ()) is None
+
+
+def test_a_letter_that_no_option_has_is_wrong_and_no_error():
+    two = OPTIONS[:2]
+    assert accuracy_reward("I say D", ProblemType.multiple_choice, two, "B", Match.first_letter) == 0
