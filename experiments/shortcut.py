@@ -28,6 +28,8 @@ def arm(run: Run) -> str:
     config, where = run.config, "" if run.config["dataset.shortcut_share"] else ", no shortcut in training"
     if config["reward.lambda_int"]:
         return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}{where}"
+    if config["reward.file"]:
+        return f"{Path(config['reward.file']).stem}{where}"
     if config["grpo.modality_dropout"]:
         return f"modality dropout {config['grpo.modality_dropout']:g}{where}"
     if config.get("dataset.curriculum"):

@@ -1,10 +1,9 @@
 r"""Rewards that are meant to pay for using both hearing and seeing. `reward.integration` names the rule.
 
 None of them has been shown to measure that. On the set with a shortcut, rewards that know nothing of the media
-(`reward=control_length`, `reward=control_mention`) close the same gap as `counterfactual` does
-(`experiments/integration.md`). `counterfactual` compares with a prompt from which a medium is removed, which a model has
-hardly seen: everything gets less likely then, so right answers to questions for one sense, and texts that describe both
-media and follow a cue, are paid as well. A claim about fusion has to beat both controls.
+(`reward=control_length`, `reward=control_mention`) end as high as `counterfactual` (`experiments/integration.md`). It
+compares with a prompt from which a medium is removed, which a model has hardly seen: nearly everything gets less likely
+then, whether the question needed that medium or not. A claim about fusion has to beat both controls.
 
 A bonus that is the same for every right completion of a group does nothing: Eq. 1 subtracts and divides it away. So
 what is paid must differ within a group, or act after the normalization.
