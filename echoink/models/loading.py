@@ -198,6 +198,10 @@ def load_processor(path: str, min_pixels: int, max_pixels: int) -> ProcessorMixi
     """The processor of a model folder or hub id, with pictures scaled into `min_pixels` to `max_pixels`."""
     with as_user_error(path):
         processor = AutoProcessor.from_pretrained(resolve(path))
+        if not isinstance(processor, ProcessorMixin):  # without a processor's files transformers gives a tokenizer
+            raise UserError(
+                f"{path} has no processor, only a {type(processor).__name__}", "copy the processor's files to it"
+            )
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return processor
 
