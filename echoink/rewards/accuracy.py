@@ -43,7 +43,9 @@ def accuracy_reward(
     """
     if problem_type is ProblemType.multiple_choice:
         chosen, gold = read_letters(completion, options, match), parse_letters(solution, options)
-        return float(bool(gold) and equal_options(chosen, options) == equal_options(gold, options))
+        if not gold or chosen == gold:
+            return float(bool(gold))
+        return float(equal_options(chosen, options) == equal_options(gold, options))
     answer = parse_answer(completion)
     return 0.0 if answer is None else SCORES[problem_type](answer[:_MAX_TEXT], solution)
 

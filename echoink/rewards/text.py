@@ -1,5 +1,6 @@
 """How texts are compared: one normalization for options, free-form answers and OCR."""
 
+import functools
 import re
 import unicodedata
 
@@ -38,6 +39,7 @@ def same(one: str, other: str) -> bool:
     return _key(one) == _key(other)
 
 
+@functools.lru_cache(maxsize=8192)
 def _key(text: str) -> str:
     text = "".join(normalize(text).casefold().split())
     return text.rstrip(CLOSING) or text
