@@ -30,8 +30,8 @@ def seconds(samples: list[Sample], workers: int) -> float:
     processor = PromptProcessor(omni, model, config.prompt, caps, workers)
     sampling, ends = Sampling(1.0, 0.95, 50, 64), loading.end_ids(model, omni)
     started = time.perf_counter()
-    asking = evaluate.Asking(processor, sampling, ends, Match.lenient, 0, 4, draws=("sample",))
-    answers = evaluate.evaluate(model, samples, asking, "videos")
+    setup = evaluate.EvaluationSetup(processor, sampling, ends, Match.lenient, 0, 4, draws=("sample",))
+    answers = evaluate.evaluate(model, samples, setup, "videos")
     assert len(list(answers)) == len(samples)
     return time.perf_counter() - started
 

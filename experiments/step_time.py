@@ -41,7 +41,7 @@ def composed(words: list[str]) -> BenchmarkConfig:
 
 
 def predicted(system: Step) -> dict[str, float]:
-    """Operations of each phase of a step of ours, by `cost.operations`."""
+    """Operations of each phase of a step of ours, by `step_time.operations`."""
     thinker, work = system.unwrapped, system.work
     text = thinker.config.get_text_config()
     matrices = [p.numel() for p in thinker.model.language_model.layers.parameters() if p.ndim == 2]

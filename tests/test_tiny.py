@@ -8,7 +8,7 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.splits import read_split
-from echoink.evaluation.evaluate import Asking, evaluate
+from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import summarize
 from echoink.models.loading import end_ids
 from echoink.models.tiny_architecture import make_model, make_processor
@@ -128,8 +128,8 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     omni = make_processor(model).processor
     processor = make_processor(model)
     sampling = Sampling(1.0, 0.95, 50, 96)
-    asking = Asking(processor, sampling, end_ids(model, omni), Match.lenient, 0, 150)
-    found = evaluate(model, samples, asking, "base")
+    setup = EvaluationSetup(processor, sampling, end_ids(model, omni), Match.lenient, 0, 150)
+    found = evaluate(model, samples, setup, "base")
     summary = summarize(list(found))
     assert 0.25 <= summary["accuracy"] <= 0.60
     assert 0.60 <= summary["format"] <= 0.90

@@ -88,7 +88,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     return found
 
 
-def device_of(config: BenchmarkConfig) -> "torch.device":
+def device_of(config: BenchmarkConfig) -> torch.device:
     """Where to run.
 
     Raises:
@@ -99,7 +99,7 @@ def device_of(config: BenchmarkConfig) -> "torch.device":
     return torch.device("cpu" if config.device is Device.cpu or not torch.cuda.is_available() else "cuda")
 
 
-def make_systems(config: BenchmarkConfig, device: "torch.device") -> dict[str, Step]:
+def make_systems(config: BenchmarkConfig, device: torch.device) -> dict[str, Step]:
     """The three systems over one model, one reference and one workload."""
     # TRL's head works in a buffer 32,768 entries wide whatever the vocabulary: with a small one it would hide the rest.
     trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
@@ -159,7 +159,7 @@ def compare(systems: dict[str, Step], tolerance: float) -> dict[str, float]:
     return found
 
 
-def _log_probabilities_and_gradient(system: Step) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _log_probabilities_and_gradient(system: Step) -> tuple[torch.Tensor, torch.Tensor]:
     system.model.train()
     system.infer()
     found = []
@@ -173,7 +173,7 @@ def _log_probabilities_and_gradient(system: Step) -> tuple["torch.Tensor", "torc
     return torch.cat(found), gradient
 
 
-def timed(systems: dict[str, Step], repeats: int, device: "torch.device") -> dict[str, dict[str, dict[str, float]]]:
+def timed(systems: dict[str, Step], repeats: int, device: torch.device) -> dict[str, dict[str, dict[str, float]]]:
     """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
     found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PARTS} for name in systems}
     names = list(systems)
@@ -249,7 +249,7 @@ def needed_flops(system: Step) -> dict[str, float]:
     }
 
 
-def peak_memory(run: Callable[[], Any], device: "torch.device") -> int:
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     """Bytes that are allocated at most at one time while it runs, on top of what was there before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from echoink.common.errors import UserError
-from echoink.config.origin import chosen_files, explained, gives, line_of, refuse_surprises
+from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Advantage, Attention, Config, Dtype, RewardConfig, Split, Task, fields_of
 from echoink.rewards.types import Rule
@@ -59,12 +59,13 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     """
     for word in overrides:
         _refuse_secret(word.partition("=")[0], word)
-    found = [f"hydra.searchpath=[{quoted('file://' + str(Path(config_dir).resolve()))}]"] if config_dir else []
-    jobs = _expand(overrides, found) if multirun else [list(overrides)]
+    own = Path(config_dir).resolve() if config_dir else None
+    found = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
+    jobs = _expand(overrides, found, own) if multirun else [list(overrides)]
     jobs = [[*job, *found] for job in jobs]
-    for path in chosen_files([word for job in jobs for word in job], Path(config_dir)) if config_dir else []:
+    for path in chosen_files(dict.fromkeys(word for job in jobs for word in job), own):
         refuse_surprises(path)
-    return [_compose_one(job, multirun) for job in jobs]
+    return [_compose_one(job, multirun, own) for job in jobs]
 
 
 def quoted(text: object) -> str:
@@ -72,7 +73,7 @@ def quoted(text: object) -> str:
     return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _expand(overrides: Sequence[str], searchpath: Sequence[str]) -> list[list[str]]:
+def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | None = None) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     def parse(words: Sequence[str]) -> list:
@@ -84,7 +85,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str]) -> list[list[st
     parsed = parse(overrides)
     # An experiment may say what it sweeps over (hydra.sweeper.params); the command line goes before it.
     plain = [override.input_line for override in parsed if not override.is_sweep_override()]
-    params = _raw([*plain, *searchpath]).hydra.sweeper.get("params") or {}
+    params = _raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in parsed}
     parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
     if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
@@ -98,7 +99,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str]) -> list[list[st
     return [list(job) for batch in batches for job in batch]
 
 
-def _raw(overrides: Sequence[str]) -> DictConfig:
+def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
     """What Hydra composes, its own configuration with it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
@@ -107,11 +108,11 @@ def _raw(overrides: Sequence[str]) -> DictConfig:
         except YAMLError as error:
             raise UserError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
-            raise _explained(error, overrides) from error
+            raise _explained(error, overrides, own) from error
 
 
-def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
-    raw = _raw(overrides)
+def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> Composed:
+    raw = _raw(overrides, own)
     try:
         OmegaConf.set_struct(raw.hydra, False)
         raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
@@ -120,24 +121,19 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Composed:
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
         return Composed(config, folder, tuple(overrides))
     except UserError as error:
-        raise _with_place(error, overrides) from error
+        raise _with_place(error, overrides, own) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _explained(error, overrides) from error
+        raise _explained(error, overrides, own) from error
 
 
-def _config_dir(overrides: Sequence[str]) -> Path | None:
-    """The user's folder of configuration, `--config-dir`."""
-    found = (word.partition("file://")[2].rstrip("']") for word in overrides if "hydra.searchpath=" in word)
-    return next(map(Path, found), None)
-
-
-def _with_place(error: UserError, overrides: Sequence[str]) -> UserError:
+def _with_place(error: UserError, overrides: Sequence[str], own: Path | None) -> UserError:
     """An error about a key with the file and the line of the user's own that give it its value."""
-    key, own = re.match(r"([\w.]+)=", error.problem), _config_dir(overrides)
-    given = {override.partition("=")[0] for override in overrides}
-    for path in chosen_files(overrides, own) if key and own and key.group(1) not in given else []:
-        if gives(path, key.group(1)):
-            return UserError(f"{path}, line {line_of(path, key.group(1))}: {error.problem}", error.hint)
+    key = named.group(1) if (named := re.match(r"([\w.]+)=", error.problem)) else ""
+    if key in {override.partition("=")[0] for override in overrides}:
+        return error
+    for path in chosen_files(overrides, own):
+        if has_key(path, key):
+            return UserError(f"{path}, line {line_of(path, key)}: {error.problem}", error.hint)
     return error
 
 
@@ -259,11 +255,11 @@ def _check_reward_files(reward: RewardConfig) -> None:
     taken = ["accuracy", "format", "integration", "total", *(["custom"] if reward.file else [])]
     taken += [field.name.removeprefix("lambda_") for field in dataclasses.fields(reward)]
     for place, each in enumerate(reward.files):
-        if each.called in taken or not each.called.isidentifier():
-            problem = "is taken" if each.called in taken else "is no name"
+        if each.metric_name in taken or not each.metric_name.isidentifier():
+            problem = "is taken" if each.metric_name in taken else "is no name"
             hint = "reward.files=[{path: …, name: …}] gives a name of letters, digits and _"
-            raise UserError(f"reward.files[{place}]: the name {each.called} {problem}", hint)
-        taken.append(each.called)
+            raise UserError(f"reward.files[{place}]: the name {each.metric_name} {problem}", hint)
+        taken.append(each.metric_name)
 
 
 def _keys() -> list[str]:
@@ -280,12 +276,11 @@ def _keys() -> list[str]:
     return keys
 
 
-def _explained(error: Exception, overrides: Sequence[str]) -> UserError:
-    """What Hydra or OmegaConf found, in one line, with the closest valid name."""
+def _explained(error: Exception, overrides: Sequence[str], own: Path | None = None) -> UserError:
+    """What Hydra or OmegaConf found, in one line, with the closest valid name; `own` is the user's --config-dir."""
     text = str(error)
     cause = error.__cause__ or error
-    own = _config_dir(overrides)
-    if inside := explained(text, own, conf_dir()):
+    if inside := explain(text, own, conf_dir()):
         return _explained_inside(error, *inside)
     if isinstance(error, MissingConfigException) and "Available options" in text:
         what, _, listing = text.partition("Available options")

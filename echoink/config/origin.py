@@ -1,7 +1,7 @@
 """Where a mistake in a configuration file stands: the file, the line, the key."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -11,11 +11,14 @@ from echoink.common.errors import UserError
 _BOOLEANS = ("yes", "no", "on", "off", "y", "n")
 
 
-def chosen_files(overrides: Sequence[str], folder: Path) -> list[Path]:
-    """The files of a folder of configuration that `group=name` overrides choose."""
-    names = [one.lstrip("+").partition("=")[::2] for one in overrides]
-    found = [folder / group.partition("@")[0] / f"{name}.yaml" for group, name in names]
-    return [path for path in found if path.is_file()]
+_CHOICE = re.compile(r"\+?([\w/-]+)(?:@[\w.]*)?=([\w./-]{1,200})")
+"""An override that may choose a file: group=name, not a dotted key, not a long value."""
+
+
+def chosen_files(overrides: Iterable[str], folder: Path | None) -> list[Path]:
+    """The files of a folder of configuration that `group=name` overrides choose; none without a folder."""
+    chosen = [match.groups() for override in overrides if folder and (match := _CHOICE.fullmatch(override))]
+    return [path for group, name in chosen if (path := folder / group / f"{name}.yaml").is_file()]
 
 
 def line_of(path: Path, key: str) -> int | None:
@@ -28,7 +31,7 @@ def line_of(path: Path, key: str) -> int | None:
     return best
 
 
-def gives(path: Path, key: str) -> bool:
+def has_key(path: Path, key: str) -> bool:
     """Whether a YAML file gives a dotted key a value."""
     return any(found == key for found, _, _ in _keys(path))
 
@@ -51,7 +54,7 @@ def refuse_surprises(path: Path) -> None:
             raise UserError(f"{where} is read as true or false", f'write true, false, or "{value.value}" in quotes')
 
 
-def explained(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
+def explain(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
     """What Hydra says of a mistake inside a file: where it stands, the key, and what is wrong in one line.
 
     Args:

@@ -282,7 +282,7 @@ class RewardFile:
     name: str | None = key("what it is called in metrics; null: the file's name", None)
 
     @property
-    def called(self) -> str:
+    def metric_name(self) -> str:
         """Its name."""
         return self.name or Path(self.path).stem
 

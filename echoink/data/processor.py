@@ -40,7 +40,7 @@ class PromptProcessor:
     prompt: Prompt
     caps: Caps
     workers: int = 0
-    """Threads that make prompts before they are needed, see `ahead`."""
+    """Threads that make prompts before they are needed, see `prefetch`."""
 
     def __call__(self, sample: Sample) -> PromptInputs:
         """Decode the sample's media and tokenize its prompt.

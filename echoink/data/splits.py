@@ -171,7 +171,7 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:
-    """The samples of a split in the official layout or another of `sources`.
+    """The samples of a split in the official layout or another of `readers`.
 
     Raises:
         UserError: the split is missing, or a row is no valid question.

@@ -64,7 +64,7 @@ def setting(
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvaluationSetup:
     """With what samples are asked and their answers judged."""
 
     processor: PromptProcessor
@@ -87,7 +87,7 @@ class Asking:
 def evaluate(
     model: PreTrainedModel,
     samples: Sequence[Sample],
-    asking: Asking,
+    setup: EvaluationSetup,
     phase: str,
     *,
     clusters: Mapping[str, str] | None = None,
@@ -99,25 +99,25 @@ def evaluate(
     Args:
         model: the policy, not wrapped.
         samples: what to answer.
-        asking: prompt, sampling, draws, how an answer is read.
+        setup: prompt, sampling, draws, how an answer is read.
         phase: `base`, `final` or `step-N`.
         clusters: by id, which samples share media; without it none do.
         variant: what the samples are, see `ablations`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
     """
-    processor, sampling, draws = asking.processor, asking.sampling, asking.draws
+    processor, sampling, draws = setup.processor, setup.sampling, setup.draws
     pad_id = processor.processor.tokenizer.pad_token_id
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
-    size = asking.batch_prompts
+    size = setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     prefetcher = Prefetcher(processor)
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
         number, tokens = first + len(draws), sampling.max_new_tokens
-        noise = torch.stack([uniforms(asking.seed, 0, sample.id, number, tokens)[first:] for sample in batch])
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=asking.bf16):
-            completions = generate(model, prompts, noise, temperatures, sampling, asking.end_ids, pad_id)
+        noise = torch.stack([uniforms(setup.seed, 0, sample.id, number, tokens)[first:] for sample in batch])
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
+            completions = generate(model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -134,11 +134,11 @@ def evaluate(
                 completion=text,
                 gold=sample.solution,
                 tokens=len(tokens),
-                truncated=tokens[-1] not in asking.end_ids,
+                truncated=tokens[-1] not in setup.end_ids,
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
-                **judged(text, sample, asking.match, processor.prompt.thinks, asking.extra_rewards),
+                **judged(text, sample, setup.match, processor.prompt.thinks, setup.extra_rewards),
             )
 
 

@@ -19,7 +19,7 @@ from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
 from echoink.evaluation import evaluate, modality_need, prediction_cache
-from echoink.evaluation.evaluate import Asking, Setting
+from echoink.evaluation.evaluate import EvaluationSetup, Setting
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
 from echoink.rewards.terms import ExtraReward
@@ -137,13 +137,13 @@ class Evaluator:
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
         """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
-        asking = replace(self._asking(), draws=(SAMPLED,), extra_rewards=())
-        answers = evaluate.evaluate(model, samples[: self.config.watched], asking, f"step-{step}")
+        setup = replace(self._setup(), draws=(SAMPLED,), extra_rewards=())
+        answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _asking(self) -> Asking:
+    def _setup(self) -> EvaluationSetup:
         """As training asks."""
-        return Asking(
+        return EvaluationSetup(
             processor=self.processor,
             sampling=self.sampling,
             end_ids=self.end_ids,
@@ -226,7 +226,7 @@ class Evaluator:
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
         processor = replace(self.processor, prompt=how.prompt)
-        asking = replace(self._asking(), processor=processor, match=how.match, draws=draws)
+        setup = replace(self._setup(), processor=processor, match=how.match, draws=draws)
         group, batch = processes(), self.config.batch_prompts
         have = self._have(phase, variant, samples, draws, batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
@@ -241,7 +241,7 @@ class Evaluator:
             collectives.heed()
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
             part = own[number * batch : (number + 1) * batch]
-            answers = evaluate.evaluate(model, part, asking, phase, clusters=clusters, variant=variant, first=first)
+            answers = evaluate.evaluate(model, part, setup, phase, clusters=clusters, variant=variant, first=first)
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}

@@ -10,35 +10,37 @@ UNKNOWN = 2**31 - 2**20
 
 
 def check_sound(file: io.BufferedIOBase, name: str) -> None:
-    """Raises `UserError` where a WAV (RIFF, RIFX, RF64), W64, AIFF or AU ends before its samples do."""
+    """Raises `UserError` where a WAV (RIFF, RIFX, RF64), W64, AIFF, AU or CAF ends before its samples do; for
+    other files see `check_container`.
+    """
     with file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(16)
         if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
-            data = _of_riff(file, "big" if head[:4] == b"RIFX" else "little")
+            data = _of_chunks(file, b"data", "big" if head[:4] == b"RIFX" else "little")
         elif head == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00":
             data = _of_w64(file)
         elif head[:4] == b"FORM" and head[8:11] == b"AIF":
-            data = _of_aiff(file)
+            data = _of_chunks(file, b"SSND", "big")
         elif head[:4] == b"caff":
             data = _of_caf(file)
         elif head[:4] == b".snd":
             data = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
         else:
-            return check_container(file, name, size)
+            check_container(file, name)
+            return
         long = head[:4] in (b"RF64", b"riff", b"caff")
         if data is not None and (data[1] < UNKNOWN or long):
             start, length = data
             if start + length > size:
                 raise _cut(name, size - start, length)
-    return None
 
 
-def check_container(file: io.BufferedIOBase, name: str, size: int | None = None) -> None:
+def check_container(file: io.BufferedIOBase, name: str) -> None:
     """Raises `UserError` where an MP4, Matroska, WebM or AVI ends before its boxes do."""
     with file:
-        size = file.seek(0, io.SEEK_END) if size is None else size
+        size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(12)
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -91,15 +93,15 @@ def _cut(name: str, there: int, length: int) -> UserError:
     return UserError(problem, "replace the file or drop the sample")
 
 
-def _of_riff(file: io.BufferedIOBase, order: str) -> tuple[int, int] | None:
-    """Where the samples begin and how many bytes they have; None where the header does not say."""
+def _of_chunks(file: io.BufferedIOBase, wanted: bytes, order: str) -> tuple[int, int] | None:
+    """Where the samples of a RIFF or AIFF begin and how many bytes they have; None where the header does not say."""
     file.seek(12)
     long = None
     while len(chunk := file.read(8)) == 8:
         size, start = int.from_bytes(chunk[4:], order), file.tell()
         if chunk[:4] == b"ds64":  # of RF64: sizes of 64 bits
             long = int.from_bytes(file.read(16)[8:], order)
-        if chunk[:4] == b"data":
+        if chunk[:4] == wanted:
             return start, long if long is not None and size == 2**32 - 1 else size
         file.seek(start + size + size % 2)
     return None
@@ -112,16 +114,6 @@ def _of_w64(file: io.BufferedIOBase) -> tuple[int, int] | None:
         if chunk[:4] == b"data":
             return start, size - 24
         file.seek(start - 24 + (max(size, 24) + 7) // 8 * 8)
-    return None
-
-
-def _of_aiff(file: io.BufferedIOBase) -> tuple[int, int] | None:
-    file.seek(12)
-    while len(chunk := file.read(8)) == 8:
-        size, start = int.from_bytes(chunk[4:], "big"), file.tell()
-        if chunk[:4] == b"SSND":
-            return start, size
-        file.seek(start + size + size % 2)
     return None
 
 

@@ -168,10 +168,8 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
         UserError: the file is missing, is no sound, is broken or cut off, holds non-finite samples, or is shorter than
             50 ms.
     """
-    if isinstance(medium, Path) and not medium.exists():
-        raise _missing("sound", medium)
-    lengths.check_sound(_open(medium), str(medium))
-    if not lengths.known_to_sndfile(_open(medium)):
+    lengths.check_sound(_open(medium, "sound"), str(medium))
+    if not lengths.known_to_sndfile(_open(medium, "sound")):
         return _load_sound_by_ffmpeg(medium, max_seconds)
     try:
         with soundfile.SoundFile(_stream(medium)) as file:
@@ -199,7 +197,7 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
         declared = float(container.duration / time_base) if container.duration else None
     found = len(samples) / rate
     if mp3:  # its length is a guess from the first frames; damaged ones are missing in what is found
-        lengths.check_mp3(_open(medium), str(medium))
+        lengths.check_mp3(_open(medium, "sound"), str(medium))
         declared = None if ended else declared
     if ended and declared and found < declared - max(0.15, 0.02 * declared):
         raise UserError(
@@ -318,9 +316,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
     Raises:
         UserError: the file is missing, is no video, is broken or cut off, or claims an absurd size or length.
     """
-    if isinstance(medium, Path) and not medium.exists():
-        raise _missing("video", medium)
-    lengths.check_container(_open(medium), str(medium))
+    lengths.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
         if not container.streams.video:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
@@ -341,10 +337,12 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             if frame.time is None:
                 continue
             start = frame.time if start is None else start  # a clock need not start at 0
-            # A frame is shown until the next one's time.
-            until = sum(moment + 1e-6 < frame.time - start for moment in due)
-            if shown is not None and until > len(frames):
-                frames += [_rgb(shown, size)] * (until - len(frames))
+            elapsed = frame.time - start
+            # A frame is shown until the next one's time: the one before this is what the moments until then show.
+            if shown is not None and due[len(frames)] + 1e-6 < elapsed:
+                pixels = _rgb(shown, size)
+                while len(frames) < count and due[len(frames)] + 1e-6 < elapsed:
+                    frames.append(pixels)
             shown = frame
             if len(frames) == count:
                 break
@@ -372,8 +370,7 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     Raises:
         UserError: as `load_video`, or the video has no sound.
     """
-    if not isinstance(medium, Path) or medium.exists():
-        lengths.check_container(_open(medium), str(medium))
+    lengths.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
         if not container.streams.audio:
             raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
@@ -421,9 +418,15 @@ def _duration(container, stream, medium: Medium) -> float:
     return seconds
 
 
-def _open(medium: Medium) -> io.BufferedIOBase:
+def _open(medium: Medium, kind: str) -> io.BufferedIOBase:
     stream = _stream(medium)
-    return stream if isinstance(stream, io.BytesIO) else open(stream, "rb")
+    try:
+        return stream if isinstance(stream, io.BytesIO) else open(stream, "rb")
+    except FileNotFoundError:
+        raise _missing(kind, medium) from None
+    except OSError as error:
+        hint = "replace the file or drop the sample"
+        raise UserError(f"cannot read the {kind} {medium}: {error.strerror}", hint) from error
 
 
 @contextmanager

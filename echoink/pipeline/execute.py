@@ -130,10 +130,10 @@ def conclude(
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
             + how,
         )
-    told = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}
-    tables.accuracy_table(told)
-    if all("ablations" in found for found in told.values()):
-        tables.ablation_table({phase: found["ablations"] for phase, found in told.items()})
+    evaluated = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}
+    tables.accuracy_table(evaluated)
+    if all("ablations" in found for found in evaluated.values()):
+        tables.ablation_table({phase: found["ablations"] for phase, found in evaluated.items()})
 
 
 def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:

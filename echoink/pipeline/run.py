@@ -106,7 +106,7 @@ def summary_line(config: Config) -> str:
     others = {name: value for name, value in vars(config.reward).items() if name.startswith("lambda_") and value}
     extra = {name.replace("lambda_", "λ_"): value for name, value in others.items() if name not in known}
     extra |= {config.reward.file: config.reward.lambda_file} if config.reward.file else {}
-    extra |= {each.called: each.weight for each in config.reward.files}
+    extra |= {each.metric_name: each.weight for each in config.reward.files}
     parts.append("".join([f"reward {reward}", *(f", {name} {weight:g}" for name, weight in extra.items())]))
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")

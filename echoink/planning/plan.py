@@ -73,7 +73,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
 
 
 def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> dict[str, Any]:
-    """Hours, memory and growth on 1, 8 and 64 GPUs, as `cost` says; nothing of it is measured on one.
+    """Hours, memory and growth on 1, 8 and 64 GPUs, as `step_time` says; nothing of it is measured on one.
 
     Args:
         config: the run's.

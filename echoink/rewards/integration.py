@@ -2,8 +2,9 @@ r"""Rewards that are meant to pay for using both hearing and seeing. `reward.int
 
 None of them has been shown to measure that. On the set with a shortcut, rewards that know nothing of the media
 (`reward=control_length`, `reward=control_mention`) end as high as `counterfactual` (`experiments/integration.md`). It
-compares with a prompt from which a medium is removed, which a model has hardly seen: nearly everything gets less likely
-then, whether the question needed that medium or not. A claim about fusion has to beat both controls.
+compares with a prompt from which a medium is removed. The embedded base fails at such prompts also where the question
+does not need that medium (the page's first table), so a loss of likelihood need not mean that it was needed. A claim
+about fusion has to beat both controls.
 
 A bonus that is the same for every right completion of a group does nothing: Eq. 1 subtracts and divides it away. So
 what is paid must differ within a group, or act after the normalization.

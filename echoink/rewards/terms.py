@@ -71,7 +71,7 @@ def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward
         if name not in _APART and weight
     ]
     files = [(config.file, "custom", config.lambda_file)] if config.file else []
-    files += [(each.path, each.called, each.weight) for each in config.files]
+    files += [(each.path, each.metric_name, each.weight) for each in config.files]
     for path, name, weight in files:
         score = custom.load(path, example, config.on_error, config.max_seconds)
         found.append(ExtraReward(name, score, weight))

@@ -318,3 +318,9 @@ def test_plain_values_that_mean_what_they_say_are_taken(tmp_path):
     (tmp_path / "experiment/own.yaml").write_text(f"# @package _global_\n{text}")
     config = compose(["experiment=own"], config_dir=str(tmp_path))[0].config
     assert (config.trainer.steps, config.trainer.bf16, config.name) == (1000, True, "off")
+
+
+def test_a_long_value_beside_a_folder_of_ones_own_is_no_name_of_a_file(tmp_path):
+    template = "{question} {options} {answer}{end_answer} " + "x" * 400
+    config = compose([f"prompt.template='{template}'"], config_dir=str(tmp_path))[0].config
+    assert config.prompt.template == template

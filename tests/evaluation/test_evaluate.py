@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from echoink.evaluation.evaluate import Asking, evaluate
+from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import compare, summarize
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction, draw_names
 from echoink.models.loading import end_ids
@@ -19,8 +19,8 @@ SAMPLING = Sampling(1.0, 0.95, 50, 64)
 
 def answers(model, processor, samples, batch=8, seed=0, draws=(SAMPLED, GREEDY), match=Match.lenient):
     ends = end_ids(model, processor.processor)
-    asking = Asking(processor, SAMPLING, ends, match, seed, batch, draws=draws)
-    return list(evaluate(model, samples, asking, "base"))
+    setup = EvaluationSetup(processor, SAMPLING, ends, match, seed, batch, draws=draws)
+    return list(evaluate(model, samples, setup, "base"))
 
 
 def test_a_prediction_is_judged_by_the_rewards(model, processor, samples):
@@ -51,7 +51,7 @@ def test_the_sampled_draw_is_keyed_by_seed_and_the_greedy_one_is_not(model, proc
 def test_a_truncated_completion_says_so(model, processor, samples):
     ends = end_ids(model, processor.processor)
     short = replace(SAMPLING, max_new_tokens=3)
-    found = list(evaluate(model, samples[:2], Asking(processor, short, ends, Match.lenient, 0, 2), "base"))
+    found = list(evaluate(model, samples[:2], EvaluationSetup(processor, short, ends, Match.lenient, 0, 2), "base"))
     assert all(p.truncated and p.tokens == 3 for p in found)
 
 
