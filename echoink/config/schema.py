@@ -72,6 +72,14 @@ class Sense(Enum):
     eye = "eye"
 
 
+class Kind(Enum):
+    """What a question of the synthetic set takes: hearing, seeing, or both."""
+
+    ear = "ear"
+    eye = "eye"
+    both = "both"
+
+
 class Split(Enum):
     """`train` is for curation (`python -m echoink.curate mode=difficulty`), not for a number one reports."""
 
@@ -231,7 +239,13 @@ class DatasetConfig:
     split: str | None = key("what the validation split is called there, where it has a name of its own")
     seed: int = key("makes the synthetic data; chooses the held-out development samples", ge=0)
     shortcut: Sense | None = key("synthetic: what alone gives right letters away in training, and nowhere else")
-    shortcut_share: float = key("share of the training questions that have it", ge=0, le=1)
+    shortcut_share: float = key("share of the training questions of the kind both that have it", ge=0, le=1)
+    kinds: list[Kind] = field(
+        default_factory=list,
+        metadata={
+            "doc": "synthetic: kinds of question, in turn: [both, ear, both, eye]; empty: all, with a shortcut both"
+        },
+    )
     train: int | None = key("training samples (synthetic: to make; else the first so many); null for all", ge=1)
     dev: int | None = key("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = key("validation samples", ge=1)

@@ -259,14 +259,15 @@ def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, spl
 def _write_synthetic(config: DatasetConfig, root: Path) -> None:
     sizes = {"train": config.train, "dev": config.dev, "valid": config.valid}
     shortcut = synthetic.Shortcut(config.shortcut.name, config.shortcut_share) if config.shortcut else None
+    kinds = [kind.name for kind in config.kinds] or None
     if None in sizes.values():
         raise UserError("dataset.train, dataset.dev and dataset.valid are numbers for the synthetic set")
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
         say("data", f"writing {total:,} pictures and sounds to {root}")
-        synthetic.write(root, config.seed, sizes, progress("data", total), shortcut)
-    file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut)
+        synthetic.write(root, config.seed, sizes, progress("data", total), shortcut, kinds)
+    file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut, kinds)
     made = json.loads(file.read_text()) if file.is_file() else None
     if made != wanted:
         raise UserError(

@@ -13,16 +13,18 @@ shuffled, so position tells nothing. Some `ear` and `eye` questions ask for two 
 options. Every scene has its own stream of random numbers, keyed by (seed, split, index): splits share no waveform and
 no picture, and sample i does not depend on how many are made.
 
-A set may hold a shortcut (`Shortcut`). All its questions are of the kind `both`; in a share of those for training, and
-nowhere else, one medium alone gives the right letter away, by what it has nothing to do with: the timbre (or the
-colour) decides at which letter the right option stands. Who takes it is right in training and guesses in validation.
+A set may hold a shortcut (`Shortcut`). In a share of the questions of the kind `both` for training, and nowhere else,
+one medium alone gives the right letter away, by what it has nothing to do with: the timbre (or the colour) decides at
+which letter the right option stands. Who takes it is right in training and guesses in validation. Such a set has
+questions of the kind `both` only, unless other kinds are asked for (`kinds`). Then each row says which senses its
+question needs (`need`), and each `both` row whether the letter of the cue is the right one (`cue`: agrees, contradicts).
 """
 
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +51,8 @@ RECIPE = "synthetic.json"
 """The file of a set that says how it was made."""
 
 KINDS = ("ear", "eye", "both")
+NEEDS = {"ear": "audio", "eye": "image", "both": "both"}
+"""Which senses a kind of question needs, in the words of `evaluation.modality_need`."""
 SECONDS = 1.0
 PIXELS = 224
 _GRID = 4
@@ -237,9 +241,12 @@ def _draw_form(pen: ImageDraw.ImageDraw, form: str, x: float, y: float, r: float
             raise AssertionError(form)
 
 
-def recipe(seed: int, sizes: dict[str, int], shortcut: Shortcut | None = None) -> dict:
+def recipe(
+    seed: int, sizes: dict[str, int], shortcut: Shortcut | None = None, kinds: Sequence[str] | None = None
+) -> dict:
     """What decides every byte of a set."""
-    return {"version": VERSION, "seed": seed, "sizes": sizes} | ({"shortcut": asdict(shortcut)} if shortcut else {})
+    made = {"version": VERSION, "seed": seed, "sizes": sizes}
+    return made | ({"shortcut": asdict(shortcut)} if shortcut else {}) | ({"kinds": list(kinds)} if kinds else {})
 
 
 def write(
@@ -248,6 +255,7 @@ def write(
     sizes: dict[str, int],
     progress: Callable[[Iterable], Iterable] = iter,
     shortcut: Shortcut | None = None,
+    kinds: Sequence[str] | None = None,
 ) -> None:
     """Write the set in the official layout, whole or not at all.
 
@@ -260,6 +268,7 @@ def write(
         sizes: samples per split, `{"train": 2000, "dev": 256, "valid": 1000}`.
         progress: wraps the iteration over all samples.
         shortcut: that some questions for training have.
+        kinds: of the questions, in turn; None: all of `KINDS`, or `both` alone in a set with a shortcut.
     """
     part = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     rows: dict[str, list[dict]] = {split: [] for split in sizes}
@@ -269,12 +278,12 @@ def write(
                 (part / split / folder).mkdir(parents=True)
         jobs = [(split, index) for split, size in sizes.items() for index in range(size)]
         with ThreadPoolExecutor() as pool:
-            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job, shortcut)), jobs)
+            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job, shortcut, kinds)), jobs)
             for split, row in progress(made):
                 rows[split].append(row)
         for split, content in rows.items():
             (part / f"omni_rl_format_{split}.json").write_text(json.dumps(content, indent=1))
-        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes, shortcut)))
+        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes, shortcut, kinds)))
         (part / "README.md").write_text(
             f"Synthetic audio-visual questions, version {VERSION}, seed {seed}, made by `python -m echoink.train`.\n"
             "Delete this folder to have it written again.\n"
@@ -288,15 +297,26 @@ def write(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_sample(root: Path, seed: int, split: str, index: int, shortcut: Shortcut | None) -> dict:
+def _write_sample(
+    root: Path, seed: int, split: str, index: int, shortcut: Shortcut | None, kinds: Sequence[str] | None
+) -> dict:
     rng = generator(seed, split, index)
-    kind = "both" if shortcut else KINDS[index % len(KINDS)]
+    cycle = kinds or (("both",) if shortcut else KINDS)
+    kind = cycle[index % len(cycle)]
     scene, question = draw(rng, kind)
     # a coin of its own, so that picture and sound do not depend on the share
     coin = np.random.default_rng([VERSION, seed, index]).random()
-    has_one = shortcut is not None and split == "train" and coin < shortcut.share
+    has_one = shortcut is not None and kind == "both" and split == "train" and coin < shortcut.share
     if has_one:
         question = given_away(question, scene, shortcut.sense)
+    fields = {"kind": kind}
+    if shortcut:
+        fields["shortcut"] = shortcut.sense if has_one else "none"
+    if kinds:
+        fields["need"] = NEEDS[kind]
+    if kinds and shortcut and kind == "both":
+        at_cue = question.options[cue(scene, shortcut.sense, len(question.options))][0]
+        fields["cue"] = "agrees" if question.gold == (at_cue,) else "contradicts"
     image, audio = f"images/sample_{index}.jpg", f"audios/sample_{index}.wav"
     soundfile.write(root / split / audio, render_sound(rng, scene), SAMPLING_RATE, subtype="PCM_16")
     render_picture(rng, scene).save(root / split / image, quality=92)
@@ -309,6 +329,5 @@ def _write_sample(root: Path, seed: int, split: str, index: int, shortcut: Short
         "solution": f"<answer>{', '.join(question.gold)}</answer>",
         "path": {"image": image, "audio": audio},
         "data_source": f"synthetic-v{VERSION}",
-        "kind": question.kind,
-        **({"shortcut": shortcut.sense if has_one else "none"} if shortcut else {}),
+        **fields,
     }

@@ -1,6 +1,6 @@
 """Evaluation: the reward's own parser on one sampled draw per sample (and a greedy one), with intervals.
 
-Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, sample), so base and
+Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, split, sample), so base and
 trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest token each time. All
 draws share one prefill.
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from echoink.config.schema import Prompt, Protocol, Variant
@@ -78,6 +79,8 @@ class EvaluationSetup:
     """Prompts decoded at once."""
     bf16: bool = False
     """Autocast to bfloat16, as in training."""
+    split: str = "valid"
+    """Of the samples: two splits may use the same ids, and their noise is not the same."""
     draws: Sequence[str] = (SAMPLED, GREEDY)
     """See `draw_names`."""
     extra_rewards: Sequence[ExtraReward] = ()
@@ -114,8 +117,8 @@ def evaluate(
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
-        number, tokens = first + len(draws), sampling.max_new_tokens
-        noise = torch.stack([uniforms(setup.seed, 0, sample.id, number, tokens)[first:] for sample in batch])
+        number = first + len(draws)
+        noise = torch.stack([noise_of(setup, sample, number)[first:] for sample in batch])
         with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
             completions = generate(model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
@@ -140,6 +143,11 @@ def evaluate(
                 media=sample.places,
                 **judged(text, sample, setup.match, processor.prompt.thinks, setup.extra_rewards),
             )
+
+
+def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:
+    """Noise of so many draws for a sample, [draws, C]: other than that of training, and than that of another split."""
+    return uniforms(setup.seed, 0, f"eval {setup.split} {sample.id}", draws, setup.sampling.max_new_tokens)
 
 
 def _digest(prompt: PromptInputs) -> str:

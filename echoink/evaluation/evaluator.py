@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from echoink.common import console
-from echoink.config.schema import EvalConfig, Prompt, Variant
+from echoink.config.schema import EvalConfig, Prompt, Split, Variant
 from echoink.data import ablations
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
@@ -151,6 +151,7 @@ class Evaluator:
             seed=self.seed,
             batch_prompts=self.config.batch_prompts,
             bf16=self.bf16,
+            split=self.config.split.name,
             extra_rewards=self.extra_rewards,
         )
 
@@ -169,6 +170,7 @@ class Evaluator:
             sampling=self.sampling,
             ends=sorted(self.end_ids),
             seed=self.seed,
+            split=self.config.split.name,
             bf16=self.bf16,
             batch=self.config.batch_prompts,
         )
@@ -199,7 +201,7 @@ class Evaluator:
         """
         draws = tuple(draw_names(self.config.dev_samples, greedy=False))
         how = Setting(self.processor.prompt, draws, self.match)
-        answers = self._answers(model, samples, f"step-{step}", how, self.dev_clusters)
+        answers = self._answers(model, samples, f"step-{step}", how, self.dev_clusters, split=Split.dev)
         found = summarize(answers)
         metrics = metrics_of_phase(found, "dev")
         if several := found["samples"]:
@@ -223,10 +225,12 @@ class Evaluator:
         clusters: Mapping[str, str],
         variant: Variant = Variant.full,
         first: int = 0,
+        split: Split | None = None,
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
         processor = replace(self.processor, prompt=how.prompt)
-        setup = replace(self._setup(), processor=processor, match=how.match, draws=draws)
+        name = (split or self.config.split).name
+        setup = replace(self._setup(), processor=processor, match=how.match, draws=draws, split=name)
         group, batch = processes(), self.config.batch_prompts
         have = self._have(phase, variant, samples, draws, batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]

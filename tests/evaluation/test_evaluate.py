@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from echoink.evaluation.evaluate import EvaluationSetup, evaluate
+from echoink.evaluation.evaluate import EvaluationSetup, evaluate, noise_of
 from echoink.evaluation.metrics import compare, summarize
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction, draw_names
 from echoink.models.loading import end_ids
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.types import Match
-from echoink.rollout.sampling import Sampling
+from echoink.rollout.sampling import Sampling, uniforms
 
 SAMPLING = Sampling(1.0, 0.95, 50, 64)
 
@@ -46,6 +46,14 @@ def test_the_sampled_draw_is_keyed_by_seed_and_the_greedy_one_is_not(model, proc
     greedy = [[p.completion for p in found if p.draw == GREEDY] for found in (one, two)]
     sampled = [[p.completion for p in found if p.draw == SAMPLED] for found in (one, two)]
     assert greedy[0] == greedy[1] and sampled[0] != sampled[1]
+
+
+def test_noise_is_that_of_no_rollout_and_of_no_other_split(processor, samples):
+    valid = EvaluationSetup(processor, SAMPLING, [0], Match.lenient, 0, 8)
+    drawn = [noise_of(valid, samples[0], 2), noise_of(replace(valid, split="dev"), samples[0], 2)]
+    drawn.append(uniforms(0, 0, samples[0].id, 2, SAMPLING.max_new_tokens))  # the first step of training
+    values = [set(noise.flatten().tolist()) for noise in drawn]
+    assert not values[0] & values[1] and not values[0] & values[2] and not values[1] & values[2]
 
 
 def test_a_truncated_completion_says_so(model, processor, samples):

@@ -241,7 +241,7 @@ def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluato
     assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
     for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
         alone = make(samples, Variant.swapped_audio, evaluator.seed + number)
-        noise = [uniforms(0, 0, sample.id, 3, 48)[number] for sample in alone]
+        noise = [uniforms(0, 0, f"eval valid {sample.id}", 3, 48)[number] for sample in alone]
         found = evaluate_alone(model, evaluator, alone, noise)
         assert found == [row["completion"] for row in rows if row["draw"] == draw]
 
