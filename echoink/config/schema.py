@@ -242,9 +242,7 @@ class DatasetConfig:
     shortcut_share: float = key("share of the training questions of the kind both that have it", ge=0, le=1)
     kinds: list[Kind] = field(
         default_factory=list,
-        metadata={
-            "doc": "synthetic: kinds of question, in turn: [both, ear, both, eye]; empty: all, with a shortcut both"
-        },
+        metadata={"doc": "synthetic: kinds of question, in turn; empty: all, or both where there is a shortcut"},
     )
     train: int | None = key("training samples (synthetic: to make; else the first so many); null for all", ge=1)
     dev: int | None = key("development samples, held out of train where the data have no such split", ge=1)

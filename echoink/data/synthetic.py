@@ -17,7 +17,7 @@ A set may hold a shortcut (`Shortcut`). In a share of the questions of the kind 
 one medium alone gives the right letter away, by what it has nothing to do with: the timbre (or the colour) decides at
 which letter the right option stands. Who takes it is right in training and guesses in validation. Such a set has
 questions of the kind `both` only, unless other kinds are asked for (`kinds`). Then each row says which senses its
-question needs (`need`), and each `both` row whether the letter of the cue is the right one (`cue`: agrees, contradicts).
+question needs (`need`), and each `both` row whether the right letter is that of the cue (`cue`: agrees, contradicts).
 """
 
 import json

@@ -1,8 +1,8 @@
 """Evaluation: the reward's own parser on one sampled draw per sample (and a greedy one), with intervals.
 
-Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, split, sample), so base and
-trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest token each time. All
-draws share one prefill.
+Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, split, sample), so
+base and trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest token each time.
+All draws share one prefill.
 
 Protocols (`eval.protocol`): `matched` gives base and trained model the same prompt, draws and parser. The two others
 are what the paper's public code shows, for comparison with its numbers; there the base is not asked to reason, options

@@ -16,6 +16,7 @@ from echoink.data.splits import describe as describe_splits
 from echoink.data.splits import load as load_splits
 from echoink.planning import plan, preflight
 from echoink.planning.steps import training_steps
+from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
 from echoink.run_folder import checkpoint, resume
 from echoink.run_folder import folder as run_folder
@@ -128,6 +129,12 @@ def _load_data(config: Config) -> Splits:
         if any(takes_both.values()) and not any(map(has_both, splits.train)):
             key = next(key for key, value in takes_both.items() if value)
             raise UserError(f"{key} is about sound and sight together, and no training sample has both", "set it to 0")
+        twins = config.reward.lambda_int and config.reward.integration is Rule.twin
+        if twins and not any(sample.fields.get("need") in NEEDED for sample in splits.train):
+            raise UserError(
+                "reward.integration=twin pays questions whose need is known, and no training sample says its own",
+                "a field `need` (audio, image or both) in each row: python -m echoink.curate mode=difficulty",
+            )
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 

@@ -12,6 +12,7 @@ what is paid must differ within a group, or act after the normalization.
     counterfactual  R_int,i = R_acc,i (1 - exp(-max(0, c_i) / s))
                     c_i = min_m mean_t [log pi(o_it | q) - log pi(o_it | q \ m)]
     need            A_i <- A_i (1 + lambda_int [the group needs both])
+    twin            R_int,i = R_acc,i [for each sense m: R_acc(o_i^m) = 0 and readable if q needs m, else = 1]
 
 `counterfactual` asks of this very completion o_i how much likelier the policy finds it with both senses than without
 sound, and than without sight (\ m: the medium is removed from the prompt), in nats a token; what either sense alone
@@ -22,6 +23,12 @@ without gradient, each group's prompt once.
 own answers are right more often than both: one-sided Fisher exact test at `ALPHA`, the margin that the noise of G
 draws asks for. At three equal rates it fires in less than 0.3 % of groups of 8, a bare "more often than both" in a
 quarter (and "more often than one" in two fifths).
+
+`twin` changes a sense instead of removing it: o_i^m is drawn with the noise of o_i from the prompt in which sense m is
+that of another sample, with another answer to the same question (`ablations.make`). A right answer is paid if it
+changes with each sense that the question needs (the field `need` of its row: audio, image or both) and stays right
+under a change of each other sense. A group's prompt is answered G more times for each sense. A question without such a
+label, or without a donor, is paid nothing.
 
 Two published rules, for comparison, with the same further rollouts:
 
@@ -46,8 +53,8 @@ from echoink.rewards.types import Rule
 ALPHA = 0.05
 """Level of the test behind `need`."""
 
-ANSWERS_AGAIN = (Rule.need, Rule.omnivideo_r1, Rule.video_r1)
-"""Rules that need completions of the ablated prompts."""
+ANSWERS_AGAIN = (Rule.need, Rule.twin, Rule.omnivideo_r1, Rule.video_r1)
+"""Rules that need completions of the changed prompts."""
 
 
 def gain(full: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
@@ -91,6 +98,19 @@ def video_r1(right: Tensor, ablated: Tensor, group: int) -> Tensor:
     full = right.view(-1, group).mean(1)
     other = ablated.view(len(ablated), -1, group).mean(2)
     return right * (full >= 0.8 * other).all(0).repeat_interleave(group)
+
+
+def twin(right: Tensor, twins: Tensor, readable: Tensor, needed: Tensor) -> Tensor:
+    """R_int [R], see the module's docstring.
+
+    Args:
+        right: [R], R_acc of the completions.
+        twins: [M, R], R_acc of their twins under a change of each sense.
+        readable: [M, R], whether a twin has an answer that can be read; True and False.
+        needed: [M, R], whether the question needs the sense.
+    """
+    as_needed = torch.where(needed, (twins == 0) & readable, twins == 1)
+    return (right == 1) * as_needed.all(0).float()
 
 
 PAYS = {Rule.omnivideo_r1: omnivideo_r1, Rule.video_r1: video_r1}

@@ -8,8 +8,13 @@ class Rule(Enum):
 
     counterfactual = "counterfactual"
     need = "need"
+    twin = "twin"
     omnivideo_r1 = "omnivideo_r1"
     video_r1 = "video_r1"
+
+
+NEEDED = {"audio": (True, False), "image": (False, True), "both": (True, True)}
+"""For the labels of `need` that `twin` can pay: whether audio and image are needed."""
 
 
 class OnError(Enum):

@@ -60,7 +60,9 @@ def train(
     keeper = _keeper(job, files, evaluator, recorder, provenance)
     rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
-    integration = integration_of(config.reward, job.processor, rows)
+    train = job.splits.train
+    clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
+    integration = integration_of(config.reward, job.processor, rows, train, config.seed, clusters)
     by_vllm = config.generation.engine is RolloutEngine.vllm
     with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as engine:
         trainer = EchoInkTrainer(

@@ -3,21 +3,24 @@
 Shapes: B prompts, G group, R = B·G rows, M = 2 senses, C completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from echoink.common import console
+from echoink.common.errors import UserError
 from echoink.config.schema import RewardConfig, Variant
-from echoink.data.ablations import SENSES, has_both, without
+from echoink.data.ablations import SENSES, SWAPS, has_both, make, without
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import score
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN
+from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.terms import RewardFunction, accuracy_of
-from echoink.rewards.types import Rule
+from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling
 from echoink.rollout.types import Rollout
@@ -33,10 +36,12 @@ class IntegrationReward:
         processor: turns a sample into model inputs.
         accuracy: R_acc of completions and the samples that they answer.
         rows: R of one scoring pass.
+        twins: for the rule twin, by sense and sample id: the training samples with that sense changed.
 
     Attributes:
-        notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions, or
-            `integration/fires`, the share of groups that `need` weighs; each with how many it is a mean of.
+        notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions,
+            `integration/fires`, the share of groups that `need` weighs, or `integration/paid`, the share of right
+            completions that `twin` pays; each with how many it is a mean of.
     """
 
     def __init__(
@@ -47,15 +52,17 @@ class IntegrationReward:
         processor: PromptProcessor,
         accuracy: RewardFunction,
         rows: int,
+        twins: Sequence[Mapping[str, Sample]] = (),
     ):
         self.rule, self._scale, self._processor, self._accuracy, self._rows = rule, scale, processor, accuracy, rows
-        self.weight = weight
+        self.weight, self._twins = weight, twins
         self.notes: dict[str, tuple[float, int]] = {}
         self._samples: list[Sample] = []
         self._both: list[int] = []
         self._full: tuple[list[PromptInputs], list[Features]] = [], []
-        self._ablated: list[tuple[list[PromptInputs], list[Features]]] = []
+        self._ablated: list[tuple[list[PromptInputs], list[Features] | None]] = []
         self._right_without = torch.empty(0)
+        self._readable = torch.empty(0)
 
     @property
     def pays(self) -> bool:
@@ -72,17 +79,26 @@ class IntegrationReward:
         """
         self.notes.clear()
         self._samples = list(samples)
-        self._both = [index for index, sample in enumerate(samples) if has_both(sample)]
+        changes = self.rule is Rule.twin
+        self._both = [i for i, sample in enumerate(samples) if (self._payable(sample) if changes else has_both(sample))]
         self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
         self._ablated = []
+        if changes:  # a donor's medium is new, so all media of these prompts are encoded again
+            for twins in self._twins:
+                self._ablated.append(([self._processor(twins[samples[index].id]) for index in self._both], None))
+            return
         for sense in SENSES:
             gone = ("audio",) if sense is Variant.no_audio else ("image", "video")
             made = [self._processor(without(samples[index], sense)) for index in self._both]
             kept = [{name: f for name, f in features[index].items() if name not in gone} for index in self._both]
             self._ablated.append((made, kept))
 
+    def _payable(self, sample: Sample) -> bool:
+        """Whether the rule twin can pay for a prompt: its need is known, and both senses are there and can change."""
+        return has_both(sample) and all(sample.id in twins for twins in self._twins)
+
     def answer_again(self, model, noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int) -> None:
-        """Complete the ablated prompts with the noise of the full ones, where the rule needs it.
+        """Complete the changed prompts with the noise of the full ones, where the rule needs it.
 
         Args:
             model: the policy, not wrapped.
@@ -98,7 +114,10 @@ class IntegrationReward:
         self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.device)
         rows = [index * group + g for index in self._both for g in range(group)]
         asked = [self._samples[index] for index in self._both for _ in range(group)]
-        for right, (prompts, features) in zip(self._right_without, self._ablated, strict=True):
+        self._readable = torch.zeros_like(self._right_without, dtype=torch.bool)
+        for right, readable, (prompts, features) in zip(
+            self._right_without, self._readable, self._ablated, strict=True
+        ):
             if prompts:
                 temperatures = [sampling.temperature] * group
                 completions = generate(
@@ -106,6 +125,8 @@ class IntegrationReward:
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
                 right[rows] = torch.tensor(self._accuracy(texts, asked), device=right.device)
+                answers = [has_answer(text, sample) for text, sample in zip(texts, asked, strict=True)]
+                readable[rows] = torch.tensor(answers, device=right.device)
 
     def reward(self, model, rollout: Rollout, texts: Sequence[str], samples: Sequence[Sample]) -> Tensor:
         """R_int [R] of a rule that pays; 0 for prompts without both senses.
@@ -125,6 +146,14 @@ class IntegrationReward:
             paid = senses * integration.counterfactual(right, gain, self._scale)
             if (of := (senses > 0) & (right == 1)).any():
                 self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
+            return paid
+        if self.rule is Rule.twin:
+            needs = [NEEDED.get(sample.fields.get("need"), (False, False)) for sample in samples]
+            paid = senses * integration.twin(
+                right, self._right_without, self._readable, torch.tensor(needs, device=device).T
+            )
+            if (of := (senses > 0) & (right == 1)).any():
+                self.notes["integration/paid"] = paid[of].mean().item(), int(of.sum())
             return paid
         group = prompt_index.count(prompt_index[0])
         return senses * integration.PAYS[self.rule](right, self._right_without, group)
@@ -161,9 +190,56 @@ class IntegrationReward:
         return gain
 
 
-def integration_of(config: RewardConfig, processor: PromptProcessor, rows: int) -> IntegrationReward | None:
-    """The integration reward of a configuration; None where lambda_int is 0."""
+def has_answer(text: str, sample: Sample) -> bool:
+    """Whether an answer can be read from a completion."""
+    answer = parse_answer(text)
+    return answer is not None and (not sample.options or bool(parse_letters(answer, sample.options)))
+
+
+def twins_of(samples: Sequence[Sample], seed: int, clusters: Mapping[str, str]) -> list[dict[str, Sample]]:
+    """By sense and sample id: the samples whose need is known, with the sound or the picture of a donor.
+
+    Args:
+        samples: the training set.
+        seed: of the choice of donors.
+        clusters: by id, which samples share media.
+    """
+    found = []
+    for variant in SWAPS:  # the same donors for all labels: of the same kind of question
+        made = make(samples, variant, seed, clusters)
+        found.append({sample.id: sample for sample in made if sample.fields.get("need") in NEEDED})
+    return found
+
+
+def integration_of(
+    config: RewardConfig,
+    processor: PromptProcessor,
+    rows: int,
+    samples: Sequence[Sample] = (),
+    seed: int = 0,
+    clusters: Mapping[str, str] | None = None,
+) -> IntegrationReward | None:
+    """The integration reward of a configuration; None where lambda_int is 0.
+
+    Args:
+        config: the group `reward`.
+        processor: turns a sample into model inputs.
+        rows: R of one scoring pass.
+        samples: the training set, of which the rule twin takes its donors.
+        seed: of their choice.
+        clusters: by id, which samples share media; such are no donors for each other.
+
+    Raises:
+        UserError: the rule is twin, and no sample can be paid.
+    """
     if not config.lambda_int:
         return None
+    rule, twins = config.integration, []
+    if rule is Rule.twin:
+        twins = twins_of(samples, seed, clusters or {})
+        payable = sum(all(sample.id in each for each in twins) for sample in samples)
+        console.say("twin", f"{payable:,} of {len(samples):,} training samples can be paid")
+        if not payable:
+            raise UserError("reward.integration=twin: no question whose need is known has a donor", "more samples")
     accuracy = accuracy_of(config.match)
-    return IntegrationReward(config.integration, config.integration_scale, config.lambda_int, processor, accuracy, rows)
+    return IntegrationReward(rule, config.integration_scale, config.lambda_int, processor, accuracy, rows, twins)

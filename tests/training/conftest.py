@@ -59,7 +59,7 @@ def make_trainer(make_processor, samples, tmp_path):
             args=args,
             settings=replace(config.grpo, modality_dropout=modality_dropout),
             adapter=adapter,
-            integration=integration_of(wanted, processor, rows),
+            integration=integration_of(wanted, processor, rows, chosen),
             **extra,
         )
 

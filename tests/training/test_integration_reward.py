@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.samples import DataType
 from echoink.rewards import integration
 from echoink.rewards.integration import counterfactual, gain, needs_both, omnivideo_r1, padded, video_r1
-from echoink.rewards.types import Rule
+from echoink.rewards.terms import accuracy_of
+from echoink.rewards.types import Match, Rule
+from echoink.rollout.generate import generate
+from echoink.rollout.sampling import Sampling, uniforms
+from echoink.training.integration_reward import has_answer
 from tests.helpers.entry import SMALL
 from tests.helpers.processes import run
 from tests.helpers.trainers import G, weights
@@ -72,6 +77,47 @@ def test_a_bonus_that_is_the_same_for_every_right_completion_does_nothing_after_
     assert advantages(right + 0.3 * right).tolist() == pytest.approx(advantages(right).tolist(), abs=1e-3)
 
 
+def test_a_twin_pays_right_answers_that_change_with_just_the_senses_that_are_needed():
+    right = torch.tensor([1.0, 1, 1, 1, 1, 0, 1])
+    twins = torch.tensor([[0.0, 0, 1, 0, 0, 0, 1], [0.0, 1, 0, 1, 0, 0, 1]])
+    readable = torch.tensor([[True] * 4 + [False] + [True] * 2, [True] * 7])
+    both = torch.ones(2, 7, dtype=torch.bool)
+    # only the first is right and changes with both in a readable way
+    assert integration.twin(right, twins, readable, both).tolist() == [1, 0, 0, 0, 0, 0, 0]
+    # a question for the ear pays what changes with the sound and stays with the picture
+    ear = both & torch.tensor([[True], [False]])
+    assert integration.twin(right, twins, readable, ear).tolist() == [0, 1, 0, 1, 0, 0, 0]
+    # two thirds of an answer are neither right nor changed
+    assert integration.twin(right, twins * 0.6 + 0.2, readable, both).tolist() == [0] * 7
+
+
+def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_the_rollout(make_trainer, samples):
+    labelled = [replace(s, fields=s.fields | {"need": synthetic.NEEDS[s.fields["kind"]]}) for s in samples]
+    trainer = make_trainer("trainer.steps=1", rule=Rule.twin, rule_weight=1.0, chosen=labelled)
+    reward = trainer._integration
+    chosen = [s for s in labelled if all(s.id in twins for twins in reward._twins)][:2]
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
+    noise = torch.stack([uniforms(trainer.args.seed, 0, s.id, G, trainer.max_completion_length) for s in chosen])
+    sampling = Sampling(trainer.temperature, trainer.top_p, trainer.top_k, trainer.max_completion_length)
+    ends, pad = trainer.eos_token_ids, trainer._tokenizer.pad_token_id
+    for sense, twins in enumerate(reward._twins):
+        changed = [twins[s.id] for s in chosen]
+        assert all(one.problem == other.problem for one, other in zip(changed, chosen, strict=True))
+        prompts = [trainer._prompt_processor(sample) for sample in changed]
+        rows = generate(trainer.model, prompts, noise, [1.0] * G, sampling, ends, pad)
+        texts = trainer.processing_class.batch_decode(rows, skip_special_tokens=True)
+        asked = [sample for sample in chosen for _ in range(G)]
+        right = accuracy_of(Match.lenient)(texts, asked)
+        assert reward._right_without[sense].tolist() == right
+        read = [has_answer(text, sample) for text, sample in zip(texts, asked, strict=True)]
+        assert reward._readable[sense].tolist() == read and any(read)
+
+
+def test_twin_needs_questions_whose_need_is_known(make_trainer, samples):
+    with pytest.raises(UserError, match="no question whose need is known"):
+        make_trainer("trainer.steps=1", rule=Rule.twin, rule_weight=1.0)
+
+
 def test_what_has_both_senses(samples):
     assert all(map(has_both, samples))
     left = [without(samples[0], sense) for sense in SENSES]
@@ -99,8 +145,9 @@ def test_weight_0_is_plain_grpo_and_a_weight_changes_the_gradient(make_trainer):
 
 
 @pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.counterfactual])
-def test_the_other_rules_train(make_trainer, rule):
-    trainer, _ = trained(make_trainer, rule=rule, rule_weight=2.0)
+def test_the_other_rules_train(make_trainer, samples, rule):
+    labelled = [replace(s, fields=s.fields | {"need": synthetic.NEEDS[s.fields["kind"]]}) for s in samples]
+    trainer, _ = trained(make_trainer, rule=rule, rule_weight=2.0, chosen=labelled)
     assert [reward.name for reward in trainer._rewards][2:] == ([] if rule is Rule.need else ["integration"])
 
 
