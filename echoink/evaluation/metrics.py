@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import comb
 
-from echoink.common.statistics import Paired, cluster_bootstrap, paired, wilson
+from echoink.common.statistics import Paired, mean_interval, paired
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
-from echoink.rewards.accuracy import GRADED
 from echoink.rewards.parsing import equal_options, option_letter, parse_letters
 from echoink.rewards.types import ProblemType
 
@@ -16,7 +15,8 @@ from echoink.rewards.types import ProblemType
 def summarize(predictions: Sequence[Prediction]) -> dict:
     """The numbers of one phase.
 
-    `accuracy` (the mean score), `interval` (95 %; Wilson, or the bootstrap where scores are graded), `format`,
+    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` says of how many groups
+    where samples share media), `format`,
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
     are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
     `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the accuracy with n and interval for every value
@@ -133,7 +133,7 @@ def _several(predictions: Sequence[Prediction]) -> dict | None:
     if k == 1:
         return None
     means = [_mean(p.score for p in group) for group in draws.values()]
-    interval = cluster_bootstrap(means, [group[0].cluster for group in draws.values()])
+    interval = mean_interval(means, [group[0].cluster for group in draws.values()])
     return {
         "k": k,
         "mean": _mean(p.score for p in predictions),
@@ -151,11 +151,11 @@ def _majority(group: Sequence[Prediction]) -> float:
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict:
     scores, n = [p.score for p in predictions], len(predictions)
-    if any(ProblemType(p.problem_type) in GRADED for p in predictions):
-        interval = cluster_bootstrap(scores, [p.cluster for p in predictions])
-    else:
-        interval = wilson(round(sum(scores)), n)
-    return {"accuracy": sum(scores) / n, "n": n, "interval": [max(0.0, interval.low), min(1.0, interval.high)]}
+    clusters = [p.cluster for p in predictions]
+    interval = mean_interval(scores, clusters)
+    groups = len(set(clusters))
+    found = {"accuracy": sum(scores) / n, "n": n, "interval": [interval.low, interval.high]}
+    return found | ({"clusters": groups} if groups < n else {})
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -164,7 +164,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str | None = None) -> Paired:
-    """The same samples answered by two checkpoints: exact McNemar for one draw each, else the clustered bootstrap.
+    """The same samples answered by two checkpoints: see `statistics.paired`.
 
     Args:
         base: of the first.
@@ -182,10 +182,7 @@ def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str |
     first, second = scores(base), scores(final)
     ids = [id for id in first if id in second]
     clusters = {p.id: p.cluster for p in base}
-    draws = max(len(found[id]) for found in (first, second) for id in ids)
-    return paired(
-        [_mean(first[id]) for id in ids], [_mean(second[id]) for id in ids], [clusters[id] for id in ids], draws
-    )
+    return paired([_mean(first[id]) for id in ids], [_mean(second[id]) for id in ids], [clusters[id] for id in ids])
 
 
 def flips(base: Sequence[Prediction], final: Sequence[Prediction]) -> list[dict]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from echoink.common.statistics import above_chance, mcnemar, more_often
+from echoink.common.statistics import above_chance, more_often, paired
 from echoink.config.schema import Variant
 from echoink.data.ablations import SWAPS, senses
 from echoink.data.samples import DataType
@@ -127,9 +127,9 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
 
     Returns:
         By variant: `accuracy`, `interval`, `n`, `parse_failures`; `drop` from full on the same samples with its
-        interval, exact McNemar test and counts; `chance` and `shortcut`, the accuracy above it, (a - c) / (1 - c), with
-        its interval (not of swaps); `by` field and value the same drop with n and p. `needs`: how many samples need
-        what.
+        interval, p and counts (see `statistics.paired`); `chance` and `shortcut`, the accuracy above it,
+        (a - c) / (1 - c), with its interval (not of swaps); `by` field and value the same drop with n and p. `needs`:
+        how many samples need what.
     """
     full = {p.id: p for p in metrics.headline(answers[Variant.full])}
     found: dict[str, Any] = {}
@@ -176,12 +176,9 @@ def _by_field(full: Mapping[str, Prediction], without: Sequence[Prediction], by:
                 "n": len(pairs),
                 "full": sum(a.score for a, _ in pairs) / len(pairs),
                 "accuracy": sum(b.score for _, b in pairs) / len(pairs),
-                "p_value": None
-                if any(ProblemType(a.problem_type) in GRADED for a, _ in pairs)
-                else mcnemar(
-                    sum(a.correct and not b.correct for a, b in pairs),
-                    sum(b.correct and not a.correct for a, b in pairs),
-                ),
+                "p_value": paired(
+                    [b.score for _, b in pairs], [a.score for a, _ in pairs], [a.cluster for a, _ in pairs]
+                ).p_value,
             }
             for value, pairs in sorted(groups.items())
         }

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from rich.table import Table
 
 from echoink.common.console import console, interval, percent, say
+from echoink.common.statistics import FEW_CLUSTERS
 
 VALUES = 20
 """Of a field that are shown on the screen, those with the most samples; disk and report have all."""
+
+
+def cluster_note(clusters: int) -> str:
+    """So many groups of samples that share media, which are what intervals count."""
+    return f"{clusters:,}" + (", few: intervals are rough" if clusters < FEW_CLUSTERS else "")
 
 
 def accuracy_table(phases: dict[str, dict]) -> None:
@@ -46,6 +52,8 @@ def accuracy_table(phases: dict[str, dict]) -> None:
             if name == "mean":
                 told = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
             table.add_row(f"  {label.format(k)}", *told)
+    if any("clusters" in phase for phase in phases.values()):
+        table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
         largest = sorted(groups, key=lambda value: -groups[value]["n"])[:VALUES]
         for value in [value for value in groups if value in largest]:
@@ -99,7 +107,7 @@ def ablation_table(phases: dict[str, dict]) -> None:
                     f"  {field} {value}",
                     *shares,
                     f"{fall:+.1f}",
-                    "" if group["p_value"] is None else f"{group['p_value']:.2g}",
+                    f"{group['p_value']:.2g}",
                     "",
                 )
     console.print(table)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from echoink.common.statistics import (
+    Interval,
     above_chance,
-    cluster_bootstrap,
     holm,
     mcnemar,
+    mean_interval,
     more_often,
     over_seeds,
     paired,
+    ratio,
+    tango,
     wilson,
 )
 
@@ -31,25 +34,26 @@ def test_wilson_stays_inside_zero_and_one():
     assert wilson(10, 10).high == pytest.approx(1)
 
 
-def test_mcnemar_is_a_sign_test_of_the_flips():
-    # 1 lost, 5 gained: two-sided binomial(6, 1/2) tail is 2 * (1 + 6) / 64.
+def test_mcnemar_by_hand():
+    # 1 lost, 5 gained: z = 4 / sqrt(6)
     first = [True] * 3 + [True] + [False] * 5 + [False] * 2
     second = [True] * 3 + [False] + [True] * 5 + [False] * 2
-    found = paired(first, second, list("abcdefghijk"))
-    assert (found.test, found.gained, found.lost) == ("exact McNemar", 5, 1)
-    assert found.p_value == pytest.approx(14 / 64) == mcnemar(5, 1)
+    found = paired(list(map(float, first)), list(map(float, second)), list("abcdefghijk"))
+    assert (found.test, found.gained, found.lost, found.clusters) == ("McNemar", 5, 1, 11)
+    assert found.p_value == pytest.approx(0.1025, abs=1e-4) == mcnemar(5, 1)
     assert found.difference == pytest.approx(4 / 11) and found.interval[0] < 4 / 11 < found.interval[1]
 
 
 def test_no_flip_is_no_evidence():
     assert paired([1, 0], [1, 0], ["a", "b"]).p_value == 1.0
-    assert paired([0.5, 0.25], [0.5, 0.25], ["a", "b"], draws=4).p_value == 1.0
+    assert paired([0.5, 0.25], [0.5, 0.25], ["a", "b"]).p_value == 1.0
 
 
 def test_a_unanimous_gain_is_evidence_and_one_cluster_is_none():
-    unanimous = paired([0.5] * 20, [1.0] * 20, [str(place) for place in range(20)], draws=2)
-    assert unanimous.p_value < 0.001 and unanimous.interval == (0.5, 0.5)
-    assert paired([0.5] * 20, [1.0] * 20, ["one"] * 20, draws=2).p_value == 1.0
+    unanimous = paired([0.5] * 20, [1.0] * 20, [str(place) for place in range(20)])
+    assert unanimous.p_value < 0.001 and 0 < unanimous.interval[0] < 0.5 < unanimous.interval[1]
+    one = paired([0.5] * 20, [1.0] * 20, ["one"] * 20)
+    assert one.p_value == 1.0 and one.interval == (-1.0, 1.0)
 
 
 def test_samples_must_pair_up():
@@ -57,29 +61,91 @@ def test_samples_must_pair_up():
         paired([True], [True, False], ["a"])
 
 
-def test_the_bootstrap_is_the_t_interval_for_many_clusters_of_one():
+def test_the_interval_of_a_mean_is_near_the_normal_one_for_many_clusters_of_one():
     values = np.random.default_rng(0).random(400)
-    found = cluster_bootstrap(values, [str(place) for place in range(400)])
+    found = mean_interval(values, [str(place) for place in range(400)])
     half = 1.96 * values.std(ddof=1) / 20
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.003)
 
 
-def test_samples_that_share_media_are_resampled_together():
+def test_a_share_of_samples_with_media_of_their_own_has_wilsons_interval():
+    values = [1.0] * 8 + [0.0] * 2
+    assert mean_interval(values, list("abcdefghij")) == wilson(8, 10)
+
+
+def test_samples_that_share_media_count_together():
     """Ten copies of each of 40 values tell no more than the 40 do."""
     values = np.random.default_rng(1).random(40)
-    once = cluster_bootstrap(values, [str(place) for place in range(40)])
-    copies = cluster_bootstrap(np.repeat(values, 10), [str(place) for place in range(40) for _ in range(10)])
-    apart = cluster_bootstrap(np.repeat(values, 10), [str(place) for place in range(400)])
+    once = mean_interval(values, [str(place) for place in range(40)])
+    copies = mean_interval(np.repeat(values, 10), [str(place) for place in range(40) for _ in range(10)])
+    apart = mean_interval(np.repeat(values, 10), [str(place) for place in range(400)])
     assert (copies.low, copies.high) == pytest.approx((once.low, once.high), abs=0.01)
     assert apart.high - apart.low < 0.5 * (once.high - once.low)
 
 
-def test_several_draws_are_compared_by_the_bootstrap():
+def test_no_interval_has_the_width_zero():
+    alike = mean_interval([1.0] * 10, list("aabbccddee"))
+    assert alike.low < wilson(5, 5).low and alike.high == 1, "five clusters, and t in the place of the normal"
+    assert mean_interval([1.0, 1.0], ["a", "a"]) == Interval(0.0, 1.0), "one cluster says nothing of others"
+    assert tango(0, 0, 12).low == pytest.approx(-tango(0, 0, 12).high) and tango(0, 0, 12).high > 0.2
+    shared = paired([0.0] * 24, [1.0] * 24, [str(place // 2) for place in range(24)])
+    assert shared.interval[0] == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 12))) and shared.interval[1] == 1
+    assert shared.p_value == pytest.approx(2 * 0.5**12), "a sign test of twelve clusters"
+
+
+def test_tangos_interval_solves_its_equation():
+    """At both ends the score of the constrained likelihood is the quantile, here found by a grid."""
+    gained, lost, n, z = 9, 1, 50, 1.959963984540054
+    for delta in vars(tango(gained, lost, n)).values():
+        shares = np.linspace(max(0, -delta), (1 - delta) / 2, 200_001)[1:-1]
+        likelihood = gained * np.log(shares + delta) + lost * np.log(shares)
+        likelihood += (n - gained - lost) * np.log(1 - 2 * shares - delta)
+        share = shares[likelihood.argmax()]
+        variance = n * (2 * share + delta * (1 - delta))
+        assert abs(gained - lost - n * delta) / variance**0.5 == pytest.approx(z, abs=1e-3)
+
+
+def test_interval_and_p_never_disagree():
+    rng = np.random.default_rng(4)
+    for n, size, draws in ((12, 1, 1), (12, 2, 1), (50, 5, 1), (40, 1, 4), (6, 3, 1), (8, 8, 1)):
+        for _ in range(200):
+            one, two = (rng.binomial(draws, rate, n) / draws for rate in (0.6, rng.choice((0.6, 0.9, 1.0))))
+            found = paired(list(one), list(two), [str(place // size) for place in range(n)])
+            outside = not found.interval[0] <= 0 <= found.interval[1]
+            assert outside == (found.p_value < 0.05) and found.interval[0] < found.interval[1]
+
+
+def test_several_draws_are_compared_over_clusters():
     rng = np.random.default_rng(2)
     first, clusters = rng.integers(0, 5, 200) / 4, [str(place) for place in range(200)]
-    clear = paired(first, np.minimum(first + 0.25, 1), clusters, draws=4)
-    assert clear.test == "clustered bootstrap" and clear.p_value < 0.001 and clear.interval[0] > 0
-    assert paired(first, rng.permutation(first), clusters, draws=4).p_value > 0.05
+    clear = paired(list(first), list(np.minimum(first + 0.25, 1)), clusters)
+    assert clear.test == "clustered t" and clear.p_value < 0.001 and clear.interval[0] > 0
+    assert paired(list(first), list(rng.permutation(first)), clusters).p_value > 0.05
+
+
+def test_with_shared_media_fewer_nulls_are_rejected_than_by_mcnemar():
+    """Checkpoints that differ from medium to medium and not on average: McNemar's test takes each sample for news."""
+    rng, ours, plain = np.random.default_rng(5), 0, 0
+    clusters = [str(place // 5) for place in range(200)]
+    for _ in range(1000):
+        effect = np.repeat(rng.normal(size=40), 5)
+        one, two = ((rng.random(200) < 1 / (1 + np.exp(side * effect))).astype(float) for side in (-1, 1))
+        ours += paired(list(one), list(two), clusters).p_value < 0.05
+        plain += mcnemar(int((two > one).sum()), int((two < one).sum())) < 0.05
+    assert ours / 1000 < 0.07 and plain / 1000 > 0.1
+
+
+def test_the_ratio_of_two_means_counts_both_errors():
+    gains, gap = [0.50, 0.45, 0.40, 0.42, 0.48], [0.55, 0.50, 0.60, 0.52, 0.58]
+    low, high = ratio(gains, gap)
+    share = np.mean(gains) / np.mean(gap)
+    held = over_seeds([gain / np.mean(gap) for gain in gains]).interval
+    assert low < share < high and high - low > held[1] - held[0]
+    # Fieller: at each end gains - end * gap has a t of exactly the quantile
+    for end in (low, high):
+        found = over_seeds([gain - end * one for gain, one in zip(gains, gap, strict=True)])
+        assert found.p_value == pytest.approx(0.05, abs=1e-6)
+    assert ratio([0.1, 0.2], [0.1, -0.1]) is None and ratio([0.1], [0.2]) is None
 
 
 def test_over_seeds_by_hand():

@@ -101,7 +101,7 @@ def test_the_public_protocols_run(make_evaluator, model, samples):
     assert {p.draw for p in base} == {GREEDY} and {p.draw for p in final} == {SAMPLED}
     assert not base[0].thinks and final[0].thinks and base[0].prompt != final[0].prompt
     conclude(evaluator.files, base, final)
-    assert evaluator.files.summary["paired"]["test"] == "exact McNemar"
+    assert evaluator.files.summary["paired"]["test"] == "McNemar"
     assert evaluator.files.summary["base"]["draw"] == GREEDY
 
 
@@ -131,7 +131,7 @@ def test_flips_and_comparisons_by_hand(tmp_path):
     assert compare(several, [made("1", True), replace(made("1", True), draw="sampled-2")]).difference == 0.5
 
 
-def test_graded_scores_get_a_bootstrap_interval():
+def test_graded_scores_get_an_interval_of_their_spread():
     from echoink.evaluation.metrics import summarize
 
     graded = [replace(made(str(n), False), score=n / 10, problem_type="regression") for n in range(11)]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from echoink.common.statistics import mcnemar
 from echoink.config.schema import Variant
 from echoink.evaluation.metrics import chance, summarize
 from echoink.evaluation.modality_need import FEWEST, Need, label, labels, rows
@@ -90,8 +91,13 @@ def test_the_summary_of_an_ablation():
     assert found["shortcut"]["rate"] == pytest.approx((0.5 - 0.25) / 0.75)
     drop = found["drop"]
     assert drop["difference"] == pytest.approx(0.3) and (drop["lost"], drop["gained"]) == (8, 2)
-    assert drop["p_value"] == pytest.approx(2 * (1 + 10 + 45) / 2**10)
-    assert found["by"]["kind"]["eye"] == {"n": 10, "full": 0.8, "accuracy": 0.0, "p_value": pytest.approx(2 / 2**8)}
+    assert drop["p_value"] == pytest.approx(mcnemar(8, 2)) == pytest.approx(0.0578, abs=1e-4)
+    assert found["by"]["kind"]["eye"] == {
+        "n": 10,
+        "full": 0.8,
+        "accuracy": 0.0,
+        "p_value": pytest.approx(mcnemar(8, 0)),
+    }
     assert found["by"]["kind"]["ear"]["accuracy"] == 1.0
     assert of_ablations({FULL: full, DEAF: deaf})["needs"] is None, "one draw labels nothing"
     swapped = answers(SWAPPED["audio"], [True, False] * 10)

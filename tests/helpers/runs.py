@@ -34,7 +34,7 @@ def make_run(
         numbers = {"accuracy": value, "n": 100, "interval": [value - 0.05, value + 0.05], "format": 0.9}
         return numbers | {"greedy_accuracy": value, "mean_tokens": 40.0}
 
-    paired = {"test": "exact McNemar", "difference": 0.4, "interval": [0.3, 0.5], "gained": 45, "lost": 5}
+    paired = {"test": "McNemar", "difference": 0.4, "interval": [0.3, 0.5], "gained": 45, "lost": 5}
     summary = {"status": status, "task": "train", "name": config.name, "seed": config.seed, "steps": 2, "seconds": 60.0}
     summary |= {"base": phase(0.4), "final": phase(accuracy), "paired": {**paired, "p_value": 1e-9}}
     summary |= {"mlflow": {"run_id": None}, "checkpoint": "checkpoints/step-2", "started": 1000, "ended": 61_000}

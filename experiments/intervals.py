@@ -1,0 +1,101 @@
+"""Do the intervals hold what they promise, and do the tests reject no more nulls than they say?
+
+    python experiments/intervals.py simulations=4000
+
+Simulated evaluations: questions whose rates of right answers differ, in clusters that share media and so their
+difficulty (`size` questions each). Each row compares what the package uses (`echoink.common.statistics`) with cheaper
+ways on the same simulated answers:
+
+    accuracy    Wilson's interval on all samples; the percentile bootstrap over clusters (999 resamples); ours
+    null        two checkpoints that are equally good on average: exact McNemar, the bootstrap, ours
+
+Coverage should be 95 % or more, rejection 5 % or less. `disagree`: how often a p-value and its interval contradict each
+other. With 4,000 simulations a share of 95 % has a standard error of 0.3 points. One processor, a few minutes.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from rich.progress import track
+from scipy.stats import binomtest
+
+from echoink.common.statistics import mean_interval, paired, wilson
+
+RESAMPLES = 999
+
+
+def rates(rng: np.random.Generator, clusters: int, mean: float, spread: float) -> np.ndarray:
+    """Rates of right answers, one a cluster: logistic of a normal."""
+    return 1 / (1 + np.exp(-(mean + spread * rng.normal(size=clusters))))
+
+
+def bootstrap(rng: np.random.Generator, totals: np.ndarray, n: int) -> tuple[float, float]:
+    """Percentile interval of the mean over clusters of one size."""
+    k = len(totals)
+    drawn = rng.multinomial(k, np.full(k, 1 / k), RESAMPLES) @ totals / n
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def coverage(n: int, size: int, mean: float, simulations: int) -> dict[str, float]:
+    """How often the intervals of an accuracy hold the true one."""
+    rng = np.random.default_rng([n, size, int(10 * mean)])
+    truth = float(rates(np.random.default_rng(1), 400_000, mean, 1.5).mean())
+    names, hits = [str(place // size) for place in range(n)], np.zeros(3)
+    for _ in range(simulations):
+        right = (rng.random(n) < np.repeat(rates(rng, n // size, mean, 1.5), size)).astype(float)
+        plain, ours = wilson(int(right.sum()), n), mean_interval(list(right), names)
+        ends = (plain.low, plain.high), bootstrap(rng, right.reshape(-1, size).sum(1), n), (ours.low, ours.high)
+        hits += [low <= truth <= high for low, high in ends]
+    return dict(zip(("wilson", "bootstrap", "ours"), hits / simulations, strict=True))
+
+
+def rejection(n: int, size: int, mean: float, apart: float, simulations: int) -> dict[str, float]:
+    """How often equally good checkpoints are told apart; `apart`: how far they differ from cluster to cluster."""
+    rng = np.random.default_rng([n, size, int(10 * mean), int(10 * apart)])
+    names, found = [str(place // size) for place in range(n)], np.zeros(5)
+    for _ in range(simulations):
+        base, effect = mean + 1.5 * rng.normal(size=n // size), apart * rng.normal(size=n // size)
+        one, two = (
+            (rng.random(n) < np.repeat(1 / (1 + np.exp(-(base + side * effect / 2))), size)).astype(float)
+            for side in (-1, 1)
+        )
+        gained, lost = int((two > one).sum()), int((two < one).sum())
+        exact = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        low, high = bootstrap(rng, (two - one).reshape(-1, size).sum(1), n)
+        ours = paired(list(one), list(two), names)
+        outside = not ours.interval[0] <= 0 <= ours.interval[1]
+        found += [exact <= 0.05, not low <= 0 <= high, ours.p_value <= 0.05, outside != (ours.p_value <= 0.05), 0]
+        found[4] += (exact <= 0.05) != (not low <= 0 <= high)
+    return dict(zip(("mcnemar", "bootstrap", "ours", "disagree", "disagree before"), found / simulations, strict=True))
+
+
+def cases() -> Iterator[tuple[int, int, float]]:
+    for n in (12, 50, 200, 1000):
+        for size in (1, 2, 5):
+            if n % size == 0:
+                for mean in (0.0, 2.5):
+                    yield n, size, mean
+
+
+def main(words: list[str]) -> None:
+    simulations = int(dict(word.split("=", 1) for word in words).get("simulations", 2000))
+    print("| n | a cluster | clusters | mean rate | Wilson | bootstrap | ours |\n|---|---|---|---|---|---|---|")
+    for n, size, mean in track(list(cases()), "coverage"):
+        rate = rates(np.random.default_rng(1), 400_000, mean, 1.5).mean()
+        cells = [f"{100 * share:.1f}" for share in coverage(n, size, mean, simulations).values()]
+        print(f"| {n} | {size} | {n // size} | {100 * rate:.0f} | {' | '.join(cells)} |")
+    print(
+        "\n| n | a cluster | clusters | mean rate | differ by cluster | exact McNemar | bootstrap | ours |"
+        " disagree: ours | disagree: exact McNemar, bootstrap |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
+    for n, size, mean in track(list(cases()), "rejection"):
+        for apart in (0.0, 2.0):
+            rate = rates(np.random.default_rng(1), 400_000, mean, 1.5).mean()
+            cells = [f"{100 * share:.1f}" for share in rejection(n, size, mean, apart, simulations).values()]
+            print(f"| {n} | {size} | {n // size} | {100 * rate:.0f} | {apart:g} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
