@@ -13,8 +13,10 @@ its sound as WAV. Its number in the source split is its problem_id and names its
 D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
 and which media train and valid share. A run that was stopped goes on where it was.
 
-Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not by the
-error that saving it raises; a picture is written upright; a sound that the decoder cannot read is dropped, too.
+What the official rules keep is kept, also where training refuses it later: an empty question, one option, a null or an
+empty one, a sound without samples. curation.json and the screen count such rows; dataset.max_skipped lets training drop
+them. Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not
+by the error that saving it raises; a picture is written upright.
 """
 
 import json
@@ -46,15 +48,15 @@ def main(words: Sequence[str]) -> None:
         difficulty.main(words)
         return
     given = cli.settings(CurateConfig, words)
-    output, splits, dropped = Path(given.output), {}, {}
+    output, splits, dropped, noted = Path(given.output), {}, {}, {}
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
     if (output / "curation.json").is_file():
         raise UserError(f"{output} is finished", "give a new output=")
     refuse_another(output, recipe)
     only = given.splits[0] if len(given.splits) == 1 else None
     for split in given.splits:
-        splits[split], dropped[split] = curate_split(given.source, split, output, given.keep, only)
-    made = report(output, splits, dropped)
+        splits[split], dropped[split], noted[split] = curate_split(given.source, split, output, given.keep, only)
+    made = report(output, splits, dropped, noted)
     (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n")
     for split in splits:
         (output / split / LEDGER).unlink()
@@ -62,6 +64,8 @@ def main(words: Sequence[str]) -> None:
         say(split, f"{found['rows']:,} rows · answers " + _shares(found["answer_positions"]))
         for reason, count in found["dropped"].items():
             say("", f"{count:,} dropped: {reason}")
+        for reason, count in found["kept_though_training_refuses"].items():
+            say("", f"{count:,} kept as the official rules say, though training refuses them: {reason}")
         shared = ", ".join(f"{count} with {other}" for other, count in found["media_also_in"].items() if count)
         say(
             "", f"{found['duplicates']} duplicates" + (f" · media shared: {shared}" if shared else " · no media shared")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -25,9 +26,14 @@ JPEG_MODES = ("RGB", "L", "CMYK", "YCbCr", "1")
 LEDGER = "ledger.jsonl"
 """In the split's folder while it is being made: one line per row that was settled."""
 
+NOTE = "note"
+"""Of a kept row in the ledger: why training will refuse it."""
+
 
 def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
-    """A row of OmniInstruct-v1 as one of the official layout, or why it is dropped.
+    """A row of OmniInstruct-v1 as one of the official layout, or why the official rules drop it.
+
+    A row that they keep and training refuses says why under `NOTE`.
 
     Args:
         row: `source`, `question`, `options`, `answer`.
@@ -37,21 +43,24 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
     source = row.get("source")
     if source not in keep:
         return f"source {source}"
-    options, answer = row.get("options"), row.get("answer")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options) or len(options) < 2:
+    options, answer, question = row.get("options"), row.get("answer"), row.get("question") or ""
+    if not isinstance(options, list) or not options:
         return "no options"
-    if not isinstance(row.get("question"), str) or not row["question"].strip():
-        return "no question"
-    if answer not in options:
+    if answer is None or answer not in options:
         return "answer not among the options"
-    if not all(option.strip() for option in options):
-        return "an option is empty"
     if options.index(answer) >= len(LETTERS):
         return "answer beyond the fourth option"
-    kept = list(zip(LETTERS, labelled(options)[1], strict=False))
-    return {
+    kept = list(zip(LETTERS, labelled([str(option) for option in options])[1], strict=False))
+    notes = {
+        "the question is empty": not question.strip(),
+        "one option": len(kept) < 2,
+        "an option is empty": not all(text for _, text in kept),
+        "an option is null": None in options[: len(LETTERS)],
+    }
+    noted = {NOTE: next(note for note, holds in notes.items() if holds)} if any(notes.values()) else {}
+    return noted | {
         "problem_id": number,
-        "problem": row["question"],
+        "problem": question,
         "data_type": "image_audio",
         "problem_type": "multiple choice",
         "options": [f"{letter}. {option}" for letter, option in kept],
@@ -64,8 +73,9 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
 def write_media(row: dict, folder: Path, made: dict) -> str | None:
     """Write a row's picture and sound; why that cannot be, where it cannot.
 
-    What training would refuse is refused here. The picture keeps its pixels, upright; the sound its rate and channels
-    (they are averaged where it is read), or is mono at 16 kHz where only FFmpeg can read it.
+    What training will refuse is written all the same where that can be, and noted in `made`. The picture keeps its
+    pixels, upright; the sound its rate and channels (they are averaged where it is read), or is mono at 16 kHz where
+    only FFmpeg can read it.
     """
     image, audio = row.get("image"), row.get("audio")
     if image is None or audio is None:
@@ -73,26 +83,35 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
     targets = {name: folder / made["path"][name] for name in ("image", "audio")}
     number = made["problem_id"]
     try:
-        loaders.load_image(Embedded(f"picture {number}", lambda: _bytes(image)))
         picture = Image.open(io.BytesIO(_bytes(image)))
         if picture.mode not in JPEG_MODES:
             return f"image of mode {picture.mode}"
         picture = ImageOps.exif_transpose(picture)
         write_aside(targets["image"], lambda file: picture.save(file, format="JPEG"))
-    except (UserError, UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return "image is too narrow" if "narrow" in str(error) else "image cannot be read"
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "image cannot be read"
+    try:
+        loaders.load_image(targets["image"])
+    except UserError as error:
+        made.setdefault(NOTE, _reason(error, "image"))
     try:
         content = _bytes(audio)
-        heard = loaders.load_sound(Embedded(f"sound {number}", lambda: content), loaders.MAX_VIDEO_SECONDS)
+        heard = refused = None
+        try:
+            heard = loaders.load_sound(Embedded(f"sound {number}", lambda: content), loaders.MAX_VIDEO_SECONDS)
+        except UserError as error:
+            refused = error
         try:
             samples, rate = soundfile.read(io.BytesIO(content))
-        except soundfile.SoundFileError:  # FFmpeg has read it
-            samples, rate = heard.samples, loaders.SAMPLING_RATE
+        except soundfile.SoundFileError:
+            if heard is None:
+                return "audio cannot be read"
+            samples, rate = heard.samples, loaders.SAMPLING_RATE  # FFmpeg has read it
         # Samples above full scale are kept: integers would clip them.
-        subtype = "FLOAT" if abs(samples).max() > 1 else "PCM_16"
+        subtype = "FLOAT" if np.abs(samples).max(initial=0) > 1 else "PCM_16"
         write_aside(targets["audio"], lambda file: soundfile.write(file, samples, rate, subtype, format="WAV"))
-    except UserError as error:
-        return next((reason for text, reason in _REFUSED.items() if text in error.problem), "audio cannot be read")
+        if refused:
+            made.setdefault(NOTE, _reason(refused, "audio"))
     except (soundfile.SoundFileError, OSError, ValueError):
         return "audio cannot be read"
     return None
@@ -103,8 +122,13 @@ _REFUSED = {
     "not finite": "audio holds samples that are not finite",
     "lasts 0.000 s": "audio is empty",
     "lasts": "audio is too short",
+    "narrow": "image is too narrow",
 }
-"""What training would refuse of a sound, by what its error says."""
+"""What training refuses of a medium, by what its error says."""
+
+
+def _reason(error: UserError, medium: str) -> str:
+    return next((reason for text, reason in _REFUSED.items() if text in error.problem), f"{medium} cannot be read")
 
 
 def _bytes(cell: Embedded | dict | str) -> bytes:
@@ -117,13 +141,13 @@ def _bytes(cell: Embedded | dict | str) -> bytes:
 
 def curate_split(
     source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
-) -> tuple[list[dict], Counter[str]]:
+) -> tuple[list[dict], Counter[str], Counter[str]]:
     """Write one split; rows that an earlier run settled are not read again.
 
     `only` names the split where no other is asked for: then the source may be a single table.
 
     Returns:
-        The rows of the index and the counts of dropped rows by reason.
+        The rows of the index, the counts of dropped rows by reason, and those of kept rows that training refuses.
 
     Raises:
         UserError: the source has no such split, or its rows are of another kind.
@@ -138,7 +162,7 @@ def curate_split(
         (folder / name).mkdir(parents=True, exist_ok=True)
     ledger = folder / LEDGER
     settled = list(_ledger(ledger))
-    rows, dropped = [], Counter()
+    rows, dropped, noted = [], Counter(), Counter()
     with open(ledger, "a", encoding="utf-8") as file:
         for number, row in enumerate(progress(split, found.total)(found.rows)):
             if number == 0 and not {"source", "question", "options", "answer"} <= row.keys():
@@ -156,6 +180,7 @@ def curate_split(
                         (folder / medium.format(number)).unlink(missing_ok=True)
                 file.write(json.dumps(result) + "\n")
             if isinstance(result, dict):
+                noted.update([note] if (note := result.pop(NOTE, None)) else [])
                 rows.append(result)
             else:
                 dropped[result] += 1
@@ -164,7 +189,7 @@ def curate_split(
         raise UserError(f"no row of {found.where} can be used: {dict(dropped)}", f"keep={list(keep)} names the sources")
     index = output / f"omni_rl_format_{split}.json"
     write_atomic(index, json.dumps(rows, indent=2) + "\n")
-    return rows, dropped
+    return rows, dropped, noted
 
 
 def _ledger(file: Path) -> Iterator[dict | str]:
@@ -175,7 +200,9 @@ def _ledger(file: Path) -> Iterator[dict | str]:
     yield from (json.loads(line) for line in whole.split(b"\n") if line)
 
 
-def report(output: Path, splits: dict[str, list[dict]], dropped: dict[str, Counter[str]]) -> dict:
+def report(
+    output: Path, splits: dict[str, list[dict]], dropped: dict[str, Counter[str]], noted: dict[str, Counter[str]]
+) -> dict:
     """What was made of each split: counts, reasons, answer positions, duplicates, media that splits share."""
     media = {
         split: {
@@ -194,6 +221,7 @@ def report(output: Path, splits: dict[str, list[dict]], dropped: dict[str, Count
         made[split] = {
             "rows": len(rows),
             "dropped": dict(dropped[split].most_common()),
+            "kept_though_training_refuses": dict(noted[split].most_common()),
             "answer_positions": {letter: letters[letter] / len(rows) for letter in sorted(letters)},
             "options": dict(sorted(Counter(len(row["options"]) for row in rows).items())),
             "duplicates": sum(count - 1 for count in asked.values()),

@@ -47,7 +47,7 @@ DEFECTS = [  # what is changed of a good row, the reason it is dropped for
     ({"answer": " rain"}, "answer not among the options"),
     ({"options": None}, "no options"),
     ({"options": []}, "no options"),
-    ({"question": ""}, "no question"),
+    ({"answer": "Rain"}, "answer not among the options"),
     ({"options": [*WORDS, "wind"], "answer": "wind"}, "answer beyond the fourth option"),
     ({"image": image_bytes(1, "RGBA")}, "image of mode RGBA"),
     ({"image": image_bytes(1, "P")}, "image of mode P"),
@@ -223,10 +223,35 @@ def wav_bytes(samples, subtype="PCM_16"):
         ({"audio": wav_bytes(np.append(np.zeros(9_000), np.nan), "FLOAT")}, "audio holds samples that are not finite"),
         ({"image": encoded(lambda file: Image.new("RGB", (900, 2)).save(file, "PNG"))}, "image is too narrow"),
         ({"options": ["rain", "", "wind"]}, "an option is empty"),
+        ({"options": [*WORDS[:3], None], "answer": WORDS[0]}, "an option is null"),
+        ({"options": ["rain"]}, "one option"),
+        ({"question": " "}, "the question is empty"),
+        ({"question": None}, "the question is empty"),
     ],
 )
-def test_what_training_refuses_is_refused_here(changes, reason, tmp_path):
-    assert made_of(tmp_path, **changes) == reason
+def test_what_the_official_rules_keep_is_kept_and_what_training_refuses_is_noted(changes, reason, tmp_path):
+    made = made_of(tmp_path, **changes)
+    assert made[omni_instruct.NOTE] == reason
+    assert all((tmp_path / made["path"][name]).is_file() for name in ("image", "audio"))
+
+
+def test_an_option_beyond_the_fourth_may_be_null(tmp_path):
+    made = made_of(tmp_path, options=[*WORDS, None], answer=WORDS[0])
+    assert omni_instruct.NOTE not in made and len(made["options"]) == 4
+
+
+def test_notes_are_counted_beside_what_is_dropped(tmp_path, capsys):
+    changes = ({}, {"question": ""}, {"answer": "x"})
+    kept = [row | change for row, change in zip(rows(3, 99, 0)[0], changes, strict=True)]
+    datasets.DatasetDict({"train": table(kept)}).save_to_disk(tmp_path / "source")
+    main([f"source={tmp_path}/source", f"output={tmp_path}/made", "splits=[train]", "expect=[2]"])
+    found = json.loads((tmp_path / "made/curation.json").read_text())["train"]
+    assert found["rows"] == 2 and found["kept_though_training_refuses"] == {"the question is empty": 1}
+    assert "1 kept as the official rules say, though training refuses them: the question is empty" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    index = json.loads((tmp_path / "made/omni_rl_format_train.json").read_text())
+    assert not any(omni_instruct.NOTE in row for row in index)
 
 
 def test_sounds_above_full_scale_are_not_clipped(tmp_path):
