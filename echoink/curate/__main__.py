@@ -13,9 +13,8 @@ its sound as WAV. Its number in the source split is its problem_id and names its
 D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
 and which media train and valid share. A run that was stopped goes on where it was.
 
-What the official rules keep is kept, also where training refuses it later: an empty question, one option, a null or an
-empty one, a sound without samples. curation.json and the screen count such rows; dataset.max_skipped lets training drop
-them. Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not
+What the official rules keep is kept, also an empty question, one option, a null or an empty one, a sound without samples.
+curation.json and the screen count such rows. Training refuses most of them and names them; dataset.max_skipped drops them. Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not
 by the error that saving it raises; a picture is written upright.
 """
 
@@ -64,8 +63,8 @@ def main(words: Sequence[str]) -> None:
         say(split, f"{found['rows']:,} rows · answers " + _shares(found["answer_positions"]))
         for reason, count in found["dropped"].items():
             say("", f"{count:,} dropped: {reason}")
-        for reason, count in found["kept_though_training_refuses"].items():
-            say("", f"{count:,} kept as the official rules say, though training refuses them: {reason}")
+        for reason, count in found["kept_all_the_same"].items():
+            say("", f"{count:,} kept as the official rules say: {reason}")
         shared = ", ".join(f"{count} with {other}" for other, count in found["media_also_in"].items() if count)
         say(
             "", f"{found['duplicates']} duplicates" + (f" · media shared: {shared}" if shared else " · no media shared")

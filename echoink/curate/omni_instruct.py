@@ -27,13 +27,13 @@ LEDGER = "ledger.jsonl"
 """In the split's folder while it is being made: one line per row that was settled."""
 
 NOTE = "note"
-"""Of a kept row in the ledger: why training will refuse it."""
+"""Of a kept row in the ledger: what is odd about it."""
 
 
 def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
     """A row of OmniInstruct-v1 as one of the official layout, or why the official rules drop it.
 
-    A row that they keep and training refuses says why under `NOTE`.
+    A row that they keep and that is odd says why under `NOTE`: training refuses most of these.
 
     Args:
         row: `source`, `question`, `options`, `answer`.
@@ -73,7 +73,7 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
 def write_media(row: dict, folder: Path, made: dict) -> str | None:
     """Write a row's picture and sound; why that cannot be, where it cannot.
 
-    What training will refuse is written all the same where that can be, and noted in `made`. The picture keeps its
+    What training refuses is written all the same where that can be, and noted in `made`. The picture keeps its
     pixels, upright; the sound its rate and channels (they are averaged where it is read), or is mono at 16 kHz where
     only FFmpeg can read it.
     """
@@ -147,7 +147,7 @@ def curate_split(
     `only` names the split where no other is asked for: then the source may be a single table.
 
     Returns:
-        The rows of the index, the counts of dropped rows by reason, and those of kept rows that training refuses.
+        The rows of the index, the counts of dropped rows by reason, and those of odd rows that are kept.
 
     Raises:
         UserError: the source has no such split, or its rows are of another kind.
@@ -221,7 +221,7 @@ def report(
         made[split] = {
             "rows": len(rows),
             "dropped": dict(dropped[split].most_common()),
-            "kept_though_training_refuses": dict(noted[split].most_common()),
+            "kept_all_the_same": dict(noted[split].most_common()),
             "answer_positions": {letter: letters[letter] / len(rows) for letter in sorted(letters)},
             "options": dict(sorted(Counter(len(row["options"]) for row in rows).items())),
             "duplicates": sum(count - 1 for count in asked.values()),

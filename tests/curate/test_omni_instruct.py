@@ -246,10 +246,8 @@ def test_notes_are_counted_beside_what_is_dropped(tmp_path, capsys):
     datasets.DatasetDict({"train": table(kept)}).save_to_disk(tmp_path / "source")
     main([f"source={tmp_path}/source", f"output={tmp_path}/made", "splits=[train]", "expect=[2]"])
     found = json.loads((tmp_path / "made/curation.json").read_text())["train"]
-    assert found["rows"] == 2 and found["kept_though_training_refuses"] == {"the question is empty": 1}
-    assert "1 kept as the official rules say, though training refuses them: the question is empty" in (
-        " ".join(capsys.readouterr().out.split())
-    )
+    assert found["rows"] == 2 and found["kept_all_the_same"] == {"the question is empty": 1}
+    assert "1 kept as the official rules say: the question is empty" in (" ".join(capsys.readouterr().out.split()))
     index = json.loads((tmp_path / "made/omni_rl_format_train.json").read_text())
     assert not any(omni_instruct.NOTE in row for row in index)
 
