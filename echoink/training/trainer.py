@@ -15,8 +15,8 @@ TRL knows pictures but no sound, processes, encodes, prefills and back-propagate
 group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
 towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
 stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
-left out of the loss, which does not change it; the entropy is then that of the other groups. (A micro-batch of such
-groups alone still computes one prompt with one token, for a gradient of zero.)
+left out of the loss, which does not change it. (A micro-batch of such groups alone still computes one prompt with one
+token, for a gradient of zero.) So `grpo/entropy` is in every mode that of the groups whose rewards differ.
 
 Departure from the paper's public code: M-RoPE positions in the loss.
 
@@ -41,7 +41,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, pad, split_tensor_dict
 
 from echoink.common import signals
-from echoink.config.schema import Advantage, Correction, GrpoConfig, Loss
+from echoink.config.schema import Advantage, Correction, GrpoConfig, Loss, Scale
 from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.prefetch import Prefetcher
 from echoink.data.processor import PromptProcessor
@@ -277,8 +277,8 @@ class EchoInkTrainer(Resumable):
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
         # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
-        deviation = grpo.standard_deviation(total, group, scale)
-        silent = torch.isclose(deviation, torch.zeros_like(deviation))
+        spread = grpo.standard_deviation(total, group, Scale.group)  # of each group, whatever divides advantages
+        silent = torch.isclose(spread, torch.zeros_like(spread))
         for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
         self._note("reward/total", total.mean())
@@ -369,14 +369,15 @@ class EchoInkTrainer(Resumable):
         prompt_index = inputs["prompt_index"].tolist()
         ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
-        # Three masks: tokens of completions, those that the metrics count, those that the model computes.
-        mask = counted = computed = inputs["completion_mask"].bool()
+        # Masks: tokens of completions, those whose log-probabilities are known, those that the model computes.
+        mask = known = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
         rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
+        silent = grpo.silent_rows(advantages, self.num_generations, rejects)
+        learning = mask & ~silent.unsqueeze(1)
         if self._settings.shared_prefix and self.beta == 0:
             # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
-            silent = grpo.silent_rows(advantages, self.num_generations, rejects)
-            advantages, counted = advantages.masked_fill(silent, 0), mask & ~silent.unsqueeze(1)
+            advantages, known = advantages.masked_fill(silent, 0), learning
             computed = without_silent_groups(self.rollout.prompts, prompt_index, mask, silent)
             if old is not None:  # a ratio of 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)
@@ -384,7 +385,7 @@ class EchoInkTrainer(Resumable):
         # On-policy the engine's correction is known only here, from the log-probabilities of the loss itself.
         weights = inputs.get("importance_sampling_ratio")
         if weights is None and "sampling_per_token_logps" in inputs:
-            weights = self._engine_ratio(logps.detach(), inputs, counted)
+            weights = self._engine_ratio(logps.detach(), inputs, known)
         accumulation = self.current_gradient_accumulation_steps
         # DAPO and CISPO divide by the tokens of an optimizer step; DDP's mean over processes multiplies them back.
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
@@ -404,8 +405,8 @@ class EchoInkTrainer(Resumable):
         )
         with torch.no_grad():
             divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
-            entropy = logps.new_zeros(()) if entropies is None else (entropies * counted).sum()
-            sums = torch.stack([divergence, mask.sum(), entropy, counted.sum()])
+            entropy = logps.new_zeros(()) if entropies is None else (entropies * learning).sum()
+            sums = torch.stack([divergence, mask.sum(), entropy, learning.sum()])
         # Sums, not means: the log divides once a step, whatever the micro-batches.
         self._token_sums.append(self.accelerator.reduce(sums.detach(), reduction="sum").tolist())
         return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
@@ -490,11 +491,11 @@ class EchoInkTrainer(Resumable):
 
     def _note_means(self) -> None:
         """Means over the step's tokens: they do not depend on how the step is split into micro-batches."""
-        divergence, tokens, entropy, counted = (sum(column) for column in zip(*self._token_sums, strict=True))
+        divergence, tokens, entropy, learning = (sum(column) for column in zip(*self._token_sums, strict=True))
         if self.beta:
             self._note("grpo/kl", divergence / tokens)
-        if counted:  # of groups that were left out there is no entropy
-            self._note("grpo/entropy", entropy / counted)
+        if learning:  # of groups whose rewards are all equal there is none
+            self._note("grpo/entropy", entropy / learning)
         self._token_sums.clear()
         if self._engine_notes:
             for name, value in importance_sampling.metrics(torch.cat(self._engine_notes)).items():

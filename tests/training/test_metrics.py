@@ -3,9 +3,9 @@
 import pytest
 
 from echoink.evaluation.reflection import SIGNS
-from echoink.rewards.terms import ExtraReward
+from echoink.rewards.terms import ExtraReward, Reward
 from echoink.training.metrics import METRICS
-from tests.helpers.trainers import Catch
+from tests.helpers.trainers import Catch, G
 
 
 def test_stable_metric_names(make_trainer):
@@ -43,3 +43,15 @@ def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
     assert catch.rows[0]["reward/custom"] == pytest.approx(sum(lengths) / len(lengths))
     total = sum(row["accuracy"] + row["format"] + 0.5 * row["custom"] for row in rows) / len(rows)
     assert catch.rows[0]["reward/total"] == pytest.approx(total)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_zero_std_ratio_is_the_share_of_groups_whose_rewards_are_alike_whatever_divides_advantages(
+    make_trainer, samples, scale
+):
+    def one_group_alike(texts, asked):
+        return [1.0 if sample.id == samples[0].id else float(row % 2) for row, sample in enumerate(asked)]
+
+    trainer = make_trainer(f"grpo.scale={scale}", rewards=[Reward("accuracy", one_group_alike, 1.0)])
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    assert trainer._metrics["train"]["grpo/zero_std_ratio"] == [0.5]

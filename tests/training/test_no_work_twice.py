@@ -88,14 +88,15 @@ def test_a_step_without_any_signal_is_a_zero_gradient_and_not_none(make_trainer,
         )
         trainer.train()
         assert catch.rows[0]["grpo/zero_std_ratio"] == 1
-        assert ("grpo/entropy" in catch.rows[0]) == (beta > 0 or packed == "false")
+        assert "grpo/entropy" not in catch.rows[0]
         found.append(weights(trainer.model))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], weights(load_model("tiny")))
 
 
-def test_entropy_is_that_of_the_groups_that_count(make_trainer, samples):
-    trainer = make_trainer("grpo.beta=0")
+@pytest.mark.parametrize("mode", [("0", "true"), ("0", "false"), ("0.04", "true"), ("0.04", "false")], ids=str)
+def test_entropy_is_that_of_the_groups_whose_rewards_differ(make_trainer, samples, mode):
+    trainer = make_trainer(f"grpo.beta={mode[0]}", f"grpo.shared_prefix={mode[1]}")
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     ids = [sample.id for sample in samples[:2] for _ in range(G)]
