@@ -44,7 +44,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "positions": _positions(main),
         "reflection": {
             "rules": reflection.VERSION,
-            **reflection.rates([p.completion for p in main]),
+            **reflection.rates([p.completion for p in main], [p.options for p in main]),
             **_effect(predictions),
         },
         "greedy_accuracy": _mean(p.score for p in greedy) if greedy else None,

@@ -354,7 +354,8 @@ class EchoInkTrainer(Resumable):
             for row, id in enumerate(rollout.row_ids)
         ]
         rows = gather_object(rows)
-        for name, rate in reflection.rates([row["text"] for row in rows]).items():
+        options = [self._samples[row["id"]].options for row in rows]
+        for name, rate in reflection.rates([row["text"] for row in rows], options).items():
             self._note(f"reflection/{name}", rate)
         if self._on_rollout is not None and self.accelerator.is_main_process:
             self._on_rollout(rows)
