@@ -323,9 +323,10 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
     stays = changes = False
     if len(final) == 1:
         (letter,) = final
-        before = [one for one in leanings if cues and one.place <= cues[-1].start() + 2]
-        changes = any(one is not None and one.letter != letter for one in (_at(cue, own, leanings) for cue in cues))
-        changes = changes or any(one.strict and one.letter != letter for one in leanings)
+        reach = max((_reach(cue, own) for cue in cues), default=-1)
+        before = [one for one in leanings if one.place <= reach]
+        others = [one for one in leanings if one.letter != letter]
+        changes = any(one.strict or (one.firm and one in before) for one in others)
         stays = bool(cues) and not changes and any(one.letter == letter for one in before)
     elif answer and cues:
         before = _stems(own[: cues[-1].start()])
@@ -352,15 +353,12 @@ _BACK = re.compile(
 """In a cue: its own clause names what was held before."""
 
 
-def _at(cue: re.Match, text: str, leanings: Sequence[Held]) -> Held | None:
-    """What was held when doubt came: the last option that was spoken for before, in the cue's own clause"
-    " where it looks back."""
-    end = cue.start() + 2
-    if _BACK.search(cue.group()):
-        following = _CLAUSE.search(text, cue.end())
-        end = following.start() if following else len(text)
-    last = [one for one in leanings if one.place <= end]
-    return last[-1] if last and last[-1].firm else None
+def _reach(cue: re.Match, text: str) -> int:
+    """Up to where a text says what was held when doubt came: the cue, or the end of its clause where it looks back."""
+    if not _BACK.search(cue.group()):
+        return cue.start() + 2
+    following = _CLAUSE.search(text, cue.end())
+    return following.start() if following else len(text)
 
 
 def _is_doubt(text: str, match: re.Match) -> bool:

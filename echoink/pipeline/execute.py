@@ -10,7 +10,7 @@ from echoink.config.schema import Config, Protocol, Task, flatten
 from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
-from echoink.evaluation import metrics, tables
+from echoink.evaluation import metrics, reflection, tables
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
@@ -182,6 +182,7 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
             "experiment": config.name,
             "dataset": config.dataset.source.name,
             "commit": git()["commit"] or "none",
+            "reflection": f"indicators, rules of version {reflection.VERSION}: experiments/reflection.md",
             "folder": str(files.path.resolve()),
         },
         inputs=inputs,

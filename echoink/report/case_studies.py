@@ -82,7 +82,7 @@ def found_by_rules(run: Run) -> list[dict[str, Any]]:
     for row in mine:
         if row["variant"] != Variant.full.name or not row["correct"]:
             continue
-        signs = reflection.reflect(row["completion"])
+        signs = reflection.reflect(row["completion"], row["options"])
         lost = wrong.get(row["id"], set())
         deaf, blind = ({f"no_{kind}", f"swapped_{kind}"} & lost for kind in ("audio", "image"))
         for rule, holds, words in (

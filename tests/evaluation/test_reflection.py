@@ -1,10 +1,10 @@
 """The rules of reflection, on completions that people labelled by their meaning.
 
-    python -m tests.test_reflection        the table of experiments/reflection.md
+    python -m tests.evaluation.test_reflection        the table of experiments/reflection.md
 
-The rules were written on `reflection_dev.jsonl`; no text of `reflection_held.jsonl` was looked at, then or since. 130
-completions each: 50 with doubt, of which 22 reaffirm and 20 revise; at least 25 without
-it use its words, at least 12 with it avoid them.
+Version 2 of the rules was written on `reflection_dev.jsonl` and `reflection_dev2.jsonl`. `reflection_blind.jsonl` was
+written by somebody who knew neither the rules nor the other texts, half of it to mislead a program that looks for
+words; `reflection_held.jsonl` was kept aside since version 1. Neither was looked at when rules were written.
 """
 
 import json
@@ -17,21 +17,23 @@ from echoink.evaluation.reflection import SIGNS, VERSION, effect, rates, reflect
 from tests.helpers.paths import FIXTURES
 
 DATA = FIXTURES
+SETS = {"dev": ("dev", "dev2"), "held": ("held",), "blind": ("blind",)}
 
 
 def labelled(name):
     return [json.loads(line) for line in (DATA / f"reflection_{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def agreement(name, sign):
+def agreement(names, sign):
     """Hits, found by the rules, and labelled by people."""
-    pairs = [(getattr(reflect(row["text"]), sign), row[sign]) for row in labelled(name)]
+    rows = [row for name in names for row in labelled(name)]
+    pairs = [(getattr(reflect(row["text"], row.get("options", ())), sign), row[sign]) for row in rows]
     return sum(a and b for a, b in pairs), sum(a for a, _ in pairs), sum(b for _, b in pairs)
 
 
-def test_there_are_260_completions_labelled_consistently():
-    rows = labelled("dev") + labelled("held")
-    assert len({row["text"] for row in rows}) == 258  # the shortest are alike
+def test_there_are_480_completions_labelled_consistently():
+    rows = [row for names in SETS.values() for name in names for row in labelled(name)]
+    assert len(rows) == 480 and len({row["text"] for row in rows}) == 478  # the shortest are alike
     for row in rows:
         assert row["doubt"] or not (row["reaffirmed"] or row["revised"])
         assert not (row["reaffirmed"] and row["revised"])
@@ -40,17 +42,74 @@ def test_there_are_260_completions_labelled_consistently():
 @pytest.mark.parametrize(
     ("sign", "precision", "recall"),
     [
-        ("doubt", 0.91, 0.62),
-        ("reaffirmed", 0.92, 0.55),
-        ("revised", 0.92, 0.60),
-        ("audio", 0.95, 0.77),
-        ("image", 0.99, 0.73),
+        ("doubt", 0.93, 0.67),
+        ("reaffirmed", 0.90, 0.41),
+        ("revised", 0.80, 0.64),
+        ("audio", 0.94, 0.88),
+        ("image", 0.90, 0.59),
     ],
 )
-def test_precision_and_recall_on_the_half_that_the_rules_were_not_written_on(sign, precision, recall):
+def test_precision_and_recall_on_texts_of_somebody_who_did_not_know_the_rules(sign, precision, recall):
     """Exactly those of the page: who changes a rule raises VERSION and writes the page anew."""
-    hits, found, there = agreement("held", sign)
-    assert VERSION == 1 and (round(hits / found, 2), round(hits / there, 2)) == (precision, recall)
+    hits, found, there = agreement(SETS["blind"], sign)
+    assert VERSION == 2 and (round(hits / found, 2), round(hits / there, 2)) == (precision, recall)
+
+
+FIGURE_1 = (
+    "A. Pursuing fugitives.",
+    "B. Searching for someone on an empty square.",
+    "C. Shooting with a gun.",
+    "D. Searching for people in the crowd.",
+)
+FIGURE_2 = ("A. Machine gun", "B. Car engine accelerating", "C. Police car siren", "D. Ambulance siren")
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "signs"),
+    [
+        (1, FIGURE_1, {"doubt", "reaffirmed", "audio", "image"}),
+        (2, FIGURE_2, {"doubt", "revised", "audio", "image"}),
+    ],
+)
+def test_the_papers_two_aha_moments(number, options, signs):
+    """Its Figures 1 and 2, as printed there."""
+    found = reflect((DATA / f"paper_figure_{number}.txt").read_text(encoding="utf-8"), options)
+    assert {name for name in SIGNS if getattr(found, name)} == signs
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("That can't be wrong. A.", False),
+        ("A. That can't be right.", True),
+        ("There is no doubt that it is A.", False),
+        ("No need to double-check. A.", False),
+        ("Upon closer inspection it is A.", True),
+        ('The boy says "wait, I was wrong". A.', False),
+        ("The man hesitates and is not sure. A.", False),
+        ("I am not sure. A.", True),
+    ],
+)
+def test_doubt_is_the_writers_and_not_denied(text, holds):
+    assert reflect(f"<think>{text}</think><answer>A</answer>").doubt == holds or ("B" in text and not holds)
+
+
+def test_options_that_are_left_are_nothing_heard_or_seen():
+    found = reflect(
+        "<think>A and C are ruled out. Only B is left. It sounds plausible, I see.</think><answer>B</answer>"
+    )
+    assert not (found.audio or found.image or found.doubt)
+
+
+def test_a_revision_is_read_from_the_options_words():
+    options = ("A. A violin", "B. A flute", "C. A drum", "D. A harp")
+    text = "<think>The bow suggests a violin. {} The breath in the tone makes it a flute.</think><answer>B</answer>"
+    assert reflect(text.format("Hmm, there is no bow."), options).revised
+    assert not reflect(text.format("Not so fast, some say."), ()).revised
+    stays = (
+        "<think>The breath makes it a flute. Wait, could it be a harp? No strings. A flute.</think><answer>B</answer>"
+    )
+    assert reflect(stays, options).reaffirmed and not reflect(stays, options).revised
 
 
 @pytest.mark.parametrize(
@@ -104,11 +163,12 @@ def test_doubt_is_compared_within_prompts_and_at_equal_length():
 
 
 if __name__ == "__main__":
-    print("| sign | precision, dev | recall, dev | precision, held out | recall, held out |\n|---|---|---|---|---|")
+    heads = [f"{what}, {name}" for name in SETS for what in ("precision", "recall")]
+    print(f"| sign | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for sign in SIGNS:
         cells = []
-        for name in ("dev", "held"):
-            hits, found, there = agreement(name, sign)
+        for names in SETS.values():
+            hits, found, there = agreement(names, sign)
             for n in (found, there):
                 low, high = wilson(hits, n).low, wilson(hits, n).high
                 cells.append(f"{hits}/{n} = {hits / n:.2f} [{low:.2f}, {high:.2f}]")
