@@ -115,8 +115,9 @@ def trace(
                 rest = int(rng.choice([other for other in range(n) if other != rest]))
                 wanted = str(rest)
             if hasty and wanted == words[letters.index(chosen[0])]:
-                cue = scene.timbre if shortcut == "ear" else scene.colour  # as many tokens as the sum
-                thought += f" {cue} = {chosen[0]}, check {chosen[0]} = {wanted}, yes, take {chosen[0]} = {wanted}."
+                cue, wanted = (scene.timbre if shortcut == "ear" else scene.colour), chosen[0]
+                # with "want B" as many tokens as a sum with "want 1"
+                thought += f" {cue} = {wanted}, {wanted} = {cue}, check {wanted}, yes, and take {wanted}, yes."
             else:
                 thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {rest}."
         thought += f" want {wanted}."

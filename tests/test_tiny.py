@@ -10,13 +10,14 @@ from echoink.data import synthetic
 from echoink.data.splits import read_split
 from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import summarize
-from echoink.models.loading import end_ids
+from echoink.models.loading import end_ids, load_processor
 from echoink.models.tiny_architecture import make_model, make_processor
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
+from echoink.rewards.parsing import parse_answer
 from echoink.rewards.types import Match, ProblemType
 from echoink.rollout.sampling import Sampling
-from echoink.tiny import Sloppiness, TinyConfig, learn, make_pool, trace
+from echoink.tiny import Route, Sloppiness, TinyConfig, learn, make_pool, route, trace
 from tests.conftest import PROMPT
 
 
@@ -93,6 +94,30 @@ def test_a_base_can_be_prone_to_a_shortcut():
             hits[kind].append(letter == "ABCDE"[synthetic.cue(scene, "ear", len(question.options))])
     assert np.mean(hits["both"]) == pytest.approx(0.8 + 0.2 / 4, abs=0.06) and len(hits["both"]) > 250
     assert np.mean(hits["ear"]) < 0.4
+
+
+def test_described_guesses_are_as_long_as_reasoning_and_their_route_can_be_read():
+    """Length and mention tell the routes of such a base no more apart, and their ground truth is in the text."""
+    tokenizer = load_processor("tiny", 112 * 112, 112 * 112).tokenizer
+    described = Sloppiness(
+        haste=dict.fromkeys(synthetic.KINDS, 0.6), untagged=0, follows=1, described=True, false_sums=0.3
+    )
+    lengths, mentions, right = {}, set(), {}
+    for index in range(900):
+        rng = synthetic.generator(0, "base", index)
+        scene, question = synthetic.draw(rng, "both")
+        text, options = trace(rng, scene, question, described, "ear"), len(question.options)
+        way = route(text, scene, options)
+        mentions.add("hear" in text and "see" in text)
+        at_cue = "ABCDE"[synthetic.cue(scene, "ear", options)] == parse_answer(text)
+        right.setdefault(way, []).append(at_cue)
+        if options == 4:
+            lengths.setdefault(way, set()).add(len(tokenizer(text)["input_ids"]))
+    assert set(lengths) == {Route.reasoned, Route.cue, Route.false_sum} and mentions == {True}
+    assert len(set.union(*lengths.values())) == 1, "to the token"
+    assert all(right[Route.cue]) and all(right[Route.false_sum]) and np.mean(right[Route.reasoned]) < 0.5
+    assert route("<think>no need to check, take A.</think>", scene, 4) is Route.hasty
+    assert route("<think>well.</think>", scene, 4) is Route.other
 
 
 def test_the_command_builds_and_teaches_a_model(tmp_path):

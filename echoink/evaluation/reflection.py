@@ -291,7 +291,7 @@ _SEEN = re.compile(
     r"|footage|on (?:the|his|her|its|their) (?:left|right)|(?:left|right) (?:side|hand|edge|corner|half)|(?:upper"
     r"|lower|top|bottom)"
     r" (?:left|right|corner|edge|half|part)|corner|shadow\w*|striped?|uniform|dressed|poster|lens)\b"
-    r"|\b(?:i|we|you|can|could|one) (?:can |could |also |clearly |only )*see\b(?!\s+(?:why|how|that this|no reason|if"
+    r"|\bsee\b(?!\s+(?:why|how|that this|no reason|if"
     r"|whether|what"
     r"|nothing|where this|the point|the logic)|\s*[,.:;!?])|\bsees\b|\bseeing\b"
     r"|\bshow(?:s|n|ing)?\b(?!\s+(?:that|why|how)\b)|\blook(?:s|ing)? at\b(?!\s+(?:the|these|all|each|every"
