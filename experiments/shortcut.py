@@ -1,31 +1,34 @@
-"""The table of experiments/integration.md, from the folders of its runs.
+"""The tables of experiments/integration.md, from the folders of their runs.
 
     python experiments/shortcut.py outputs/shortcut
+    python experiments/shortcut.py outputs/described
 
-For each arm: accuracy on validation, with each sense taken away, and how much of the gap between plain GRPO on the set
-with the shortcut and on the set without it closes: the mean over seeds of (arm - plain), paired by seed, with Student's
-t interval, over the mean of (clean - plain). Beside it, how many validation answers stand at the letter that the cue
-points at, which there means nothing.
+For each arm, over seeds: accuracy of the final answers to validation questions for both senses, and among these where
+the letter of the cue is wrong and where it is right; how much of the gap between plain GRPO with and without the
+shortcut in training an arm closes (mean over seeds of arm - plain, by mean of clean - plain, both with their errors:
+Fieller's interval, paired by seed); how many answers stand at the cue's letter; the way that their texts took
+(`tiny.route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
 """
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from echoink.common.files import read_rows
-from echoink.common.statistics import Seeds, over_seeds
+from echoink.common.statistics import over_seeds, ratio
 from echoink.data import synthetic
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
+from echoink.tiny import Route, route
 
-VARIANTS = ("no_audio", "no_image", "text_only", "swapped_audio", "swapped_image")
+PLAIN, CLEAN = "plain GRPO", "no shortcut in training"
 
 
 def arm(run: Run) -> str:
     """What a run's arm is called here."""
-    config, where = run.config, "" if run.config["dataset.shortcut_share"] else ", no shortcut in training"
+    config, where = run.config, "" if run.config["dataset.shortcut_share"] else f", {CLEAN}"
     if config["reward.lambda_int"]:
         return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}{where}"
     if config["reward.file"]:
@@ -34,7 +37,52 @@ def arm(run: Run) -> str:
         return f"modality dropout {config['grpo.modality_dropout']:g}{where}"
     if config.get("dataset.curriculum"):
         return "curriculum by need"
-    return "plain GRPO" if config["dataset.shortcut_share"] else "no shortcut in training"
+    return PLAIN if config["dataset.shortcut_share"] else CLEAN
+
+
+class Answers:
+    """The answers of one phase of a run, by variant; of those to questions for both senses also cue and route."""
+
+    def __init__(self, run: Run, phase: str):
+        self._rows: dict[str, list[dict]] = defaultdict(list)
+        sense, seed = run.config.get("dataset.shortcut") or "ear", run.config["dataset.seed"]
+        for row in read_rows(run.folder / PREDICTIONS):
+            if row["phase"] == phase and row["draw"] == "sampled":
+                kind, options = row["fields"]["kind"], row["options"]
+                row["kind"] = kind
+                if kind == "both":
+                    scene, _ = synthetic.draw(synthetic.generator(seed, "valid", int(row["id"])), kind)
+                    row["cue"] = options[synthetic.cue(scene, sense, len(options))][0]
+                    row["route"] = route(row["completion"], scene, len(options))
+                self._rows[row["variant"]].append(row)
+
+    def share(self, of: Callable[[dict], float], where: Callable[[dict], bool], variant: str = "full") -> float | None:
+        """Mean of a number over the rows of a variant; None where there are none."""
+        found = [of(row) for row in self._rows[variant] if where(row)]
+        return sum(found) / len(found) if found else None
+
+
+def both(row: dict) -> bool:
+    return row["kind"] == "both"
+
+
+def right(row: dict) -> float:
+    return row["score"]
+
+
+COLUMNS: dict[str, Callable[[Answers], float | None]] = {
+    "both": lambda a: a.share(right, both),
+    "cue contradicts": lambda a: a.share(right, lambda r: both(r) and r["cue"] != r["gold"]),
+    "cue agrees": lambda a: a.share(right, lambda r: both(r) and r["cue"] == r["gold"]),
+    "at the cue": lambda a: a.share(lambda r: r["letters"] == r["cue"], both),
+    "reasoned": lambda a: a.share(lambda r: r["route"] is Route.reasoned, both),
+    "by the cue": lambda a: a.share(lambda r: r["route"] in (Route.cue, Route.hasty), both),
+    "false sum": lambda a: a.share(lambda r: r["route"] is Route.false_sum, both),
+    "by ear": lambda a: a.share(right, lambda r: r["kind"] == "ear"),
+    "by eye": lambda a: a.share(right, lambda r: r["kind"] == "eye"),
+    "both, swapped_audio": lambda a: a.share(right, both, "swapped_audio"),
+    "both, swapped_image": lambda a: a.share(right, both, "swapped_image"),
+}
 
 
 def main(folders: Sequence[str]) -> None:
@@ -42,45 +90,28 @@ def main(folders: Sequence[str]) -> None:
     for run in reader.find(map(Path, folders)):
         if run.finished and run.summary.get("final"):
             arms[arm(run)][run.seed] = run
-    accuracy = {name: {s: run.result["accuracy"] for s, run in runs.items()} for name, runs in arms.items()}
-    plain, clean = accuracy["plain GRPO"], accuracy["no shortcut in training"]
-    both = [seed for seed in plain if seed in clean]
-    gap = sum(clean[s] - plain[s] for s in both) / len(both)
-    heads = ("arm", "n", "accuracy", "gap closed", "at the cue", *VARIANTS, "tokens", "s/step, of it integration")
-    print(f"| {' | '.join(heads)} |")
-    print("|" + "---|" * len(heads))
-    for name, runs in arms.items():
-        found = over_seeds(list(accuracy[name].values()))
-        closed = ""
-        if name not in ("plain GRPO", "no shortcut in training"):
-            closed = told(over_seeds([accuracy[name][s] - plain[s] for s in runs if s in plain]), gap)
-        without = []
-        for variant in VARIANTS:
-            values = [run.result["ablations"][variant]["accuracy"] for run in runs.values()]
-            without.append(f"{100 * sum(values) / len(values):.1f}")
-        tokens = [run.result["mean_tokens"] for run in runs.values()]
+    answers = {name: {seed: Answers(run, "final") for seed, run in runs.items()} for name, runs in arms.items()}
+    accuracy = {name: {s: COLUMNS["both"](each) for s, each in found.items()} for name, found in answers.items()}
+    heads = ("arm", "seeds", "accuracy, both", "gap closed", *list(COLUMNS)[1:], "tokens", "s/step, of it integration")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name, runs in sorted(arms.items(), key=lambda each: (each[0] != PLAIN, each[0] != CLEAN, each[0])):
+        means = [mean([read(each) for each in answers[name].values()]) for read in list(COLUMNS.values())[1:]]
         steps = [row for run in runs.values() for row in run.metrics]
-        extra = sum(row.get("time/integration", 0) for row in steps) / len(steps)
-        step = sum(row["time/step"] for row in steps) / len(steps)
-        followed = over_seeds([cued(run, "final") for run in runs.values()])
-        cells = [
-            name,
-            str(len(runs)),
-            told(found),
-            closed,
-            f"{100 * followed.mean:.1f}",
-            *without,
-            f"{sum(tokens) / len(tokens):.0f}",
-        ]
-        print(f"| {' | '.join(cells)} | {step:.2f}, {extra:.2f} |")
-    base = next(iter(arms["plain GRPO"].values())).summary["base"]
-    without = [f"{100 * base['ablations'][variant]['accuracy']:.1f}" for variant in VARIANTS]
-    followed = f"{100 * cued(next(iter(arms['plain GRPO'].values())), 'base'):.1f}"
-    cells = ["the base", "", f"{100 * base['accuracy']:.1f}", "", followed, *without, f"{base['mean_tokens']:.0f}", ""]
-    print(f"| {' | '.join(cells)} |")
-    print(f"\na guess: {100 * base['chance']:.1f} %")
+        step, extra = (sum(row.get(f"time/{k}", 0) for row in steps) / len(steps) for k in ("step", "integration"))
+        tokens = mean([run.result["mean_tokens"] for run in runs.values()], "{:.0f}", 1)
+        found = over_seeds(list(accuracy[name].values()))
+        cells = [name, ", ".join(map(str, sorted(runs))), interval(found.mean, found.interval)]
+        cells += [closed(accuracy, name), *means, tokens, f"{step:.2f}, {extra:.2f}"]
+        print(f"| {' | '.join(cells)} |")
+    for run in (run for runs in arms.values() for run in runs.values()):
+        if run.summary.get("base"):
+            found = [mean([read(Answers(run, "base"))]) for read in COLUMNS.values()]
+            print(
+                f"| the base | | {found[0]} | | {' | '.join(found[1:])} | {run.summary['base']['mean_tokens']:.0f} | |"
+            )
+            break
     for name, runs in arms.items():
-        for metric in ("integration/fires", "integration/gain", "reward/integration"):
+        for metric in ("integration/fires", "integration/gain", "integration/paid", "reward/integration"):
             rows = [[r[metric] for r in run.metrics if metric in r] for run in runs.values()]
             if all(rows):
                 tenth = [max(1, len(values) // 10) for values in rows]
@@ -89,26 +120,23 @@ def main(folders: Sequence[str]) -> None:
                 print(f"{name}: {metric} {first:.3f} → {last:.3f} (first and last tenth of training)")
 
 
-def cued(run: Run, phase: str) -> float:
-    """Share of a phase's answers to validation questions that are the letter of the cue."""
-    answers = [
-        row
-        for row in read_rows(run.folder / PREDICTIONS)
-        if (row["phase"], row["variant"], row["draw"]) == (phase, "full", "sampled")
-    ]
-    hits = []
-    for row in answers:
-        scene, _ = synthetic.draw(synthetic.generator(run.config["dataset.seed"], "valid", int(row["id"])), "both")
-        hits.append(row["letters"] == row["options"][synthetic.cue(scene, "ear", len(row["options"]))][0])
-    return sum(hits) / len(hits)
+def closed(accuracy: dict[str, dict[int, float]], name: str) -> str:
+    """Share of the gap that an arm closes, of the seeds that it has in common with the two ends."""
+    if name in (PLAIN, CLEAN) or not {PLAIN, CLEAN} <= accuracy.keys():
+        return ""
+    plain, clean = accuracy[PLAIN], accuracy[CLEAN]
+    seeds = [seed for seed in accuracy[name] if seed in plain and seed in clean]
+    gains, gap = [accuracy[name][s] - plain[s] for s in seeds], [clean[s] - plain[s] for s in seeds]
+    return interval(sum(gains) / sum(gap), ratio(gains, gap)) if seeds and sum(gap) else ""
 
 
-def told(found: Seeds, of: float = 1.0) -> str:
-    """Mean in percent with its interval, as a share of something."""
-    if found.interval is None:
-        return f"{100 * found.mean / of:.1f}"
-    low, high = (100 * end / of for end in found.interval)
-    return f"{100 * found.mean / of:.1f} [{low:.1f}, {high:.1f}]"
+def mean(values: Sequence[float | None], form: str = "{:.1f}", of: float = 100) -> str:
+    return "" if None in values else form.format(of * sum(values) / len(values))
+
+
+def interval(value: float, ends: tuple[float, float] | None) -> str:
+    """In percent, with its interval where there is one."""
+    return f"{100 * value:.1f}" + (f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else "")
 
 
 if __name__ == "__main__":
