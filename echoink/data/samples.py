@@ -172,6 +172,9 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         raise UserError(f"{where}: problem must be a text", "it is the question")
     problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
     options = _options(row.get("options") or [], problem_type, where)
+    chance = 1 if row.get("chance") is None else row["chance"]
+    if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 < chance <= 1:
+        raise UserError(f"{where}: chance {chance!r} is no probability", "of a guess being right, in (0, 1]")
     check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
     hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"
@@ -197,12 +200,15 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
         asks_for_soundtrack="data_type" not in row and data_type is DataType.video,
         notes=(*layout.notes, *unused),
-        fields={
-            key: str(value)
-            for key, value in row.items()
-            if key == "data_source" or (key not in _KNOWN and isinstance(value, str | int | bool))
-        },
+        fields={key: str(value) for key, value in row.items() if _is_field(key, value)},
     )
+
+
+def _is_field(key: str, value: object) -> bool:
+    """Whether evaluation may report accuracy by it, or use it as `chance`."""
+    if key in ("data_source", "chance"):
+        return value is not None
+    return key not in _KNOWN and isinstance(value, str | int | bool)
 
 
 def check_text(texts: Iterable[str], where: str) -> None:

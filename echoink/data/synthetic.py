@@ -26,7 +26,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,8 @@ class Question:
     text: str
     options: tuple[str, ...]
     gold: tuple[str, ...]
+    chance: float | None = None
+    """Of a question with two right letters: of a guesser who knows that each aspect has one of them."""
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -164,7 +166,11 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str, options: int) -> Ques
         text, right = asked[aspect], [heard[aspect][0]]
         wrong = [word for word in heard[aspect][1] if word not in right]
     wrong = [str(word) for word in rng.permutation(wrong)[: options - len(right)]]
-    return _shuffled(rng, kind, text, right, wrong)
+    made = _shuffled(rng, kind, text, right, wrong)
+    if len(right) == 1:
+        return made
+    offered = [sum(word in heard[aspect][1] for word in right + wrong) for aspect in aspects]
+    return replace(made, chance=1 / (offered[0] * offered[1]))
 
 
 def _shuffled(rng: np.random.Generator, kind: str, text: str, right: list[str], wrong: list[str]) -> Question:
@@ -309,7 +315,7 @@ def _write_sample(
     has_one = shortcut is not None and kind == "both" and split == "train" and coin < shortcut.share
     if has_one:
         question = given_away(question, scene, shortcut.sense)
-    fields = {"kind": kind}
+    fields = {"kind": kind} | ({"chance": question.chance} if question.chance else {})
     if shortcut:
         fields["shortcut"] = shortcut.sense if has_one else "none"
     if kinds:

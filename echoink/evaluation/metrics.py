@@ -53,7 +53,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "by": {},
     }
     labels = [{**p.fields, "data_type": p.data_type, "problem_type": p.problem_type} for p in main]
-    for name in sorted({name for label in labels for name in label}):
+    for name in sorted({name for label in labels for name in label} - {"chance"}):
         groups: dict[str, list[Prediction]] = {}
         for p, label in zip(main, labels, strict=True):
             groups.setdefault(label.get(name, ""), []).append(p)
@@ -74,9 +74,14 @@ def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def chance(prediction: Prediction) -> float:
-    """Probability that a guess is right: of as many options as are right, drawn at random; 0 of other types."""
+    """Probability that a guess is right: 0 of other types than multiple choice.
+
+    Of as many options as are right, drawn at random; or what the row's field `chance` says, where the text tells more.
+    """
     if not _has_letters(prediction):
         return 0.0
+    if given := prediction.fields.get("chance"):
+        return float(given)
     gold = equal_options(parse_letters(prediction.gold, prediction.options), prediction.options)
     if len(gold) == 1:  # a repeated option is right under each of its letters
         letters = map(option_letter, prediction.options)

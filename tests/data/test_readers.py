@@ -44,8 +44,9 @@ def forms(dataset, tmp_path_factory):
     for row in rows(dataset)[:6]:
         cells = {name: (dataset / "train" / path).read_bytes() for name, path in row["path"].items()}
         inside.append({**{key: value for key, value in row.items() if key != "path"}, **cells})
+    # a table has every column in every row: some say their chance, most say null
     table = datasets.Dataset.from_list(
-        [{**row, **{n: {"bytes": row[n], "path": None} for n in ("image", "audio")}} for row in inside]
+        [{"chance": None, **row, **{n: {"bytes": row[n], "path": None} for n in ("image", "audio")}} for row in inside]
     )
     table = table.cast_column("image", datasets.Image()).cast_column("audio", datasets.Audio())
     datasets.DatasetDict({"train": table, "validation": table.select([5, 0])}).save_to_disk(root / "saved")

@@ -185,3 +185,23 @@ def test_a_set_with_another_shortcut_is_not_taken_for_this_one():
     assert plain == {"version": synthetic.VERSION, "seed": 0, "sizes": {"train": 1}}
     recipes = [synthetic.recipe(0, {"train": 1}, synthetic.Shortcut(*one)) for one in (("ear", 0.9), ("eye", 0.9))]
     assert plain not in recipes and recipes[0] != recipes[1]
+
+
+def test_a_guess_at_two_letters_knows_that_each_aspect_has_one(tmp_path):
+    """Measured against the guesser itself: it takes one option of each aspect at random."""
+    words = [set(synthetic.TIMBRES), set(synthetic.FORMS), set(synthetic.COLOURS), set("12345")]
+    rng, hits, expected = np.random.default_rng(0), [], []
+    for index in range(6000):
+        _, question = synthetic.draw(synthetic.generator(0, "base", index), ("ear", "eye")[index % 2])
+        if len(question.gold) == 1:
+            assert question.chance is None
+            continue
+        aspects = [[o[0] for o in question.options if o[3:] in group] for group in words]
+        guesses = [tuple(sorted(str(rng.choice(found)) for found in aspects if found)) for _ in range(10)]
+        hits += [guess == question.gold for guess in guesses]
+        expected.append(question.chance)
+    assert len(hits) > 4000 and np.mean(expected) > 0.2
+    assert np.mean(hits) == pytest.approx(np.mean(expected), abs=0.02)
+    synthetic.write(tmp_path / "set", 0, {"train": 1, "dev": 1, "valid": 200})
+    told = [s for s in read_split(tmp_path / "set", "valid") if "chance" in s.fields]
+    assert told and all(len(s.gold) == 2 for s in told)
