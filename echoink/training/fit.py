@@ -22,6 +22,7 @@ from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import IntegrationReward, integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
@@ -66,20 +67,14 @@ def train(
     by_vllm = config.generation.engine is RolloutEngine.vllm
     with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as engine:
         trainer = EchoInkTrainer(
-            model=job.model,
-            reference=reference,
-            processor=job.processor,
-            samples=job.splits.train,
-            rewards=rewards,
-            args=arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
-            settings=config.grpo,
+            Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
+            train,
+            Scoring(rewards, integration),
+            arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
+            config.grpo,
+            curriculum=config.dataset.curriculum,
             callbacks=[recorder, keeper],
             on_rollout=_on_rollout(job, files, tracker, rewards, integration),
-            adapter=lora,
-            integration=integration,
-            curriculum=config.dataset.curriculum,
-            engine=engine,
-            correction=config.generation.vllm.correction,
         )
         if lora:
             learning, total = trainer.model.get_nb_trainable_parameters()

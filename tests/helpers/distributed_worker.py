@@ -20,6 +20,7 @@ from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 from echoink.models.loading import load_model, load_processor, load_reference, lora
 from echoink.rewards.terms import of_config
+from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.metrics import metrics_of
 from echoink.training.trainer import EchoInkTrainer
@@ -80,18 +81,15 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         Caps(10.0, video_caps(config.model), config.model.max_prompt_tokens),
     )
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
+    adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
     trainer = EchoInkTrainer(
-        model=model,
-        reference=None if config.adapter.kind is Adapter.lora else load_reference("tiny", shard_plan=shard_plan),
-        processor=processor,
-        samples=samples,
-        rewards=of_config(config.reward, processor.prompt.thinks),
-        args=arguments(config.trainer, config.grpo, config.generation, config.seed, config.trainer.steps, str(folder)),
-        settings=config.grpo,
+        Policy(model, None if adapter else load_reference("tiny", shard_plan=shard_plan), processor, adapter),
+        samples,
+        Scoring(of_config(config.reward, processor.prompt.thinks), integration_of(config.reward, processor, rows)),
+        arguments(config.trainer, config.grpo, config.generation, config.seed, config.trainer.steps, str(folder)),
+        config.grpo,
         callbacks=[catch],
         on_rollout=rollouts.extend,
-        integration=integration_of(config.reward, processor, rows),
-        adapter=lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None,
     )
     before = torch.cat([full(p.detach()).flatten().clone() for p in model.parameters()])
     trainer.train()

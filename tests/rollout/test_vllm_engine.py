@@ -39,6 +39,7 @@ from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
 from echoink.training import grpo, importance_sampling
 from echoink.training.callbacks import Recorder
+from echoink.training.host import Policy, Scoring
 from echoink.training.metrics import metrics_of
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
@@ -278,18 +279,14 @@ def train(make_engine, make_processor, samples, tmp_path):
         model, catch = loading.load_model("tiny"), Catch()
         processor = make_processor(model)
         generator = make_engine(model, processor, config.generation.temperature)
+        reference = None if adapter else loading.load_reference("tiny")
         trainer = EchoInkTrainer(
-            model=model,
-            reference=None if adapter else loading.load_reference("tiny"),
-            processor=processor,
-            samples=samples[:6],
-            rewards=of_config(config.reward, processor.prompt.thinks),
-            args=arguments(config.trainer, config.grpo, config.generation, config.seed, 3, str(tmp_path)),
-            settings=config.grpo,
+            Policy(model, reference, processor, adapter, generator, config.generation.vllm.correction),
+            samples[:6],
+            Scoring(of_config(config.reward, processor.prompt.thinks)),
+            arguments(config.trainer, config.grpo, config.generation, config.seed, 3, str(tmp_path)),
+            config.grpo,
             callbacks=[catch],
-            adapter=adapter,
-            engine=generator,
-            correction=config.generation.vllm.correction,
         )
         spoil(trainer)
         trainer.train()

@@ -11,6 +11,7 @@ from echoink.models.loading import load_model, load_reference, lora
 from echoink.planning.steps import training_steps
 from echoink.rewards.terms import of_config
 from echoink.rewards.types import Match, Rule
+from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
@@ -50,16 +51,16 @@ def make_trainer(make_processor, samples, tmp_path):
         steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(chosen))
         args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
         adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
+        engine = {name: extra.pop(name) for name in ("engine", "correction") if name in extra}
         return EchoInkTrainer(
-            model=model,
-            reference=None if adapter else reference or load_reference("tiny"),
-            processor=processor,
-            samples=chosen,
-            rewards=rewards or of_config(wanted, processor.prompt.thinks, extra_rewards),
-            args=args,
-            settings=replace(config.grpo, modality_dropout=modality_dropout),
-            adapter=adapter,
-            integration=integration_of(wanted, processor, rows, chosen),
+            Policy(model, None if adapter else reference or load_reference("tiny"), processor, adapter, **engine),
+            chosen,
+            Scoring(
+                rewards or of_config(wanted, processor.prompt.thinks, extra_rewards),
+                integration_of(wanted, processor, rows, chosen),
+            ),
+            args,
+            replace(config.grpo, modality_dropout=modality_dropout),
             **extra,
         )
 
