@@ -94,12 +94,10 @@ def generate(
     Returns:
         R lists of token ids; a completion that ended has its end token last, one that was cut has none.
     """
-    device = model.device
+    device, group, was_training = model.device, len(temperatures), model.training
     ends = torch.tensor(list(end_ids), device=device)
-    was_training = model.training
     model.eval()
 
-    group = len(temperatures)
     start = prefill(model, prompts, pad_id, features)
     logits = start.logits.repeat_interleave(group, 0)
     positions = start.next_positions.repeat_interleave(group)

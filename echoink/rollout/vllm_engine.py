@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,45 @@ _BLOCK = 32
 again for each completion."""
 
 
+@dataclass(frozen=True)
+class EngineSetup:
+    """What an engine is started for."""
+
+    python: str | None
+    """The interpreter that has vLLM; None: this one."""
+    sampling: Sampling
+    """How a token is chosen."""
+    end_ids: Sequence[int]
+    """Tokens that end a completion."""
+    rows: int
+    """Completions that are decoded together."""
+    longest: int
+    """P of the longest prompt."""
+    bf16: bool
+    """Weights and arithmetic in bfloat16, else float32."""
+    device: torch.device
+    """The GPU of this process; any other is the CPU."""
+    sleeps: bool
+    """Give the GPU's memory back between rollouts."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
+    def gpu(self) -> torch.device | None:
+        """Where it computes; None for the CPU."""
+        return self.device if self.device.type == "cuda" else None
+
+
 class Engine:
     """vLLM with the architecture of a model.
 
     Args:
         model: only its configuration is used.
         processor: the model's; vLLM wants to find its files.
-        python: the interpreter that has vLLM; None: this one.
-        sampling: how a token is chosen.
-        end_ids: tokens that end a completion.
-        rows: completions that are decoded together.
-        longest: P of the longest prompt.
-        bf16: weights and arithmetic in bfloat16, else float32.
-        device: the GPU of this process; any other is the CPU.
-        sleeps: give the GPU's memory back between rollouts.
+        setup: what it is started for.
         log: file for what vLLM says.
         weights: file by which weights are passed; the processes of one machine share it.
         writes: whether this process writes it for all of its machine.
@@ -71,56 +97,37 @@ class Engine:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        python: str | None,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-        rows: int,
-        longest: int,
-        bf16: bool,
-        device: torch.device,
-        sleeps: bool,
+        setup: EngineSetup,
         log: Path,
         weights: Path,
         writes: bool = True,
         each: Callable[[Callable[[], None]], None] = lambda work: work(),
     ):
         self._log, self._weights, self._writes, self._each = log, weights, writes, each
-        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        self._dtype, self._gpu, sampling = setup.dtype, setup.gpu, setup.sampling
         self._family = family = family_of(model)
         self._tokens = family.placeholders(model.config)
         self._sampling = {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "max_tokens": sampling.max_new_tokens,
-            "stop_token_ids": list(end_ids),
+            "stop_token_ids": list(setup.end_ids),
             # A sampled placeholder would stand for a picture or a sound that is not there.
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
-        self._gpu = gpu = device if device.type == "cuda" else None
-        self._sleeps = sleeps and gpu is not None
+        self._sleeps = setup.sleeps and self._gpu is not None
         self._has_weights = False
         if writes:
             weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
-        length = longest + sampling.max_new_tokens
-        settings = {
-            "model": str(self._folder),
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "max_model_len": length,
-            "max_num_seqs": rows,
-            "max_num_batched_tokens": max(4096, longest),
-            "kv_cache_memory_bytes": cache_bytes(model, rows, length, self._dtype),
-            "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
-            "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
-            **({} if gpu else {"enforce_eager": True, "block_size": _BLOCK}),
-        }
         started = time.perf_counter()
         self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
         try:
             processor.save_pretrained(self._folder)
             family.vllm_config(model.config).save_pretrained(self._folder)
-            self._process, self._connection = _start(python or sys.executable, gpu, log)
+            self._process, self._connection = _start(setup.python or sys.executable, self._gpu, log)
             fields = (*family.VLLM_FIELDS, family.vllm_field_arguments(model.config))
+            settings = self._settings(model, setup)
             self.version = self._ask(
                 "start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps, fields=fields
             )
@@ -128,6 +135,21 @@ class Engine:
             self.close()
             raise
         self.seconds = time.perf_counter() - started
+
+    def _settings(self, model: PreTrainedModel, setup: EngineSetup) -> dict[str, Any]:
+        """vLLM's own."""
+        length = setup.longest + setup.sampling.max_new_tokens
+        return {
+            "model": str(self._folder),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "max_model_len": length,
+            "max_num_seqs": setup.rows,
+            "max_num_batched_tokens": max(4096, setup.longest),
+            "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self._dtype),
+            "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
+            "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
+            **({} if self._gpu else {"enforce_eager": True, "block_size": _BLOCK}),
+        }
 
     def push(self, model: torch.nn.Module) -> int:
         """Give the engine the weights of the model, after the first time those that learn.

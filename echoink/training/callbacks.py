@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerState
@@ -103,6 +103,15 @@ class Recorder(TrainerCallback):
         self._bar.stop()
 
 
+class Regular(NamedTuple):
+    """What is done with the model every so many steps, and at the last."""
+
+    every: int
+    """0: never."""
+    work: Callable[[torch.nn.Module, int], Any]
+    """Of the model and the step."""
+
+
 class Keeper(TrainerCallback):
     """What is due after a step: a checkpoint every so many steps, at the end, and where the development split is
     answered best so far; evaluations on that split; answers to the watched samples.
@@ -113,10 +122,8 @@ class Keeper(TrainerCallback):
         files: the run's folder.
         every: steps between checkpoints, 0 for only the last.
         keep: newest checkpoints kept; the best is kept besides.
-        evaluate_every: steps between evaluations on the development split, 0 for none.
-        evaluate: of a model at a step: its metrics, `dev/accuracy` among them.
-        watch_every: steps between answers to the watched samples, 0 for none.
-        watch: answers them.
+        development: the evaluation on the development split, whose metrics have `dev/accuracy`.
+        watch: answers the watched samples.
         recorder: takes those metrics.
         provenance: what the manifest of a checkpoint says beside its step.
 
@@ -130,16 +137,13 @@ class Keeper(TrainerCallback):
         files: RunFolder,
         every: int,
         keep: int,
-        evaluate_every: int,
-        evaluate: Callable[[torch.nn.Module, int], dict[str, float]],
-        watch_every: int,
-        watch: Callable[[torch.nn.Module, int], None],
+        development: Regular,
+        watch: Regular,
         recorder: Recorder,
         provenance: Mapping[str, Any],
     ):
-        self._watch_every, self._watch = watch_every, watch
+        self._development, self._watch, self._recorder = development, watch, recorder
         self._files, self._every, self._keep, self._provenance = files, every, keep, provenance
-        self._evaluate_every, self._evaluate, self._recorder = evaluate_every, evaluate, recorder
         self.trainer: EchoInkTrainer | None = None
         self.best: dict[str, float] | None = None
         self.newest: Path | None = collectives.first(lambda: next(reversed(checkpoint.steps(files.path)), None))
@@ -171,8 +175,8 @@ class Keeper(TrainerCallback):
 
         watches, evaluates = collectives.first(
             lambda: (
-                due(self._watch_every) and not done("watched.jsonl"),
-                bool(step) and due(self._evaluate_every) and not done("dev.jsonl"),
+                due(self._watch.every) and not done("watched.jsonl"),
+                bool(step) and due(self._development.every) and not done("dev.jsonl"),
             )
         )
         with self.trainer.apart():
@@ -181,10 +185,10 @@ class Keeper(TrainerCallback):
             if watches:
                 watchdog.at(f"step {step}, the watched samples")
                 with self.trainer.unsharded() as model:
-                    self._watch(model, step)
+                    self._watch.work(model, step)
             if evaluates:
                 with self.trainer.unsharded() as model:
-                    metrics = self._evaluate(model, step)
+                    metrics = self._development.work(model, step)
                 self._recorder.development(step, metrics)
                 if self._compare({"step": step, **metrics}):
                     self._save(step, last)

@@ -1,6 +1,6 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -21,9 +21,9 @@ from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.callbacks import Keeper, Recorder, Regular
 from echoink.training.host import Policy, Scoring
-from echoink.training.integration_reward import IntegrationReward, integration_of
+from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.trainer import EchoInkTrainer
@@ -59,27 +59,22 @@ def train(
     settings = with_checkpointing_decided(job, longest)
     recorder = _recorder(config, files, tracker, steps)
     keeper = _keeper(job, files, evaluator, recorder, provenance)
-    rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
-    rows = config.trainer.micro_batch_prompts * config.grpo.group_size
-    train = job.splits.train
-    clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
-    integration = integration_of(config.reward, job.processor, rows, train, config.seed, clusters)
+    scoring = _scoring(job)
     by_vllm = config.generation.engine is RolloutEngine.vllm
     with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as engine:
         trainer = EchoInkTrainer(
             Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
-            train,
-            Scoring(rewards, integration),
+            job.splits.train,
+            scoring,
             arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
             config.grpo,
             curriculum=config.dataset.curriculum,
             callbacks=[recorder, keeper],
-            on_rollout=_on_rollout(job, files, tracker, rewards, integration),
+            on_rollout=_on_rollout(job, files, tracker, scoring),
         )
         if lora:
             learning, total = trainer.model.get_nb_trainable_parameters()
-            kind = f"{config.adapter.kind.name} of rank {config.adapter.rank}"
-            console.say("adapter", f"{kind} · {learning:,} of {total:,} parameters learn")
+            console.say("adapter", f"{config.adapter.kind.name} of rank {lora.r} · {learning:,} of {total:,} learn")
         keeper.trainer = trainer
         try:
             trainer.go_on(start.checkpoint)
@@ -92,6 +87,15 @@ def train(
             trainer.close()
     _sum_up(files, trainer, keeper)
     return trainer
+
+
+def _scoring(job: Job) -> Scoring:
+    """The rewards of a configuration."""
+    config, train = job.config, job.splits.train
+    rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
+    rows = config.trainer.micro_batch_prompts * config.grpo.group_size
+    clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
+    return Scoring(rewards, integration_of(config.reward, job.processor, rows, train, config.seed, clusters))
 
 
 def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel | None]:
@@ -121,10 +125,11 @@ def _keeper(
         files,
         config.trainer.save_every,
         config.trainer.keep_checkpoints,
-        config.eval.every,
-        lambda model, step: evaluator.development(model, job.splits.dev, step),
-        config.trainer.completions_every if config.eval.watched else 0,
-        lambda model, step: evaluator.watch(model, job.splits.valid, step),
+        Regular(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
+        Regular(
+            config.trainer.completions_every if config.eval.watched else 0,
+            lambda model, step: evaluator.watch(model, job.splits.valid, step),
+        ),
         recorder,
         provenance,
     )
@@ -134,13 +139,12 @@ def _on_rollout(
     job: Job,
     files: RunFolder,
     tracker: Tracker,
-    rewards: Sequence[terms.Reward],
-    integration: IntegrationReward | None,
+    scoring: Scoring,
 ) -> Callable[[list[dict]], None]:
     """What looks at the rows of every rollout: the watch over runs that cannot learn, `completions/`, traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
-    weights = {reward.name: reward.weight for reward in rewards}
-    if integration and integration.pays:
+    weights = {reward.name: reward.weight for reward in scoring.terms}
+    if (integration := scoring.integration) and integration.pays:
         weights["integration"] = integration.weight
     complete = with_question_and_total(job.splits.train, weights)
     lookers = (
@@ -185,14 +189,16 @@ def _engine(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
             vllm_engine.Engine(
                 job.model,
                 job.processor.processor,
-                settings.python,
-                job.sampling,
-                job.end_ids,
-                trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size,
-                longest,
-                bf16,
-                state.device,
-                settings.sleep,
+                vllm_engine.EngineSetup(
+                    python=settings.python,
+                    sampling=job.sampling,
+                    end_ids=job.end_ids,
+                    rows=trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size,
+                    longest=longest,
+                    bf16=bf16,
+                    device=state.device,
+                    sleeps=settings.sleep,
+                ),
                 files.path / own,
                 weights,
                 state.is_local_main_process,

@@ -8,8 +8,10 @@ from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Recorder
+from echoink.training.callbacks import Keeper, Recorder, Regular
 from tests.helpers.trainers import Catch, weights
+
+NEVER = Regular(0, lambda *_: None)
 
 # --- numbers that are not finite ---
 
@@ -77,7 +79,7 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
 def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
         recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 2, 8, 1, patience=2)
-        keeper = Keeper(files, 1, 2, 0, lambda *_: {}, 0, lambda *_: None, recorder, {})
+        keeper = Keeper(files, 1, 2, NEVER, NEVER, recorder, {})
 
         class Break(TrainerCallback):
             def on_optimizer_step(self, args, state, control, **_):
@@ -96,7 +98,7 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
 
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
         recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 3, 8, 1, patience=2)
-        keeper = Keeper(files, 1, 2, 0, lambda *_: {}, 0, lambda *_: None, recorder, {})
+        keeper = Keeper(files, 1, 2, NEVER, NEVER, recorder, {})
         trainer = keeper.trainer = make_trainer("trainer.steps=3", callbacks=[recorder, keeper])
         monkeypatch.setattr(trainer, "save_state_beside", lambda folder: trainer.state.global_step == 1 or full())
         with pytest.raises(UserError, match=r"step 3 could not be saved \(unexpected pos .*\); .* GiB are free"):
