@@ -86,19 +86,13 @@ def load(
     if holds_out:
         del found["dev"], dropped["dev"]
     media_info: dict[str, MediaInfo] = {}
-    for split, samples in found.items():
-        check = progress(f"check {split}", len(samples))
-        results = first(
-            partial(check_media, samples, model.max_audio_seconds, video_caps(model), check, config.soundtrack)
-        )
-        pairs = list(zip(samples, results, strict=True))
-        dropped[split] += [replace(bad, reason=f"{split} {bad.reason}") for _, bad in pairs if isinstance(bad, Dropped)]
-        media_info |= {f"{split} {s.id}": result for s, result in pairs if isinstance(result, MediaInfo)}
-        found[split] = [
-            with_soundtrack(s, result.soundtrack, config.soundtrack)
-            for s, result in pairs
-            if isinstance(result, MediaInfo)
-        ]
+    for split in found:
+        check = progress(f"check {split}", len(found[split]))
+        decode = partial(check_media, found[split], model.max_audio_seconds, video_caps(model), check)
+        checked = list(zip(found[split], first(partial(decode, config.soundtrack)), strict=True))
+        found[split], broken, infos = _sorted_out(checked, split, config.soundtrack)
+        dropped[split] += broken
+        media_info |= infos
         _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
@@ -116,6 +110,16 @@ def load(
         media_info=media_info,
         profile=profile(found, dropped, media_info),
     )
+
+
+def _sorted_out(
+    checked: Sequence[tuple[Sample, MediaInfo | Dropped]], split: str, soundtrack: bool
+) -> tuple[list[Sample], list[Dropped], dict[str, MediaInfo]]:
+    """Samples whose media could be decoded, those that are dropped, and what is known of the media by split and id."""
+    whole = [(sample, found) for sample, found in checked if isinstance(found, MediaInfo)]
+    broken = [replace(found, reason=f"{split} {found.reason}") for _, found in checked if isinstance(found, Dropped)]
+    kept = [with_soundtrack(sample, found.soundtrack, soundtrack) for sample, found in whole]
+    return kept, broken, {f"{split} {sample.id}": found for sample, found in whole}
 
 
 def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> list[Sample]:

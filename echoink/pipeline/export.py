@@ -97,14 +97,12 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
         model: what was exported; its class and family are named.
         processor: its processor.
     """
-    files = {
-        name: _run_file(path, name) for name in ("summary.json", "config.yaml", "dataset.json", "environment.json")
-    }
     summary, dataset, environment = (
-        json.loads(file.read_text()) if (file := files[name]) else {}
+        json.loads(file.read_text()) if (file := _run_file(path, name)) else {}
         for name in ("summary.json", "dataset.json", "environment.json")
     )
-    config: Any = OmegaConf.load(files["config.yaml"]) if files["config.yaml"] else None
+    file = _run_file(path, "config.yaml")
+    config: Any = OmegaConf.load(file) if file else None
     base = config.checkpoint or config.model.path if config else None
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
     head += [f"base_model: {base}"] if base and "/" in base and not Path(base).exists() else []
@@ -121,6 +119,19 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
             + ".",
             "",
         ]
+    body += _numbers(summary)
+    if environment:
+        versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
+        body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
+    body += _how_to_load(adapter, model, processor)
+    if config:
+        body += ["The prompt it was trained on:", "", "```", config.prompt.template.strip(), "```", ""]
+    return "\n".join([*head, *body])
+
+
+def _numbers(summary: dict[str, Any]) -> list[str]:
+    """Accuracies of a run's base and trained model; nothing where none was evaluated."""
+    body: list[str] = []
     phases = [(phase, summary[phase]) for phase in ("base", "final") if summary.get(phase)]
     if phases:
         body += ["| | n | accuracy | 95 % | format | greedy |", "|---|---|---|---|---|---|"]
@@ -131,6 +142,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
                 f"| {phase} | {found['n']:,} | {100 * found['accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} "
                 f"| {100 * found['format']:.1f} % | {greedy} |"
             )
+        phase, found = phases[-1]
         extra = {"custom": found.get("custom"), **found.get("rewards", {})}
         shown = [f"{name} {value:.3f}" for name, value in extra.items() if value is not None]
         body += ["", f"Further rewards of the {phase} model, means: {', '.join(shown)}."] if shown else []
@@ -138,19 +150,20 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
         body += ["", f"The numbers are of the run's last step ({step}), sampled as in training.", ""]
     if paired := summary.get("paired"):
         body += [f"{100 * paired['difference']:+.1f} points, {paired['test']} p = {paired['p_value']:.2g}.", ""]
-    if environment:
-        versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
-        body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
+    return body
+
+
+def _how_to_load(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin) -> list[str]:
+    """Python that loads it."""
     reader, architecture = type(processor).__name__, type(model).__name__
-    body += ["```python", *(["from peft import PeftModel"] if adapter else [])]
-    body += [
+    return [
+        "```python",
+        *(["from peft import PeftModel"] if adapter else []),
         f"from transformers import {reader}, {architecture}",
         "",
         f'processor = {reader}.from_pretrained("<folder>")',
         f'model = {architecture}.from_pretrained("<{"base" if adapter else "folder"}>")',
         *(['model = PeftModel.from_pretrained(model, "<folder>")'] if adapter else []),
+        "```",
+        "",
     ]
-    body += ["```", ""]
-    if config:
-        body += ["The prompt it was trained on:", "", "```", config.prompt.template.strip(), "```", ""]
-    return "\n".join([*head, *body])

@@ -133,6 +133,17 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
     command += ["resume=auto"] if goes_on else []
+    code = _run(command, folder, side_by_side)
+    summary = read_summary(folder)
+    if code != 0 and summary["status"] in ("running", "missing"):
+        status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
+        summary |= {"status": status, "error": f"the process ended with {code}"}
+        write_atomic(folder / "summary.json", as_json(summary))
+    return _done(folder, summary["status"])
+
+
+def _run(command: list[str], folder: Path, side_by_side: int) -> int:
+    """The exit status of a job's process; its output goes to the screen, or to its folder where it is not alone."""
     alone = side_by_side == 1
     with (
         nullcontext() if alone else open(folder / "output.log", "a") as output,
@@ -143,18 +154,12 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent)
         try:
-            code = process.wait()
+            return process.wait()
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
                 process.terminate()
             _wait(process)
             raise
-    summary = read_summary(folder)
-    if code != 0 and summary["status"] in ("running", "missing"):
-        status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
-        summary |= {"status": status, "error": f"the process ended with {code}"}
-        write_atomic(folder / "summary.json", as_json(summary))
-    return _done(folder, summary["status"])
 
 
 def _done(folder: Path, how: str) -> float:
