@@ -129,10 +129,11 @@ def _load_data(config: Config) -> Splits:
         if any(takes_both.values()) and not any(map(has_both, splits.train)):
             key = next(key for key, value in takes_both.items() if value)
             raise UserError(f"{key} is about sound and sight together, and no training sample has both", "set it to 0")
-        twins = config.reward.lambda_int and config.reward.integration is Rule.twin
+        rule = config.reward.integration
+        twins = config.reward.lambda_int and rule in (Rule.twin, Rule.redraw)
         if twins and not any(sample.fields.get("need") in NEEDED for sample in splits.train):
             raise UserError(
-                "reward.integration=twin pays questions whose need is known, and no training sample says its own",
+                f"reward.integration={rule.name} pays questions whose need is known, and no training sample has one",
                 "a field `need` (audio, image or both) in each row: python -m echoink.curate mode=difficulty",
             )
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))

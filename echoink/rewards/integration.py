@@ -28,7 +28,9 @@ quarter (and "more often than one" in two fifths).
 that of another sample, with another answer to the same question (`ablations.make`). A right answer is paid if it
 changes with each sense that the question needs (the field `need` of its row: audio, image or both) and stays right
 under a change of each other sense. A group's prompt is answered G more times for each sense. A question without such a
-label, or without a donor, is paid nothing.
+label, or without a donor, is paid nothing. `redraw` is its control: it pays by the same formula, and its twins are
+asked the same question with the same media and the noise of the next completions. It knows the same labels and draws as
+many answers, and touches no medium.
 
 Two published rules, for comparison, with the same further rollouts:
 
@@ -53,7 +55,10 @@ from echoink.rewards.types import Rule
 ALPHA = 0.05
 """Level of the test behind `need`."""
 
-ANSWERS_AGAIN = (Rule.need, Rule.twin, Rule.omnivideo_r1, Rule.video_r1)
+TWINS = (Rule.twin, Rule.redraw)
+"""Rules that pay for answers that change."""
+
+ANSWERS_AGAIN = (Rule.need, *TWINS, Rule.omnivideo_r1, Rule.video_r1)
 """Rules that need completions of the changed prompts."""
 
 

@@ -9,6 +9,7 @@ class Rule(Enum):
     counterfactual = "counterfactual"
     need = "need"
     twin = "twin"
+    redraw = "redraw"
     omnivideo_r1 = "omnivideo_r1"
     video_r1 = "video_r1"
 

@@ -17,7 +17,7 @@ from echoink.data.samples import Sample
 from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import score
 from echoink.rewards import integration
-from echoink.rewards.integration import ANSWERS_AGAIN
+from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.terms import RewardFunction, accuracy_of
 from echoink.rewards.types import NEEDED, Rule
@@ -36,7 +36,7 @@ class IntegrationReward:
         processor: turns a sample into model inputs.
         accuracy: R_acc of completions and the samples that they answer.
         rows: R of one scoring pass.
-        twins: for the rule twin, by sense and sample id: the training samples with that sense changed.
+        twins: for the rules twin and redraw, by sense and sample id: the training samples with that sense changed.
 
     Attributes:
         notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions,
@@ -79,7 +79,7 @@ class IntegrationReward:
         """
         self.notes.clear()
         self._samples = list(samples)
-        changes = self.rule is Rule.twin
+        changes = self.rule in TWINS
         self._both = [i for i, sample in enumerate(samples) if (self._payable(sample) if changes else has_both(sample))]
         self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
         self._ablated = []
@@ -115,13 +115,13 @@ class IntegrationReward:
         rows = [index * group + g for index in self._both for g in range(group)]
         asked = [self._samples[index] for index in self._both for _ in range(group)]
         self._readable = torch.zeros_like(self._right_without, dtype=torch.bool)
-        for right, readable, (prompts, features) in zip(
-            self._right_without, self._readable, self._ablated, strict=True
-        ):
+        kept = zip(self._right_without, self._readable, self._ablated, strict=True)
+        for sense, (right, readable, (prompts, features)) in enumerate(kept):
             if prompts:
+                drawn = noise.roll(1 + sense, 1) if self.rule is Rule.redraw else noise
                 temperatures = [sampling.temperature] * group
                 completions = generate(
-                    model, prompts, noise[self._both], temperatures, sampling, end_ids, pad_id, features
+                    model, prompts, drawn[self._both], temperatures, sampling, end_ids, pad_id, features
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
                 right[rows] = torch.tensor(self._accuracy(texts, asked), device=right.device)
@@ -147,7 +147,7 @@ class IntegrationReward:
             if (of := (senses > 0) & (right == 1)).any():
                 self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
             return paid
-        if self.rule is Rule.twin:
+        if self.rule in TWINS:
             needs = [NEEDED.get(sample.fields.get("need"), (False, False)) for sample in samples]
             paid = senses * integration.twin(
                 right, self._right_without, self._readable, torch.tensor(needs, device=device).T
@@ -196,17 +196,20 @@ def has_answer(text: str, sample: Sample) -> bool:
     return answer is not None and (not sample.options or bool(parse_letters(answer, sample.options)))
 
 
-def twins_of(samples: Sequence[Sample], seed: int, clusters: Mapping[str, str]) -> list[dict[str, Sample]]:
+def twins_of(
+    samples: Sequence[Sample], seed: int, clusters: Mapping[str, str], changed: bool
+) -> list[dict[str, Sample]]:
     """By sense and sample id: the samples whose need is known, with the sound or the picture of a donor.
 
     Args:
         samples: the training set.
         seed: of the choice of donors.
         clusters: by id, which samples share media.
+        changed: False leaves the samples as they are, for the control.
     """
     found = []
     for variant in SWAPS:  # the same donors for all labels: of the same kind of question
-        made = make(samples, variant, seed, clusters)
+        made = make(samples, variant, seed, clusters) if changed else samples
         found.append({sample.id: sample for sample in made if sample.fields.get("need") in NEEDED})
     return found
 
@@ -235,11 +238,13 @@ def integration_of(
     if not config.lambda_int:
         return None
     rule, twins = config.integration, []
-    if rule is Rule.twin:
-        twins = twins_of(samples, seed, clusters or {})
+    if rule in TWINS:
+        twins = twins_of(samples, seed, clusters or {}, changed=rule is Rule.twin)
         payable = sum(all(sample.id in each for each in twins) for sample in samples)
-        console.say("twin", f"{payable:,} of {len(samples):,} training samples can be paid")
+        console.say(rule.name, f"{payable:,} of {len(samples):,} training samples can be paid")
         if not payable:
-            raise UserError("reward.integration=twin: no question whose need is known has a donor", "more samples")
+            raise UserError(
+                f"reward.integration={rule.name}: no question whose need is known has a donor", "more samples"
+            )
     accuracy = accuracy_of(config.match)
     return IntegrationReward(rule, config.integration_scale, config.lambda_int, processor, accuracy, rows, twins)

@@ -113,6 +113,17 @@ def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_
         assert reward._readable[sense].tolist() == read and any(read)
 
 
+def test_redraw_changes_the_noise_alone(make_trainer, samples):
+    """The control of twin: the same prompts, answered with the noise of the group's next completions."""
+    labelled = [replace(s, fields=s.fields | {"need": "both"}) for s in samples]
+    trainer = make_trainer("trainer.steps=1", rule=Rule.redraw, rule_weight=1.0, chosen=labelled)
+    reward = trainer._integration
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in labelled[:2] for _ in range(G)])
+    texts = trainer.processing_class.batch_decode(trainer.rollout.completions, skip_special_tokens=True)
+    right = torch.tensor(accuracy_of(Match.lenient)(texts, [s for s in labelled[:2] for _ in range(G)])).view(2, G)
+    assert torch.equal(reward._right_without, torch.stack([right.roll(1, 1), right.roll(2, 1)]).flatten(1))
+
+
 def test_twin_needs_questions_whose_need_is_known(make_trainer, samples):
     with pytest.raises(UserError, match="no question whose need is known"):
         make_trainer("trainer.steps=1", rule=Rule.twin, rule_weight=1.0)
