@@ -305,7 +305,7 @@ class RewardConfig:
     lambda_fmt: float = key("weight of the format reward (Eq. 5)", ge=0)
     match: Match = key("lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run")
     lambda_int: float = key("weight of integration; 0 computes nothing of it", ge=0)
-    integration: Rule = key("what is paid for using both senses: counterfactual, need, or a published rule")
+    integration: Rule = key("what is paid for using both senses: twin (redraw is its control), counterfactual, …")
     integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
