@@ -3,6 +3,14 @@
 python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
 python -m echoink.data show n=3                              the first samples of the default, to outputs/shown
 python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of any other
+python -m echoink.data check mine                            every bad row, balance, media that splits share
+python -m echoink.data check dataset=omnibench dataset.path=…        of any other; exit status 1 where a row is bad
+
+    show and check take every key of `python -m echoink.train`: dataset.… says what is read, model.… the caps on media,
+    prompt=… how a question is put. show also takes
+        split=valid     train, dev or valid
+        n=3             so many samples
+        output=outputs/shown
 """
 
 import tarfile
@@ -12,7 +20,7 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import console, say
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
+from echoink.config.compose import compose, quoted
 
 HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
 """Published copies, tried in this order."""
@@ -69,13 +77,16 @@ def unpack(archive: Path, output: Path) -> Path:
     return output
 
 
-def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
+def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
     """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
 
     Pictures are scaled as the processor scales them, sounds are 16 kHz mono, a video is the row of its frames.
 
+    Returns:
+        Exit status: 1 where rows are bad. They are named and the others shown.
+
     Raises:
-        UserError: a key or a sample is wrong.
+        UserError: a key is wrong, or there is no such split.
     """
     import numpy as np
     import soundfile
@@ -84,12 +95,17 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
 
     from echoink.common.console import quiet_libraries
     from echoink.data import splits
+    from echoink.data.check import bad_row
+    from echoink.data.media_check import check_media
     from echoink.data.prompts import build_messages
-    from echoink.data.samples import load_sound
+    from echoink.data.samples import Dropped, load_sound
     from echoink.media import loaders
 
     config = compose(overrides)[0].config
-    samples, _ = splits.first(config.dataset, split, n)
+    samples, bad = splits.first(config.dataset, split, n)
+    infos = check_media(samples, config.model.max_audio_seconds, splits.video_caps(config.model))
+    bad += [info for info in infos if isinstance(info, Dropped)]
+    samples = [sample for sample, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]
     with quiet_libraries():
         from echoink.data.processor import chat_text
         from echoink.models.loading import load_processor
@@ -118,23 +134,50 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> None:
             soundfile.write(output / f"{name}.wav", sound.samples, loaders.SAMPLING_RATE)
             kept = len(sound.samples) / loaders.SAMPLING_RATE
             say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {output / name}.wav")
+    for each in bad:
+        say("bad row", bad_row(each))
+    if bad:
+        say("shown", f"{len(samples)} of {len(samples) + len(bad)} rows of {split}; the others cannot be used")
+    return int(bool(bad))
 
 
-def main(words: Sequence[str]) -> None:
-    """The commands get and show; see the module's docstring.
+def check(words: Sequence[str]) -> int:
+    """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
+    from echoink.common.console import progress
+    from echoink.data import check as checking
+
+    folder = [word for word in words if "=" not in word]
+    if len(folder) > 1:
+        raise UserError(f"cannot read {' '.join(words)}", "one folder, file or hub id, or dataset=…")
+    named = [f"dataset.path={quoted(one)}" for one in folder]
+    chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in words) else []
+    config = compose([*chosen, *named, *(word for word in words if "=" in word)])[0].config
+    found = checking.look_through(config, progress)
+    for label, text in checking.lines(found):
+        say(label, text)
+    return int(not found.is_sound)
+
+
+def main(words: Sequence[str]) -> int:
+    """The commands get, show and check; see the module's docstring.
 
     Raises:
         UserError: an unknown command or key, or what the command says.
     """
     what, *rest = words
+    if {"-h", "--help"} & set(rest):
+        print(__doc__.strip())
+        return 0
+    if what == "check":
+        return check(rest)
     own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))
     others = [word for word in rest if word.partition("=")[0] not in own]
     if what == "get" and len(others) == 1:
         say("data", str(get(others[0], Path(own.get("output", "data")))))
-    elif what == "show" and own.get("n", "3").isdigit():
-        show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "outputs/shown")))
-    else:
-        raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
+        return 0
+    if what == "show" and own.get("n", "3").isdigit():
+        return show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "outputs/shown")))
+    raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ WARNINGS = 3
 """Odd files of a split that are named on the screen; dataset.json has all."""
 
 
+SHOWN = 20
+"""Of the samples that cannot be used, those that an error names."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """The samples of a run."""
@@ -145,6 +149,17 @@ def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list
     ], dropped
 
 
+def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]]:
+    """Every row of a split, the synthetic set written where it is missing, and the rows that are no valid question.
+
+    Raises:
+        UserError: the split is missing or unreadable.
+    """
+    if config.source is Source.synthetic:
+        _write_synthetic(config, Path(config.path))
+    return _read(config, split, None)
+
+
 def video_caps(model: ModelConfig) -> VideoCaps:
     """The caps on videos in the group `model`."""
     return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels)
@@ -251,10 +266,11 @@ def _groups(keys: Sequence[tuple[str, ...]]) -> list[int]:
 def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
     if len(dropped) <= allowed * total:
         return
-    some = "".join(f"\n  {each.reason}" for each in dropped[1:4])
-    more = f"\n  … and {len(dropped) - 4} more" if len(dropped) > 4 else ""
+    some = "".join(f"\n  {each.reason}" for each in dropped[1:SHOWN])
+    more = f"\n  … and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
     share = f"{len(dropped)} of {total} samples of {split} cannot be used"
     hints = [*([dropped[0].hint] if dropped[0].hint else []), "dataset.max_skipped is the share that may be dropped"]
+    hints += ["python -m echoink.data check lists all"] if len(dropped) > SHOWN else []
     raise UserError(
         f"{dropped[0].reason}{some}{more}" + (f"\n  ({share})" if len(dropped) > 1 else ""), "; ".join(hints)
     )

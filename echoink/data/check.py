@@ -1,0 +1,126 @@
+"""A dataset looked through before anything is trained on it: every bad row, and what there is to know of the rest."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from echoink.common.console import percent
+from echoink.common.errors import UserError
+from echoink.config.schema import Config
+from echoink.data import splits
+from echoink.data.media_check import MediaInfo, check_media
+from echoink.data.profile import profile
+from echoink.data.readers import holds_one_split
+from echoink.data.samples import Dropped, Sample, with_soundtrack
+
+SPLITS = ("train", "dev", "valid")
+NAMES = 5
+"""Of files that two splits share, those that are named."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a dataset holds, by split."""
+
+    samples: dict[str, list[Sample]]
+    bad: dict[str, list[Dropped]]
+    """Rows that are no valid question, and samples whose media cannot be read."""
+    media: dict[str, MediaInfo]
+    """By split and id."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every row can be used."""
+        return not any(self.bad.values())
+
+
+def look_through(config: Config, progress: Callable[[str, int | None], Callable[[Iterable], Iterable]]) -> Found:
+    """Read all rows of all splits and decode every file once.
+
+    Args:
+        config: its groups `dataset` and `model` are used.
+        progress: of a label and a total, wraps an iteration.
+
+    Raises:
+        UserError: there is no such dataset, or none of its splits.
+    """
+    found = Found({}, {}, {})
+    refused: UserError | None = None
+    for split in ("valid",) if holds_one_split(config.dataset.path) else SPLITS:
+        try:
+            samples, bad = splits.all_rows(config.dataset, split)
+        except UserError as error:
+            refused = error
+            continue
+        if not samples and not bad:
+            continue
+        check = progress(f"check {split}", len(samples))
+        caps = splits.video_caps(config.model)
+        infos = check_media(samples, config.model.max_audio_seconds, caps, check, config.dataset.soundtrack)
+        pairs = list(zip(samples, infos, strict=True))
+        found.bad[split] = bad + [info for _, info in pairs if isinstance(info, Dropped)]
+        whole = [(sample, info) for sample, info in pairs if isinstance(info, MediaInfo)]
+        found.samples[split] = [with_soundtrack(s, info.soundtrack, config.dataset.soundtrack) for s, info in whole]
+        found.media.update({f"{split} {sample.id}": info for sample, info in whole})
+    if not found.samples and refused:
+        raise refused
+    return found
+
+
+def bad_row(each: Dropped) -> str:
+    """What is wrong with a row, and the way out."""
+    return each.reason + (f" → {each.hint}" if each.hint else "")
+
+
+def lines(found: Found) -> Iterator[tuple[str, str]]:
+    """Label and text of each line of the report."""
+    for each in (each for bad in found.bad.values() for each in bad):
+        yield "bad row", bad_row(each)
+    told = profile(found.samples, found.bad, found.media)
+    for split, about in told.items():
+        total = about["samples"] + len(found.bad[split])
+        yield split, f"{about['samples']:,} of {total:,} rows can be used"
+        yield "", " · ".join(f"{count:,} with {kind}" for kind, count in about["media"].items())
+        types = {**about["problem_types"], **_kinds(found.samples[split])}
+        yield "", " · ".join(f"{count:,} {name}" for name, count in types.items())
+        if letters := about["answer_positions"]:
+            yield "", "right answers " + " · ".join(f"{name} {percent(share)}" for name, share in letters.items())
+        for note, count in about["notes"].items():
+            yield "", f"{note}: {count:,} rows"
+        for warning in about["warnings"]:
+            yield "warning", warning
+        if about["duplicates"]:
+            yield "warning", f"{about['duplicates']:,} rows of {split} are there twice"
+        if about["audio_cut"]:
+            yield "", f"{about['audio_cut']:,} sounds are longer than model.max_audio_seconds and are cut"
+    yield from _shared(found)
+    yield from _missing_kinds(found.samples)
+
+
+def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
+    counts = Counter(sample.fields["kind"] for sample in samples if "kind" in sample.fields)
+    return {f"of kind {kind}": count for kind, count in sorted(counts.items())}
+
+
+def _shared(found: Found) -> Iterator[tuple[str, str]]:
+    """Files whose contents two splits share, by name."""
+    where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
+    for split, samples in found.samples.items():
+        for sample in samples:
+            digests = found.media[f"{split} {sample.id}"].digests
+            where[split].update(dict(zip(digests, sample.places.values(), strict=True)))
+    for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
+        both = [digest for digest in where.get(one, {}) if digest in where.get(other, {})]
+        if both:
+            names = ", ".join(where[one][digest] for digest in both[:NAMES])
+            more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
+            text = f"{one} and {other} share {len(both):,} files, so accuracy on {other} may be too high: {names}{more}"
+            yield "warning", text
+
+
+def _missing_kinds(samples: dict[str, list[Sample]]) -> Iterator[tuple[str, str]]:
+    kinds = {split: {s.fields["kind"] for s in found if "kind" in s.fields} for split, found in samples.items()}
+    everywhere = set().union(*kinds.values())
+    for split, there in kinds.items():
+        if missing := sorted(everywhere - there):
+            yield "warning", f"{split} has no question of kind {', '.join(missing)}"

@@ -1,0 +1,68 @@
+"""`data check` and `data show` on sets with bad rows: all of them named, and an exit status."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from echoink.data.__main__ import main
+
+
+@pytest.fixture
+def own(dataset, tmp_path):
+    """Twelve rows of one's own, three of them bad: a type, an answer and a file; valid shares four with train."""
+    rows = json.loads((dataset / "omni_rl_format_train.json").read_text())[:12]
+    for row in rows:
+        for name, path in row["path"].items():
+            shutil.copy(dataset / "train" / path, tmp_path / path.rpartition("/")[2])
+            row["path"][name] = path.rpartition("/")[2]
+    valid = [{**row, "kind": "ear"} for row in rows[6:8]]
+    rows[1]["problem_type"], rows[3]["solution"] = "multiple chioce", "<answer>Q</answer>"
+    rows[5]["path"]["image"] = "gone.jpg"
+    for name, found in (("train", rows), ("valid", valid)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
+    return tmp_path
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_check_names_every_bad_row_at_once_and_says_so_to_scripts(own, capsys):
+    assert main(["check", str(own)]) == 1
+    text = said(capsys)
+    assert "(problem_id 1): problem_type 'multiple chioce' is not known → known: multiple choice" in text
+    assert "(problem_id 3): the answer 'Q' is not among the options" in text and "gone.jpg" in text
+    assert "9 of 12 rows can be used" in text and "2 of 2 rows can be used" in text
+    assert "train and valid share 4 files" in text and "sample_6.jpg" in text
+    assert "valid has no question of kind both, eye" in text
+
+
+def test_check_of_a_sound_set_ends_with_0(dataset, capsys):
+    assert main(["check", str(dataset)]) == 0
+    assert "bad row" not in said(capsys)
+
+
+def test_check_reads_a_file_as_one_split_and_refuses_what_is_not_there(own, capsys):
+    assert main(["check", str(own / "valid.jsonl")]) == 0
+    text = said(capsys)
+    assert "valid 2 of 2" in text and "train" not in text.replace(str(own), "")
+    found = subprocess.run([sys.executable, "-m", "echoink.data", "check", "nowhere"], capture_output=True, text=True)
+    assert found.returncode == 2 and "dataset folder not found: nowhere" in found.stderr
+
+
+def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):
+    words = ["show", "dataset=rows", f"dataset.path={own}", "split=train", "n=8", f"output={tmp_path}/shown"]
+    assert main(words) == 1
+    text = said(capsys)
+    assert "multiple chioce" in text and "gone.jpg" in text and "7 of 10 rows of train" in text
+    assert len(list((tmp_path / "shown").glob("*.png"))) == 7
+    assert main([*words[:3], "split=valid", words[-1]]) == 0
+
+
+@pytest.mark.parametrize("command", ["show", "check", "get"])
+def test_each_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "dataset.path=" in said(capsys)
