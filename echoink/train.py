@@ -49,7 +49,10 @@ def main() -> None:
         if shows_only:
             run()
             return
-        overrides, again = sweep.settled(arguments.overrides) if arguments.multirun else (arguments.overrides, None)
+        given = arguments.overrides
+        overrides, again, remembered = sweep.settled(given) if arguments.multirun else sweep.Settled(given)
+        if remembered and not arguments.config_dir:
+            arguments.config_dir, flags = remembered, [*flags, "--config-dir", remembered]
         sys.argv[1:] = [*flags, *overrides]
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         first = jobs[0]
@@ -64,7 +67,7 @@ def main() -> None:
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
-            sys.exit(sweep.run(run, jobs, folder, overrides, flags))
+            sys.exit(sweep.run(run, jobs, folder, overrides, flags, arguments.config_dir))
         run()
     except UserError as error:
         _say(error)

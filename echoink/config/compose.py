@@ -69,7 +69,9 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
 
 
 def quoted(text: object) -> str:
-    """A text, such as a path, as a quoted value in Hydra's grammar of overrides."""
+    """A text, such as a path, as a value in Hydra's grammar of overrides, quoted where it must be."""
+    if re.fullmatch(r"[A-Za-z_./][\w./-]*", str(text)):
+        return str(text)
     return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

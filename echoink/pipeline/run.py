@@ -42,6 +42,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     start = _first(lambda: resume.begin(config, folder))
     if config.resume != resume.NEVER:
         console.say("resume", start.describe())
+        if config.resume == resume.AUTO and not start.again and (other := resume.left_beside(config, folder)):
+            console.say("", other)
     if start.finished:
         return run_folder.read_summary(folder)["final"]["accuracy"]
     if config.dry_run:

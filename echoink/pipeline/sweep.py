@@ -15,15 +15,16 @@ to the next, and a crash stops one job only.
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
-from echoink.config.compose import Composed
+from echoink.config.compose import Composed, quoted
 from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
 from echoink.run_folder.folder import read_summary, status_of
@@ -33,8 +34,18 @@ if TYPE_CHECKING:
 from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
 
 
-def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
-    """The overrides of a sweep, those of the one that `sweep.resume=` names where it is given, and its folder.
+class Settled(NamedTuple):
+    """What a sweep is started with."""
+
+    overrides: list[str]
+    folder: Path | None = None
+    """Of the sweep that goes on; None for a new one."""
+    config_dir: str | None = None
+    """That the sweep which goes on was started with."""
+
+
+def settled(overrides: list[str]) -> Settled:
+    """What a sweep is started with: the command line, or what the one that `sweep.resume=` names remembers.
 
     Raises:
         UserError: it is no sweep's folder, or other overrides than its own are given beside.
@@ -42,10 +53,11 @@ def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
     given = [override for override in overrides if override.startswith("sweep.resume=")]
     folder = Path(given[-1].partition("=")[2].strip("'\"")) if given else None
     if folder is None or str(folder) == "null":
-        return overrides, None
+        return Settled(overrides)
     if not (folder / "sweep.json").is_file():
         raise UserError(f"sweep.resume={folder} is no folder of a sweep", "it has a sweep.json")
-    before = json.loads((folder / "sweep.json").read_text())["overrides"]
+    definition = json.loads((folder / "sweep.json").read_text())
+    before = definition["overrides"]
     others = [
         o for o in overrides if o not in before and not o.startswith(("sweep.resume=", "hydra/launcher", "hydra."))
     ]
@@ -55,7 +67,8 @@ def settled(overrides: list[str]) -> tuple[list[str], Path | None]:
         )
     if any(o.startswith("hydra/sweeper=") for o in before):
         raise UserError("a search cannot be taken up", "start another one")
-    return [*before, *(o for o in overrides if o.startswith("hydra") and o not in before)], folder
+    again = [*before, *(o for o in overrides if o.startswith("hydra") and o not in before)]
+    return Settled(again, folder, definition.get("config_dir"))
 
 
 def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
@@ -73,7 +86,12 @@ def _is_swept(value: str) -> bool:
 
 
 def run(
-    launch: Callable[[], None], jobs: Sequence[Composed], folder: Path, overrides: list[str], flags: list[str]
+    launch: Callable[[], None],
+    jobs: Sequence[Composed],
+    folder: Path,
+    overrides: list[str],
+    flags: list[str],
+    config_dir: str | None = None,
 ) -> int:
     """Launch all jobs through Hydra under one parent run, settle every status, print the table, write the report.
 
@@ -83,6 +101,7 @@ def run(
         folder: the sweep's.
         overrides: the command line's.
         flags: the command line's other words, such as --multirun.
+        config_dir: the user's folder of configuration, which the sweep remembers.
 
     Returns:
         Exit status: 0 where every job finished.
@@ -106,6 +125,7 @@ def run(
         "jobs": len(jobs),
         "question": question(chosen[-1] if chosen else None),
         "command": ["-m", "echoink.train", *flags, *overrides],
+        "config_dir": str(Path(config_dir).resolve()) if config_dir else None,
         **{key: environment()[key] for key in ("host", "process", "process_started", *git())},
     }
     _define(folder, definition)
@@ -167,7 +187,7 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
         say("figure", str(figure))
     if any(run.finished and run.result for run in runs) and (page := try_to_write([folder], folder)):
         say("report", str(page))
-    return _failed(bad, summaries, folder) if bad or not summaries else 0
+    return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries else 0
 
 
 def _closed(path: Path, until: float) -> dict:
@@ -186,16 +206,20 @@ def _closed(path: Path, until: float) -> dict:
     return summary
 
 
-def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path) -> int:
+def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, jobs: int) -> int:
+    left = max(0, jobs - len(summaries))  # that were never begun; of a search not known
     if not bad:
         print("\nerror: no job was run", file=sys.stderr)
         return 1
-    print(f"\nerror: {len(bad)} of {len(summaries)} jobs did not finish", file=sys.stderr)
+    never = f", {left} of them not begun" if left else ""
+    print(f"\nerror: {len(bad) + left} of {len(summaries) + left} jobs did not finish{never}", file=sys.stderr)
     for path in bad[:5]:
         log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
-        print(f"  job {path.name}: {summaries[path].get('error')}\n  → {log}", file=sys.stderr)
+        why = summaries[path].get("error") or "no word of why"
+        print(f"  job {path.name}: {summaries[path]['status']}, {why}\n  → {log}", file=sys.stderr)
     if not (folder / "optimization_results.yaml").is_file():
-        print(f"  → again, only these: --multirun sweep.resume={folder}", file=sys.stderr)
+        again = f"python -m echoink.train --multirun {shlex.quote(f'sweep.resume={quoted(folder)}')}"
+        print(f"  → again, only these: {again}", file=sys.stderr)
     return 1
 
 
@@ -210,7 +234,7 @@ def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
         table.add_column(column, no_wrap=column != "overrides")
     for path, summary in summaries.items():
         base, final = summary.get("base") or {}, summary.get("final") or {}
-        run, shown = reader.read(path), final or base
+        run = reader.read(path)
         lengths = run.lengths if run else None
         id = _mlflow_id(summary)
         page = f"{SERVER}/#/experiments/{parent.experiment_id}/runs/{id}"
@@ -220,8 +244,8 @@ def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
             summary["status"] + (" (shared)" if summary.get("shared") else ""),
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),
-            interval(shown["interval"]) if shown else "–",
-            percent(shown.get("format")),
+            interval(final["interval"]) if final else "–",
+            percent(final.get("format")),
             f"{lengths[0]:.0f} → {lengths[1]:.0f}" if lengths else "–",
             f"{summary.get('seconds') or 0:.0f}",
             f"[link={page}]{id[:8]}[/link]" if id else "–",

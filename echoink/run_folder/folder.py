@@ -71,7 +71,7 @@ class RunFolder:
             return
         with signals.held():
             self.summary["status"] = status_of(error).lower()
-            self.summary["error"] = error and f"{type(error).__name__}: {error}"
+            self.summary["error"] = error and reason(error)
             self.summary["ended"] = milliseconds()
             self.write_summary()
 
@@ -142,6 +142,15 @@ def take(folder: Path) -> None:
         raise UserError(
             f"another process is writing to {folder}", "wait for it, or choose another hydra.run.dir"
         ) from None
+
+
+def reason(error: BaseException) -> str:
+    """Why a run ended, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted by Ctrl-C"
+    if isinstance(error, SystemExit) and error.code in (130, 143):
+        return "told to stop by a signal"
+    return f"{type(error).__name__}: {error}"
 
 
 def status_of(error: BaseException | None) -> str:

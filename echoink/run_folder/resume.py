@@ -94,6 +94,23 @@ def place(config: Config, folder: Path) -> Path:
     return folder
 
 
+def left_beside(config: Config, folder: Path) -> str | None:
+    """The newest unfinished run of the same name beside a fresh one, in what it differs, and how to go on with it."""
+    wanted = reader.method(to_yaml(config))
+    beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
+    for _, path in sorted(beside, reverse=True):
+        run = reader.read(path)
+        if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
+            continue
+        if in_use(path) or not checkpoint.can_go_on(path):
+            continue
+        if changed := _differences(run.config, wanted, config.resume_allow):
+            listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(changed.items())[:4])
+            more = f" and {len(changed) - 4} more keys" if len(changed) > 4 else ""
+            return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
+    return None
+
+
 def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Other runs in the same parent folder with their summaries; those that cannot be read are none of ours."""
     for file in folder.parent.glob("*/summary.json"):

@@ -1,5 +1,6 @@
 """What happens beside a training step: metrics to disk and MLflow, rollout samples, the progress bar, checkpoints."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from echoink.common.errors import UserError
 from echoink.distributed import collectives, watchdog
 from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import RunFolder
+from echoink.tracking import client
 from echoink.tracking.logger import Tracker
 from echoink.training.metrics import metrics_of
 from echoink.training.trainer import EchoInkTrainer
@@ -204,10 +206,11 @@ class Keeper(TrainerCallback):
                 self._save(step, step == self.trainer.state.max_steps)
         kept = checkpoint.step_of(self.newest) if self.newest else 0
         lost = "" if kept == step else f" ({step - kept} steps are lost)"
+        again = "sweep.resume" if client.PARENT in os.environ else "resume=auto"  # of a job the sweep says how
         if kept:
-            say("stopped", f"step {kept} is kept; resume=auto goes on from it{lost}")
+            say("stopped", f"step {kept} is kept; {again} goes on from it{lost}")
         else:
-            say("stopped", f"nothing is kept yet; resume=auto begins again{lost}")
+            say("stopped", f"nothing is kept yet; {again} begins again{lost}")
 
     def _save(self, step: int, last: bool) -> None:
         if self.newest and checkpoint.step_of(self.newest) == step:

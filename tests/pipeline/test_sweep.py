@@ -194,8 +194,8 @@ def test_visible_devices(monkeypatch, value, gpus):
 def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1", "grpo.beta=0"]}))
     again = [f"sweep.resume={tmp_path}"]
-    assert sweep.settled(["seed=0,1"]) == (["seed=0,1"], None)
-    assert sweep.settled(again) == (["seed=0,1", "grpo.beta=0"], tmp_path)
+    assert sweep.settled(["seed=0,1"]) == (["seed=0,1"], None, None)
+    assert sweep.settled(again) == (["seed=0,1", "grpo.beta=0"], tmp_path, None)
     assert sweep.settled([*again, "hydra/launcher=joblib"])[0][-1] == "hydra/launcher=joblib"
     with pytest.raises(UserError, match=r"not with grpo\.beta=1"):
         sweep.settled([*again, "grpo.beta=1"])
