@@ -32,6 +32,12 @@ def say_mlflow(uri: str, page: str) -> None:
     say("", f"then open {SERVER}{page}")
 
 
+def count(number: float, noun: str) -> str:
+    """1 and "sample" → "1 sample", 1,200 → "1,200 samples"; nouns that take an s."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}" + ("" if number == 1 else "s")
+
+
 def percent(value: float | None) -> str:
     """0.8577 → "85.8 %"."""
     return "–" if value is None else f"{100 * value:.1f} %"

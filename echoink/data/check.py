@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from echoink.common.console import percent
+from echoink.common.console import count, percent
 from echoink.common.errors import UserError
 from echoink.config.schema import Config
 from echoink.data import splits
@@ -79,27 +79,27 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
     told = profile(found.samples, found.bad, found.media)
     for split, about in told.items():
         total = about["samples"] + len(found.bad[split])
-        yield split, f"{about['samples']:,} of {total:,} rows can be used"
-        yield "", " · ".join(f"{count:,} with {kind}" for kind, count in about["media"].items())
+        yield split, f"{about['samples']:,} of {count(total, 'row')} can be used"
+        yield "", " · ".join(f"{number:,} with {kind}" for kind, number in about["media"].items())
         types = {**about["problem_types"], **_kinds(found.samples[split])}
-        yield "", " · ".join(f"{count:,} {name}" for name, count in types.items())
+        yield "", " · ".join(f"{number:,} {name}" for name, number in types.items())
         if letters := about["answer_positions"]:
             yield "", "right answers " + " · ".join(f"{name} {percent(share)}" for name, share in letters.items())
-        for note, count in about["notes"].items():
-            yield "", f"{note}: {count:,} rows"
+        for note, number in about["notes"].items():
+            yield "", f"{note}: {count(number, 'row')}"
         for warning in about["warnings"]:
             yield "warning", warning
         if about["duplicates"]:
-            yield "warning", f"{about['duplicates']:,} rows of {split} are there twice"
+            yield "warning", f"{count(about['duplicates'], 'row')} of {split} repeat another"
         if about["audio_cut"]:
-            yield "", f"{about['audio_cut']:,} sounds are longer than model.max_audio_seconds and are cut"
+            yield "", f"{count(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
     yield from _shared(found)
     yield from _missing_kinds(found.samples)
 
 
 def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
     counts = Counter(sample.fields["kind"] for sample in samples if "kind" in sample.fields)
-    return {f"of kind {kind}": count for kind, count in sorted(counts.items())}
+    return {f"of kind {kind}": number for kind, number in sorted(counts.items())}
 
 
 def _shared(found: Found) -> Iterator[tuple[str, str]]:
@@ -114,8 +114,8 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
         if both:
             names = ", ".join(where[one][digest] for digest in both[:NAMES])
             more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
-            text = f"{one} and {other} share {len(both):,} files, so accuracy on {other} may be too high: {names}{more}"
-            yield "warning", text
+            shared = f"{one} and {other} share {count(len(both), 'file')}, so accuracy on {other} may be too high"
+            yield "warning", f"{shared}: {names}{more}"
 
 
 def _missing_kinds(samples: dict[str, list[Sample]]) -> Iterator[tuple[str, str]]:

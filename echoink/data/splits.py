@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from echoink.common.console import count as counted
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
@@ -268,7 +269,7 @@ def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, spl
         return
     some = "".join(f"\n  {each.reason}" for each in dropped[1:SHOWN])
     more = f"\n  … and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
-    share = f"{len(dropped)} of {total} samples of {split} cannot be used"
+    share = f"{len(dropped)} of {counted(total, 'sample')} of {split} cannot be used"
     hints = [*([dropped[0].hint] if dropped[0].hint else []), "dataset.max_skipped is the share that may be dropped"]
     hints += ["python -m echoink.data check lists all"] if len(dropped) > SHOWN else []
     raise UserError(
@@ -321,16 +322,20 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
     for name, found in splits.profile.items():
         yield f"{name}: " + " · ".join(f"{count:,} with {media}" for media, count in found["media"].items())
     for name, found in splits.profile.items():
-        notes = [f"{note}: {count:,} samples" for note, count in found["notes"].items()]
+        notes = [f"{note}: {counted(count, 'sample')}" for note, count in found["notes"].items()]
         if found["dropped"]:
             notes.append(f"{len(found['dropped'])} dropped (dataset.json says why)")
         if found["audio_cut"]:
             cut = found["audio"]["total"] - found["audio_kept"]["total"]
-            notes.append(f"{found['audio_cut']} sounds cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost")
+            notes.append(
+                f"{counted(found['audio_cut'], 'sound')} cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost"
+            )
         if found["duplicates"]:
-            notes.append(f"{found['duplicates']} duplicates")
+            notes.append(counted(found["duplicates"], "duplicate"))
         shared = {other: count for other, count in found["media_also_in"].items() if count and name == "train"}
-        notes += [f"{count} files also in {other}: its accuracy says less" for other, count in shared.items()]
+        notes += [
+            f"{counted(number, 'file')} also in {other} (data check names them)" for other, number in shared.items()
+        ]
         if notes:
             yield f"{name}: {' · '.join(notes)}"
         for text in found["warnings"][:WARNINGS]:

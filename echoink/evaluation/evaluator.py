@@ -28,6 +28,15 @@ from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
 from echoink.tracking.logger import Tracker
 
+UNREADABLE = 0.9
+"""Parse failures from which on a warning is due."""
+
+WHAT_TO_DO = (
+    "predictions.jsonl has them. The embedded model (model.path=tiny) knows the synthetic questions only: for others "
+    "take a real one, model=qwen2_5_omni_3b. A real one that is cut needs generation.max_new_tokens, one that does not "
+    "follow the form another prompt."
+)
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -88,6 +97,8 @@ class Evaluator:
             + (f" · cut {console.percent(found['truncated'])}" if found["truncated"] else "")
             + (f" · a guess {console.percent(found['chance'])}" if found["chance"] else ""),
         )
+        if found["parse_failures"] > UNREADABLE:
+            console.say("warning", f"hardly any answer can be read, so accuracies and rewards say little. {WHAT_TO_DO}")
         for variant in dict.fromkeys(config.ablations):
             if variant is Variant.full:
                 continue

@@ -63,7 +63,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if any(phase["chance"] for phase in phases.values()):
         table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
         table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))
-        table.add_row("letters off by", *cells(lambda s: percent(s["positions"] and s["positions"]["distance"])))
+        table.add_row("letters, distance", *cells(lambda s: percent(s["positions"] and s["positions"]["distance"])))
     table.add_row("format", *cells(lambda s: percent(s["format"])))
     table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
     table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))
@@ -83,7 +83,7 @@ def ablation_table(phases: dict[str, dict]) -> None:
     samples, and how many answers could not be read.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", *phases, "fall", "p", "unread"):
+    for title in ("", *phases, "fall", "p", "parse failures"):
         table.add_column(title, justify="right" if title else "left")
     last = list(phases.values())[-1]
     for variant in last:

@@ -114,7 +114,8 @@ def summary_line(config: Config) -> str:
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
-    parts.append(f"{config.trainer.steps} steps" if config.trainer.steps else f"{config.trainer.epochs:g} epochs")
+    steps, epochs = config.trainer.steps, config.trainer.epochs
+    parts.append(console.count(steps, "step") if steps else console.count(epochs, "epoch"))
     return " · ".join(parts)
 
 

@@ -149,8 +149,8 @@ def run(
             raise SystemExit(bad)
     if parent.run_id:
         ids = [id for path in reader.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
-        say_mlflow(parent.uri, client.compare_page(ids, parent.experiment_id))
-        say("", f"or its curves: {SERVER}{client.curves_page(ids, parent.experiment_id)}")
+        say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
+        say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
     return 0
 
 

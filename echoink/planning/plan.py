@@ -9,6 +9,7 @@ import statistics
 from dataclasses import asdict, replace
 from typing import Any
 
+from echoink.common.console import count as counted
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
@@ -224,11 +225,11 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     gib = lambda size: f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"  # noqa: E731
     samples, tokens, parameters = plan["samples"], plan["prompt_tokens"], plan["parameters"]
     rows = [
-        ("samples", " · ".join(f"{count:,} {split}" for split, count in samples.items() if count)),
+        ("samples", " · ".join(f"{number:,} {split}" for split, number in samples.items() if number)),
         (
             "steps",
             f"{plan['steps']:,} of {plan['prompts_per_step']} prompts, {plan['completions_per_step']} completions "
-            f"({plan['epochs']} epochs, {plan['completions']:,} completions in all)",
+            f"({counted(plan['epochs'], 'epoch')}, {plan['completions']:,} completions in all)",
         ),
         ("processes", f"{plan['world_size']}, gradients accumulated {plan['accumulation']} times"),
         (
@@ -269,14 +270,16 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def _gpu_lines(found: dict[str, Any]) -> list[str]:
     name = step_time.GPUS[1].name
     made = []
-    for count in (1, step_time.NODE, 8 * step_time.NODE):
-        at, of = found[str(count)], found[str(count)][name]
+    for gpus in (1, step_time.NODE, 8 * step_time.NODE):
+        at, of = found[str(gpus)], found[str(gpus)][name]
         spent = of["seconds_per_step"]
         parts = " · ".join(f"{part} {spent[part]:.1f}" for part in spent if part != "total" and spent[part] >= 0.05)
-        text = f"{count} x {name}: about {of['hours']:.1f} h, {of['gpu_hours']:.0f} GPU-hours"
+        took = f"{of['hours']:.1f} h" if of["hours"] >= 0.1 else f"{60 * of['hours']:.0f} minutes"
+        text = f"{gpus} x {name}: about {took}, {of['gpu_hours']:.0f} GPU-hours"
         text += f" ({of['steps']:,} steps of {of['prompts_per_step']} prompts; s a step: {parts})"
-        full = f"does not fit: about {at['memory_bytes'] / 2**30:.0f} GiB each, {at['sharding']}"
-        made.append(text if of["fits"] else f"{count} x {name}: {full}")
+        how = "" if at["sharding"] == "none" else f" with trainer.sharding={at['sharding']}"
+        full = f"does not fit, {at['memory_bytes'] / 2**30:.0f} GiB would be needed on each{how}"
+        made.append(text if of["fits"] else f"{gpus} x {name}: {full}")
     twice = found["twice of it costs"]
     grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())
     made.append(f"twice as many {grows} times the cost; completions of {found['completion_tokens']} tokens assumed")
