@@ -54,6 +54,17 @@ def lines(evaluator):
     return evaluator.files.read("predictions.jsonl")
 
 
+def test_answers_that_cannot_be_read_are_warned_of(make_evaluator, model, samples, capsys):
+    evaluator = make_evaluator(greedy=False)
+    evaluator.phase(model, samples[:4], FINAL, 0)
+    assert "hardly any answer" not in capsys.readouterr().out
+    cut = replace(
+        evaluator, sampling=Sampling(1.0, 0.95, 50, 2), files=RunFolder(evaluator.files.path / "cut", "e", "x", 0)
+    )
+    cut.phase(model, samples[:4], FINAL, 0)
+    assert "hardly any answer can be read" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 19])
 def test_an_evaluation_that_was_killed_goes_on_and_each_answer_stands_once(
     make_evaluator, model, samples, tmp_path, kept

@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import shlex
 import time
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
 from echoink.config.compose import _expand, compose
@@ -204,6 +206,23 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["hydra/sweeper=optuna"]}))
     with pytest.raises(UserError, match="a search"):
         sweep.settled(again)
+
+
+def test_a_sweep_remembers_the_folder_of_configuration_that_it_was_started_with(tmp_path):
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1"], "config_dir": "/home/me/mine"}))
+    assert sweep.settled([f"sweep.resume={tmp_path}"]).config_dir == "/home/me/mine"
+
+
+def test_jobs_that_were_never_begun_are_counted_and_the_way_on_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my sweep"
+    jobs = {folder / str(n): {"status": "killed", "error": "interrupted by Ctrl-C"} for n in range(1)}
+    assert sweep._failed(list(jobs), jobs, folder, 4) == 1
+    text = capsys.readouterr().err
+    assert "4 of 4 jobs did not finish, 3 of them not begun" in text and "job 0: killed, interrupted by Ctrl-C" in text
+    pasted = shlex.split(text.partition("only these: ")[2])
+    assert pasted[:4] == ["python", "-m", "echoink.train", "--multirun"]
+    word = OverridesParser.create().parse_overrides(pasted[4:])[0]
+    assert (word.key_or_group, word.value()) == ("sweep.resume", str(folder))
 
 
 def test_a_sweep_over_paths_shows_what_differs_between_them(monkeypatch):

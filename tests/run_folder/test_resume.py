@@ -493,6 +493,17 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
         place_of(new, "resume=auto", "task=eval")
 
 
+def test_a_fresh_start_names_the_unfinished_run_beside_it_and_what_differs(stopped, tmp_path):
+    def left(*overrides):
+        return resume.left_beside(compose([*SMALL, *overrides])[0].config, tmp_path / "new")
+
+    assert left() is None, "the same run is taken up and not named"
+    text = left("grpo.group_size=8", "seed=1")
+    assert f"unfinished beside it: {stopped} (grpo.group_size is 4 there, 8 here, seed is 0 there, 1 here)" in text
+    assert f"resume={stopped}" in text
+    assert left("name=other") is None
+
+
 def test_a_finished_run_is_not_run_again(place, plain):
     before = {path: path.stat().st_mtime_ns for path in (place / "outputs/plain").rglob("*.jsonl")}
     done = processes.run(place, *SMALL, "resume=auto", "hydra.run.dir=outputs/plain")

@@ -1,0 +1,13 @@
+"""Numbers as the screen shows them."""
+
+import pytest
+
+from echoink.common.console import count
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0 samples"), (1, "1 sample"), (1_200, "1,200 samples"), (1.0, "1 sample"), (0.5, "0.5 samples")],
+)
+def test_a_count_has_its_noun(number, shown):
+    assert count(number, "sample") == shown
