@@ -13,8 +13,8 @@ Scenes come from the `base` split of the synthetic generator, which is in no dat
 
 import json
 import re
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
 from transformers import Qwen2_5OmniProcessor, Qwen2Tokenizer
 
-from echoink.common.errors import UserError
+from echoink.common import cli
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Prompt
 from echoink.data import synthetic
@@ -287,11 +286,9 @@ def _perceived(logits: torch.Tensor, labels: torch.Tensor, tokenizer: Qwen2Token
     return " ".join(f"{name} {np.mean(hits[name]):.2f}" for name in sets if name in hits)
 
 
-def main(overrides: list[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Build, train and save the base; prints where it is."""
-    config: TinyConfig = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(TinyConfig), OmegaConf.from_dotlist(overrides))
-    )
+    config = cli.settings(TinyConfig, words)
     torch.manual_seed(config.seed)
     started = time.perf_counter()
     processor, model, lessons = make_pool(config, _wording())
@@ -325,10 +322,4 @@ def _save(model: "torch.nn.Module", processor: Qwen2_5OmniProcessor, folder: Pat
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__, OmegaConf.to_yaml(OmegaConf.structured(TinyConfig)), sep="\n")
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except (OmegaConfBaseException, UserError) as error:
-        sys.exit(f"error: {error}\n  → python -m echoink.tiny --help")
+    cli.run(main, cli.help_of(__doc__, TinyConfig), needs_words=False)

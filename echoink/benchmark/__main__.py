@@ -40,12 +40,17 @@ def _task(raw: DictConfig) -> None:
     except UserError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; the same command begins again", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(config: BenchmarkConfig) -> None:
     """Benchmark, show, and write the run folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     console.say("EchoInk", f"benchmark · {folder}")
+    busy = f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} processors at the start"
+    console.say("load", f"{busy}; other work makes it slower, and the intervals wider")
     with console.quiet_libraries():
         from echoink.benchmark.measure import benchmark, growth  # imports torch, behind the check of the settings
 

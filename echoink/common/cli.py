@@ -13,17 +13,23 @@ from echoink.common.errors import UserError
 Settings = TypeVar("Settings")
 
 
-def run(main: Callable[[Sequence[str]], int | None], doc: str, needs_words: bool = True) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None],
+    doc: str | Callable[[Sequence[str]], str],
+    needs_words: bool = True,
+    again: str = "the same command begins again",
+) -> None:
     """Run a command on the command line's words; its module's docstring is its help.
 
     Args:
         main: takes the words, may return an exit status.
-        doc: the help.
+        doc: the help, or what gives it for the words.
         needs_words: whether the command says its help where no words are given.
+        again: the way on after Ctrl-C.
     """
     words = sys.argv[1:]
-    if words[:1] in (["-h"], ["--help"]) or (needs_words and not words):
-        print(doc.strip())
+    if {"-h", "--help"} & set(words) or (needs_words and not words):
+        print((doc if isinstance(doc, str) else doc(words)).strip())
         sys.exit()
     try:
         sys.exit(main(words))
@@ -31,7 +37,15 @@ def run(main: Callable[[Sequence[str]], int | None], doc: str, needs_words: bool
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print(f"\nstopped by Ctrl-C; {again}", file=sys.stderr)
         sys.exit(130)
+
+
+def help_of(doc: str | None, schema: type) -> str:
+    """A docstring, and the settings with their defaults; `???` must be given."""
+    return f"{(doc or '').strip()}\n\nSettings, as key=value, and their defaults (??? must be given):\n\n" + "".join(
+        f"    {line}\n" for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines()
+    )
 
 
 def settings(schema: type[Settings], words: Sequence[str]) -> Settings:

@@ -77,9 +77,15 @@ def main(words: Sequence[str]) -> None:
     say("curated", str(output))
 
 
+def _help(words: Sequence[str]) -> str:
+    if "mode=difficulty" in words:
+        return cli.help_of(difficulty.__doc__, difficulty.DifficultyConfig)
+    return cli.help_of(__doc__, CurateConfig)
+
+
 def _shares(shares: dict[str, float]) -> str:
     return " ".join(f"{letter} {100 * share:.1f}%" for letter, share in shares.items())
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, _help, again="the same command goes on where it was")

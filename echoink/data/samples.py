@@ -172,9 +172,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         raise UserError(f"{where}: problem must be a text", "it is the question")
     problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
     options = _options(row.get("options") or [], problem_type, where)
-    chance = 1 if row.get("chance") is None else row["chance"]
-    if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0 < chance <= 1:
-        raise UserError(f"{where}: chance {chance!r} is no probability", "of a guess being right, in (0, 1]")
+    _check_chance(row.get("chance"), where)
     check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
     hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"
@@ -202,6 +200,16 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         notes=(*layout.notes, *unused),
         fields={key: str(value) for key, value in row.items() if _is_field(key, value)},
     )
+
+
+def _check_chance(chance: object, where: str) -> None:
+    """Raises `UserError` unless it is absent or a probability, as a number or as its text."""
+    try:
+        good = chance is None or 0 < float(chance) <= 1
+    except (TypeError, ValueError):
+        good = False
+    if not good or isinstance(chance, bool):
+        raise UserError(f"{where}: chance {chance!r} is no probability", "of a guess being right, in (0, 1]")
 
 
 def _is_field(key: str, value: object) -> bool:

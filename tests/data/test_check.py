@@ -66,3 +66,12 @@ def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):
 def test_each_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert "dataset.path=" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("chance", "good"), [(0.25, True), ("0.25", True), (None, True), (0, False), (2, False), ("x", False)]
+)
+def test_a_rows_chance_is_a_probability(own, chance, good):
+    row = json.loads((own / "valid.jsonl").read_text().splitlines()[0]) | {"chance": chance}
+    (own / "valid.jsonl").write_text(json.dumps(row))
+    assert main(["check", str(own / "valid.jsonl")]) == int(not good)

@@ -131,7 +131,7 @@ def test_the_first_screen_says_what_the_samples_have_and_what_is_left_out(tmp_pa
     found = splits.load(config.dataset, config.eval, config.model, True)
     lines = list(splits.describe(found, "valid", config.dataset))
     assert "train: 1 with a picture and a sound · 1 with a sound · 1 with text alone" in lines
-    assert any(line.startswith("valid: image is null: 1 samples") for line in lines)
+    assert any(line.startswith("valid: image is null: 1 sample") for line in lines)
     assert found.profile["train"]["media"] == {"a picture and a sound": 1, "a sound": 1, "text alone": 1}
 
 
