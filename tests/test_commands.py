@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from echoink import doctor, predict, rescore
@@ -312,6 +314,27 @@ def test_an_exported_model_needs_nothing_of_ours(run, tmp_path):
     assert f"| final | 8 | {100 * summary['final']['accuracy']:.1f} %" in card and "train 16" in card
     with pytest.raises(UserError, match="is there already"):
         export.export(run, tmp_path / "export")
+
+
+def test_the_example_on_the_card_runs_and_answers_as_we_do(run, tmp_path):
+    """Copied out of the card into a folder with a picture and a sound, without this package."""
+    folder = export.export(run, tmp_path / "export")
+    scene, _ = synthetic.draw(synthetic.generator(3, "valid", 0), "ear")
+    rng = np.random.default_rng(0)
+    synthetic.render_picture(rng, scene).save(folder / "picture.jpg", quality=92)
+    soundfile.write(folder / "sound.wav", synthetic.render_sound(rng, scene), 16_000)
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code + "import sys; assert 'echoink' not in sys.modules"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    media = ("--image", str(folder / "picture.jpg"), "--audio", str(folder / "sound.wav"))
+    options = ("--options", "a dog", "a bell", "a car", "the rain")
+    ours = asked("--checkpoint", str(run), *media, "--question", "What is making the sound?", *options)[0]
+    assert done.stdout.partition(" → ")[0].strip() == ours
 
 
 def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
-from echoink.config.paths import resolve
+from echoink.config.paths import conf_dir, resolve
+from echoink.config.schema import Prompt
+from echoink.data.prompts import build_messages
+from echoink.data.samples import Sample
 from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.planning import preflight
@@ -123,9 +127,9 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
-    body += _how_to_load(adapter, model, processor)
+    body += ["How to ask it:", "", "```python", *_example(adapter, model, processor, config), "```", ""]
     if config:
-        body += ["The prompt it was trained on:", "", "```", config.prompt.template.strip(), "```", ""]
+        body += ["The template of that prompt:", "", "```", config.prompt.template.strip(), "```", ""]
     return "\n".join([*head, *body])
 
 
@@ -153,17 +157,36 @@ def _numbers(summary: dict[str, Any]) -> list[str]:
     return body
 
 
-def _how_to_load(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin) -> list[str]:
-    """Python that loads it."""
+def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, config: Any) -> list[str]:
+    """A whole program that asks the model about a picture and a sound, without this package."""
     reader, architecture = type(processor).__name__, type(model).__name__
+    prompt = Prompt(**config.prompt) if config else Prompt(**OmegaConf.load(conf_dir() / "prompt" / "reason.yaml"))
+    asked = Sample("card", "What is making the sound?", ("A. a dog", "B. a bell", "C. a car", "D. the rain"), "B")
+    turns = build_messages(asked, prompt)
+    tokens = config.generation.max_new_tokens if config else 512
     return [
-        "```python",
-        *(["from peft import PeftModel"] if adapter else []),
+        "import re",
+        "",
+        "import soundfile",
+        *(["from peft import PeftConfig, PeftModel"] if adapter else []),
+        "from PIL import Image",
         f"from transformers import {reader}, {architecture}",
         "",
-        f'processor = {reader}.from_pretrained("<folder>")',
-        f'model = {architecture}.from_pretrained("<{"base" if adapter else "folder"}>")',
-        *(['model = PeftModel.from_pretrained(model, "<folder>")'] if adapter else []),
-        "```",
+        'folder = "."  # where this card lies',
+        f"processor = {reader}.from_pretrained(folder)",
+        *(["base = PeftConfig.from_pretrained(folder).base_model_name_or_path"] if adapter else []),
+        f"model = {architecture}.from_pretrained({'base' if adapter else 'folder'})",
+        *(["model = PeftModel.from_pretrained(model, folder)"] if adapter else []),
+        "model.eval()",
         "",
+        'picture = Image.open("picture.jpg").convert("RGB")',
+        'sound, rate = soundfile.read("sound.wav", dtype="float32")',
+        'assert rate == 16_000 and sound.ndim == 1, "resample the sound to 16 kHz, one channel"',
+        "messages = " + pformat(turns, width=110, sort_dicts=False),
+        "text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
+        'inputs = processor(text=[text], images=[picture], audio=[sound], return_tensors="pt").to(model.device)',
+        f"output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)",
+        'completion = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]',
+        'answer = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)',
+        'print(completion, "→", answer and answer[1].strip())',
     ]
