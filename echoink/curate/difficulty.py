@@ -10,7 +10,7 @@ list keeps all), and that share no picture, sound or video with the validation s
 source; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
 shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
 options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score
-is graded, get no label of need.
+is graded, get no label of need: needs=[unlabelled] keeps them.
 
 Selecting by a noisy measure flatters it: what was kept is answered again with other draws, and those numbers are the
 ones to report. curation.json says what was kept and why the rest was not, needs.jsonl what was measured. A run that
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from echoink.data.samples import Sample
 
 ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
+UNLABELLED = "unlabelled"
+"""In `needs`: questions that get no label, such as those whose score is graded."""
+
 SELECTS = ("needs", "pass_rate", "shuffle")
 """Settings that the first measurement does not depend on: with others it is not made again."""
 INDEX = "omni_rl_format_{}.json"
@@ -81,13 +84,20 @@ def main(words: Sequence[str]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(work / "recipe.json", as_json(recipe))
 
+    say("phase 1", f"every training question is answered {given.draws} times, in full and without each sense")
     measured = _measure(given, given.source, given.seed, work / "first")
+    say("phase 2", "files that other splits hold too are looked for")
     kept, dropped = _select(given, measured)
     if not kept:
+        reasons = ", ".join(f"{number:,} dropped for {reason}" for reason, number in dropped.most_common())
         raise UserError(
-            f"no question is left: {dict(dropped)}", "widen needs= or pass_rate=; what was measured is kept"
+            f"no question is left of {len(measured):,}: {reasons}",
+            "what was measured is kept; the same command with others, such as needs=[both,undetermined] or needs=[] "
+            "(all), pass_rate=[0,1] (all)",
         )
+    say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
     _write(given, kept, measured, output, dropped)
+    say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
     told = {
         **asdict(given),
@@ -113,7 +123,7 @@ def main(words: Sequence[str]) -> None:
 def _check(given: DifficultyConfig) -> None:
     if given.draws < FEWEST:
         raise UserError(f"draws={given.draws}: fewer than {FEWEST} label nothing", f"give draws={2 * FEWEST}")
-    known = [need.name for need in Need]
+    known = [*(need.name for need in Need), UNLABELLED]
     if unknown := [need for need in given.needs if need not in known]:
         raise UserError(f"needs holds {unknown[0]!r}", f"known: {', '.join(known)}")
     if len(given.pass_rate) != 2 or not 0 <= given.pass_rate[0] <= given.pass_rate[1] <= 1:
@@ -160,8 +170,8 @@ def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[st
     for id, row in measured.items():
         if not low <= _rate(row) <= high:
             dropped["pass rate"] += 1
-        elif given.needs and row["need"] not in given.needs:
-            dropped[f"need {row['need']}"] += 1
+        elif given.needs and (row["need"] or UNLABELLED) not in given.needs:
+            dropped[f"need {row['need'] or UNLABELLED}"] += 1
         elif taken.get(id):
             dropped["media in another split"] += 1
         else:
