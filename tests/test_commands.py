@@ -419,7 +419,7 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "sync", "tiny", "benchmark"]
+    "name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "runs", "sync", "tiny", "benchmark"]
 )
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -13,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from echoink import sync
+from echoink import runs, sync
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows, write_atomic
 from echoink.config.compose import compose
-from echoink.run_folder import checkpoint, resume
+from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
 from echoink.tracking.client import absolute_uri, connect
@@ -502,6 +503,17 @@ def test_a_fresh_start_names_the_unfinished_run_beside_it_and_what_differs(stopp
     assert f"unfinished beside it: {stopped} (grpo.group_size is 4 there, 8 here, seed is 0 there, 1 here)" in text
     assert f"resume={stopped}" in text
     assert left("name=other") is None
+
+
+def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, capsys):
+    runs.main([str(stopped.parent), "status=unfinished"])
+    text = capsys.readouterr().out
+    assert str(stopped) in text.replace("\n", "") and "killed" in text
+    command = runs.going_on(reader.read(stopped))
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "echoink.train"] and words[-1] == f"resume={stopped}"
+    assert set(SMALL) <= set(words), "with all that it was started with"
+    assert runs.going_on(reader.read(place / "outputs/plain")) is None, "that one has ended"
 
 
 def test_a_finished_run_is_not_run_again(place, plain):

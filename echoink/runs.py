@@ -1,0 +1,115 @@
+"""What there is in the output folders: each run's status and accuracy, what it changed, and the command to go on.
+
+    python -m echoink.runs                          all of outputs/
+    python -m echoink.runs outputs/tiny             those below a folder
+    python -m echoink.runs status=unfinished        those that can go on, with the command to paste
+
+Jobs of a sweep stand under their sweep, whose command goes on with all that are missing.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.markup import escape
+from rich.table import Table
+
+from echoink.common import cli
+from echoink.common.console import console, percent, say
+from echoink.common.errors import UserError
+from echoink.config.compose import quoted
+from echoink.config.schema import Task
+from echoink.run_folder import checkpoint, reader, resume
+from echoink.run_folder.reader import Run
+
+UNFINISHED = "unfinished"
+CHANGED = 4
+"""Keys other than the default's that are shown."""
+
+
+def changed(run: Run) -> str:
+    """What a run changed of the default, the first keys."""
+    default = reader.defaults()
+    keys = [key for key in run.config if run.config[key] != default.get(key) and key != "seed"]
+    shown = ", ".join(f"{key}={_short(run.config[key])}" for key in keys[:CHANGED])
+    return shown + (f" and {len(keys) - CHANGED} more" if len(keys) > CHANGED else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else "…" + text[-29:]
+
+
+def going_on(run: Run) -> str | None:
+    """The command that goes on with an unfinished training; None where there is nothing to go on with."""
+    if resume.has_ended(run.summary) or run.summary.get("task") != Task.train.name or resume.in_use(run.folder):
+        return None
+    if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
+        return sweep_command(run.folder.parent)
+    own = run.folder / ".hydra"
+    if not (own / "overrides.yaml").is_file() or not checkpoint.can_go_on(run.folder):
+        return None
+    given = [str(word) for word in OmegaConf.load(own / "overrides.yaml")]
+    given = [word for word in given if not word.startswith(("resume=", "hydra."))]
+    sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
+    flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+    return shlex.join(["python", "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+
+
+def sweep_command(sweep: Path) -> str:
+    """The command that goes on with a sweep."""
+    return shlex.join(["python", "-m", "echoink.train", "--multirun", f"sweep.resume={quoted(sweep)}"])
+
+
+def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    """Folder, task, status, seed, base, final, what it changed: of each run."""
+    for run in runs:
+        summary = run.summary
+        base, final = summary.get("base") or {}, summary.get("final") or {}
+        yield (
+            str(run.folder),
+            str(summary.get("task", "")),
+            "running" if resume.in_use(run.folder) else str(summary["status"]),
+            str(run.seed),
+            percent(base.get("accuracy")),
+            percent(final.get("accuracy")),
+            changed(run),
+        )
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the table and the commands.
+
+    Raises:
+        UserError: a folder is missing, or a word is not known.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if unknown := [key for key in given if key != "status"]:
+        raise UserError(f"{unknown[0]}= is not known", "status=unfinished, or folders")
+    folders = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    runs = reader.find(folders)
+    ways = {run.folder: going_on(run) for run in runs}
+    wanted = given.get("status")
+    chosen = [
+        run
+        for run in runs
+        if wanted is None or run.summary["status"] == wanted or (wanted == UNFINISHED and ways[run.folder])
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "task", "status", "seed", "base", "final", "other than the default"):
+        table.add_column(title, no_wrap=title != "other than the default", overflow="fold")
+    for row in rows(chosen):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for command in dict.fromkeys(way for run in chosen if (way := ways[run.folder])):
+        say("go on", command)
+    for file in sorted({run.folder.parent / "sweep.json" for run in chosen if reader.is_job(run.folder)}):
+        if file.is_file() and json.loads(file.read_text())["status"] == "finished":
+            say("report", str(file.with_name("report.html")))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, needs_words=False)
