@@ -4,19 +4,26 @@
         --options cat dog bell
     python -m echoink.predict --checkpoint outputs/tiny/<time> --video clip.mp4 --question "How many knocks?" \\
         --type counting
+    python -m echoink.predict --checkpoint outputs/tiny/<time> --questions mine.jsonl --output answers.jsonl
+
+A file of questions has a row a line, as a dataset has (docs/data.md); a solution is not needed and not looked at. Its
+answers are written as they come; the same command goes on where it was.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from echoink.common import cli, console
 from echoink.common.errors import UserError
+from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.config.compose import compose, typed
 from echoink.config.schema import Config
 from echoink.data.choices import MAX_OPTIONS
-from echoink.data.samples import DataType, Sample, check_text, with_soundtrack
+from echoink.data.readers import open_split
+from echoink.data.samples import DataType, Sample, check_text, parse_rows, with_any_solution, with_soundtrack
 from echoink.media import loaders
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
@@ -34,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--audio", type=Path, help="a sound")
     made.add_argument("--video", type=Path, help="a video; its own sound is used unless --audio or --no-sound is given")
     made.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
-    made.add_argument("--question", required=True)
+    asked = made.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--question")
+    asked.add_argument("--questions", type=Path, help="a .jsonl file of many")
+    made.add_argument("--output", type=Path, help="a .jsonl file for their answers")
     made.add_argument("--options", nargs="+", default=[], help="without letters")
     made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="what is asked for")
     made.add_argument("--prompt", default=None, help="a file of conf/prompt, such as direct")
@@ -105,57 +115,125 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
     )
 
 
+class Answerer:
+    """A model that is loaded once and asked one sample at a time."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        from echoink.training.setup import load
+
+        self._arguments, self._config = arguments, configuration(arguments)
+        path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else self._config.model.path
+        self._loaded = load(self._config, path)
+
+    def __call__(self, sample: Sample) -> list[str]:
+        """The completions.
+
+        Raises:
+            UserError: a file is missing or cannot be read.
+        """
+        import torch
+
+        from echoink.rollout.generate import generate
+        from echoink.rollout.sampling import uniforms
+
+        loaded, given = self._loaded, self._arguments
+        tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
+        if sample.asks_for_soundtrack:
+            sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
+        prompt, draws = loaded.processor(sample), max(1, given.samples)
+        with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=self._config.trainer.bf16):
+            completions = generate(
+                loaded.model,
+                [prompt],
+                uniforms(given.seed, 0, sample.id, draws, sampling.max_new_tokens)[None],
+                [sampling.temperature if given.samples else 0.0] * draws,
+                sampling,
+                loaded.end_ids,
+                tokenizer.pad_token_id,
+            )
+        return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
+
+
 def predict(arguments: argparse.Namespace) -> list[str]:
-    """The completions.
+    """The completions to one question.
 
     Raises:
         UserError: a file, the checkpoint or the configuration is wrong.
     """
     sample = sample_of(arguments)
-    config = configuration(arguments)
-    path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else config.model.path
     with console.quiet_libraries():
-        import torch
-
-        from echoink.rollout.generate import generate
-        from echoink.rollout.sampling import uniforms
-        from echoink.training.setup import load
-
-        loaded = load(config, path)
-        tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
+        answer = Answerer(arguments)
         try:
-            if sample.asks_for_soundtrack:
-                sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
-            prompt = loaded.processor(sample)
+            return answer(sample)
         except UserError as error:
             found = "not found" not in error.problem
             hint = error.hint if found else "check the path"
             raise UserError(error.problem.removeprefix("sample yours: "), hint) from error
-        draws = max(1, arguments.samples)
-        with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=config.trainer.bf16):
-            completions = generate(
-                loaded.model,
-                [prompt],
-                uniforms(arguments.seed, 0, sample.id, draws, sampling.max_new_tokens)[None],
-                [sampling.temperature if arguments.samples else 0.0] * draws,
-                sampling,
-                loaded.end_ids,
-                tokenizer.pad_token_id,
-            )
-    return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
 
 
-def main(words: list[str]) -> None:
-    """Print each completion and what its answer means."""
+def questions(file: Path) -> list[Sample]:
+    """The questions of a file, whose rows need no solution.
+
+    Raises:
+        UserError: there is no such file, or a row is no question; all of them are named.
+    """
+    if not file.is_file():
+        raise UserError(f"no such file: {file}", "a .jsonl file, a question a line")
+    found = open_split(str(file), "valid")
+    rows = [row if isinstance(row, UserError) else with_any_solution(row) for row in found.rows]
+    samples, bad = parse_rows(rows, found.folder, found.where)
+    if bad:
+        raise UserError("\n".join(each.reason for each in bad), bad[0].hint)
+    return samples
+
+
+def answer_all(arguments: argparse.Namespace) -> None:
+    """Answer a file of questions to a file, from where it was left.
+
+    Raises:
+        UserError: see `questions`; or there is no file for the answers.
+    """
+    if arguments.output is None:
+        raise UserError("--questions needs --output", "--output answers.jsonl")
+    samples = questions(arguments.questions)
+    answered = read_rows(arguments.output)
+    write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
+    done = {row["id"] for row in answered}
+    left = [sample for sample in samples if sample.id not in done]
+    console.say("predict", f"{console.count(len(left), 'question')} left of {len(samples):,} · {arguments.output}")
+    if not left:
+        return
+    with console.quiet_libraries():
+        answer = Answerer(arguments)
+        with open(arguments.output, "a", encoding="utf-8") as file:
+            for sample in console.progress("predict", len(left))(left):
+                texts = answer(sample)
+                row = {"id": sample.id, "problem": sample.problem, "options": sample.options}
+                row |= {"completions": texts, "answers": [meaning(text, sample.options) for text in texts]}
+                file.write(as_lines([row]))
+                file.flush()
+
+
+def meaning(text: str, options: Sequence[str]) -> str | None:
+    """What a completion's answer means: the options that it names, or its text; None where none can be read."""
+    answer = parse_answer(text)
+    if not options:
+        return answer
+    letters = parse_letters(answer or "", options)
+    return ", ".join(option for option in options if option[0] in letters) or None
+
+
+def main(words: Sequence[str]) -> None:
+    """Print each completion and what its answer means, or write the answers of a file."""
     arguments = parser().parse_args(words)
+    if arguments.questions:
+        answer_all(arguments)
+        return
     options = sample_of(arguments).options
     for text in predict(arguments):
         print(text)
-        answer = parse_answer(text)
-        letters = parse_letters(answer or "", options)
-        meant = [option for option in options if option[0] in letters] if options else answer and [answer]
-        print(f"→ {', '.join(meant)}" if meant else "→ no answer can be read")
+        print(f"→ {meaning(text, options) or 'no answer can be read'}")
 
 
 if __name__ == "__main__":
-    cli.run(main, parser().format_help())
+    cli.run(main, parser().format_help(), again="with --questions the same command goes on where it was")

@@ -383,6 +383,45 @@ def test_predict_answers_about_files_of_ones_own(run, tmp_path):
     assert done.returncode == 0 and "→" in done.stdout and base.splitlines()[0] in done.stdout
 
 
+def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, dataset, tmp_path, capsys):
+    rows = json.loads((dataset / "omni_rl_format_valid.json").read_text())[:4]
+    for row in rows:
+        row["path"] = {name: str(dataset / "valid" / path) for name, path in row["path"].items()}
+    without = [{key: value for key, value in row.items() if key != "solution"} for row in rows]
+    shutil.copytree(dataset / "valid", tmp_path / "valid")
+    for row, asked_row in zip(rows, without, strict=True):
+        asked_row["path"] = {
+            name: f"valid/{Path(path).parent.name}/{Path(path).name}" for name, path in row["path"].items()
+        }
+    without[3] = {"problem": "How many?", "problem_type": "counting", "path": {"audio": without[3]["path"]["audio"]}}
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, without)))
+    words = [
+        "--checkpoint",
+        str(run),
+        "--questions",
+        str(tmp_path / "mine.jsonl"),
+        "--output",
+        str(tmp_path / "a.jsonl"),
+    ]
+    predict.main(words)
+    whole = (tmp_path / "a.jsonl").read_text()
+    found = [json.loads(line) for line in whole.splitlines()]
+    assert len(found) == 4 and all(len(row["completions"]) == 1 for row in found)
+    media = ("--image", rows[0]["path"]["image"], "--audio", rows[0]["path"]["audio"])
+    options = [option[3:] for option in rows[0]["options"]]
+    alone = asked("--checkpoint", str(run), *media, "--question", rows[0]["problem"], "--options", *options)
+    assert found[0]["completions"] == alone and found[0]["options"] == rows[0]["options"]
+    (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in whole.splitlines()[:2]) + '{"id": "2", "prob')
+    predict.main(words)
+    assert (tmp_path / "a.jsonl").read_text() == whole
+    assert "2 questions left of 4" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="needs --output"):
+        predict.main(words[:4])
+    (tmp_path / "mine.jsonl").write_text('{"problem": "?"}\n{"problem": 3}')
+    with pytest.raises(UserError, match=r"row 0[^$]*row 1"):
+        predict.main(words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -156,7 +156,10 @@ def _asked(run: Run) -> str:
         return ""
     split = run.config.get("eval.split", "valid")
     guess = f"; a guess is right in {percent(run.result['chance'])} %" if run.result.get("chance") else ""
-    return f"one {run.result.get('draw', 'sampled')} answer to each of {run.result['n']:,} samples of {split}{guess}"
+    groups = run.result.get("clusters")
+    media = f", in {groups:,} groups that share media, which are what intervals count" if groups else ""
+    drawn = run.result.get("draw", "sampled")
+    return f"one {drawn} answer to each of {run.result['n']:,} samples of {split}{media}{guess}"
 
 
 def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
