@@ -1,10 +1,10 @@
 r"""Rewards that are meant to pay for using both hearing and seeing. `reward.integration` names the rule.
 
-None of them has been shown to measure that. On the set with a shortcut, rewards that know nothing of the media
-(`reward=control_length`, `reward=control_mention`) end as high as `counterfactual` (`experiments/integration.md`). It
-compares with a prompt from which a medium is removed. The embedded base fails at such prompts also where the question
-does not need that medium (the page's first table), so a loss of likelihood need not mean that it was needed. A claim
-about fusion has to beat both controls.
+`experiments/integration.md` has what was measured. Where one way of answering describes both media and the other does
+not, rewards that know nothing of the media (`reward=control_length`, `reward=control_mention`) end as high as
+`counterfactual`. Where both describe both media, `counterfactual` prefers the wrong way and makes training worse; `twin`
+is the one rule that has brought back some of what a shortcut takes, beyond its controls. A claim about fusion has to
+beat all of them.
 
 A bonus that is the same for every right completion of a group does nothing: Eq. 1 subtracts and divides it away. So
 what is paid must differ within a group, or act after the normalization.
