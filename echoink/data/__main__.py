@@ -3,6 +3,7 @@
 python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
 python -m echoink.data show n=3                              the first samples of the default, to outputs/shown
 python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of any other
+python -m echoink.data new mine                              a few rows of every kind with media, to be replaced
 python -m echoink.data check mine                            every bad row, balance, media that splits share
 python -m echoink.data check dataset=omnibench dataset.path=…        of any other; exit status 1 where a row is bad
 
@@ -13,6 +14,7 @@ python -m echoink.data check dataset=omnibench dataset.path=…        of any ot
         output=outputs/shown
 """
 
+import shlex
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +143,18 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
     return int(bool(bad))
 
 
+def begin(folder: Path) -> int:
+    """Write a starter set and say how to train on it."""
+    from echoink.data import starter
+
+    for split, count in starter.new(folder).items():
+        say("data", f"{folder / split}.jsonl: {count} rows, media in {folder / 'media'}")
+    steps = "trainer.steps=2 trainer.prompts_per_step=4 trainer.micro_batch_prompts=2"
+    say("next", f"put your rows in, then: python -m echoink.data check {shlex.quote(str(folder))}")
+    say("train", f"python -m echoink.train dataset=rows {shlex.quote(f'dataset.path={quoted(folder)}')} {steps}")
+    return 0
+
+
 def check(words: Sequence[str]) -> int:
     """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
     from echoink.common.console import progress
@@ -159,7 +173,7 @@ def check(words: Sequence[str]) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """The commands get, show and check; see the module's docstring.
+    """The commands get, show, new and check; see the module's docstring.
 
     Raises:
         UserError: an unknown command or key, or what the command says.
@@ -170,6 +184,8 @@ def main(words: Sequence[str]) -> int:
         return 0
     if what == "check":
         return check(rest)
+    if what == "new" and len(rest) == 1:
+        return begin(Path(rest[0]))
     own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))
     others = [word for word in rest if word.partition("=")[0] not in own]
     if what == "get" and len(others) == 1:

@@ -2,9 +2,9 @@ r"""Rewards that are meant to pay for using both hearing and seeing. `reward.int
 
 `experiments/integration.md` has what was measured. Where one way of answering describes both media and the other does
 not, rewards that know nothing of the media (`reward=control_length`, `reward=control_mention`) end as high as
-`counterfactual`. Where both describe both media, `counterfactual` prefers the wrong way and makes training worse; `twin`
-is the one rule that has brought back some of what a shortcut takes, beyond its controls. A claim about fusion has to
-beat all of them.
+`counterfactual`. Where both describe both media, `counterfactual` prefers the wrong way and makes training worse, and
+`twin` is the one rule that has brought back some of what a shortcut takes, beyond its controls. A claim about fusion
+has to beat all of them.
 
 A bonus that is the same for every right completion of a group does nothing: Eq. 1 subtracts and divides it away. So
 what is paid must differ within a group, or act after the normalization.

@@ -1,12 +1,14 @@
 """`data check` and `data show` on sets with bad rows: all of them named, and an exit status."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from echoink.common.errors import UserError
 from echoink.data.__main__ import main
 
 
@@ -62,7 +64,24 @@ def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):
     assert main([*words[:3], "split=valid", words[-1]]) == 0
 
 
-@pytest.mark.parametrize("command", ["show", "check", "get"])
+def test_a_starter_set_is_sound_and_the_printed_command_trains_on_it(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "my set"
+    assert main(["new", str(folder)]) == 0
+    command = shlex.split(capsys.readouterr().out.partition("\ntrain ")[2].strip())
+    assert main(["check", str(folder)]) == 0
+    text = said(capsys)
+    assert "20 of 20 rows can be used" in text and "10 of 10 rows can be used" in text and "warning" not in text
+    assert "4 with a video and its sound" in text and "4 with text alone" in text
+    with pytest.raises(UserError, match="is not empty"):
+        main(["new", str(folder)])
+    assert command[:3] == ["python", "-m", "echoink.train"]
+    words = [*command[1:], "grpo.group_size=2", "generation.max_new_tokens=8", "tracking=off", "eval.base=false"]
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "check", "get", "new"])
 def test_each_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert "dataset.path=" in said(capsys)
