@@ -1,6 +1,7 @@
 """Curation by difficulty: what is kept and why, balanced letters, no shared media, the second measurement."""
 
 import json
+import re
 import shutil
 from collections import Counter
 
@@ -113,6 +114,15 @@ def test_every_letter_is_right_equally_often_and_several_right_options_stay_righ
     assert found == [balanced(str(n), options, frozenset("A"), 0, again) for again in [Counter()] for n in range(40)]
     made, solution = balanced("x", options, frozenset("AC"), 0, Counter())
     assert {made["ABCD".index(letter)][3:] for letter in solution.split(", ")} == {"dog", "cow"}
+
+
+def test_questions_without_a_label_can_be_asked_for_and_where_none_is_left_the_reasons_are_a_sentence(
+    source, tmp_path, measured
+):
+    with pytest.raises(UserError) as caught:
+        curate(source, tmp_path / "hard", "needs=[unlabelled]", "pass_rate=[0,1]")
+    assert re.fullmatch(r"no question is left of \d+: \d+ dropped for need both, .*", caught.value.problem)
+    assert "needs=[both,undetermined]" in caught.value.hint and "{" not in caught.value.problem
 
 
 @pytest.mark.parametrize(
