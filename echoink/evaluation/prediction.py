@@ -52,7 +52,7 @@ class Prediction:
     tokens: int
     truncated: bool
     cluster: str
-    """Samples that share media share it; the bootstrap resamples them together."""
+    """Samples that share media share it: intervals and tests count clusters."""
     fields: dict[str, str]
     rewards: dict[str, float] = field(default_factory=dict)
     """Further rewards by name, see `rewards.terms`."""
