@@ -1,10 +1,12 @@
-r"""The paper's two rewards (Eq. 3-5), and the one parser that training and evaluation share. Pure functions on text.
+r"""The accuracy reward (Eq. 3), for every type of question. Pure functions on text.
+
+`format.py` has Eq. 4, `parsing.py` the one parser that training and evaluation share, `training/grpo.py` Eq. 5:
 
     R = lambda_acc * R_acc + lambda_fmt * R_fmt,    R_acc, R_fmt in {0, 1} for multiple choice
 
 A completion is `<think>...</think>` then `<answer>...</answer>`. The parser is strict about what it takes for an
 answer: the content of the one answer block, never a letter found elsewhere in the prose. The public code of the paper
-checks the format with a regular expression that lets repeated tags on several lines pass; here tags are counted.
+checks the format with a regular expression that lets repeated tags on several lines pass; `format.py` counts tags.
 
 The public code declares further types of problem, some of them scored on a scale: `SCORES` has them all. Departures
 from it: a temporal answer is compared as a union of spans (there, overlapping spans count twice), a number may carry

@@ -167,7 +167,7 @@ class Stored:
         """Log the finite numbers of rows.
 
         Args:
-            rows: of `tracking.ROWS`.
+            rows: of the files in `run_folder.folder.ROWS`.
             model: id of the logged model that they are of.
         """
         from mlflow.entities import Metric
