@@ -200,7 +200,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
     left = [sample for sample in samples if sample.id not in done]
-    console.say("predict", f"{console.count(len(left), 'question')} left of {len(samples):,} · {arguments.output}")
+    console.say("predict", f"{console.counted(len(left), 'question')} left of {len(samples):,} · {arguments.output}")
     if not left:
         return
     with console.quiet_libraries():

@@ -32,7 +32,7 @@ def say_mlflow(uri: str, page: str) -> None:
     say("", f"then open {SERVER}{page}")
 
 
-def count(number: float, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """1 and "sample" → "1 sample", 1,200 → "1,200 samples"; nouns that take an s."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{shown} {noun}" + ("" if number == 1 else "s")

@@ -18,11 +18,16 @@ import shlex
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from echoink.common import cli
 from echoink.common.console import console, say
 from echoink.common.errors import UserError
 from echoink.config.compose import compose, quoted
+
+if TYPE_CHECKING:
+    from echoink.config.schema import ModelConfig
+    from echoink.data.samples import Sample
 
 HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
 """Published copies, tried in this order."""
@@ -90,18 +95,12 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
     Raises:
         UserError: a key is wrong, or there is no such split.
     """
-    import numpy as np
-    import soundfile
-    from PIL import Image
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
     from echoink.common.console import quiet_libraries
     from echoink.data import splits
     from echoink.data.check import bad_row
     from echoink.data.media_check import check_media
     from echoink.data.prompts import build_messages
-    from echoink.data.samples import Dropped, load_sound
-    from echoink.media import loaders
+    from echoink.data.samples import Dropped
 
     config = compose(overrides)[0].config
     samples, bad = splits.first(config.dataset, split, n)
@@ -119,28 +118,41 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
         for note in sample.notes:
             say("", note)
         console.print(chat_text(processor, build_messages(sample, config.prompt)), markup=False)
-        name = f"{split}_{sample.id}".replace("/", "_")
-        if sample.image:
-            image = loaders.load_image(sample.image)
-            caps = {"min_pixels": config.model.min_pixels, "max_pixels": config.model.max_pixels}
-            height, width = smart_resize(image.height, image.width, factor=loaders.GRID, **caps)
-            image.resize((width, height), Image.Resampling.BICUBIC).save(output / f"{name}.png")
-            say("picture", f"{image.width}x{image.height} → {width}x{height}  {output / name}.png")
-        if sample.video:
-            video = loaders.load_video(sample.video, splits.video_caps(config.model))
-            strip = np.concatenate(list(video.frames), axis=2).transpose(1, 2, 0)
-            Image.fromarray(strip).save(output / f"{name}_frames.png")
-            kept = f"{len(video.frames)} frames of {video.frames.shape[3]}x{video.frames.shape[2]}"
-            say("video", f"{video.seconds:.1f} s → {kept}  {output / name}_frames.png")
-        if sound := load_sound(sample, config.model.max_audio_seconds):
-            soundfile.write(output / f"{name}.wav", sound.samples, loaders.SAMPLING_RATE)
-            kept = len(sound.samples) / loaders.SAMPLING_RATE
-            say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {output / name}.wav")
+        _write_media(sample, output / f"{split}_{sample.id}".replace("/", "_"), config.model)
     for each in bad:
         say("bad row", bad_row(each))
     if bad:
         say("shown", f"{len(samples)} of {len(samples) + len(bad)} rows of {split}; the others cannot be used")
     return int(bool(bad))
+
+
+def _write_media(sample: "Sample", place: Path, model: "ModelConfig") -> None:
+    """Write a sample's media as the model gets them, to files whose names begin with `place`, and say what they are."""
+    import numpy as np
+    import soundfile
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    from echoink.data.samples import load_sound
+    from echoink.data.splits import video_caps
+    from echoink.media import loaders
+
+    if sample.image:
+        image = loaders.load_image(sample.image)
+        caps = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
+        height, width = smart_resize(image.height, image.width, factor=loaders.GRID, **caps)
+        image.resize((width, height), Image.Resampling.BICUBIC).save(f"{place}.png")
+        say("picture", f"{image.width}x{image.height} → {width}x{height}  {place}.png")
+    if sample.video:
+        video = loaders.load_video(sample.video, video_caps(model))
+        strip = np.concatenate(list(video.frames), axis=2).transpose(1, 2, 0)
+        Image.fromarray(strip).save(f"{place}_frames.png")
+        kept = f"{len(video.frames)} frames of {video.frames.shape[3]}x{video.frames.shape[2]}"
+        say("video", f"{video.seconds:.1f} s → {kept}  {place}_frames.png")
+    if sound := load_sound(sample, model.max_audio_seconds):
+        soundfile.write(f"{place}.wav", sound.samples, loaders.SAMPLING_RATE)
+        kept = len(sound.samples) / loaders.SAMPLING_RATE
+        say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {place}.wav")
 
 
 def begin(folder: Path) -> int:

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from echoink.common.console import count, percent
+from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
 from echoink.config.schema import Config
 from echoink.data import splits
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
-from echoink.data.readers import holds_one_split
-from echoink.data.samples import Dropped, Sample, with_soundtrack
+from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
 NAMES = 5
@@ -42,28 +41,22 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
         progress: of a label and a total, wraps an iteration.
 
     Raises:
-        UserError: there is no such dataset, or none of its splits.
+        UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
-    found = Found({}, {}, {})
-    refused: UserError | None = None
-    for split in ("valid",) if holds_one_split(config.dataset.path) else SPLITS:
-        try:
-            samples, bad = splits.all_rows(config.dataset, split)
-        except UserError as error:
-            refused = error
+    found, model = Found({}, {}, {}), config.model
+    for split in SPLITS:
+        rows = splits.all_rows(config.dataset, split)
+        if rows is None:
             continue
-        if not samples and not bad:
-            continue
-        check = progress(f"check {split}", len(samples))
-        caps = splits.video_caps(config.model)
-        infos = check_media(samples, config.model.max_audio_seconds, caps, check, config.dataset.soundtrack)
-        pairs = list(zip(samples, infos, strict=True))
-        found.bad[split] = bad + [info for _, info in pairs if isinstance(info, Dropped)]
-        whole = [(sample, info) for sample, info in pairs if isinstance(info, MediaInfo)]
-        found.samples[split] = [with_soundtrack(s, info.soundtrack, config.dataset.soundtrack) for s, info in whole]
-        found.media.update({f"{split} {sample.id}": info for sample, info in whole})
-    if not found.samples and refused:
-        raise refused
+        samples, bad = rows
+        check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
+        infos = check_media(samples, model.max_audio_seconds, caps, check, config.dataset.soundtrack)
+        checked = list(zip(samples, infos, strict=True))
+        whole, broken, media = splits.sorted_out(checked, split, config.dataset.soundtrack)
+        found.samples[split], found.bad[split] = whole, bad + broken
+        found.media.update(media)
+    if not found.samples:
+        raise UserError(f"no split in {config.dataset.path}", "see the top of echoink/data/readers.py for what is read")
     return found
 
 
@@ -79,20 +72,20 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
     told = profile(found.samples, found.bad, found.media)
     for split, about in told.items():
         total = about["samples"] + len(found.bad[split])
-        yield split, f"{about['samples']:,} of {count(total, 'row')} can be used"
+        yield split, f"{about['samples']:,} of {counted(total, 'row')} can be used"
         yield "", " · ".join(f"{number:,} with {kind}" for kind, number in about["media"].items())
         types = {**about["problem_types"], **_kinds(found.samples[split])}
         yield "", " · ".join(f"{number:,} {name}" for name, number in types.items())
         if letters := about["answer_positions"]:
             yield "", "right answers " + " · ".join(f"{name} {percent(share)}" for name, share in letters.items())
         for note, number in about["notes"].items():
-            yield "", f"{note}: {count(number, 'row')}"
+            yield "", f"{note}: {counted(number, 'row')}"
         for warning in about["warnings"]:
             yield "warning", warning
         if about["duplicates"]:
-            yield "warning", f"{count(about['duplicates'], 'row')} of {split} repeat another"
+            yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another"
         if about["audio_cut"]:
-            yield "", f"{count(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
+            yield "", f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
     yield from _shared(found)
     yield from _missing_kinds(found.samples)
 
@@ -114,7 +107,7 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
         if both:
             names = ", ".join(where[one][digest] for digest in both[:NAMES])
             more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
-            shared = f"{one} and {other} share {count(len(both), 'file')}, so accuracy on {other} may be too high"
+            shared = f"{one} and {other} share {counted(len(both), 'file')}, so accuracy on {other} may be too high"
             yield "warning", f"{shared}: {names}{more}"
 
 

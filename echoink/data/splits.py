@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from echoink.common.console import count as counted
-from echoink.common.console import progress, say
+from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
 from echoink.data import synthetic
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
-from echoink.data.readers import holds_one_split, open_split
+from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
@@ -95,7 +94,7 @@ def load(
         check = progress(f"check {split}", len(found[split]))
         decode = partial(check_media, found[split], model.max_audio_seconds, video_caps(model), check)
         checked = list(zip(found[split], first(partial(decode, config.soundtrack)), strict=True))
-        found[split], broken, infos = _sorted_out(checked, split, config.soundtrack)
+        found[split], broken, infos = sorted_out(checked, split, config.soundtrack)
         dropped[split] += broken
         media_info |= infos
         _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
@@ -117,7 +116,7 @@ def load(
     )
 
 
-def _sorted_out(
+def sorted_out(
     checked: Sequence[tuple[Sample, MediaInfo | Dropped]], split: str, soundtrack: bool
 ) -> tuple[list[Sample], list[Dropped], dict[str, MediaInfo]]:
     """Samples whose media could be decoded, those that are dropped, and what is known of the media by split and id."""
@@ -150,15 +149,19 @@ def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list
     ], dropped
 
 
-def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]]:
+def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]] | None:
     """Every row of a split, the synthetic set written where it is missing, and the rows that are no valid question.
 
+    None where the dataset has no such split.
+
     Raises:
-        UserError: the split is missing or unreadable.
+        UserError: there is no such dataset, or the split cannot be read.
     """
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    return _read(config, split, None)
+    is_one = config.source.name in BENCHMARKS or holds_one_split(config.path)
+    rows = None if is_one and split != "valid" else _open(config, split)
+    return rows and parse_rows(rows.rows, rows.folder, rows.where, None, config.outside)
 
 
 def video_caps(model: ModelConfig) -> VideoCaps:
@@ -174,20 +177,24 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
     Raises:
         UserError: the split is missing or unreadable.
     """
-    if config.source.name in BENCHMARKS:
-        if split != "valid":
-            raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
-        rows = open_benchmark(config.source.name, config.path)
-    else:
-        if split == "train" and holds_one_split(config.path):
-            hint = "for training give a folder with train.jsonl and valid.jsonl, or a datasets folder with both"
-            raise UserError(f"{config.path} holds one split", hint)
-        rows = open_split(config.path, split, config.split if split == "valid" else None)
+    if config.source.name in BENCHMARKS and split != "valid":
+        raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
+    if config.source.name not in BENCHMARKS and split == "train" and holds_one_split(config.path):
+        hint = "for training give a folder with train.jsonl and valid.jsonl, or a datasets folder with both"
+        raise UserError(f"{config.path} holds one split", hint)
+    rows = _open(config, split)
     if rows is None and split == "dev":
         return [], []
     if rows is None:
         raise _no_split(split, config.path)
     return parse_rows(rows.rows, rows.folder, rows.where, limit, config.outside)
+
+
+def _open(config: DatasetConfig, split: str) -> Rows | None:
+    """The rows of a split; None where the dataset has none of that name."""
+    if config.source.name in BENCHMARKS:
+        return open_benchmark(config.source.name, config.path)
+    return open_split(config.path, split, config.split if split == "valid" else None)
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:

@@ -127,7 +127,7 @@ def conclude(
         console.say(
             "gain",
             f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
-            f"p = {sampled.p_value:.2g} · {console.count(sampled.gained, 'sample')} gained, {sampled.lost} lost"
+            f"p = {sampled.p_value:.2g} · {console.counted(sampled.gained, 'sample')} gained, {sampled.lost} lost"
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
             + (f" · {tables.cluster_note(sampled.clusters)} groups of shared media" if shares else "")
             + how,

@@ -115,7 +115,7 @@ def summary_line(config: Config) -> str:
         parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
     steps, epochs = config.trainer.steps, config.trainer.epochs
-    parts.append(console.count(steps, "step") if steps else console.count(epochs, "epoch"))
+    parts.append(console.counted(steps, "step") if steps else console.counted(epochs, "epoch"))
     return " · ".join(parts)
 
 

@@ -106,8 +106,7 @@ def run(
     Returns:
         Exit status: 0 where every job finished.
     """
-    from echoink.common.console import SERVER, say, say_mlflow
-    from echoink.report.build import question
+    from echoink.common.console import say
     from echoink.tracking import client
     from echoink.tracking.logger import Tracker
 
@@ -116,14 +115,13 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[SWEPT] = " ".join(keys)
     os.environ[BELOW] = json.dumps(common_folders(keys, [job.overrides for job in jobs]))
-    chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
     definition = {
         "status": "running",
         "name": config.name,
         "overrides": overrides,
         "swept": keys,
         "jobs": len(jobs),
-        "question": question(chosen[-1] if chosen else None),
+        "question": _question(overrides),
         "command": ["-m", "echoink.train", *flags, *overrides],
         "config_dir": str(Path(config_dir).resolve()) if config_dir else None,
         **{key: environment()[key] for key in ("host", "process", "process_started", *git())},
@@ -146,12 +144,28 @@ def run(
             raise
         bad = _settle(folder, definition, parent, None)
         if bad:
-            raise SystemExit(bad)
+            raise SystemExit(bad)  # from which the tracker takes the parent's status
+    _say_where(folder, parent)
+    return 0
+
+
+def _question(overrides: Sequence[str]) -> str | None:
+    """What the sweep's experiment asks."""
+    from echoink.report.build import question
+
+    chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
+    return question(chosen[-1] if chosen else None)
+
+
+def _say_where(folder: Path, parent: "Tracker") -> None:
+    """The pages of the sweep's runs in MLflow."""
+    from echoink.common.console import SERVER, say, say_mlflow
+    from echoink.tracking import client
+
     if parent.run_id:
         ids = [id for path in reader.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
         say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
-    return 0
 
 
 def _define(folder: Path, definition: dict) -> None:

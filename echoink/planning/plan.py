@@ -9,7 +9,7 @@ import statistics
 from dataclasses import asdict, replace
 from typing import Any
 
-from echoink.common.console import count as counted
+from echoink.common.console import counted
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample

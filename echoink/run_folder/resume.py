@@ -82,33 +82,30 @@ def place(config: Config, folder: Path) -> Path:
         return given
     if (folder / "config.yaml").is_file():
         return folder
-    wanted = reader.method(to_yaml(config))
-    beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
-    for _, path in sorted(beside, reverse=True):
-        run = reader.read(path)
-        if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
-            continue
-        if _differences(run.config, wanted, config.resume_allow) or not checkpoint.can_go_on(path) or in_use(path):
-            continue
-        return path
-    return folder
+    alike = (path for path, differs in _unfinished(config, folder) if not differs)
+    return next(alike, folder)
 
 
 def left_beside(config: Config, folder: Path) -> str | None:
     """The newest unfinished run of the same name beside a fresh one, in what it differs, and how to go on with it."""
+    for path, differs in _unfinished(config, folder):
+        if differs:
+            listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(differs.items())[:4])
+            more = f" and {len(differs) - 4} more keys" if len(differs) > 4 else ""
+            return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
+    return None
+
+
+def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Any, Any]]]]:
+    """Unfinished runs of the same name beside a folder that can go on, the newest first, and in what they differ."""
     wanted = reader.method(to_yaml(config))
     beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
     for _, path in sorted(beside, reverse=True):
         run = reader.read(path)
         if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
             continue
-        if in_use(path) or not checkpoint.can_go_on(path):
-            continue
-        if changed := _differences(run.config, wanted, config.resume_allow):
-            listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(changed.items())[:4])
-            more = f" and {len(changed) - 4} more keys" if len(changed) > 4 else ""
-            return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
-    return None
+        if checkpoint.can_go_on(path) and not in_use(path):
+            yield path, _differences(run.config, wanted, config.resume_allow)
 
 
 def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from echoink.common.console import count
+from echoink.common.console import counted
 
 
 @pytest.mark.parametrize(
@@ -10,4 +10,4 @@ from echoink.common.console import count
     [(0, "0 samples"), (1, "1 sample"), (1_200, "1,200 samples"), (1.0, "1 sample"), (0.5, "0.5 samples")],
 )
 def test_a_count_has_its_noun(number, shown):
-    assert count(number, "sample") == shown
+    assert counted(number, "sample") == shown

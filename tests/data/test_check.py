@@ -55,6 +55,12 @@ def test_check_reads_a_file_as_one_split_and_refuses_what_is_not_there(own, caps
     assert found.returncode == 2 and "dataset folder not found: nowhere" in found.stderr
 
 
+def test_a_split_that_cannot_be_read_is_no_missing_split(own, tmp_path):
+    (own / "omni_rl_format_train.json").write_text('[{"problem": ')
+    with pytest.raises(UserError, match="omni_rl_format_train"):
+        main(["check", str(own)])
+
+
 def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):
     words = ["show", "dataset=rows", f"dataset.path={own}", "split=train", "n=8", f"output={tmp_path}/shown"]
     assert main(words) == 1

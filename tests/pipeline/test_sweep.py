@@ -209,8 +209,8 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
 
 
 def test_a_sweep_remembers_the_folder_of_configuration_that_it_was_started_with(tmp_path):
-    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1"], "config_dir": "/home/me/mine"}))
-    assert sweep.settled([f"sweep.resume={tmp_path}"]).config_dir == "/home/me/mine"
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1"], "config_dir": str(tmp_path / "mine")}))
+    assert sweep.settled([f"sweep.resume={tmp_path}"]).config_dir == str(tmp_path / "mine")
 
 
 def test_jobs_that_were_never_begun_are_counted_and_the_way_on_can_be_pasted(tmp_path, capsys):
