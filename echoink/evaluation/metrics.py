@@ -122,10 +122,10 @@ def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
 
 def _effect(predictions: Sequence[Prediction]) -> dict:
     """Doubting against other completions of the same prompt, where there are several draws."""
-    groups: dict[str, list[tuple[str, bool]]] = {}
+    groups: dict[str, list[tuple[reflection.Reflection, bool]]] = {}
     for p in predictions:
         if p.draw != GREEDY:
-            groups.setdefault(p.id, []).append((p.completion, p.correct))
+            groups.setdefault(p.id, []).append((reflection.reflect(p.completion, p.options), p.correct))
     found = reflection.effect(list(groups.values()))
     return {"effect": found and asdict(found)}
 

@@ -154,12 +154,12 @@ def test_doubt_is_compared_within_prompts_and_at_equal_length():
         for doubts in (True, True, False, False):
             words = int(rng.integers(20, 40)) + 20 * doubts
             text = "word " * (words - 2 * doubts) + ("x. Wait, no" if doubts else "")
-            group.append((text, bool(rng.random() < words / 80)))
+            group.append((reflect(text), bool(rng.random() < words / 80)))
         groups.append(group)
-    found = effect([*groups, [("same", True), ("same", False)]])
+    found = effect([*groups, [(reflect("same"), True), (reflect("same"), False)]])
     assert found.prompts == 200 and found.completions == 800
     assert found.interval[0] > 0.15 and found.adjusted_interval[0] < 0 < found.adjusted_interval[1]
-    assert effect([[("a", True), ("b", False)]]) is None
+    assert effect([[(reflect("a"), True), (reflect("b"), False)]]) is None
 
 
 if __name__ == "__main__":
