@@ -18,7 +18,7 @@ from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import score
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
-from echoink.rewards.parsing import parse_answer, parse_letters
+from echoink.rewards.parsing import parse_answer, read_letters
 from echoink.rewards.terms import RewardFunction, accuracy_of
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout.generate import generate
@@ -41,7 +41,7 @@ class IntegrationReward:
     Attributes:
         notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions,
             `integration/fires`, the share of groups that `need` weighs, or `integration/paid`, the share of right
-            completions that `twin` pays; each with how many it is a mean of.
+            completions that `twin` or `redraw` pays; each with how many it is a mean of.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class IntegrationReward:
             self._ablated.append((made, kept))
 
     def _payable(self, sample: Sample) -> bool:
-        """Whether the rule twin can pay for a prompt: its need is known, and both senses are there and can change."""
+        """Whether twin and redraw can pay for a prompt: its need is known, and both senses are there and can change."""
         return has_both(sample) and all(sample.id in twins for twins in self._twins)
 
     def answer_again(self, model, noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int) -> None:
@@ -192,8 +192,7 @@ class IntegrationReward:
 
 def has_answer(text: str, sample: Sample) -> bool:
     """Whether an answer can be read from a completion."""
-    answer = parse_answer(text)
-    return answer is not None and (not sample.options or bool(parse_letters(answer, sample.options)))
+    return bool(read_letters(text, sample.options)) if sample.options else parse_answer(text) is not None
 
 
 def twins_of(
