@@ -56,6 +56,8 @@ REMOVED = {
 }
 GROUP, BATCH, DONORS = 8, 16, 4
 TWIN = "twin, 1 donor"
+BY_THE_CUE = [Route.cue.name, Route.hasty.name]
+"""Ways that follow the cue: with a description of both media, or in haste."""
 
 
 class Scorer:
@@ -233,8 +235,8 @@ def report(rows: Sequence[dict]) -> None:
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in names:
         means = [np.mean([r[name] for r in reasoned if r["kind"] == kind]) for kind in ("ear", "eye", "both")]
-        means.append(np.mean([r[name] for r in both if r["route"] == Route.cue.name]))
-        cells = [name, *(interval(both, name, [wrong]) for wrong in (Route.cue.name, Route.false_sum.name))]
+        means.append(np.mean([r[name] for r in both if r["route"] in BY_THE_CUE]))
+        cells = [name, *(interval(both, name, wrong) for wrong in (BY_THE_CUE, [Route.false_sum.name]))]
         print(f"| {' | '.join([*cells, *(f'{mean:.3f}' for mean in means)])} |")
 
 
