@@ -30,6 +30,7 @@ from echoink.run_folder.environment import environment, git, process_is_gone
 from echoink.run_folder.folder import read_summary, status_of
 
 if TYPE_CHECKING:
+    from echoink.tracking.client import Record
     from echoink.tracking.logger import Tracker
 from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
 
@@ -127,13 +128,7 @@ def run(
         **{key: environment()[key] for key in ("host", "process", "process_started", *git())},
     }
     _define(folder, definition)
-    record = client.Record(
-        experiment=config.tracking.experiment,
-        name=f"sweep {config.name}" + (f": {', '.join(keys)}" if keys else ""),
-        params={"swept": " ".join(keys), "jobs": len(jobs), "overrides": " ".join(overrides)},
-        tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": config.name},
-        parent=None,
-    ).kept(folder)
+    record = _record(definition, config.tracking.experiment, folder)
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     os.environ[client.PARENT] = record.id
     with Tracker(uri, record, folder) as parent:
@@ -147,6 +142,20 @@ def run(
             raise SystemExit(bad)  # from which the tracker takes the parent's status
     _say_where(folder, parent)
     return 0
+
+
+def _record(definition: dict, experiment: str, folder: Path) -> "Record":
+    """The sweep's parent run in MLflow."""
+    from echoink.tracking import client
+
+    name, keys, overrides = definition["name"], definition["swept"], definition["overrides"]
+    return client.Record(
+        experiment=experiment,
+        name=f"sweep {name}" + (f": {', '.join(keys)}" if keys else ""),
+        params={"swept": " ".join(keys), "jobs": definition["jobs"], "overrides": " ".join(overrides)},
+        tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": name},
+        parent=None,
+    ).kept(folder)
 
 
 def _question(overrides: Sequence[str]) -> str | None:
