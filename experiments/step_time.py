@@ -19,7 +19,7 @@ from echoink.config.compose import VERSION_BASE, typed
 from echoink.config.compose import compose as compose_run
 from echoink.config.paths import conf_dir
 from echoink.data.token_counts import Tokens
-from echoink.planning import plan, step_time
+from echoink.planning import memory, plan, step_time
 
 SHAPES = {
     "as it is": [],
@@ -43,15 +43,9 @@ def composed(words: list[str]) -> BenchmarkConfig:
 def predicted(system: Step) -> dict[str, float]:
     """Operations of each phase of a step of ours, by `step_time.operations`."""
     thinker, work = system.unwrapped, system.work
-    text = thinker.config.get_text_config()
-    matrices = [p.numel() for p in thinker.model.language_model.layers.parameters() if p.ndim == 2]
     tower = lambda part: sum(p.numel() for p in part.parameters())  # noqa: E731
     model = step_time.Model(
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        key_width=text.hidden_size // text.num_attention_heads * text.num_key_value_heads,
-        linear=sum(matrices),
-        head=thinker.lm_head.weight.numel(),
+        memory.of(thinker).dimensions,
         audio=tower(thinker.model.audio_tower),
         vision=tower(thinker.model.visual),
         learning=thinker.num_parameters(),

@@ -60,10 +60,10 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
     assert total == always + max(parts["gradients"] + parts["activations"], parts["cache"])
 
 
-def test_the_tiny_figures_are_the_models(model):
-    figures = compose([])[0].config.model.figures
-    found = memory.of(model)
-    assert (figures.layers, figures.width, figures.feed_forward, figures.heads, figures.key_heads) == (
+def test_the_tiny_dimensions_are_the_models(model):
+    sizes = compose([])[0].config.model.architecture
+    found = memory.of(model).dimensions
+    assert (sizes.layers, sizes.width, sizes.feed_forward, sizes.heads, sizes.key_heads) == (
         found.layers,
         found.width,
         found.feed_forward,
@@ -78,31 +78,31 @@ def test_the_tiny_figures_are_the_models(model):
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_omni_7b", "qwen2_5_omni_3b"])
-def test_the_published_figures_give_the_parameters_of_their_architecture(name):
-    """Built without weights; what is not in the figures is the published configuration's."""
+def test_the_published_dimensions_give_the_parameters_of_their_architecture(name):
+    """Built without weights; what conf/ does not say is the published configuration's."""
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     config = compose(["dataset.path=x", f"model={name}", "trainer.bf16=true"])[0].config
-    figures = config.model.figures
+    sizes = config.model.architecture
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(
             Qwen2_5OmniThinkerConfig(
                 text_config={
-                    "vocab_size": figures.vocabulary,
-                    "hidden_size": figures.width,
-                    "intermediate_size": figures.feed_forward,
-                    "num_hidden_layers": figures.layers,
-                    "num_attention_heads": figures.heads,
-                    "num_key_value_heads": figures.key_heads,
+                    "vocab_size": sizes.vocabulary,
+                    "hidden_size": sizes.width,
+                    "intermediate_size": sizes.feed_forward,
+                    "num_hidden_layers": sizes.layers,
+                    "num_attention_heads": sizes.heads,
+                    "num_key_value_heads": sizes.key_heads,
                 },
-                audio_config={"output_dim": figures.width},
-                vision_config={"hidden_size": 1280, "out_hidden_size": figures.width},
+                audio_config={"output_dim": sizes.width},
+                vision_config={"hidden_size": 1280, "out_hidden_size": sizes.width},
             )
         )
     parts = plan.count_parameters(config)
     assert parts["total"] == model.num_parameters()
     assert parts["audio"] == model.model.audio_tower.num_parameters()
-    assert plan._linear(config) == sum(
+    assert sizes.linear == sum(
         module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear)
     )
 

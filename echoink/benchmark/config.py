@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from echoink.config.schema import Dtype, key
+from echoink.config.schema import Dimensions, Dtype, key
 
 PARTS = ("prefill", "rollout", "reference", "update", "step")
 """`prefill` is a part of `rollout`; `step` is rollout, reference and update."""
@@ -12,7 +12,7 @@ SYSTEMS = ("ours", "plain rows", "one group at a time")
 
 
 @dataclass
-class ShapeConfig:
+class ShapeConfig(Dimensions):
     prompt_tokens: int = key("P, media included", ge=64)
     completion_tokens: int = key("mean C; completions are from 3/4 to 5/4 of it long, evenly spread", ge=4)
     group_size: int = key("G", ge=2)
@@ -20,11 +20,7 @@ class ShapeConfig:
     pixels: int = key("of the picture; 784 are a token", ge=56 * 56)
     audio_seconds: float = key("of the sound; 1/25 s is a token", gt=0.1, le=30)
     width: int = key("of the language model", ge=32)
-    feed_forward: int = key("width of its feed-forward layers", ge=32)
-    layers: int = key("of the language model", ge=1)
-    heads: int = key("of its attention", ge=1)
-    key_heads: int = key("of keys and values", ge=1)
-    vocabulary: int = key("entries of the vocabulary", ge=504)
+    vocabulary: int = key("rows of the embedding", ge=504)
     tower_width: int = key("of the audio and the vision tower", ge=32)
     tower_layers: int = key("of each tower", ge=1)
     dtype: Dtype = key("of the weights")

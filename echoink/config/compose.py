@@ -5,6 +5,7 @@ import difflib
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,11 @@ def validate(raw: DictConfig) -> Config:
     Raises:
         UserError: see `compose`.
     """
+    if raw.model.get("figures"):
+        says = "model.figures is called model.architecture now; the old name goes with the next release"
+        warnings.warn(says, stacklevel=2)
+        raw.model.architecture = OmegaConf.merge(raw.model.architecture, raw.model.figures)
+        raw.model.figures = {}
     config = typed(raw, Config)
     config.trainer.processes = config.trainer.processes or started()
     _check_together(config)

@@ -190,8 +190,8 @@ class Schedule(Enum):
 
 
 @dataclass
-class FiguresConfig:
-    """An architecture's dimensions, for the plan: nothing is loaded to make it."""
+class Dimensions:
+    """Of a language model."""
 
     layers: int = key("of the language model", ge=1)
     width: int = key("of the language model", ge=1)
@@ -199,6 +199,27 @@ class FiguresConfig:
     heads: int = key("attention heads", ge=1)
     key_heads: int = key("heads of keys and values", ge=1)
     vocabulary: int = key("rows of the embedding", ge=1)
+
+    @property
+    def key_width(self) -> int:
+        """Of the keys of one token in one layer, and of its values."""
+        return self.width // self.heads * self.key_heads
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the matrices in all layers: four of attention, three of the feed-forward layer."""
+        return self.layers * self.width * (2 * self.width + 2 * self.key_width + 3 * self.feed_forward)
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output matrix."""
+        return self.vocabulary * self.width
+
+
+@dataclass
+class ArchitectureConfig(Dimensions):
+    """A published architecture, for the plan: nothing is loaded to make it."""
+
     language_parameters: int = key("of the language model with its embedding", ge=1)
     audio_parameters: int = key("of the audio tower", ge=1)
     vision_parameters: int = key("of the vision tower", ge=1)
@@ -217,7 +238,8 @@ class ModelConfig:
     max_video_frames: int = key("of a longer video fewer frames a second are taken; even", ge=2)
     max_video_pixels: int = key("a larger frame of a video is scaled down to this many pixels", ge=28 * 28)
     max_prompt_tokens: int = key("a longer prompt is an error; media tokens are never cut", ge=1)
-    figures: FiguresConfig = field(default_factory=FiguresConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    figures: dict[str, int] = field(default_factory=dict, metadata={"former": "model.architecture"})
 
 
 @dataclass
@@ -442,6 +464,8 @@ class Config:
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
     """Every leaf of the configuration: dotted key, field, value."""
     for spec in dataclasses.fields(config):
+        if "former" in spec.metadata:  # a former name; compose.py moves its values
+            continue
         value = getattr(config, spec.name)
         if dataclasses.is_dataclass(value):
             yield from fields_of(value, f"{prefix}{spec.name}.")

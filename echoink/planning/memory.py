@@ -6,7 +6,7 @@ Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from echoink.config.schema import Adapter, Config, RolloutEngine, Sharding
+from echoink.config.schema import Adapter, Config, Dimensions, RolloutEngine, Sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,11 +19,7 @@ USABLE = 0.85
 class Model:
     """What the estimate needs to know of a model: of a loaded one, or of one that nobody has loaded yet."""
 
-    layers: int
-    width: int
-    feed_forward: int
-    heads: int
-    key_heads: int
+    dimensions: Dimensions
     parameters: int
     """Of the model with its towers."""
     weight_bytes: int
@@ -32,21 +28,19 @@ class Model:
     joins_keys: bool
     """Without a GPU the keys and values of prefix and completion are joined for each completion."""
 
-    @property
-    def key_width(self) -> int:
-        """K"""
-        return self.width // self.heads * self.key_heads
-
 
 def of(model: "PreTrainedModel") -> Model:
     """The dimensions of a loaded model."""
     text = model.config.get_text_config()
     return Model(
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        feed_forward=text.intermediate_size,
-        heads=text.num_attention_heads,
-        key_heads=text.num_key_value_heads,
+        Dimensions(
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            feed_forward=text.intermediate_size,
+            heads=text.num_attention_heads,
+            key_heads=text.num_key_value_heads,
+            vocabulary=text.vocab_size,
+        ),
         parameters=model.num_parameters(),
         weight_bytes=sum(p.numel() * p.itemsize for p in model.parameters()),
         itemsize=model.dtype.itemsize,
@@ -132,14 +126,15 @@ def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = Fals
     size = 2 if bf16 else model.itemsize
     widths = 34 if bf16 and model.itemsize > 2 else 11 * size
     joined = rows.prompts * rows.group * (rows.prompt + rows.completion) if model.joins_keys else 0
-    units = widths * model.width + (4 * model.feed_forward + 4 * model.key_width) * size
-    layer = rows.tokens * units + joined * 2 * model.key_width * size
-    return model.layers * rows.tokens * model.width * model.itemsize + layer if checkpointing else model.layers * layer
+    d = model.dimensions
+    units = widths * d.width + (4 * d.feed_forward + 4 * d.key_width) * size
+    layer = rows.tokens * units + joined * 2 * d.key_width * size
+    return d.layers * rows.tokens * d.width * model.itemsize + layer if checkpointing else d.layers * layer
 
 
 def cache(model: Model, rows: Rows, bf16: bool) -> int:
     """Bytes of a rollout's keys and values, each prompt's held once for its group."""
-    return model.layers * rows.tokens * 2 * model.key_width * (2 if bf16 else model.itemsize)
+    return model.dimensions.layers * rows.tokens * 2 * model.dimensions.key_width * (2 if bf16 else model.itemsize)
 
 
 def estimate(

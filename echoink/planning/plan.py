@@ -1,7 +1,7 @@
 """The plan of a run before anything is loaded: steps, tokens, parameters, memory, disk (`dry_run=true`, plan.json).
 
-Everything is arithmetic on the configuration, the dataset's files and the architecture's figures in `conf/model/`. What
-is estimated is called so: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
+Everything is arithmetic on the configuration, the dataset's files and the architecture's dimensions in `conf/model/`.
+What is estimated is called so: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
 (`memory.py` says how; its activations are within 25 % of what autograd keeps on the tiny model).
 """
 
@@ -81,16 +81,13 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
         parameters: of `count_parameters`.
         tokens: of each training prompt.
     """
-    figures, trainer, adapts = config.model.figures, config.trainer, config.adapter.kind is not Adapter.none
+    architecture, trainer = config.model.architecture, config.trainer
+    adapts = config.adapter.kind is not Adapter.none
     frozen = {tower.name for tower in config.model.freeze}
     model = step_time.Model(
-        layers=figures.layers,
-        width=figures.width,
-        key_width=figures.width // figures.heads * figures.key_heads,
-        linear=_linear(config),
-        head=parameters["head"],
-        audio=figures.audio_parameters,
-        vision=figures.vision_parameters,
+        architecture,
+        audio=architecture.audio_parameters,
+        vision=architecture.vision_parameters,
         learning=parameters["learning"],
         learning_language=not adapts,
         learning_towers=not adapts and len(frozen) < 2,
@@ -146,26 +143,24 @@ def _spread(values: list[int]) -> dict[str, float]:
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Parameters of the model by part, and how many learn; an adapter's are added to the total."""
-    figures, adapter = config.model.figures, config.adapter
-    head = figures.vocabulary * figures.width
+    architecture, adapter = config.model.architecture, config.adapter
     parts = {
-        "language": figures.language_parameters,
-        "head": head,
-        "audio": figures.audio_parameters,
-        "vision": figures.vision_parameters,
+        "language": architecture.language_parameters,
+        "head": architecture.head,
+        "audio": architecture.audio_parameters,
+        "vision": architecture.vision_parameters,
     }
     added = 0
     if adapter.kind is Adapter.none:
         learning = sum(parts.values()) - sum(parts[tower.name] for tower in set(config.model.freeze))
     else:
-        keys = figures.width // figures.heads * figures.key_heads
-        wide = figures.feed_forward
+        width = architecture.width
         sides = {
-            **dict.fromkeys(("q_proj", "o_proj"), 2 * figures.width),
-            **dict.fromkeys(("k_proj", "v_proj"), figures.width + keys),
-            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), figures.width + wide),
+            **dict.fromkeys(("q_proj", "o_proj"), 2 * width),
+            **dict.fromkeys(("k_proj", "v_proj"), width + architecture.key_width),
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), width + architecture.feed_forward),
         }
-        learning = added = figures.layers * adapter.rank * sum(sides.get(target, 0) for target in adapter.targets)
+        learning = added = architecture.layers * adapter.rank * sum(sides.get(target, 0) for target in adapter.targets)
     return {**parts, "adapter": added, "total": sum(parts.values()) + added, "learning": learning}
 
 
@@ -181,17 +176,10 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     return {"checkpoint": weights, "optimizer": state, "kept": kept, "total": total}
 
 
-def _linear(config: Config) -> int:
-    """Parameters of the language model's linear layers, which qlora holds in 4 bits."""
-    f = config.model.figures
-    keys = f.width // f.heads * f.key_heads
-    return f.layers * f.width * (2 * f.width + 2 * keys + 3 * f.feed_forward)
-
-
 def _bytes(config: Config, parameters: dict[str, int]) -> int:
     """Of the weights as they are loaded."""
     size = 4 if config.model.dtype is Dtype.float32 else 2
-    small = _linear(config) if config.adapter.kind is Adapter.qlora else 0
+    small = config.model.architecture.linear if config.adapter.kind is Adapter.qlora else 0  # in 4 bits
     return round((parameters["total"] - parameters["adapter"] - small) * size + small * NF4) + parameters["adapter"] * 4
 
 
@@ -203,13 +191,9 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         parameters: of `count_parameters`.
         longest: tokens of the longest prompt.
     """
-    figures, trainer = config.model.figures, config.trainer
+    trainer = config.trainer
     model = memory.Model(
-        layers=figures.layers,
-        width=figures.width,
-        feed_forward=figures.feed_forward,
-        heads=figures.heads,
-        key_heads=figures.key_heads,
+        config.model.architecture,
         parameters=parameters["total"],
         weight_bytes=_bytes(config, parameters),
         itemsize=4 if config.model.dtype is Dtype.float32 else 2,

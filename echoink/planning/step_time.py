@@ -9,6 +9,8 @@ Shapes: B prompts a step, P prompt tokens, G completions of C tokens each, the l
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from echoink.config.schema import Dimensions
+
 LENGTH = 200
 """Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
 NODE = 8
@@ -46,13 +48,7 @@ GPUS = (
 class Model:
     """What the arithmetic needs to know of a model: numbers of parameters, and dimensions."""
 
-    layers: int
-    width: int
-    key_width: int
-    """Of keys, and of values."""
-    linear: int
-    """Of the language model's matrices."""
-    head: int
+    dimensions: Dimensions
     audio: int
     vision: int
     learning: int
@@ -105,11 +101,12 @@ def operations(model: Model, step: Step) -> dict[str, float]:
         at a time. `forward`: each prompt once and its completions, the head on these. `towers`: of that, the media.
     """
     b, p, g, c = step.prompts, step.prompt, step.group, step.completion
+    d = model.dimensions
     seen = 4 * step.seen * 2 * model.vision  # 4 patches a token, 2 operations a weight
     towers = b * (seen + 2 * step.heard * 2 * model.audio)
-    pair = 4 * model.width * model.layers  # of a token with one that it sees
-    prefill = b * (2 * model.linear * p + pair * p * p / 2 + 2 * model.head)
-    decode = b * g * c * (2 * model.linear + 2 * model.head) + pair * b * g * (p * c + c * c / 2)
+    pair = 4 * d.width * d.layers  # of a token with one that it sees
+    prefill = b * (2 * d.linear * p + pair * p * p / 2 + 2 * d.head)
+    decode = b * g * c * (2 * d.linear + 2 * d.head) + pair * b * g * (p * c + c * c / 2)
     return {"prefill": prefill + towers, "decode": decode, "forward": prefill + decode + towers, "towers": towers}
 
 
@@ -136,9 +133,10 @@ def seconds(
     batches = -(-step.prompts // (gpus * step.micro_batch))
 
     # Each token of the longest completion reads all weights once, and the keys and values there are.
-    per_token = 2 * (model.linear + model.head) / memory
+    d = model.dimensions
+    per_token = 2 * (d.linear + d.head) / memory
     rows = share * step.prompts * step.group
-    kept = 2 * 2 * model.layers * model.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)
+    kept = 2 * 2 * d.layers * d.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)
     decode = max(2 * step.completion * (per_token + kept / memory), share * does["decode"] / rate)
     rollout = gather + share * does["prefill"] / rate + decode
 

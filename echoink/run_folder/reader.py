@@ -14,7 +14,17 @@ from echoink.common.files import read_rows
 from echoink.config.compose import compose
 from echoink.config.schema import to_yaml
 
-NOT_THE_METHOD = ("name", "resume", "tracking", "sweep", "eval.cache", "eval.watched", "dry_run", "model.figures")
+NOT_THE_METHOD = (
+    "name",
+    "resume",
+    "tracking",
+    "sweep",
+    "eval.cache",
+    "eval.watched",
+    "dry_run",
+    "model.architecture",
+    "model.figures",
+)
 """Keys that change nothing of what a run computes."""
 
 

@@ -213,7 +213,7 @@ def test_the_sibling_differs_where_it_says():
         flatten(compose([f"experiment={name}", "dataset.path=x"])[0].config)
         for name in ("echoink_r1_7b", "echoink_r1_3b_lora")
     )
-    different = {key for key in paper if paper[key] != small[key] and not key.startswith("model.figures")}
+    different = {key for key in paper if paper[key] != small[key] and not key.startswith("model.architecture")}
     assert different == {
         "name",
         "model.path",
@@ -324,3 +324,10 @@ def test_a_long_value_beside_a_folder_of_ones_own_is_no_name_of_a_file(tmp_path)
     template = "{question} {options} {answer}{end_answer} " + "x" * 400
     config = compose([f"prompt.template='{template}'"], config_dir=str(tmp_path))[0].config
     assert config.prompt.template == template
+
+
+def test_the_former_name_of_a_group_still_works_and_says_so():
+    with pytest.warns(UserWarning, match="model.figures is called model.architecture now"):
+        config = compose(["+model.figures.layers=5"])[0].config
+    assert config.model.architecture.layers == 5 and config.model.architecture.width == 128
+    assert config.model.figures == {} and "model.figures" not in flatten(config)

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from echoink.benchmark.measure import executed_flops, make_systems, phases
+from echoink.config.schema import Dimensions
 from echoink.planning import step_time
 from experiments.step_time import predicted
 from tests.benchmark.test_benchmark import MINI, composed
 from tests.helpers import processes
 
-MODEL = step_time.Model(28, 3584, 512, 6_525_288_448, 544_997_376, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
+DIMENSIONS = Dimensions(layers=28, width=3584, feed_forward=18944, heads=28, key_heads=4, vocabulary=152_064)
+MODEL = step_time.Model(DIMENSIONS, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
 STEP = step_time.Step(8, 500.0, 256.0, 125.0, 16, 200.0, 1, 1)
 WHOLE = ("weights", "gradients", "optimizer")
 H100 = step_time.GPUS[1]
