@@ -4,6 +4,7 @@ The algorithm is in `trainer`. Here is what it takes to run it inside `transform
 that the data loader reads, what happens around an update, and what a checkpoint keeps.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -115,25 +116,27 @@ class Host(Resumable):
         self._engine_notes: list[Tensor] = []
         self._random_state = rng_state.state()  # as of the end of the last whole step
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
-        # TRL would load its own reference and cannot, from a full Omni configuration: it gets ours after its __init__.
-        beta, args.beta = args.beta, 0.0
+        # TRL would load its own reference and cannot, from a full Omni configuration: it is built without a KL term
+        # and gets ours afterwards.
+        without_reference = copy.copy(args)
+        without_reference.beta = 0.0
         super().__init__(
             model=model,
             reward_funcs=[_never],
-            args=args,
+            args=without_reference,
             train_dataset=Dataset.from_dict({"prompt": list(self._samples)}),
             processing_class=processor.processor,
             callbacks=callbacks,
             peft_config=policy.adapter,
         )
         # From here on TRL's own objects are there, and some are replaced by ours.
-        args.beta = self.beta = beta
+        self.args.beta = self.beta = args.beta
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
         # With an adapter the model is its own reference, the adapter switched off.
-        self.ref_model = self._prepared(reference) if beta and policy.adapter is None else None
+        self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for each in filter(None, (model, reference)):
             each.model.run_all_towers = True
@@ -205,13 +208,13 @@ class Host(Resumable):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        # transformers asks just before it updates: from here to the end of `log` nothing may interrupt.
-        signals.hold()
         norm = super()._get_grad_norm(model, grad_norm)
         sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
         if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
             # The step is skipped: no number of it reaches a weight or a moment.
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
+        # transformers updates next: from here to the end of `log`, which releases it, nothing may interrupt.
+        signals.hold()
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

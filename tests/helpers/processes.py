@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.helpers.paths import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.imports"])
+_FORKS.set_forkserver_preload(["tests.helpers.imports"])  # a name that cannot be imported is passed over in silence
 
 
 def _child(
@@ -42,6 +42,7 @@ def _child(
     sys.argv = [module or "-c", *arguments]
     status = 0
     try:
+        assert "trl.trainer.grpo_trainer" in sys.modules, "the fork server has imported nothing"
         if code is not None:
             exec(code, {"__name__": "__main__"})
         else:
