@@ -7,7 +7,6 @@ names. The exit status is 1 where something is wrong.
 
 import io
 import json
-import logging
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -271,7 +270,6 @@ def _data(config: Config) -> tuple[Verdict, str]:
 
 def main(overrides: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
     bad = 0
     for finding in examine(compose(overrides)[0].config):

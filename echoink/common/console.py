@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 _log = logging.getLogger("echoink")
+
+# It looks for kernels when it is imported, before anything could ask it to be quiet, and warns that there are none.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+LINES_EVERY = 20
+"""Seconds between lines of progress where the output is no terminal."""
 
 SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens."""
@@ -62,15 +69,20 @@ def bar(label: str) -> Progress:
     )
 
 
-def progress(label: str, total: int) -> Callable[[Iterable], Iterable]:
-    """A wrapper for an iterable of `total` items that shows how far it is."""
+def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
+    """A wrapper for an iterable of `total` items (None: not known) that shows how far it is; in a file a
+    line every 20 s."""
 
     def wrap(items: Iterable) -> Iterable:
         with bar(label) as shown:
-            task = shown.add_task(label, total=total, text="")
-            for item in items:
+            task, told = shown.add_task(label, total=total, text=""), time.monotonic()
+            for number, item in enumerate(items, 1):
                 yield item
                 shown.advance(task)
+                # In a file there is no bar: a line now and then says that it goes on.
+                if not console.is_terminal and time.monotonic() - told > LINES_EVERY:
+                    told = time.monotonic()
+                    say(label, f"{number:,}/{total:,}" if total else f"{number:,}")
 
     return wrap
 

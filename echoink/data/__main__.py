@@ -6,12 +6,15 @@ python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 outpu
 python -m echoink.data new mine                              a few rows of every kind with media, to be replaced
 python -m echoink.data check mine                            every bad row, balance, media that splits share
 python -m echoink.data check dataset=omnibench dataset.path=…        of any other; exit status 1 where a row is bad
+python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev and valid without a shared file
 
     show and check take every key of `python -m echoink.train`: dataset.… says what is read, model.… the caps on media,
     prompt=… how a question is put. show also takes
         split=valid     train, dev or valid
         n=3             so many samples
-        output=outputs/shown
+        output=outputs/shown    a folder for its media; a name that ends in .html: one page with everything
+
+    split spreads the values of the field `kind` evenly (by=… another field); seed=0 chooses.
 """
 
 import shlex
@@ -21,13 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echoink.common import cli
-from echoink.common.console import console, say
+from echoink.common.console import console, counted, say
 from echoink.common.errors import UserError
 from echoink.config.compose import compose, quoted
 
 if TYPE_CHECKING:
-    from echoink.config.schema import ModelConfig
-    from echoink.data.samples import Sample
+    from echoink.data.show import Shown
 
 HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
 """Published copies, tried in this order."""
@@ -87,72 +89,69 @@ def unpack(archive: Path, output: Path) -> Path:
 def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
     """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
 
-    Pictures are scaled as the processor scales them, sounds are 16 kHz mono, a video is the row of its frames.
-
     Returns:
         Exit status: 1 where rows are bad. They are named and the others shown.
 
     Raises:
         UserError: a key is wrong, or there is no such split.
     """
-    from echoink.common.console import quiet_libraries
-    from echoink.data import splits
-    from echoink.data.check import bad_row
-    from echoink.data.media_check import check_media
-    from echoink.data.prompts import build_messages
-    from echoink.data.samples import Dropped
+    from echoink.common.console import progress
+    from echoink.data import show as showing
 
     config = compose(overrides)[0].config
-    samples, bad = splits.first(config.dataset, split, n)
-    infos = check_media(samples, config.model.max_audio_seconds, splits.video_caps(config.model))
-    bad += [info for info in infos if isinstance(info, Dropped)]
-    samples = [sample for sample, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]
-    with quiet_libraries():
-        from echoink.data.processor import chat_text
-        from echoink.models.loading import load_processor
-
-        processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
-    output.mkdir(parents=True, exist_ok=True)
-    for sample in samples:
-        say("sample", f"{sample.id} · {sample.data_type.value} · {sample.problem_type.value} · gold {sample.solution}")
-        for note in sample.notes:
-            say("", note)
-        console.print(chat_text(processor, build_messages(sample, config.prompt)), markup=False)
-        _write_media(sample, output / f"{split}_{sample.id}".replace("/", "_"), config.model)
-    for each in bad:
-        say("bad row", bad_row(each))
+    shown, bad = showing.first(config, split, n)
+    if output.suffix == ".html":
+        made = list(progress("show", n)(shown))
+        showing.page(made, bad, f"{split} of {config.dataset.path}", output)
+        say("page", f"{counted(len(made), 'sample')}  {output}")
+        good = len(made)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        good = sum(_print(each, output / f"{split}_{each.sample.id}".replace("/", "_")) for each in shown)
+    for text in bad:
+        say("bad row", text)
     if bad:
-        say("shown", f"{len(samples)} of {len(samples) + len(bad)} rows of {split}; the others cannot be used")
+        say("shown", f"{good} of {good + len(bad)} rows of {split}; the others cannot be used")
     return int(bool(bad))
 
 
-def _write_media(sample: "Sample", place: Path, model: "ModelConfig") -> None:
-    """Write a sample's media as the model gets them, to files whose names begin with `place`, and say what they are."""
-    import numpy as np
-    import soundfile
-    from PIL import Image
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+def _print(shown: "Shown", place: Path) -> int:
+    """Print a sample, and write its media to files whose names begin with `place`."""
+    say("sample", shown.title)
+    for note in shown.sample.notes:
+        say("", note)
+    console.print(shown.prompt, markup=False)
+    for one in shown.media:
+        file = f"{place}{'_frames' if one.kind == 'video' else ''}{one.suffix}"
+        Path(file).write_bytes(one.data)
+        say(one.kind, f"{one.change}  {file}")
+    say("tokens", shown.lengths)
+    return 1
 
-    from echoink.data.samples import load_sound
-    from echoink.data.splits import video_caps
-    from echoink.media import loaders
 
-    if sample.image:
-        image = loaders.load_image(sample.image)
-        caps = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
-        height, width = smart_resize(image.height, image.width, factor=loaders.GRID, **caps)
-        image.resize((width, height), Image.Resampling.BICUBIC).save(f"{place}.png")
-        say("picture", f"{image.width}x{image.height} → {width}x{height}  {place}.png")
-    if sample.video:
-        video = loaders.load_video(sample.video, video_caps(model))
-        strip = np.concatenate(list(video.frames), axis=2).transpose(1, 2, 0)
-        Image.fromarray(strip).save(f"{place}_frames.png")
-        kept = f"{len(video.frames)} frames of {video.frames.shape[3]}x{video.frames.shape[2]}"
-        say("video", f"{video.seconds:.1f} s → {kept}  {place}_frames.png")
-    if sound := load_sound(sample, model.max_audio_seconds):
-        soundfile.write(f"{place}.wav", sound.samples, loaders.SAMPLING_RATE)
-        kept = len(sound.samples) / loaders.SAMPLING_RATE
-        say("sound", f"{sound.seconds:.2f} s → {kept:.2f} s  {place}.wav")
+def split(words: Sequence[str]) -> int:
+    """Divide a file of rows, and say what is where."""
+    from echoink.common.console import progress
+    from echoink.data import divide
+
+    files = [word for word in words if "=" not in word]
+    if len(files) != 1:
+        raise UserError(
+            f"cannot read {' '.join(words)}", "python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1"
+        )
+    given = cli.settings(divide.DivideConfig, [word for word in words if "=" in word])
+    made = divide.divide(Path(files[0]), given, compose([])[0].config.model, progress("check", None))
+    for name, path in made.files.items():
+        counts = made.kinds[name]
+        listed = " · ".join(f"{number:,} {kind}" for kind, number in sorted(counts.items()))
+        say(name, f"{counts.total():,} rows ({listed})  {path}")
+    missing = {kind for counts in made.kinds.values() for kind in counts}
+    for name, counts in made.kinds.items():
+        if lacking := sorted(missing - set(counts)):
+            say("warning", f"{name} has no question of {given.by} {', '.join(lacking)}")
+    folder = shlex.quote(f"dataset.path={quoted(Path(files[0]).parent)}")
+    say("train", f"python -m echoink.train dataset=rows {folder}")
+    return 0
 
 
 def begin(folder: Path) -> int:
@@ -185,7 +184,7 @@ def check(words: Sequence[str]) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """The commands get, show, new and check; see the module's docstring.
+    """The commands get, show, new, check and split; see the module's docstring.
 
     Raises:
         UserError: an unknown command or key, or what the command says.
@@ -196,6 +195,8 @@ def main(words: Sequence[str]) -> int:
         return 0
     if what == "check":
         return check(rest)
+    if what == "split":
+        return split(rest)
     if what == "new" and len(rest) == 1:
         return begin(Path(rest[0]))
     own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
 from echoink.config.schema import Config
-from echoink.data import splits
+from echoink.data import fingerprints, splits
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.samples import Dropped, Sample
@@ -50,7 +51,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
             continue
         samples, bad = rows
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
-        infos = check_media(samples, model.max_audio_seconds, caps, check, config.dataset.soundtrack)
+        infos = check_media(samples, model.max_audio_seconds, caps, check, config.dataset.soundtrack, prints=True)
         checked = list(zip(samples, infos, strict=True))
         whole, broken, media = splits.sorted_out(checked, split, config.dataset.soundtrack)
         found.samples[split], found.bad[split] = whole, bad + broken
@@ -82,12 +83,14 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
             yield "", f"{note}: {counted(number, 'row')}"
         for warning in about["warnings"]:
             yield "warning", warning
+        if about["missing_kinds"]:
+            yield "warning", f"{split} has no question of kind {', '.join(map(str, about['missing_kinds']))}"
         if about["duplicates"]:
             yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another"
         if about["audio_cut"]:
             yield "", f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
     yield from _shared(found)
-    yield from _missing_kinds(found.samples)
+    yield from _near(found)
 
 
 def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
@@ -111,9 +114,26 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
             yield "warning", f"{shared}: {names}{more}"
 
 
-def _missing_kinds(samples: dict[str, list[Sample]]) -> Iterator[tuple[str, str]]:
-    kinds = {split: {s.fields["kind"] for s in found if "kind" in s.fields} for split, found in samples.items()}
-    everywhere = set().union(*kinds.values())
-    for split, there in kinds.items():
-        if missing := sorted(everywhere - there):
-            yield "warning", f"{split} has no question of kind {', '.join(missing)}"
+def _near(found: Found) -> Iterator[tuple[str, str]]:
+    """Files that differ in their bytes and hardly to an eye or an ear, those across splits first."""
+    for kind in fingerprints.NEAR:
+        first: dict[str, tuple[str, str, bytes]] = {}  # by digest: split, file, fingerprint
+        for split, samples in found.samples.items():
+            for sample in samples:
+                info = found.media[f"{split} {sample.id}"]
+                named = dict(zip(sample.media, zip(info.digests, sample.places.values(), strict=True), strict=True))
+                if (taken := dict(info.fingerprints).get(kind)) and (own := named.get(_MEDIUM[kind])):
+                    first.setdefault(own[0], (split, own[1], taken))
+        rows = list(first.values())
+        pairs = fingerprints.near([row[2] for row in rows], fingerprints.NEAR[kind])
+        across = [pair for pair in pairs if rows[pair[0]][0] != rows[pair[1]][0]]
+        if pairs:
+            named = lambda row: f"{row[0]} {Path(row[1]).name}"  # noqa: E731
+            shown = [f"{named(rows[one])} ≈ {named(rows[other])}" for one, other in (across or pairs)[:NAMES]]
+            more = f", {len(across):,} of them across splits" if across else ""
+            listed = "; ".join(shown) + (" …" if len(across or pairs) > NAMES else "")
+            yield "warning", f"{counted(len(pairs), 'pair')} of nearly the same {kind}s{more}: {listed}"
+
+
+_MEDIUM = {"picture": "image", "sound": "audio"}
+"""What a fingerprint's kind is called in a row."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from echoink.common.errors import UserError
+from echoink.data import fingerprints
 from echoink.data.samples import Dropped, Sample, load_sound, with_soundtrack
 from echoink.media import loaders
 from echoink.media.worker_pool import Died, isolated
@@ -34,32 +35,43 @@ class MediaInfo:
     """What is odd about them, with the file's name."""
     soundtrack: bool = False
     """Whether its video has a sound track, used or not."""
+    fingerprints: tuple[tuple[str, bytes], ...] = ()
+    """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
 
 
-def inspect(sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool = True) -> MediaInfo:
-    """Decode a sample's media once.
+def inspect(
+    sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool = True, prints: bool = False
+) -> MediaInfo:
+    """Decode a sample's media once; with `prints` also take the fingerprints of its picture and its sound.
 
     Raises:
         UserError: naming the sample and the file.
     """
     try:
         digests = tuple(loaders.digest(medium) for medium in sample.media.values())
-        image = loaders.load_image(sample.image).size if sample.image else None
+        image = loaders.load_image(sample.image) if sample.image else None
         video = loaders.load_video(sample.video, caps) if sample.video else None
         has_sound = sample.video is not None and loaders.has_soundtrack(sample.video)
         sample = with_soundtrack(sample, has_sound, soundtrack)
         sound = load_sound(sample, max_seconds)
     except UserError as error:
         raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+    taken: dict[str, bytes | None] = {}
+    if prints:
+        taken = {
+            "picture": fingerprints.of_picture(image) if image else None,
+            "sound": fingerprints.of_sound(sound.samples) if sound else None,
+        }
     return MediaInfo(
         digests=digests,
-        image=image,
+        image=image.size if image else None,
         seconds=sound.seconds if sound else None,
         kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
         frames=len(video.frames) if video else 0,
         frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
         warnings=sound.warnings if sound else (),
         soundtrack=has_sound,
+        fingerprints=tuple((kind, print_) for kind, print_ in taken.items() if print_),
     )
 
 
@@ -69,15 +81,23 @@ def check_media(
     caps: loaders.VideoCaps,
     progress: Callable[[Iterable], Iterable] = iter,
     soundtrack: bool = True,
+    prints: bool = False,
 ) -> list[MediaInfo | Dropped]:
     """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
     before anything expensive starts.
 
+    Args:
+        samples: whose files are decoded.
+        max_seconds: of a sound.
+        caps: of a video.
+        progress: wraps the iteration.
+        soundtrack: of `dataset.soundtrack`.
+        prints: also take fingerprints.
+
     Returns:
         For each sample what its files hold, or why they cannot be used.
     """
-
-    check = partial(_inspected, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack)
+    check = partial(_inspected, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack, prints=prints)
     found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
     return [
         Dropped(
@@ -91,9 +111,11 @@ def check_media(
     ]
 
 
-def _inspected(sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool) -> MediaInfo | Dropped:
+def _inspected(
+    sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool, prints: bool
+) -> MediaInfo | Dropped:
     try:
-        return inspect(sample, max_seconds, caps, soundtrack)
+        return inspect(sample, max_seconds, caps, soundtrack, prints)
     except UserError as error:
         return Dropped(f"sample {sample.id}", error.problem, error.hint)
 

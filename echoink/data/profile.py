@@ -20,11 +20,14 @@ _MEDIA = {
 def profile(
     splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], media_info: dict[str, MediaInfo]
 ) -> dict[str, dict]:
-    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media shared by splits."""
+    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media
+    shared by splits, kinds of question that another split has and this one has not."""
     seen: dict[str, set[str]] = {
         split: {digest for s in samples for digest in media_info[f"{split} {s.id}"].digests}
         for split, samples in splits.items()
     }
+    kinds = {split: {s.fields["kind"] for s in samples if "kind" in s.fields} for split, samples in splits.items()}
+    everywhere = set().union(*kinds.values())
     report = {}
     for split, samples in splits.items():
         own = [media_info[f"{split} {sample.id}"] for sample in samples]
@@ -41,6 +44,7 @@ def profile(
             "data_types": dict(Counter(s.data_type.value for s in samples)),
             "problem_types": dict(Counter(s.problem_type.value for s in samples)),
             "options": dict(Counter(len(s.options) for s in samples)),
+            "missing_kinds": sorted(everywhere - kinds[split], key=str),
             "answer_positions": answer_positions(samples),
             "media_also_in": {other: len(seen[split] & seen[other]) for other in splits if other != split},
             "audio": _spread([seconds for seconds, _ in heard]),

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from scipy.cluster.hierarchy import DisjointSet
 
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
@@ -45,8 +47,8 @@ class Splits:
 
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, str]:
         """By id of samples of a split a name that those which share a picture, sound or video share."""
-        groups = _groups([self.media_info[f"{split} {sample.id}"].digests or (sample.id,) for sample in samples])
-        return {s.id: samples[group].id for s, group in zip(samples, groups, strict=True)}
+        digests = [self.media_info[f"{split} {sample.id}"].digests for sample in samples]
+        return {samples[place].id: samples[places[0]].id for places in sharing(samples, digests, 0) for place in places}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
         """Of questions, answers and the contents of their files."""
@@ -237,16 +239,8 @@ def hold_out(
     """
     if count is None:
         raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
-    groups = _groups([files or (sample.id,) for sample, files in zip(samples, digests, strict=True)])
-    members: dict[int, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
-
-    def key(places: list[int]) -> str:
-        return hashlib.sha256(f"{seed} {min(samples[place].id for place in places)}".encode()).hexdigest()
-
     held: set[int] = set()
-    for places in sorted(members.values(), key=key):
+    for places in sharing(samples, digests, seed):
         if len(held) + len(places) <= count:
             held |= set(places)
     if len(held) == len(samples) or not held:
@@ -255,20 +249,24 @@ def hold_out(
     return rest, [samples[place] for place in sorted(held)]
 
 
-def _groups(keys: Sequence[tuple[str, ...]]) -> list[int]:
-    """A number for each entry; entries that share a key, directly or through others, get the same."""
-    parent = list(range(len(keys)))
+def sharing(samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], seed: int) -> list[list[int]]:
+    """Places of the samples that share a file, directly or through others; the groups in an order keyed by (seed, id).
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = place = parent[parent[place]]
-        return place
-
+    Args:
+        samples: in any order, which changes nothing.
+        digests: of each sample's files.
+        seed: of the order.
+    """
+    connected = DisjointSet(range(len(samples)))
     first: dict[str, int] = {}
-    for place, names in enumerate(keys):
-        for name in names:
-            parent[root(place)] = root(first.setdefault(name, place))
-    return [root(place) for place in range(len(keys))]
+    for place, files in enumerate(digests):
+        for digest in files:
+            connected.merge(first.setdefault(digest, place), place)
+
+    def key(places: list[int]) -> str:
+        return hashlib.sha256(f"{seed} {min(samples[place].id for place in places)}".encode()).hexdigest()
+
+    return sorted((sorted(places) for places in connected.subsets()), key=key)
 
 
 def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
@@ -343,6 +341,8 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
         notes += [
             f"{counted(number, 'file')} also in {other} (data check names them)" for other, number in shared.items()
         ]
+        if found["missing_kinds"]:
+            notes.append(f"no question of kind {', '.join(map(str, found['missing_kinds']))}, which another split has")
         if notes:
             yield f"{name}: {' · '.join(notes)}"
         for text in found["warnings"][:WARNINGS]:

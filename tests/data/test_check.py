@@ -100,3 +100,29 @@ def test_a_rows_chance_is_a_probability(own, chance, good):
     row = json.loads((own / "valid.jsonl").read_text().splitlines()[0]) | {"chance": chance}
     (own / "valid.jsonl").write_text(json.dumps(row))
     assert main(["check", str(own / "valid.jsonl")]) == int(not good)
+
+
+def test_check_names_files_that_are_nearly_the_same(own, dataset, capsys):
+    """The picture of a training question, smaller and with other bytes, and its sound at half its level, in valid."""
+    import soundfile
+    from PIL import Image
+
+    row = json.loads((own / "train.jsonl").read_text().splitlines()[0])
+    Image.open(own / row["path"]["image"]).resize((180, 180)).save(own / "smaller.jpg", quality=70)
+    samples, rate = soundfile.read(own / row["path"]["audio"])
+    soundfile.write(own / "quieter.wav", samples / 2, rate)
+    row["path"] = {"image": "smaller.jpg", "audio": "quieter.wav"}
+    (own / "valid.jsonl").write_text(json.dumps(row))
+    main(["check", str(own)])
+    text = said(capsys)
+    assert "of nearly the same pictures" in text and "sample_0.jpg ≈ valid smaller.jpg" in text
+    assert "1 pair of nearly the same sounds, 1 of them across splits: train sample_0.wav ≈ valid quieter.wav" in text
+
+
+def test_show_writes_one_page_with_everything(own, tmp_path_factory, capsys):
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    assert main(["show", "dataset=rows", f"dataset.path={own}", "split=train", "n=12", f"output={file}"]) == 1
+    page = file.read_text()
+    assert page.count("<section>") == 9 and page.count('<img src="data:image/png') == 9
+    assert page.count("<audio controls") == 9 and "multiple chioce" in page and "&lt;|im_start|&gt;user" in page
+    assert "16 picture · 25 sound" in page and "9 samples" in said(capsys)

@@ -1,0 +1,115 @@
+"""One file of questions divided into train, dev and valid: `python -m echoink.data split mine/all.jsonl valid=0.2`.
+
+Questions about the same picture, sound or video stay together, so that no file is on both sides; kinds of question are
+spread evenly. The new files lie beside the old one, where the paths of its rows are right.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from echoink.common.console import counted
+from echoink.common.errors import UserError
+from echoink.common.files import write_atomic
+from echoink.config.schema import ModelConfig
+from echoink.data.media_check import MediaInfo, check_media
+from echoink.data.readers import open_split
+from echoink.data.samples import Dropped, Sample, parse_rows
+from echoink.data.splits import sharing, video_caps
+
+
+@dataclass
+class DivideConfig:
+    """Shares of the questions; the rest is for training."""
+
+    valid: float = 0.2
+    dev: float = 0.0
+    by: str = "kind"
+    """The field whose values are spread evenly; rows without it count as one value."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Divided:
+    """What was written."""
+
+    files: dict[str, Path]
+    kinds: dict[str, Counter] = field(default_factory=dict)
+    """Of each split how many rows have each value of `by`."""
+
+
+def divide(
+    file: Path, wanted: DivideConfig, model: ModelConfig, progress: Callable[[Iterable], Iterable] = iter
+) -> Divided:
+    """Write train.jsonl, valid.jsonl and, where it is asked for, dev.jsonl beside a file of rows.
+
+    Args:
+        file: .jsonl or .json; every row must be a valid question.
+        wanted: the shares.
+        model: the caps on media.
+        progress: wraps the iteration over the samples whose files are read.
+
+    Raises:
+        UserError: a row is bad, a share is none, a file is there already, or a split would be empty.
+    """
+    shares = {"valid": wanted.valid, "dev": wanted.dev}
+    if wanted.valid <= 0 or wanted.dev < 0 or wanted.valid + wanted.dev >= 1:
+        raise UserError(f"valid={wanted.valid} dev={wanted.dev} leave nothing", "shares of the questions, such as 0.2")
+    if file.suffix not in (".jsonl", ".json") or not file.is_file():
+        raise UserError(f"{file} is no .jsonl or .json file", "give one file of rows")
+    targets = {split: file.parent / f"{split}.jsonl" for split in ("train", *(name for name in shares if shares[name]))}
+    if there := [str(target) for target in targets.values() if target.exists()]:
+        raise UserError(
+            f"{', '.join(there)} there already", "rename the file to be divided to all.jsonl, move the others"
+        )
+    rows = open_split(str(file), "train")
+    raw = list(rows.rows)
+    samples, bad = parse_rows(raw, rows.folder, rows.where)
+    infos = [] if bad else check_media(samples, model.max_audio_seconds, video_caps(model), progress)
+    bad += [info for info in infos if isinstance(info, Dropped)]
+    if bad:
+        more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; mend or remove them")
+    chosen = _assigned(samples, infos, shares, wanted)
+    if empty := [split for split in targets if split not in chosen]:
+        groups = len(sharing(samples, [info.digests for info in infos], wanted.seed))
+        problem = f"{empty[0]} would be empty: {len(raw)} rows in {counted(groups, 'group')} without shared files"
+        raise UserError(problem, "give more questions, or another share")
+    for split, target in targets.items():
+        own = [row for row, name in zip(raw, chosen, strict=True) if name == split]
+        write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own))
+    counts = {
+        split: Counter(_value(s, wanted.by) for s, name in zip(samples, chosen, strict=True) if name == split)
+        for split in targets
+    }
+    return Divided(targets, counts)
+
+
+def _value(sample: Sample, by: str) -> str:
+    return str(sample.fields.get(by, sample.problem_type.value if by == "kind" else "none"))
+
+
+def _assigned(
+    samples: Sequence[Sample], infos: Sequence[MediaInfo], shares: dict[str, float], wanted: DivideConfig
+) -> list[str]:
+    """The split of each sample: groups that share files in a random order, each to where its kinds are most wanted."""
+    chosen = ["train"] * len(samples)
+    kinds = [_value(sample, wanted.by) for sample in samples]
+    # What each split still lacks of each kind; a split gets at least one of a kind that has enough to give.
+    lacks = {
+        split: {kind: max(round(share * count), 1 if count > 2 else 0) for kind, count in Counter(kinds).items()}
+        for split, share in shares.items()
+        if share
+    }
+    for places in sharing(samples, [info.digests for info in infos], wanted.seed):
+        own = Counter(kinds[place] for place in places)
+        for split, lack in lacks.items():
+            if all(lack[kind] >= count for kind, count in own.items()):
+                for place in places:
+                    chosen[place] = split
+                for kind, count in own.items():
+                    lack[kind] -= count
+                break
+    return chosen
