@@ -3,18 +3,31 @@
     python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.match=exact
     python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.file=mine.py output=rescored.jsonl
 
-Prints the table of the run with the new scores, and how many answers changed. With output= the rescored lines are
-written; the file that is read stays as it is.
+Prints the table of the run with the new scores, and how many answers changed. Of a reward of your own it also says how
+its values are spread, in how many groups they differ (a group: the draws of one sample, eval.samples=8), how they go
+with the accuracy, and which call took longest. With output= the rescored lines are written; the file that is read stays
+as it is.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import correlation, fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from echoink.common import cli
+from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
 from echoink.rewards.types import Match
+
+if TYPE_CHECKING:
+    from echoink.data.samples import Sample
+    from echoink.evaluation.prediction import Prediction
 
 
 @dataclass
@@ -33,8 +46,57 @@ class RescoreConfig:
     output: str | None = None
 
 
-def rescore(path: Path, match: Match, reward_file: str | None):
-    """Predictions before and after.
+class Clock:
+    """A reward's function with the time of its slowest call."""
+
+    def __init__(self, score: "Callable[[str, Sample], float]"):
+        self._score = score
+        self.slowest, self.of = 0.0, ""
+
+    def __call__(self, completion: str, sample: "Sample") -> float:
+        began = time.perf_counter()
+        found = self._score(completion, sample)
+        if (took := time.perf_counter() - began) > self.slowest:
+            self.slowest, self.of = took, sample.id
+        return found
+
+
+def about(predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
+    """What there is to know of a reward of one's own before training with it: lines for the screen.
+
+    Args:
+        predictions: scored by it, with both senses, the sampled draws.
+        clock: through which it was called.
+    """
+    values = [p.custom for p in predictions]
+    least, low, median, high, most = (float(x) for x in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    common = " · ".join(f"{value:g} in {percent(n / len(values))}" for value, n in Counter(values).most_common(3))
+    yield (
+        f"{counted(len(values), 'answer')}: {least:.3g} to {most:.3g}, median {median:.3g} "
+        f"[{low:.3g}, {high:.3g}], mean {fmean(values):.3g} · most often {common}"
+    )
+    groups: dict[tuple, list[float]] = {}
+    for p in predictions:
+        groups.setdefault((p.phase, p.id), []).append(p.custom)
+    several = [group for group in groups.values() if len(group) > 1]
+    if several:
+        differ = sum(len(set(group)) > 1 for group in several)
+        share = percent(differ / len(several))
+        yield f"it differs in {differ:,} of {counted(len(several), 'group')} ({share}): only these give advantages"
+    else:
+        yield "one answer a sample: evaluate with eval.samples=8 to see in how many groups it differs"
+    scores = [p.score for p in predictions]
+    if len(set(values)) > 1 and len(set(scores)) > 1:
+        yield f"correlation with accuracy {correlation(values, scores):+.2f}"
+    else:
+        yield "correlation with accuracy: none, one of them never changes"
+    yield f"slowest call {1000 * clock.slowest:.1f} ms, sample {clock.of}"
+
+
+def rescore(
+    path: Path, match: Match, reward_file: str | None
+) -> "tuple[list[Prediction], list[Prediction], Clock | None]":
+    """Predictions before and after, and the clock of the reward of one's own where there is one.
 
     Raises:
         UserError: there is no such file, or a line is no prediction.
@@ -57,28 +119,33 @@ def rescore(path: Path, match: Match, reward_file: str | None):
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
     first = before[0]
     example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
-    own = [ExtraReward("custom", custom.load(reward_file, example), 1)] if reward_file else []
-    return before, [rejudged(prediction, match, own) for prediction in before]
+    clock = Clock(custom.load(reward_file, example)) if reward_file else None
+    own = [ExtraReward("custom", clock, 1)] if clock else []
+    return before, [rejudged(prediction, match, own) for prediction in before], clock
 
 
 def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
     from echoink.common import console
     from echoink.evaluation import metrics, tables
-    from echoink.evaluation.prediction import BASE, FINAL, Prediction
+    from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction
 
     paths = [word for word in words if "=" not in word or Path(word).is_file()]
     others = [word for word in words if word not in paths]
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = cli.settings(RescoreConfig, others)
-    before, after = rescore(Path(paths[0]), given.reward.match, given.reward.file)
+    before, after, clock = rescore(Path(paths[0]), given.reward.match, given.reward.file)
     groups: dict[str, list[Prediction]] = {}
     for p in after:
         groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
     tables.accuracy_table({name: metrics.summarize(group) for name, group in groups.items()})
     changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
+    if clock:
+        drawn = [p for p in after if p.variant == "full" and p.draw != GREEDY]
+        for number, text in enumerate(about(drawn, clock)):
+            console.say("" if number else "reward", text)
     if {BASE, FINAL} <= set(groups):
         base, final = groups[BASE], groups[FINAL]
         found = metrics.compare(base, final)

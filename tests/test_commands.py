@@ -441,7 +441,8 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     file = run / "predictions.jsonl"
     own = tmp_path / "mine.py"
     own.write_text("def reward(completion, sample):\n    return len(completion) / 1000\n")
-    before, after = rescore.rescore(file, Match.exact, str(own))
+    before, after, clock = rescore.rescore(file, Match.exact, str(own))
+    assert clock.slowest > 0 and clock.of in {p.id for p in before}
     assert [p.completion for p in before] == [p.completion for p in after]
     assert all(p.custom == len(p.completion) / 1000 for p in after)
     rescore.main([str(file), "reward.match=exact", f"output={tmp_path}/new.jsonl"])
@@ -457,8 +458,35 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
             rescore.main(words)
 
 
+def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsys):
+    """Four draws of three samples by hand: alike in one group, different in two; longer answers are the right ones."""
+    row = json.loads((run / "predictions.jsonl").read_text().splitlines()[0]) | {"phase": "final", "variant": "full"}
+    letter = row["gold"][0]
+    right, wrong = f"<think>long thought</think><answer>{letter}</answer>", "<answer>?</answer>"
+    drawn = {"1": [right, wrong, wrong, right], "2": [wrong] * 4, "3": [right, right, right, wrong]}
+    rows = [
+        {**row, "id": id, "draw": f"sampled-{place}" if place else "sampled", "completion": text}
+        for id, texts in drawn.items()
+        for place, text in enumerate(texts)
+    ]
+    file, own = tmp_path / "rows.jsonl", tmp_path / "long.py"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    own.write_text("def reward(completion, sample):\n    return float(len(completion) > 30)\n")
+    rescore.main([str(file), f"reward.file={own}"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "12 answers: 0 to 1, median 0 [0, 1], mean 0.417 · most often 0 in 58.3 % · 1 in 41.7 %" in shown
+    assert "it differs in 2 of 3 groups (66.7 %)" in shown and "correlation with accuracy +1.00" in shown
+    assert "slowest call" in shown
+    own.write_text("def reward(completion, sample):\n    return 0.5\n")
+    file.write_text(json.dumps(rows[0]) + "\n")
+    rescore.main([str(file), f"reward.file={own}"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "one answer a sample" in shown and "none, one of them never changes" in shown
+
+
 @pytest.mark.parametrize(
-    "name", ["data", "curate", "predict", "export", "rescore", "doctor", "report", "runs", "sync", "tiny", "benchmark"]
+    "name",
+    ["data", "curate", "predict", "export", "rescore", "doctor", "open", "report", "runs", "sync", "tiny", "benchmark"],
 )
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from echoink.common.errors import UserError
 from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes
 from tests.helpers.entry import SMALL, lines, mlflow_runs, until
@@ -404,3 +405,44 @@ def test_a_prompt_over_its_cap_is_found_before_training(place):
     assert done.returncode == 2 and "tokens, the cap is 60" in done.stderr
     (folder,) = (place / "outputs/long").iterdir()
     assert not (folder / "predictions.jsonl").exists()
+
+
+def test_open_serves_the_page_of_a_run_wherever_it_is_asked_from(first, place, tmp_path):
+    from urllib.request import urlopen
+
+    _, folder = first
+    started = processes.start(tmp_path, str(folder), "browser=false", module="echoink.open")
+    try:
+        until(lambda: "Ctrl-C ends it" in started.text()[0], started)
+        said = started.text()[0]
+        address = next(word for word in said.split() if word.startswith("http://127.0.0.1:"))
+        (run,) = [run for run in mlflow_runs(place) if run.data.tags["folder"] == str(folder)]
+        assert address.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+        assert str(folder / "report.html") in said
+        with urlopen(address.partition("#")[0]) as answer:
+            assert answer.status == 200 and b"MLflow" in answer.read()
+        started.send(signal.SIGINT)
+        done = started.wait(30)
+        assert done.returncode == 0 and "ended" in done.stdout and "Traceback" not in done.stderr
+    finally:
+        started.kill()
+    assert not list((tmp_path).iterdir()), "nothing is made where it is asked from"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "no folder of a run or a sweep"),
+        (["."], "was not logged to MLflow"),
+        ([".", "prot=5000"], "did you mean port=?"),
+        (["a", "b"], "give one folder"),
+        ([], "no such folder: outputs"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch, words, message):
+    from echoink import open as opening
+
+    (tmp_path / "summary.json").write_text('{"status": "finished"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        opening.main(words)

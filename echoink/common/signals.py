@@ -61,6 +61,14 @@ def leave(kind: int) -> None:
     raise KINDS[kind]
 
 
+def again() -> None:
+    """Raise once more what was asked for: who is still at work has not got it. Inside a weak reference's callback or
+    `__del__` Python passes over what a handler raises.
+    """
+    if _asked and _holds == 0:
+        _leave()
+
+
 def hold() -> None:
     """Begin what must not be left half done."""
     global _holds

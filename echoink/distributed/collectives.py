@@ -70,8 +70,12 @@ def _exchange(operation: Callable, *arguments):
 
 
 def heed() -> None:
-    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.share`."""
+    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.share`.
+
+    One process was interrupted at once, unless the signal came where Python passes over exceptions.
+    """
     if not several():
+        signals.again()
         return
     state = processes()
     asked = torch.tensor(signals.asked(), device=state.device)

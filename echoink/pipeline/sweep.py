@@ -251,6 +251,7 @@ def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
     from rich.table import Table
 
     from echoink.common.console import SERVER, console, interval, percent
+    from echoink.tracking import client
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("job", "overrides", "status", "base", "final", "95 % interval", "format", "tokens", "s", "MLflow"):
@@ -260,7 +261,7 @@ def _table(summaries: dict[Path, dict], parent: "Tracker") -> None:
         run = reader.read(path)
         lengths = run.lengths if run else None
         id = _mlflow_id(summary)
-        page = f"{SERVER}/#/experiments/{parent.experiment_id}/runs/{id}"
+        page = f"{SERVER}{client.run_page(id, parent.experiment_id)}" if id else ""
         table.add_row(
             path.name,
             escape(run_name(changed_overrides(path))),

@@ -117,6 +117,11 @@ def compare_page(runs: list[str], experiment: str) -> str:
     return f"/#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
 
 
+def run_page(run: str, experiment: str) -> str:
+    """MLflow's page of a run, below the server's address."""
+    return f"/#/experiments/{experiment}/runs/{run}"
+
+
 def curves_page(runs: list[str], experiment: str, metric: str = "reward/accuracy") -> str:
     """MLflow's page with one metric's curves of many runs, smoothed, below the server's address."""
     chosen = {"runs": runs, "metric": metric, "experiments": [experiment], "plot_metric_keys": [metric]}

@@ -18,7 +18,7 @@ from echoink.common import signals
 from echoink.common.files import milliseconds
 from echoink.run_folder.folder import RunFolder, status_of
 from echoink.tracking import sync, traces
-from echoink.tracking.client import Record, Stored
+from echoink.tracking.client import Record, Stored, run_page
 
 
 class Tracker:
@@ -128,7 +128,7 @@ class Tracker:
     @property
     def url_path(self) -> str | None:
         """The run's page below the server's address."""
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else None
+        return run_page(self.run_id, self.experiment_id) if self.run_id else None
 
     def _later(self, call) -> None:
         if self._stored is not None:

@@ -148,7 +148,7 @@ def _on_rollout(
         weights["integration"] = integration.weight
     complete = with_question_and_total(job.splits.train, weights)
     lookers = (
-        Watch(config.generation.max_new_tokens),
+        Watch(config.generation.max_new_tokens, [name for name, weight in weights.items() if weight]),
         every(config.trainer.completions_every, updates, keep_completions(files)),
         every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups)),
     )

@@ -1,8 +1,9 @@
 """What is shown and kept of rollouts: samples on disk, traces in MLflow, the watch on the screen."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 
-from echoink.common.console import say
+from echoink.common.console import counted, say
 from echoink.data.samples import Sample
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import traces
@@ -10,10 +11,11 @@ from echoink.tracking.logger import Tracker
 
 
 class Watch:
-    """Warns, once each, of what a run that cannot learn looks like in its rollouts.
+    """Says what the first rollout gives to learn from; warns, once each, of what a run that cannot learn looks like.
 
     Args:
         cap: of tokens in a completion.
+        rewards: names of the terms of the total reward that have a weight.
 
     Attributes:
         said: the warnings so far.
@@ -22,8 +24,8 @@ class Watch:
     PATIENCE = 20
     """Rollouts in a row before a warning that a single one does not justify."""
 
-    def __init__(self, cap: int):
-        self._cap = cap
+    def __init__(self, cap: int, rewards: Sequence[str] = ("accuracy", "format")):
+        self._cap, self._rewards = cap, rewards
         self._seen = {"format": 0, "cap": 0, "silent": 0}
         self.said: list[str] = []
 
@@ -40,6 +42,8 @@ class Watch:
         for name, there in signs.items():
             self._seen[name] = self._seen[name] + 1 if there else 0
         first = rows[0]["step"] == 1
+        if first:
+            say("signal", self._signal(rows))
         if signs["silent"] and first:
             self._say("no group of the first rollout has rewards that differ: there is nothing to learn from in it")
         if self._seen["silent"] == self.PATIENCE:
@@ -50,6 +54,17 @@ class Watch:
             )
         if (signs["cap"] and first) or self._seen["cap"] == self.PATIENCE:
             self._say(f"nearly all completions are cut at generation.max_new_tokens={self._cap}: raise it")
+
+    def _signal(self, rows: list[dict]) -> str:
+        """In how many groups the rewards differ, each and their total: only these groups have advantages (Eq. 1)."""
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: row["id"])]
+        differing = {
+            name: sum(len({round(row[name], 6) for row in group}) > 1 for group in groups)
+            for name in ("total", *self._rewards)
+        }
+        parts = ", ".join(f"{name} in {differing[name]}" for name in self._rewards)
+        of = counted(len(groups), "group")
+        return f"rewards differ in {differing['total']} of {of} of the first rollout ({parts})"
 
     def _say(self, text: str) -> None:
         if text not in self.said:

@@ -1,7 +1,10 @@
 """The terms of the total reward: a new one is three edits and is seen everywhere; several files of one's own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -37,8 +40,14 @@ def with_brevity(tmp_path_factory):
 def test_a_first_class_reward_is_three_edits_and_is_seen_everywhere(with_brevity, tmp_path):
     run = tmp_path / "run"
     words = [*SMALL, "reward.lambda_brevity=0.5", "trainer.completions_every=1", f"hydra.run.dir={run}"]
-    code = f"import sys; sys.path.insert(0, {str(with_brevity)!r}); from echoink.train import main; main()"
-    done = processes.run(tmp_path, *words, code=code, PYTHONPATH=str(with_brevity))
+
+    def command(module: str, *words: str):
+        # Not forked: the fork server has imported the package as it is here.
+        own = os.environ | {"PYTHONPATH": str(with_brevity), "HF_HUB_OFFLINE": "1"}
+        asked = [sys.executable, "-m", module, *words]
+        return subprocess.run(asked, cwd=tmp_path, env=own, capture_output=True, text=True)
+
+    done = command("echoink.train", *words)
     assert done.returncode == 0, done.stderr
     assert "λ_brevity 0.5" in done.stdout and "reward brevity" in done.stdout
     first = lines(run / "metrics.jsonl")[0]
@@ -49,11 +58,7 @@ def test_a_first_class_reward_is_three_edits_and_is_seen_everywhere(with_brevity
     assert "brevity" in lines(run / "predictions.jsonl")[0]["rewards"]
     assert '"brevity"' in (run / "traces.jsonl").read_text()
     assert "brevity" in (run / "report.md").read_text() and ">brevity<" in (run / "report.html").read_text()
-    code = (
-        f"import sys; sys.path.insert(0, {str(with_brevity)!r}); sys.argv[1:] = {[f'checkpoint={run}', 'output=out']}\n"
-    )
-    code += "from echoink import export\nfrom echoink.common import cli\ncli.run(export.main, '')"
-    done = processes.run(tmp_path, code=code, PYTHONPATH=str(with_brevity))
+    done = command("echoink.export", f"checkpoint={run}", "output=out")
     assert done.returncode == 0, done.stderr
     assert "brevity" in (tmp_path / "out/README.md").read_text()
 

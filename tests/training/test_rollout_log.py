@@ -23,7 +23,8 @@ def test_rollout_rows_tell_what_was_sampled(make_trainer, samples):
 
 
 def rollout_rows(step=1, n=8, **changes):
-    rows = [{"step": step, "text": "x", "tokens": 5, "format": 1.0, "advantage": float(g % 2)} for g in range(n)]
+    fixed = {"step": step, "id": "7", "text": "x", "tokens": 5, "format": 1.0}
+    rows = [{**fixed, "accuracy": g % 2, "total": 1 + g % 2, "advantage": float(g % 2)} for g in range(n)]
     return [{**row, **changes} for row in rows]
 
 
@@ -56,3 +57,28 @@ def test_one_good_rollout_starts_the_count_again():
     for step in range(2, 60):
         watch(rollout_rows(step, format=float(step % 15 == 0)))
     assert not watch.said
+
+
+def test_the_first_rollout_says_in_how_many_groups_rewards_differ(capsys):
+    """Three groups of two by hand: accuracy differs in the first, brevity in none, and in the third they cancel out."""
+    from echoink.training.rollout_log import Watch
+
+    rewards = {"a": [(1, 1, 0.5), (0, 1, 0.5)], "b": [(1, 1, 0.5), (1, 1, 0.5)], "c": [(1, 0, 0.5), (0, 1, 0.5)]}
+    rows = [
+        {
+            **rollout_rows(n=1)[0],
+            "id": id,
+            "accuracy": accuracy,
+            "format": form,
+            "brevity": short,
+            "total": accuracy + form + short,
+        }
+        for id, group in rewards.items()
+        for accuracy, form, short in group
+    ]
+    watch = Watch(10, ["accuracy", "format", "brevity"])
+    for step in (1, 2):
+        watch([{**row, "step": step} for row in rows])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("signal") == 1
+    assert "differ in 1 of 3 groups of the first rollout (accuracy in 2, format in 1, brevity in 0)" in said
