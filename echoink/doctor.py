@@ -256,7 +256,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
     if dataset.source is Source.synthetic and not Path(dataset.path).exists():
         return Verdict.good, f"{dataset.path} will be made"
     trains = config.task is Task.train and dataset.source in (Source.synthetic, Source.rows)
-    told, worst = [], 0.0
+    counts, worst = [], 0.0
     for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):
         samples, dropped = first(dataset, split, limit)
         wrong = [f"{row.where}: {row.reason}" for row in dropped]
@@ -264,8 +264,8 @@ def _data(config: Config) -> tuple[Verdict, str]:
             gone = [medium for medium in sample.media.values() if isinstance(medium, Path) and not medium.is_file()]
             wrong += [f"{gone[0]} is not there"] if gone else []
         worst = max(worst, len(wrong) / (len(samples) + len(dropped)))
-        told.append(f"{len(samples):,} {split}" + (f", {len(wrong)} cannot be used ({wrong[0]})" if wrong else ""))
-    return (Verdict.bad if worst > dataset.max_skipped else Verdict.good), f"{dataset.path}: {' · '.join(told)}"
+        counts.append(f"{len(samples):,} {split}" + (f", {len(wrong)} cannot be used ({wrong[0]})" if wrong else ""))
+    return (Verdict.bad if worst > dataset.max_skipped else Verdict.good), f"{dataset.path}: {' · '.join(counts)}"
 
 
 def main(overrides: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 PROMPT = compose([])[0].config.prompt
 """What the embedded base has learnt to answer."""
 
-VIDEO = VideoCaps(fps=2, max_frames=4, max_pixels=112 * 112)
+VIDEO = VideoCaps(fps=2, max_frames=4, max_pixels=112 * 112, grid=28)
 
 
 @pytest.fixture(scope="session")

@@ -75,13 +75,13 @@ def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
 
     def wrap(items: Iterable) -> Iterable:
         with bar(label) as shown:
-            task, told = shown.add_task(label, total=total, text=""), time.monotonic()
+            task, last_line = shown.add_task(label, total=total, text=""), time.monotonic()
             for number, item in enumerate(items, 1):
                 yield item
                 shown.advance(task)
                 # In a file there is no bar: a line now and then says that it goes on.
-                if not console.is_terminal and time.monotonic() - told > LINES_EVERY:
-                    told = time.monotonic()
+                if not console.is_terminal and time.monotonic() - last_line > LINES_EVERY:
+                    last_line = time.monotonic()
                     say(label, f"{number:,}/{total:,}" if total else f"{number:,}")
 
     return wrap

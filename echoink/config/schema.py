@@ -189,6 +189,12 @@ class Schedule(Enum):
     constant = "constant"
 
 
+class ModelFamily(Enum):
+    """Families of models with a module of their own in `echoink/models/`."""
+
+    qwen2_5_omni = "qwen2_5_omni"
+
+
 @dataclass
 class Dimensions:
     """Of a language model."""
@@ -220,6 +226,9 @@ class Dimensions:
 class ArchitectureConfig(Dimensions):
     """A published architecture, for the plan: nothing is loaded to make it."""
 
+    family: ModelFamily = key(
+        "whose arithmetic of tokens the plan uses; the weights name theirs", ModelFamily.qwen2_5_omni
+    )
     language_parameters: int = key("of the language model with its embedding", ge=1)
     audio_parameters: int = key("of the audio tower", ge=1)
     vision_parameters: int = key("of the vision tower", ge=1)

@@ -99,7 +99,7 @@ def main(words: Sequence[str]) -> None:
     _write(given, kept, measured, output, dropped)
     say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
-    told = {
+    report = {
         **asdict(given),
         "kept": len(kept),
         "dropped": dict(dropped.most_common()),
@@ -108,13 +108,13 @@ def main(words: Sequence[str]) -> None:
     }
     for name, found in (("needs.jsonl", measured), ("needs-afresh.jsonl", again)):
         write_atomic(output / name, as_lines(found.values()))
-    write_atomic(output / "curation.json", as_json(told))
+    write_atomic(output / "curation.json", as_json(report))
     shutil.rmtree(work)
     say("kept", f"{len(kept):,} of {len(measured):,} questions")
     for reason, count in dropped.most_common():
         say("", f"{count:,} dropped: {reason}")
     for name in ("selected_on", "drawn_afresh"):
-        found = told[name]
+        found = report[name]
         needs = " · ".join(f"{need} {count}" for need, count in found["needs"].items() if count)
         say(name.replace("_", " "), f"right {100 * found['pass_rate']:.1f} % · {needs}")
     say("curated", str(output))

@@ -53,8 +53,8 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
         infos = check_media(samples, model.max_audio_seconds, caps, check, config.dataset.soundtrack, prints=True)
         checked = list(zip(samples, infos, strict=True))
-        whole, broken, media = splits.sorted_out(checked, split, config.dataset.soundtrack)
-        found.samples[split], found.bad[split] = whole, bad + broken
+        usable, broken, media = splits.sorted_out(checked, split, config.dataset.soundtrack)
+        found.samples[split], found.bad[split] = usable, bad + broken
         found.media.update(media)
     if not found.samples:
         raise UserError(f"no split in {config.dataset.path}", "see the top of echoink/data/readers.py for what is read")
@@ -70,8 +70,8 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
     """Label and text of each line of the report."""
     for each in (each for bad in found.bad.values() for each in bad):
         yield "bad row", bad_row(each)
-    told = profile(found.samples, found.bad, found.media)
-    for split, about in told.items():
+    profiles = profile(found.samples, found.bad, found.media)
+    for split, about in profiles.items():
         total = about["samples"] + len(found.bad[split])
         yield split, f"{about['samples']:,} of {counted(total, 'row')} can be used"
         yield "", " · ".join(f"{number:,} with {kind}" for kind, number in about["media"].items())

@@ -156,9 +156,9 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     layout = row_layouts.read(row, where)
     row, given = layout.row, layout.media
     if missing := {"problem", "solution"} - row.keys():
-        alike = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
+        hints = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
         shown = "the top of echoink/data/samples.py shows a row"
-        hint = next((text for key, text in alike.items() if key in row), shown)
+        hint = next((text for key, text in hints.items() if key in row), shown)
         if {"question", "options", "answer"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)

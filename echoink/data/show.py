@@ -10,7 +10,6 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from echoink.common.console import quiet_libraries
 from echoink.config.schema import Config, ModelConfig
@@ -23,6 +22,7 @@ from echoink.data.samples import Dropped, Sample, load_sound
 from echoink.data.token_counts import Tokens, prompt_tokens
 from echoink.media import loaders
 from echoink.media.previews import encoded
+from echoink.models import media_tokens
 from echoink.models.loading import load_processor
 
 TYPES = {".png": "image/png", ".wav": "audio/wav"}
@@ -73,24 +73,24 @@ def first(config: Config, split: str, n: int) -> tuple[Iterator[Shown], list[str
     samples, bad = splits.first(config.dataset, split, n)
     infos = check_media(samples, config.model.max_audio_seconds, splits.video_caps(config.model))
     bad += [info for info in infos if isinstance(info, Dropped)]
-    whole = [(s, info) for s, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]
+    usable = [(s, info) for s, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]
     with quiet_libraries():
         processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
-    return (_shown(sample, info, config, processor) for sample, info in whole), [bad_row(each) for each in bad]
+    return (_shown(sample, info, config, processor) for sample, info in usable), [bad_row(each) for each in bad]
 
 
 def _shown(sample: Sample, info: MediaInfo, config: Config, processor: Any) -> Shown:
     text, model = chat_text(processor, build_messages(sample, config.prompt)), config.model
     written = len(processor.tokenizer(text)["input_ids"])
-    tokens = prompt_tokens(info, written, model.min_pixels, model.max_pixels)
+    tokens = prompt_tokens(info, written, model)
     return Shown(sample, text, tokens, list(_given(sample, model)))
 
 
 def _given(sample: Sample, model: ModelConfig) -> Iterator[Given]:
     if sample.image:
         image = loaders.load_image(sample.image)
-        caps = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
-        height, width = smart_resize(image.height, image.width, factor=loaders.GRID, **caps)
+        count = media_tokens.of(model.architecture.family)
+        width, height = count.image_size(*image.size, model.min_pixels, model.max_pixels)
         scaled = image.resize((width, height), Image.Resampling.BICUBIC)
         yield Given("picture", f"{image.width}x{image.height} → {width}x{height}", _png(scaled), ".png")
     if sample.video:

@@ -22,6 +22,7 @@ from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
+from echoink.models import media_tokens
 
 WARNINGS = 3
 """Odd files of a split that are named on the screen; dataset.json has all."""
@@ -122,10 +123,10 @@ def sorted_out(
     checked: Sequence[tuple[Sample, MediaInfo | Dropped]], split: str, soundtrack: bool
 ) -> tuple[list[Sample], list[Dropped], dict[str, MediaInfo]]:
     """Samples whose media could be decoded, those that are dropped, and what is known of the media by split and id."""
-    whole = [(sample, found) for sample, found in checked if isinstance(found, MediaInfo)]
+    usable = [(sample, found) for sample, found in checked if isinstance(found, MediaInfo)]
     broken = [replace(found, reason=f"{split} {found.reason}") for _, found in checked if isinstance(found, Dropped)]
-    kept = [with_soundtrack(sample, found.soundtrack, soundtrack) for sample, found in whole]
-    return kept, broken, {f"{split} {sample.id}": found for sample, found in whole}
+    kept = [with_soundtrack(sample, found.soundtrack, soundtrack) for sample, found in usable]
+    return kept, broken, {f"{split} {sample.id}": found for sample, found in usable}
 
 
 def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> list[Sample]:
@@ -168,7 +169,8 @@ def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Drop
 
 def video_caps(model: ModelConfig) -> VideoCaps:
     """The caps on videos in the group `model`."""
-    return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels)
+    grid = media_tokens.of(model.architecture.family).GRID
+    return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels, grid)
 
 
 def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:

@@ -54,12 +54,14 @@ def each(work: Callable[[], None]) -> None:
         work()
     except Exception as error:
         failed = error
-    told = _exchange(gather_object, [failed and f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"])
+    failures = _exchange(
+        gather_object, [failed and f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"]
+    )
     if failed is not None:
         raise failed
-    if any(told):
-        number = next(number for number, text in enumerate(told) if text)
-        raise RuntimeError(f"process {number}: {told[number]}")
+    if any(failures):
+        number = next(number for number, text in enumerate(failures) if text)
+        raise RuntimeError(f"process {number}: {failures[number]}")
 
 
 def _exchange(operation: Callable, *arguments):

@@ -276,9 +276,9 @@ class Evaluator:
         have = {(row["id"], row["draw"]): of_row(row) for row in rows if ours(row)}
         done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
         if have and done < len(samples):
-            whole = {sample.id for sample in samples[: done // round_size * round_size]}
-            cut = [row for row in rows if not ours(row) or row["id"] in whole]
+            complete = {sample.id for sample in samples[: done // round_size * round_size]}
+            cut = [row for row in rows if not ours(row) or row["id"] in complete]
             if len(cut) < len(rows):
                 self.files.write_rows(PREDICTIONS, cut)
-            have = {key: answer for key, answer in have.items() if key[0] in whole}
+            have = {key: answer for key, answer in have.items() if key[0] in complete}
         return have

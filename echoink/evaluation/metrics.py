@@ -225,11 +225,11 @@ def metrics_of_phase(found: dict, where: str) -> dict[str, float]:
     metrics |= {f"{where}/reflection_{name}": found["reflection"][name] for name in reflection.SIGNS}
     if found["samples"]:
         metrics |= {f"{where}/mean_accuracy": found["samples"]["mean"], f"{where}/pass_at_k": found["samples"]["pass"]}
-    for variant, told in (found.get("ablations") or {}).items():
+    for variant, ablation in (found.get("ablations") or {}).items():
         if variant != "needs":
             metrics |= {
-                f"{where}/{variant}/accuracy": told["accuracy"],
-                f"{where}/{variant}/drop": told["drop"]["difference"],
-                f"{where}/{variant}/parse_failure_ratio": told["parse_failures"],
+                f"{where}/{variant}/accuracy": ablation["accuracy"],
+                f"{where}/{variant}/drop": ablation["drop"]["difference"],
+                f"{where}/{variant}/parse_failure_ratio": ablation["parse_failures"],
             }
     return metrics

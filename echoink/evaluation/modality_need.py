@@ -136,11 +136,11 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
     for variant, predictions in answers.items():
         if variant is Variant.full or not predictions:
             continue
-        told = metrics.summarize(predictions)
+        summary = metrics.summarize(predictions)
         drop = metrics.compare(predictions, answers[Variant.full], metrics.headline(predictions)[0].draw)
-        chance = told["chance"]
+        chance = summary["chance"]
         found[variant.name] = {
-            **{name: told[name] for name in ("accuracy", "interval", "n", "parse_failures", "chance")},
+            **{name: summary[name] for name in ("accuracy", "interval", "n", "parse_failures", "chance")},
             "drop": {
                 "difference": drop.difference,
                 "interval": list(drop.interval),
@@ -152,10 +152,10 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
             "shortcut": None
             if variant in SWAPS  # another's sound is no missing one: it leads astray, below chance
             else {
-                "rate": (told["accuracy"] - chance) / (1 - chance),
-                "interval": [(end - chance) / (1 - chance) for end in told["interval"]],
+                "rate": (summary["accuracy"] - chance) / (1 - chance),
+                "interval": [(end - chance) / (1 - chance) for end in summary["interval"]],
             },
-            "by": _by_field(full, metrics.headline(predictions), told["by"]),
+            "by": _by_field(full, metrics.headline(predictions), summary["by"]),
         }
     needed = Counter(need.name for need in labels(answers).values())
     found["needs"] = {need.name: needed[need.name] for need in Need} if needed else None

@@ -48,10 +48,10 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if all(phase["samples"] for phase in phases.values()):
         for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
             k = next(iter(phases.values()))["samples"]["k"]
-            told = cells(lambda s, n=name: percent(s["samples"][n]))
+            shown = cells(lambda s, n=name: percent(s["samples"][n]))
             if name == "mean":
-                told = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
-            table.add_row(f"  {label.format(k)}", *told)
+                shown = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
+            table.add_row(f"  {label.format(k)}", *shown)
     if any("clusters" in phase for phase in phases.values()):
         table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
@@ -91,10 +91,10 @@ def ablation_table(phases: dict[str, dict]) -> None:
             continue
         drop = last[variant]["drop"]
         low, high = (100 * end for end in drop["interval"])
-        told = [found[variant] for found in phases.values()]
+        summaries = [found[variant] for found in phases.values()]
         table.add_row(
             variant,
-            *(f"{percent(one['accuracy'])} {interval(one['interval'])}" for one in told),
+            *(f"{percent(one['accuracy'])} {interval(one['interval'])}" for one in summaries),
             f"{100 * drop['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
             f"{drop['p_value']:.2g}",
             percent(last[variant]["parse_failures"]),
@@ -102,7 +102,7 @@ def ablation_table(phases: dict[str, dict]) -> None:
         for field, groups in last[variant]["by"].items():
             for value, group in groups.items():
                 fall = 100 * (group["full"] - group["accuracy"])
-                shares = (percent(one["by"][field][value]["accuracy"]) for one in told)
+                shares = (percent(one["by"][field][value]["accuracy"]) for one in summaries)
                 table.add_row(
                     f"  {field} {value}",
                     *shares,

@@ -54,9 +54,6 @@ MIN_SECONDS = 0.05
 MAX_VIDEO_SECONDS = 7_200
 """A video that claims to be longer is refused."""
 
-GRID = 28
-"""Pixels of a side of the square that one image token stands for: sides of scaled frames are multiples of it."""
-
 
 @dataclass(frozen=True)
 class Embedded:
@@ -302,6 +299,8 @@ class VideoCaps:
     max_frames: int
     max_pixels: int
     """Of one frame."""
+    grid: int
+    """Sides of scaled frames are multiples of so many pixels."""
 
     def frame_count(self, seconds: float) -> int:
         """Frames of a video of so many seconds: an even number, for the processor takes them two by two."""
@@ -329,7 +328,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
         seconds = _duration(container, stream, medium)
         count = caps.frame_count(seconds)
-        size = scaled(width, height, caps.max_pixels)
+        size = scaled(width, height, caps.max_pixels, caps.grid)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
         shown, start = None, None
@@ -384,10 +383,10 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     return _sound(samples, rate, max_seconds, found if ended or not declared else max(declared, found), medium)
 
 
-def scaled(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """Sides of a frame of at most `max_pixels`, multiples of `GRID`, about as wide to its height as before."""
+def scaled(width: int, height: int, max_pixels: int, grid: int) -> tuple[int, int]:
+    """Sides of a frame of at most `max_pixels`, multiples of `grid`, about as wide to its height as before."""
     shrink = min(1.0, (max_pixels / (width * height)) ** 0.5)
-    sides = [max(GRID, int(side * shrink / GRID) * GRID) for side in (width, height)]
+    sides = [max(grid, int(side * shrink / grid) * grid) for side in (width, height)]
     return sides[0], sides[1]
 
 

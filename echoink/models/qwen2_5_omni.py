@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerModel
 
-from echoink.media.loaders import GRID
 from echoink.models.family import UNUSED, Features, PromptInputs, place_features
+from echoink.models.qwen2_5_omni_tokens import GRID
 
 NAME = "Qwen2.5-Omni"
 MODEL_TYPE = "qwen2_5_omni_thinker"

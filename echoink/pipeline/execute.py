@@ -120,7 +120,7 @@ def conclude(
         flipped = metrics.flips(base, final)
         files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
         low, high = (100 * end for end in sampled.interval)
-        shares = sampled.clusters < files.summary["final"]["n"]
+        shares_media = sampled.clusters < files.summary["final"]["n"]
         several = files.summary["final"]["samples"]
         unit = f" (mean of {several['k']} draws)" if several and files.summary["base"]["samples"] else ""
         how = "" if protocol is Protocol.matched else f" · protocol {protocol.name}, not matched"
@@ -129,7 +129,7 @@ def conclude(
             f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
             f"p = {sampled.p_value:.2g} · {console.counted(sampled.gained, 'sample')} gained, {sampled.lost} lost"
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
-            + (f" · {tables.cluster_note(sampled.clusters)} groups of shared media" if shares else "")
+            + (f" · {tables.cluster_note(sampled.clusters)} groups of shared media" if shares_media else "")
             + how,
         )
     evaluated = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}

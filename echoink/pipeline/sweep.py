@@ -74,10 +74,10 @@ def settled(overrides: list[str]) -> Settled:
 
 def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
     """The keys that differ between jobs; of a search, those that the command line leaves open."""
-    told = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
-    names = dict.fromkeys(key for job in told for key in job)
+    changes = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
+    names = dict.fromkeys(key for job in changes for key in job)
     open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
-    return list(dict.fromkeys([*(n for n in names if len({job.get(n) for job in told}) > 1), *open_keys]))
+    return list(dict.fromkeys([*(n for n in names if len({job.get(n) for job in changes}) > 1), *open_keys]))
 
 
 def _is_swept(value: str) -> bool:

@@ -122,13 +122,13 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     if elsewhere:
         _copy(elsewhere, folder)
         return _done(folder, f"from {elsewhere.folder}{_other_code(elsewhere)}")
-    together = config.trainer.processes if config.task is Task.train else 1
-    if together > 1 and side_by_side > 1:
+    processes = config.trainer.processes if config.task is Task.train else 1
+    if processes > 1 and side_by_side > 1:
         raise UserError(
-            f"jobs of {together} processes each do not run side by side", "leave hydra/launcher out, or one at a time"
+            f"jobs of {processes} processes each do not run side by side", "leave hydra/launcher out, or one at a time"
         )
     launcher = (
-        ["torch.distributed.run", "--standalone", "--nproc_per_node", str(together), "-m"] if together > 1 else []
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"] if processes > 1 else []
     )
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]

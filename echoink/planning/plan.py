@@ -134,7 +134,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
 def _tokens(sample: Sample, media_info, prompt: Prompt, model: ModelConfig) -> Tokens:
     written = sum(len(part.get("text", "")) for turn in build_messages(sample, prompt) for part in turn["content"])
     media = bool(media_info.image) + bool(media_info.frame) + (media_info.kept is not None and not media_info.frame)
-    return prompt_tokens(media_info, written // CHARACTERS + CHAT + media, model.min_pixels, model.max_pixels)
+    return prompt_tokens(media_info, written // CHARACTERS + CHAT + media, model)
 
 
 def _spread(values: list[int]) -> dict[str, float]:

@@ -53,9 +53,9 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
         return figures.overlay(runs, file) if len(runs) > 1 else figures.curves({"": runs[0].folder}, file)
 
     figure, drawn = draw("curves.png"), draw(".curves.svg")
-    told = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
-    told["figure"] = figure and figure.relative_to(target).as_posix()
-    told["curves"] = drawn and encoded(drawn.read_bytes())
+    content = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
+    content["figure"] = figure and figure.relative_to(target).as_posix()
+    content["curves"] = drawn and encoded(drawn.read_bytes())
     if drawn:
         drawn.unlink()
     templates = Environment(
@@ -69,7 +69,7 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name in ("report.html", "report.md"):
-        text = templates.get_template(f"{name}.jinja").render(told)
+        text = templates.get_template(f"{name}.jinja").render(content)
         (target / name).write_text(text, encoding="utf-8")
         written.append(target / name)
     return written
@@ -347,8 +347,8 @@ def _machine(runs: Sequence[Run]) -> list[str]:
         ("machine", lambda e: f"{e['platform']}, {e['processors']} processors, Python {e['python']}"),
         ("versions", lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items())),
     ):
-        if told := dict.fromkeys(read(one) for one in found):
-            lines.append(f"{name}: {'; '.join(told)}")
+        if texts := dict.fromkeys(read(one) for one in found):
+            lines.append(f"{name}: {'; '.join(texts)}")
     return lines
 
 

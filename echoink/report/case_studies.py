@@ -60,9 +60,9 @@ def _row(results: Sequence[dict], names: Sequence[str]) -> list[Cell | None]:
 
     cells = [Cell(mean([found["accuracy"] for found in results]), None)]
     for name in names:
-        told = [found["ablations"][name] for found in results if name in found["ablations"]]
+        ones = [found["ablations"][name] for found in results if name in found["ablations"]]
         cells.append(
-            Cell(mean([t["accuracy"] for t in told]), mean([t["drop"]["difference"] for t in told])) if told else None
+            Cell(mean([t["accuracy"] for t in ones]), mean([t["drop"]["difference"] for t in ones])) if ones else None
         )
     return [*cells, Cell(mean([found["chance"] for found in results]), None)]
 

@@ -83,25 +83,25 @@ class Decoder:
         own_keys.index_copy_(2, self._filled, key.to(own_keys.dtype))
         own_values.index_copy_(2, self._filled, value.to(own_values.dtype))
         if self._fixed:
-            ahead = torch.arange(self._length, device=key.device) > self._filled  # [C]
+            later = torch.arange(self._length, device=key.device) > self._filled  # [C]
         else:
             own_keys, own_values = own_keys[:, :, : self._calls + 1], own_values[:, :, : self._calls + 1]
-            ahead = None
+            later = None
         prefix_keys, prefix_values = self._prefix[layer]
         # 2. A group's queries meet the prompt's keys as one matrix, so that the cache is read once per prompt.
         slots, heads, _, width = query.shape
         query = query.view(slots, prefix_keys.shape[1], -1, width)  # [S, K, H/K, d]
         grid = query.new_zeros((len(prefix_keys), self._places, *query.shape[1:]))  # [B, places, K, H/K, d]
         grid[self._group, self._place] = query
-        together = grid.transpose(1, 2).flatten(2, 3)  # [B, K, places·H/K, d]: a group's queries side by side
-        part = _part(together, prefix_keys, prefix_values, scale, self._absent[:, None, None])
+        side_by_side = grid.transpose(1, 2).flatten(2, 3)  # [B, K, places·H/K, d]: a group's queries side by side
+        part = _part(side_by_side, prefix_keys, prefix_values, scale, self._absent[:, None, None])
         shared = (
             x.unflatten(2, (self._places, -1)).transpose(1, 2)[self._group, self._place]  # back to [S, K, H/K, ·]
             for x in part
         )
         # 3. Both parts are joined by their softmax sums.
         return (
-            _joined(shared, _part(query, own_keys, own_values, scale, ahead))
+            _joined(shared, _part(query, own_keys, own_values, scale, later))
             .to(value.dtype)
             .view(slots, heads, 1, width)
         )

@@ -241,9 +241,9 @@ class Engine:
             outcome, answer = self._connection.recv()
         except (EOFError, OSError) as error:
             status = self._process.wait()
-            told = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
-            hint = vllm_environment.INSTALL if "No module named 'vllm'" in told else f"{self._log} has all it said"
-            last = told.splitlines()[-1][:300] if told else "it said nothing"
+            output = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
+            hint = vllm_environment.INSTALL if "No module named 'vllm'" in output else f"{self._log} has all it said"
+            last = output.splitlines()[-1][:300] if output else "it said nothing"
             raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
         if outcome == "failed":
             with self._log.open("a") as log:

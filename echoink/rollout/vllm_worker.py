@@ -1,6 +1,6 @@
 """vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
-It is told over one connection what to do, and answers each request with ("done", result) or ("failed", traceback):
+It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
 start(settings, …), weights(path, whole), generate(prompts, sampling), and ends when the connection does.
 
 What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 
 
 class Worker:
-    """One engine and what it was told.
+    """One engine and what it was sent.
 
     All methods take and return plain values, numpy arrays and torch tensors on the CPU.
     """
@@ -62,16 +62,16 @@ class Worker:
     def _prepare(self, model, temperature: float):
         model.language_model.logits_processor.scale = 1 / temperature
         self._names = {name for name, _ in model.named_parameters()}
-        load, compute, told = model.load_weights, model.get_mrope_input_positions, self._positions
+        load, compute, known = model.load_weights, model.get_mrope_input_positions, self._positions
 
-        def load_and_tell(weights):
+        def load_and_count(weights):
             self._loaded = load(weights)
             return self._loaded
 
         def positions(input_tokens, mm_features):
-            return told[mm_features[0].identifier] if mm_features else compute(input_tokens, mm_features)
+            return known[mm_features[0].identifier] if mm_features else compute(input_tokens, mm_features)
 
-        model.load_weights, model.get_mrope_input_positions = load_and_tell, positions
+        model.load_weights, model.get_mrope_input_positions = load_and_count, positions
 
     def _sleep(self) -> None:
         if self._sleeps:
@@ -151,8 +151,8 @@ class Worker:
             embedded = None if mask is None else torch.from_numpy(mask)
             places[modality] = [PlaceholderRange(offset=offset, length=length, is_embed=embedded)]
         positions = torch.from_numpy(prompt["positions"])
-        told = positions, int(positions.max()) + 1 - len(tokens)
-        self._positions.update({keys[0]: told for keys in hashes.values()})
+        given = positions, int(positions.max()) + 1 - len(tokens)
+        self._positions.update({keys[0]: given for keys in hashes.values()})
         return mm_input(tokens, items, hashes, places)
 
 

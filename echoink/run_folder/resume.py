@@ -82,8 +82,8 @@ def place(config: Config, folder: Path) -> Path:
         return given
     if (folder / "config.yaml").is_file():
         return folder
-    alike = (path for path, differs in _unfinished(config, folder) if not differs)
-    return next(alike, folder)
+    candidates = (path for path, differs in _unfinished(config, folder) if not differs)
+    return next(candidates, folder)
 
 
 def left_beside(config: Config, folder: Path) -> str | None:

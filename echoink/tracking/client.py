@@ -130,7 +130,7 @@ def curves_page(runs: list[str], experiment: str, metric: str = "reward/accuracy
     return "/#/metric?" + "&".join([*words, "x_axis=step&y_axis_scale=linear&line_smoothness=70&show_point=false"])
 
 
-class Stored:
+class StoredRun:
     """A folder's run in a store, found by its id or made.
 
     Attributes:

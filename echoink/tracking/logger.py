@@ -18,7 +18,7 @@ from echoink.common import signals
 from echoink.common.files import milliseconds
 from echoink.run_folder.folder import RunFolder, status_of
 from echoink.tracking import sync, traces
-from echoink.tracking.client import Record, Stored, run_page
+from echoink.tracking.client import Record, StoredRun, run_page
 
 
 class Tracker:
@@ -45,7 +45,7 @@ class Tracker:
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self.refused: str | None = None
-        self._stored: Stored | None = None
+        self._stored: StoredRun | None = None
         self._have: sync.History | None = None
         self._queue: queue.Queue = queue.Queue(maxsize=10_000)
         self._silent_until = 0.0
@@ -63,7 +63,7 @@ class Tracker:
         return self
 
     def _start(self) -> None:
-        self._stored = Stored(self.uri, self.record)
+        self._stored = StoredRun(self.uri, self.record)
         self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
         if self._stored.known:  # a run that goes on
             self._stored.client.update_run(self.run_id, "RUNNING")
@@ -80,7 +80,7 @@ class Tracker:
             self._guarded(lambda: self._finish(status_of(error)))
 
     def _finish(self, status: str) -> None:
-        stored = self._stored or Stored(self.uri, self.record)
+        stored = self._stored or StoredRun(self.uri, self.record)
         self.run_id, self.experiment_id = stored.run_id, stored.experiment_id
         sync.complete(stored, self._folder)
         stored.end(status, milliseconds())

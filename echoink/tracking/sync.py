@@ -10,7 +10,7 @@ from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import NOT_METRICS, ROWS
 from echoink.tracking import traces
-from echoink.tracking.client import Stored, read_record
+from echoink.tracking.client import StoredRun, read_record
 
 ARTIFACTS = (
     "config.yaml",
@@ -26,13 +26,13 @@ ARTIFACTS = (
 """The small files of a folder that MLflow shows."""
 
 
-def describe(stored: Stored, folder: Path) -> None:
+def describe(stored: StoredRun, folder: Path) -> None:
     """What is known of a run from its start: datasets and files."""
     _inputs(stored)
     _artifacts(stored, folder)
 
 
-def complete(stored: Stored, folder: Path) -> None:
+def complete(stored: StoredRun, folder: Path) -> None:
     """Bring a run in a store up to what its folder holds: numbers, traces, checkpoint, files."""
     describe(stored, folder)
     have = History(stored)
@@ -50,7 +50,7 @@ def complete(stored: Stored, folder: Path) -> None:
 class History:
     """What a store has of a run already."""
 
-    def __init__(self, stored: Stored):
+    def __init__(self, stored: StoredRun):
         self._stored = stored
         data = stored.client.get_run(stored.run_id).data
         self._points = {
@@ -78,7 +78,7 @@ class History:
         return any(step == row["step"] for step, _ in points)
 
 
-def _inputs(stored: Stored) -> None:
+def _inputs(stored: StoredRun) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     known = {given.dataset.digest for given in stored.client.get_run(stored.run_id).inputs.dataset_inputs}
@@ -101,7 +101,7 @@ def _inputs(stored: Stored) -> None:
         stored.client.log_inputs(stored.run_id, new)
 
 
-def _artifacts(stored: Stored, folder: Path) -> None:
+def _artifacts(stored: StoredRun, folder: Path) -> None:
     there: dict[str, int] = {}
     for place in ("", "figures"):
         there |= {found.path: found.file_size for found in stored.client.list_artifacts(stored.run_id, place or None)}
@@ -113,7 +113,7 @@ def _artifacts(stored: Stored, folder: Path) -> None:
                 stored.client.log_artifact(stored.run_id, str(file), None if parent == "." else parent)
 
 
-def _changed(stored: Stored, place: Path, file: Path) -> bool:
+def _changed(stored: StoredRun, place: Path, file: Path) -> bool:
     """Whether a file whose size is the same has another content; asked only of what says how a run ended."""
     if place.name not in ("summary.json", "sweep.json"):
         return False
@@ -122,7 +122,7 @@ def _changed(stored: Stored, place: Path, file: Path) -> bool:
         return Path(copy).read_bytes() != file.read_bytes()
 
 
-def _model(stored: Stored, folder: Path) -> str | None:
+def _model(stored: StoredRun, folder: Path) -> str | None:
     """The checkpoint as a logged model, its weights left where they are; its id."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -145,7 +145,7 @@ def _model(stored: Stored, folder: Path) -> str | None:
     return model.model_id
 
 
-def folder(place: Path, uri: str) -> Stored:
+def folder(place: Path, uri: str) -> StoredRun:
     """Complete the run of one folder in a store, with its status.
 
     Raises:
@@ -156,7 +156,7 @@ def folder(place: Path, uri: str) -> Stored:
         raise UserError(f"{place} has no tracking.json", "it is no folder of a run or a sweep, or of an older version")
     if _ended(place)[0] is None:
         raise UserError(f"{place} is still running", "sync it when it has ended")
-    stored = Stored(uri, record)
+    stored = StoredRun(uri, record)
     complete(stored, place)
     status, ended = _ended(place)
     if status != stored.status:
@@ -175,7 +175,7 @@ def _ended(place: Path) -> tuple[str | None, int]:
     return status.upper(), found.get("ended") or last
 
 
-def _note(place: Path, stored: Stored) -> None:
+def _note(place: Path, stored: StoredRun) -> None:
     """A run that MLflow did not know until now gets its id into its summary."""
     file = place / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

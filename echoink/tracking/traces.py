@@ -52,7 +52,7 @@ def send(stored, rows: list[dict]) -> None:
     """Send a group as a trace.
 
     Args:
-        stored: the run, a `stored.Stored`.
+        stored: the run, a `client.StoredRun`.
         rows: of one group, from `traces.jsonl`: `step`, `id`, `problem`, `options`, `gold`, `media`, and of each
             completion `text`, `tokens`, rewards by name, `total` and `advantage`.
     """

@@ -106,7 +106,7 @@ def longest_prompt(job: Job) -> int:
     for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
         for sample in samples:
             info, text = job.splits.media_info[f"{split} {sample.id}"], job.processor.text_tokens(sample)
-            tokens = prompt_tokens(info, text, wanted.min_pixels, wanted.max_pixels).total
+            tokens = prompt_tokens(info, text, wanted).total
             job.processor.check_length(sample, tokens)
             longest = max(longest, tokens)
     return longest

@@ -11,7 +11,7 @@ from echoink.data.samples import Dropped, answer_positions, fingerprint, parse_r
 from echoink.data.splits import read_split
 from echoink.media.loaders import VideoCaps
 
-CAPS = VideoCaps(2, 4, 12544)
+CAPS = VideoCaps(2, 4, 12544, 28)
 
 
 def rows(dataset):
@@ -161,4 +161,4 @@ def test_addresses_are_names_of_files_that_are_not_there(tmp_path, path):
     row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
     (sample,), _ = parse_rows([row], tmp_path, "here")
     with pytest.raises(UserError, match="picture|file"):
-        inspect(sample, 1.0, VideoCaps(1, 2, 784))
+        inspect(sample, 1.0, VideoCaps(1, 2, 784, 28))

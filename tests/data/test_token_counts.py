@@ -2,11 +2,13 @@
 
 import pytest
 
+from echoink.config.compose import compose
 from echoink.data.media_check import inspect
 from echoink.data.processor import Caps
 from echoink.data.samples import DataType, Sample
-from echoink.data.token_counts import audio_tokens, image_tokens, prompt_tokens
+from echoink.data.token_counts import prompt_tokens
 from echoink.media.loaders import VideoCaps, load_video
+from echoink.models.qwen2_5_omni_tokens import audio_tokens, image_tokens
 from tests.helpers.files import picture, sound, video
 
 
@@ -22,10 +24,10 @@ def test_a_prompt_has_as_many_tokens_as_its_files_say(processor, tmp_path, data_
     }
     media = {name: made[name]() for name in data_type.media}
     sample = Sample("1", "What is it?", ("A. x", "B. y"), "A", data_type=data_type, **media)
-    caps = VideoCaps(2, 6, 80 * 80)
+    caps = VideoCaps(2, 6, 80 * 80, 28)
     wider = replace(processor, caps=Caps(5.0, caps, 4096))
     media_info = inspect(sample, 5.0, caps)
-    found = prompt_tokens(media_info, wider.text_tokens(sample), 112 * 112, 112 * 112)
+    found = prompt_tokens(media_info, wider.text_tokens(sample), compose([])[0].config.model)
     prompt = wider(sample)
     config = processor.model.config
     counts = {
@@ -41,7 +43,7 @@ def test_a_prompt_has_as_many_tokens_as_its_files_say(processor, tmp_path, data_
 
 
 def test_the_papers_caps_by_hand():
-    assert audio_tokens(10) == 250
+    assert audio_tokens(160_000) == 250
     assert image_tokens(448, 448, 3136, 200_704) == 256
     assert image_tokens(20, 20, 3136, 200_704) == 4, "scaled up"
 
@@ -50,7 +52,7 @@ def test_frames_arrive_as_they_were_scaled(processor, tmp_path):
     """The processor's own resizing leaves decoded frames alone."""
     from dataclasses import replace
 
-    caps = VideoCaps(2, 4, 60 * 60)
+    caps = VideoCaps(2, 4, 60 * 60, 28)
     path = video(tmp_path / "v.mp4", seconds=2)
     sample = Sample("1", "What?", ("A. x", "B. y"), "A", data_type=DataType.video, video=path)
     grid = replace(processor, caps=Caps(5.0, caps, 4096))(sample).media["video_grid_thw"][0].tolist()

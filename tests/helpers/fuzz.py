@@ -27,7 +27,7 @@ from echoink.data.samples import parse_rows
 from echoink.media.loaders import Embedded, VideoCaps, load_audio, load_image, load_soundtrack, load_video
 from tests.helpers.files import video
 
-CAPS = VideoCaps(fps=2, max_frames=4, max_pixels=56 * 56)
+CAPS = VideoCaps(fps=2, max_frames=4, max_pixels=56 * 56, grid=28)
 EXTREME = [b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\x00\x00\x00", b"\x00\x00\x00\x01"]
 WORDS = [
     b'"\\ud800"',

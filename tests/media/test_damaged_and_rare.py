@@ -15,7 +15,7 @@ from echoink.common.errors import UserError
 from echoink.media.loaders import VideoCaps, load_image, load_sound, load_soundtrack, load_video
 
 RATE = 44_100
-CAPS = VideoCaps(10, 100, 128 * 128)
+CAPS = VideoCaps(10, 100, 128 * 128, 28)
 
 
 def tone(seconds=3.0, rate=RATE):

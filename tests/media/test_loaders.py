@@ -200,7 +200,7 @@ def test_a_wav_that_is_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_p
     assert len(load_audio(path, 10)) == 16_000
 
 
-CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112)
+CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112, grid=28)
 
 
 def test_frames_are_spread_over_the_whole_video_and_scaled(tmp_path):
@@ -275,7 +275,7 @@ def test_media_may_be_bytes(tmp_path):
 
 def test_scaled_sides_are_multiples_within_the_cap():
     for width, height in ((1920, 1080), (160, 96), (27, 5), (3000, 40)):
-        found = scaled(width, height, 12_544)
+        found = scaled(width, height, 12_544, 28)
         assert all(side % 28 == 0 and side for side in found)
         assert found[0] * found[1] <= 12_544 or min(found) == 28
 

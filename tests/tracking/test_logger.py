@@ -12,7 +12,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
-from echoink.tracking.client import Record, Stored, absolute_uri, compare_page, connect, curves_page
+from echoink.tracking.client import Record, StoredRun, absolute_uri, compare_page, connect, curves_page
 from echoink.tracking.logger import Tracker
 from tests.helpers import processes
 
@@ -154,7 +154,7 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
 
     uri, client = open_store(tmp_path)
     calls = []
-    log = Stored.log
+    log = StoredRun.log
 
     def flaky(self, rows, model=None):
         calls.append(1)
@@ -162,7 +162,7 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
             raise MlflowException("the server went away")
         log(self, rows, model)
 
-    monkeypatch.setattr(Stored, "log", flaky)
+    monkeypatch.setattr(StoredRun, "log", flaky)
     files = RunFolder(tmp_path / "run", "train", "x", 0)
     with files, Tracker(uri, Record("x", "run", {}, {}).kept(files.path), files.path, files) as shown:
         for step in range(1, 6):
@@ -177,7 +177,7 @@ def test_a_slow_store_does_not_slow_a_step(tmp_path, monkeypatch):
 
     uri, _ = open_store(tmp_path)
     gate = threading.Event()
-    monkeypatch.setattr(Stored, "log", lambda *_: gate.wait(30))
+    monkeypatch.setattr(StoredRun, "log", lambda *_: gate.wait(30))
     with view(tmp_path, uri) as shown:
         for step in range(100):
             shown.row(row(step, m=1.0))  # would wait half an hour

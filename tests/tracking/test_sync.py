@@ -13,7 +13,7 @@ from echoink import sync as echoink_sync
 from echoink.common.errors import UserError
 from echoink.run_folder.environment import environment
 from echoink.tracking import sync
-from echoink.tracking.client import Record, Stored, connect, read_record
+from echoink.tracking.client import Record, StoredRun, connect, read_record
 from tests.helpers.runs import make_run
 
 
@@ -92,7 +92,7 @@ def test_a_group_is_a_trace_with_picture_sound_feedback_and_gold(outputs):
 def test_what_a_store_has_already_is_completed(outputs):
     """A server that went away after the first step: the rest comes, the first step stays single."""
     place = outputs / "run"
-    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
+    stored = StoredRun(f"sqlite:///{outputs}/mlflow.db", read_record(place))
     stored.log([json.loads((place / "metrics.jsonl").read_text().splitlines()[0])])
     again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     assert again.run_id == stored.run_id
@@ -118,7 +118,7 @@ def test_base_and_final_at_one_step_are_both_there(outputs):
     place = outputs / "run"
     rows = [json.loads(line) | {"step": 0} for line in (place / "eval.jsonl").read_text().splitlines()]
     (place / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stored = Stored(f"sqlite:///{outputs}/mlflow.db", read_record(place))
+    stored = StoredRun(f"sqlite:///{outputs}/mlflow.db", read_record(place))
     stored.log(rows[:1])
     again = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     history = again.client.get_metric_history(again.run_id, "eval/accuracy")
