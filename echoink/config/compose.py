@@ -277,6 +277,13 @@ def _known(tried: str, keys: Sequence[str]) -> str:
     return f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
 
 
+def _known(tried: str, keys: Sequence[str]) -> str:
+    """A hint: the closest key, and those of its group."""
+    same_depth = [key for key in keys if key.count(".") == tried.count(".")]
+    siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
+    return f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
+
+
 def _keys() -> list[str]:
     schema = OmegaConf.structured(Config)
     keys = []
@@ -320,11 +327,7 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
     tried = getattr(cause, "full_key", None) or next((key for key in given if key.lstrip("+~") in text), "")
     tried = tried.lstrip("+~")
     if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
-        same_depth = [key for key in keys if key.count(".") == tried.count(".")]
-        siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
-        return UserError(
-            f"unknown key {tried}", f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
-        )
+        return UserError(f"unknown key {tried}", _known(tried, keys))
     detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
 
@@ -341,11 +344,7 @@ def _explained_inside(error: Exception, where: str, key: str, detail: str) -> Us
         return UserError(f"{where} lands under the key {key}", "its first line must be: # @package _global_")
     if detail.startswith("Key "):
         keys = _keys()
-        same_depth = [name for name in keys if name.count(".") == key.count(".")]
-        siblings = [name for name in same_depth if name.rpartition(".")[0] == key.rpartition(".")[0]]
-        return UserError(
-            f"{where}: unknown key {key}", f"{_closest(key, same_depth)}known: {', '.join(siblings or same_depth)}"
-        )
+        return UserError(f"{where}: unknown key {key}", _known(key, keys))
     return UserError(
         f"{where}: {key + ': ' if key else ''}{detail}", "python -m echoink.train --help explains every key"
     )
