@@ -277,13 +277,6 @@ def _known(tried: str, keys: Sequence[str]) -> str:
     return f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
 
 
-def _known(tried: str, keys: Sequence[str]) -> str:
-    """A hint: the closest key, and those of its group."""
-    same_depth = [key for key in keys if key.count(".") == tried.count(".")]
-    siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
-    return f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
-
-
 def _keys() -> list[str]:
     schema = OmegaConf.structured(Config)
     keys = []
