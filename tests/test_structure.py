@@ -37,7 +37,10 @@ def test_general_code_names_no_model_class_and_no_model_type():
     allowed = {"models/qwen2_5_omni.py", "models/qwen2_5_omni_tokens.py", "models/tiny_architecture.py", "tiny.py"}
     for module in (ROOT / "echoink").rglob("*.py"):
         if str(module.relative_to(ROOT / "echoink")) not in allowed:
-            named = re.findall(r"Qwen2_5Omni\w*|qwen2_5_omni_thinker|image_token_id|audio_tower|smart_resize|qwen2_vl", module.read_text())
+            named = re.findall(
+                r"Qwen2_5Omni\w*|qwen2_5_omni_thinker|image_token_id|audio_tower|smart_resize|qwen2_vl",
+                module.read_text(),
+            )
             assert not named, f"{module}: {named}"
 
 
