@@ -183,6 +183,29 @@ def test_preflight_names_what_would_fail_later(tmp_path, monkeypatch):
         preflight.check_hub("me/mine")
 
 
+def test_a_kernel_that_is_not_installed_is_refused_before_anything_is_loaded(tmp_path):
+    done = command(
+        "echoink.train", "model.attention=flash_attention_2", "trainer.bf16=true", "trainer.steps=1", cwd=tmp_path
+    )
+    assert done.returncode == 2 and "needs the package flash-attn, which is not installed" in done.stderr
+    assert "model.attention=sdpa needs nothing" in done.stderr and not (tmp_path / "outputs/data").exists()
+
+
+def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(tmp_path, monkeypatch):
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(preflight, "NVIDIA_GPUS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="2 GPUs there, and PyTorch .* cannot use them"):
+        preflight.check_gpus(bf16=True)
+    assert "needs a newer driver" in preflight.check_gpus(bf16=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert preflight.check_gpus(bf16=True) is None, "somebody wants the CPU"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert preflight.check_gpus(bf16=True) is None
+
+
 # --- doctor ---
 
 

@@ -31,7 +31,7 @@ def load_model(
     dtype: str = "float32",
     attention: str = "sdpa",
     freeze: tuple[str, ...] = (),
-    quantized: bool = False,
+    quantized: str | None = None,
     shard_plan: DistributedConfig | None = None,
 ) -> PreTrainedModel:
     """The model of a folder or hub id, in training-ready precision, able to share prompts.
@@ -45,8 +45,8 @@ def load_model(
         dtype: of the weights; float32 are the master weights under bf16 autocast.
         attention: of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
         freeze: towers whose weights do not learn, of "audio" and "vision".
-        quantized: hold the language model's linear layers in 4 bits (NF4, bitsandbytes); nothing but an adapter can
-            learn then.
+        quantized: the type in which the language model's linear layers compute when they are held in 4 bits (NF4,
+            bitsandbytes); nothing but an adapter can learn then. None: they are not.
         shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
 
     Raises:
@@ -71,7 +71,7 @@ def load_model(
     return _named(model, path)
 
 
-def _load_adapter(path: str, dtype: str, attention: str, quantized: bool) -> PreTrainedModel:
+def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None) -> PreTrainedModel:
     with as_user_error(path):
         base = LoraConfig.from_pretrained(path).base_model_name_or_path
     try:
@@ -84,7 +84,7 @@ def _load_adapter(path: str, dtype: str, attention: str, quantized: bool) -> Pre
 
 
 def _load_published(
-    path: str, dtype: str, attention: str, quantized: bool, shard_plan: DistributedConfig | None
+    path: str, dtype: str, attention: str, quantized: str | None, shard_plan: DistributedConfig | None
 ) -> PreTrainedModel:
     with as_user_error(path):
         published = AutoConfig.from_pretrained(resolve(path))
@@ -95,7 +95,7 @@ def _load_published(
         family, config = found
         optional = {}
         if quantized:
-            optional |= _four_bits(dtype, [*family.TOWERS.values()])
+            optional |= _four_bits(quantized, [*family.TOWERS.values()])
         if shard_plan:
             optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
         model, report = family.MODEL.from_pretrained(
@@ -120,7 +120,7 @@ def _load_published(
     return model
 
 
-def _four_bits(dtype: str, towers: Sequence[str]) -> dict:
+def _four_bits(compute: str, towers: Sequence[str]) -> dict:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -131,7 +131,7 @@ def _four_bits(dtype: str, towers: Sequence[str]) -> dict:
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            bnb_4bit_compute_dtype=getattr(torch, compute),
             llm_int8_skip_modules=kept,
         ),
     }

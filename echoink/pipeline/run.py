@@ -74,7 +74,10 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
-    """What a run will need later and can be asked for now: disk, MLflow's store, the hub, vLLM."""
+    """What a run will need later and can be asked for now: GPUs, disk, MLflow's store, the hub, vLLM."""
+    preflight.check_attention(config.model.attention)
+    if warning := preflight.check_gpus(config.trainer.bf16):
+        console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
     store = None if client.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
     _first(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))

@@ -1,10 +1,14 @@
-"""What is checked before anything expensive starts: the disk, the run's folder, the tracking store, the hub."""
+"""What is checked before anything expensive starts: GPUs, the disk, the run's folder, the tracking store, the hub."""
 
+import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from echoink.common.console import counted
 from echoink.common.errors import UserError
+from echoink.config.schema import Attention
 from echoink.tracking import client
 
 
@@ -25,6 +29,43 @@ def check(folder: Path, disk_bytes: int, tracking_uri: str | None, push_to: str 
         check_store(tracking_uri)
     if push_to is not None:
         check_hub(push_to)
+
+
+def check_attention(attention: Attention) -> None:
+    """Raises `UserError` where the towers' attention kernel is not installed."""
+    if attention is Attention.flash_attention_2 and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attention=flash_attention_2 needs the package flash-attn, which is not installed",
+            "model.attention=sdpa needs nothing; or pip install flash-attn --no-build-isolation",
+        )
+
+
+def check_gpus(bf16: bool) -> str | None:
+    """Whether PyTorch can use the GPUs that the machine has: a driver that is too old leaves it with the CPU, unasked.
+
+    Returns:
+        A warning, for a run that may go on without them.
+
+    Raises:
+        UserError: it cannot, and the run asks for bfloat16, which is meant for a GPU.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # somebody wants the CPU
+    there = len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
+    if not there or hidden:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    found = f"{counted(there, 'GPU')} there, and PyTorch {torch.__version__} cannot use {'them' if there > 1 else 'it'}"
+    way = f"its CUDA {torch.version.cuda} needs a newer driver, or this is a build for the CPU; nvidia-smi says more"
+    if bf16:
+        raise UserError(found, f"{way}; CUDA_VISIBLE_DEVICES= and trainer.bf16=false for the CPU")
+    return f"{found}: {way}"
+
+
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver lists its GPUs, whatever PyTorch can do with them."""
 
 
 def check_disk(folder: Path, disk_bytes: int) -> None:

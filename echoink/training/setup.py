@@ -10,7 +10,7 @@ from transformers.distributed import DistributedConfig
 
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Config, Sharding, Task, TrainerConfig
+from echoink.config.schema import Adapter, Config, Dtype, Sharding, Task, TrainerConfig
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.splits import Splits, video_caps
 from echoink.data.token_counts import prompt_tokens
@@ -48,7 +48,8 @@ def load(
         UserError: it is no such model.
     """
     wanted, generation = config.model, config.generation
-    quantized = config.adapter.kind is Adapter.qlora
+    bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
+    quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
     model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, shard_plan)
     processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
@@ -89,6 +90,8 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
+    if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
+        console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
     return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, extra)
 
 

@@ -26,7 +26,7 @@ def arguments(
         )
     zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
     bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
-    return GRPOConfig(
+    made = GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,
         gradient_accumulation_steps=config.prompts_per_step // at_once,
@@ -69,3 +69,7 @@ def arguments(
         disable_tqdm=True,
         log_level_replica="error",
     )
+    # A process uses one GPU. Where it sees several, transformers would multiply the batch by their number and wrap the
+    # model in DataParallel, which splits a group.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made

@@ -12,7 +12,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 
 @pytest.fixture
 def quantized():
-    return load_model("tiny", quantized=True)
+    return load_model("tiny", quantized="float32")
 
 
 def test_the_language_model_alone_is_held_in_4_bits(quantized):
@@ -77,7 +77,7 @@ def test_its_checkpoint_stays_beside_the_4_bit_weights(quantized, samples, proce
     inputs = load_processor("tiny", 12_544, 12_544).tokenizer("what is heard?", return_tensors="pt")
     with torch.no_grad():
         trained = model.eval()(**inputs).logits
-        again = load_model(str(tmp_path), quantized=True).eval()(**inputs).logits
+        again = load_model(str(tmp_path), quantized="float32").eval()(**inputs).logits
         merged = load_model(str(tmp_path)).eval()(**inputs).logits
     assert torch.allclose(again, trained, atol=1e-5)
     assert (merged - trained).abs().max() > 1e-3, "the base's weights are not those that it was trained on"
@@ -88,4 +88,16 @@ def test_without_bitsandbytes_the_way_out_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"echoink\[qlora\]"):
-        load_model("tiny", quantized=True)
+        load_model("tiny", quantized="float32")
+
+
+def test_under_bfloat16_its_linear_layers_compute_in_bfloat16():
+    from dataclasses import replace
+
+    from echoink.config.compose import compose
+    from echoink.training.setup import load
+
+    config = compose(["adapter=qlora"])[0].config
+    for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        model = load(replace(config, trainer=replace(config.trainer, bf16=bf16)), "tiny").model
+        assert model.model.language_model.layers[0].self_attn.q_proj.compute_dtype is dtype

@@ -172,7 +172,7 @@ def test_an_adapter_is_sent_merged_with_the_projections_that_stand_beside_it(mod
 
 def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
     pytest.importorskip("bitsandbytes")
-    quantized = loading.load_model("tiny", quantized=True)
+    quantized = loading.load_model("tiny", quantized="float32")
     quantized.requires_grad_(False)
     adapted = get_peft_model(quantized, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
     for name, weight in adapted.named_parameters():

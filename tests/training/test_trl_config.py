@@ -53,3 +53,24 @@ def test_what_is_overridden_in_trl_has_not_changed(name):
 
     assert name in {*vars(EchoInkTrainer), *vars(Host)}
     assert str(inspect.signature(getattr(GRPOTrainer, name))).startswith(SIGNATURES[name])
+
+
+def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
+    """transformers would take all of them into DataParallel, and multiply the batch."""
+    from functools import cached_property
+
+    from transformers import TrainingArguments
+
+    setup = TrainingArguments.__dict__["_setup_devices"].func
+
+    def four(self):
+        device = setup(self)
+        self._n_gpu = 4
+        return device
+
+    stub = cached_property(four)
+    stub.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", stub)
+    config = compose([])[0].config
+    made = arguments(config.trainer, config.grpo, config.generation, 0, 3, str(tmp_path))
+    assert made.n_gpu == 1 and made.train_batch_size == made.per_device_train_batch_size
