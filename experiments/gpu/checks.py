@@ -1,0 +1,457 @@
+"""The checks of `kit.py`: each asks one question that a CPU cannot answer, and yields rows with numbers.
+
+On a CPU (`SMALL`) each runs the same code at small size, where only parity means anything. Weights are random: of
+Qwen2.5-Omni's dimensions as `conf/model/` gives them.
+
+Shapes: P prompt tokens, G = 16 completions of C tokens, T tokens of a packed row.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from echoink.benchmark.config import ShapeConfig
+from echoink.benchmark.workload import make_model, make_workload
+from echoink.config.compose import compose
+from echoink.config.schema import Dimensions, Dtype
+from echoink.models import shared_prefix
+from echoink.models.family import PromptInputs
+from echoink.models.loading import lora
+from echoink.models.logprobs import score
+from echoink.models.shared_prefix import Layout
+from echoink.rollout import decoder, generate, sampling
+
+DEVICE = os.environ.get("DEVICE", "cuda")
+SMALL = DEVICE == "cpu"
+G = 16
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TINY = Dimensions(layers=2, width=256, feed_forward=512, heads=4, key_heads=2, vocabulary=504)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number, or one finding."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+    ok: bool | None = None
+    """None: nothing to pass, a measurement."""
+
+
+def architecture(name: str) -> Dimensions:
+    """The dimensions of a published model; small ones on a CPU."""
+    return TINY if SMALL else compose([f"model={name}", "dataset.path=x"])[0].config.model.architecture
+
+
+def thinker(name: str = "qwen2_5_omni_7b", dtype: str = "bfloat16", layers: int | None = None, towers: int = 2):
+    """A model with random weights, with our attention; `towers` layers in each tower."""
+    d = architecture(name)
+    shape = ShapeConfig(
+        layers=min(layers or d.layers, d.layers),
+        width=d.width,
+        feed_forward=d.feed_forward,
+        heads=d.heads,
+        key_heads=d.key_heads,
+        vocabulary=d.vocabulary,
+        prompt_tokens=580,
+        completion_tokens=200,
+        group_size=G,
+        prompts=1,
+        pixels=200_704,
+        audio_seconds=10,
+        tower_width=1280 if towers > 4 else 160,
+        tower_layers=towers,
+        dtype=Dtype[dtype],
+        rows_checkpointing=False,
+    )
+    model = make_model(shape, 0, torch.device(DEVICE))
+    shared_prefix.install(model)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model, shape
+
+
+def with_lora(model):
+    """The model with LoRA inside its linear layers, as it decodes."""
+    from peft import get_peft_model
+
+    model.requires_grad_(False)
+    get_peft_model(model, lora(16, 32, 0.0, LINEAR))
+    return model
+
+
+def text_prompt(tokens: int, seed: int = 0) -> PromptInputs:
+    """P random tokens without media."""
+    drawn = torch.randint(20, 400, (tokens,), generator=torch.Generator().manual_seed(seed))
+    return PromptInputs(drawn, torch.arange(tokens).expand(3, -1).clone(), {})
+
+
+def synchronize() -> None:
+    if not SMALL:
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object], times: int = 3, warm: int = 1) -> float:
+    """Mean seconds of a call, after `warm` that are not timed."""
+    for _ in range(warm):
+        work()
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronize()
+    return (time.perf_counter() - began) / times
+
+
+def peak_gib() -> float:
+    return 0.0 if SMALL else torch.cuda.max_memory_allocated() / 2**30
+
+
+def forget() -> None:
+    if not SMALL:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def autocast(enabled: bool = True):
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=enabled)
+
+
+# --- parity of kernels ---
+
+
+def flex() -> Iterator[Row]:
+    """FlexAttention as the loss uses it: values and gradients against the split attention, and its price."""
+    heads, keys, width = (4, 2, 16) if SMALL else (28, 4, 128)
+    large = [(579, [200] * G), (999, [150, 250, 3, 77] * 4), (101, [5] * 3)]
+    shapes = [(60, [20] * 4), (33, [5, 9])] if SMALL else large
+    scale = width**-0.5
+
+    def tensors(tokens: int, dtype: torch.dtype) -> list[Tensor]:
+        make = lambda h: torch.randn(1, h, tokens, width, device=DEVICE, dtype=dtype, requires_grad=True)  # noqa: E731
+        return [make(heads), make(keys), make(keys)]
+
+    ours = shared_prefix.by_parts if SMALL else shared_prefix.by_blocks
+    for dtype, most in ((torch.float32, 2e-4), (torch.bfloat16, 4e-2)):
+        worst = 0.0
+        for prefix, lengths in shapes:
+            layout = Layout(((prefix, tuple(lengths)),))
+            given = tensors(layout.tokens, dtype)
+            found = ours(*given, layout, scale)
+            upstream = torch.randn_like(found)
+            found.backward(upstream)
+            gradients = [x.grad.float().clone() for x in given]
+            plain = [x.detach().float().requires_grad_() for x in given]
+            expected = shared_prefix.by_parts(*plain, layout, scale)
+            expected.backward(upstream.float())
+            worst = max(worst, float((found.float() - expected).abs().max()))
+            for mine, other in zip(gradients, plain, strict=True):
+                worst = max(worst, float((mine - other.grad).norm() / other.grad.norm()))
+        yield Row(f"FlexAttention, {dtype}: largest difference, values and gradients", worst, "", worst < most)
+    if SMALL:
+        return
+    for prefix, length in ((579, 200), (999, 768)):
+        make = lambda p=prefix, c=length: Layout(((p, (c,) * G),))  # noqa: E731
+        layout = make()
+        given = tensors(layout.tokens, torch.bfloat16)
+        forget()
+        mask = timed(lambda m=make: m().block_mask(torch.device("cuda", torch.cuda.current_device())), 10)
+        both = timed(lambda g=given, at=layout: ours(*g, at, scale).sum().backward(), 5)
+        yield Row(f"block mask, T = {layout.tokens}", 1000 * mask, "ms")
+        yield Row(f"attention of a layer, forward and backward, T = {layout.tokens}", 1000 * both, "ms")
+
+
+def head() -> Iterator[Row]:
+    """TRL's fused head at the true vocabulary, against log_softmax."""
+    if SMALL:
+        yield Row("fused head", "needs a GPU (Triton)")
+        return
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    d, rows = architecture("qwen2_5_omni_7b"), 1024
+    hidden = torch.randn(rows, d.width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    weight = (0.02 * torch.randn(d.vocabulary, d.width, device=DEVICE, dtype=torch.bfloat16)).requires_grad_()
+    labels = torch.randint(0, d.vocabulary, (rows,), device=DEVICE)
+
+    def fused(h: Tensor, at: Tensor) -> Tensor:
+        return ChunkedLogProbFunction.apply(h, weight, None, at, 1.0, 32_768, None, 1.0, ("log_probs", "entropy"))[0]
+
+    fused(hidden, labels).sum().backward()
+    mine = hidden.grad.float().clone()
+    logps = fused(hidden, labels).detach()
+    hidden.grad = weight.grad = None
+    expected = (hidden @ weight.t()).float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    expected.sum().backward()
+    gap = float((logps - expected).abs().max())
+    yield Row("fused head: largest difference of log-probabilities", gap, "nats", gap < 5e-2)
+    relative = float((mine - hidden.grad.float()).norm() / hidden.grad.float().norm())
+    yield Row("fused head: relative difference of gradients", relative, "", relative < 2e-2)
+
+
+# --- decoding ---
+
+
+@contextmanager
+def decoders(fixed: bool, captures: list[float]) -> Iterator[None]:
+    """Decoders with shapes that stay, and so with CUDA graphs, or without; each capture's seconds are noted."""
+    init, capture = decoder.Decoder.__init__, decoder.Decoder._capture
+
+    def noted(self) -> None:
+        synchronize()
+        began = time.perf_counter()
+        capture(self)
+        synchronize()
+        captures.append(time.perf_counter() - began)
+
+    decoder.Decoder.__init__ = lambda self, *args, **kw: init(self, *args, **{**kw, "fixed": fixed})
+    decoder.Decoder._capture = noted
+    try:
+        yield
+    finally:
+        decoder.Decoder.__init__, decoder.Decoder._capture = init, capture
+
+
+def graph() -> Iterator[Row]:
+    """Captured decoding: the same tokens as without a graph, while rows leave; what a capture costs."""
+    length = 12 if SMALL else 64
+    prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(2)]
+    noise = torch.stack([sampling.uniforms(0, 0, str(seed), G, length) for seed in range(2)])
+    ends = list(range(20, 60))  # rows leave along the way
+    how = sampling.Sampling(1.0, 0.95, 50, length)
+    kinds = {
+        "float32": ("float32", False, False),
+        "float32 masters under autocast": ("float32", False, True),
+        "bfloat16": ("bfloat16", False, True),
+        "bfloat16 with LoRA": ("bfloat16", True, True),
+    }
+    for name, (dtype, adapts, cast) in kinds.items():
+        model, _ = thinker(dtype=dtype, layers=4)
+        model = with_lora(model) if adapts else model
+        found, captures = [], []
+        for fixed in (True, False):
+            with decoders(fixed, captures), autocast(cast):
+                found.append(generate.generate(model, prompts, noise, [1.0] * G, how, ends, 0))
+        same = sum(one == other for one, other in zip(*found, strict=True))
+        exact = same == 2 * G if dtype == "float32" and not cast else None
+        yield Row(f"{name}: rows of {2 * G} with the same tokens with and without a graph", same, "rows", exact)
+        if captures:
+            yield Row(f"{name}: {len(captures)} captures", sum(captures), "s")
+        del model
+        forget()
+
+
+def decode() -> Iterator[Row]:
+    """A decoded token at the true dimensions: milliseconds, bytes a second, choosing, capturing."""
+    cases = (("qwen2_5_omni_7b", 1, False), ("qwen2_5_omni_3b", 8, True))
+    for name, count, adapts in cases:
+        model, _ = thinker(name)
+        model = (with_lora(model) if adapts else model).eval()
+        held = sum(p.nbytes for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.nbytes
+        for length in (8,) if SMALL else (96, 256, 768):
+            with torch.no_grad(), autocast():
+                prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(count)]
+                start = generate.prefill(model, prompts, 0)
+                one = decoder.Decoder(model, start.cache, start.mask, G, length, fixed=not SMALL)
+                rows = G * count
+                tokens = torch.zeros(rows, dtype=torch.long, device=DEVICE)
+                places = torch.full((rows,), 580, device=DEVICE)
+                one(tokens, places)
+                step = timed(lambda d=one, t=tokens, p=places: d(t, p), min(length - 4, 40) // 2, 1)
+                logits = start.logits.repeat_interleave(G, 0)
+                noise, warm = torch.rand(rows, device=DEVICE), torch.ones(rows, device=DEVICE)
+                pick = timed(lambda x=logits, n=noise, w=warm: sampling.choose(x, n, w, 0.95, 50).tolist(), 5)
+            of = f"{name}{' LoRA' if adapts else ''}, {rows} rows, C = {length}"
+            yield Row(f"{of}: a token", 1000 * step, "ms")
+            yield Row(f"{of}: reading the weights alone", held / step / 1e9, "GB/s")
+            yield Row(f"{of}: choosing, top_k 50", 1000 * pick, "ms")
+        del model, start, one
+        forget()
+
+
+# --- the loss ---
+
+
+def update() -> Iterator[Row]:
+    """Reference and update of one group at the 7B's size: seconds, TFLOP/s, memory, with and without checkpointing."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    model, _ = thinker()
+    add_fused_lm_head(model)
+    model.train()
+    for tower in (model.model.audio_tower, model.model.visual):
+        tower.requires_grad_(False)
+    weights = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    for prompt, length in ((60, 10),) if SMALL else ((580, 200), (1000, 768)):
+        ids = torch.randint(20, 400, (G, length), device=DEVICE)
+        mask, asked = torch.ones_like(ids).bool(), text_prompt(prompt)
+        tokens = prompt - 1 + G * length
+
+        def forward(one=asked, at=ids, of=mask) -> Tensor:
+            with autocast():
+                return score(model, [one], None, [0] * G, at, of)[0]
+
+        def reference(work=forward) -> None:
+            with torch.no_grad():
+                work()
+
+        def learn(work=forward) -> None:
+            work().sum().backward()
+            model.zero_grad(set_to_none=True)
+
+        for checkpoints in (True, False) if length <= 200 else (True,):
+            if checkpoints:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                model.gradient_checkpointing_disable()
+            forget()
+            of = f"T = {tokens}, {'checkpoints' if checkpoints else 'no checkpoints'}"
+            seen, learnt = timed(reference), timed(learn)
+            yield Row(f"reference, {of}", seen, "s")
+            yield Row(f"reference, {of}: reached", 2 * weights * tokens / seen / 1e12, "TFLOP/s")
+            yield Row(f"update, {of}", learnt, "s")
+            yield Row(f"update, {of}: reached", (8 if checkpoints else 6) * weights * tokens / learnt / 1e12, "TFLOP/s")
+            yield Row(f"update, {of}: peak memory", peak_gib(), "GiB")
+
+
+def towers() -> Iterator[Row]:
+    """Both towers at full depth in bfloat16 with sdpa: a prompt's picture and ten seconds of sound."""
+    from echoink.models.encoders import encode_media
+
+    model, shape = thinker(layers=1, towers=2 if SMALL else 32)
+    prompt = make_workload(model, shape, 0).prompts[0]
+
+    def run(gradients: bool) -> None:
+        with torch.set_grad_enabled(gradients), autocast():
+            (features,) = encode_media(model.model.train(), [prompt])
+        if gradients:
+            sum(value.float().sum() for value in features.values()).backward()
+
+    yield Row("towers, forward", 1000 * timed(lambda: run(False), 5), "ms")
+    yield Row("towers, forward and backward", 1000 * timed(lambda: run(True), 3), "ms")
+
+
+# --- several parts together ---
+
+
+def fsdp_graph() -> Iterator[Row]:
+    """Capture under FSDP2's hooks on a mesh of one, and one layout for all layers of a pass."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink.distributed import sharding
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29601"}
+    dist.init_process_group("gloo" if SMALL else "nccl", rank=0, world_size=1)
+    try:
+        mesh, (model, _) = init_device_mesh(DEVICE, (1,)), thinker(dtype="float32", layers=4)
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        parts: list[nn.ModuleList] = [model.model.language_model.layers, model.model.visual.blocks]
+        for layer in (layer for part in (*parts, model.model.audio_tower.layers) for layer in part):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        sharding.register_root(model)
+        length = 8 if SMALL else 48
+        noise, how = sampling.uniforms(0, 0, "a", G, length)[None], sampling.Sampling(1.0, 0.95, 50, length)
+        with autocast(), sharding.unsharded(model):
+            found = generate.generate(model, [text_prompt(60)], noise, [1.0] * G, how, [21], 0)
+        yield Row("decoding under FSDP2's hooks", len(found), "rows", len(found) == G)
+        seen, attend = set(), Layout.attend
+        Layout.attend = lambda self, *args: (seen.add(self), attend(self, *args))[1]
+        try:
+            add_fused_lm_head(model)
+            ids = torch.randint(20, 400, (G, length), device=DEVICE)
+            with autocast():
+                logps, _ = score(model.train(), [text_prompt(60)], None, [0] * G, ids, torch.ones_like(ids).bool())
+            logps.sum().backward()
+        finally:
+            Layout.attend = attend
+        yield Row("layouts, and so block masks, of a forward and backward pass", len(seen), "", len(seen) == 1)
+    finally:
+        dist.destroy_process_group()
+
+
+def push() -> Iterator[Row]:
+    """What it takes to hand weights to an engine by way of the host's shared memory."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 8)
+    weights = {f"w{n}": torch.zeros(shape, device=DEVICE, dtype=torch.bfloat16) for n in range(count)}
+    size = sum(each.nbytes for each in weights.values()) / 1e9
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = Path(folder) / "weights.safetensors"
+        down = timed(lambda: {name: each.to("cpu") for name, each in weights.items()}, 1)
+        there = {name: each.to("cpu") for name, each in weights.items()}
+        write = timed(lambda: save_file(there, file), 1)
+
+        def read() -> None:
+            with safe_open(file, "pt") as held:
+                for name in held.keys():  # noqa: SIM118
+                    held.get_tensor(name).to(DEVICE)
+
+        up = timed(read, 1)
+    for name, seconds in {"to the host": down, "to shared memory": write, "back to the device": up}.items():
+        yield Row(f"weights {name}", size / seconds, "GB/s")
+
+
+def train() -> Iterator[Row]:
+    """The command itself on the embedded model: four steps of each kind; the first KL is 0, the numbers are finite."""
+    import json
+    import math
+    import subprocess
+    import sys
+
+    kinds = {
+        "float32": [],
+        "bfloat16": ["trainer.bf16=true"],
+        "LoRA, bfloat16, frozen towers": ["trainer.bf16=true", "adapter=lora", "model.freeze=[audio,vision]"],
+    }
+    steps, tokens = (2, 12) if SMALL else (4, 64)
+    common = [f"trainer.steps={steps}", f"generation.max_new_tokens={tokens}", "grpo.beta=0.04"]
+    common += ["trainer.prompts_per_step=4", "trainer.micro_batch_prompts=2"] if SMALL else []
+    common += ["dataset.train=64", "dataset.dev=8"]
+    common += ["dataset.valid=16", "tracking=off", "eval.base=false", "eval.greedy=false"]
+    common += ["trainer.gradient_checkpointing=true"]
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment |= {"CUDA_VISIBLE_DEVICES": ""} if SMALL else {}
+        for name, words in kinds.items():
+            run = Path(folder) / name.split(",")[0]
+            command = [sys.executable, "-m", "echoink.train", *common, *words, f"hydra.run.dir={run}"]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                yield Row(f"{name}: training", done.stderr.strip().splitlines()[-1][:200], "", False)
+                continue
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            kl = rows[0]["grpo/kl"]
+            yield Row(f"{name}: KL of the first step", kl, "nats", abs(kl) < (1e-6 if name == "float32" else 1e-3))
+            finite = all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
+            yield Row(f"{name}: every number is finite", str(finite), "", finite)
+            with suppress(KeyError):
+                yield Row(f"{name}: a step", sum(row["time/step"] for row in rows[1:]) / (steps - 1), "s")
+
+
+CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
+    "graph": graph,
+    "flex": flex,
+    "fsdp_graph": fsdp_graph,
+    "head": head,
+    "train": train,
+    "decode": decode,
+    "update": update,
+    "towers": towers,
+    "push": push,
+}
+"""The most dangerous first."""

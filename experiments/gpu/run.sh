@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The checks of kit.py, then the benchmark of experiments/shared_prefix.md at Qwen2.5-Omni-7B's size with random weights,
+# on one GPU of 80 GB or more. The machine needs PyTorch and transformers; it may lack the rest, and a network.
+#
+#   experiments/gpu/run.sh wheels          with a network: collect the small packages in .wheels/
+#   experiments/gpu/run.sh run [folder]    on the GPU machine: the checks (10 minutes at most), JSON and a page to folder
+#   experiments/gpu/run.sh benchmark [folder]   then this, if there is time: another 10 minutes
+#
+# DEVICE=cpu tries the same commands on a CPU, at small size.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+packages=(trl hydra-core omegaconf antlr4-python3-runtime peft accelerate datasets pyarrow dill multiprocess xxhash
+  psutil rich markdown-it-py mdurl pygments filelock pillow soundfile soxr cffi pycparser matplotlib contourpy cycler
+  fonttools kiwisolver pyparsing python-dateutil six scipy av jinja2 markupsafe)
+device=${DEVICE:-cuda} out=${2:-outputs/gpu}
+
+# Packages that are not there come from .wheels/.
+with_wheels() {
+  libs=$(mktemp -d)
+  trap 'rm -rf "$libs"' EXIT
+  shopt -s nullglob
+  for wheel in .wheels/*.whl; do
+    name=$(basename "$wheel" | cut -d- -f1)
+    python3 -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null ||
+      python3 -m pip install --quiet --no-index --no-deps --target "$libs" "$wheel"
+  done
+  export PYTHONPATH="$libs:$PWD" HF_HUB_OFFLINE=1 DEVICE="$device"
+}
+
+benchmark() {
+  python3 -m echoink.benchmark device="$device" hydra.run.dir="$out/$1" "${@:2}" 2>&1 | tee "$out/$1.txt"
+}
+
+case "${1:-}" in
+  wheels)
+    pip wheel --quiet --no-deps -w .wheels -c constraints.txt "${packages[@]}"
+    du -sh .wheels
+    ;;
+  run)
+    with_wheels
+    { nvidia-smi || true; df -h /dev/shm; } 2>&1 | head -20
+    python3 experiments/gpu/kit.py output="$out"
+    ;;
+  benchmark)
+    with_wheels
+    mkdir -p "$out"
+    benchmark small growth=false
+    benchmark small_lora growth=false lora=true
+    if [ "$device" = cuda ]; then
+      benchmark qwen2_5_omni_7b shape=qwen2_5_omni_7b lora=true peak_tflops=989 repeats=3 growth=false
+      benchmark qwen2_5_omni_7b_growth shape=qwen2_5_omni_7b lora=true shape.prompts=1 repeats=1
+    fi
+    ;;
+  *)
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac

@@ -1,0 +1,60 @@
+"""experiments/gpu: the kit runs, at small size, and says where something fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+KIT = ROOT / "experiments/gpu/kit.py"
+
+
+def kit(folder, *words: str) -> subprocess.CompletedProcess:
+    own = os.environ | {"DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(KIT), f"output={folder}", *words]
+    return subprocess.run(command, env=own, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_check_measures_and_passes_and_is_on_the_page(tmp_path):
+    done = kit(tmp_path, "checks=flex")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["ok"] for row in found["checks"][0]["rows"]] == [True, True]
+    assert found["machine"]["torch"] and len(found["machine"]["commit"] or "0" * 40) == 40
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.count("| passes |") == 2 and "FlexAttention, torch.bfloat16" in page
+
+
+def test_what_fails_or_crashes_is_said_and_leaves_the_others(monkeypatch, tmp_path, capsys):
+    sys.path.insert(0, str(KIT.parent))
+    try:
+        import kit as module
+    finally:
+        sys.path.remove(str(KIT.parent))
+    rows = [{"name": "gap", "value": 0.5, "unit": "nats", "ok": False}]
+    ended = {
+        "graph": {"check": "graph", "rows": [], "error": "CUDA error: misaligned address", "seconds": 1.0},
+        "flex": {"check": "flex", "rows": rows, "error": "", "seconds": 1.0},
+        "push": {"check": "push", "rows": [{**rows[0], "ok": None}], "error": "", "seconds": 1.0},
+    }
+    monkeypatch.setattr(module, "run", lambda name, seconds: ended[name])
+    assert module.main([f"output={tmp_path}", "checks=graph,flex,push"]) == 1
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| graph | CUDA error: misaligned address | | **fails** |" in page
+    assert "| flex | gap | 0.5 nats | **fails** |" in page and "| push | gap | 0.5 nats |  |" in page
+    assert "gap: 0.5 nats FAILS" in capsys.readouterr().out
+    assert module.main([f"output={tmp_path}", "checks=push"]) == 0
+    for words, message in ((["checks=grpah"], "grpah is no check"), (["chekcs=flex"], "chekcs= is not known")):
+        with pytest.raises(SystemExit, match=message):
+            module.main(words)
+
+
+@pytest.mark.slow
+def test_the_whole_kit_runs_on_a_cpu(tmp_path):
+    done = kit(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(found["checks"]) == 9 and all(check["rows"] and not check["error"] for check in found["checks"])
