@@ -113,10 +113,11 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     head += ["tags:", f"- {model.config.model_type}", "- grpo", "- audio-visual-reasoning", "---", ""]
     body = [f"# {family_of(model).NAME}, trained by GRPO with EchoInk", ""]
     if config:
+        weights = {name: value for name, value in config.reward.items() if name.startswith("lambda_") and value}
+        weighted = ", ".join(f"{name} = {value:g}" for name, value in weights.items())
         body += [
             f"Started from `{base}`, step {checkpoint.step_of(path)}: G = {config.grpo.group_size}, "
-            f"beta = {config.grpo.beta}, lambda_acc = {config.reward.lambda_acc}, "
-            f"lambda_fmt = {config.reward.lambda_fmt}, seed {config.seed}.",
+            f"beta = {config.grpo.beta}, {weighted}, seed {config.seed}.",
             "",
             f"Data: `{config.dataset.source}` ({Path(config.dataset.path).name}), "
             + ", ".join(f"{split} {found['samples']:,}" for split, found in dataset.items())

@@ -13,8 +13,6 @@ from echoink.common.statistics import Seeds, holm, over_seeds
 from echoink.run_folder.reader import Run, defaults
 
 SHORT = {
-    "reward.lambda_acc": "λ_acc",
-    "reward.lambda_fmt": "λ_fmt",
     "grpo.group_size": "G",
     "grpo.beta": "β",
     "grpo.scale": "scale",
@@ -22,13 +20,17 @@ SHORT = {
     "grpo.advantage": "advantage",
     "trainer.learning_rate": "learning rate",
     "reward.file": "reward",
-    "reward.lambda_int": "λ_int",
     "reward.integration": "rule",
     "grpo.modality_dropout": "modality dropout",
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
 }
-"""How keys are called in labels: the paper's names."""
+"""How keys are called in labels: the paper's names. A weight `reward.lambda_x` is λ_x, see `short`."""
+
+
+def short(key: str) -> str:
+    """A key as labels call it."""
+    return SHORT.get(key) or key.replace("reward.lambda_", "λ_")
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -48,7 +50,7 @@ class Arm:
     @property
     def label(self) -> str:
         """ "λ_fmt 0.5 · scale none"."""
-        return " · ".join(f"{SHORT.get(key, key)} {_short(value)}" for key, value in self.values) or "all runs"
+        return " · ".join(f"{short(key)} {_short(value)}" for key, value in self.values) or "all runs"
 
     def of_seed(self, name: str) -> dict[int, float]:
         """A number of the final evaluation, such as `accuracy`, by seed."""

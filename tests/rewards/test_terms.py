@@ -60,7 +60,7 @@ def test_a_first_class_reward_is_three_edits_and_is_seen_everywhere(with_brevity
     assert "brevity" in (run / "report.md").read_text() and ">brevity<" in (run / "report.html").read_text()
     done = command("echoink.export", f"checkpoint={run}", "output=out")
     assert done.returncode == 0, done.stderr
-    assert "brevity" in (tmp_path / "out/README.md").read_text()
+    assert "lambda_brevity = 0.5" in (tmp_path / "out/README.md").read_text()
 
 
 def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes(tmp_path):
