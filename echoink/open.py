@@ -8,7 +8,9 @@ The server listens on this machine alone (127.0.0.1) and runs until Ctrl-C. A br
 browser=false leaves that.
 """
 
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import time
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +70,10 @@ def page(folder: Path) -> Page:
     own = {run: run_id(run) for run in (reader.jobs(folder) if is_sweep else [folder])}
     found = [run for run, id in own.items() if id]
     if not found:
-        hint = f"its report: {report}" if report.is_file() else f"python -m echoink.sync {shlex.quote(str(folder))}"
+        hint = "it ended before that; python -m echoink.runs lists what there is"
+        if (folder / "tracking.json").is_file():
+            hint = f"python -m echoink.sync {shlex.quote(str(folder))}"
+        hint = f"its report: {report}" if report.is_file() else hint
         raise UserError(f"{folder} was not logged to MLflow", hint)
     uri, ids = store_of(found[0]), [own[run] for run in found]
     try:
@@ -120,7 +126,11 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--workers", "1"]
     server = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # with its workers it is ended as one
     )
     address, until = f"http://{HOST}:{port}", time.monotonic() + PATIENCE
     while time.monotonic() < until:
@@ -131,7 +141,7 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
                 return server, address
         except OSError:
             time.sleep(0.2)
-    server.terminate()
+    _end(server)
     raise UserError(f"MLflow did not answer at {address} within {PATIENCE} s", "mlflow server says more")
 
 
@@ -159,10 +169,17 @@ def main(words: Sequence[str]) -> None:
         while server.poll() is None:
             server.stdout.readline()  # else its log would fill the pipe
     except KeyboardInterrupt:
-        say("MLflow", "ended")
+        pass
     finally:
-        server.terminate()
-        server.wait()
+        _end(server)
+        say("MLflow", "ended")
+
+
+def _end(server: subprocess.Popen) -> None:
+    """Kill it with its workers: it only reads, and would wait for open connections."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def _look(address: str, browser: bool) -> None:

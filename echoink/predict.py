@@ -11,6 +11,7 @@ answers are written as they come; the same command goes on where it was.
 """
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,10 +46,19 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--question")
     asked.add_argument("--questions", type=Path, help="a .jsonl file of many")
     made.add_argument("--output", type=Path, help="a .jsonl file for their answers")
-    made.add_argument("--options", nargs="+", default=[], help="without letters")
+    made.add_argument(
+        "--options", nargs="+", default=[], help="without letters (a row of --questions has them)"
+    )
     made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="what is asked for")
-    made.add_argument("--prompt", default=None, help="a file of conf/prompt, such as direct")
-    made.add_argument("--samples", type=int, default=0, help="sampled answers; 0 takes the likeliest tokens")
+    made.add_argument(
+        "--prompt", default=None, help="a file of conf/prompt (default: that of the run, else reason)"
+    )
+    made.add_argument(
+        "--config-dir", default=None, help="a folder of your own with files for --model, --prompt"
+    )
+    made.add_argument(
+        "--samples", type=int, default=0, help="sampled answers (default 0: the likeliest tokens)"
+    )
     made.add_argument("--seed", type=int, default=0)
     return made
 
@@ -64,7 +74,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
     half = ["trainer.bf16=true"] if arguments.model and arguments.model != "tiny" else []  # what those are made for
-    chosen = compose([*overrides, *half])[0].config
+    chosen = compose([*overrides, *half], config_dir=arguments.config_dir)[0].config
     if run is None:
         return chosen
     config = typed(OmegaConf.load(run / "config.yaml"), Config)
@@ -197,6 +207,10 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError("--questions needs --output", "--output answers.jsonl")
     samples = questions(arguments.questions)
     answered = read_rows(arguments.output)
+    asked = {sample.id: identity(sample, arguments) for sample in samples}
+    if other := next((row for row in answered if asked.get(row["id"]) != row.get("asked")), None):
+        other_than = f"another question {other['id']}, or of another model, prompt, seed or number of samples"
+        raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
     left = [sample for sample in samples if sample.id not in done]
@@ -207,11 +221,28 @@ def answer_all(arguments: argparse.Namespace) -> None:
         answer = Answerer(arguments)
         with open(arguments.output, "a", encoding="utf-8") as file:
             for sample in console.progress("predict", len(left))(left):
-                texts = answer(sample)
-                row = {"id": sample.id, "problem": sample.problem, "options": sample.options}
+                try:
+                    texts = answer(sample)
+                except UserError as error:
+                    hint = "check the path in the row; the answers so far are kept"
+                    raise UserError(error.problem, hint if "not found" in error.problem else error.hint) from error
+                row = {"id": sample.id, "asked": asked[sample.id], "problem": sample.problem}
+                row |= {"options": sample.options}
                 row |= {"completions": texts, "answers": [meaning(text, sample.options) for text in texts]}
                 file.write(as_lines([row]))
                 file.flush()
+    rows = read_rows(arguments.output)
+    read = sum(any(answer is not None for answer in row["answers"]) for row in rows)
+    console.say("answered", f"{console.counted(len(rows), 'question')}, {read:,} with an answer that can be read")
+
+
+def identity(sample: Sample, arguments: argparse.Namespace) -> str:
+    """A digest of what an answer depends on: the question with the places of its media, the model, how it is asked."""
+    model = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else arguments.model
+    place = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    how = (place, arguments.prompt, arguments.samples, arguments.seed)
+    what = (sample.problem, sample.options, sample.problem_type.value, sorted(sample.places.items()))
+    return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 
 def meaning(text: str, options: Sequence[str]) -> str | None:

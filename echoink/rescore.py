@@ -23,7 +23,8 @@ import numpy as np
 from echoink.common import cli
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
-from echoink.rewards.types import Match
+from echoink.config.schema import RewardFile
+from echoink.rewards.types import Match, OnError
 
 if TYPE_CHECKING:
     from echoink.data.samples import Sample
@@ -36,6 +37,9 @@ class Reward:
 
     match: Match = Match.lenient
     file: str | None = None
+    files: list[RewardFile] = field(default_factory=list)
+    on_error: OnError = OnError.stop
+    max_seconds: float = 10
 
 
 @dataclass
@@ -61,14 +65,14 @@ class Clock:
         return found
 
 
-def about(predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
+def about(values: Sequence[float], predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
     """What there is to know of a reward of one's own before training with it: lines for the screen.
 
     Args:
-        predictions: scored by it, with both senses, the sampled draws.
+        values: what it gave.
+        predictions: to which; with both senses, the sampled draws.
         clock: through which it was called.
     """
-    values = [p.custom for p in predictions]
     least, low, median, high, most = (float(x) for x in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
     common = " · ".join(f"{value:g} in {percent(n / len(values))}" for value, n in Counter(values).most_common(3))
     yield (
@@ -76,8 +80,8 @@ def about(predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
         f"[{low:.3g}, {high:.3g}], mean {fmean(values):.3g} · most often {common}"
     )
     groups: dict[tuple, list[float]] = {}
-    for p in predictions:
-        groups.setdefault((p.phase, p.id), []).append(p.custom)
+    for p, value in zip(predictions, values, strict=True):
+        groups.setdefault((p.phase, p.id), []).append(value)
     several = [group for group in groups.values() if len(group) > 1]
     if several:
         differ = sum(len(set(group)) > 1 for group in several)
@@ -93,10 +97,8 @@ def about(predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
     yield f"slowest call {1000 * clock.slowest:.1f} ms, sample {clock.of}"
 
 
-def rescore(
-    path: Path, match: Match, reward_file: str | None
-) -> "tuple[list[Prediction], list[Prediction], Clock | None]":
-    """Predictions before and after, and the clock of the reward of one's own where there is one.
+def rescore(path: Path, given: Reward) -> "tuple[list[Prediction], list[Prediction], dict[str, Clock]]":
+    """Predictions before and after, and the clocks of the rewards of one's own by name.
 
     Raises:
         UserError: there is no such file, or a line is no prediction.
@@ -119,9 +121,12 @@ def rescore(
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
     first = before[0]
     example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
-    clock = Clock(custom.load(reward_file, example)) if reward_file else None
-    own = [ExtraReward("custom", clock, 1)] if clock else []
-    return before, [rejudged(prediction, match, own) for prediction in before], clock
+    files = {"custom": given.file} if given.file else {}
+    files |= {each.metric_name: each.path for each in given.files}
+    load = lambda file: Clock(custom.load(file, example, given.on_error, given.max_seconds))  # noqa: E731
+    clocks = {name: load(file) for name, file in files.items()}
+    own = [ExtraReward(name, clock, 1) for name, clock in clocks.items()]
+    return before, [rejudged(prediction, given.match, own) for prediction in before], clocks
 
 
 def main(words: Sequence[str]) -> None:
@@ -135,17 +140,18 @@ def main(words: Sequence[str]) -> None:
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = cli.settings(RescoreConfig, others)
-    before, after, clock = rescore(Path(paths[0]), given.reward.match, given.reward.file)
+    before, after, clocks = rescore(Path(paths[0]), given.reward)
     groups: dict[str, list[Prediction]] = {}
     for p in after:
         groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
     tables.accuracy_table({name: metrics.summarize(group) for name, group in groups.items()})
     changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
-    if clock:
+    for name, clock in clocks.items():
         drawn = [p for p in after if p.variant == "full" and p.draw != GREEDY]
-        for number, text in enumerate(about(drawn, clock)):
-            console.say("" if number else "reward", text)
+        values = [p.custom if name == "custom" else p.rewards[name] for p in drawn]
+        for number, text in enumerate(about(values, drawn, clock)):
+            console.say("" if number else name if len(name) < 10 else "reward", text)
     if {BASE, FINAL} <= set(groups):
         base, final = groups[BASE], groups[FINAL]
         found = metrics.compare(base, final)

@@ -23,6 +23,8 @@ from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import Task
 from echoink.run_folder import checkpoint, reader, resume
+from echoink.run_folder.environment import process_is_gone
+from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
 
 UNFINISHED = "unfinished"
@@ -64,6 +66,26 @@ def sweep_command(sweep: Path) -> str:
     return shlex.join(["python", "-m", "echoink.train", "--multirun", f"sweep.resume={quoted(sweep)}"])
 
 
+def status(run: Run) -> str:
+    """What a run's folder says, and whether that is still so: a process that was killed could not say it."""
+    if resume.in_use(run.folder):
+        return "running"
+    said = str(run.summary["status"])
+    return "killed" if said == "running" else said
+
+
+def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
+    """Sweeps whose process has ended with jobs that did not finish, or were never begun; searches apart."""
+    found = []
+    for file in sorted(file for folder in folders for file in folder.rglob("sweep.json")):
+        said, sweep = json.loads(file.read_text()), file.parent
+        done = [job for job in reader.jobs(sweep) if read_summary(job)["status"] == "finished"]
+        is_search = (sweep / "optimization_results.yaml").is_file()
+        if len(done) < said["jobs"] and not is_search and (said["status"] != "running" or process_is_gone(sweep)):
+            found.append(sweep)
+    return found
+
+
 def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
     """Folder, task, status, seed, base, final, what it changed: of each run."""
     for run in runs:
@@ -72,7 +94,7 @@ def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
         yield (
             str(run.folder),
             str(summary.get("task", "")),
-            "running" if resume.in_use(run.folder) else str(summary["status"]),
+            status(run),
             str(run.seed),
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),
@@ -94,9 +116,7 @@ def main(words: Sequence[str]) -> None:
     ways = {run.folder: going_on(run) for run in runs}
     wanted = given.get("status")
     chosen = [
-        run
-        for run in runs
-        if wanted is None or run.summary["status"] == wanted or (wanted == UNFINISHED and ways[run.folder])
+        run for run in runs if wanted is None or status(run) == wanted or (wanted == UNFINISHED and ways[run.folder])
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "task", "status", "seed", "base", "final", "other than the default"):
@@ -104,7 +124,9 @@ def main(words: Sequence[str]) -> None:
     for row in rows(chosen):
         table.add_row(*map(escape, row))
     console.print(table)
-    for command in dict.fromkeys(way for run in chosen if (way := ways[run.folder])):
+    sweeps = unfinished_sweeps(folders) if wanted in (None, UNFINISHED) else []
+    commands = [way for run in chosen if (way := ways[run.folder])]
+    for command in dict.fromkeys([*commands, *map(sweep_command, sweeps)]):
         say("go on", command)
     for file in sorted({run.folder.parent / "sweep.json" for run in chosen if reader.is_job(run.folder)}):
         if file.is_file() and json.loads(file.read_text())["status"] == "finished":

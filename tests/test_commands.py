@@ -441,7 +441,7 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
     with pytest.raises(UserError, match="needs --output"):
         predict.main(words[:4])
     (tmp_path / "mine.jsonl").write_text('{"problem": "?"}\n{"problem": 3}')
-    with pytest.raises(UserError, match=r"row 0[^$]*row 1"):
+    with pytest.raises(UserError, match=r"row 1[^$]*row 2"):
         predict.main(words)
 
 
@@ -464,7 +464,8 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     file = run / "predictions.jsonl"
     own = tmp_path / "mine.py"
     own.write_text("def reward(completion, sample):\n    return len(completion) / 1000\n")
-    before, after, clock = rescore.rescore(file, Match.exact, str(own))
+    before, after, clocks = rescore.rescore(file, rescore.Reward(Match.exact, str(own)))
+    clock = clocks["custom"]
     assert clock.slowest > 0 and clock.of in {p.id for p in before}
     assert [p.completion for p in before] == [p.completion for p in after]
     assert all(p.custom == len(p.completion) / 1000 for p in after)

@@ -41,6 +41,23 @@ def run(
         sys.exit(130)
 
 
+def without_config_dir(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the folder that `--config-dir DIR` or `--config-dir=DIR` names.
+
+    Raises:
+        UserError: it names none.
+    """
+    rest, found = [], None
+    given = iter(words)
+    for word in given:
+        name, sign, value = word.partition("=")
+        if name not in ("--config-dir", "-cd"):
+            rest.append(word)
+        elif not (found := value if sign else next(given, None)):
+            raise UserError(f"{name} without a folder", "--config-dir mine")
+    return rest, found
+
+
 def help_of(doc: str | None, schema: type) -> str:
     """A docstring, and the settings with their defaults; `???` must be given."""
     return f"{(doc or '').strip()}\n\nSettings, as key=value, and their defaults (??? must be given):\n\n" + "".join(

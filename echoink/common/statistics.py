@@ -137,7 +137,8 @@ def mean_interval(values: Sequence[float], clusters: Sequence[str], confidence: 
     samples *= (z / wide) ** 2
     centre, reach = found.mean + z**2 / (2 * samples), z * (spread / samples + (z / (2 * samples)) ** 2) ** 0.5
     low, high = ((centre + side * reach) / (1 + z**2 / samples) for side in (-1, 1))
-    return Interval(max(0.0, float(low)), min(1.0, float(high)))
+    # It holds the mean, which rounding may leave outside where all values are 0 or 1.
+    return Interval(max(0.0, min(float(low), found.mean)), min(1.0, max(float(high), found.mean)))
 
 
 def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[str]) -> Paired:

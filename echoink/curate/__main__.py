@@ -4,7 +4,7 @@
     python -m echoink.curate source=<folder of Parquet files or a datasets folder> output=data/AVQA_R1
     python -m echoink.curate source=… output=data/omni keep=[AVQA,Music-AVQA2.0]
 
-And make a set of hard questions that need both senses of any dataset: echoink/curate/difficulty.py tells how.
+And make a set of hard questions that need both senses of any dataset; `mode=difficulty --help` says how.
 
     python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
 
@@ -49,6 +49,8 @@ def main(words: Sequence[str]) -> None:
     if "mode=difficulty" in words:
         difficulty.main(words)
         return
+    if mode := next((word for word in words if word.startswith("mode=")), None):
+        raise UserError(f"{mode} is not known", "mode=difficulty, or none")
     given = cli.settings(CurateConfig, words)
     output, splits, dropped, noted = Path(given.output), {}, {}, {}
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}

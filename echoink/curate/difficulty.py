@@ -6,8 +6,8 @@
 
 A model answers every training question k times, in full and without each sense (`needs.py` has the tests behind the
 labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an empty
-list keeps all), and that share no picture, sound or video with the validation split. The output has the layout of the
-source; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
+list keeps all), and that share no picture, sound or video with the validation split. The output has the official
+layout; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
 shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
 options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score
 is graded, get no label of need: needs=[unlabelled] keeps them.
@@ -227,10 +227,12 @@ def _row(
         _copy(medium, target)
         path[kind] = f"{kind}s/{target.name}"
     fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
+    # A video of which no data_type was given is used with its own sound; to write one would take the sound away.
+    kind = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
     return {
         "problem_id": sample.id,
         "problem": sample.problem,
-        "data_type": sample.data_type.value,
+        **kind,
         "problem_type": sample.problem_type.value,
         "options": list(options),
         "solution": f"<answer>{solution}</answer>",

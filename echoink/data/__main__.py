@@ -9,7 +9,7 @@ python -m echoink.data check dataset=omnibench dataset.path=…        of any ot
 python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev and valid without a shared file
 
     show and check take every key of `python -m echoink.train`: dataset.… says what is read, model.… the caps on media,
-    prompt=… how a question is put. show also takes
+    prompt=… how a question is put; --config-dir with files of your own. show also takes
         split=valid     train, dev or valid
         n=3             so many samples
         output=outputs/shown    a folder for its media; a name that ends in .html: one page with everything
@@ -86,7 +86,7 @@ def unpack(archive: Path, output: Path) -> Path:
     return output
 
 
-def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
+def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir: str | None = None) -> int:
     """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
 
     Returns:
@@ -98,7 +98,7 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path) -> int:
     from echoink.common.console import progress
     from echoink.data import show as showing
 
-    config = compose(overrides)[0].config
+    config = compose(overrides, config_dir=config_dir)[0].config
     shown, bad = showing.first(config, split, n)
     if output.suffix == ".html":
         made = list(progress("show", n)(shown))
@@ -166,7 +166,7 @@ def begin(folder: Path) -> int:
     return 0
 
 
-def check(words: Sequence[str]) -> int:
+def check(words: Sequence[str], config_dir: str | None = None) -> int:
     """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
     from echoink.common.console import progress
     from echoink.data import check as checking
@@ -176,7 +176,8 @@ def check(words: Sequence[str]) -> int:
         raise UserError(f"cannot read {' '.join(words)}", "one folder, file or hub id, or dataset=…")
     named = [f"dataset.path={quoted(one)}" for one in folder]
     chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in words) else []
-    config = compose([*chosen, *named, *(word for word in words if "=" in word)])[0].config
+    given = [*chosen, *named, *(word for word in words if "=" in word)]
+    config = compose(given, config_dir=config_dir)[0].config
     found = checking.look_through(config, progress)
     for label, text in checking.lines(found):
         say(label, text)
@@ -193,8 +194,9 @@ def main(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(__doc__.strip())
         return 0
+    rest, config_dir = cli.without_config_dir(rest)
     if what == "check":
-        return check(rest)
+        return check(rest, config_dir)
     if what == "split":
         return split(rest)
     if what == "new" and len(rest) == 1:
@@ -205,7 +207,8 @@ def main(words: Sequence[str]) -> int:
         say("data", str(get(others[0], Path(own.get("output", "data")))))
         return 0
     if what == "show" and own.get("n", "3").isdigit():
-        return show(others, own.get("split", "valid"), int(own.get("n", 3)), Path(own.get("output", "outputs/shown")))
+        output = Path(own.get("output", "outputs/shown"))
+        return show(others, own.get("split", "valid"), int(own.get("n", 3)), output, config_dir)
     raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
 
 

@@ -26,6 +26,8 @@ class DivideConfig:
 
     valid: float = 0.2
     dev: float = 0.0
+    overwrite: bool = False
+    """Replace files that are there; the file that is read is never one of them."""
     by: str = "kind"
     """The field whose values are spread evenly; rows without it count as one value."""
     seed: int = 0
@@ -60,10 +62,11 @@ def divide(
     if file.suffix not in (".jsonl", ".json") or not file.is_file():
         raise UserError(f"{file} is no .jsonl or .json file", "give one file of rows")
     targets = {split: file.parent / f"{split}.jsonl" for split in ("train", *(name for name in shares if shares[name]))}
-    if there := [str(target) for target in targets.values() if target.exists()]:
-        raise UserError(
-            f"{', '.join(there)} there already", "rename the file to be divided to all.jsonl, move the others"
-        )
+    there = [str(target) for target in targets.values() if target.exists()]
+    if file in targets.values():
+        raise UserError(f"{file} would be overwritten", "rename it, such as to all.jsonl")
+    if there and not wanted.overwrite:
+        raise UserError(f"there already: {', '.join(there)}", "move them away, or overwrite=true")
     rows = open_split(str(file), "train")
     raw = list(rows.rows)
     samples, bad = parse_rows(raw, rows.folder, rows.where)

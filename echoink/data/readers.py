@@ -184,7 +184,7 @@ def _cells(table: "datasets.Dataset", where: str) -> Iterator[dict]:
         row = small[number] if small.column_names else {}
         for name, holds in embedded.items():
             if holds[number]:
-                place = f"{where}, row {number}, {name}"
+                place = f"{where}, row {number + 1}, {name}"
                 row[name] = Embedded(place, partial(_read, files[name], number, name))
         yield row
 

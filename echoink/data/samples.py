@@ -135,7 +135,7 @@ def parse_rows(
     for number, row in enumerate(rows):
         if limit is not None and len(samples) == limit:
             break
-        place = f"{where}, row {number}"
+        place = f"{where}, row {number + 1}"
         try:
             if isinstance(row, UserError):
                 raise UserError(f"{place}: {row.problem}", row.hint)
@@ -158,8 +158,8 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     if missing := {"problem", "solution"} - row.keys():
         hints = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
         shown = "the top of echoink/data/samples.py shows a row"
-        hint = next((text for key, text in hints.items() if key in row), shown)
-        if {"question", "options", "answer"} <= row.keys():
+        hint = ", ".join(text for key, text in hints.items() if key in row) or shown
+        if {"question", "options", "answer", "source"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
     for key, value in row.items():

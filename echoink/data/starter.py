@@ -61,10 +61,10 @@ def _rows(folder: Path, name: str, seed: int) -> Iterator[dict]:
         "Which colour do the shapes have?", scene.colour, {"image": picture}, problem_type="free-form", kind="eye"
     )
     yield row("What is shown and heard?", _in_words(scene), {"video": video}, problem_type="free-form", kind="video")
-    right = str(seed + 4)
-    wrong = [str(seed + 3), str(seed + 5)]
-    options = [f"{letter}. {word}" for letter, word in zip("ABC", (wrong[0], right, wrong[1]), strict=True)]
-    yield row(f"What is {seed} + 4?", "B", {}, options=options, data_type="text", kind="text")
+    place = seed % 3
+    texts = [str(seed + 4 + number - place) for number in range(3)]
+    options = [f"{letter}. {text}" for letter, text in zip("ABC", texts, strict=True)]
+    yield row(f"What is {seed} + 4?", "ABC"[place], {}, options=options, data_type="text", kind="text")
 
 
 def _in_words(scene: Scene) -> str:

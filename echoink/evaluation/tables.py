@@ -55,6 +55,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if any("clusters" in phase for phase in phases.values()):
         table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
+        groups = {value: group for value, group in groups.items() if value != ""}  # of rows without that field
         largest = sorted(groups, key=lambda value: -groups[value]["n"])[:VALUES]
         for value in [value for value in groups if value in largest]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))

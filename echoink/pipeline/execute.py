@@ -129,7 +129,7 @@ def conclude(
             f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
             f"p = {sampled.p_value:.2g} · {console.counted(sampled.gained, 'sample')} gained, {sampled.lost} lost"
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
-            + (f" · {tables.cluster_note(sampled.clusters)} groups of shared media" if shares_media else "")
+            + (f" · groups of shared media: {tables.cluster_note(sampled.clusters)}" if shares_media else "")
             + how,
         )
     evaluated = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}

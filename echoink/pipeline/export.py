@@ -1,6 +1,7 @@
 """A checkpoint as a plain transformers model folder with a model card."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from pprint import pformat
@@ -61,6 +62,10 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
         generation.save_pretrained(part)
         processor.save_pretrained(part)
         (part / "README.md").write_text(card(Path(path), adapter and not merge, model, processor), encoding="utf-8")
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in filter(Path.is_file, part.rglob("*")):
+            file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)

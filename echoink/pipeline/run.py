@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.config.compose import started
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, RolloutEngine, Task, to_yaml
+from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, RolloutEngine, Task, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits
 from echoink.data.splits import describe as describe_splits
@@ -56,6 +58,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         files.write_json("environment.json", environment())
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
+            if other := prompt_of(Path(config.checkpoint), config.prompt):
+                console.say("warning", other)
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
@@ -71,6 +75,17 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             console.say("MLflow", f"did not take everything ({tracker.refused})")
             console.say("", f"the run folder has it all: python -m echoink.sync {files.path} uri={tracker.uri}")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
+
+
+def prompt_of(checkpoint_folder: Path, prompt: Prompt) -> str | None:
+    """A warning where a checkpoint's run was trained with another prompt than the one it is asked with now."""
+    run = next((place for place in checkpoint_folder.parents if (place / "config.yaml").is_file()), None)
+    trained = OmegaConf.load(run / "config.yaml").get("prompt") if run else None
+    if not trained or " ".join(trained.template.split()) == " ".join(prompt.template.split()):
+        return None
+    shown = " ".join(trained.template.split())
+    shown = shown if len(shown) <= 90 else shown[:89] + "…"
+    return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir where it is your own"
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:

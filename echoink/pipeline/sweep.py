@@ -210,7 +210,8 @@ def _settle(folder: Path, definition: dict, parent: "Tracker", status: str | Non
         say("figure", str(figure))
     if any(run.finished and run.result for run in runs) and (page := try_to_write([folder], folder)):
         say("report", str(page))
-    return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries else 0
+    stopped = status is not None and len(summaries) < definition["jobs"]
+    return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries or stopped else 0
 
 
 def _closed(path: Path, until: float) -> dict:
@@ -231,7 +232,7 @@ def _closed(path: Path, until: float) -> dict:
 
 def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, jobs: int) -> int:
     left = max(0, jobs - len(summaries))  # that were never begun; of a search not known
-    if not bad:
+    if not summaries:
         print("\nerror: no job was run", file=sys.stderr)
         return 1
     never = f", {left} of them not begun" if left else ""

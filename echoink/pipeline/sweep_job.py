@@ -156,8 +156,9 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
         try:
             return process.wait()
         except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached the job as well
-                process.terminate()
+            # Ctrl-C has reached the job as well, a signal to this process alone has not; twice at once counts as one.
+            process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            say("stopping", f"job {folder.name} ends after what it is at; no other is begun")
             _wait(process)
             raise
 

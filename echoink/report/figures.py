@@ -134,7 +134,8 @@ def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None
     for phase, step in (("base", 0), ("final", last)):
         if found := summary.get(phase):
             low, high = found["interval"]
-            error = [[found["accuracy"] - low], [high - found["accuracy"]]]
+            # An interval ends at its value where that is 0 or 1, up to rounding.
+            error = [[max(0.0, found["accuracy"] - low)], [max(0.0, high - found["accuracy"])]]
             axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
     if points := read_rows(run / "dev.jsonl"):
         axis.plot(

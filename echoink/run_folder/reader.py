@@ -108,6 +108,10 @@ def jobs(sweep: Path) -> list[Path]:
     return sorted(filter(is_job, sweep.glob("*")), key=lambda path: int(path.name))
 
 
+NO_RUNS = {"unfinished", "mlartifacts"}
+"""Folders with copies of runs' files: what a sweep has set aside, what MLflow keeps."""
+
+
 def find(folders: Iterable[Path]) -> list[Run]:
     """All runs in or below folders, those of a sweep in its order, each once.
 
@@ -120,7 +124,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
             raise UserError(f"no such folder: {folder}", "give folders of runs or sweeps")
         summaries = [path.parent for path in folder.rglob("summary.json")]
         places = sorted(summaries, key=lambda p: (str(p.parent), int(p.name) if is_job(p) else 0, p.name))
-        runs = [run for place in places if "unfinished" not in place.parts and (run := read(place))]
+        runs = [run for place in places if not NO_RUNS & {*place.parts} and (run := read(place))]
         if not runs:
             raise UserError(f"{folder} holds no run", "a run's folder has summary.json and config.yaml")
         found |= {run.folder.resolve(): run for run in runs}

@@ -141,7 +141,7 @@ def test_worldsense(tmp_path):
     samples, (dropped,) = read("worldsense", tmp_path)
     assert [s.solution for s in samples] == ["C", "C"] and len(samples[0].options) == 3
     assert samples[0].fields["task_domain"] == "Recognition" and "video_caption" not in samples[0].fields
-    assert "row 1" in dropped.reason and "'D'" in dropped.reason
+    assert "row 2" in dropped.reason and "'D'" in dropped.reason
     check(samples)
 
 

@@ -167,7 +167,7 @@ def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
 )
 def test_bad_rows_are_dropped_with_their_reason(tmp_path, row, message):
     samples, (dropped,) = parse_rows([row], tmp_path, "here")
-    assert not samples and message in dropped.reason and "here, row 0" in dropped.reason
+    assert not samples and message in dropped.reason and "here, row 1" in dropped.reason
 
 
 def test_null_is_absent_and_reading_stops_at_the_limit():
@@ -196,7 +196,7 @@ def spoilt(dataset, tmp_path):
 
 
 def test_broken_samples_are_refused_or_dropped_up_to_a_share(spoilt):
-    with pytest.raises(UserError, match=r"(?s)row 5.*3 of 24 samples of train") as error:
+    with pytest.raises(UserError, match=r"(?s)row 6.*3 of 24 samples of train") as error:
         load(*settings(f"dataset.path={spoilt}"), train=True)
     assert "sample 3" in str(error.value) and "dataset.max_skipped" in str(error.value)
     with pytest.raises(UserError, match="3 of 24"):

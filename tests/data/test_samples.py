@@ -55,13 +55,13 @@ def test_limit(dataset):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda row: row.update(solution="<answer>F</answer>"), "row 3 .*not among the options"),
-        (lambda row: row.update(solution="B"), "row 3 .*the solution 'B' has no answer"),
+        (lambda row: row.update(solution="<answer>F</answer>"), "row 4 .*not among the options"),
+        (lambda row: row.update(solution="B"), "row 4 .*the solution 'B' has no answer"),
         (lambda row: row.update(options=["A. only"]), "at least two"),
         (lambda row: row.update(options=["1. x", "2. y"]), "options must start with"),
         (lambda row: row.update(problem_type="essay"), "problem_type 'essay' is not known"),
         (lambda row: row.update(data_type="smell"), "data_type 'smell' is not known"),
-        (lambda row: row.pop("problem"), "row 3: no field problem"),
+        (lambda row: row.pop("problem"), "row 4: no field problem"),
         (lambda row: row.update(problem_id=0), "problem_id 0 occurs more than once"),
         (
             lambda row: row.update(path={"image": "images/sample_3.jpg"}),
