@@ -46,19 +46,11 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--question")
     asked.add_argument("--questions", type=Path, help="a .jsonl file of many")
     made.add_argument("--output", type=Path, help="a .jsonl file for their answers")
-    made.add_argument(
-        "--options", nargs="+", default=[], help="without letters (a row of --questions has them)"
-    )
+    made.add_argument("--options", nargs="+", default=[], help="without letters (a row of --questions has them)")
     made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="what is asked for")
-    made.add_argument(
-        "--prompt", default=None, help="a file of conf/prompt (default: that of the run, else reason)"
-    )
-    made.add_argument(
-        "--config-dir", default=None, help="a folder of your own with files for --model, --prompt"
-    )
-    made.add_argument(
-        "--samples", type=int, default=0, help="sampled answers (default 0: the likeliest tokens)"
-    )
+    made.add_argument("--prompt", default=None, help="a file of conf/prompt (default: that of the run, else reason)")
+    made.add_argument("--config-dir", default=None, help="a folder of your own with files for --model, --prompt")
+    made.add_argument("--samples", type=int, default=0, help="sampled answers (default 0: the likeliest tokens)")
     made.add_argument("--seed", type=int, default=0)
     return made
 

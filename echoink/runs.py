@@ -52,7 +52,9 @@ def going_on(run: Run) -> str | None:
     if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
         return sweep_command(run.folder.parent)
     own = run.folder / ".hydra"
-    if not (own / "overrides.yaml").is_file() or not checkpoint.can_go_on(run.folder):
+    if not all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml")) or not checkpoint.can_go_on(
+        run.folder
+    ):
         return None
     given = [str(word) for word in OmegaConf.load(own / "overrides.yaml")]
     given = [word for word in given if not word.startswith(("resume=", "hydra."))]

@@ -437,7 +437,13 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
     (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in whole.splitlines()[:2]) + '{"id": "2", "prob')
     predict.main(words)
     assert (tmp_path / "a.jsonl").read_text() == whole
-    assert "2 questions left of 4" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 questions left of 4" in said and "answered 4 questions" in said
+    for others in (["--seed", "5"], ["--samples", "3"], ["--prompt", "direct"]):
+        with pytest.raises(UserError, match="another question 0, or of another model, prompt, seed"):
+            predict.main([*words, *others])
+    with pytest.raises(UserError, match="another question 0, or of another model"):
+        predict.main(words[2:])
     with pytest.raises(UserError, match="needs --output"):
         predict.main(words[:4])
     (tmp_path / "mine.jsonl").write_text('{"problem": "?"}\n{"problem": 3}')
@@ -480,6 +486,20 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             rescore.main(words)
+
+
+def test_rescore_takes_several_files_and_goes_on_where_one_fails(run, tmp_path, capsys):
+    (tmp_path / "short.py").write_text("def reward(completion, sample):\n    return float(len(completion) < 60)\n")
+    bad = "def reward(completion, sample):
+    return 0.0 if len(completion) < 45 else 1 / 0
+"
+    (tmp_path / "bad.py").write_text(bad)
+    files = f"reward.files=[{{path: {tmp_path}/short.py}}, {{path: {tmp_path}/bad.py, name: broken}}]"
+    with pytest.raises(UserError, match="reward.on_error=zero goes on"):
+        rescore.main([str(run), files])
+    rescore.main([str(run), files, "reward.on_error=zero"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "short " in shown and "broken" in shown and "0 to 0, median 0" in shown
 
 
 def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsys):

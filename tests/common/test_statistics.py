@@ -180,3 +180,11 @@ def test_one_sided_tests_by_hand():
     assert more_often(4, 4, 8) > 0.5 and more_often(0, 8, 8) == 1
     by_hand = sum(comb(8, k) * 0.25**k * 0.75 ** (8 - k) for k in range(5, 9))
     assert above_chance(5, 8, 0.25) == pytest.approx(by_hand)
+
+
+def test_an_interval_holds_its_mean_also_where_all_values_are_alike():
+    """Rounding left the lower end a hair above 0, and a figure could not be drawn."""
+    for value in (0.0, 1.0):
+        for clusters in ("aabb", "aabbcc", "aaaabbcccd", "aabbccddeeffg"):
+            found = mean_interval([value] * len(clusters), list(clusters))
+            assert found.low <= value <= found.high and found.high - found.low > 0.1

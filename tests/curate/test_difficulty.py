@@ -197,3 +197,20 @@ def test_options_that_name_others_keep_their_places():
     assert difficulty._names_others(("A. dog", "B. cat", "C. both A and B"))
     assert difficulty._names_others(("A. dog", "B. none of the above"))
     assert not difficulty._names_others(("A. a dog and a cat", "B. bell"))
+
+
+def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
+    """A row that names a video and no data_type is asked with the video's own sound; written as "video" it is not."""
+    from collections import Counter
+
+    from echoink.data.samples import parse_rows
+    from tests.helpers.files import video
+
+    video(tmp_path / "v.mp4", seconds=1)
+    given = {"problem": "What is heard?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
+    (sample,), _ = parse_rows([{**given, "path": {"video": "v.mp4"}}], tmp_path, "here")
+    (silent,), _ = parse_rows([{**given, "data_type": "video", "path": {"video": "v.mp4"}}], tmp_path, "here")
+    written = difficulty._row(sample, 0, "dev", tmp_path / "out", {}, 0, False, Counter())
+    (again,), _ = parse_rows([written], tmp_path / "out/dev", "there")
+    assert sample.asks_for_soundtrack and again.asks_for_soundtrack
+    assert difficulty._row(silent, 1, "dev", tmp_path / "out", {}, 0, False, Counter())["data_type"] == "video"

@@ -126,3 +126,17 @@ def test_show_writes_one_page_with_everything(own, tmp_path_factory, capsys):
     assert page.count("<section>") == 9 and page.count('<img src="data:image/png') == 9
     assert page.count("<audio controls") == 9 and "multiple chioce" in page and "&lt;|im_start|&gt;user" in page
     assert "16 picture · 25 sound" in page and "9 samples" in said(capsys)
+
+
+def test_a_prompt_of_ones_own_is_shown(own, tmp_path_factory, capsys):
+    mine = tmp_path_factory.mktemp("mine")
+    (mine / "prompt").mkdir()
+    template = "{question} {options} Be terse: {think}{end_think}{answer}{end_answer}"
+    (mine / "prompt/terse.yaml").write_text(f"defaults: [reason]\ntemplate: '{template}'\n")
+    words = ["show", "dataset=rows", f"dataset.path={own}", "split=valid", "n=1", "prompt=terse", f"output={mine}/x"]
+    for flag in (["--config-dir", str(mine)], [f"--config-dir={mine}"]):
+        assert main([*words, *flag]) == 0
+        assert "Be terse:" in said(capsys)
+    assert main(["check", str(own / "valid.jsonl"), "--config-dir", str(mine)]) == 0
+    with pytest.raises(UserError, match="--config-dir without a folder"):
+        main(["check", str(own), "--config-dir"])

@@ -67,14 +67,26 @@ def test_jobs_are_processes_of_their_own_and_know_the_users_folder(place):
     assert len(processes) == 2
 
 
-def test_an_interrupted_sweep_is_killed_everywhere(tmp_path):
+@pytest.mark.parametrize(
+    "send",
+    [
+        # To the sweep's process alone, which passes it on; and as a terminal does.
+        lambda started: started.send(signal.SIGINT),
+        pytest.param(lambda started: os.killpg(started.pid, signal.SIGINT), marks=pytest.mark.slow),
+    ],
+    ids=["alone", "group"],
+)
+def test_an_interrupted_sweep_is_killed_everywhere_and_says_how_to_go_on(tmp_path, send):
     name = tmp_path / "it's here"  # a path that wants quoting
     name.mkdir()
     words = ["--multirun", *SMALL, "eval.base=false", "trainer.steps=500", "seed=0,1"]
     started = processes.start(name, *words)
     until(lambda: list(name.glob("outputs/quickstart/sweep_*/0/metrics.jsonl")), started)
-    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
-    assert started.wait(60).returncode == 130
+    send(started)
+    done = started.wait(60)
+    assert done.returncode == 130 and "job 0 ends after what it is at" in done.stdout
+    assert "error: 2 of 2 jobs did not finish, 1 of them not begun" in done.stderr
+    assert "again, only these: python -m echoink.train --multirun" in done.stderr and "sweep.resume=" in done.stderr
     (summary,) = (json.loads(path.read_text()) for path in name.glob("outputs/quickstart/sweep_*/*/summary.json"))
     assert summary["status"] == "killed"
     assert sorted(run.info.status for run in mlflow_runs(name)) == ["KILLED", "KILLED"]

@@ -51,3 +51,14 @@ def test_an_overlay_has_a_line_per_arm_and_a_band_over_its_seeds(tmp_path, monke
     labelled = [(a[1], k["label"]) for a, k in lines if "label" in k]
     assert labelled[:2] == [([pytest.approx(0.3)] * 2, "β 0"), ([pytest.approx(0.9)] * 2, "β 0.04")]
     assert bands[0] == ([1, 2], [pytest.approx(0.2)] * 2, [pytest.approx(0.4)] * 2) and len(bands) == 3
+
+
+def test_an_accuracy_at_the_end_of_its_interval_is_drawn(tmp_path):
+    rows = [{"step": s, "reward/accuracy": 0.0, "reward/format": 1.0, "completion/mean_length": 50.0} for s in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary = {
+        "base": {"accuracy": 0.0, "interval": [1e-17, 0.98]},
+        "final": {"accuracy": 1.0, "interval": [0.1, 1 - 1e-16]},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert curves({"run": tmp_path}, tmp_path / "figures/curves.png").stat().st_size > 10_000

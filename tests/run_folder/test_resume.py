@@ -23,6 +23,7 @@ from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
 from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes
+from tests.helpers.runs import make_run
 
 SMALL = [
     "experiment=quickstart",
@@ -531,6 +532,29 @@ def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, 
     assert words[:3] == ["python", "-m", "echoink.train"] and words[-1] == f"resume={stopped}"
     assert set(SMALL) <= set(words), "with all that it was started with"
     assert runs.going_on(reader.read(place / "outputs/plain")) is None, "that one has ended"
+
+
+def test_the_list_leaves_mlflows_copies_out_and_calls_a_dead_run_killed(tmp_path, capsys):
+    run = make_run(tmp_path / "outputs/tiny/now")
+    make_run(tmp_path / "outputs/mlartifacts/tiny/abc/artifacts")
+    summary = json.loads((run / "summary.json").read_text()) | {"status": "running"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    runs.main([str(tmp_path / "outputs")])
+    text = capsys.readouterr().out
+    assert "mlartifacts" not in text and "killed" in text and "running" not in text
+
+
+def test_the_list_knows_a_sweep_whose_last_jobs_were_never_begun(tmp_path, capsys):
+    sweep = tmp_path / "outputs/tiny/sweep_1"
+    make_run(sweep / "0", ["seed=0"])
+    gone = {"host": "elsewhere", "process": 1, "process_started": 0.0}
+    definition = {"status": "killed", "jobs": 3, "overrides": [], **gone}
+    (sweep / "sweep.json").write_text(json.dumps(definition))
+    runs.main([str(tmp_path / "outputs"), "status=unfinished"])
+    assert f"sweep.resume={sweep}" in capsys.readouterr().out.replace("\n", "")
+    (sweep / "sweep.json").write_text(json.dumps({**definition, "jobs": 1}))
+    runs.main([str(tmp_path / "outputs"), "status=unfinished"])
+    assert "sweep.resume" not in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_run_again(place, plain):
