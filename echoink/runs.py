@@ -52,9 +52,8 @@ def going_on(run: Run) -> str | None:
     if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
         return sweep_command(run.folder.parent)
     own = run.folder / ".hydra"
-    if not all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml")) or not checkpoint.can_go_on(
-        run.folder
-    ):
+    written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
+    if not written or not checkpoint.can_go_on(run.folder):
         return None
     given = [str(word) for word in OmegaConf.load(own / "overrides.yaml")]
     given = [word for word in given if not word.startswith(("resume=", "hydra."))]

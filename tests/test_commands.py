@@ -490,9 +490,7 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
 
 def test_rescore_takes_several_files_and_goes_on_where_one_fails(run, tmp_path, capsys):
     (tmp_path / "short.py").write_text("def reward(completion, sample):\n    return float(len(completion) < 60)\n")
-    bad = "def reward(completion, sample):
-    return 0.0 if len(completion) < 45 else 1 / 0
-"
+    bad = "def reward(completion, sample):\n    return 0.0 if len(completion) < 45 else 1 / 0\n"
     (tmp_path / "bad.py").write_text(bad)
     files = f"reward.files=[{{path: {tmp_path}/short.py}}, {{path: {tmp_path}/bad.py, name: broken}}]"
     with pytest.raises(UserError, match="reward.on_error=zero goes on"):
