@@ -22,6 +22,7 @@ from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import Task
+from echoink.pipeline.sweep_job import changed_overrides, descriptive
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import read_summary
@@ -33,11 +34,14 @@ CHANGED = 4
 
 
 def changed(run: Run) -> str:
-    """What a run changed of the default, the first keys."""
-    default = reader.defaults()
-    keys = [key for key in run.config if run.config[key] != default.get(key) and key != "seed"]
-    shown = ", ".join(f"{key}={_short(run.config[key])}" for key in keys[:CHANGED])
-    return shown + (f" and {len(keys) - CHANGED} more" if len(keys) > CHANGED else "")
+    """What a run's command line changed, its first words; without one the first keys other than the default's."""
+    given = [word for word in descriptive(changed_overrides(run.folder)) if not word.startswith(("seed=", "name="))]
+    if not given:
+        default = reader.defaults()
+        keys = [key for key in run.config if run.config[key] not in (None, default.get(key)) and key != "seed"]
+        given = [f"{key}={run.config[key]}" for key in keys]
+    shown = ", ".join(f"{key}={_short(value)}" for key, _, value in (word.partition("=") for word in given[:CHANGED]))
+    return shown + (f" and {len(given) - CHANGED} more" if len(given) > CHANGED else "")
 
 
 def _short(value: Any) -> str:
@@ -120,8 +124,8 @@ def main(words: Sequence[str]) -> None:
         run for run in runs if wanted is None or status(run) == wanted or (wanted == UNFINISHED and ways[run.folder])
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "task", "status", "seed", "base", "final", "other than the default"):
-        table.add_column(title, no_wrap=title != "other than the default", overflow="fold")
+    for title in ("run", "task", "status", "seed", "base", "final", "changed"):
+        table.add_column(title, no_wrap=title != "changed", overflow="fold")
     for row in rows(chosen):
         table.add_row(*map(escape, row))
     console.print(table)

@@ -5,6 +5,7 @@ machine is noisy for all. First their log-probabilities and gradients are compar
 benchmark.
 """
 
+import difflib
 import json
 import os
 import sys
@@ -30,6 +31,14 @@ ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
 
 def main() -> None:
     """Compose and run."""
+    shapes = sorted(path.stem for path in (conf_dir() / "shape").glob("*.yaml"))
+    for word in sys.argv[1:]:
+        key, _, value = word.partition("=")
+        if key == "shape" and value not in shapes:
+            close = difflib.get_close_matches(value, shapes, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            print(f"\nerror: there is no {word}\n  → {hint}known: {', '.join(shapes)}", file=sys.stderr)
+            sys.exit(2)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler reports that there is no GPU
     hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="benchmark")(_task)()
 

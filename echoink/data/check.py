@@ -86,11 +86,21 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
         if about["missing_kinds"]:
             yield "warning", f"{split} has no question of kind {', '.join(map(str, about['missing_kinds']))}"
         if about["duplicates"]:
-            yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another"
+            repeated = "; ".join(_repeated(found.samples[split], found.media, split)[:NAMES])
+            yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another: {repeated}"
         if about["audio_cut"]:
             yield "", f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
     yield from _shared(found)
     yield from _near(found)
+
+
+def _repeated(samples: Sequence[Sample], media: dict[str, MediaInfo], split: str) -> list[str]:
+    """Ids of questions that are the same in all but these."""
+    groups: dict[tuple, list[str]] = {}
+    for s in samples:
+        key = (s.problem, s.options, s.solution, media[f"{split} {s.id}"].digests)
+        groups.setdefault(key, []).append(s.id)
+    return [" = ".join(ids) for ids in groups.values() if len(ids) > 1]
 
 
 def _kinds(samples: Sequence[Sample]) -> dict[str, int]:

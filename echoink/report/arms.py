@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from echoink.common.statistics import Seeds, holm, over_seeds
 from echoink.run_folder.reader import Run, defaults
 
@@ -50,7 +52,17 @@ class Arm:
     @property
     def label(self) -> str:
         """ "λ_fmt 0.5 · scale none"."""
-        return " · ".join(f"{short(key)} {_short(value)}" for key, value in self.values) or "all runs"
+        parts = [f"{short(key)} {_short(value)}" for key, value in self.values if not key.startswith("prompt.")]
+        prompts = [value for key, value in self.values if key.startswith("prompt.")]
+        parts += [f"prompt {self._prompt or _short(prompts[0])}"] if prompts else []
+        return " · ".join(parts) or "all runs"
+
+    @property
+    def _prompt(self) -> str | None:
+        """The name of the prompt's file, which the command line said; its text is long."""
+        file = self.runs[0].folder / ".hydra/overrides.yaml"
+        words = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
+        return next((str(word).partition("=")[2] for word in words if str(word).startswith("prompt=")), None)
 
     def of_seed(self, name: str) -> dict[int, float]:
         """A number of the final evaluation, such as `accuracy`, by seed."""
