@@ -94,7 +94,7 @@ def test_tests_mirror_the_folders():
 
 def test_every_fault_has_its_test_or_a_reason():
     rows = re.findall(r"^\| (\d+) \|(.*)\|(.*)\|(.*)\| (.*) \|$", (ROOT / "tests/FAULTS.md").read_text(), re.MULTILINE)
-    assert [int(number) for number, *_ in rows] == list(range(1, 69))
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
     there = set(
         re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")), re.M)
     )

@@ -274,7 +274,12 @@ def sharing(samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], seed:
 def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
     if len(dropped) <= allowed * total:
         return
-    some = "".join(f"\n  {each.reason}" for each in dropped[1:SHOWN])
+    # The hint of the first stands at the end; others say theirs where it is another.
+    own = [each.hint if each.hint != dropped[0].hint else "" for each in dropped]
+    some = "".join(
+        f"\n  {each.reason}" + (f" → {hint}" if hint else "")
+        for each, hint in zip(dropped[1:SHOWN], own[1:SHOWN], strict=True)
+    )
     more = f"\n  … and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
     share = f"{len(dropped)} of {counted(total, 'sample')} of {split} cannot be used"
     hints = [*([dropped[0].hint] if dropped[0].hint else []), "dataset.max_skipped is the share that may be dropped"]

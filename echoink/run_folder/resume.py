@@ -87,13 +87,14 @@ def place(config: Config, folder: Path) -> Path:
 
 
 def left_beside(config: Config, folder: Path) -> str | None:
-    """The newest unfinished run of the same name beside a fresh one, in what it differs, and how to go on with it."""
-    for path, differs in _unfinished(config, folder):
-        if differs:
-            listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(differs.items())[:4])
-            more = f" and {len(differs) - 4} more keys" if len(differs) > 4 else ""
-            return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
-    return None
+    """The unfinished run beside a fresh one that differs from it in the fewest keys, and how to go on with it."""
+    others = [(path, differs) for path, differs in _unfinished(config, folder) if differs]
+    if not others:
+        return None
+    path, differs = min(others, key=lambda other: len(other[1]))  # of equals the newest, which comes first
+    listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(differs.items())[:4])
+    more = f" and {len(differs) - 4} more keys" if len(differs) > 4 else ""
+    return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
 
 
 def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Any, Any]]]]:
