@@ -55,12 +55,11 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if any("clusters" in phase for phase in phases.values()):
         table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
-        groups = {value: group for value, group in groups.items() if value != ""}  # of rows without that field
-        largest = sorted(groups, key=lambda value: -groups[value]["n"])[:VALUES]
-        for value in [value for value in groups if value in largest]:
+        named = {value: group["n"] for value, group in groups.items() if value != ""}  # rows without the field have none
+        for value in [value for value in named if value in sorted(named, key=named.get, reverse=True)[:VALUES]]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
-        if len(groups) > VALUES:
-            table.add_row(f"  {field}: {len(groups) - VALUES} more", *cells(lambda _: "summary.json, report.html"))
+        if len(named) > VALUES:
+            table.add_row(f"  {field}: {len(named) - VALUES} more", *cells(lambda _: "summary.json, report.html"))
     if any(phase["chance"] for phase in phases.values()):
         table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
         table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))

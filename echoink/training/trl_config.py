@@ -17,13 +17,7 @@ def arguments(
     """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
-    at_once = config.micro_batch_prompts * processes().num_processes
-    if config.prompts_per_step % at_once:
-        raise UserError(
-            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
-            f"{config.micro_batch_prompts} times {processes().num_processes} processes",
-            "gradients are accumulated over whole micro-batches",
-        )
+    at_once = _prompts_at_once(config)
     zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
     bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
     made = GRPOConfig(
@@ -73,3 +67,15 @@ def arguments(
     # model in DataParallel, which splits a group.
     made._n_gpu = min(made.n_gpu, 1)
     return made
+
+
+def _prompts_at_once(config: TrainerConfig) -> int:
+    """Prompts of a micro-batch of all processes; a step is a whole number of these."""
+    at_once = config.micro_batch_prompts * processes().num_processes
+    if config.prompts_per_step % at_once:
+        raise UserError(
+            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
+            f"{config.micro_batch_prompts} times {processes().num_processes} processes",
+            "gradients are accumulated over whole micro-batches",
+        )
+    return at_once
