@@ -55,7 +55,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if any("clusters" in phase for phase in phases.values()):
         table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
-        named = {value: group["n"] for value, group in groups.items() if value != ""}  # rows without the field have none
+        named = {value: group["n"] for value, group in groups.items() if value != ""}  # "": rows without it
         for value in [value for value in named if value in sorted(named, key=named.get, reverse=True)[:VALUES]]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
         if len(named) > VALUES:
