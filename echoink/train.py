@@ -67,7 +67,10 @@ def main() -> None:
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
-            sys.exit(sweep.run(run, jobs, folder, overrides, flags, arguments.config_dir))
+            # Behind every check, as `execute` is for a run: MLflow, matplotlib and the report.
+            from echoink.pipeline import sweep_run
+
+            sys.exit(sweep_run.run(run, jobs, folder, overrides, flags, arguments.config_dir))
         run()
     except UserError as error:
         _say(error)

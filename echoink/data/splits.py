@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
@@ -259,6 +257,8 @@ def sharing(samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], seed:
         digests: of each sample's files.
         seed: of the order.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # half a second, which a mistyped command should not wait for
+
     connected = DisjointSet(range(len(samples)))
     first: dict[str, int] = {}
     for place, files in enumerate(digests):

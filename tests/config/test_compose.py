@@ -185,7 +185,7 @@ def test_the_papers_run_has_the_papers_values():
     assert (config.adapter.kind.name, config.trainer.bf16, config.model.attention.name) == (
         "none",
         True,
-        "flash_attention_2",
+        "sdpa",
     )
     trainer, generation = config.trainer, config.generation
     assert (trainer.prompts_per_step, trainer.processes, config.grpo.group_size) == (8, 8, 16)

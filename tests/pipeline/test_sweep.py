@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
 from echoink.config.compose import _expand, compose
-from echoink.pipeline import sweep, sweep_job
+from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import read_summary
@@ -23,9 +23,9 @@ def config(*overrides):
 
 def test_swept_keys_are_those_that_differ():
     jobs = compose(["experiment=ablate_beta", "grpo.beta=0,0.1", "seed=0,1"], multirun=True)
-    assert len(jobs) == 4 and sweep._keys(jobs, ["experiment=ablate_beta"]) == ["grpo.beta", "seed"]
+    assert len(jobs) == 4 and sweep_run._keys(jobs, ["experiment=ablate_beta"]) == ["grpo.beta", "seed"]
     search = ["reward.lambda_fmt=interval(0,2)", "seed=1"]
-    assert sweep._keys(compose(search, multirun=True), search) == ["reward.lambda_fmt"]
+    assert sweep_run._keys(compose(search, multirun=True), search) == ["reward.lambda_fmt"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_job_whose_process_died_is_called_killed_and_one_elsewhere_is_not(tmp_
     for name, other in (("0", {"process_started": 0.0}), ("1", {"host": "another"})):
         job = make_run(tmp_path / name, status="running")
         (job / "environment.json").write_text(json.dumps(environment() | other))
-    assert [sweep._closed(tmp_path / name, time.monotonic())["status"] for name in "01"] == ["killed", "running"]
+    assert [sweep_run._closed(tmp_path / name, time.monotonic())["status"] for name in "01"] == ["killed", "running"]
 
 
 def test_what_an_attempt_left_is_moved_aside(tmp_path):
@@ -216,7 +216,7 @@ def test_a_sweep_remembers_the_folder_of_configuration_that_it_was_started_with(
 def test_jobs_that_were_never_begun_are_counted_and_the_way_on_can_be_pasted(tmp_path, capsys):
     folder = tmp_path / "my sweep"
     jobs = {folder / str(n): {"status": "killed", "error": "interrupted by Ctrl-C"} for n in range(1)}
-    assert sweep._failed(list(jobs), jobs, folder, 4) == 1
+    assert sweep_run._failed(list(jobs), jobs, folder, 4) == 1
     text = capsys.readouterr().err
     assert "4 of 4 jobs did not finish, 3 of them not begun" in text and "job 0: killed, interrupted by Ctrl-C" in text
     pasted = shlex.split(text.partition("only these: ")[2])

@@ -1,0 +1,223 @@
+"""A sweep: every job in a process of its own, one parent run in MLflow, true statuses, a table at the end.
+
+Hydra's launchers choose when and where a job starts (one after the other, `hydra/launcher=joblib` side by side,
+`hydra/launcher=submitit_slurm` on a cluster), its sweepers which jobs there are (`hydra/sweeper=optuna` searches). The
+job itself is `python -m echoink.train` again, so that accelerate's state, GPU memory and MLflow never leak from one job
+to the next, and a crash stops one job only.
+
+    sweep_<time>/
+      sweep.json        what was asked for, and how it ended
+      tracking.json     its parent run in MLflow
+      0/ 1/ …           jobs, each a run's folder; output.log has a job's screen where several run at once
+      unfinished/       what an earlier attempt at a job left, after sweep.resume
+      figures/, report.html, report.md
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from echoink.common.console import SERVER, console, interval, percent, say, say_mlflow
+from echoink.common.files import as_json, write_atomic
+from echoink.config.compose import Composed, quoted
+from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
+from echoink.report import figures
+from echoink.report.build import question, try_to_write
+from echoink.run_folder import reader
+from echoink.run_folder.environment import environment, git, process_is_gone
+from echoink.run_folder.folder import read_summary, status_of
+from echoink.tracking import client
+from echoink.tracking.client import Record
+from echoink.tracking.logger import Tracker
+
+
+def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
+    """The keys that differ between jobs; of a search, those that the command line leaves open."""
+    changes = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
+    names = dict.fromkeys(key for job in changes for key in job)
+    open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
+    return list(dict.fromkeys([*(n for n in names if len({job.get(n) for job in changes}) > 1), *open_keys]))
+
+
+def _is_swept(value: str) -> bool:
+    if value.startswith(("[", "{", "'", '"')):
+        return False
+    return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
+
+
+def run(
+    launch: Callable[[], None],
+    jobs: Sequence[Composed],
+    folder: Path,
+    overrides: list[str],
+    flags: list[str],
+    config_dir: str | None = None,
+) -> int:
+    """Launch all jobs through Hydra under one parent run, settle every status, print the table, write the report.
+
+    Args:
+        launch: Hydra's entry point.
+        jobs: composed (of a search only the first is known).
+        folder: the sweep's.
+        overrides: the command line's.
+        flags: the command line's other words, such as --multirun.
+        config_dir: the user's folder of configuration, which the sweep remembers.
+
+    Returns:
+        Exit status: 0 where every job finished.
+    """
+    config, keys = jobs[0].config, _keys(jobs, overrides)
+    say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[SWEPT] = " ".join(keys)
+    os.environ[BELOW] = json.dumps(common_folders(keys, [job.overrides for job in jobs]))
+    definition = {
+        "status": "running",
+        "name": config.name,
+        "overrides": overrides,
+        "swept": keys,
+        "jobs": len(jobs),
+        "question": _question(overrides),
+        "command": ["-m", "echoink.train", *flags, *overrides],
+        "config_dir": str(Path(config_dir).resolve()) if config_dir else None,
+        **{key: environment()[key] for key in ("host", "process", "process_started", *git())},
+    }
+    _define(folder, definition)
+    record = _record(definition, config.tracking.experiment, folder)
+    uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
+    os.environ[client.PARENT] = record.id
+    with Tracker(uri, record, folder) as parent:
+        try:
+            launch()
+        except BaseException as error:
+            _settle(folder, definition, parent, status_of(error).lower())
+            raise
+        bad = _settle(folder, definition, parent, None)
+        if bad:
+            raise SystemExit(bad)  # from which the tracker takes the parent's status
+    _say_where(folder, parent)
+    return 0
+
+
+def _record(definition: dict, experiment: str, folder: Path) -> Record:
+    """The sweep's parent run in MLflow."""
+    name, keys, overrides = definition["name"], definition["swept"], definition["overrides"]
+    return Record(
+        experiment=experiment,
+        name=f"sweep {name}" + (f": {', '.join(keys)}" if keys else ""),
+        params={"swept": " ".join(keys), "jobs": definition["jobs"], "overrides": " ".join(overrides)},
+        tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": name},
+        parent=None,
+    ).kept(folder)
+
+
+def _question(overrides: Sequence[str]) -> str | None:
+    """What the sweep's experiment asks."""
+    chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
+    return question(chosen[-1] if chosen else None)
+
+
+def _say_where(folder: Path, parent: Tracker) -> None:
+    """The pages of the sweep's runs in MLflow."""
+    if parent.run_id:
+        ids = [id for path in reader.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
+        say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
+        say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
+
+
+def _define(folder: Path, definition: dict) -> None:
+    write_atomic(folder / "sweep.json", as_json(definition))
+
+
+def _mlflow_id(summary: dict) -> str | None:
+    return (summary.get("mlflow") or {}).get("run_id")
+
+
+def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None) -> int:
+    """Close what is open, print the table, write figures and report.
+
+    Returns:
+        Exit status: 0 where every job finished.
+    """
+    places, until = reader.jobs(folder), time.monotonic() + 30
+    summaries = {path: _closed(path, until) for path in places}
+    for path, summary in summaries.items():
+        if summary.get("shared") and not _mlflow_id(summary):
+            parent.adopt(path)
+            summaries[path] = read_summary(path)
+    parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
+    bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
+    _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
+    runs = [run for path in places if (run := reader.read(path))]
+    _table(summaries, parent)
+    if figure := figures.overlay(runs, folder / "figures" / "curves.png"):
+        say("figure", str(figure))
+    if any(run.finished and run.result for run in runs) and (page := try_to_write([folder], folder)):
+        say("report", str(page))
+    stopped = status is not None and len(summaries) < definition["jobs"]
+    return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries or stopped else 0
+
+
+def _closed(path: Path, until: float) -> dict:
+    """A job's summary, its process waited for; one that was killed before it could say so is called killed.
+
+    Of a job on another machine nothing is known: what it says stands.
+    """
+    while (summary := read_summary(path))["status"] == "running" and time.monotonic() < until:
+        if process_is_gone(path):
+            summary = read_summary(path)
+            break
+        time.sleep(0.2)
+    if summary["status"] == "running" and process_is_gone(path):
+        summary |= {"status": "killed", "error": "its process ended without a word"}
+        write_atomic(path / "summary.json", as_json(summary))
+    return summary
+
+
+def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, jobs: int) -> int:
+    left = max(0, jobs - len(summaries))  # that were never begun; of a search not known
+    if not summaries:
+        print("\nerror: no job was run", file=sys.stderr)
+        return 1
+    never = f", {left} of them not begun" if left else ""
+    print(f"\nerror: {len(bad) + left} of {len(summaries) + left} jobs did not finish{never}", file=sys.stderr)
+    for path in bad[:5]:
+        log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
+        why = summaries[path].get("error") or "no word of why"
+        print(f"  job {path.name}: {summaries[path]['status']}, {why}\n  → {log}", file=sys.stderr)
+    if not (folder / "optimization_results.yaml").is_file():
+        again = f"python -m echoink.train --multirun {shlex.quote(f'sweep.resume={quoted(folder)}')}"
+        print(f"  → again, only these: {again}", file=sys.stderr)
+    return 1
+
+
+def _table(summaries: dict[Path, dict], parent: Tracker) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("job", "overrides", "status", "base", "final", "95 % interval", "format", "tokens", "s", "MLflow"):
+        table.add_column(column, no_wrap=column != "overrides")
+    for path, summary in summaries.items():
+        base, final = summary.get("base") or {}, summary.get("final") or {}
+        run = reader.read(path)
+        lengths = run.lengths if run else None
+        id = _mlflow_id(summary)
+        page = f"{SERVER}{client.run_page(id, parent.experiment_id)}" if id else ""
+        table.add_row(
+            path.name,
+            escape(run_name(changed_overrides(path))),
+            summary["status"] + (" (shared)" if summary.get("shared") else ""),
+            percent(base.get("accuracy")),
+            percent(final.get("accuracy")),
+            interval(final["interval"]) if final else "–",
+            percent(final.get("format")),
+            f"{lengths[0]:.0f} → {lengths[1]:.0f}" if lengths else "–",
+            f"{summary.get('seconds') or 0:.0f}",
+            f"[link={page}]{id[:8]}[/link]" if id else "–",
+        )
+    console.print(table)
