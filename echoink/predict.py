@@ -21,7 +21,7 @@ from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.config.compose import compose, typed
-from echoink.config.schema import Config
+from echoink.config.schema import Config, Prompt
 from echoink.data.choices import MAX_OPTIONS
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Sample, check_text, parse_rows, with_any_solution, with_soundtrack
@@ -199,7 +199,8 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError("--questions needs --output", "--output answers.jsonl")
     samples = questions(arguments.questions)
     answered = read_rows(arguments.output)
-    asked = {sample.id: identity(sample, arguments) for sample in samples}
+    prompt = configuration(arguments).prompt
+    asked = {sample.id: identity(sample, arguments, prompt) for sample in samples}
     if other := next((row for row in answered if asked.get(row["id"]) != row.get("asked")), None):
         other_than = f"another question {other['id']}, or of another model, prompt, seed or number of samples"
         raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
@@ -228,11 +229,11 @@ def answer_all(arguments: argparse.Namespace) -> None:
     console.say("answered", f"{console.counted(len(rows), 'question')}, {read:,} with an answer that can be read")
 
 
-def identity(sample: Sample, arguments: argparse.Namespace) -> str:
+def identity(sample: Sample, arguments: argparse.Namespace, prompt: Prompt) -> str:
     """A digest of what an answer depends on: the question with the places of its media, the model, how it is asked."""
     model = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else arguments.model
     place = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    how = (place, arguments.prompt, arguments.samples, arguments.seed)
+    how = (place, prompt.system, prompt.template, prompt.options, arguments.samples, arguments.seed)
     what = (sample.problem, sample.options, sample.problem_type.value, sorted(sample.places.items()))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
