@@ -89,6 +89,10 @@ NOT_JSON = (ValueError, RecursionError)
 """What reading JSON raises: of text that is none, of numbers with thousands of digits, of thousands of brackets."""
 
 
+BROKEN = 20
+"""Of the lines that are no JSON, those that an error names."""
+
+
 def holds_one_split(path: str) -> bool:
     """Whether there is a single table or file, which can be training or validation data, not both."""
     return Path(path).is_file() or (Path(path) / "state.json").is_file()
@@ -111,13 +115,16 @@ def _file(file: Path) -> Rows:
         return _table(_load("parquet", data_files=str(file)), file.parent, str(file))
     if file.suffix != ".jsonl":
         raise UserError(f"{file}: a dataset file is .jsonl, .json or .parquet", "or give the folder that holds it")
-    rows = []
+    rows, broken = [], []
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             if line.strip():
                 rows.append(json.loads(line))
         except NOT_JSON as error:
-            raise UserError(f"{file}, line {number} is not valid JSON: {error}", "one object a line") from error
+            broken.append(f"{file}, line {number} is not valid JSON: {error}")
+    if broken:  # all at once; what the other rows hold is looked at when these are mended
+        more = f"\n  … and {len(broken) - BROKEN} more" if len(broken) > BROKEN else ""
+        raise UserError("\n  ".join(broken[:BROKEN]) + more, "one object a line")
     return Rows(rows, file.parent, str(file))
 
 

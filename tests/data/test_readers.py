@@ -304,3 +304,9 @@ def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypat
         main(["get", "avqa_r1_6k", f"output={tmp_path}/hub"])
     with pytest.raises(UserError, match="known: avqa_r1_6k"):
         main(["get", "avqa"])
+
+
+def test_every_line_that_is_no_json_is_named_at_once(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"problem": 1}\n[{\n{"problem": 2}\n{"a":\n')
+    with pytest.raises(UserError, match=r"(?s)line 2 is not valid JSON.*line 4 is not valid JSON"):
+        open_split(str(tmp_path), "train")
