@@ -22,13 +22,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from omegaconf import OmegaConf
 
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.run_folder import reader
-from echoink.run_folder.folder import read_summary
+from echoink.run_folder.folder import mlflow_id, read_summary
 from echoink.tracking import client
 
 HOST = "127.0.0.1"
@@ -67,7 +67,7 @@ def page(folder: Path) -> Page:
     if not is_sweep and not (folder / "summary.json").is_file():
         raise UserError(f"{folder} is no folder of a run or a sweep", "python -m echoink.runs lists them")
     report = folder / "report.html"
-    own = {run: run_id(run) for run in (reader.jobs(folder) if is_sweep else [folder])}
+    own = {run: mlflow_id(read_summary(run)) for run in (reader.jobs(folder) if is_sweep else [folder])}
     found = [run for run, id in own.items() if id]
     if not found:
         hint = "it ended before that; python -m echoink.runs lists what there is"
@@ -85,16 +85,11 @@ def page(folder: Path) -> Page:
     return Page(folder, report if report.is_file() else None, uri, path)
 
 
-def run_id(run: Path) -> str | None:
-    """A run's id in MLflow; None where it has none."""
-    return (read_summary(run).get("mlflow") or {}).get("run_id")
-
-
 def store_of(run: Path) -> str:
     """The store that a run was logged to. A relative SQLite path counts from where the run was started: from here, or
     from a folder above the run.
     """
-    uri = dict(reader.flat(yaml.safe_load((run / "config.yaml").read_text("utf-8"))))["tracking.uri"]
+    uri = OmegaConf.load(run / "config.yaml").tracking.uri
     if not uri.startswith("sqlite:///"):
         return uri
     places = [client.absolute_uri(uri, root) for root in (Path.cwd(), *run.resolve().parents)]
@@ -132,16 +127,25 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
         text=True,
         start_new_session=True,  # with its workers it is ended as one
     )
-    address, until = f"http://{HOST}:{port}", time.monotonic() + PATIENCE
+    address = f"http://{HOST}:{port}"
+    try:
+        _wait_for(server, address)
+    except BaseException:  # Ctrl-C too: in a session of its own it would stay
+        _end(server)
+        raise
+    return server, address
+
+
+def _wait_for(server: subprocess.Popen, address: str) -> None:
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if server.poll() is not None:
             raise UserError(f"MLflow did not start: {' · '.join(server.stdout.read().strip().splitlines()[-3:])}")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return server, address
+                return
         except OSError:
             time.sleep(0.2)
-    _end(server)
     raise UserError(f"MLflow did not answer at {address} within {PATIENCE} s", "mlflow server says more")
 
 

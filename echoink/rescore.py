@@ -123,8 +123,9 @@ def rescore(path: Path, given: Reward) -> "tuple[list[Prediction], list[Predicti
     example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
     files = {"custom": given.file} if given.file else {}
     files |= {each.metric_name: each.path for each in given.files}
-    load = lambda file: Clock(custom.load(file, example, given.on_error, given.max_seconds))  # noqa: E731
-    clocks = {name: load(file) for name, file in files.items()}
+    clocks = {
+        name: Clock(custom.load(file, example, given.on_error, given.max_seconds)) for name, file in files.items()
+    }
     own = [ExtraReward(name, clock, 1) for name, clock in clocks.items()]
     return before, [rejudged(prediction, given.match, own) for prediction in before], clocks
 

@@ -451,6 +451,14 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
         predict.main(words)
 
 
+def test_predict_takes_a_prompt_of_ones_own(tmp_path):
+    (tmp_path / "prompt").mkdir()
+    template = "{question} {options} Be terse: {think}{end_think}{answer}{end_answer}"
+    (tmp_path / "prompt/terse.yaml").write_text(f"defaults: [reason]\ntemplate: '{template}'\n")
+    words = ["--question", "What?", "--prompt", "terse", "--config-dir", str(tmp_path)]
+    assert predict.configuration(predict.parser().parse_args(words)).prompt.template == template
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -446,3 +446,18 @@ def test_what_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch, words, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         opening.main(words)
+
+
+def test_a_server_that_is_interrupted_while_it_starts_does_not_stay(tmp_path, monkeypatch):
+    from echoink import open as opening
+
+    started = []
+
+    def interrupted(server, address):
+        started.append(server)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(opening, "_wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opening.serve(f"sqlite:///{tmp_path}/mlflow.db", 0)
+    assert started[0].poll() is not None

@@ -5,7 +5,6 @@ machine is noisy for all. First their log-probabilities and gradients are compar
 benchmark.
 """
 
-import difflib
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ from rich.table import Table
 from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.compose import VERSION_BASE, typed
+from echoink.config.compose import VERSION_BASE, closest, typed
 from echoink.config.paths import conf_dir
 
 ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
@@ -35,9 +34,8 @@ def main() -> None:
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
         if key == "shape" and value not in shapes:
-            close = difflib.get_close_matches(value, shapes, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            print(f"\nerror: there is no {word}\n  → {hint}known: {', '.join(shapes)}", file=sys.stderr)
+            hint = f"{closest(value, shapes)}known: {', '.join(shapes)}"
+            print(f"\nerror: {UserError(f'there is no {word}', hint)}", file=sys.stderr)
             sys.exit(2)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler reports that there is no GPU
     hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="benchmark")(_task)()

@@ -20,6 +20,7 @@ class ShapeConfig(Dimensions):
     pixels: int = key("of the picture; 784 are a token", ge=56 * 56)
     audio_seconds: float = key("of the sound; 1/25 s is a token", gt=0.1, le=30)
     width: int = key("of the language model", ge=32)
+    feed_forward: int = key("width of its feed-forward layers", ge=32)
     vocabulary: int = key("rows of the embedding", ge=504)
     tower_width: int = key("of the audio and the vision tower", ge=32)
     tower_layers: int = key("of each tower", ge=1)

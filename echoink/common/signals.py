@@ -61,9 +61,9 @@ def leave(kind: int) -> None:
     raise KINDS[kind]
 
 
-def again() -> None:
-    """Raise once more what was asked for: who is still at work has not got it. Inside a weak reference's callback or
-    `__del__` Python passes over what a handler raises.
+def raise_missed() -> None:
+    """Raise again what the handler raised and Python dropped: in a weak reference's callback and in `__del__` it drops
+    every exception. Whoever still works after a signal calls this.
     """
     if _asked and _holds == 0:
         _leave()

@@ -274,7 +274,7 @@ def _known(tried: str, keys: Sequence[str]) -> str:
     """A hint: the closest key, and those of its group."""
     same_depth = [key for key in keys if key.count(".") == tried.count(".")]
     siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
-    return f"{_closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
+    return f"{closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
 
 
 def _keys() -> list[str]:
@@ -302,7 +302,7 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
         names = listing.partition("Config search path")[0].split("\n")[1:]
         names = [name.strip() for name in names if name.strip()]
         tried = what.split("'")[-2].split("/")[-1]
-        return UserError(what.strip().splitlines()[-1], f"{_closest(tried, names)}available: {', '.join(names)}")
+        return UserError(what.strip().splitlines()[-1], f"{closest(tried, names)}available: {', '.join(names)}")
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
         if sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):
@@ -343,7 +343,8 @@ def _explained_inside(error: Exception, where: str, key: str, detail: str) -> Us
     )
 
 
-def _closest(tried: str, names: Sequence[str]) -> str:
+def closest(tried: str, names: Sequence[str]) -> str:
+    """The beginning of a hint: the name that is most like what was tried; empty where none is."""
     close = difflib.get_close_matches(tried, names, 1, 0.75)
     return f"did you mean {close[0]}? " if close else ""
 

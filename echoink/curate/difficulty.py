@@ -228,11 +228,11 @@ def _row(
         path[kind] = f"{kind}s/{target.name}"
     fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
     # A video of which no data_type was given is used with its own sound; to write one would take the sound away.
-    kind = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
+    data_type = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
     return {
         "problem_id": sample.id,
         "problem": sample.problem,
-        **kind,
+        **data_type,
         "problem_type": sample.problem_type.value,
         "options": list(options),
         "solution": f"<answer>{solution}</answer>",

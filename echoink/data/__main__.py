@@ -100,22 +100,22 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
 
     config = compose(overrides, config_dir=config_dir)[0].config
     shown, bad = showing.first(config, split, n)
+    made = list(progress("show", n)(shown))
     if output.suffix == ".html":
-        made = list(progress("show", n)(shown))
         showing.page(made, bad, f"{split} of {config.dataset.path}", output)
         say("page", f"{counted(len(made), 'sample')}  {output}")
-        good = len(made)
     else:
         output.mkdir(parents=True, exist_ok=True)
-        good = sum(_print(each, output / f"{split}_{each.sample.id}".replace("/", "_")) for each in shown)
+        for each in made:
+            _print(each, output / f"{split}_{each.sample.id}".replace("/", "_"))
     for text in bad:
         say("bad row", text)
     if bad:
-        say("shown", f"{good} of {good + len(bad)} rows of {split}; the others cannot be used")
+        say("shown", f"{len(made)} of {len(made) + len(bad)} rows of {split}; the others cannot be used")
     return int(bool(bad))
 
 
-def _print(shown: "Shown", place: Path) -> int:
+def _print(shown: "Shown", place: Path) -> None:
     """Print a sample, and write its media to files whose names begin with `place`."""
     say("sample", shown.title)
     for note in shown.sample.notes:
@@ -126,7 +126,6 @@ def _print(shown: "Shown", place: Path) -> int:
         Path(file).write_bytes(one.data)
         say(one.kind, f"{one.change}  {file}")
     say("tokens", shown.lengths)
-    return 1
 
 
 def split(words: Sequence[str]) -> int:
@@ -145,9 +144,9 @@ def split(words: Sequence[str]) -> int:
         counts = made.kinds[name]
         listed = " · ".join(f"{number:,} {kind}" for kind, number in sorted(counts.items()))
         say(name, f"{counts.total():,} rows ({listed})  {path}")
-    missing = {kind for counts in made.kinds.values() for kind in counts}
+    everywhere = {kind for counts in made.kinds.values() for kind in counts}
     for name, counts in made.kinds.items():
-        if lacking := sorted(missing - set(counts)):
+        if lacking := sorted(everywhere - set(counts)):
             say("warning", f"{name} has no question of {given.by} {', '.join(lacking)}")
     folder = shlex.quote(f"dataset.path={quoted(Path(files[0]).parent)}")
     say("train", f"python -m echoink.train dataset=rows {folder}")

@@ -138,8 +138,8 @@ def _near(found: Found) -> Iterator[tuple[str, str]]:
         pairs = fingerprints.near([row[2] for row in rows], fingerprints.NEAR[kind])
         across = [pair for pair in pairs if rows[pair[0]][0] != rows[pair[1]][0]]
         if pairs:
-            named = lambda row: f"{row[0]} {Path(row[1]).name}"  # noqa: E731
-            shown = [f"{named(rows[one])} ≈ {named(rows[other])}" for one, other in (across or pairs)[:NAMES]]
+            files = [f"{split} {Path(place).name}" for split, place, _ in rows]
+            shown = [f"{files[one]} ≈ {files[other]}" for one, other in (across or pairs)[:NAMES]]
             more = f", {len(across):,} of them across splits" if across else ""
             listed = "; ".join(shown) + (" …" if len(across or pairs) > NAMES else "")
             yield "warning", f"{counted(len(pairs), 'pair')} of nearly the same {kind}s{more}: {listed}"

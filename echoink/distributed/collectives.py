@@ -77,7 +77,7 @@ def heed() -> None:
     One process was interrupted at once, unless the signal came where Python passes over exceptions.
     """
     if not several():
-        signals.again()
+        signals.raise_missed()
         return
     state = processes()
     asked = torch.tensor(signals.asked(), device=state.device)

@@ -32,7 +32,7 @@ from echoink.report import figures
 from echoink.report.build import question, try_to_write
 from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
-from echoink.run_folder.folder import read_summary, status_of
+from echoink.run_folder.folder import mlflow_id, read_summary, status_of
 from echoink.tracking import client
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
@@ -127,17 +127,13 @@ def _question(overrides: Sequence[str]) -> str | None:
 def _say_where(folder: Path, parent: Tracker) -> None:
     """The pages of the sweep's runs in MLflow."""
     if parent.run_id:
-        ids = [id for path in reader.jobs(folder) if (id := _mlflow_id(read_summary(path)))]
+        ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
         say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
 
 
 def _define(folder: Path, definition: dict) -> None:
     write_atomic(folder / "sweep.json", as_json(definition))
-
-
-def _mlflow_id(summary: dict) -> str | None:
-    return (summary.get("mlflow") or {}).get("run_id")
 
 
 def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None) -> int:
@@ -149,10 +145,10 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
     places, until = reader.jobs(folder), time.monotonic() + 30
     summaries = {path: _closed(path, until) for path in places}
     for path, summary in summaries.items():
-        if summary.get("shared") and not _mlflow_id(summary):
+        if summary.get("shared") and not mlflow_id(summary):
             parent.adopt(path)
             summaries[path] = read_summary(path)
-    parent.settle_children({id: s["status"] for s in summaries.values() if (id := _mlflow_id(s))})
+    parent.settle_children({id: s["status"] for s in summaries.values() if (id := mlflow_id(s))})
     bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
     _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
     runs = [run for path in places if (run := reader.read(path))]
@@ -206,7 +202,7 @@ def _table(summaries: dict[Path, dict], parent: Tracker) -> None:
         base, final = summary.get("base") or {}, summary.get("final") or {}
         run = reader.read(path)
         lengths = run.lengths if run else None
-        id = _mlflow_id(summary)
+        id = mlflow_id(summary)
         page = f"{SERVER}{client.run_page(id, parent.experiment_id)}" if id else ""
         table.add_row(
             path.name,

@@ -119,6 +119,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"status": "missing"}
 
 
+def mlflow_id(summary: dict[str, Any]) -> str | None:
+    """The run's id in MLflow; None where it has none."""
+    return (summary.get("mlflow") or {}).get("run_id")
+
+
 def lock(folder: Path) -> FileLock:
     """The lock of a run's folder: one in a process, which lives as long as the process."""
     return _lock(folder.resolve())
