@@ -29,7 +29,8 @@ from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, dra
 from echoink.models.family import PromptInputs
 from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
-from echoink.rollout.generate import generate
+from echoink.rollout.decoder import Decoder
+from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, uniforms
 
 
@@ -96,6 +97,7 @@ def evaluate(
     clusters: Mapping[str, str] | None = None,
     variant: Variant = Variant.full,
     first: int = 0,
+    decoder: Decoder | None = None,
 ) -> Iterator[Prediction]:
     """Answer every sample once per draw, in order; predictions come as they are made.
 
@@ -107,20 +109,23 @@ def evaluate(
         clusters: by id, which samples share media; without it none do.
         variant: what the samples are, see `ablations`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
+        decoder: the model's, of earlier samples; None makes one.
     """
     processor, sampling, draws = setup.processor, setup.sampling, setup.draws
     pad_id = processor.processor.tokenizer.pad_token_id
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     size = setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    prefetcher = Prefetcher(processor)
+    prefetcher, decoder = Prefetcher(processor), decoder or decoder_for(model)
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
         number = first + len(draws)
         noise = torch.stack([noise_of(setup, sample, number)[first:] for sample in batch])
         with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
-            completions = generate(model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id)
+            completions = generate(
+                model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder
+            )
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]

@@ -24,6 +24,7 @@ from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
 from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
+from echoink.rollout.generate import decoder_for
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
 from echoink.tracking.logger import Tracker
@@ -251,12 +252,14 @@ class Evaluator:
             )
         group.wait_for_everyone()  # everyone has read before anyone writes
         own = open_samples[group.process_index :: group.num_processes]
-        rounds = -(-len(open_samples) // (batch * group.num_processes))
+        rounds, decoder = -(-len(open_samples) // (batch * group.num_processes)), decoder_for(model)
         for number in console.progress(label, rounds)(range(rounds)):
             collectives.heed()
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
             part = own[number * batch : (number + 1) * batch]
-            answers = evaluate.evaluate(model, part, setup, phase, clusters=clusters, variant=variant, first=first)
+            answers = evaluate.evaluate(
+                model, part, setup, phase, clusters=clusters, variant=variant, first=first, decoder=decoder
+            )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}

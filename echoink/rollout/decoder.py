@@ -1,80 +1,200 @@
 """One more token for every row that still runs, from one prompt cache per group.
 
 The cache of a prompt is not copied to its G completions: their queries meet it together, each keeps keys and values of
-its own tokens only, and the two parts of its attention are joined by their softmax sums.
+its own tokens only, and one softmax runs over both parts. Keys and values stay in the type in which the model computes;
+products accumulate, and the softmax runs, in float32.
 
-A small model step on a GPU costs its launches, not its arithmetic. There the shapes stay fixed, so that one captured
-CUDA graph replays a whole step: rows that finish leave their slots idle until half of them are, then the rest moves
-together and the graph is captured again, at most log2 R times. On a CPU rows leave at once.
+A model step on a GPU costs its launches as well as its bytes. There the shapes stay fixed, so that a captured CUDA
+graph replays a whole step: rows that finish leave their slots idle until half of them are, then the rest moves
+together. A row's own tokens are read from a window that doubles as they grow. A graph serves every later rollout, for
+as long as the weights stay where they are. On a CPU rows leave at once.
 
-Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, H heads, K key-value heads, V vocabulary.
+Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, W of these in the window, H heads, K
+key-value heads, V vocabulary.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import count, takewhile
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import DynamicCache, PreTrainedModel
 
 from echoink.models.families import family_of
+from echoink.models.rounding import autocast_dtype, round_linear
+
+BLOCK = 128
+"""With fixed shapes a prompt has room for a multiple of so many tokens, so that prompts of about one length share it."""
+WINDOW = 64
+"""With fixed shapes so many own tokens are read at first."""
+
+Step = Callable[[], Tensor]
+"""One step of all slots: logits [S, V]."""
 
 
 class Decoder:
-    """Decodes R = B·G rows, row b·G + g continuing prompt b.
+    """Decodes R = B·G rows, row b·G + g continuing prompt b. One decoder serves one rollout after another.
 
     Args:
         model: the model with our attention (`attention.select`), in evaluation mode.
-        cache: of the B prompts, padded on the left.
-        mask: [B, P], 1 where there is a prompt token.
-        group: G.
-        length: C, at most so many calls.
-        fixed: keep shapes fixed between moves; on a GPU each step is then the replay of a CUDA graph.
+        capture: makes the replay of a step, which wants fixed shapes and addresses; None runs steps as they come.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: DynamicCache,
-        mask: Tensor,
-        group: int,
-        length: int,
-        fixed: bool,
-    ):
-        self._model, self._fixed, self._length = model, fixed, length
-        self._family = family_of(model)
-        kind, dtype = mask.device.type, cache.layers[0].values.dtype
-        if torch.is_autocast_enabled(kind):  # the cache is in float32, because the rotary embedding leaves the keys so
-            dtype = torch.get_autocast_dtype(kind)
-        self._prefix = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
-        self._absent = mask == 0  # [B, P]
-        self._filled = torch.zeros(1, dtype=torch.long, device=mask.device)  # own tokens so far, the same for all rows
-        self._calls = 0
-        # Room for all C own tokens of all rows at once: a captured graph wants addresses that stay.
-        rows, shape = len(mask) * group, self._prefix[0][0].shape
-        room = (rows, shape[1], length, shape[3])
-        self._own = [(keys.new_zeros(room), values.new_zeros(room)) for keys, values in self._prefix]
-        self._slots = torch.arange(rows, device=mask.device)  # [R], the slot of each running row
-        self._settle(self._slots // group)
+    def __init__(self, model: PreTrainedModel, capture: Callable[[Step], Step] | None = None):
+        self._model, self._capture, self._layers = model, capture, _Layers(model)
+        self._replays: dict[tuple[int, ...], Step] = {}
+        self._sizes, self._relies_on = (0, 0, 0, 0), None  # of the rooms; what the replays rely on
+        self.captures = 0
+        """Steps that were captured so far."""
 
-    def keep(self, rows: Tensor) -> None:
+    def begin(self, cache: DynamicCache, mask: Tensor, group: int, length: int) -> None:
+        """Take up a rollout.
+
+        Args:
+            cache: of its B prompts, padded on the left.
+            mask: [B, P], 1 where there is a prompt token.
+            group: G.
+            length: C, at most so many calls.
+        """
+        # Under autocast the cache is in float32, because the rotary embedding leaves the keys so.
+        dtype = autocast_dtype(mask.device.type) or cache.layers[0].values.dtype
+        self._layers.round(mask.device.type)
+        self._prefix = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
+        self._unseen = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, float("-inf"))  # [B, P]
+        self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # of each slot
+        self._slots = list(range(len(self._prompt)))  # of each running row
+        self._calls, self._length = 0, length
+        if self._capture:
+            self._move_in()
+        else:
+            self._own = self._room(len(self._prompt), length)
+            self._tokens, self._positions = torch.zeros(2, len(self._prompt), dtype=torch.long, device=mask.device)
+            self._filled = torch.zeros(1, dtype=torch.long, device=mask.device)
+        self._settle()
+
+    def _room(self, rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Zeros for keys and values of each layer: [rows, K, tokens, d]."""
+        first = self._prefix[0][0]
+        shape = (rows, first.shape[1], tokens, first.shape[3])
+        return [(first.new_zeros(shape), first.new_zeros(shape)) for _ in self._prefix]
+
+    def _move_in(self) -> None:
+        """Put the prompts where the captured steps look for them. The rooms only grow; then the replays are void."""
+        prefix, unseen = self._prefix, self._unseen
+        prompts, tokens = unseen.shape
+        wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt), self._length)
+        sizes = tuple(map(max, self._sizes, wanted))
+        relies_on = (sizes, prefix[0][0].dtype, self._layers.addresses())
+        if relies_on != self._relies_on:
+            self._sizes, self._relies_on = sizes, relies_on
+            self._replays.clear()
+            self._shared_room, self._own_room = self._room(sizes[0], sizes[1]), self._room(sizes[2], sizes[3])
+            self._unseen_room = unseen.new_empty(sizes[:2])
+            self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=unseen.device)
+            self._filled = torch.zeros(1, dtype=torch.long, device=unseen.device)
+        start = sizes[1] - tokens  # prompts end where their rooms end
+        for rooms, parts in zip(self._shared_room, prefix, strict=True):
+            for room, part in zip(rooms, parts, strict=True):
+                room[:prompts, :, start:] = part
+        self._unseen_room.fill_(float("-inf"))
+        self._unseen_room[:prompts, start:] = unseen
+        self._filled.zero_()
+        self._lead(prompts, len(self._prompt))
+
+    def _lead(self, prompts: int, slots: int) -> None:
+        """Use the first places of the rooms."""
+        self._prefix = [(keys[:prompts], values[:prompts]) for keys, values in self._shared_room]
+        self._own = [(keys[:slots], values[:slots]) for keys, values in self._own_room]
+        self._unseen, (self._tokens, self._positions) = self._unseen_room[:prompts], self._inputs[:, :slots]
+
+    def keep(self, rows: Sequence[int]) -> None:
         """Let all but `rows` leave."""
-        self._slots = self._slots[rows]
-        # With a captured graph a move costs a new capture: not before half of the slots are idle.
-        if self._fixed and len(rows) > len(self._group) // 2:
-            return
-        kept, self._slots = self._slots, torch.arange(len(rows), device=rows.device)
-        self._own = [(keys[kept], values[kept]) for keys, values in self._own]
-        self._settle(self._group[kept])
+        self._slots = [self._slots[row] for row in rows]
+        running: dict[int, list[int]] = {}  # slots of each prompt that still has any
+        for slot in self._slots:
+            running.setdefault(self._prompt[slot], []).append(slot)
+        places = max(map(len, running.values()))
+        if self._capture:
+            # A move costs copies and perhaps a capture: not before half of the slots are free. Every prompt then has as
+            # many slots as the next, some of them idle.
+            if len(running) * places > len(self._prompt) // 2:
+                self._running = torch.tensor(self._slots, device=self._unseen.device)
+                return
+            kept = [(slots + slots[:1] * places)[:places] for slots in running.values()]
+            moved = {slot: i * places + j for i, slots in enumerate(running.values()) for j, slot in enumerate(slots)}
+        else:
+            kept, moved = list(running.values()), {slot: new for new, slot in enumerate(self._slots)}
+        self._move(list(running), kept, moved)
+
+    def _move(self, prompts: list[int], kept: list[list[int]], moved: dict[int, int]) -> None:
+        """Bring the slots `kept` of each of `prompts` together."""
+        device = self._unseen.device
+        slots = torch.tensor([slot for of_prompt in kept for slot in of_prompt], device=device)
+        stay = torch.tensor(prompts, device=device)
+        numbers = {prompt: number for number, prompt in enumerate(prompts)}
+        if self._capture:
+            before = (self._own, slots), (self._prefix, stay)
+            unseen = self._unseen[stay]
+            self._lead(len(prompts), len(slots))
+            for rooms, (parts, index) in zip((self._own, self._prefix), before, strict=True):
+                for room, part in zip((t for pair in rooms for t in pair), (t for pair in parts for t in pair), strict=True):
+                    room.copy_(part[index])
+            self._unseen.copy_(unseen)
+        else:
+            self._own = [(keys[slots], values[slots]) for keys, values in self._own]
+            self._tokens, self._positions = torch.zeros(2, len(slots), dtype=torch.long, device=device)
+            if len(prompts) <= len(self._unseen) // 2:  # prompts without rows leave too
+                self._prefix = [(keys[stay], values[stay]) for keys, values in self._prefix]
+                self._unseen = self._unseen[stay]
+            else:
+                numbers = {prompt: prompt for prompt in prompts}
+        self._prompt = [numbers[prompt] for prompt, of_prompt in zip(prompts, kept, strict=True) for _ in of_prompt]
+        self._slots = [moved[slot] for slot in self._slots]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Where the slots of each prompt are."""
+        device, prompts = self._unseen.device, len(self._unseen)
+        slots: list[list[int]] = [[] for _ in range(prompts)]
+        for slot, prompt in enumerate(self._prompt):
+            slots[prompt].append(slot)
+        self._places = max(map(len, slots))
+        self._prompt_of_slot = torch.tensor(self._prompt, device=device)  # [S]
+        self._place_of_slot = None  # where all prompts have as many slots a reshape finds them
+        if any(len(of_prompt) < self._places for of_prompt in slots):
+            place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
+            self._place_of_slot = torch.tensor([place[slot] for slot in range(len(self._prompt))], device=device)
+        all_run = self._slots == list(range(len(self._prompt)))
+        self._running = None if all_run else torch.tensor(self._slots, device=device)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits [R, V] after `tokens` [R], which stand at `positions` [R]."""
-        self._tokens[self._slots], self._positions[self._slots] = tokens, positions
-        if self._fixed and tokens.is_cuda:
-            if self._graph is None:
-                self._capture()
-            self._graph.replay()
-        else:
-            self._logits = self._step()
+        running = slice(None) if self._running is None else self._running
+        self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
-        return self._logits[self._slots]
+        if self._capture:
+            self._window = next(w for w in _windows(self._own_room[0][0].shape[2]) if w >= self._calls)
+            shapes = (len(self._unseen), self._places, self._window)
+            if shapes not in self._replays:
+                self._replays[shapes] = self._capture(self._step)
+                self.captures += 1
+            logits = self._replays[shapes]()
+        else:
+            self._window = self._calls
+            logits = self._step()
+        self._filled += 1
+        return logits[running]
+
+    def _step(self) -> Tensor:
+        if self._place_of_slot is None:
+            unseen = self._unseen.repeat_interleave(self._places, 0)  # [S, P]
+        else:
+            unseen = self._unseen[self._prompt_of_slot]
+        later = torch.arange(self._window, device=unseen.device) > self._filled
+        own = torch.zeros_like(later, dtype=unseen.dtype).masked_fill(later, float("-inf")).expand(len(unseen), -1)
+        self._bias = torch.cat([unseen, own], 1)[:, None, None]  # [S, 1, 1, P + W], added to the scores
+        return self._layers.run(self._tokens, self._positions, self)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one token per slot: query [S, H, 1, d], key and value [S, K, 1, d] → [S, H, 1, d]."""
@@ -82,95 +202,102 @@ class Decoder:
         own_keys, own_values = self._own[layer]
         own_keys.index_copy_(2, self._filled, key.to(own_keys.dtype))
         own_values.index_copy_(2, self._filled, value.to(own_values.dtype))
-        if self._fixed:
-            later = torch.arange(self._length, device=key.device) > self._filled  # [C]
-        else:
-            own_keys, own_values = own_keys[:, :, : self._calls + 1], own_values[:, :, : self._calls + 1]
-            later = None
+        own_keys, own_values = own_keys[:, :, : self._window], own_values[:, :, : self._window]
         prefix_keys, prefix_values = self._prefix[layer]
         # 2. A group's queries meet the prompt's keys as one matrix, so that the cache is read once per prompt.
         slots, heads, _, width = query.shape
-        query = query.view(slots, prefix_keys.shape[1], -1, width)  # [S, K, H/K, d]
-        grid = query.new_zeros((len(prefix_keys), self._places, *query.shape[1:]))  # [B, places, K, H/K, d]
-        grid[self._group, self._place] = query
-        side_by_side = grid.transpose(1, 2).flatten(2, 3)  # [B, K, places·H/K, d]: a group's queries side by side
-        part = _part(side_by_side, prefix_keys, prefix_values, scale, self._absent[:, None, None])
-        shared = (
-            x.unflatten(2, (self._places, -1)).transpose(1, 2)[self._group, self._place]  # back to [S, K, H/K, ·]
-            for x in part
-        )
-        # 3. Both parts are joined by their softmax sums.
-        return (
-            _joined(shared, _part(query, own_keys, own_values, scale, later))
-            .to(value.dtype)
-            .view(slots, heads, 1, width)
-        )
+        query = query.view(slots, own_keys.shape[1], -1, width).to(own_keys.dtype)  # [S, K, H/K, d]
+        shared = self._by_slot(_product(self._by_prompt(query), prefix_keys.transpose(2, 3)))
+        scores = torch.cat([shared, _product(query, own_keys.transpose(2, 3))], -1)  # [S, K, H/K, P + W], float32
+        # 3. One softmax over both parts.
+        weights = torch.add(self._bias, scores, alpha=scale).softmax(-1).to(own_values.dtype)
+        of_prefix, of_own = weights.split([prefix_keys.shape[2], self._window], -1)
+        output = self._by_slot(_product(self._by_prompt(of_prefix), prefix_values)) + _product(of_own, own_values)
+        return output.to(value.dtype).reshape(slots, heads, 1, width)
 
-    def _settle(self, group: Tensor) -> None:
-        # Which prompt each slot continues, and its place among the slots of that prompt.
-        alive = group.unique()
-        if len(alive) <= len(self._absent) // 2:  # prompts without rows leave too
-            self._prefix = [(keys[alive], values[alive]) for keys, values in self._prefix]
-            self._absent = self._absent[alive]
-            group = torch.searchsorted(alive, group)
-        self._group = group  # [S]
-        same = group[:, None] == group
-        self._place = same.tril(-1).sum(1)  # [S]
-        self._places = int(same.sum(1).max())
-        self._tokens, self._positions = torch.zeros_like(group), torch.zeros_like(group)
-        self._graph = self._logits = None
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        """[S, K, H/K, n] → [B, K, places·H/K, n]: what belongs to a group side by side."""
+        prompts, places = len(self._unseen), self._places
+        if self._place_of_slot is None:
+            grid = x.unflatten(0, (prompts, places))
+        else:
+            grid = x.new_zeros(prompts, places, *x.shape[1:])
+            grid[self._prompt_of_slot, self._place_of_slot] = x
+        return grid.transpose(1, 2).flatten(2, 3)
 
-    def _step(self) -> Tensor:
-        family, base = self._family, self._model.model
+    def _by_slot(self, x: Tensor) -> Tensor:
+        """The way back."""
+        grid = x.unflatten(2, (self._places, -1)).transpose(1, 2)  # [B, places, K, H/K, n]
+        return grid.flatten(0, 1) if self._place_of_slot is None else grid[self._prompt_of_slot, self._place_of_slot]
+
+
+class _Layers(nn.Module):
+    """The language model and its head on one token per slot, with weights rounded before."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model, self._family = model, family_of(model)
+        self._rounded: dict[str, Tensor] = {}
+
+    def round(self, device_type: str) -> None:
+        """Round the weights as they are now, where autocast would; into the copies that are there."""
+        round_linear(self, autocast_dtype(device_type), self._rounded)
+
+    def addresses(self) -> list[int]:
+        """Where the weights lie."""
+        return [weight.data_ptr() for weight in (*self.parameters(), *self.buffers(), *self._rounded.values())]
+
+    def run(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
+        """Logits [S, V]."""
+        return functional_call(self, self._rounded, (tokens, positions, layout)) if self._rounded else self(tokens, positions, layout)
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
+        """Logits [S, V] after `tokens` [S] at `positions` [S]; `layout` attends."""
+        family, base = self._family, self.model.model
         hidden = family.language_model(base)(
-            **family.embed(base, self._tokens.unsqueeze(1), []),
-            **family.positions(self._positions.view(1, -1, 1).expand(family.POSITION_AXES, -1, 1)),
+            **family.embed(base, tokens.unsqueeze(1), []),
+            **family.positions(positions.view(1, -1, 1).expand(family.POSITION_AXES, -1, 1)),
             **family.no_mask(),
-            layout=self,
+            layout=layout,
             use_cache=False,
         ).last_hidden_state[:, -1]
-        self._filled += 1
-        return family.logits(self._model, hidden)
+        return family.logits(self.model, hidden)
 
-    def _capture(self) -> None:
-        # CUDA graphs want a run outside first; what it writes the replay writes again. Copies of weights that autocast
-        # has made live as long as the caller's autocast block, and so longer than the graph.
+
+def _windows(length: int) -> list[int]:
+    """Tokens that are read: doubling up to C."""
+    return [*takewhile(lambda window: window < length, (WINDOW << n for n in count())), length]
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """[N, K, M, n] @ [N, K, n, T] in float32, whatever the factors are rounded to."""
+    if one.device.type == "cpu":  # which has no such product of its own
+        with torch.autocast("cpu", enabled=False):
+            return one.float() @ other.float()
+    if one.dtype is torch.float32:
+        return one @ other
+    return torch.bmm(one.flatten(0, 1), other.flatten(0, 1), out_dtype=torch.float32).unflatten(0, one.shape[:2])
+
+
+def cuda_graphs() -> Callable[[Step], Step]:
+    """Captures steps as CUDA graphs, which share one pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(step: Step) -> Step:
+        # A graph wants a run outside first. What that writes the replay writes again.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self._step()
+            step()
         torch.cuda.current_stream().wait_stream(aside)
-        self._filled -= 1
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            logits = step()
 
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
 
-def _part(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float, hidden: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention over a part of the keys, not yet normalized: weighted values, sum and maximum, in float32.
+        return replay
 
-    Args:
-        query: [N, K, M, d].
-        keys: [N, K, T, d].
-        values: [N, K, T, d].
-        scale: of the scores.
-        hidden: True where a key is not to be seen, broadcast to [N, K, M, T].
-    """
-    # All in float32, as the kernels of the loss accumulate: a score rounded to bfloat16 samples from another policy.
-    with torch.autocast(query.device.type, enabled=False):
-        scores = query.float() @ keys.float().transpose(2, 3) * scale
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, float("-inf"))
-        top = scores.amax(-1, keepdim=True)
-        weights = (scores - top).exp()
-        return weights @ values.float(), weights.sum(-1, keepdim=True), top
-
-
-def _joined(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Attention over both parts."""
-    (value, total, top), (other_value, other_total, other_top) = one, other
-    highest = torch.maximum(top, other_top)
-    scale, other_scale = (top - highest).exp(), (other_top - highest).exp()
-    return (value * scale + other_value * other_scale) / (total * scale + other_total * other_scale)
+    return capture

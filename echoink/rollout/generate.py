@@ -18,7 +18,7 @@ from echoink.models.batching import prompt_batch
 from echoink.models.encoders import encode_media
 from echoink.models.families import family_of
 from echoink.models.family import Features, PromptInputs
-from echoink.rollout.decoder import Decoder
+from echoink.rollout.decoder import Decoder, cuda_graphs
 from echoink.rollout.sampling import Sampling, choose
 
 
@@ -66,6 +66,11 @@ def prefill(
     return Prefilled(cache, batch["attention_mask"], family.logits(model, hidden), positions)
 
 
+def decoder_for(model: PreTrainedModel) -> Decoder:
+    """A decoder that captures its steps where there is a GPU."""
+    return Decoder(model, cuda_graphs() if model.device.type == "cuda" else None)
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -77,6 +82,7 @@ def generate(
     pad_id: int,
     features: Sequence[Features] | None = None,
     choose: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
+    decoder: Decoder | None = None,
 ) -> list[list[int]]:
     """Decode G completions for each prompt.
 
@@ -90,39 +96,42 @@ def generate(
         pad_id: the padding token.
         features: what the towers made of the prompts' media; None encodes them here.
         choose: turns logits into tokens; a benchmark replays given ones.
+        decoder: the model's, of an earlier rollout; None makes one.
 
     Returns:
         R lists of token ids; a completion that ended has its end token last, one that was cut has none.
     """
     device, group, was_training = model.device, len(temperatures), model.training
-    ends = torch.tensor(list(end_ids), device=device)
     model.eval()
 
     start = prefill(model, prompts, pad_id, features)
     logits = start.logits.repeat_interleave(group, 0)
     positions = start.next_positions.repeat_interleave(group)
-    decoder = Decoder(model, start.cache, start.mask, group, sampling.max_new_tokens, fixed=device.type == "cuda")
+    decoder = decoder or decoder_for(model)
+    decoder.begin(start.cache, start.mask, group, sampling.max_new_tokens)
     del start  # the decoder lets go of the caches of prompts whose rows have all left
-    rows = torch.arange(len(logits), device=device)
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)
     # A sampled placeholder would stand for a picture or a sound that is not there.
     media_tokens = list(family_of(model).placeholders(model.config).values())
-    completions: list[list[int]] = [[] for _ in range(len(rows))]
+    completions: list[list[int]] = [[] for _ in range(len(logits))]
+    rows, ends = list(range(len(logits))), set(end_ids)
 
     for position in range(sampling.max_new_tokens):
         logits[:, media_tokens] = float("-inf")
-        tokens = choose(logits, noise[rows, position], temperature[rows], sampling.top_p, sampling.top_k)
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+        tokens = choose(logits, noise[:, position], temperature, sampling.top_p, sampling.top_k)
+        sampled = tokens.tolist()  # the one place where a step waits for the device
+        for row, token in zip(rows, sampled, strict=True):
             completions[row].append(token)
-        running = ~torch.isin(tokens, ends)
-        if position + 1 == sampling.max_new_tokens or not running.any():
+        kept = [index for index, token in enumerate(sampled) if token not in ends]
+        if position + 1 == sampling.max_new_tokens or not kept:
             break
-        if not running.all():  # finished rows leave
-            kept = running.nonzero().squeeze(1)
-            rows, tokens = rows[kept], tokens[kept]
+        if len(kept) < len(rows):  # finished rows leave
+            rows = [rows[index] for index in kept]
+            index = torch.tensor(kept, device=device)
+            tokens, noise, temperature, positions = tokens[index], noise[index], temperature[index], positions[index]
             decoder.keep(kept)
-        logits = decoder(tokens, positions[rows] + position)
+        logits = decoder(tokens, positions + position)
 
     model.train(was_training)
     return completions

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FEW = 1024
+"""Candidates that are looked at first where a nucleus alone limits them."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,13 +49,34 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
     """
     greedy = temperature == 0
     scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
-    candidates = min(top_k, logits.shape[1]) if top_k else logits.shape[1]
-    values, ids = scaled.topk(candidates, dim=1)
-    probabilities = values.softmax(1)
-    before = probabilities.cumsum(1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0)
+    if not top_k and top_p == 1:  # all tokens in the vocabulary's order: nothing is left out, so nothing is sorted
+        probabilities, ids = scaled.softmax(1), None
+    else:
+        probabilities, ids = _likeliest(scaled, top_p, top_k)
+        before = probabilities.cumsum(1) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p, 0)
     cumulative = probabilities.cumsum(1)
-    place = (cumulative <= noise.unsqueeze(1) * cumulative[:, -1:]).sum(1)
-    place = place.minimum((probabilities > 0).sum(1) - 1)  # rounding must not leave the nucleus
-    place = torch.where(greedy, 0, place)
-    return ids.gather(1, place.unsqueeze(1)).squeeze(1)
+    total = cumulative[:, -1:]
+    place = (cumulative <= noise.unsqueeze(1) * total).sum(1)
+    place = place.minimum((cumulative < total).sum(1))  # rounding must not go past the last candidate
+    place = torch.where(greedy, probabilities.argmax(1), place)
+    return place if ids is None else ids.gather(1, place.unsqueeze(1)).squeeze(1)
+
+
+def _likeliest(scaled: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Probabilities and ids of the candidates, the likeliest first.
+
+    Without `top_k` a nucleus is nearly always inside a few hundred tokens; only where it is not is all of a vocabulary
+    of 150,000 sorted.
+    """
+    vocabulary = scaled.shape[1]
+    if top_k or vocabulary <= _FEW:
+        values, ids = scaled.topk(min(top_k or vocabulary, vocabulary), dim=1)
+        return values.softmax(1), ids
+    every = scaled.logsumexp(1, keepdim=True)
+    values, ids = scaled.topk(_FEW, dim=1)
+    probabilities = (values - every).exp()
+    if (probabilities.sum(1) < top_p).any():
+        values, ids = scaled.topk(vocabulary, dim=1)
+        probabilities = (values - every).exp()
+    return probabilities, ids

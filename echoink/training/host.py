@@ -30,7 +30,9 @@ from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, sharding
 from echoink.models.encoders import same_towers
+from echoink.models.rounding import round_frozen
 from echoink.rewards.terms import Reward
+from echoink.rollout.decoder import Decoder
 from echoink.rollout.sampling import uniforms
 from echoink.rollout.types import Rollout
 from echoink.rollout.vllm_engine import Engine
@@ -136,10 +138,14 @@ class Host(Resumable):
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
         # With an adapter the model is its own reference, the adapter switched off.
+        if args.bf16:  # what autocast would round at every use is rounded once, where nothing learns or is saved
+            for frozen in filter(None, (reference, policy.adapter and self.model)):
+                round_frozen(frozen, torch.bfloat16)
         self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for each in filter(None, (model, reference)):
             each.model.run_all_towers = True
+        self._decoder: Decoder | None = None  # made for the first rollout; what it captures serves all of them
 
     def _sampler(self, stages: Sequence[int] | None) -> GroupSampler:
         # TRL's sampler drops the last, partial block of prompts; ours fills it (561 or 562 steps of the paper).

@@ -21,6 +21,7 @@ from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
 from echoink.rewards.parsing import parse_answer, read_letters
 from echoink.rewards.terms import RewardFunction, accuracy_of
 from echoink.rewards.types import NEEDED, Rule
+from echoink.rollout.decoder import Decoder
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling
 from echoink.rollout.types import Rollout
@@ -97,7 +98,15 @@ class IntegrationReward:
         """Whether twin and redraw can pay for a prompt: its need is known, and both senses are there and can change."""
         return has_both(sample) and all(sample.id in twins for twins in self._twins)
 
-    def answer_again(self, model, noise: Tensor, sampling: Sampling, end_ids: Sequence[int], pad_id: int) -> None:
+    def answer_again(
+        self,
+        model,
+        noise: Tensor,
+        sampling: Sampling,
+        end_ids: Sequence[int],
+        pad_id: int,
+        decoder: Decoder | None = None,
+    ) -> None:
         """Complete the changed prompts with the noise of the full ones, where the rule needs it.
 
         Args:
@@ -106,6 +115,7 @@ class IntegrationReward:
             sampling: of the rollout.
             end_ids: tokens that end a completion.
             pad_id: the padding token.
+            decoder: the policy's, of the rollout.
         """
         if self.rule not in ANSWERS_AGAIN:
             return
@@ -121,7 +131,15 @@ class IntegrationReward:
                 drawn = noise.roll(1 + sense, 1) if self.rule is Rule.redraw else noise
                 temperatures = [sampling.temperature] * group
                 completions = generate(
-                    model, prompts, drawn[self._both], temperatures, sampling, end_ids, pad_id, features
+                    model,
+                    prompts,
+                    drawn[self._both],
+                    temperatures,
+                    sampling,
+                    end_ids,
+                    pad_id,
+                    features,
+                    decoder=decoder,
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
                 right[rows] = torch.tensor(self._accuracy(texts, asked), device=right.device)

@@ -38,7 +38,7 @@ from echoink.distributed import watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
-from echoink.rollout.generate import generate
+from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
 from echoink.training import grpo, importance_sampling
@@ -104,11 +104,14 @@ class EchoInkTrainer(Host):
                 )
             else:
                 temperatures = [sampling.temperature] * group
-                completions = generate(model, prompts, noise, temperatures, sampling, ends, pad, features)
+                self._decoder = self._decoder or decoder_for(model)
+                completions = generate(
+                    model, prompts, noise, temperatures, sampling, ends, pad, features, decoder=self._decoder
+                )
             if self._integration:
                 with self.timer.section("time/integration"):
                     self._integration.take(samples, prompts, features)
-                    self._integration.answer_again(model, noise, sampling, ends, pad)
+                    self._integration.answer_again(model, noise, sampling, ends, pad, self._decoder)
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             features = None if towers_learn(model.model) else features
         return Rollout(samples, prompts, features, prompt_index, completions, engine_logps)

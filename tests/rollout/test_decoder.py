@@ -1,7 +1,11 @@
 """Decoding from shared prompt caches: the right logits whoever has left, and what is computed and held."""
 
+import copy
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import set_seed
 
 from echoink.models.batching import prompt_batch
@@ -10,18 +14,52 @@ from echoink.rollout.decoder import Decoder
 from tests.rollout.test_generate import noise_of, run
 
 
-def decode(model, prompts, group, fixed, leaving, length=8):
+def decode(model, prompts, group, fixed, leaving, length=8, decoder=None):
     """Logits of steps between which all but the `leaving` rows leave; and the decoder."""
     start = rollout.prefill(model.eval(), prompts, 0)
-    decoder = Decoder(model, start.cache, start.mask, group, length, fixed)
+    decoder = decoder or Decoder(model, replayed if fixed else None)
+    decoder.begin(start.cache, start.mask, group, length)
     positions, found = start.next_positions.repeat_interleave(group), []
     rows = torch.arange(len(prompts) * group)
     for step, kept in enumerate(leaving):
         rows = rows[kept]
-        decoder.keep(torch.tensor(kept))
+        decoder.keep(kept)
         with torch.no_grad():
             found.append(decoder(30 + 7 * rows + step, positions[rows] + step))
     return found, rows, decoder
+
+
+class Reads(TorchDispatchMode):
+    """The addresses of all that is read, or written to, and was not made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self._made, self._alive = set(), set(), []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        storages = {x.untyped_storage().data_ptr() for x in given}
+        self.addresses |= storages - self._made
+        found = function(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        self._made |= {x.untyped_storage().data_ptr() for x in made} - storages
+        self._alive += made  # an address is not used twice while its tensor lives
+        return found
+
+
+def replayed(step):
+    """What a CUDA graph does, on a CPU: the same operations on what lies at the same addresses, or it fails."""
+    with Reads() as captured:
+        logits = step()
+    wanted = captured.addresses - {logits.untyped_storage().data_ptr()}
+
+    def replay():
+        with Reads() as again:
+            found = step()
+        assert again.addresses == wanted, "a graph would read what is no longer there"
+        return logits.copy_(found)
+
+    return replay
 
 
 LEAVING = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 2, 3, 5, 6, 7, 9, 11], [1, 2, 4, 6, 7], [0, 4], [1]]
@@ -65,13 +103,79 @@ def test_the_prompts_cache_is_held_once_per_prompt_and_rows_leave(model, prompts
             _, _, decoder = decode(model, prompts[:3], 4, fixed, LEAVING[:steps])
             sizes[fixed].append((len(decoder._own[0][0]), len(decoder._prefix[0][0])))
     assert sizes[False] == [(12, 3), (8, 3), (5, 3), (2, 3), (1, 1)]
-    assert sizes[True] == [(12, 3), (12, 3), (5, 3), (2, 3), (1, 1)], "slots move together when half of them are idle"
+    assert sizes[True] == [(12, 3), (12, 3), (6, 3), (2, 2), (1, 1)], "slots move together when half of them are idle"
+
+
+def test_one_decoder_serves_rollouts_of_other_prompts_without_another_capture(model, prompts):
+    decoder = Decoder(model, replayed)
+    captures = []
+    for chosen in (prompts[:3], prompts[3:6], prompts[:3], prompts[1:3]):
+        everyone = [list(range(4 * len(chosen)))] * 2
+        found, _, _ = decode(model, chosen, 4, True, everyone, decoder=decoder)
+        expected, _, _ = decode(model, chosen, 4, False, everyone)
+        assert all((a - b).abs().max() <= 1e-5 for a, b in zip(found, expected, strict=True))
+        captures.append(decoder.captures)
+    assert captures[0] == captures[1] == captures[2] == 1
+    assert captures[3] == 2, "two prompts are other shapes"
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_that_moved_are_captured_anew_and_weights_that_learned_are_seen(model, prompts, autocast):
+    model = copy.deepcopy(model)
+    decoder = Decoder(model, replayed)
+
+    def both():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found, _, _ = decode(model, prompts[:3], 4, True, LEAVING[:1], decoder=decoder)
+            expected, _, _ = decode(model, prompts[:3], 4, False, LEAVING[:1])
+        assert (found[0].float() - expected[0].float()).abs().max() <= (0.1 if autocast else 1e-5)
+        return found[0]
+
+    before = both()
+    with torch.no_grad():  # as an optimizer does
+        for weight in model.parameters():
+            weight.mul_(1.01)
+    assert not torch.equal(before, both()) and decoder.captures == 1
+    for weight in model.parameters():  # as a divided model does that is put together for each rollout
+        weight.data = weight.data.clone()
+    both()
+    assert decoder.captures == 2
+
+
+def test_own_tokens_are_read_from_a_window_that_doubles(model, prompts, monkeypatch):
+    monkeypatch.setattr("echoink.rollout.decoder.WINDOW", 2)
+    everyone = [list(range(12))] * 7
+    found, _, decoder = decode(model, prompts[:3], 4, True, everyone, length=7)
+    expected, _, _ = decode(model, prompts[:3], 4, False, everyone, length=7)
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(found, expected, strict=True))
+    assert decoder.captures == 3, "windows of 2, 4 and 7"
+
+
+def test_a_step_under_autocast_rounds_no_weight_and_frozen_ones_least_of_all(model, prompts):
+    """They were rounded when the rollout began."""
+    model = copy.deepcopy(model).requires_grad_(False)
+    sizes = {weight.numel() for weight in model.model.language_model.layers.parameters() if weight.ndim == 2}
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.overloadpacket.__name__ == "_to_copy" and args[0].numel() in sizes
+            return function(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        start = rollout.prefill(model.eval(), prompts[:1], 0)
+        decoder = Decoder(model)
+        decoder.begin(start.cache, start.mask, 2, 4)
+        with torch.no_grad(), Casts() as casts:
+            decoder(torch.tensor([30, 31]), start.next_positions.repeat_interleave(2))
+    assert casts.count == 0
 
 
 def test_fixed_slots_sample_the_same_rollout(model, prompts, monkeypatch):
     expected = run(model, prompts[:5], noise_of(5, 4), [1.0] * 4)
     assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
-    monkeypatch.setattr(rollout, "Decoder", lambda *args, fixed: Decoder(*args, fixed=True))
+    monkeypatch.setattr(rollout, "decoder_for", lambda model: Decoder(model, replayed))
     assert run(model, prompts[:5], noise_of(5, 4), [1.0] * 4) == expected
 
 

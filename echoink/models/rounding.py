@@ -1,0 +1,57 @@
+"""Weights as bfloat16 autocast would make them at every use, made once.
+
+Under autocast each linear layer rounds its float32 weights when it is called. PyTorch remembers that for weights that
+learn, and repeats it for those that do not: at every token of a rollout. What is rounded here gives the same numbers to
+the last bit; norms, embeddings and convolutions stay as they are.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from echoink.distributed import sharding
+
+
+def _linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters in float32 that linear layers alone use."""
+    elsewhere = {
+        id(parameter)
+        for module in model.modules()
+        if not isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            for own, parameter in module.named_parameters(name, recurse=False):
+                if parameter.dtype is torch.float32 and id(parameter) not in elsewhere:
+                    yield own, parameter
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast rounds to; None where it is off."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else None
+
+
+def round_linear(model: nn.Module, dtype: torch.dtype | None, copies: dict[str, Tensor]) -> None:
+    """Bring `copies` up to date: the float32 weights of linear layers in `dtype`, by name; nothing where it is None.
+
+    A copy that is there is written over, so that it stays where it is.
+    """
+    if dtype is None:
+        copies.clear()
+        return
+    for name, parameter in _linear_weights(model):
+        if name not in copies:
+            copies[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        copies[name].copy_(parameter.detach())
+
+
+def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold those weights of linear layers that do not learn in `dtype`, in place: half the memory in bfloat16."""
+    if sharding.is_sharded(model):  # which gathers in that type anyway
+        return
+    for _, parameter in _linear_weights(model):
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
