@@ -64,6 +64,17 @@ def each(work: Callable[[], None]) -> None:
         raise RuntimeError(f"process {number}: {failures[number]}")
 
 
+def share(work: Callable[[int, int], Result]) -> list[Result]:
+    """What every process makes of its share of something, in the order of their numbers, in all of them.
+
+    Args:
+        work: gets the number of this process and how many there are; where it fails in one it fails in all.
+    """
+    state, found = processes(), []
+    each(lambda: found.append(work(state.process_index, state.num_processes)))
+    return _exchange(gather_object, found) if several() else found
+
+
 def _exchange(operation: Callable, *arguments):
     try:
         return operation(*arguments)

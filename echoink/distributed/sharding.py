@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
+from echoink.distributed.process_group import PATIENCE
+
 
 def shard_group_size(processes: int) -> int:
     """How many of a run's processes FSDP2 divides a model among: those of one machine."""
@@ -82,6 +84,14 @@ def register_root(model: PreTrainedModel) -> None:
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     model.reshard()
+    # PyTorch gives the groups of a mesh its own ten minutes, whatever the run's processes agreed on.
+    for group in next(model.parameters()).device_mesh.get_all_groups():
+        torch.distributed.set_timeout(PATIENCE, group)
+
+
+def give_back_root(model: PreTrainedModel) -> None:
+    """Let a divided model that has no backward pass give its root back too: the embedding and the head."""
+    model.set_reshard_after_forward(True, recurse=False)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

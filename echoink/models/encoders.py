@@ -22,7 +22,7 @@ def towers_learn(base: torch.nn.Module) -> bool:
 
 
 def same_towers(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two models' towers hold the same weights, bit for bit."""
+    """Whether two models' towers hold the same weights, bit for bit; before `rounding.round_frozen` touches one."""
     pairs = [
         zip(getattr(one, tower).parameters(), getattr(other, tower).parameters(), strict=True)
         for tower in family_of(one).TOWERS.values()

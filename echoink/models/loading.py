@@ -66,8 +66,6 @@ def load_model(
     install(model)
     if shard_plan:
         sharding.register_root(model)
-    elif not quantized:  # bitsandbytes has put its weights where they belong
-        model.to(processes().device)
     return _named(model, path)
 
 
@@ -98,6 +96,8 @@ def _load_published(
             optional |= _four_bits(quantized, [*family.TOWERS.values()])
         if shard_plan:
             optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
+        elif processes().device.type != "cpu":  # tensor by tensor: several processes have not all of it in host memory
+            optional["device_map"] = {"": processes().device}
         model, report = family.MODEL.from_pretrained(
             resolve(path),
             config=config,
@@ -127,7 +127,7 @@ def _four_bits(compute: str, towers: Sequence[str]) -> dict:
         raise UserError("adapter=qlora needs bitsandbytes", 'pip install "echoink[qlora]"') from error
     kept = [*(f"model.{tower}" for tower in towers), "lm_head"]
     return {
-        "device_map": {"": processes().device},
+        "device_map": {"": processes().device},  # on a CPU too
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -160,7 +160,10 @@ def load_reference(
     path: str, dtype: str = "float32", attention: str = "sdpa", shard_plan: DistributedConfig | None = None
 ) -> PreTrainedModel:
     """The frozen pi_ref of the KL term: the model that training starts from."""
-    return load_model(path, dtype, attention, shard_plan=shard_plan).eval().requires_grad_(False)
+    model = load_model(path, dtype, attention, shard_plan=shard_plan).eval().requires_grad_(False)
+    if shard_plan:
+        sharding.give_back_root(model)
+    return model
 
 
 def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:

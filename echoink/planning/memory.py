@@ -25,6 +25,8 @@ class Model:
     weight_bytes: int
     itemsize: int
     """Bytes of a weight that is not quantized."""
+    quantized: bool
+    """Whether its linear layers are held in 4 bits."""
     joins_keys: bool
     """Without a GPU the keys and values of prefix and completion are joined for each completion."""
 
@@ -44,6 +46,7 @@ def of(model: "PreTrainedModel") -> Model:
         parameters=model.num_parameters(),
         weight_bytes=sum(p.numel() * p.itemsize for p in model.parameters()),
         itemsize=model.dtype.itemsize,
+        quantized=getattr(model, "is_quantized", False),
         joins_keys=model.device.type != "cuda",
     )
 
@@ -62,7 +65,7 @@ class Estimate:
     """Bytes on one process."""
 
     weights: int
-    """The policy's, and their copies in bfloat16 under autocast."""
+    """The policy's, and the copies in bfloat16 of those that learn."""
     reference: int
     gradients: int
     optimizer: int
@@ -147,6 +150,7 @@ def estimate(
     rollout_prompts: int | None = None,
     engine: Rows | None = None,
     engine_sleeps: bool = True,
+    adapts: bool = False,
 ) -> Estimate:
     """Memory of one training step, on one process that holds everything.
 
@@ -160,13 +164,20 @@ def estimate(
         rollout_prompts: prompts that are decoded together; those of a micro-batch where None.
         engine: rows that vLLM decodes together, where there is one.
         engine_sleeps: whether it gives its memory back between rollouts.
+        adapts: whether only an adapter learns.
     """
-    copies = 2 * model.parameters if bf16 and model.itemsize > 2 else 0
+    weights = reference_bytes = model.weight_bytes
+    if bf16 and model.itemsize > 2:
+        # Linear layers that do not learn are held in bfloat16 (`models/rounding.py`); those that learn have a copy in
+        # it for the decoder, and autocast's own.
+        saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
+        reference_bytes -= saved
+        weights += 4 * learning - (saved if adapts else 0)
     decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
     beside = gathered_bytes(model, bf16) + cache(model, engine, bf16) if engine else 0
     return Estimate(
-        weights=model.weight_bytes + copies,
-        reference=model.weight_bytes if reference else 0,
+        weights=weights,
+        reference=reference_bytes if reference else 0,
         gradients=learning * model.itemsize,
         optimizer=2 * learning * model.itemsize,
         activations=activations(model, rows, bf16, checkpointing),
@@ -200,6 +211,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         rollout_prompts=decoded,
         engine=Rows(decoded * group, 1, 0, longest + completion) if by_vllm else None,
         engine_sleeps=engine_sleeps,
+        adapts=config.adapter.kind is not Adapter.none,
     )
 
 

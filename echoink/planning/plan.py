@@ -197,6 +197,7 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         parameters=parameters["total"],
         weight_bytes=_bytes(config, parameters),
         itemsize=4 if config.model.dtype is Dtype.float32 else 2,
+        quantized=config.adapter.kind is Adapter.qlora,
         joins_keys=False,
     )
     estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
@@ -246,6 +247,8 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
             f"{checkpoint.RESUMABLE}, at most {gib(disk['total'])} at a time",
         )
     )
+    read = (disk["checkpoint"] + disk["optimizer"]) / plan["world_size"]
+    rows.append(("", f"a save writes a checkpoint and reads it again for its checksums: {gib(read)} a process"))
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
     return rows

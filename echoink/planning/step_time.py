@@ -13,6 +13,10 @@ from echoink.config.schema import Dimensions
 
 LENGTH = 200
 """Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
+KERNELS = 52
+"""That a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them), 94 with LoRA in it."""
+LARGE = 7
+"""Of these, products with a matrix of weights: their time is that of their bytes."""
 NODE = 8
 """GPUs of one machine; FSDP2 and ZeRO divide within it."""
 
@@ -31,6 +35,8 @@ class Gpu:
     network: float
     """Bytes to other machines."""
     memory: float
+    launch: float = 2.5e-6
+    """Seconds from one small kernel of a replayed CUDA graph to the next."""
     busy: float = 0.4
     """Share of the operations."""
     flowing: float = 0.6
@@ -134,7 +140,8 @@ def seconds(
 
     # Each token of the longest completion reads all weights once, and the keys and values there are.
     d = model.dimensions
-    per_token = 2 * (d.linear + d.head) / memory
+    small = d.layers * ((KERNELS if model.learning_language else KERNELS + 42) - LARGE)
+    per_token = 2 * (d.linear + d.head) / memory + small * gpu.launch
     rows = share * step.prompts * step.group
     kept = 2 * 2 * d.layers * d.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)
     decode = max(2 * step.completion * (per_token + kept / memory), share * does["decode"] / rate)

@@ -18,6 +18,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _OF_TRAINING = re.compile(
 _OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
 UNIVERSAL = "_universal"
 """Ends the name of DeepSpeed's shares in the form that any number of processes reads, for the time of a start."""
+_THREADS = 4
+"""Files that a process reads at a time."""
 RESUMABLE = 2
 """Of so many newest checkpoints they are kept."""
 
@@ -66,6 +69,7 @@ def save(
     provenance: dict[str, Any] | None = None,
     first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     each: Callable[[Callable[[], None]], None] = lambda work: work(),
+    share: Callable[[Callable[[int, int], Any]], list] = lambda work: [work(0, 1)],
 ) -> Path:
     """Write `checkpoints/step-N` by `write(folder)`, then drop all but the `keep` newest and the best.
 
@@ -79,6 +83,7 @@ def save(
         provenance: what else the manifest says, such as what the weights were trained on.
         first: does something in the first of the run's processes, for all of them.
         each: does something in each of them; it fails in all where it fails in one.
+        share: does something in each of them by its number and how many they are; what came of it, in all.
     """
     final = run / "checkpoints" / f"step-{step}"
 
@@ -87,10 +92,10 @@ def save(
         part.mkdir(parents=True)
         return part
 
-    def finish() -> None:
-        files = {str(path.relative_to(part)): _seen(path) for path in sorted(part.rglob("*")) if path.is_file()}
+    def finish(found: dict[str, Any]) -> None:
+        files = dict(sorted(found.items()))
         (part / MANIFEST).write_text(as_json({"step": step, **(provenance or {}), "files": files}))
-        for path in (*part.rglob("*"), part):
+        for path in (part / MANIFEST, *(path for path in part.rglob("*") if path.is_dir()), part):
             _flush(path)
         if final.exists():  # another one of this step, which no run goes on from
             shutil.rmtree(final)
@@ -100,7 +105,9 @@ def save(
     part = first(begin)
     try:
         each(lambda: write(part))
-        first(finish)
+        # 100 GB are read once more here: each process reads its share, several files at a time.
+        shares = share(lambda number, processes: _flushed_and_seen(part, number, processes))
+        first(lambda: finish({name: seen for one in shares for name, seen in one.items()}))
     finally:
         shutil.rmtree(part, ignore_errors=True)
     first(lambda: rotate(run, keep))
@@ -144,6 +151,19 @@ def note_best(run: Path, best_of: dict[str, float]) -> None:
     write_atomic(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
 
 
+def _flushed_and_seen(folder: Path, number: int, processes: int) -> dict[str, dict[str, Any]]:
+    """Of every so many-th file, the largest first: flushed to the disk, its size and digest by its name."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    own = sorted(files, key=lambda path: (-path.stat().st_size, path))[number::processes]
+    with ThreadPoolExecutor(_THREADS) as threads:  # the digest and the disk do without Python's lock
+
+        def work(path: Path) -> tuple[str, dict[str, Any]]:
+            _flush(path)
+            return str(path.relative_to(folder)), _seen(path)
+
+        return dict(threads.map(work, own))
+
+
 def _seen(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -181,8 +201,12 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != wanted["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
-        if thorough and _seen(path) != wanted:
-            return f"{name} has changed since it was written"
+    if thorough:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = threads.map(lambda name: _seen(folder / name), said["files"])
+            for (name, wanted), seen in zip(said["files"].items(), found, strict=True):
+                if seen != wanted:
+                    return f"{name} has changed since it was written"
     return None
 
 

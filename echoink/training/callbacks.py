@@ -241,6 +241,7 @@ class Keeper(TrainerCallback):
                     provenance,
                     collectives.first,
                     collectives.each,
+                    collectives.share,
                 )
         except collectives.Lost:
             raise

@@ -17,6 +17,7 @@ from echoink.data.token_counts import prompt_tokens
 from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
+from echoink.models.rounding import round_frozen
 from echoink.planning import memory
 from echoink.rewards import terms
 from echoink.rewards.terms import ExtraReward
@@ -34,7 +35,11 @@ class Loaded:
 
 
 def load(
-    config: Config, path: str, freeze: tuple[str, ...] = (), shard_plan: DistributedConfig | None = None
+    config: Config,
+    path: str,
+    freeze: tuple[str, ...] = (),
+    shard_plan: DistributedConfig | None = None,
+    learns: bool = False,
 ) -> Loaded:
     """Model and processor of a path, with the configuration's caps, prompt and sampling.
 
@@ -43,6 +48,7 @@ def load(
         path: a model folder or hub id.
         freeze: towers whose weights do not learn.
         shard_plan: how the model is divided among processes; None: it is not.
+        learns: whether it will be trained; else what bfloat16 autocast would round at every use is rounded here.
 
     Raises:
         UserError: it is no such model.
@@ -51,6 +57,8 @@ def load(
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
     model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, shard_plan)
+    if not learns and config.trainer.bf16:
+        round_frozen(model.requires_grad_(False), torch.bfloat16)
     processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
@@ -81,7 +89,8 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     """
     trains = config.task is Task.train
     extra = terms.extra_rewards(config.reward, splits.valid[0])
-    loaded = load(config, path, tuple(tower.name for tower in config.model.freeze), shard_plan_of(config))
+    frozen = tuple(tower.name for tower in config.model.freeze)
+    loaded = load(config, path, frozen, shard_plan_of(config), trains)
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from echoink.distributed.process_group import PATIENCE
 from tests.helpers.paths import ROOT
 
 COMMON = [
@@ -99,6 +100,12 @@ def test_two_processes_do_what_one_does(found, trainer, kind):
             if not name.startswith(("time/", "perf/")):
                 assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
     assert (one["weights"] - two["weights"]).norm() <= 1e-5 * one["weights"].norm()
+
+
+def test_the_groups_of_a_mesh_wait_as_long_as_the_run_and_a_reference_gives_its_root_back(found):
+    divided = found("fsdp2", "kl")
+    assert divided["waits"] and set(divided["waits"]) == {PATIENCE.total_seconds()}
+    assert divided["reference"] and all(divided["reference"]), "embedding and head are left gathered"
 
 
 @pytest.mark.parametrize("trainer", ["single", "ddp", "fsdp2"])

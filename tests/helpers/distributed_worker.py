@@ -82,8 +82,9 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     )
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
+    reference = None if adapter else load_reference("tiny", shard_plan=shard_plan)
     trainer = EchoInkTrainer(
-        Policy(model, None if adapter else load_reference("tiny", shard_plan=shard_plan), processor, adapter),
+        Policy(model, reference, processor, adapter),
         samples,
         Scoring(of_config(config.reward, processor.prompt.thinks), integration_of(config.reward, processor, rows)),
         arguments(config.trainer, config.grpo, config.generation, config.seed, config.trainer.steps, str(folder)),
@@ -105,7 +106,11 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         others = [torch.empty_like(learnt) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(others, learnt)
         assert all(torch.equal(other, learnt) for other in others)
+    divided = sharding.is_sharded(model) and torch.distributed.is_initialized()
+    groups = next(model.parameters()).device_mesh.get_all_groups() if divided else []
     return {
+        "waits": [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups],
+        "reference": [isinstance(p, DTensor) for p in reference.parameters()] if divided and reference else [],
         "processes": trainer.accelerator.num_processes,
         "wrapped": type(trainer.model_wrapped).__name__,
         "before": before,

@@ -1,5 +1,6 @@
 """The memory estimate against what autograd keeps."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from echoink.config.schema import Sharding
 from echoink.distributed.sharding import shard_group_size
 from echoink.models.encoders import encode_media
 from echoink.models.logprobs import score
+from echoink.models.rounding import round_frozen
 from echoink.models.shared_prefix import install
 from echoink.planning import memory, plan
 
@@ -60,8 +62,13 @@ def test_the_whole_of_a_step(model):
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
     assert full.total == 20 * parameters + full.activations
-    lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True)
-    assert (lean.weights, lean.reference, lean.gradients, lean.optimizer) == (6 * parameters, 0, 0, 0)
+    lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True, adapts=True)
+    assert (lean.reference, lean.gradients, lean.optimizer) == (0, 0, 0)
+    half = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), True)
+    assert half.weights == 8 * parameters  # in float32, the decoder's copies and autocast's
+    held = copy.deepcopy(model).requires_grad_(False)
+    round_frozen(held, torch.bfloat16)
+    assert lean.weights == half.reference == pytest.approx(sum(p.nbytes for p in held.parameters()), rel=0.1)
 
 
 def test_an_engine_takes_its_memory_in_the_rollout_or_always():
