@@ -8,6 +8,7 @@ its positions; and each time before it generates the weights that learn, an adap
 Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -26,20 +27,26 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
 from echoink.planning import memory
-from echoink.rollout import vllm_environment
+from echoink.rollout import vllm_environment, weight_digest
 from echoink.rollout.sampling import Sampling
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
 MEMORY = Path("/dev/shm")
-"""Where weights pass from trainer to engine, if there is room."""
+"""Where weights pass from trainer to engine without a GPU, if there is room: a container's may have 64 MB."""
+CHUNK = 2**30
+"""Bytes of weights in the type of the engine that a GPU holds twice while they pass."""
+MORE = object()
+"""The engine's answer where it wants more weights."""
 _BLOCK = 32
 """Tokens of a block of vLLM's cache, on a CPU; what is left over of a prompt behind the last whole block is computed
 again for each completion."""
@@ -72,9 +79,26 @@ class EngineSetup:
         return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether the engine can read this process's weights where they lie."""
+        return self.gpu is not None
+
+    @property
     def gpu(self) -> torch.device | None:
         """Where it computes; None for the CPU."""
         return self.device if self.device.type == "cuda" else None
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What came of a sync."""
+
+    written: int
+    """Weights of the engine."""
+    parts: int
+    """Parts of layers that were sent."""
+    compared: int
+    """Of these, whose bits were found in the engine as they were sent. It packs the others: on a CPU linear layers."""
 
 
 class Engine:
@@ -116,6 +140,7 @@ class Engine:
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
         self._sleeps = setup.sleeps and self._gpu is not None
+        self._shares = setup.shares_memory
         self._has_weights = False
         if writes:
             weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
@@ -151,30 +176,80 @@ class Engine:
             **({} if self._gpu else {"enforce_eager": True, "block_size": _BLOCK}),
         }
 
-    def push(self, model: torch.nn.Module) -> int:
+    def push(self, model: torch.nn.Module) -> Pushed:
         """Give the engine the weights of the model, after the first time those that learn.
+
+        On a GPU they stay there: the engine copies them out of this process's memory. Else one process of each machine
+        writes a file for all.
 
         Args:
             model: the policy with all its weights in this process, perhaps with an adapter's in its layers.
 
-        Returns:
-            How many of the engine's weights were written.
+        Raises:
+            UserError: the engine then holds other weights than it was sent.
         """
         everything = self._sleeps or not self._has_weights
-        counts = []
+        device = next(model.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            found: list[Pushed] = []
+            if self._shares:
+                self._each(lambda: found.append(self._push_shared(model, everything)))
+            else:
+                self._push_file(model, everything, found)
+        self._has_weights = True
+        return found[0]
+
+    def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
+        """Handles to weights in this process's memory, so many bytes at a time; the engine asks for the next."""
+        self._make_room()
+        weights = ((name, weight.to(self._dtype).contiguous()) for name, weight in published(model, everything))
+        sent: dict[str, int] = {}
+        self._send(("weights", {"path": None, "whole": everything}))
+        while (answer := self._receive("weights")) is MORE:
+            chunk = dict(_chunk(weights))  # lives until the engine has read it
+            for part, value in weight_digest.digests(chunk.items()).items():
+                sent[part] = (sent.get(part, 0) + value) % 2**64
+            self._send([(name, handle(weight)) for name, weight in chunk.items()])
+        return self._checked(sent, answer)
+
+    def _push_file(self, model: torch.nn.Module, everything: bool, found: list[Pushed]) -> None:
+        """One file for all processes of a machine, which its first one writes."""
 
         def write() -> None:
             if self._writes:
-                with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
-                    found = {name: weight.to("cpu", self._dtype) for name, weight in published(model, everything)}
-                save_file({name: weight.contiguous() for name, weight in found.items()}, self._weights)
+                named = ((name, weight.to("cpu", self._dtype)) for name, weight in published(model, everything))
+                kept = {name: weight.contiguous() for name, weight in named}
+                note = {"digests": json.dumps(weight_digest.digests(kept.items()))}
+                save_file(kept, self._weights, metadata=note)
+
+        def read() -> None:
+            with safe_open(self._weights, "pt") as file:
+                sent = json.loads(file.metadata()["digests"])
+            found.append(self._checked(sent, self._ask("weights", path=str(self._weights), whole=everything)))
 
         self._each(write)
-        self._make_room()
-        self._each(lambda: counts.append(self._ask("weights", path=str(self._weights), whole=everything)))
-        self._has_weights = True
+        self._each(read)
         self._weights.unlink(missing_ok=True)  # it may be gigabytes of memory
-        return counts[0]
+
+    def _checked(self, sent: dict[str, int], answer: dict[str, Any]) -> Pushed:
+        """What the engine made of the weights.
+
+        Raises:
+            UserError: it holds others.
+        """
+        if wrong := weight_digest.differing(sent, answer["held"]):
+            raise UserError(
+                f"after a sync the engine holds other weights than it was sent in {len(wrong)} of {len(sent)} parts: "
+                f"{', '.join(wrong[:3])}",
+                f"this version of vLLM ({self.version}) does not take them as the tested ones do; {self._log}",
+            )
+        if answer["buffers"]:
+            raise UserError(
+                f"a sync has changed {len(answer['buffers'])} buffers of the engine: {', '.join(answer['buffers'][:3])}",
+                "generation.vllm.sleep=false keeps them where they are",
+            )
+        seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
+        return Pushed(answer["count"], len(sent), seen)
 
     def generate(
         self, prompts: Sequence[PromptInputs], seeds: Sequence[int], group: int
@@ -233,8 +308,15 @@ class Engine:
         }
 
     def _ask(self, method: str, **arguments: Any) -> Any:
+        self._send((method, arguments))
+        return self._receive(method)
+
+    def _send(self, what: Any) -> None:
+        with suppress(OSError):  # of an engine that has ended: `_receive` says so
+            self._connection.send(what)
+
+    def _receive(self, method: str) -> Any:
         try:
-            self._connection.send((method, arguments))
             while not self._connection.poll(1):
                 if self._process.poll() is not None:
                     raise EOFError
@@ -250,7 +332,7 @@ class Engine:
                 log.write(answer)
             reason = answer.strip().splitlines()[-1][:300]
             raise UserError(f"the engine could not {method}: {reason}", f"{self._log} has all it said")
-        return answer
+        return MORE if outcome == "more" else answer
 
 
 def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
@@ -280,6 +362,21 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
                 if isinstance(layer, LoraLayer):
                     weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             yield published_name(family, f"{place}.{kind}"), weight.detach()
+
+
+def handle(weight: Tensor) -> Any:
+    """What lets another process of this GPU read a tensor in its memory (CUDA's inter-process handles)."""
+    return reduce_tensor(weight)[1]
+
+
+def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The next of them, together about so large as is held twice at a time; nothing at the end."""
+    size = 0
+    for name, weight in weights:
+        yield name, weight
+        size += weight.nbytes
+        if size >= CHUNK:
+            return
 
 
 def cache_bytes(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> int:

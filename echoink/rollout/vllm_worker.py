@@ -1,17 +1,22 @@
 """vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
-start(settings, …), weights(path, whole), generate(prompts, sampling), and ends when the connection does.
+start(settings, …), weights(path, whole), generate(prompts, sampling), and ends when the connection does. While it takes
+weights without a file it answers ("more", None), for which it gets the next of them.
 
 What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
 resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
 """
 
 import importlib
+import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import numpy as np
 import torch
 import vllm
 from safetensors import safe_open
@@ -21,11 +26,28 @@ from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.sampling_params import RequestOutputKind
 
 
+def _beside(name: str):
+    """A module of this folder, without the package around it."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+weight_digest = _beside("weight_digest")
+
+
 class Worker:
     """One engine and what it was sent.
 
+    Args:
+        connection: to the trainer.
+
     All methods take and return plain values, numpy arrays and torch tensors on the CPU.
     """
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
 
     def start(self, settings: dict, temperature: float, sleeps: bool, fields: tuple[str, str, tuple]) -> str:
         """Build the engine around random weights.
@@ -53,6 +75,7 @@ class Worker:
         self._sleeps = sleeps
         self._positions: dict[str, tuple[torch.Tensor, int]] = {}
         self._generated = 0
+        self._buffers: dict[str, dict] = {}
         self._llm.apply_model(lambda model: self._prepare(model, temperature))
         module, function, arguments = fields
         self._fields = getattr(importlib.import_module(module), function)(*arguments)
@@ -77,27 +100,50 @@ class Worker:
         if self._sleeps:
             self._llm.sleep(level=2)  # drops weights as well as keys and values
 
-    def weights(self, path: str, whole: bool) -> int:
+    def weights(self, path: str | None, whole: bool) -> dict:
         """Read weights, by their published names.
 
         Args:
-            path: of a safetensors file.
+            path: of a safetensors file; None: they come over the connection, as handles to the trainer's memory.
             whole: whether it must have every weight of the model.
 
         Returns:
-            How many weights of the engine's model were written.
+            `count`: how many weights of the engine's model were written. `held`: digests of its parts.
+            `buffers`: those that are no longer what they were.
         """
         if self._sleeps:
             self._llm.wake_up(tags=["weights"])
-        with safe_open(path, "pt") as file:
-            weights = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        given = self._shared() if path is None else self._filed(path)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         if whole and (lacking := sorted(self._names - self._loaded)):
             raise ValueError(f"{len(lacking)} weights did not arrive: {', '.join(lacking[:5])}")
         self._llm.reset_prefix_cache()
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
-        return len(self._loaded)
+        held, buffers = self._llm.apply_model(self._seen)[0]
+        before = self._buffers = self._buffers or buffers
+        changed = [name for name, value in before.items() if buffers.get(name) != value]
+        return {"count": len(self._loaded), "held": held, "buffers": changed}
+
+    @staticmethod
+    def _seen(model) -> tuple[dict[str, int], dict[str, int]]:
+        buffers = {name: weight_digest.digests([(name, x)]) for name, x in model.named_buffers()}
+        return weight_digest.digests(model.named_parameters()), buffers
+
+    @staticmethod
+    def _filed(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+    def _shared(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights of the trainer's, by their handles; it keeps them until it is asked for more."""
+        while True:
+            self._connection.send(("more", None))
+            if not (handles := self._connection.recv()):
+                return
+            for name, handle in handles:
+                yield name, _of_handle(handle)
 
     def generate(self, prompts: list[dict], sampling: dict) -> dict:
         """n completions for each prompt.
@@ -156,10 +202,25 @@ class Worker:
         return mm_input(tokens, items, hashes, places)
 
 
+def _of_handle(handle) -> torch.Tensor:
+    """A tensor in another process's memory of this GPU; without a GPU its values themselves."""
+    if isinstance(handle, np.ndarray):
+        return torch.from_numpy(handle)
+    from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+    arguments = list(handle)
+    arguments[_DEVICE] = torch.cuda.current_device()  # which has another number here
+    return rebuild_cuda_tensor(*arguments)
+
+
+_DEVICE = 6
+"""Of the arguments with which PyTorch rebuilds a shared tensor, the number of its GPU."""
+
+
 def main() -> None:
     """Answer what comes over the connection until it ends."""
     connection = Connection(int(sys.argv[1]))
-    worker = Worker()
+    worker = Worker(connection)
     while True:
         try:
             method, arguments = connection.recv()

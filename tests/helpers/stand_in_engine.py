@@ -18,11 +18,14 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
+from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
 from echoink.models.logprobs import score
 from echoink.models.shared_prefix import install
 from echoink.rollout import generate as rollout
+from echoink.rollout import weight_digest
 from echoink.rollout.sampling import Sampling
+from echoink.rollout.vllm_engine import published_name
 
 IN_TRANSFORMERS = (
     ("thinker.model.", "model.language_model."),
@@ -32,6 +35,9 @@ IN_TRANSFORMERS = (
 
 
 class StandIn:
+    def __init__(self, connection=None):
+        self.connection = connection
+
     def start(self, settings, temperature, sleeps, fields):
         if os.environ.get("STAND_IN") == "cannot":
             raise ValueError("no room for the weights")
@@ -48,12 +54,28 @@ class StandIn:
 
     def weights(self, path, whole):
         there = dict(self.model.named_parameters())
-        found = load_file(path)
+        found = dict(self._shared()) if path is None else load_file(path)
+        if os.environ.get("STAND_IN") == "forgets":
+            found = {name: value for name, value in found.items() if ".layers.1.self_attn." not in name}
         for name, value in found.items():
             theirs, ours = next(pair for pair in IN_TRANSFORMERS if name.startswith(pair[0]))
             there.pop(ours + name.removeprefix(theirs)).data.copy_(value)
-        assert not (whole and there), sorted(there)
-        return len(found)
+        assert os.environ.get("STAND_IN") or not (whole and there), sorted(there)
+        return {
+            "count": len(found),
+            "held": weight_digest.digests(
+                (published_name(family_of(self.model), name), weight) for name, weight in self.model.named_parameters()
+            ),
+            "buffers": ["rotary"] if os.environ.get("STAND_IN") == "drops" else [],
+        }
+
+    def _shared(self):
+        while True:
+            self.connection.send(("more", None))
+            if not (handles := self.connection.recv()):
+                return
+            for name, values in handles:
+                yield name, torch.from_numpy(values)
 
     def generate(self, prompts, sampling):
         if os.environ.get("STAND_IN") == "dies":
@@ -111,7 +133,8 @@ def answer(engine, method, arguments):
 
 
 def main():
-    connection, engine = Connection(int(sys.argv[1])), StandIn()
+    connection = Connection(int(sys.argv[1]))
+    engine = StandIn(connection)
     while True:
         try:
             method, arguments = connection.recv()

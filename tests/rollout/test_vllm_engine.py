@@ -32,7 +32,7 @@ from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.models.logprobs import score
 from echoink.rewards.terms import of_config
-from echoink.rollout import vllm_engine, vllm_environment
+from echoink.rollout import vllm_engine, vllm_environment, weight_digest
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
@@ -193,12 +193,57 @@ def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
 
 def test_it_is_given_all_media_with_their_places_and_positions(make_engine, model, processor, of_all_kinds):
     one = make_engine(model, processor, temperature=0.7)
-    assert one.push(model) == len(list(model.parameters()))
+    pushed = one.push(model)
+    assert pushed.written == len(list(model.parameters())) and pushed.compared == pushed.parts > 10
     rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
     assert len(rows) == len(of_all_kinds) * G and max(map(len, rows)) <= LENGTH
     assert apart(model, of_all_kinds, rows, logps, 0.7).max() < 1e-4
     assert one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)[0] == rows
     assert one.generate(of_all_kinds, [17, 18, 19, 20, 21], G)[0] != rows
+
+
+@pytest.mark.parametrize("python", [None, *([VLLM] if VLLM else [])])
+def test_weights_that_are_shared_pass_in_chunks_and_arrive(make_engine, model, processor, prompts, python, monkeypatch):
+    """As handles to a GPU's memory do; here the values themselves."""
+    monkeypatch.setattr(vllm_engine.EngineSetup, "shares_memory", True)
+    monkeypatch.setattr(vllm_engine, "handle", lambda weight: weight.numpy())
+    monkeypatch.setattr(vllm_engine, "CHUNK", 300_000)
+    one = make_engine(model, processor, near=False, python=python)
+    assert one.push(model).written > 0
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.05)
+    sent = []
+    monkeypatch.setattr(one, "_send", lambda what, send=one._send: (sent.append(what), send(what))[1])
+    pushed = one.push(model)
+    assert len(sent) > 10 and sent[-1] == [], "chunks, and their end"
+    assert 0 < pushed.compared <= pushed.parts
+    rows, logps = one.generate(prompts[:2], [7, 8], G)
+    assert apart(model, prompts[:2], rows, logps).max() < 1e-4
+
+
+@pytest.mark.parametrize("fails", ["forgets", "drops"])
+def test_an_engine_that_holds_other_weights_than_it_was_sent_stops_the_run(
+    make_engine, model, processor, monkeypatch, fails
+):
+    one = make_engine(model, processor)
+    monkeypatch.setenv("STAND_IN", fails)
+    with pytest.raises(UserError) as error:
+        one.push(model)
+    wanted = "layers.1.self_attn" if fails == "forgets" else "1 buffers of the engine: rotary"
+    assert wanted in error.value.problem
+
+
+def test_a_digest_sees_another_step_another_type_and_what_is_missing_and_not_what_is_joined():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 8) for _ in range(3))
+    names = [f"thinker.model.layers.3.self_attn.{x}_proj.weight" for x in "qkv"]
+    sent = weight_digest.digests(zip(names, (q, k, v), strict=True))
+    joined = "language_model.model.layers.3.self_attn.qkv_proj.weight"
+    assert weight_digest.digests([(joined, torch.cat([q, k, v]))]) == sent
+    for other in (torch.cat([q, k, 1.001 * v]), torch.cat([q, k, v]).bfloat16(), torch.cat([q, k])):
+        assert weight_digest.differing(sent, weight_digest.digests([(joined, other)])) == ["model.layers.3.self_attn.weight"]
+    assert not weight_digest.differing(sent, weight_digest.digests([(joined, torch.empty(0))])), "packed: not seen"
 
 
 @pytest.mark.parametrize("asked", ["one by one", "together"])
