@@ -3,24 +3,32 @@
 Checks the installed versions against the ones that were tested, GPUs and attention kernels, the decoders of pictures,
 sounds and videos (by decoding), the disk, the tracking store, the hub, and the model and data that the configuration
 names. The exit status is 1 where something is wrong.
+
+    engine=true   vLLM's log-probabilities beside the model's, for every kind of medium, and where they part
+    canary=true   do updates reach vLLM? short runs that are paid for length alone must write longer
+
+Both want generation.vllm.python=<an interpreter with vLLM>; model= and the rest are the run's.
 """
 
 import io
+import itertools
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
 from echoink.common import cli
-from echoink.common.console import console
+from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Attention, Config, RolloutEngine, Source, Task
+from echoink.run_folder import checkpoint
 
 
 class Verdict(Enum):
@@ -268,11 +276,64 @@ def _data(config: Config) -> tuple[Verdict, str]:
     return (Verdict.bad if worst > dataset.max_skipped else Verdict.good), f"{dataset.path}: {' · '.join(counts)}"
 
 
-def main(overrides: Sequence[str]) -> int:
+def parity(config: Config) -> Iterator[Finding]:
+    """What vLLM computes beside what the model computes, a line for every kind of prompt."""
+    from echoink.distributed.process_group import processes
+    from echoink.rollout.parity import measure
+    from echoink.rollout.vllm_engine import EngineSetup
+    from echoink.training.setup import load
+
+    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+        loaded = load(config, checkpoint.resolve(config.checkpoint or config.model.path))
+        setup = EngineSetup(
+            python=config.generation.vllm.python,
+            sampling=replace(loaded.sampling, max_new_tokens=min(24, loaded.sampling.max_new_tokens)),
+            end_ids=loaded.end_ids,
+            rows=1,
+            longest=1,
+            bf16=config.trainer.bf16,
+            device=processes().device,
+            sleeps=False,
+        )
+        yield Finding("", Verdict.note, f"{'':<18} {'prefix cache':<13} {'largest':>9} {'mean':>9}  nats, parts at")
+        for row in measure(loaded.model, loaded.processor, setup, Path(folder)):
+            cached = "on" if row.prefix_cache else "off"
+            text = f"{row.kind:<18} {cached:<13} {row.largest:9.1e} {row.mean:9.1e}  {row.layer or 'no layer'}"
+            yield Finding("parity", Verdict.good if row.good else Verdict.bad, text)
+
+
+def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
+    """Whether updates reach vLLM, a line for every way in which weights pass."""
+    import torch
+
+    from echoink.pipeline import canary
+
+    # The runs lie in another folder: what is a path here must be one there.
+    words = [
+        "=".join([key, str(Path(value).absolute())]) if value and Path(value).exists() else word
+        for word in overrides
+        for key, _, value in [word.partition("=")]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for row in canary.sing(words, config.model.path == "tiny", torch.cuda.is_available(), Path(folder)):
+            grew = f"{row.first:.0f} → {row.last:.0f} tokens"
+            text = f"{row.mode}: {row.failed or grew}" + ("" if row.good or row.failed else ": updates do not arrive")
+            yield Finding("canary", Verdict.good if row.good else Verdict.bad, text)
+
+
+def main(words: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
+    asked = {word.partition("=")[0] for word in words if word in ("engine=true", "canary=true")}
+    overrides = [word for word in words if word.partition("=")[0] not in ("engine", "canary")]
+    config = compose(overrides)[0].config
+    found = itertools.chain(
+        examine(config),
+        parity(config) if "engine" in asked else (),
+        sing(config, overrides) if "canary" in asked else (),
+    )
     colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
     bad = 0
-    for finding in examine(compose(overrides)[0].config):
+    for finding in found:
         console.print(f"[{colours[finding.verdict]}]{finding.verdict.value:<2}[/] {finding.what:<14}", end=" ")
         console.print(finding.text, markup=False)
         bad += finding.verdict is Verdict.bad

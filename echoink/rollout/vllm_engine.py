@@ -72,6 +72,10 @@ class EngineSetup:
     """The GPU of this process; any other is the CPU."""
     sleeps: bool
     """Give the GPU's memory back between rollouts."""
+    prefix_cache: bool = True
+    """Compute a prompt once for its group."""
+    eager: bool = False
+    """Without CUDA graphs, so that one can look into the layers."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,7 +177,9 @@ class Engine:
             "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self._dtype),
             "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
-            **({} if self._gpu else {"enforce_eager": True, "block_size": _BLOCK}),
+            "enable_prefix_caching": setup.prefix_cache,
+            "enforce_eager": setup.eager or not self._gpu,
+            **({} if self._gpu else {"block_size": _BLOCK}),
         }
 
     def push(self, model: torch.nn.Module) -> Pushed:
@@ -273,6 +279,11 @@ class Engine:
         answer = self._ask("generate", prompts=asked, sampling=self._sampling)
         self.cached = answer["cached"]
         return [row for rows in answer["tokens"] for row in rows], [row for rows in answer["logps"] for row in rows]
+
+    def residuals(self, prompt: PromptInputs) -> list[Tensor]:
+        """The embedded prompt and the residual stream after each layer, each [P, D]; see `parity`."""
+        asked = {"tokens": prompt.input_ids.numpy(), "seed": 0, "n": 1, **self._media(prompt)}
+        return [torch.from_numpy(found) for found in self._ask("residuals", prompt=asked)]
 
     def close(self) -> None:
         """End the engine's process and remove what was written for it."""

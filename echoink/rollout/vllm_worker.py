@@ -65,7 +65,6 @@ class Worker:
         self._llm = LLM(
             load_format="dummy",
             logprobs_mode="raw_logprobs",
-            enable_prefix_caching=True,
             skip_mm_profiling=True,
             mm_processor_cache_gb=0,
             enable_sleep_mode=sleeps,
@@ -185,6 +184,30 @@ class Worker:
             "cached": sum(output.num_cached_tokens or 0 for output in finished.values()),
         }
 
+    def residuals(self, prompt: dict) -> list[np.ndarray]:
+        """The embedded prompt and the residual stream after each layer, each [P, D]. Wants an engine without graphs."""
+        found = []
+
+        def embedded(_module, _given, named) -> None:
+            found.append(named["hidden_states"])
+
+        def after(_module, _given, made) -> None:
+            found.append(made[0] + made[1])  # what the layer adds, and what was there
+
+        def watch(model) -> list:
+            layers = model.language_model.model.layers
+            before = layers[0].register_forward_pre_hook(_of_names(embedded), with_kwargs=True)
+            return [before, *(layer.register_forward_hook(after) for layer in layers)]
+
+        self._llm.reset_prefix_cache()
+        hooks = self._llm.apply_model(watch)[0]
+        try:
+            self.generate([prompt], {"max_tokens": 1})
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [values[: len(prompt["tokens"])].float().cpu().numpy() for values in found]
+
     def _input(self, prompt: dict, name: str):
         tokens = [int(token) for token in prompt["tokens"]]
         if not prompt.get("media"):
@@ -200,6 +223,12 @@ class Worker:
         given = positions, int(positions.max()) + 1 - len(tokens)
         self._positions.update({keys[0]: given for keys in hashes.values()})
         return mm_input(tokens, items, hashes, places)
+
+
+def _of_names(hook):
+    """A hook that gets what a layer was given by name, in whatever way it was: positions, hidden states, residual."""
+    names = ("positions", "hidden_states", "residual")
+    return lambda module, given, named: hook(module, given, {**dict(zip(names, given, strict=False)), **named})
 
 
 def _of_handle(handle) -> torch.Tensor:

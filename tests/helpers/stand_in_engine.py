@@ -1,7 +1,8 @@
 """The tests' engine: speaks as `echoink/rollout/vllm_worker.py` does, but decodes with transformers.
 
 What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
-STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities.
+STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities and
+layers, `forgets` a layer, `drops` a buffer, is `stale`: keeps the first weights and says that it took the later ones.
 """
 
 import os
@@ -55,19 +56,22 @@ class StandIn:
     def weights(self, path, whole):
         there = dict(self.model.named_parameters())
         found = dict(self._shared()) if path is None else load_file(path)
+        if os.environ.get("STAND_IN") == "stale" and hasattr(self, "taken"):
+            return self.taken | {"held": weight_digest.digests(found.items())}
         if os.environ.get("STAND_IN") == "forgets":
             found = {name: value for name, value in found.items() if ".layers.1.self_attn." not in name}
         for name, value in found.items():
             theirs, ours = next(pair for pair in IN_TRANSFORMERS if name.startswith(pair[0]))
             there.pop(ours + name.removeprefix(theirs)).data.copy_(value)
         assert os.environ.get("STAND_IN") or not (whole and there), sorted(there)
-        return {
+        self.taken = {
             "count": len(found),
             "held": weight_digest.digests(
                 (published_name(family_of(self.model), name), weight) for name, weight in self.model.named_parameters()
             ),
             "buffers": ["rotary"] if os.environ.get("STAND_IN") == "drops" else [],
         }
+        return self.taken
 
     def _shared(self):
         while True:
@@ -76,6 +80,14 @@ class StandIn:
                 return
             for name, values in handles:
                 yield name, torch.from_numpy(values)
+
+    def residuals(self, prompt):
+        from echoink.rollout import parity
+
+        found = parity._residuals(self.model, self._prompt(prompt), bf16=False)
+        if os.environ.get("STAND_IN") == "lies":
+            found = [values if number < 2 else 2 * values for number, values in enumerate(found)]
+        return [values.numpy() for values in found]
 
     def generate(self, prompts, sampling):
         if os.environ.get("STAND_IN") == "dies":

@@ -31,8 +31,9 @@ from echoink.data.samples import DataType
 from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.models.logprobs import score
+from echoink.pipeline import canary
 from echoink.rewards.terms import of_config
-from echoink.rollout import vllm_engine, vllm_environment, weight_digest
+from echoink.rollout import parity, vllm_engine, vllm_environment, weight_digest
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
@@ -518,3 +519,52 @@ def test_a_run_by_vllm(tmp_path, words):
     rows = told(tmp_path / "outputs/run")
     assert len(rows) == 3 and all(row["engine/logp_difference_mean"] < 1e-4 for row in rows)
     assert json.loads((tmp_path / "outputs/run/summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("engine", ["true", "lies"])
+def test_the_parity_table_names_the_layer_where_they_part(model, processor, tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
+    monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, Near()))
+    monkeypatch.setenv("STAND_IN", engine)
+    setup = vllm_engine.EngineSetup(
+        python=None,
+        sampling=Sampling(0.8, 0.95, 50, LENGTH),
+        end_ids=loading.end_ids(model, processor.processor),
+        rows=1,
+        longest=1,
+        bf16=False,
+        device=torch.device("cpu"),
+        sleeps=False,
+    )
+    rows = list(parity.measure(model, processor, setup, tmp_path))
+    kinds = ["text", "image", "audio", "image and audio", "video", "video and audio"]
+    assert [(row.kind, row.prefix_cache) for row in rows] == [(kind, on) for on in (True, False) for kind in kinds]
+    if engine == "lies":
+        assert not any(row.good for row in rows) and all(row.layer.startswith("layer 2, by") for row in rows)
+        assert all(abs(row.mean - math.log(2)) < 1e-3 for row in rows)
+    else:
+        assert all(row.good and not row.layer and row.largest < 1e-4 and row.tokens for row in rows)
+
+
+@pytest.mark.parametrize("engine", ["true", "stale"])
+def test_the_canary_sings_only_where_updates_reach_the_engine(tmp_path, monkeypatch, engine):
+    """A stale engine says of each sync that it took the weights."""
+    monkeypatch.setattr(canary, "modes", lambda gpu: {"lora": ["adapter=lora"]})
+
+    def train(words, folder):
+        done = processes.run(folder, *words, code=COMMAND, STAND_IN=engine)
+        return "" if not done.returncode else done.stderr.strip().splitlines()[-1]
+
+    words = [word for word in SMALL if word.startswith("dataset")] + ["generation.vllm.alarm=100"]
+    (found,) = canary.sing(words, tiny=True, gpu=False, folder=tmp_path, run=train)
+    assert found.good == (engine == "true"), found
+    assert found.first > 0 and not found.failed
+
+
+def test_the_canary_tries_every_way_in_which_weights_pass():
+    pytest.importorskip("bitsandbytes")
+    assert list(canary.modes(gpu=False)) == ["whole", "lora", "qlora"]
+    assert list(canary.modes(gpu=True)) == [
+        f"{kind}, {state}" for kind in ("whole", "lora", "qlora") for state in ("asleep", "awake")
+    ]
+    assert {kind.partition(",")[0] for kind in canary.modes(gpu=True)} <= set(canary.RATES)

@@ -1,0 +1,183 @@
+"""Whether vLLM computes what the trainer computes: `python -m echoink.doctor engine=true`.
+
+Prompts of every kind of medium are answered by the engine, and the model gives the log-probabilities of the same
+tokens. Where they part, the residual stream after each layer says from which layer on.
+
+Shapes: P prompt tokens, D width.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from echoink.data.processor import PromptProcessor
+from echoink.data.samples import DataType, Sample
+from echoink.media.loaders import Embedded
+from echoink.models.encoders import encode_media
+from echoink.models.families import family_of
+from echoink.models.family import PromptInputs
+from echoink.models.logprobs import score
+from echoink.rollout.vllm_engine import Engine, EngineSetup
+
+G = 4
+LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Nats of one token from which on a difference is called one, by the type of the engine."""
+PARTS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Relative difference of the residual stream from which on a layer is named."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Of one kind of prompt."""
+
+    kind: str
+    prefix_cache: bool
+    largest: float
+    """Difference of log-probabilities, nats."""
+    mean: float
+    tokens: int
+    layer: str
+    """Where the residual streams part; empty where they do not, or where nobody looked."""
+    good: bool
+
+
+def samples() -> dict[str, Sample]:
+    """One question of each kind, with media that are made here."""
+    rng = np.random.default_rng(0)
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(picture, "PNG")
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)
+    soundfile.write(sound, tone + 0.01 * rng.standard_normal(32_000), 16_000, format="WAV")
+    image = Embedded("picture", picture.getvalue)
+    audio = Embedded("sound", sound.getvalue)
+    video, woven = Embedded("video", _video(rng, None)), Embedded("video with sound", _video(rng, tone))
+    media = {
+        DataType.text: {},
+        DataType.image: {"image": image},
+        DataType.audio: {"audio": audio},
+        DataType.image_audio: {"image": image, "audio": audio},
+        DataType.video: {"video": video},
+        DataType.video_audio: {"video": woven},
+    }
+    options = ("A. dog", "B. bell", "C. rain", "D. car")
+    return {
+        kind.value.replace("_", " and "): Sample(kind.value, "Which one is it?", options, "B", data_type=kind, **has)
+        for kind, has in media.items()
+    }
+
+
+def _video(rng: np.random.Generator, tone: np.ndarray | None) -> Callable[[], bytes]:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        shown = container.add_stream("mpeg4", rate=4)
+        shown.width = shown.height = 112
+        shown.pix_fmt = "yuv420p"
+        heard = container.add_stream("aac", rate=16_000, layout="mono") if tone is not None else None
+        for number in range(8):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 4)
+            container.mux(shown.encode(frame))
+        container.mux(shown.encode())
+        if heard:
+            frame = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux(heard.encode(frame))
+            container.mux(heard.encode())
+    return file.getvalue
+
+
+def measure(
+    model: PreTrainedModel, processor: PromptProcessor, setup: EngineSetup, folder: Path
+) -> Iterator[Parity]:
+    """Every kind of prompt, with the engine's prefix cache and without.
+
+    Args:
+        model: the policy, on the device of this process.
+        processor: the model's.
+        setup: what the engine is started for; its rows and longest prompt are decided here.
+        folder: for the engine's log and the weights.
+    """
+    asked = {kind: processor(sample) for kind, sample in samples().items()}
+    prompts = list(asked.values())
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    add_fused_lm_head(model.eval(), temperature=setup.sampling.temperature)
+    for prefix_cache in (True, False):
+        wanted = replace(
+            setup, rows=len(prompts) * G, longest=longest, sleeps=False, prefix_cache=prefix_cache, eager=True
+        )
+        engine = Engine(model, processor.processor, wanted, folder / "engine.log", folder / "weights.safetensors")
+        try:
+            engine.push(model)
+            rows, logps = engine.generate(prompts, list(range(len(prompts))), G)
+            for number, (kind, prompt) in enumerate(asked.items()):
+                own = slice(number * G, (number + 1) * G)
+                gaps = _gaps(model, prompt, rows[own], logps[own], setup.bf16)
+                good = bool(gaps.max() < LIMITS[setup.dtype])
+                layer = _first_apart(model, prompt, engine, setup) if prefix_cache or not good else ""
+                yield Parity(kind, prefix_cache, gaps.max().item(), gaps.mean().item(), len(gaps), layer, good)
+        finally:
+            engine.close()
+
+
+def _gaps(
+    model: PreTrainedModel, prompt: PromptInputs, rows: Sequence[Sequence[int]], logps: Sequence, bf16: bool
+) -> Tensor:
+    """Differences of the log-probabilities of all tokens."""
+    device, length = model.device, max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+    scored, theirs = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape, device=device)
+    for number, (row, own) in enumerate(zip(rows, logps, strict=True)):
+        ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row, device=device), True
+        theirs[number, : len(row)] = torch.tensor(own, device=device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        ours, _ = score(model, [prompt], None, [0] * len(rows), ids, scored)
+    return (ours.float() - theirs)[scored].abs()
+
+
+def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, setup: EngineSetup) -> str:
+    """The first place along the layers where the residual stream of the prompt is another one."""
+    ours, theirs = _residuals(model, prompt, setup.bf16), engine.residuals(prompt)
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        apart = (one - other).norm() / one.norm()
+        if not apart < PARTS[setup.dtype]:
+            tokens = ((one - other).norm(dim=1) / one.norm(dim=1) > PARTS[setup.dtype]).nonzero().flatten().tolist()
+            place = f"layer {number}" if number else "the embedded prompt"
+            return f"{place}, by {apart:.0%}, {len(tokens)} of {len(one)} tokens, the first is token {tokens[0]}"
+    return ""
+
+
+def _residuals(model: PreTrainedModel, prompt: PromptInputs, bf16: bool) -> list[Tensor]:
+    """The embedded prompt and the residual stream after each layer, each [P, D] in float32 on the host."""
+    family, base, found = family_of(model), model.model, []
+    language = family.language_model(base)
+
+    def keep(_module, given, made=None) -> None:
+        taken = given[0] if made is None else (made[0] if isinstance(made, tuple) else made)
+        found.append(taken[0].float().cpu())
+
+    hooks = [language.layers[0].register_forward_pre_hook(keep)]
+    hooks += [layer.register_forward_hook(keep) for layer in language.layers]
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            ids, positions = prompt.input_ids[None].to(model.device), prompt.position_ids[:, None].to(model.device)
+            language(
+                **family.embed(base, ids, encode_media(base, [prompt])),
+                **family.positions(positions),
+                **family.padding_mask(torch.ones_like(ids)),
+                use_cache=False,
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
