@@ -413,7 +413,9 @@ class EvalConfig:
     ablations: list[Variant] = field(
         default_factory=list, metadata={"doc": "also with a sense taken away: [no_audio, no_image, text_only, …]"}
     )
-    batch_prompts: int = key("prompts decoded together; does not change the result", ge=1)
+    batch_prompts: int | None = key(
+        "prompts decoded together; null: as many as fit, at most 128; does not change the result", ge=1
+    )
     samples: int = key("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
     greedy: bool = key("add a greedy draw")
     every: int = key(

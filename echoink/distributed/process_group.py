@@ -5,7 +5,6 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-
 PATIENCE = timedelta(days=7)
 """How long processes wait for each other; who hangs is for `watchdog.Watchdog` to say."""
 

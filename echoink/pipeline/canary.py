@@ -18,11 +18,10 @@ REWARD = """def reward(completion, sample):
 """
 RISE = 1.25
 """How many times longer completions must be in the last quarter of the steps than in the first rollout."""
-SHORT = (
-    "generation=vllm reward.lambda_acc=0 reward.lambda_fmt=0 reward.lambda_file=1 grpo.beta=0 grpo.group_size=8 "
-    "trainer.steps=8 trainer.prompts_per_step=4 trainer.micro_batch_prompts=1 trainer.schedule=constant "
-    "generation.max_new_tokens=96 eval.base=false eval.limit=2 eval.watched=0 dataset.train=64 tracking=off"
-).split()
+SHORT = ["generation=vllm", "generation.max_new_tokens=96", "dataset.train=64", "tracking=off"]
+SHORT += ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
+SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
+SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0"]
 RATES = {"whole": (1e-3, 1e-5), "lora": (1e-2, 5e-4), "qlora": (1e-2, 5e-4)}
 """Learning rates of the embedded model, where they were tried, and of a large one, where they were not."""
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from echoink.common import console
 from echoink.config.schema import Config, Protocol, Task, flatten
@@ -22,7 +22,7 @@ from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
 from echoink.training import fit
-from echoink.training.setup import Job, load_model, longest_prompt
+from echoink.training.setup import Job, evaluation_prompts, load_model, longest_prompt
 
 CORE = (
     "seed",
@@ -70,7 +70,8 @@ def execute(
             tracker.adopt_later(dead)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # a process that dies now leaves its run's id
-        evaluator = _evaluator(job, files, tracker)
+        batch = evaluation_prompts(job, longest)
+        evaluator = _evaluator(job, files, tracker, batch)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience):
@@ -82,7 +83,7 @@ def execute(
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
                 job = load_model(config, splits, last)
-                evaluator = _evaluator(job, files, tracker)
+                evaluator = _evaluator(job, files, tracker, batch)
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
@@ -190,10 +191,10 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     return Tracker(uri, record.kept(files.path) if files.writes else record, files.path, files)
 
 
-def _evaluator(job: Job, files: RunFolder, tracker: Tracker) -> Evaluator:
+def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int) -> Evaluator:
     config = job.config
     return Evaluator(
-        config=config.eval,
+        config=replace(config.eval, batch_prompts=batch_prompts),
         direct=config.eval.direct,
         processor=job.processor,
         sampling=job.sampling,

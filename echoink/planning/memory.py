@@ -215,6 +215,33 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     )
 
 
+MOST_PROMPTS = 128
+"""Of an evaluation's batch: more of them save little, and the last of a batch is waited for."""
+
+
+def evaluation_prompts(
+    model: Model, beside: int, draws: int, longest: int, completion: int, bf16: bool, room: int
+) -> int:
+    """Prompts that an evaluation decodes together: as many as there is room for, at least 1, at most `MOST_PROMPTS`.
+
+    Each takes the keys and values of its prompt twice (as they are prefilled, and where the decoder holds them), those
+    of its completions, a layer's activations while it is prefilled, and the logits of its draws.
+
+    Args:
+        model: what is evaluated.
+        beside: bytes that are taken by other things.
+        draws: completions of a prompt.
+        longest: tokens of the longest prompt.
+        completion: C, at most.
+        bf16: whether it computes in bfloat16 under autocast.
+        room: bytes of memory.
+    """
+    d, size = model.dimensions, 2 if bf16 else model.itemsize
+    kept = cache(model, Rows(1, draws, 2 * longest, completion), bf16)
+    passing = longest * (3 * d.feed_forward + 8 * d.width) * size + draws * d.vocabulary * 12
+    return max(1, min(MOST_PROMPTS, int((USABLE * room - beside) // (kept + passing))))
+
+
 def gathered_bytes(model: Model, bf16: bool) -> int:
     """Bytes of all weights in the type that they compute in."""
     return model.parameters * (2 if bf16 else model.itemsize)

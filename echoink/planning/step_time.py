@@ -14,7 +14,9 @@ from echoink.config.schema import Dimensions
 LENGTH = 200
 """Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
 KERNELS = 52
-"""That a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them), 94 with LoRA in it."""
+"""That a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them)."""
+OF_LORA = 42
+"""More of them, with LoRA in all seven linear layers."""
 LARGE = 7
 """Of these, products with a matrix of weights: their time is that of their bytes."""
 NODE = 8
@@ -140,7 +142,7 @@ def seconds(
 
     # Each token of the longest completion reads all weights once, and the keys and values there are.
     d = model.dimensions
-    small = d.layers * ((KERNELS if model.learning_language else KERNELS + 42) - LARGE)
+    small = d.layers * (KERNELS + (0 if model.learning_language else OF_LORA) - LARGE)
     per_token = 2 * (d.linear + d.head) / memory + small * gpu.launch
     rows = share * step.prompts * step.group
     kept = 2 * 2 * d.layers * d.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)

@@ -25,7 +25,7 @@ from echoink.models.families import family_of
 from echoink.models.rounding import autocast_dtype, round_linear
 
 BLOCK = 128
-"""With fixed shapes a prompt has room for a multiple of so many tokens, so that prompts of about one length share it."""
+"""With fixed shapes a prompt has room for a multiple of so many tokens: those of about one length share it."""
 WINDOW = 64
 """With fixed shapes so many own tokens are read at first."""
 
@@ -138,7 +138,9 @@ class Decoder:
             unseen = self._unseen[stay]
             self._lead(len(prompts), len(slots))
             for rooms, (parts, index) in zip((self._own, self._prefix), before, strict=True):
-                for room, part in zip((t for pair in rooms for t in pair), (t for pair in parts for t in pair), strict=True):
+                for room, part in zip(
+                    (t for pair in rooms for t in pair), (t for pair in parts for t in pair), strict=True
+                ):
                     room.copy_(part[index])
             self._unseen.copy_(unseen)
         else:
@@ -249,7 +251,11 @@ class _Layers(nn.Module):
 
     def run(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
         """Logits [S, V]."""
-        return functional_call(self, self._rounded, (tokens, positions, layout)) if self._rounded else self(tokens, positions, layout)
+        return (
+            functional_call(self, self._rounded, (tokens, positions, layout))
+            if self._rounded
+            else self(tokens, positions, layout)
+        )
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
         """Logits [S, V] after `tokens` [S] at `positions` [S]; `layout` attends."""

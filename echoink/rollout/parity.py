@@ -97,9 +97,7 @@ def _video(rng: np.random.Generator, tone: np.ndarray | None) -> Callable[[], by
     return file.getvalue
 
 
-def measure(
-    model: PreTrainedModel, processor: PromptProcessor, setup: EngineSetup, folder: Path
-) -> Iterator[Parity]:
+def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSetup, folder: Path) -> Iterator[Parity]:
     """Every kind of prompt, with the engine's prefix cache and without.
 
     Args:

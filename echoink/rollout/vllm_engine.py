@@ -251,7 +251,8 @@ class Engine:
             )
         if answer["buffers"]:
             raise UserError(
-                f"a sync has changed {len(answer['buffers'])} buffers of the engine: {', '.join(answer['buffers'][:3])}",
+                f"a sync has changed {len(answer['buffers'])} buffers of the engine: "
+                f"{', '.join(answer['buffers'][:3])}",
                 "generation.vllm.sleep=false keeps them where they are",
             )
         seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)

@@ -1,8 +1,9 @@
 """What says that the weights which an engine holds are those that it was sent: sums of their bits.
 
 An engine keeps some weights as one (query, key and value), so sums are by part of a layer:
-`model.layers.3.self_attn.weight` has those of all projections there. A sum does not see an exchange inside a part; it sees a part that did not arrive, one of
-an earlier step, and one in another type. The file imports torch alone: the engine's Python reads it too.
+`model.layers.3.self_attn.weight` has those of all projections there. A sum does not see an exchange inside a part; it
+sees a part that did not arrive, one of an earlier step, and one in another type. The file imports torch alone: the
+engine's Python reads it too.
 """
 
 from collections.abc import Iterable

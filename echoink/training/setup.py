@@ -147,6 +147,33 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     return replace(config.trainer, gradient_checkpointing=not fits)
 
 
+def evaluation_prompts(job: Job, longest: int) -> int:
+    """Prompts that an evaluation decodes together. Of a training run what stands beside it at its end counts from the
+    beginning, so that base and trained model are asked in the same batches.
+    """
+    config, model = job.config, memory.of(job.model)
+    if config.eval.batch_prompts:
+        return config.eval.batch_prompts
+    device = job.model.device
+    if device.type == "cpu":  # where they share the machine's memory with everything
+        return memory.MOST_PROMPTS
+    beside = model.weight_bytes
+    if config.task is Task.train:
+        learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+        if config.adapter.kind is not Adapter.none:
+            learning = 0  # not yet there, and few
+        needs = memory.of_run(config, model, learning, longest, config.generation.vllm.sleep)
+        among, gathered = processes().num_processes, memory.gathered_bytes(model, config.trainer.bf16)
+        needs = needs.sharded(config.trainer.sharding, among, gathered)
+        beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
+    draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
+    room = torch.cuda.mem_get_info(device)[1]
+    completion, bf16 = config.generation.max_new_tokens, config.trainer.bf16
+    chosen = memory.evaluation_prompts(model, beside, draws, longest, completion, bf16, room)
+    console.say("", f"{console.counted(chosen, 'prompt')} decoded together in evaluations (eval.batch_prompts)")
+    return chosen
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes of memory that this process may have: what it holds and what is free."""
     if device.type == "cuda":

@@ -13,12 +13,11 @@ from echoink.config.compose import compose
 from echoink.config.schema import Dtype
 from echoink.models.loading import lora
 from echoink.models.shared_prefix import install
+from echoink.planning import step_time
 from echoink.rollout.decoder import Decoder
 
-VIEWS = (
-    "view _unsafe_view transpose t expand slice select unsqueeze squeeze permute detach alias split split_with_sizes "
-    "unflatten as_strided unbind narrow empty new_empty"
-).split()
+VIEWS = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "permute"}
+VIEWS |= {"detach", "alias", "split", "split_with_sizes", "unflatten", "as_strided", "unbind", "narrow", "empty"}
 """Operations that start no kernel."""
 
 
@@ -84,11 +83,15 @@ def counted(layers: int, adapter: bool, own_tokens: int, prompts: int = 1) -> tu
     if adapter:
         from peft import get_peft_model
 
-        get_peft_model(model, lora(16, 32, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")))
+        get_peft_model(
+            model, lora(16, 32, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+        )
     model.eval()
     cache = DynamicCache(config=model.config.get_text_config())
     for layer in range(layers):
-        keys = torch.empty(prompts, shape.key_heads, 1000, shape.width // shape.heads, dtype=torch.bfloat16, device=meta)
+        keys = torch.empty(
+            prompts, shape.key_heads, 1000, shape.width // shape.heads, dtype=torch.bfloat16, device=meta
+        )
         cache.update(keys, keys, layer)
     decoder = Decoder(model, lambda step: step)
     decoder.begin(cache, torch.ones(prompts, 1000, device=meta), shape.group_size, 768)
@@ -104,7 +107,14 @@ def test_kernels_of_a_layer_and_bytes_of_a_token_at_the_7bs_shapes(prompts, adap
     """The mean completion of the paper's curve has about 200 tokens."""
     layers = 28
     (one, weights), (two, both) = (counted(n, adapter, 200, prompts) for n in (1, 2))
-    of_layer = two.kernels - one.kernels
+    kernels = (two.kernels - one.kernels).total()
     moved = one.bytes.total() + (layers - 1) * (two.bytes - one.bytes).total()
-    held = weights + (layers - 1) * (both - weights)
-    print(prompts, adapter, of_layer.total(), one.kernels.total() - of_layer.total(), of_layer, moved / held, (two.bytes-one.bytes).most_common(8), (both-weights))
+    ratio = moved / (weights + (layers - 1) * (both - weights))
+    print(f"{prompts} prompts, adapter {adapter}: {kernels} kernels a layer, {ratio:.2f} x the bytes of the weights")
+    assert kernels == step_time.KERNELS + (step_time.OF_LORA if adapter else 0) + (prompts > 1)  # one copy of scores
+    assert ratio <= 1.3
+
+
+def test_a_window_keeps_a_short_completion_from_reading_the_room_of_a_long_one():
+    short, long = (counted(1, False, own_tokens)[0].bytes.total() for own_tokens in (10, 700))
+    assert long - short > 5e6

@@ -243,7 +243,9 @@ def test_a_digest_sees_another_step_another_type_and_what_is_missing_and_not_wha
     joined = "language_model.model.layers.3.self_attn.qkv_proj.weight"
     assert weight_digest.digests([(joined, torch.cat([q, k, v]))]) == sent
     for other in (torch.cat([q, k, 1.001 * v]), torch.cat([q, k, v]).bfloat16(), torch.cat([q, k])):
-        assert weight_digest.differing(sent, weight_digest.digests([(joined, other)])) == ["model.layers.3.self_attn.weight"]
+        assert weight_digest.differing(sent, weight_digest.digests([(joined, other)])) == [
+            "model.layers.3.self_attn.weight"
+        ]
     assert not weight_digest.differing(sent, weight_digest.digests([(joined, torch.empty(0))])), "packed: not seen"
 
 
