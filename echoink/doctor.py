@@ -27,7 +27,7 @@ from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Attention, Config, RolloutEngine, Source, Task
+from echoink.config.schema import Attention, Config, Source, Task
 from echoink.run_folder import checkpoint
 
 
@@ -60,7 +60,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("disk", _disk),
         ("tracking", lambda: _tracking(config)),
         ("hub", _hub),
-        *((("engine", lambda: _engine(config)),) if config.generation.engine is RolloutEngine.vllm else ()),
+        *((("engine", lambda: _engine(config)),) if config.uses_vllm else ()),
         ("model", lambda: _model(config)),
         ("data", lambda: _data(config)),
     ):

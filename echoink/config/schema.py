@@ -373,7 +373,7 @@ class VllmConfig:
 
 @dataclass
 class GenerationConfig:
-    engine: RolloutEngine = key("what generates rollouts; evaluations are always decoded by the model itself")
+    engine: RolloutEngine = key("what generates rollouts; eval.engine says it of evaluations")
     temperature: float = key("of sampling, in training and in the sampled evaluation", gt=0)
     top_p: float = key("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
     top_k: int = key("at most so many candidates per token; 0 for all", ge=0)
@@ -412,6 +412,9 @@ class EvalConfig:
     limit: int | None = key("validation samples to use; null for all", ge=1)
     ablations: list[Variant] = field(
         default_factory=list, metadata={"doc": "also with a sense taken away: [no_audio, no_image, text_only, …]"}
+    )
+    engine: RolloutEngine = key(
+        "what answers: the model itself, or vLLM as generation.vllm says, whose difference is then reported"
     )
     batch_prompts: int | None = key(
         "prompts decoded together; null: as many as fit, at most 128; does not change the result", ge=1
@@ -470,6 +473,12 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether a run starts vLLM, for its rollouts or for its evaluations."""
+        rollouts = self.task is Task.train and self.generation.engine is RolloutEngine.vllm
+        return rollouts or self.eval.engine is RolloutEngine.vllm
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:

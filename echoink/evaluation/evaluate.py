@@ -31,7 +31,8 @@ from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
 from echoink.rollout.decoder import Decoder
 from echoink.rollout.generate import decoder_for, generate
-from echoink.rollout.sampling import Sampling, uniforms
+from echoink.rollout.sampling import Sampling, seed_of, uniforms
+from echoink.rollout.vllm_engine import Engine
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def evaluate(
     variant: Variant = Variant.full,
     first: int = 0,
     decoder: Decoder | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[Prediction]:
     """Answer every sample once per draw, in order; predictions come as they are made.
 
@@ -110,6 +112,7 @@ def evaluate(
         variant: what the samples are, see `ablations`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
         decoder: the model's, of earlier samples; None makes one.
+        engine: answers in the place of the model, whose weights it has.
     """
     processor, sampling, draws = setup.processor, setup.sampling, setup.draws
     pad_id = processor.processor.tokenizer.pad_token_id
@@ -120,12 +123,15 @@ def evaluate(
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
-        number = first + len(draws)
-        noise = torch.stack([noise_of(setup, sample, number)[first:] for sample in batch])
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
-            completions = generate(
-                model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder
-            )
+        if engine is not None:
+            completions = by_engine(engine, prompts, batch, setup, first)
+        else:
+            number = first + len(draws)
+            noise = torch.stack([noise_of(setup, sample, number)[first:] for sample in batch])
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
+                completions = generate(
+                    model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder
+                )
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -148,6 +154,28 @@ def evaluate(
                 media=sample.places,
                 **judged(text, sample, setup.match, processor.prompt.thinks, setup.extra_rewards),
             )
+
+
+def by_engine(
+    engine: Engine, prompts: Sequence[PromptInputs], samples: Sequence[Sample], setup: EvaluationSetup, first: int = 0
+) -> list[list[int]]:
+    """Completions of an engine in the order of `generate`. Its noise is its own: seeded by the same key, another draw.
+
+    Args:
+        engine: with the weights that are asked.
+        prompts: of the samples.
+        samples: B samples.
+        setup: whose draws are asked.
+        first: see `evaluate`.
+    """
+    seeds = [seed_of(setup.seed, first, f"eval {setup.split} {sample.id}") for sample in samples]
+    sampled, rows = sum(draw != GREEDY for draw in setup.draws), iter(())
+    if sampled:
+        rows = iter(engine.generate(prompts, seeds, sampled, rests=False)[0])
+    likeliest = iter(())
+    if GREEDY in setup.draws:
+        likeliest = iter(engine.generate(prompts, seeds, 1, greedy=True, rests=False)[0])
+    return [next(likeliest if draw == GREEDY else rows) for _ in samples for draw in setup.draws]
 
 
 def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
@@ -21,11 +22,13 @@ from echoink.distributed.process_group import processes
 from echoink.evaluation import evaluate, modality_need, prediction_cache
 from echoink.evaluation.evaluate import EvaluationSetup, Setting
 from echoink.evaluation.metrics import metrics_of_phase, summarize
-from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
+from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged, of_row
 from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match
+from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for
 from echoink.rollout.sampling import Sampling
+from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
 from echoink.tracking.logger import Tracker
 
@@ -58,6 +61,7 @@ class Evaluator:
         data: digest of the evaluated samples and their files.
         files: the run's folder.
         tracker: the run in MLflow.
+        engine: answers in the place of the model, see `eval.engine`.
     """
 
     config: EvalConfig
@@ -74,6 +78,7 @@ class Evaluator:
     data: str
     files: RunFolder
     tracker: Tracker
+    engine: Engine | None = None
 
     def phase(self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, step: int) -> list[Prediction]:
         """Evaluate a model as the protocol says, or take up where an earlier process stopped.
@@ -88,8 +93,11 @@ class Evaluator:
         how = evaluate.setting(
             config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
         )
+        differs = self._hand_over(model, samples, phase)
         answers = {Variant.full: self._variant(model, samples, phase, how, Variant.full)}
         found = self.files.summary[phase] = summarize(answers[Variant.full])
+        if differs:
+            found["engine"] = differs
         greedy = "" if found["greedy_accuracy"] is None else f"greedy {console.percent(found['greedy_accuracy'])} · "
         console.say(
             phase,
@@ -110,11 +118,43 @@ class Evaluator:
         if len(answers) > 1:
             found["ablations"] = modality_need.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
+        if self.engine:
+            self.engine.rest()
         if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
             row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
             if phase == BASE:  # the final numbers go with the checkpoint, see sync.py
                 self.tracker.row(row)
         return answers[Variant.full]
+
+    def _hand_over(self, model: PreTrainedModel, samples: Sequence[Sample], phase: str) -> dict[str, float] | None:
+        """Give an engine the model's weights, and measure on the first samples how far its answers are the model's."""
+        if self.engine is None:
+            return None
+        self.engine.push(model)
+        setup = replace(self._setup(), draws=(GREEDY,))
+        chosen = samples[: self.COMPARED]
+        prompts = [self.processor(sample) for sample in chosen]
+        rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
+        gaps = [
+            parity.gaps(model, prompt, [row], [own], setup.sampling.temperature, setup.bf16)
+            for prompt, row, own in zip(prompts, rows, logps, strict=True)
+        ]
+        ours = evaluate.evaluate(model, chosen, setup, phase)
+        decode = self.processor.processor.batch_decode
+        alike = sum(
+            own.completion == text for own, text in zip(ours, decode(rows, skip_special_tokens=True), strict=True)
+        )
+        nats = torch.cat(gaps)
+        found = {"alike": alike, "of": len(chosen), "logp_difference_mean": nats.mean().item()}
+        console.say(
+            phase,
+            f"by vLLM {self.engine.version}: log-probabilities differ by {nats.mean():.1e} nats on average, "
+            f"{nats.max():.1e} at most; greedy answers alike in {alike} of {len(chosen)}",
+        )
+        return found
+
+    COMPARED = 16
+    """Samples that the model answers too, where an engine answers them all."""
 
     def _variant(
         self,
@@ -185,6 +225,7 @@ class Evaluator:
             split=self.config.split.name,
             bf16=self.bf16,
             batch=self.config.batch_prompts,
+            engine=self.engine and self.engine.version,
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
@@ -211,9 +252,13 @@ class Evaluator:
         Returns:
             `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
         """
+        if self.engine:
+            self.engine.push(model)
         draws = tuple(draw_names(self.config.dev_samples, greedy=False))
         how = Setting(self.processor.prompt, draws, self.match)
         answers = self._answers(model, samples, f"step-{step}", how, self.dev_clusters, split=Split.dev)
+        if self.engine:
+            self.engine.rest()
         found = summarize(answers)
         metrics = metrics_of_phase(found, "dev")
         if several := found["samples"]:
@@ -258,7 +303,15 @@ class Evaluator:
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
             part = own[number * batch : (number + 1) * batch]
             answers = evaluate.evaluate(
-                model, part, setup, phase, clusters=clusters, variant=variant, first=first, decoder=decoder
+                model,
+                part,
+                setup,
+                phase,
+                clusters=clusters,
+                variant=variant,
+                first=first,
+                decoder=decoder,
+                engine=self.engine,
             )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))

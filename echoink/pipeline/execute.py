@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 
 from echoink.common import console
-from echoink.config.schema import Config, Protocol, Task, flatten
+from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
 from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
@@ -16,11 +16,13 @@ from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
 from echoink.report import figures
 from echoink.report.build import try_to_write
+from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import git
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
+from echoink.training import engine as vllm
 from echoink.training import fit
 from echoink.training.setup import Job, evaluation_prompts, load_model, longest_prompt
 
@@ -65,13 +67,15 @@ def execute(
     with (
         _tracker(job, files, uri, overrides) as tracker,
         system_metrics.Watch(files, tracker, config.tracking.machine_every),
+        ExitStack() as stack,
     ):
         for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
             tracker.adopt_later(dead)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # a process that dies now leaves its run's id
         batch = evaluation_prompts(job, longest)
-        evaluator = _evaluator(job, files, tracker, batch)
+        engine = stack.enter_context(closing(vllm.start(job, files, longest))) if config.uses_vllm else None
+        evaluator = _evaluator(job, files, tracker, batch, engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience):
@@ -79,11 +83,12 @@ def execute(
                 with sharding.unsharded(job.model):
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
             if config.task is Task.train:
-                gathered = fit.train(job, files, tracker, evaluator, longest, start).unsharded
+                rollouts = engine if config.generation.engine is RolloutEngine.vllm else None
+                gathered = fit.train(job, files, tracker, evaluator, longest, start, rollouts).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
                 job = load_model(config, splits, last)
-                evaluator = _evaluator(job, files, tracker, batch)
+                evaluator = _evaluator(job, files, tracker, batch, engine)
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
@@ -191,7 +196,7 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     return Tracker(uri, record.kept(files.path) if files.writes else record, files.path, files)
 
 
-def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int) -> Evaluator:
+def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int, engine: Engine | None) -> Evaluator:
     config = job.config
     return Evaluator(
         config=replace(config.eval, batch_prompts=batch_prompts),
@@ -208,6 +213,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int)
         data=job.splits.digest(config.eval.split.name, job.splits.valid),
         files=files,
         tracker=tracker,
+        engine=engine if config.eval.engine is RolloutEngine.vllm else None,
     )
 
 

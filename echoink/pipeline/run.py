@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.config.compose import started
-from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, RolloutEngine, Task, to_yaml
+from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, Task, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits
 from echoink.data.splits import describe as describe_splits
@@ -96,7 +96,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
     disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
     store = None if client.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
     _first(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
-    if config.task is Task.train and config.generation.engine is RolloutEngine.vllm:
+    if config.uses_vllm:
         _first(lambda: vllm_environment.check(config.generation.vllm.python))
 
 

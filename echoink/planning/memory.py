@@ -6,7 +6,7 @@ Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from echoink.config.schema import Adapter, Config, Dimensions, RolloutEngine, Sharding
+from echoink.config.schema import Adapter, Config, Dimensions, Sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -200,7 +200,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     decoded = -(-trainer.prompts_per_step // trainer.processes)
-    by_vllm = config.generation.engine is RolloutEngine.vllm
+    by_vllm = config.uses_vllm
     return estimate(
         model,
         learning,

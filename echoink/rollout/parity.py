@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
 
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import DataType, Sample
@@ -27,7 +26,7 @@ from echoink.media.loaders import Embedded
 from echoink.models.encoders import encode_media
 from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
-from echoink.models.logprobs import score
+from echoink.models.shared_prefix import pack
 from echoink.rollout.vllm_engine import Engine, EngineSetup
 
 G = 4
@@ -109,7 +108,7 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
     asked = {kind: processor(sample) for kind, sample in samples().items()}
     prompts = list(asked.values())
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    add_fused_lm_head(model.eval(), temperature=setup.sampling.temperature)
+    model.eval()
     for prefix_cache in (True, False):
         wanted = replace(
             setup, rows=len(prompts) * G, longest=longest, sleeps=False, prefix_cache=prefix_cache, eager=True
@@ -120,27 +119,45 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
             rows, logps = engine.generate(prompts, list(range(len(prompts))), G)
             for number, (kind, prompt) in enumerate(asked.items()):
                 own = slice(number * G, (number + 1) * G)
-                gaps = _gaps(model, prompt, rows[own], logps[own], setup.bf16)
-                good = bool(gaps.max() < LIMITS[setup.dtype])
+                apart = gaps(model, prompt, rows[own], logps[own], setup.sampling.temperature, setup.bf16)
+                good = bool(apart.max() < LIMITS[setup.dtype])
                 layer = _first_apart(model, prompt, engine, setup) if prefix_cache or not good else ""
-                yield Parity(kind, prefix_cache, gaps.max().item(), gaps.mean().item(), len(gaps), layer, good)
+                yield Parity(kind, prefix_cache, apart.max().item(), apart.mean().item(), len(apart), layer, good)
         finally:
             engine.close()
 
 
-def _gaps(
-    model: PreTrainedModel, prompt: PromptInputs, rows: Sequence[Sequence[int]], logps: Sequence, bf16: bool
+@torch.no_grad()
+def gaps(
+    model: PreTrainedModel,
+    prompt: PromptInputs,
+    rows: Sequence[Sequence[int]],
+    logps: Sequence[Sequence[float]],
+    temperature: float,
+    bf16: bool,
 ) -> Tensor:
-    """Differences of the log-probabilities of all tokens."""
-    device, length = model.device, max(map(len, rows))
-    ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-    scored, theirs = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape, device=device)
-    for number, (row, own) in enumerate(zip(rows, logps, strict=True)):
-        ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row, device=device), True
-        theirs[number, : len(row)] = torch.tensor(own, device=device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        ours, _ = score(model, [prompt], None, [0] * len(rows), ids, scored)
-    return (ours.float() - theirs)[scored].abs()
+    """How far an engine's log-probabilities of its completions are from the model's: one difference for each token.
+
+    Args:
+        model: with our attention.
+        prompt: that was asked.
+        rows: token ids of its completions.
+        logps: the engine's.
+        temperature: of the distribution that they are of.
+        bf16: whether the model computes in bfloat16 under autocast.
+    """
+    family, device = family_of(model), model.device
+    packed = pack([prompt], [[torch.tensor(row) for row in rows]])
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        hidden = model.model(
+            input_ids=packed.input_ids.to(device),
+            position_ids=packed.position_ids.to(device),
+            layout=packed.layout,
+            prompts=[prompt],
+        ).last_hidden_state
+        logits = family.logits(model, hidden)[0].float() / temperature
+    ours = logits.log_softmax(-1).gather(1, packed.labels[0, :, None].to(device))[:, 0]
+    return (ours - torch.tensor([value for row in logps for value in row], device=device)).abs()
 
 
 def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, setup: EngineSetup) -> str:

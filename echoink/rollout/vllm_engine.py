@@ -259,7 +259,12 @@ class Engine:
         return Pushed(answer["count"], len(sent), seen)
 
     def generate(
-        self, prompts: Sequence[PromptInputs], seeds: Sequence[int], group: int
+        self,
+        prompts: Sequence[PromptInputs],
+        seeds: Sequence[int],
+        group: int,
+        greedy: bool = False,
+        rests: bool = True,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """G completions for each of B prompts.
 
@@ -267,6 +272,8 @@ class Engine:
             prompts: B prompts.
             seeds: of their sampling, one each.
             group: G.
+            greedy: take the likeliest token each time; then G is 1.
+            rests: give the GPU's memory back afterwards, where the engine sleeps: the next call wants a `push` before.
 
         Returns:
             B·G lists of tokens, an end token last where there is one, and the log-probability of each under the
@@ -277,9 +284,14 @@ class Engine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         self._make_room()
-        answer = self._ask("generate", prompts=asked, sampling=self._sampling)
+        sampling = self._sampling | {"temperature": 0.0 if greedy else 1.0}  # the logits are divided already
+        answer = self._ask("generate", prompts=asked, sampling=sampling, rests=rests)
         self.cached = answer["cached"]
         return [row for rows in answer["tokens"] for row in rows], [row for rows in answer["logps"] for row in rows]
+
+    def rest(self) -> None:
+        """Give the GPU's memory back, where the engine sleeps."""
+        self._ask("rest")
 
     def residuals(self, prompt: PromptInputs) -> list[Tensor]:
         """The embedded prompt and the residual stream after each layer, each [P, D]; see `parity`."""

@@ -144,13 +144,18 @@ class Worker:
             for name, handle in handles:
                 yield name, _of_handle(handle)
 
-    def generate(self, prompts: list[dict], sampling: dict) -> dict:
+    def rest(self) -> None:
+        """Sleep until weights come."""
+        self._sleep()
+
+    def generate(self, prompts: list[dict], sampling: dict, rests: bool = True) -> dict:
         """n completions for each prompt.
 
         Args:
             prompts: each with `tokens` [P], `seed`, `n`, and where it has media `media` (arrays by the names of vLLM's
                 fields), `places` (modality, offset, length, mask or None) and `positions` [3, P].
             sampling: arguments of `SamplingParams` for all.
+            rests: sleep afterwards.
 
         Returns:
             `tokens`, `logps`: for each prompt n lists; `cached`: prompt tokens that were not computed again.
@@ -161,7 +166,6 @@ class Worker:
             params = SamplingParams(
                 n=prompt["n"],
                 seed=prompt["seed"],
-                temperature=1.0,  # the logits are divided already
                 logprobs=0,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -173,7 +177,8 @@ class Worker:
             for output in self._engine.step():
                 if output.finished:
                     finished[int(output.request_id.split("-")[0])] = output
-        self._sleep()
+        if rests:
+            self._sleep()
         rows = [sorted(finished[number].outputs, key=lambda row: row.index) for number in range(len(prompts))]
         return {
             "tokens": [[list(row.token_ids) for row in group] for group in rows],
@@ -202,7 +207,7 @@ class Worker:
         self._llm.reset_prefix_cache()
         hooks = self._llm.apply_model(watch)[0]
         try:
-            self.generate([prompt], {"max_tokens": 1})
+            self.generate([prompt], {"max_tokens": 1, "temperature": 1.0})
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,22 +1,20 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
 from typing import Any
 
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Config, Dtype, RolloutEngine
+from echoink.config.schema import Adapter, Config
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
-from echoink.planning import memory
 from echoink.planning.steps import training_steps
 from echoink.rewards import terms
-from echoink.rollout import vllm_engine
+from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
@@ -31,7 +29,13 @@ from echoink.training.trl_config import arguments
 
 
 def train(
-    job: Job, files: RunFolder, tracker: Tracker, evaluator: Evaluator, longest: int, start: resume.Start
+    job: Job,
+    files: RunFolder,
+    tracker: Tracker,
+    evaluator: Evaluator,
+    longest: int,
+    start: resume.Start,
+    engine: Engine | None = None,
 ) -> EchoInkTrainer:
     """Train the job's model to the last step; the run's summary says what came of it.
 
@@ -42,6 +46,7 @@ def train(
         evaluator: for the development split and the watched samples.
         longest: tokens of the longest prompt.
         start: the step and the checkpoint that it begins with.
+        engine: generates the rollouts in the place of our decoder.
 
     Returns:
         The trainer, whose `unsharded` has the model that came of it.
@@ -60,31 +65,29 @@ def train(
     recorder = _recorder(config, files, tracker, steps)
     keeper = _keeper(job, files, evaluator, recorder, provenance)
     scoring = _scoring(job)
-    by_vllm = config.generation.engine is RolloutEngine.vllm
-    with closing(_engine(job, files, longest)) if by_vllm else nullcontext() as engine:
-        trainer = EchoInkTrainer(
-            Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
-            job.splits.train,
-            scoring,
-            arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
-            config.grpo,
-            curriculum=config.dataset.curriculum,
-            callbacks=[recorder, keeper],
-            on_rollout=_on_rollout(job, files, tracker, scoring),
-        )
-        if lora:
-            learning, total = trainer.model.get_nb_trainable_parameters()
-            console.say("adapter", f"{config.adapter.kind.name} of rank {lora.r} · {learning:,} of {total:,} learn")
-        keeper.trainer = trainer
-        try:
-            trainer.go_on(start.checkpoint)
-        except (KeyboardInterrupt, signals.Preempted):
-            recorder.close()
-            keeper.leave()
-            raise
-        finally:
-            recorder.close()
-            trainer.close()
+    trainer = EchoInkTrainer(
+        Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
+        job.splits.train,
+        scoring,
+        arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
+        config.grpo,
+        curriculum=config.dataset.curriculum,
+        callbacks=[recorder, keeper],
+        on_rollout=_on_rollout(job, files, tracker, scoring),
+    )
+    if lora:
+        learning, total = trainer.model.get_nb_trainable_parameters()
+        console.say("adapter", f"{config.adapter.kind.name} of rank {lora.r} · {learning:,} of {total:,} learn")
+    keeper.trainer = trainer
+    try:
+        trainer.go_on(start.checkpoint)
+    except (KeyboardInterrupt, signals.Preempted):
+        recorder.close()
+        keeper.leave()
+        raise
+    finally:
+        recorder.close()
+        trainer.close()
     _sum_up(files, trainer, keeper)
     return trainer
 
@@ -172,49 +175,6 @@ def _sum_up(files: RunFolder, trainer: EchoInkTrainer, keeper: Keeper) -> None:
     files.write_summary()
     if keeper.best:
         console.say("best", f"step {keeper.best['step']}, {console.percent(keeper.best['accuracy'])} on dev, is kept")
-
-
-def _engine(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
-    """vLLM beside this process."""
-    trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
-    bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
-    weights = collectives.first(
-        lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.of(job.model), bf16))
-    )
-    own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
-    started: list[vllm_engine.Engine] = []
-
-    def start() -> None:
-        started.append(
-            vllm_engine.Engine(
-                job.model,
-                job.processor.processor,
-                vllm_engine.EngineSetup(
-                    python=settings.python,
-                    sampling=job.sampling,
-                    end_ids=job.end_ids,
-                    rows=trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size,
-                    longest=longest,
-                    bf16=bf16,
-                    device=state.device,
-                    sleeps=settings.sleep,
-                ),
-                files.path / own,
-                weights,
-                state.is_local_main_process,
-                collectives.each,
-            )
-        )
-
-    console.say("engine", f"vLLM starts, {files.path / own} has what it says …")
-    try:
-        collectives.each(start)
-    except BaseException:
-        for one in started:
-            one.close()
-        raise
-    console.say("engine", f"vLLM {started[0].version} after {started[0].seconds:.0f} s, beside each process")
-    return started[0]
 
 
 def _first_and_last(files: RunFolder) -> dict[str, float]:

@@ -89,7 +89,10 @@ class StandIn:
             found = [values if number < 2 else 2 * values for number, values in enumerate(found)]
         return [values.numpy() for values in found]
 
-    def generate(self, prompts, sampling):
+    def rest(self):
+        pass
+
+    def generate(self, prompts, sampling, rests=True):
         if os.environ.get("STAND_IN") == "dies":
             os._exit(9)
         asked = [self._prompt(prompt) for prompt in prompts]
@@ -98,7 +101,7 @@ class StandIn:
         noise = [np.random.default_rng(prompt["seed"]).random((group, length), dtype=np.float32) for prompt in prompts]
         wanted = Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length)
         ends = sampling["stop_token_ids"]
-        temperatures = [self.temperature] * group
+        temperatures = [self.temperature * sampling["temperature"]] * group
         rows = rollout.generate(
             self.model, asked, torch.from_numpy(np.stack(noise)), temperatures, wanted, ends, ends[0]
         )

@@ -570,3 +570,22 @@ def test_the_canary_tries_every_way_in_which_weights_pass():
         f"{kind}, {state}" for kind in ("whole", "lora", "qlora") for state in ("asleep", "awake")
     ]
     assert {kind.partition(",")[0] for kind in canary.modes(gpu=True)} <= set(canary.RATES)
+
+
+def test_an_evaluation_by_an_engine_says_how_far_it_is_from_the_models_own(tmp_path):
+    """Greedy answers are the model's; sampled ones are other draws, of which each variant has its own."""
+    words = [*SMALL, "task=eval", "tracking=off", "eval.cache=null", "eval.ablations=[no_audio]", "eval.samples=2"]
+    found = {}
+    for engine in ("transformers", "vllm"):
+        out = f"hydra.run.dir=outputs/{engine}"
+        done = processes.run(tmp_path, *words, f"eval.engine={engine}", out, code=COMMAND)
+        assert done.returncode == 0, done.stderr
+        found[engine] = lines(tmp_path / f"outputs/{engine}/predictions.jsonl")
+    assert "greedy answers alike in 12 of 12" in done.stdout
+    summary = json.loads((tmp_path / "outputs/vllm/summary.json").read_text())
+    assert summary["base"]["engine"]["logp_difference_mean"] < 1e-5
+    ours, theirs = ({(row["id"], row["variant"], row["draw"]): row for row in rows} for rows in found.values())
+    assert ours.keys() == theirs.keys() and len(ours) == 12 * 2 * 3
+    greedy = [key for key in ours if key[2] == "greedy"]
+    assert all(ours[key]["completion"] == theirs[key]["completion"] for key in greedy)
+    assert any(ours[key]["completion"] != theirs[key]["completion"] for key in ours)

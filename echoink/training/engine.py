@@ -1,0 +1,65 @@
+"""vLLM as a run wants it: started beside each process."""
+
+from echoink.common import console
+from echoink.config.schema import Dtype, Task
+from echoink.distributed import collectives
+from echoink.distributed.process_group import processes
+from echoink.planning import memory
+from echoink.rollout import vllm_engine
+from echoink.run_folder.folder import RunFolder
+from echoink.training.setup import Job
+
+
+def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
+    """vLLM beside this process, for the rollouts of a run, for its evaluations, or for both.
+
+    Args:
+        job: what the run works with.
+        files: the run's folder, for what the engine says.
+        longest: tokens of the longest prompt.
+
+    Raises:
+        UserError: there is no vLLM, or it does not start in one of the processes.
+    """
+    trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
+    bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
+    weights = collectives.first(
+        lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.of(job.model), bf16))
+    )
+    own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
+    rows = memory.MOST_PROMPTS
+    if job.config.task is Task.train:
+        rows = trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size
+    started: list[vllm_engine.Engine] = []
+
+    def begin() -> None:
+        started.append(
+            vllm_engine.Engine(
+                job.model,
+                job.processor.processor,
+                vllm_engine.EngineSetup(
+                    python=settings.python,
+                    sampling=job.sampling,
+                    end_ids=job.end_ids,
+                    rows=rows,
+                    longest=longest,
+                    bf16=bf16,
+                    device=state.device,
+                    sleeps=settings.sleep,
+                ),
+                files.path / own,
+                weights,
+                state.is_local_main_process,
+                collectives.each,
+            )
+        )
+
+    console.say("engine", f"vLLM starts, {files.path / own} has what it says …")
+    try:
+        collectives.each(begin)
+    except BaseException:
+        for one in started:
+            one.close()
+        raise
+    console.say("engine", f"vLLM {started[0].version} after {started[0].seconds:.0f} s, beside each process")
+    return started[0]
