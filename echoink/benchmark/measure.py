@@ -52,14 +52,19 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         f"G {work.group} · completions of {int(work.mask.sum(1).min())} to {int(work.mask.sum(1).max())} · "
         f"{sum(p.numel() for p in systems['ours'].unwrapped.parameters()):,} parameters · {device.type}",
     )
+    console.say("", "first whether all compute the same; then each phase is timed, and its operations counted")
     parity = compare(systems, tolerance=1e-4 if config.shape.dtype.name == "float32" else 0.3)
     console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
 
     seconds = timed(systems, config.repeats, device)
     flops = None
     if device.type == "cpu":
-        flops = {name: {phase: executed_flops(run) for phase, run in phases(of)} for name, of in systems.items()}
-    memory = {name: peak_memory(system.update, device) for name, system in systems.items()}
+        counted = [(name, phase, run) for name, of in systems.items() for phase, run in phases(of)]
+        flops = {name: {} for name in systems}
+        for name, phase, run in console.progress("operations", len(counted))(counted):
+            flops[name][phase] = executed_flops(run)
+    each = console.progress("memory", len(systems))(systems.items())
+    memory = {name: peak_memory(system.update, device) for name, system in each}
     needed = needed_flops(systems["ours"])
     medians = {name: {phase: of["median"] for phase, of in found.items()} for name, found in seconds.items()}
     ours, rows, groups = (medians[name] for name in SYSTEMS)
@@ -173,12 +178,14 @@ def _log_probabilities_and_gradient(system: Step) -> tuple[torch.Tensor, torch.T
     return torch.cat(found), gradient
 
 
-def timed(systems: dict[str, Step], repeats: int, device: torch.device) -> dict[str, dict[str, dict[str, float]]]:
+def timed(
+    systems: dict[str, Step], repeats: int, device: torch.device, aloud: bool = True
+) -> dict[str, dict[str, dict[str, float]]]:
     """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
     found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PARTS} for name in systems}
     names = list(systems)
     turns = [name for turn in range(repeats + 1) for name in (names if turn % 2 == 0 else names[::-1])]
-    for count, name in enumerate(console.progress("time", len(turns))(turns)):
+    for count, name in enumerate(console.progress("time", len(turns))(turns) if aloud else turns):
         spent = {}
         for phase, run in phases(systems[name]):
             if device.type == "cuda":
@@ -268,7 +275,7 @@ def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
     points = [("group_size", group) for group in GROWTH["group_size"]]
     points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
     rows = []
-    for key, value in points:
+    for key, value in console.progress("growth", len(points))(points):
         changed = replace(config, shape=replace(config.shape, prompts=1, **{key: value}))
         systems = make_systems(changed, device)
         del systems["one group at a time"]
@@ -276,7 +283,7 @@ def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
         systems["ours"].rollout()  # features, where the towers are frozen
         for system in systems.values():
             system.prefill = system.rollout = lambda: None
-        found = timed(systems, 1, device)
+        found = timed(systems, 1, device, aloud=False)
         spent = {name: of["reference"]["median"] + of["update"]["median"] for name, of in found.items()}
         del systems
         rows.append({"key": key, "value": value, **spent, "ratio": spent["plain rows"] / spent["ours"]})

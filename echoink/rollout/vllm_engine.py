@@ -173,7 +173,8 @@ class Engine:
             "dtype": str(self._dtype).removeprefix("torch."),
             "max_model_len": length,
             "max_num_seqs": setup.rows,
-            "max_num_batched_tokens": max(4096, setup.longest),
+            # On a CPU vLLM cannot divide the prefill of a prompt whose sampling has a seed.
+            "max_num_batched_tokens": max(4096, setup.longest if self._gpu else setup.rows * setup.longest),
             "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self._dtype),
             "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
