@@ -22,12 +22,14 @@ def towers_learn(base: torch.nn.Module) -> bool:
 
 
 def same_towers(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two models' towers hold the same weights, bit for bit; before `rounding.round_frozen` touches one."""
+    """Whether two models' towers hold the same weights, bit for bit in the type of the other's; before
+    `rounding.round_frozen` touches one.
+    """
     pairs = [
         zip(getattr(one, tower).parameters(), getattr(other, tower).parameters(), strict=True)
         for tower in family_of(one).TOWERS.values()
     ]
-    return all(a is b or torch.equal(a, b) for pair in pairs for a, b in pair)
+    return all(a is b or torch.equal(a.to(b.dtype), b) for pair in pairs for a, b in pair)
 
 
 def encode_media(base: torch.nn.Module, prompts: Sequence[PromptInputs], run_all: bool = False) -> list[Features]:

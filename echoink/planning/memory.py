@@ -151,6 +151,7 @@ def estimate(
     engine: Rows | None = None,
     engine_sleeps: bool = True,
     adapts: bool = False,
+    divided: bool = False,
 ) -> Estimate:
     """Memory of one training step, on one process that holds everything.
 
@@ -165,9 +166,12 @@ def estimate(
         engine: rows that vLLM decodes together, where there is one.
         engine_sleeps: whether it gives its memory back between rollouts.
         adapts: whether only an adapter learns.
+        divided: whether the processes will share it out.
     """
     weights = reference_bytes = model.weight_bytes
-    if bf16 and model.itemsize > 2:
+    if bf16 and model.itemsize > 2 and divided:
+        weights += 2 * model.parameters  # gathered in bfloat16; the shares stay as they are
+    elif bf16 and model.itemsize > 2:
         # Linear layers that do not learn are held in bfloat16 (`models/rounding.py`); those that learn have a copy in
         # it for the decoder, and autocast's own.
         saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
@@ -212,6 +216,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         engine=Rows(decoded * group, 1, 0, longest + completion) if by_vllm else None,
         engine_sleeps=engine_sleeps,
         adapts=config.adapter.kind is not Adapter.none,
+        divided=trainer.sharding is not Sharding.none,
     )
 
 

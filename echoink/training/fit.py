@@ -7,7 +7,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Config
+from echoink.config.schema import Adapter, Config, Sharding
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
@@ -110,8 +110,10 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
         return loading.lora(adapter.rank, adapter.alpha, adapter.dropout, adapter.targets), None
     if not config.grpo.beta:
         return None, None
-    shards = shard_plan_of(config)
-    return None, loading.load_reference(job.path, wanted.dtype.name, wanted.attention.name, shards)
+    shards, dtype = shard_plan_of(config), wanted.dtype.name
+    if config.trainer.bf16 and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
+        dtype = "bfloat16"  # DeepSpeed would round it, after each process has held it whole in float32
+    return None, loading.load_reference(job.path, dtype, wanted.attention.name, shards)
 
 
 def _recorder(config: Config, files: RunFolder, tracker: Tracker, steps: int) -> Recorder:
