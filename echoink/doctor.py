@@ -27,8 +27,11 @@ from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Attention, Config, Source, Task
+from echoink.config.schema import Attention, Config, Dtype, Source, Task
 from echoink.run_folder import checkpoint
+
+PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
+"""Keys whose values may be paths."""
 
 
 class Verdict(Enum):
@@ -291,7 +294,7 @@ def parity(config: Config) -> Iterator[Finding]:
             end_ids=loaded.end_ids,
             rows=1,
             longest=1,
-            bf16=config.trainer.bf16,
+            bf16=config.trainer.bf16 or config.model.dtype is Dtype.bfloat16,
             device=processes().device,
             sleeps=False,
         )
@@ -310,7 +313,7 @@ def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
 
     # The runs lie in another folder: what is a path here must be one there.
     words = [
-        "=".join([key, str(Path(value).absolute())]) if value and Path(value).exists() else word
+        f"{key}={Path(value).absolute()}" if key in PATHS and Path(value).exists() else word
         for word in overrides
         for key, _, value in [word.partition("=")]
     ]
@@ -324,6 +327,8 @@ def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
 def main(words: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
     asked = {word.partition("=")[0] for word in words if word in ("engine=true", "canary=true")}
+    if wrong := [word for word in words if word.partition("=")[0] in ("engine", "canary") and "true" not in word]:
+        raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
     overrides = [word for word in words if word.partition("=")[0] not in ("engine", "canary")]
     config = compose(overrides)[0].config
     found = itertools.chain(

@@ -6,12 +6,19 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
@@ -85,6 +92,31 @@ def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
                     say(label, f"{number:,}/{total:,}" if total else f"{number:,}")
 
     return wrap
+
+
+@contextmanager
+def bytes_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes: it gives what advances it; in a file a line every 20 s."""
+    shown = Progress(
+        TextColumn(f"[bold]{label:<9}[/]"),
+        BarColumn(bar_width=28),
+        DownloadColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with shown:
+        task, state = shown.add_task(label, total=total), {"bytes": 0, "said": time.monotonic()}
+
+        def advance(count: int) -> None:
+            shown.advance(task, count)
+            state["bytes"] += count
+            if not console.is_terminal and time.monotonic() - state["said"] > LINES_EVERY:
+                state["said"] = time.monotonic()
+                say(label, f"{state['bytes'] / 2**20:,.0f}/{total / 2**20:,.0f} MB")
+
+        yield advance
 
 
 @contextmanager

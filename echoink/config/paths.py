@@ -14,7 +14,9 @@ def conf_dir() -> Path:
     raise UserError(f"no conf/config.yaml in or beside {package}", "reinstall echoink")
 
 
-TINY = Path(__file__).parent.parent / "assets" / "tiny"
+ASSETS = Path(__file__).parent.parent / "assets"
+"""What comes with the package."""
+TINY = ASSETS / "tiny"
 """The embedded model: `model.path=tiny`."""
 
 

@@ -1,6 +1,7 @@
 """A dataset fetched, and looked at as the model gets it.
 
 python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
+python -m echoink.data get open_media output=mine/media      real recordings and pictures out of Debian's packages
 python -m echoink.data show n=3                              the first samples of the default, to outputs/shown
 python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of any other
 python -m echoink.data new mine                              a few rows of every kind with media, to be replaced
@@ -60,6 +61,24 @@ def get(name: str, output: Path) -> Path:
             f"fetch {ARCHIVE} where a hub can be reached and unpack it, or make the set with echoink.curate",
         )
     return unpack(Path(archive), output)
+
+
+def get_open_media(words: Sequence[str]) -> int:
+    """Build the set of real recordings and pictures, see `open_media.build`."""
+    from echoink.common.console import bytes_bar, progress
+    from echoink.data.open_media.build import OpenMediaConfig, build
+
+    if {"-h", "--help"} & set(words):
+        print(cli.help_of(get_open_media.__doc__, OpenMediaConfig))
+        return 0
+    config = cli.settings(OpenMediaConfig, words)
+    for label, text in build(config, progress, bytes_bar).lines:
+        say(label, text)
+    say("written", f"{config.output}: recordings/, packages/, CREDITS.md")
+    place = shlex.quote(f"dataset.path={quoted(Path(config.output) / 'recordings')}")
+    say("look", f"python -m echoink.data show dataset=open_media {place} n=30 output=outputs/open_media.html")
+    say("train", f"python -m echoink.train dataset=open_media {place}")
+    return 0
 
 
 def unpack(archive: Path, output: Path) -> Path:
@@ -190,6 +209,8 @@ def main(words: Sequence[str]) -> int:
         UserError: an unknown command or key, or what the command says.
     """
     what, *rest = words
+    if words[:2] == ["get", "open_media"]:
+        return get_open_media(words[2:])
     if {"-h", "--help"} & set(rest):
         print(__doc__.strip())
         return 0

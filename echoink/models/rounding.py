@@ -5,7 +5,7 @@ learn, and repeats it for those that do not: at every token of a rollout. What i
 the last bit; norms, embeddings and convolutions stay as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from echoink.distributed import sharding
 
 
-def _linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters in float32 that linear layers alone use."""
+def _linear_weights(
+    model: nn.Module, within: Container[nn.Module] | None = None, shared: bool = False
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of linear layers in float32.
+
+    Args:
+        model: whose.
+        within: only layers that are among these.
+        shared: also those that another kind of layer uses, as an embedding does that is the head's matrix.
+    """
     elsewhere = {
         id(parameter)
         for module in model.modules()
@@ -22,9 +30,9 @@ def _linear_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for parameter in module.parameters(recurse=False)
     }
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and (within is None or module in within):
             for own, parameter in module.named_parameters(name, recurse=False):
-                if parameter.dtype is torch.float32 and id(parameter) not in elsewhere:
+                if parameter.dtype is torch.float32 and (shared or id(parameter) not in elsewhere):
                     yield own, parameter
 
 
@@ -34,15 +42,23 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if on else None
 
 
-def round_linear(model: nn.Module, dtype: torch.dtype | None, copies: dict[str, Tensor]) -> None:
+def round_linear(
+    model: nn.Module, dtype: torch.dtype | None, copies: dict[str, Tensor], within: Container[nn.Module] | None = None
+) -> None:
     """Bring `copies` up to date: the float32 weights of linear layers in `dtype`, by name; nothing where it is None.
 
     A copy that is there is written over, so that it stays where it is.
+
+    Args:
+        model: whose weights.
+        dtype: of the copies.
+        copies: by name.
+        within: only layers that are among these.
     """
     if dtype is None:
         copies.clear()
         return
-    for name, parameter in _linear_weights(model):
+    for name, parameter in _linear_weights(model, within, shared=True):
         if name not in copies:
             copies[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         copies[name].copy_(parameter.detach())

@@ -18,10 +18,12 @@ REWARD = """def reward(completion, sample):
 """
 RISE = 1.25
 """How many times longer completions must be in the last quarter of the steps than in the first rollout."""
-SHORT = ["generation=vllm", "generation.max_new_tokens=96", "dataset.train=64", "tracking=off"]
+SHORT = ["generation=vllm", "dataset.train=64", "tracking=off"]
 SHORT += ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
 SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
 SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0"]
+ROOM = (96, 512)
+"""Most tokens of a completion of the embedded model, and of a large one: several times what it begins with."""
 RATES = {"whole": (1e-3, 1e-5), "lora": (1e-2, 5e-4), "qlora": (1e-2, 5e-4)}
 """Learning rates of the embedded model, where they were tried, and of a large one, where they were not."""
 
@@ -76,7 +78,8 @@ def sing(
     for mode, chosen in modes(gpu).items():
         rate = RATES[mode.partition(",")[0]][0 if tiny else 1]
         out = folder / mode.replace(", ", "-")
-        own = [*SHORT, "reward.file=longer.py", f"trainer.learning_rate={rate}", *chosen, f"hydra.run.dir={out}"]
+        own = [*SHORT, f"generation.max_new_tokens={ROOM[0 if tiny else 1]}", f"trainer.learning_rate={rate}", *chosen]
+        own += ["reward.file=longer.py", f"hydra.run.dir={out}"]
         failed = run([*own, *words], folder)
         log = out / "metrics.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []

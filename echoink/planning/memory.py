@@ -73,7 +73,7 @@ class Estimate:
     activations: int
     """Kept for the backward pass."""
     cache: int
-    """Keys and values of a rollout, or of an evaluation, which is over when the backward pass begins."""
+    """Keys and values of a rollout: the decoder keeps the room for the next one."""
     gathered: int = 0
     """Divided weights, put together for a rollout."""
     engine: int = 0
@@ -84,8 +84,8 @@ class Estimate:
     @property
     def total(self) -> int:
         """At the worst moment of a step: in the rollout, in an evaluation or in the backward pass."""
-        always = self.weights + self.reference + self.optimizer + self.engine_between
-        decoding = self.gathered + max(self.cache, self.engine - self.engine_between)
+        always = self.weights + self.reference + self.optimizer + self.cache + self.engine_between
+        decoding = self.gathered + self.engine - self.engine_between
         return always + max(self.gradients + self.activations, decoding)
 
     def sharded(self, sharding: Sharding, processes: int, gathered: int) -> "Estimate":
@@ -185,7 +185,7 @@ def estimate(
         gradients=learning * model.itemsize,
         optimizer=2 * learning * model.itemsize,
         activations=activations(model, rows, bf16, checkpointing),
-        cache=cache(model, decoded, bf16),
+        cache=0 if engine else cache(model, decoded, bf16),
         engine=beside,
         engine_between=0 if engine_sleeps else beside,
     )
@@ -229,8 +229,9 @@ def evaluation_prompts(
 ) -> int:
     """Prompts that an evaluation decodes together: as many as there is room for, at least 1, at most `MOST_PROMPTS`.
 
-    Each takes the keys and values of its prompt twice (as they are prefilled, and where the decoder holds them), those
-    of its completions, a layer's activations while it is prefilled, and the logits of its draws.
+    Each takes the keys and values of its prompt several times (as they are prefilled, in the type of the decoder, and
+    where the decoder holds them), those of its completions, a layer's activations while it is prefilled, and the logits
+    of its draws.
 
     Args:
         model: what is evaluated.
@@ -242,7 +243,7 @@ def evaluation_prompts(
         room: bytes of memory.
     """
     d, size = model.dimensions, 2 if bf16 else model.itemsize
-    kept = cache(model, Rows(1, draws, 2 * longest, completion), bf16)
+    kept = cache(model, Rows(1, draws, 4 * longest, completion), bf16)
     passing = longest * (3 * d.feed_forward + 8 * d.width) * size + draws * d.vocabulary * 12
     return max(1, min(MOST_PROMPTS, int((USABLE * room - beside) // (kept + passing))))
 

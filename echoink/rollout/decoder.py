@@ -94,6 +94,9 @@ class Decoder:
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=unseen.device)
             self._filled = torch.zeros(1, dtype=torch.long, device=unseen.device)
         start = sizes[1] - tokens  # prompts end where their rooms end
+        # What an earlier rollout left is masked, and masked values count as 0 times themselves: they must be finite.
+        for room in (room for rooms in (*self._shared_room, *self._own_room) for room in rooms):
+            room.zero_()
         for rooms, parts in zip(self._shared_room, prefix, strict=True):
             for room, part in zip(rooms, parts, strict=True):
                 room[:prompts, :, start:] = part
@@ -243,7 +246,8 @@ class _Layers(nn.Module):
 
     def round(self, device_type: str) -> None:
         """Round the weights as they are now, where autocast would; into the copies that are there."""
-        round_linear(self, autocast_dtype(device_type), self._rounded)
+        used = {*self._family.language_model(self.model.model).modules(), self.model.lm_head}
+        round_linear(self, autocast_dtype(device_type), self._rounded, used)
 
     def addresses(self) -> list[int]:
         """Where the weights lie."""
@@ -251,11 +255,9 @@ class _Layers(nn.Module):
 
     def run(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
         """Logits [S, V]."""
-        return (
-            functional_call(self, self._rounded, (tokens, positions, layout))
-            if self._rounded
-            else self(tokens, positions, layout)
-        )
+        given = (tokens, positions, layout)
+        # A head may share its matrix with the embedding, which stays as it is.
+        return functional_call(self, self._rounded, given, tie_weights=False) if self._rounded else self(*given)
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Decoder) -> Tensor:
         """Logits [S, V] after `tokens` [S] at `positions` [S]; `layout` attends."""

@@ -146,7 +146,8 @@ def gaps(
         temperature: of the distribution that they are of.
         bf16: whether the model computes in bfloat16 under autocast.
     """
-    family, device = family_of(model), model.device
+    family, device, was_training = family_of(model), model.device, model.training
+    model.eval()
     packed = pack([prompt], [[torch.tensor(row) for row in rows]])
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         hidden = model.model(
@@ -156,6 +157,7 @@ def gaps(
             prompts=[prompt],
         ).last_hidden_state
         logits = family.logits(model, hidden)[0].float() / temperature
+    model.train(was_training)
     ours = logits.log_softmax(-1).gather(1, packed.labels[0, :, None].to(device))[:, 0]
     return (ours - torch.tensor([value for row in logps for value in row], device=device)).abs()
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
@@ -44,7 +45,7 @@ WORKER = Path(__file__).parent / "vllm_worker.py"
 MEMORY = Path("/dev/shm")
 """Where weights pass from trainer to engine without a GPU, if there is room: a container's may have 64 MB."""
 CHUNK = 2**30
-"""Bytes of weights in the type of the engine that a GPU holds twice while they pass."""
+"""Bytes of weights, in the type of the engine, made ready at a time; the weight that fills them is the last."""
 MORE = object()
 """The engine's answer where it wants more weights."""
 _BLOCK = 32
@@ -257,6 +258,13 @@ class Engine:
                 "generation.vllm.sleep=false keeps them where they are",
             )
         seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
+        if not seen:
+            raise UserError(
+                f"nothing of what the engine was sent can be found in it: {len(sent)} parts of layers",
+                f"this version of vLLM ({self.version}) names its weights otherwise than the tested ones",
+            )
+        if not self._has_weights:
+            console.say("engine", f"weights are compared bit for bit in {seen} of {len(sent)} parts of layers")
         return Pushed(answer["count"], len(sent), seen)
 
     def generate(
@@ -312,6 +320,7 @@ class Engine:
     def _make_room(self) -> None:
         """Give the GPU what PyTorch keeps for later: the engine is another process and cannot use it."""
         if self._gpu is not None:
+            torch.cuda.ipc_collect()  # weights that the engine has read by now
             torch.cuda.empty_cache()
 
     def _media(self, prompt: PromptInputs) -> dict[str, Any]:

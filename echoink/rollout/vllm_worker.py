@@ -1,8 +1,8 @@
 """vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
-start(settings, …), weights(path, whole), generate(prompts, sampling), and ends when the connection does. While it takes
-weights without a file it answers ("more", None), for which it gets the next of them.
+start(settings, …), weights(path, whole), generate(prompts, sampling, rests), rest(), residuals(prompt). It ends when
+the connection does. While it takes weights without a file it answers ("more", None), and gets the next of them.
 
 What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
 resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
@@ -43,7 +43,7 @@ class Worker:
     Args:
         connection: to the trainer.
 
-    All methods take and return plain values, numpy arrays and torch tensors on the CPU.
+    All methods take and return plain values and numpy arrays, but for the handles of shared weights.
     """
 
     def __init__(self, connection: Connection):
@@ -74,10 +74,10 @@ class Worker:
         self._sleeps = sleeps
         self._positions: dict[str, tuple[torch.Tensor, int]] = {}
         self._generated = 0
-        self._buffers: dict[str, dict] = {}
         self._llm.apply_model(lambda model: self._prepare(model, temperature))
         module, function, arguments = fields
         self._fields = getattr(importlib.import_module(module), function)(*arguments)
+        self._buffers = self._llm.apply_model(self._seen)[0][1]
         self._sleep()
         return vllm.__version__
 
@@ -120,8 +120,7 @@ class Worker:
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
         held, buffers = self._llm.apply_model(self._seen)[0]
-        before = self._buffers = self._buffers or buffers
-        changed = [name for name, value in before.items() if buffers.get(name) != value]
+        changed = [name for name, value in self._buffers.items() if buffers.get(name) != value]
         return {"count": len(self._loaded), "held": held, "buffers": changed}
 
     @staticmethod
@@ -194,7 +193,7 @@ class Worker:
         found = []
 
         def embedded(_module, _given, named) -> None:
-            found.append(named["hidden_states"])
+            found.append(named["hidden_states"].clone())  # which the layers' norms write over
 
         def after(_module, _given, made) -> None:
             found.append(made[0] + made[1])  # what the layer adds, and what was there

@@ -15,11 +15,11 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def part_of(name: str) -> str:
     """The part of a layer that a weight belongs to, alike for the names of a checkpoint and of an engine."""
-    *words, _, kind = name.split(".")
-    numbers = [place for place, word in enumerate(words) if word.isdigit()]
-    if not numbers:
-        return ".".join(name.split(".")[-2:])
-    return ".".join([*words[max(0, numbers[-1] - 2) :], kind])
+    *words, own, kind = name.split(".")
+    if numbers := [place for place, word in enumerate(words) if word.isdigit()]:
+        return ".".join([*words[max(0, numbers[-1] - 2) :], kind])
+    # Of no layer: two towers may both have a `proj`; the head's neighbours have other names in an engine.
+    return ".".join([*([] if own == "lm_head" else words[-1:]), own, kind])
 
 
 def digests(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:

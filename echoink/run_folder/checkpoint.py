@@ -106,7 +106,8 @@ def save(
     try:
         each(lambda: write(part))
         # 100 GB are read once more here: each process reads its share, several files at a time.
-        shares = share(lambda number, processes: _flushed_and_seen(part, number, processes))
+        names = first(lambda: _largest_first(part))  # one list: over a network others may see a file later
+        shares = share(lambda number, processes: _flushed_and_seen(part, names[number::processes]))
         first(lambda: finish({name: seen for one in shares for name, seen in one.items()}))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -151,17 +152,21 @@ def note_best(run: Path, best_of: dict[str, float]) -> None:
     write_atomic(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
 
 
-def _flushed_and_seen(folder: Path, number: int, processes: int) -> dict[str, dict[str, Any]]:
-    """Of every so many-th file, the largest first: flushed to the disk, its size and digest by its name."""
+def _largest_first(folder: Path) -> list[str]:
+    """Names of a folder's files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    own = sorted(files, key=lambda path: (-path.stat().st_size, path))[number::processes]
+    return [str(path.relative_to(folder)) for path in sorted(files, key=lambda path: (-path.stat().st_size, path))]
+
+
+def _flushed_and_seen(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Of these files, flushed to the disk: size and digest by name."""
+
+    def work(name: str) -> dict[str, Any]:
+        _flush(folder / name)
+        return _seen(folder / name)
+
     with ThreadPoolExecutor(_THREADS) as threads:  # the digest and the disk do without Python's lock
-
-        def work(path: Path) -> tuple[str, dict[str, Any]]:
-            _flush(path)
-            return str(path.relative_to(folder)), _seen(path)
-
-        return dict(threads.map(work, own))
+        return dict(zip(names, threads.map(work, names), strict=True))
 
 
 def _seen(path: Path) -> dict[str, Any]:

@@ -166,10 +166,13 @@ def evaluation_prompts(job: Job, longest: int) -> int:
         among, gathered = processes().num_processes, memory.gathered_bytes(model, config.trainer.bf16)
         needs = needs.sharded(config.trainer.sharding, among, gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
+        if config.adapter.kind is not Adapter.none:  # before training its base is not rounded yet, and the decoder's is
+            beside = max(beside, model.weight_bytes + 2 * model.parameters * config.trainer.bf16)
     draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
     room = torch.cuda.mem_get_info(device)[1]
     completion, bf16 = config.generation.max_new_tokens, config.trainer.bf16
-    chosen = memory.evaluation_prompts(model, beside, draws, longest, completion, bf16, room)
+    own = memory.evaluation_prompts(model, beside, draws, longest, completion, bf16, room)
+    chosen = min(collectives.share(lambda number, count: own))  # their rounds go together
     console.say("", f"{console.counted(chosen, 'prompt')} decoded together in evaluations (eval.batch_prompts)")
     return chosen
 

@@ -58,7 +58,7 @@ class EchoInkTrainer(Host):
         texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
         with self.timer.section("time/reward"):
             rewards = self._score(rollout, texts)
-        advantages = self._advantages(rollout, rewards, texts)
+        advantages = self._advantages(rewards, len(texts))
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             # With one update per rollout the policy of the loss is still the one that sampled: the loss takes its own
@@ -127,9 +127,9 @@ class EchoInkTrainer(Host):
         with self.timer.section("time/integration"), self.unsharded() as model, self.accelerator.autocast():
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
-    def _advantages(self, rollout: Rollout, rewards: Tensor, texts: list[str]) -> Tensor:
+    def _advantages(self, rewards: Tensor, rows: int) -> Tensor:
         """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
-        group, rows, scale = self.num_generations, len(texts), self._settings.scale
+        group, scale = self.num_generations, self._settings.scale
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
         # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))

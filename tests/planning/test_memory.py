@@ -61,7 +61,7 @@ def test_the_whole_of_a_step(model):
     full = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), False)
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
-    assert full.total == 20 * parameters + full.activations
+    assert full.total == 20 * parameters + full.activations + full.cache
     lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True, adapts=True)
     assert (lean.reference, lean.gradients, lean.optimizer) == (0, 0, 0)
     half = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), True)
@@ -73,10 +73,10 @@ def test_the_whole_of_a_step(model):
 
 def test_an_engine_takes_its_memory_in_the_rollout_or_always():
     asleep = memory.Estimate(weights=10, reference=0, gradients=2, optimizer=0, activations=4, cache=3, engine=9)
-    assert asleep.total == 10 + 9
-    assert replace(asleep, engine_between=9).total == 10 + 9 + 6
-    assert asleep.sharded(Sharding.fsdp2, 2, 10).total == 5 + 10 + 9
-    assert asleep.sharded(Sharding.zero2, 2, 10).total == 10 + 9
+    assert asleep.total == 10 + 3 + 9
+    assert replace(asleep, engine_between=9).total == 10 + 3 + 9 + 6
+    assert asleep.sharded(Sharding.fsdp2, 2, 10).total == 5 + 3 + 10 + 9
+    assert asleep.sharded(Sharding.zero2, 2, 10).total == 10 + 3 + 9
     assert asleep.sharded(Sharding.fsdp2, 1, 10) == asleep
 
 
@@ -100,6 +100,5 @@ def test_a_runs_engine_is_counted(model, sleeps):
     found = memory.of_run(config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert found.engine == 4 * parameters + memory.cache(memory.of(model), memory.Rows(8 * 4, 1, 0, 400), False)
     assert found.engine_between == (0 if sleeps else found.engine)
-    assert memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, 300, sleeps) == replace(
-        found, engine=0, engine_between=0
-    )
+    alone = memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, 300, sleeps)
+    assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache

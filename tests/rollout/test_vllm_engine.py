@@ -589,3 +589,12 @@ def test_an_evaluation_by_an_engine_says_how_far_it_is_from_the_models_own(tmp_p
     greedy = [key for key in ours if key[2] == "greedy"]
     assert all(ours[key]["completion"] == theirs[key]["completion"] for key in greedy)
     assert any(ours[key]["completion"] != theirs[key]["completion"] for key in ours)
+
+
+@pytest.mark.parametrize("freeze", [(), ("audio",), ("vision",), ("audio", "vision")])
+def test_what_is_sent_again_is_compared_with_all_that_is_called_like_it(freeze):
+    """Two towers have a `proj`: what one of them learns is not to be compared with both."""
+    model = loading.load_model("tiny", freeze=freeze)
+    sent = weight_digest.digests(vllm_engine.published(model, everything=False))
+    held = weight_digest.digests(vllm_engine.published(model, everything=True))
+    assert not weight_digest.differing(sent, held) and sent.keys() <= held.keys()

@@ -1,0 +1,260 @@
+"""Debian packages that hold recordings and pictures: downloaded, verified, unpacked without being installed.
+
+A `.deb` is an `ar` archive around a compressed tar. Two packages pack once more: GCompris keeps its media in Qt's
+binary resources (`.rcc`), OpenSFX its sounds in one file of OpenTTD's (`.cat`).
+"""
+
+import hashlib
+import lzma
+import struct
+import tarfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from echoink.common.errors import UserError
+
+MIRROR = "https://deb.debian.org/debian"
+_BLOCK = 2**18
+
+
+@dataclass(frozen=True)
+class Package:
+    """One of Debian 12's, pinned by its digest."""
+
+    key: str
+    """What `open_media.tsv` calls it."""
+    name: str
+    version: str
+    place: str
+    """Folder below the mirror's `pool/main`."""
+    size: int
+    sha256: str
+    licence: str
+    """Of its media, as its `copyright` file says, which is kept beside the media."""
+
+    @property
+    def file(self) -> str:
+        """The name of the `.deb`; an epoch is not part of it."""
+        return f"{self.name}_{self.version}_all.deb"
+
+
+PACKAGES = (
+    Package(
+        "tuxpaint",
+        "tuxpaint-stamps-default",
+        "2022.06.04-1",
+        "t/tuxpaint-stamps",
+        160_880_444,
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+        "GPL-2",
+    ),
+    Package(
+        "gcompris",
+        "gcompris-qt-data",
+        "3.1-2",
+        "g/gcompris-qt",
+        44_196_292,
+        "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
+        "by file: GPL-3+, CC-BY, CC-BY-SA, CC0, public domain",
+    ),
+    Package(
+        "scratch",
+        "scratch",
+        "1.4.0.6~dfsg1-6.1",
+        "s/scratch",
+        25_654_320,
+        "36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10",
+        "CC-BY-SA-3.0",
+    ),
+    Package(
+        "opensfx",
+        "openttd-opensfx",
+        "1.0.3-2",
+        "o/openttd-opensfx",
+        9_895_076,
+        "2898b4677a3caccc4abc08fb4cf83319047b5a04729291deb5c77a8cd713c006",
+        "CC-BY-SA-3.0",
+    ),
+    Package(
+        "sonic-pi",
+        "sonic-pi-samples",
+        "3.2.2~repack-8",
+        "s/sonic-pi",
+        21_882_696,
+        "25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",
+        "by file: mainly CC0",
+    ),
+    Package(
+        "sound-icons",
+        "sound-icons",
+        "0.1-8",
+        "s/sound-icons",
+        472_388,
+        "cbb7defa9cab0c86c9151e72c6c8a99a0ed21d244bc4c7cffdde7a0e4d9fa5b3",
+        "GPL-2+",
+    ),
+    Package(
+        "pomodoro",
+        "gnome-shell-pomodoro-data",
+        "0.22.1-1",
+        "g/gnome-shell-pomodoro",
+        6_056_268,
+        "15a5e49f27b433b2615f4e2ac9878f6d065c1a75b9f31101bd4dbd05f80e1777",
+        "GPL-2+ and GPL-3+",
+    ),
+)
+
+
+def obtain(package: Package, folder: Path, given: Path | None, advance: Callable[[int], None], mirror: str) -> Path:
+    """A package's file, verified: one of the user's, one that was downloaded before, or what the mirror has.
+
+    A download that was cut off goes on where it stopped.
+
+    Args:
+        package: which.
+        folder: for downloads.
+        given: a folder with `.deb` files of the user's, looked at first.
+        advance: told of bytes as they come.
+        mirror: Debian's, or a copy of it.
+
+    Raises:
+        UserError: it cannot be had, or is another file than the pinned one.
+    """
+    for place in filter(None, (given, folder)):
+        file = place / package.file
+        if file.is_file():
+            _verify(file, package)
+            advance(package.size)
+            return file
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{package.file}.part"
+    url = f"{mirror}/pool/main/{package.place}/{urllib.parse.quote(package.file)}"
+    try:
+        _download(url, part, advance)
+    except (OSError, urllib.error.URLError) as error:
+        raise UserError(
+            f"cannot download {url}: {error}",
+            f"the same command goes on from {part}; or fetch the file elsewhere and give its folder: debs=…",
+        ) from error
+    _verify(part, package)
+    part.rename(folder / package.file)
+    return folder / package.file
+
+
+def _download(url: str, part: Path, advance: Callable[[int], None]) -> None:
+    there = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        goes_on = response.status == 206  # a mirror may not know how to: then all of it comes again
+        advance(there if goes_on else 0)
+        with part.open("ab" if goes_on else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                advance(len(block))
+
+
+def _verify(file: Path, package: Package) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != package.sha256:
+        if file.suffix == ".part":
+            file.unlink()
+        raise UserError(
+            f"{file} is not {package.name} {package.version} (SHA-256 {found[:16]}…, not {package.sha256[:16]}…)",
+            "the same command downloads it again; snapshot.debian.org keeps every version",
+        )
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Unpack the data of a `.deb`; nothing in it may leave the folder. Done before: nothing happens.
+
+    Raises:
+        UserError: it is broken or hostile.
+    """
+    done = folder / ".unpacked"
+    if done.is_file():
+        return
+    try:
+        data = next(data for name, data in _members(file) if name.startswith("data.tar"))
+        with tarfile.open(fileobj=BytesIO(data), mode="r:*") as archive:
+            archive.extractall(folder, filter="data")
+    except (StopIteration, tarfile.TarError, lzma.LZMAError, OSError, ValueError) as error:
+        raise UserError(f"cannot unpack {file}: {error}", "download it again") from error
+    done.touch()
+
+
+def _members(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an `ar` archive."""
+    data = file.read_bytes()
+    if not data.startswith(b"!<arch>\n"):
+        raise ValueError("it is no .deb")
+    place = 8
+    while place + 60 <= len(data):
+        header = data[place : place + 60]
+        name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+        yield name, data[place + 60 : place + 60 + size]
+        place += 60 + size + size % 2
+
+
+def resources(data: bytes) -> dict[str, bytes]:
+    """The files of a Qt binary resource (`.rcc`), by their paths.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if data[:4] != b"qres":
+        raise ValueError("no Qt resource")
+    version, tree, contents, names = struct.unpack(">4I", data[4:20])
+    size = 14 if version < 2 else 22
+    found: dict[str, bytes] = {}
+
+    def walk(number: int, prefix: str) -> None:
+        at = tree + number * size
+        name_at, flags = struct.unpack(">IH", data[at : at + 6])
+        path = prefix
+        if number:
+            length = struct.unpack(">H", data[names + name_at : names + name_at + 2])[0]
+            begins = names + name_at + 6
+            path = f"{prefix}/{data[begins : begins + 2 * length].decode('utf-16-be')}".lstrip("/")
+        if flags & 2:  # a folder
+            count, first = struct.unpack(">II", data[at + 6 : at + 14])
+            for child in range(first, first + count):
+                walk(child, path)
+            return
+        begins = contents + struct.unpack(">I", data[at + 10 : at + 14])[0]
+        length = struct.unpack(">I", data[begins : begins + 4])[0]
+        held = data[begins + 4 : begins + 4 + length]
+        if flags & 1:
+            held = zlib.decompress(held[4:])
+        elif flags & 4:
+            held = _zstandard(held)
+        found[path] = held
+
+    walk(0, "")
+    return found
+
+
+def _zstandard(held: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError("open_media needs zstandard", 'pip install "echoink[open_media]"') from error
+    return zstandard.ZstdDecompressor().decompress(held, max_output_size=2**27)
+
+
+def sounds_of_cat(data: bytes) -> list[bytes]:
+    """The WAV files of a sound set of OpenTTD's (`.cat`), in their order."""
+    count = (struct.unpack_from("<I", data, 0)[0] & 0x7FFFFFFF) // 8
+    found = []
+    for number in range(count):
+        offset = struct.unpack_from("<I", data, 8 * number)[0] & 0x7FFFFFFF
+        begins = data.index(b"RIFF", offset)
+        size = struct.unpack_from("<I", data, begins + 4)[0] + 8
+        found.append(data[begins : begins + size])
+    return found

@@ -1,0 +1,120 @@
+"""What can be answered without understanding: from the words alone, and by the nearest training file.
+
+A model that is no better than these has learned no more than they have. They stand beside every result on the set.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from echoink.common.statistics import wilson
+from echoink.data.open_media.catalogue import Catalogue, on_white
+from echoink.data.open_media.questions import Question
+from echoink.media.loaders import SAMPLING_RATE
+
+Answerer = Callable[[Question], str]
+"""The letter that a probe answers."""
+
+
+def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalogue) -> dict[str, dict[str, Any]]:
+    """Accuracy of each probe on the validation questions with one right letter that it can be asked.
+
+    Returns:
+        By probe and form: `n`, `right`, `accuracy`, `interval` (Wilson, 95 %), `chance`.
+    """
+    asked = {form: [q for q in valid if q.form == form and q.options and "," not in q.answer] for form in _forms(valid)}
+    answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
+        "words alone": (_by_words(train), tuple(asked)),
+        "nearest recording": (_by_nearest(train, found, "sounds", _of_sound, lambda q: q.heard[0]), ("heard", "first")),
+        "nearest picture": (_by_nearest(train, found, "pictures", _of_picture, lambda q: q.seen), ("seen",)),
+    }
+    measured: dict[str, dict[str, Any]] = {}
+    for name, (answer, forms) in answerers.items():
+        for form in forms:
+            if questions := asked.get(form):
+                right = sum(answer(question) == question.answer for question in questions)
+                measured.setdefault(name, {})[form] = {
+                    "n": len(questions),
+                    "right": right,
+                    "accuracy": right / len(questions),
+                    "interval": list(astuple(wilson(right, len(questions)))),
+                    "chance": float(np.mean([1 / len(question.options) for question in questions])),
+                }
+    return measured
+
+
+def lines(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The probes for the screen."""
+    said = []
+    for name, of in measured.items():
+        parts = " · ".join(
+            f"{form} {100 * at['accuracy']:.0f} % (a guess {100 * at['chance']:.0f})" for form, at in of.items()
+        )
+        said.append(f"probe, {name}: {parts}")
+    return said
+
+
+def _forms(questions: Sequence[Question]) -> list[str]:
+    return list(dict.fromkeys(question.form for question in questions))
+
+
+def _by_words(train: Sequence[Question]) -> Answerer:
+    """The option whose text was right the most often in training questions of this form."""
+    shown, right = Counter(), Counter()
+    for question in train:
+        for letter, option in zip("ABCD", question.options, strict=False):
+            shown[question.form, option] += 1
+            right[question.form, option] += letter in question.answer
+
+    def answer(question: Question) -> str:
+        odds = [(right[question.form, o] + 1) / (shown[question.form, o] + 4) for o in question.options]
+        return "ABCD"[int(np.argmax(odds))]
+
+    return answer
+
+
+def _by_nearest(
+    train: Sequence[Question],
+    found: Catalogue,
+    which: str,
+    features: Callable[[Any], np.ndarray],
+    asked: Callable[[Question], str],
+) -> Answerer:
+    """The option whose nearest training file is the nearest to what is asked about."""
+    used = {name for question in train for name in (*question.heard, question.seen)}
+    every = {name: features(of) for entry in found.entries.values() for name, of in getattr(entry, which).items()}
+    table = np.stack(list(every.values()))
+    mean, spread = table.mean(0), table.std(0) + 1e-6
+    units = {}
+    for name, values in every.items():
+        scaled = (values - mean) / spread
+        units[name] = scaled / np.linalg.norm(scaled)
+    of_class = {
+        entry.name: [units[name] for name in getattr(entry, which) if name in used] for entry in found.entries.values()
+    }
+
+    def answer(question: Question) -> str:
+        unit = units[asked(question)]
+        best = [max((float(unit @ other) for other in of_class.get(o, ())), default=-1.0) for o in question.options]
+        return "ABCD"[int(np.argmax(best))]
+
+    return answer
+
+
+def _of_sound(samples: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over time of the log power in 40 bands, of at most four seconds."""
+    samples = samples[: 4 * SAMPLING_RATE]
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(samples, (0, max(0, 512 - len(samples)))), 512)[::256]
+    power = np.abs(np.fft.rfft(frames * np.hanning(512), axis=1)) ** 2
+    edges = np.unique(np.geomspace(1, power.shape[1] - 1, 42).astype(int))
+    bands = np.log(np.stack([power[:, a : b + 1].mean(1) for a, b in pairwise(edges)]) + 1e-8)
+    return np.concatenate([bands.mean(1), bands.std(1)])
+
+
+def _of_picture(picture) -> np.ndarray:
+    """16 × 16 pixels before white."""
+    return np.asarray(on_white(picture).resize((16, 16)), dtype=np.float32).flatten()

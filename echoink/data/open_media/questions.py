@@ -1,0 +1,212 @@
+"""Questions about a recording and a picture, in several forms, for the ear, the eye, both, or neither.
+
+Wrong options are of the right one's kind where there are enough (a dog among animals), and what the other sense shows
+is among them: who listens with the eyes is wrong. The place of the right option goes round.
+
+| form | asks | wants |
+|---|---|---|
+| heard, seen | what is heard, what is seen | the ear, the eye |
+| heard_name, seen_name | the same, to be named without options | the ear, the eye |
+| pair | what is seen and what is heard | both |
+| together | whether sound and picture are of one thing | both |
+| rule | what is heard, unless it is also seen | both |
+| first | which of two recordings comes first | the ear |
+| several | which are heard, of two recordings; several letters are right | the ear |
+| count | how often a recording is repeated | the ear |
+| words | which word is of a kind; a control without media | neither |
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+OPTIONS = 4
+GAP = 0.4
+"""Seconds between recordings that are joined."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question before its media are written."""
+
+    form: str
+    need: str
+    """audio, image, both or none."""
+    text: str
+    options: tuple[str, ...]
+    """Without letters; empty where the answer is free."""
+    answer: str
+    """Letters, a word or a number."""
+    problem_type: str
+    heard: tuple[str, ...] = ()
+    """Recordings in their order, by `package:file`."""
+    seen: str = ""
+    """A picture, by `package:file`."""
+    heard_class: str = ""
+    seen_class: str = ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of a split may use: by class the names of its recordings, and of its pictures."""
+
+    sounds: Mapping[str, Sequence[str]]
+    pictures: Mapping[str, Sequence[str]]
+    kinds: Mapping[str, str]
+    """Of the classes."""
+
+    def like(self, name: str, chosen: Sequence[str], rng: np.random.Generator) -> list[str]:
+        """The other classes of a choice, those of the same kind first, in random order."""
+        others = [other for other in chosen if other != name]
+        order = rng.permutation(len(others))
+        return sorted((others[place] for place in order), key=lambda other: self.kinds[other] != self.kinds[name])
+
+
+class Writer:
+    """Draws questions for one side of a split.
+
+    Args:
+        side: what it may use.
+        seed: of all draws.
+    """
+
+    def __init__(self, side: Side, seed: int):
+        self._side, self._rng = side, np.random.default_rng(seed)
+        self._heard = sorted(name for name, of in side.sounds.items() if of)
+        self._seen = sorted(name for name, of in side.pictures.items() if of)
+        self._both = [name for name in self._heard if name in set(self._seen)]
+        self._turn, self._every = 0, 1
+
+    def draw(self, form: str, turn: int) -> Question:
+        """One question of a form. The turn, from 0, decides what goes round: the right letter, the same or another."""
+        self._turn, self._every = turn, 1
+        return FORMS[form](self)
+
+    # --- what is drawn ---
+
+    def _one(self, of: Sequence[str]) -> str:
+        return of[int(self._rng.integers(len(of)))]
+
+    def _sound(self, name: str) -> str:
+        return self._one(self._side.sounds[name])
+
+    def _pair(self, every: int = 2) -> tuple[str, str]:
+        """A class that is heard and one that is seen: every so many-th time the same."""
+        heard, self._every = self._one(self._both), every
+        if self._turn % every == 0:
+            return heard, heard
+        return heard, self._side.like(heard, self._seen, self._rng)[int(self._rng.integers(3))]
+
+    def _choice(self, right: str, wrong: Sequence[str]) -> tuple[tuple[str, ...], str]:
+        """Options with the right one at the place whose turn it is, and its letter."""
+        others = list(dict.fromkeys(option for option in wrong if option != right))[: OPTIONS - 1]
+        others = [others[place] for place in self._rng.permutation(len(others))]
+        place = self._turn // self._every % (len(others) + 1)  # whatever the pair of this turn is
+        others.insert(place, right)
+        return tuple(others), "ABCD"[place]
+
+    # --- the forms ---
+
+    def _sense(self, ear: bool, named: bool) -> Question:
+        heard, seen = self._pair()
+        right, other = (heard, seen) if ear else (seen, heard)
+        known = self._heard if ear else self._seen
+        options, answer = self._choice(right, [other, *self._side.like(right, known, self._rng)])
+        what = "heard" if ear else "seen"
+        return Question(
+            form=f"{what}_name" if named else what,
+            need="audio" if ear else "image",
+            text=f"Name what is {what}." if named else f"What is {what}?",
+            options=() if named else options,
+            answer=right if named else answer,
+            problem_type="free-form" if named else "multiple choice",
+            **self._media(heard, seen),
+        )
+
+    def _media(self, heard: str, seen: str) -> dict:
+        return {
+            "heard": (self._sound(heard),),
+            "seen": self._one(self._side.pictures[seen]),
+            "heard_class": heard,
+            "seen_class": seen,
+        }
+
+    def _pairing(self) -> Question:
+        heard, seen = self._pair()
+        other = self._side.like(seen, self._both, self._rng)[0] if heard == seen else heard
+        said = [f"{eye} is seen, {ear} is heard" for eye in (seen, other) for ear in (seen, other)]
+        right = f"{seen} is seen, {heard} is heard"
+        options, answer = self._choice(right, said)
+        return Question(
+            "pair", "both", "What is seen, and what is heard?", options, answer, "multiple choice",
+            **self._media(heard, seen),
+        )  # fmt: skip
+
+    def _together(self) -> Question:
+        heard, seen = self._pair()
+        options, answer = self._choice("yes" if heard == seen else "no", ["no" if heard == seen else "yes"])
+        text = "Is what makes the sound the thing in the picture?"
+        return Question("together", "both", text, options, answer, "multiple choice", **self._media(heard, seen))
+
+    def _rule(self) -> Question:
+        heard, seen = self._pair(OPTIONS)  # no option is right more often than another
+        right = "the same" if heard == seen else heard
+        wrong = ["the same", seen, heard, *self._side.like(heard, self._heard, self._rng)]
+        options, answer = self._choice(right, wrong)
+        text = "What is heard? Where the picture shows it too, answer: the same."
+        return Question("rule", "both", text, options, answer, "multiple choice", **self._media(heard, seen))
+
+    def _two(self) -> tuple[str, str, list[str]]:
+        """Two classes that are heard one after the other, and further ones like them."""
+        one = self._one(self._heard)
+        other, *rest = self._side.like(one, self._heard, self._rng)[:OPTIONS]
+        return one, other, rest
+
+    def _first(self) -> Question:
+        one, other, rest = self._two()
+        options, answer = self._choice(one, [other, *rest])
+        heard = (self._sound(one), self._sound(other))
+        text = "Two things are heard, one after the other. Which is the first?"
+        return Question("first", "audio", text, options, answer, "multiple choice", heard, "", f"{one}, {other}")
+
+    def _several(self) -> Question:
+        one, other, rest = self._two()
+        shown = [one, other, *rest[: OPTIONS - 2]]
+        shown = [shown[place] for place in self._rng.permutation(len(shown))]
+        answer = ", ".join(sorted("ABCD"[shown.index(name)] for name in (one, other)))
+        heard = (self._sound(one), self._sound(other))
+        text = "Which of these are heard? Two options are right."
+        return Question("several", "audio", text, tuple(shown), answer, "multiple choice", heard, "", f"{one}, {other}")
+
+    def _count(self) -> Question:
+        name, times = self._one(self._heard), 1 + int(self._rng.integers(4))
+        heard = (self._sound(name),) * times
+        text = "A sound is played one or more times. How many times?"
+        return Question("count", "audio", text, (), str(times), "counting", heard, "", name)
+
+    def _words(self) -> Question:
+        right = self._one(self._heard)
+        kind = self._side.kinds[right]
+        others = [name for name in self._heard if self._side.kinds[name] != kind]
+        wrong = [others[place] for place in self._rng.permutation(len(others))]
+        options, answer = self._choice(right, wrong)
+        noun = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle", "tool": "a tool"}
+        text = f"Which of these is {noun.get(kind, f'of the kind: {kind}')}?"
+        return Question("words", "none", text, options, answer, "multiple choice")
+
+
+FORMS: dict[str, Callable[[Writer], Question]] = {
+    "heard": lambda writer: writer._sense(ear=True, named=False),
+    "seen": lambda writer: writer._sense(ear=False, named=False),
+    "pair": Writer._pairing,
+    "together": Writer._together,
+    "rule": Writer._rule,
+    "first": Writer._first,
+    "several": Writer._several,
+    "count": Writer._count,
+    "heard_name": lambda writer: writer._sense(ear=True, named=True),
+    "seen_name": lambda writer: writer._sense(ear=False, named=True),
+    "words": Writer._words,
+}
+"""How each form is drawn."""
