@@ -422,7 +422,7 @@ def test_open_serves_the_page_of_a_run_wherever_it_is_asked_from(first, place, t
         with urlopen(address.partition("#")[0]) as answer:
             assert answer.status == 200 and b"MLflow" in answer.read()
         started.send(signal.SIGINT)
-        done = started.wait(30)
+        done = started.wait(120)
         assert done.returncode == 0 and "ended" in done.stdout and "Traceback" not in done.stderr
     finally:
         started.kill()
