@@ -227,7 +227,7 @@ class _Media:
 
     def _sound(self, question: Question) -> str:
         names, limit = question.heard, catalogue.SECONDS * SAMPLING_RATE
-        file = f"audios/{'+'.join(_file_name(name) for name in dict.fromkeys(names))}_{len(names)}.wav"
+        file = f"audios/{'+'.join(_file_name(name) for name in dict.fromkeys(names))}_{len(names)}.flac"
         if not (self._folder / file).is_file():
             each = limit // len(names) - int(GAP * SAMPLING_RATE)
             parts = [_faded(self._sounds[name][: each if len(names) > 1 else limit]) for name in names]

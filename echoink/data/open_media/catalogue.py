@@ -50,7 +50,7 @@ class Entry:
     sounds: dict[str, np.ndarray]
     """Mono samples at 16 kHz by `package:file`; silence at both ends is cut off."""
     pictures: dict[str, Image.Image]
-    """RGBA, at most `SIDE` a side, by `package:file`."""
+    """RGBA, the longer side `SIDE`, by `package:file`."""
 
 
 @dataclass
@@ -192,9 +192,11 @@ def _decode_picture(medium: Medium) -> Image.Image:
         picture = Image.open(io.BytesIO(data)).convert("RGBA")
     except (OSError, ValueError, SyntaxError) as error:
         raise _Unusable(f"it cannot be read: {error}") from error
-    if picture.getchannel("A").getextrema()[1] == 0:
+    if (visible := picture.getchannel("A").getbbox()) is None:
         raise _Unusable("nothing is seen")
-    picture.thumbnail((SIDE, SIDE))
+    picture = picture.crop(visible)
+    scale = SIDE / max(picture.size)
+    picture = picture.resize([max(1, round(scale * side)) for side in picture.size])
     if np.asarray(on_white(picture), dtype=np.float32).std() < FAINT:
         raise _Unusable("before white hardly anything is seen")
     return picture
