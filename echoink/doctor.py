@@ -27,7 +27,7 @@ from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Attention, Config, Dtype, Source, Task
+from echoink.config.schema import Attention, Config, Dtype, Source
 from echoink.run_folder import checkpoint
 
 PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
@@ -266,7 +266,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
     dataset = config.dataset
     if dataset.source is Source.synthetic and not Path(dataset.path).exists():
         return Verdict.good, f"{dataset.path} will be made"
-    trains = config.task is Task.train and dataset.source in (Source.synthetic, Source.rows)
+    trains = config.trains and dataset.source in (Source.synthetic, Source.rows)
     counts, worst = [], 0.0
     for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):
         samples, dropped = first(dataset, split, limit)

@@ -51,7 +51,11 @@ def _short(value: Any) -> str:
 
 def going_on(run: Run) -> str | None:
     """The command that goes on with an unfinished training; None where there is nothing to go on with."""
-    if resume.has_ended(run.summary) or run.summary.get("task") != Task.train.name or resume.in_use(run.folder):
+    if (
+        resume.has_ended(run.summary)
+        or run.summary.get("task") not in (Task.train.name, Task.sft.name)
+        or resume.in_use(run.folder)
+    ):
         return None
     if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
         return sweep_command(run.folder.parent)

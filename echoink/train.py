@@ -27,7 +27,7 @@ from echoink.common.errors import UserError
 from echoink.config.compose import VERSION_BASE, compose, quoted, started, validate
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, Sharding, Task
+from echoink.config.schema import Config, Sharding
 from echoink.pipeline import sweep, sweep_job
 from echoink.pipeline.run import run
 from echoink.planning import preflight
@@ -132,7 +132,7 @@ def _task(raw: DictConfig) -> float | None:
 def _check_processes(config: Config) -> None:
     """Refuse a training run on another number of processes than it is for."""
     wanted, there, sharding = config.trainer.processes, started(), config.trainer.sharding
-    if config.task is not Task.train or config.dry_run:
+    if not config.trains or config.dry_run:
         return
     theirs = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
     if theirs:

@@ -24,7 +24,17 @@ from yaml import YAMLError
 from echoink.common.errors import UserError
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Advantage, Attention, Config, Dtype, RewardConfig, Split, Task, fields_of
+from echoink.config.schema import (
+    Advantage,
+    Attention,
+    Config,
+    Dtype,
+    RewardConfig,
+    RolloutEngine,
+    Split,
+    Task,
+    fields_of,
+)
 from echoink.rewards.types import Rule
 
 VERSION_BASE = "1.3"
@@ -154,7 +164,15 @@ def validate(raw: DictConfig) -> Config:
     config = typed(raw, Config)
     config.trainer.processes = config.trainer.processes or started()
     _check_together(config)
+    if config.task is Task.sft:
+        _supervise(config)
     return config
+
+
+def _supervise(config: Config) -> None:
+    """What a supervised run is in the words of the others: its responses are a rollout that is given."""
+    config.grpo.group_size, config.grpo.beta, config.grpo.updates_per_rollout = max(2, config.sft.responses), 0.0, 1
+    config.generation.engine, config.reward.lambda_int = RolloutEngine.transformers, 0.0
 
 
 def started() -> int:
@@ -233,11 +251,11 @@ def _check_together(config: Config) -> None:
     _check_reward_files(reward)
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
-    if config.task is Task.train and config.eval.split is Split.train:
+    if config.trains and config.eval.split is Split.train:
         raise UserError("eval.split=train is for curation (task=eval)", "a run reports valid, or dev")
     if config.task is Task.compare and not config.checkpoint:
         raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
-    if config.dry_run and config.task is not Task.train:
+    if config.dry_run and not config.trains:
         raise UserError(f"dry_run plans training, not task={config.task.name}", "set task=train")
     at_once = trainer.micro_batch_prompts * trainer.processes
     if trainer.prompts_per_step % at_once:

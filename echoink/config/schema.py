@@ -27,9 +27,12 @@ FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answe
 
 
 class Task(Enum):
-    """`eval` evaluates one model, `compare` model.path as the base against `checkpoint`."""
+    """`train` is GRPO, `sft` learns given responses; `eval` evaluates one model, `compare` model.path as the base
+    against `checkpoint`.
+    """
 
     train = "train"
+    sft = "sft"
     eval = "eval"
     compare = "compare"
 
@@ -442,6 +445,13 @@ class TrackingConfig:
 
 
 @dataclass
+class SftConfig:
+    """Of task=sft only."""
+
+    responses: int = key("at most so many responses of a row, its prompt computed once for them", ge=1)
+
+
+@dataclass
 class SweepConfig:
     """Of --multirun only."""
 
@@ -455,7 +465,10 @@ class Config:
 
     name: str = key("first part of the run folder's name, outputs/<name>/<time>")
     seed: int = key("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
-    task: Task = key("train; eval: evaluate `checkpoint` (or model.path) only; compare: model.path with `checkpoint`")
+    task: Task = key(
+        "train: GRPO; sft: on the rows' responses; eval: evaluate `checkpoint` (or model.path) only; compare: "
+        "model.path with `checkpoint`"
+    )
     resume: str = key(
         "never; auto: the run in this hydra.run.dir, else the newest unfinished one like this; a run folder"
     )
@@ -468,11 +481,17 @@ class Config:
     prompt: Prompt = field(default_factory=Prompt)
     reward: RewardConfig = field(default_factory=RewardConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights learn."""
+        return self.task in (Task.train, Task.sft)
 
     @property
     def uses_vllm(self) -> bool:

@@ -53,6 +53,7 @@ class DataType(Enum):
 MEDIA = ("image", "audio", "video")
 
 _KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"}
+_KNOWN |= {"response", "responses"}
 
 _EXAMPLES = {
     ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",
@@ -93,6 +94,8 @@ class Sample:
     """The row names a video and no data_type: its own sound joins in where there is one, see `with_soundtrack`."""
     notes: tuple[str, ...] = ()
     """What of the row is not used."""
+    responses: tuple[str, ...] = ()
+    """What a model should have said, for task=sft: the row's `response`, a text, or `responses`, a list of them."""
 
     @property
     def gold(self) -> frozenset[str]:
@@ -199,7 +202,19 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         asks_for_soundtrack="data_type" not in row and data_type is DataType.video,
         notes=(*layout.notes, *unused),
         fields={key: str(value) for key, value in row.items() if _is_field(key, value)},
+        responses=_responses(row, where),
     )
+
+
+def _responses(row: dict, where: str) -> tuple[str, ...]:
+    given = row.get("responses", row.get("response"))
+    if given is None:
+        return ()
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{where}: a response must be a text that is not empty", "responses: a list of such texts")
+    check_text(texts, where)
+    return tuple(dict.fromkeys(texts))
 
 
 def with_any_solution(row: object) -> object:
@@ -331,6 +346,7 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     """A short digest of the questions, their answers and their files' names, for the record of a run."""
     lines = (
         f"{s.id}\t{s.problem}\t{s.options}\t{s.solution}\t{[Path(str(medium)).name for medium in s.media.values()]}"
+        + (f"\t{s.responses}" if s.responses else "")
         for s in samples
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -82,7 +82,7 @@ def execute(
             if evaluates_base:
                 with sharding.unsharded(job.model):
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
-            if config.task is Task.train:
+            if config.trains:
                 rollouts = engine if config.generation.engine is RolloutEngine.vllm else None
                 gathered = fit.train(job, files, tracker, evaluator, longest, start, rollouts).unsharded
             elif last != first:
@@ -93,14 +93,14 @@ def execute(
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
         _finish(job, files, base, final)
-        if config.task is Task.train and config.trainer.push_to_hub and files.writes:
+        if config.trains and config.trainer.push_to_hub and files.writes:
             _push(files, config.trainer.push_to_hub)
     return tracker
 
 
 def _base(config: Config) -> str:
     """Where a training run starts: what is called its base."""
-    return (config.checkpoint or config.model.path) if config.task is Task.train else config.model.path
+    return (config.checkpoint or config.model.path) if config.trains else config.model.path
 
 
 def _models(config: Config) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
     preflight.check_attention(config.model.attention)
     if warning := preflight.check_gpus(config.trainer.bf16):
         console.say("warning", warning)
-    disk = _disk_bytes(config, files.path) if config.task is Task.train else 0
+    disk = _disk_bytes(config, files.path) if config.trains else 0
     store = None if client.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
     _first(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
     if config.uses_vllm:
@@ -116,10 +116,15 @@ def summary_line(config: Config) -> str:
     parts = [model, f"dataset {config.dataset.source.name}"]
     if config.eval.protocol is not Protocol.matched:
         parts.append(f"protocol {config.eval.protocol.name}: base and trained model are asked in different ways")
-    if config.task is not Task.train:
+    if not config.trains:
         return " · ".join(parts)
     if config.adapter.kind is not Adapter.none:
         parts.append(f"{config.adapter.kind.name} of rank {config.adapter.rank}")
+    steps, epochs = config.trainer.steps, config.trainer.epochs
+    how_long = console.counted(steps, "step") if steps else console.counted(epochs, "epoch")
+    if config.task is Task.sft:
+        responses = console.counted(config.sft.responses, "response")
+        return " · ".join([*parts, f"supervised, up to {responses} of a row", how_long])
     reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
     if config.reward.lambda_int:
         reward += f", λ_int {config.reward.lambda_int:g} ({config.reward.integration.name})"
@@ -132,13 +137,11 @@ def summary_line(config: Config) -> str:
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
-    steps, epochs = config.trainer.steps, config.trainer.epochs
-    parts.append(console.counted(steps, "step") if steps else console.counted(epochs, "epoch"))
-    return " · ".join(parts)
+    return " · ".join([*parts, how_long])
 
 
 def _load_data(config: Config) -> Splits:
-    trains = config.task is Task.train
+    trains = config.trains
     splits = load_splits(config.dataset, config.eval, config.model, trains, _first)
     for line in describe_splits(splits, config.eval.split.name, config.dataset):
         console.say("data", line)

@@ -19,7 +19,7 @@ from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import quoted
-from echoink.config.schema import Config, Task, to_yaml
+from echoink.config.schema import Config, to_yaml
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import git, process_is_gone
 from echoink.run_folder.folder import read_summary
@@ -115,14 +115,14 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     if summary["status"] == "running" and not process_is_gone(folder):
         raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
     elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
-    goes_on = same and not elsewhere and config.task is Task.train and bool(checkpoint.steps(folder))
+    goes_on = same and not elsewhere and config.trains and bool(checkpoint.steps(folder))
     goes_on &= checkpoint.can_go_on(folder)
-    if not goes_on and (config.task is Task.train or elsewhere or summary["status"] == "finished"):
+    if not goes_on and (config.trains or elsewhere or summary["status"] == "finished"):
         _set_aside(folder)
     if elsewhere:
         _copy(elsewhere, folder)
         return _done(folder, f"from {elsewhere.folder}{_other_code(elsewhere)}")
-    processes = config.trainer.processes if config.task is Task.train else 1
+    processes = config.trainer.processes if config.trains else 1
     if processes > 1 and side_by_side > 1:
         raise UserError(
             f"jobs of {processes} processes each do not run side by side", "leave hydra/launcher out, or one at a time"

@@ -19,7 +19,7 @@ from filelock import Timeout
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_aside, write_atomic
-from echoink.config.schema import Config, Task, to_yaml
+from echoink.config.schema import Config, to_yaml
 from echoink.run_folder import checkpoint, reader
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
@@ -70,7 +70,7 @@ def place(config: Config, folder: Path) -> Path:
     """
     if config.resume == NEVER or config.dry_run:
         return folder
-    if config.task is not Task.train:
+    if not config.trains:
         raise UserError(
             f"resume={config.resume} is of training, not of task={config.task.name}",
             "an evaluation goes on by itself: give it its own folder again, hydra.run.dir=…",
@@ -103,7 +103,7 @@ def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, 
     beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
     for _, path in sorted(beside, reverse=True):
         run = reader.read(path)
-        if run is None or run.summary["task"] != Task.train.name or run.summary["name"] != config.name:
+        if run is None or run.summary["task"] != config.task.name or run.summary["name"] != config.name:
             continue
         if checkpoint.can_go_on(path) and not in_use(path):
             yield path, _differences(run.config, wanted, config.resume_allow)
@@ -150,12 +150,12 @@ def begin(config: Config, folder: Path) -> Start:
     run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
     answered, resumes = (folder / run_folder.PREDICTIONS).is_file(), config.resume != NEVER
-    if not resumes and left and (config.task is Task.train or not answered):
+    if not resumes and left and (config.trains or not answered):
         raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
     if not left:
         return Start(again=resumes and summary["status"] != "missing")
     changed = _check_same(config, folder)
-    if config.task is not Task.train:
+    if not config.trains:
         _cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
         return Start(again=True)
     found, damaged = checkpoint.newest(folder)

@@ -1,7 +1,7 @@
 """vLLM as a run wants it: started beside each process."""
 
 from echoink.common import console
-from echoink.config.schema import Dtype, Task
+from echoink.config.schema import Dtype
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.planning import memory
@@ -28,7 +28,7 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
     )
     own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
     rows = memory.MOST_PROMPTS
-    if job.config.task is Task.train:
+    if job.config.trains:
         rows = trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size
     started: list[vllm_engine.Engine] = []
 

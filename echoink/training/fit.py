@@ -1,13 +1,14 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Config, Sharding
+from echoink.config.schema import Adapter, Config, Sharding, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
@@ -24,6 +25,7 @@ from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
+from echoink.training.supervised import SupervisedTrainer, check
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 
@@ -65,11 +67,16 @@ def train(
     recorder = _recorder(config, files, tracker, steps)
     keeper = _keeper(job, files, evaluator, recorder, provenance)
     scoring = _scoring(job)
-    trainer = EchoInkTrainer(
+    # Responses are learned as they are: at temperature 1.
+    generation = replace(config.generation, temperature=1.0) if config.task is Task.sft else config.generation
+    supervised = config.task is Task.sft
+    if supervised:
+        check(job.splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
+    trainer = (SupervisedTrainer if supervised else EchoInkTrainer)(
         Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
         job.splits.train,
         scoring,
-        arguments(settings, config.grpo, config.generation, config.seed, steps, str(files.path)),
+        arguments(settings, config.grpo, generation, config.seed, steps, str(files.path)),
         config.grpo,
         curriculum=config.dataset.curriculum,
         callbacks=[recorder, keeper],
@@ -152,8 +159,9 @@ def _on_rollout(
     if (integration := scoring.integration) and integration.pays:
         weights["integration"] = integration.weight
     complete = with_question_and_total(job.splits.train, weights)
+    watch = Watch(config.generation.max_new_tokens, [name for name, weight in weights.items() if weight])
     lookers = (
-        Watch(config.generation.max_new_tokens, [name for name, weight in weights.items() if weight]),
+        *(() if config.task is Task.sft else (watch,)),  # of runs that cannot learn from what they sample
         every(config.trainer.completions_every, updates, keep_completions(files)),
         every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups)),
     )

@@ -10,7 +10,7 @@ from transformers.distributed import DistributedConfig
 
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Config, Dtype, Sharding, Task, TrainerConfig
+from echoink.config.schema import Adapter, Config, Dtype, Sharding, TrainerConfig
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.splits import Splits, video_caps
 from echoink.data.token_counts import prompt_tokens
@@ -87,7 +87,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     Raises:
         UserError: it is no such model, or the adapter or the user's reward does not fit.
     """
-    trains = config.task is Task.train
+    trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
     frozen = tuple(tower.name for tower in config.model.freeze)
     loaded = load(config, path, frozen, shard_plan_of(config), trains)
@@ -106,7 +106,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:
     """How the policy and its reference are divided while they are loaded, see `sharding`; None where they are not."""
-    if config.task is not Task.train or config.trainer.sharding is not Sharding.fsdp2:
+    if not config.trains or config.trainer.sharding is not Sharding.fsdp2:
         return None
     return sharding.fsdp2(processes().num_processes, config.trainer.bf16)
 
@@ -158,7 +158,7 @@ def evaluation_prompts(job: Job, longest: int) -> int:
     if device.type == "cpu":  # where they share the machine's memory with everything
         return memory.MOST_PROMPTS
     beside = model.weight_bytes
-    if config.task is Task.train:
+    if config.trains:
         learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
         if config.adapter.kind is not Adapter.none:
             learning = 0  # not yet there, and few

@@ -240,9 +240,6 @@ class EchoInkTrainer(Host):
         if weights is None and "sampling_per_token_logps" in inputs:
             weights = self._engine_ratio(logps.detach(), inputs, known)
         accumulation = self.current_gradient_accumulation_steps
-        # DAPO and CISPO divide by the tokens of an optimizer step; DDP's mean over processes multiplies them back.
-        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        tokens = tokens * accumulation / self.args.steps_per_generation
         found = grpo.objective(
             logps,
             logps.detach() if old is None else old,
@@ -251,7 +248,7 @@ class EchoInkTrainer(Host):
             loss=loss,
             clip=self._settings.clip,
             width=self.max_completion_length,
-            tokens=tokens,
+            tokens=self._tokens_of_step(inputs),
             reference=inputs.get("ref_per_token_logps"),
             beta=self.beta,
             weights=weights,
@@ -259,10 +256,17 @@ class EchoInkTrainer(Host):
         with torch.no_grad():
             divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
             entropy = logps.new_zeros(()) if entropies is None else (entropies * learning).sum()
-            sums = torch.stack([divergence, mask.sum(), entropy, learning.sum()])
-        # Sums, not means: the log divides once a step, whatever the micro-batches.
-        self._token_sums.append(self.accelerator.reduce(sums.detach(), reduction="sum").tolist())
+            self._note_sums(divergence, mask.sum(), entropy, learning.sum())
         return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
+
+    def _tokens_of_step(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What DAPO and CISPO divide by: the tokens of an optimizer step; DDP's mean over processes multiplies back."""
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+
+    def _note_sums(self, *sums: Tensor) -> None:
+        """Sums of divergence, tokens, entropy, tokens that learn: the log divides once a step."""
+        self._token_sums.append(self.accelerator.reduce(torch.stack(sums).detach(), reduction="sum").tolist())
 
     def _log_probabilities(
         self, model, inputs: dict[str, Tensor], computed: Tensor | None = None

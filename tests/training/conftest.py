@@ -33,6 +33,7 @@ def make_trainer(make_processor, samples, tmp_path):
         modality_dropout=0.0,
         rule=Rule.counterfactual,
         rule_weight=0.0,
+        kind=EchoInkTrainer,
         **extra,
     ):
         config = compose(
@@ -52,7 +53,7 @@ def make_trainer(make_processor, samples, tmp_path):
         args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
         adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
         engine = {name: extra.pop(name) for name in ("engine", "correction") if name in extra}
-        return EchoInkTrainer(
+        return kind(
             Policy(model, None if adapter else reference or load_reference("tiny"), processor, adapter, **engine),
             chosen,
             Scoring(

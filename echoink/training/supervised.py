@@ -1,0 +1,88 @@
+"""Supervised fine-tuning (task=sft): the rows' responses in the place of a rollout, their likelihood in that of Eq. 2.
+
+    L = -1/N Σ_i Σ_t log pi_theta(y_it | q, y_i<t)       over the N tokens of all responses of an optimizer step
+
+All else is `EchoInkTrainer`'s: prompts with picture and sound, a prompt computed once for its responses, rewards (here
+of what the rows say), log, checkpoints, exact resume, adapters, sharding. The temperature is 1.
+
+Shapes: B prompts, G responses of each, R = B·G rows, C response tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from echoink.common.errors import UserError
+from echoink.data.samples import Sample
+from echoink.distributed import watchdog
+from echoink.models.encoders import encode_media, towers_learn
+from echoink.rollout.types import Rollout
+from echoink.training.trainer import EchoInkTrainer
+
+
+def check(samples: Sequence[Sample], tokenizer, longest: int) -> None:
+    """Raises `UserError` where a row has no response, or one of more than `longest` tokens with its end."""
+    for sample in samples:
+        if not sample.responses:
+            raise UserError(
+                f"the training sample {sample.id} has no response, which task=sft learns",
+                'give each row "response": "<think>…</think>\\n<answer>B</answer>", or "responses": […]',
+            )
+        for text in sample.responses:
+            if (count := len(_tokens(tokenizer, text))) > longest:
+                raise UserError(
+                    f"a response of the training sample {sample.id} has {count} tokens",
+                    f"generation.max_new_tokens={count}",
+                )
+
+
+def _tokens(tokenizer, text: str) -> list[int]:
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+class SupervisedTrainer(EchoInkTrainer):
+    """Learns given responses. A row with fewer than G shows some twice; they count, and are computed, once.
+
+    With more than G each pass over the rows takes the next ones.
+    """
+
+    def _sample_completions(self, row_ids: list[str]) -> Rollout:
+        ids, group = list(dict.fromkeys(row_ids)), self.num_generations
+        watchdog.at(f"step {self.state.global_step + 1}, responses of {', '.join(ids)}")
+        with self.timer.section("time/media"):
+            samples = [self._shown(self._samples[id]) for id in ids]
+            prompts = self._prefetcher.take(samples)
+        with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
+            features = None
+            if not towers_learn(model.model):
+                with torch.no_grad():
+                    features = encode_media(model.model, prompts)
+        completions = [_tokens(self._tokenizer, text) for sample in samples for text in self._responses(sample, group)]
+        prompt_index = [index for index in range(len(ids)) for _ in range(group)]
+        return Rollout(samples, prompts, features, prompt_index, completions)
+
+    def _responses(self, sample: Sample, group: int) -> list[str]:
+        """G of a sample's responses, those of this pass first."""
+        first = int(self.state.epoch or 0) * group
+        return [sample.responses[(first + place) % len(sample.responses)] for place in range(group)]
+
+    def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:
+        batch = super()._as_tensors(rollout)
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for row, (index, tokens) in enumerate(zip(rollout.prompt_index, rollout.completions, strict=True)):
+            if (key := (index, tuple(tokens))) in seen:
+                batch["completion_mask"][row] = 0  # shown twice
+            seen.add(key)
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+        return batch
+
+    def _compute_loss(self, model, inputs: dict[str, Tensor]) -> Tensor:
+        mask = inputs["completion_mask"].bool()
+        ids = dict.fromkeys(self.rollout.ids[index] for index in inputs["prompt_index"].tolist())
+        watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
+        logps, entropies = self._log_probabilities(model, inputs, mask)
+        with torch.no_grad():
+            entropy = logps.new_zeros(()) if entropies is None else (entropies * mask).sum()
+            self._note_sums(logps.new_zeros(()), mask.sum(), entropy, mask.sum())
+        return -(logps * mask).sum() / self._tokens_of_step(inputs)

@@ -1,0 +1,164 @@
+"""task=sft: given responses learned as by plain cross-entropy, the prompt computed once, and all that a run does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from echoink.common.errors import UserError
+from echoink.data.samples import parse_rows
+from echoink.models.loading import load_model
+from echoink.training import supervised
+from echoink.training.supervised import SupervisedTrainer
+from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2
+from tests.helpers import processes
+from tests.helpers.entry import lines
+from tests.helpers.trainers import G
+
+THREE = ("<think>a</think>\n<answer>A</answer>", "<think>it is heard</think>\n<answer>A</answer>", "<answer>A</answer>")
+TRAINED = "from echoink.train import main; main()"
+
+
+def given(samples, counts=(1, 3)):
+    """Samples with so many responses."""
+    return [replace(sample, responses=THREE[:count]) for sample, count in zip(samples, counts, strict=False)]
+
+
+def cross_entropy(model, processor, samples) -> torch.Tensor:
+    """Mean over the response tokens, each response behind its own prompt and media, by transformers' own forward."""
+    total, tokens = 0.0, 0
+    for sample in samples:
+        prompt = processor(sample)
+        for text in sample.responses:
+            own = torch.tensor(supervised._tokens(processor.processor.tokenizer, text))
+            ids = torch.cat([prompt.input_ids, own])[None]
+            logits = model(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits[0, -len(own) - 1 : -1]
+            total = total + torch.nn.functional.cross_entropy(logits.double(), own, reduction="sum")
+            tokens += len(own)
+    return total / tokens
+
+
+@pytest.mark.parametrize("settings", [[], ["grpo.shared_prefix=false"]], ids=["packed", "plain rows"])
+def test_loss_and_gradient_are_those_of_plain_cross_entropy(make_trainer, make_processor, samples, settings):
+    chosen, model = given(samples), load_model("tiny").double()
+    trainer = make_trainer("grpo.beta=0", *settings, model=model, chosen=chosen, kind=SupervisedTrainer)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    ids = [sample.id for sample in chosen for _ in range(G)]
+    batch = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    expected = cross_entropy(model, make_processor(model), chosen)
+    expected.backward()
+    # The model computes in float64, TRL's head gives log-probabilities in float32.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert (ours[name] - p.grad).norm() <= 1e-5 * p.grad.norm() + 1e-12, name
+
+
+def test_a_prompt_is_computed_once_and_a_response_that_is_shown_twice_too(make_trainer, counts, samples):
+    chosen, model = given(samples), load_model("tiny", freeze=("audio", "vision"))
+    trainer = make_trainer("grpo.beta=0", "trainer.steps=1", model=model, chosen=chosen, kind=SupervisedTrainer)
+    seen = counts(model)
+    trainer.train()
+    tokenizer = trainer._tokenizer
+    own = sum(len(supervised._tokens(tokenizer, text)) for sample in chosen for text in sample.responses)
+    prompts = sum(len(prompt.input_ids) - 1 for prompt in trainer.rollout.prompts)
+    assert seen["tokens"] == prompts + own and seen["tokens calls"] == 1
+    assert seen["patches"] == 2 * 64, "frozen towers run once"
+
+
+def test_with_more_responses_than_places_each_pass_takes_the_next_ones(make_trainer, samples):
+    many = replace(samples[0], responses=tuple(f"<answer>{n}</answer>" for n in range(6)))
+    trainer = make_trainer("grpo.beta=0", chosen=[many, samples[1]], kind=SupervisedTrainer)
+    passes = []
+    for epoch in range(3):
+        trainer.state.epoch = epoch + 0.5
+        passes.append(trainer._responses(many, 4))
+    assert [text[8] for one in passes for text in one] == list("012345012345")
+
+
+def test_learning_raises_the_likelihood_of_the_responses(make_trainer, samples):
+    chosen = given(samples, (1,) * 6)
+    trainer = make_trainer(
+        "grpo.beta=0", "trainer.steps=12", "trainer.learning_rate=1e-3", chosen=chosen, kind=SupervisedTrainer
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"response": 3}, "a response must be a text"),
+        ({"responses": ["x", " "]}, "a response must be a text that is not empty"),
+        ({"response": "<|im_end|>"}, "takes for structure"),
+    ],
+)
+def test_a_response_that_is_none_is_refused_with_its_row(tmp_path, fields, says):
+    row = {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>", **fields}
+    samples, dropped = parse_rows([row], tmp_path, "rows.jsonl")
+    assert not samples and says in dropped[0].reason and "row 1" in dropped[0].reason
+
+
+def test_rows_without_a_response_and_responses_that_are_too_long_are_named(make_processor, model, samples):
+    tokenizer = make_processor(model).processor.tokenizer
+    with pytest.raises(UserError, match=f"sample {samples[0].id} has no response"):
+        supervised.check(samples[:1], tokenizer, 100)
+    with pytest.raises(UserError) as error:
+        supervised.check(given(samples), tokenizer, 3)
+    assert f"sample {samples[0].id} has " in error.value.problem and "max_new_tokens=" in error.value.hint
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, dataset):
+    """A folder of rows with responses, beside a set of the official layout."""
+    folder = tmp_path_factory.mktemp("sft")
+    (folder / "mine").mkdir()
+    for split, count in (("train", 8), ("valid", 4)):
+        rows = json.loads(next(dataset.rglob(f"omni_rl_format_{split}.json")).read_text())[:count]
+        for row in rows:
+            row["path"] = {name: str((dataset / split / path).resolve()) for name, path in row["path"].items()}
+            row["responses"] = [f"<think>{word}</think>\n{row['solution']}" for word in ("one", "two")]
+        (folder / f"mine/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_run_that_dies_goes_on_to_the_same_weights_and_grpo_goes_on_from_them(place, dataset, adapter):
+    words = ["task=sft", "dataset=rows", "dataset.path=mine", f"dataset.outside=[{dataset.resolve()}]", "tracking=off"]
+    words += [f"adapter={adapter}", "generation.max_new_tokens=48", "trainer.prompts_per_step=4", "eval.watched=0"]
+    words += ["trainer.micro_batch_prompts=2", "trainer.steps=4", "trainer.save_every=1", "trainer.learning_rate=1e-3"]
+    words += ["eval.base=false", "eval.greedy=false", "eval.cache=null"]
+    whole, again = (f"outputs/{adapter}-{name}" for name in ("whole", "again"))
+    done = processes.run(place, *words, f"hydra.run.dir={whole}", code=TRAINED)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stdout
+    died = processes.run(place, *words, f"hydra.run.dir={again}", code=DIES_AFTER_STEP_2 + TRAINED)
+    assert died.returncode == 3
+    done = processes.run(place, *words, f"hydra.run.dir={again}", "resume=auto", code=TRAINED)
+    assert done.returncode == 0, done.stderr
+    file = "adapter_model.safetensors" if adapter == "lora" else "model.safetensors"
+    ones, others = (load_file(place / folder / "checkpoints/step-4" / file) for folder in (whole, again))
+    assert ones.keys() == others.keys() and all(torch.equal(ones[name], others[name]) for name in ones)
+    rows = [lines(place / folder / "metrics.jsonl") for folder in (whole, again)]
+    assert [row["train/loss"] for row in rows[0]] == [row["train/loss"] for row in rows[1]]
+    assert rows[0][-1]["train/loss"] < rows[0][0]["train/loss"]
+    if adapter == "none":
+        grpo = [word for word in words if word != "task=sft"] + ["trainer.steps=1", f"checkpoint={whole}"]
+        done = processes.run(place, *grpo, "grpo.group_size=4", "hydra.run.dir=outputs/grpo", code=TRAINED)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_plan_of_a_supervised_run(place, dataset):
+    outside = f"dataset.outside=[{dataset.resolve()}]"
+    done = processes.run(place, "task=sft", "dataset=rows", "dataset.path=mine", outside, "dry_run=true", code=TRAINED)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(next((place / "outputs").rglob("plan.json")).read_text())
+    assert plan["samples"]["train"] == 8 and plan["memory_bytes_per_process"]["not sharded"]["reference"] == 0
