@@ -63,8 +63,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         flops = {name: {} for name in systems}
         for name, phase, run in console.progress("operations", len(counted))(counted):
             flops[name][phase] = executed_flops(run)
-    each = console.progress("memory", len(systems))(systems.items())
-    memory = {name: peak_memory(system.update, device) for name, system in each}
+    memory = {name: peak_memory(of.update, device) for name, of in console.progress("memory", 3)(systems.items())}
     needed = needed_flops(systems["ours"])
     medians = {name: {phase: of["median"] for phase, of in found.items()} for name, found in seconds.items()}
     ours, rows, groups = (medians[name] for name in SYSTEMS)

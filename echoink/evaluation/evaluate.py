@@ -114,9 +114,7 @@ def evaluate(
         decoder: the model's, of earlier samples; None makes one.
         engine: answers in the place of the model, whose weights it has.
     """
-    processor, sampling, draws = setup.processor, setup.sampling, setup.draws
-    pad_id = processor.processor.tokenizer.pad_token_id
-    temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
+    processor, draws = setup.processor, setup.draws
     size = setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     prefetcher, decoder = Prefetcher(processor), decoder or decoder_for(model)
@@ -126,12 +124,7 @@ def evaluate(
         if engine is not None:
             completions = by_engine(engine, prompts, batch, setup, first)
         else:
-            number = first + len(draws)
-            noise = torch.stack([noise_of(setup, sample, number)[first:] for sample in batch])
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
-                completions = generate(
-                    model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder
-                )
+            completions = _by_model(model, prompts, batch, setup, first, decoder)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -154,6 +147,21 @@ def evaluate(
                 media=sample.places,
                 **judged(text, sample, setup.match, processor.prompt.thinks, setup.extra_rewards),
             )
+
+
+def _by_model(
+    model: PreTrainedModel,
+    prompts: Sequence[PromptInputs],
+    samples: Sequence[Sample],
+    setup: EvaluationSetup,
+    first: int,
+    decoder: Decoder,
+) -> list[list[int]]:
+    sampling, draws, pad_id = setup.sampling, setup.draws, setup.processor.processor.tokenizer.pad_token_id
+    temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
+    noise = torch.stack([noise_of(setup, sample, first + len(draws))[first:] for sample in samples])
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
+        return generate(model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder)
 
 
 def by_engine(

@@ -103,7 +103,6 @@ def generate(
     """
     device, group, was_training = model.device, len(temperatures), model.training
     model.eval()
-
     start = prefill(model, prompts, pad_id, features)
     logits = start.logits.repeat_interleave(group, 0)
     positions = start.next_positions.repeat_interleave(group)
@@ -116,7 +115,6 @@ def generate(
     media_tokens = list(family_of(model).placeholders(model.config).values())
     completions: list[list[int]] = [[] for _ in range(len(logits))]
     rows, ends = list(range(len(logits))), set(end_ids)
-
     for position in range(sampling.max_new_tokens):
         logits[:, media_tokens] = float("-inf")
         tokens = choose(logits, noise[:, position], temperature, sampling.top_p, sampling.top_k)
@@ -132,6 +130,5 @@ def generate(
             tokens, noise, temperature, positions = tokens[index], noise[index], temperature[index], positions[index]
             decoder.keep(kept)
         logits = decoder(tokens, positions + position)
-
     model.train(was_training)
     return completions

@@ -66,13 +66,11 @@ def train(
     settings = with_checkpointing_decided(job, longest)
     recorder = _recorder(config, files, tracker, steps)
     keeper = _keeper(job, files, evaluator, recorder, provenance)
-    scoring = _scoring(job)
-    # Responses are learned as they are: at temperature 1.
-    generation = replace(config.generation, temperature=1.0) if config.task is Task.sft else config.generation
-    supervised = config.task is Task.sft
-    if supervised:
-        check(job.splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
-    trainer = (SupervisedTrainer if supervised else EchoInkTrainer)(
+    scoring, generation, kind = _scoring(job), config.generation, EchoInkTrainer
+    if config.task is Task.sft:
+        check(job.splits.train, job.processor.processor.tokenizer, generation.max_new_tokens)
+        generation, kind = replace(generation, temperature=1.0), SupervisedTrainer  # responses are learned as they are
+    trainer = kind(
         Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
         job.splits.train,
         scoring,
@@ -86,6 +84,13 @@ def train(
         learning, total = trainer.model.get_nb_trainable_parameters()
         console.say("adapter", f"{config.adapter.kind.name} of rank {lora.r} · {learning:,} of {total:,} learn")
     keeper.trainer = trainer
+    _go_on(trainer, start, recorder, keeper)
+    _sum_up(files, trainer, keeper)
+    return trainer
+
+
+def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, keeper: Keeper) -> None:
+    """Train to the end; keep a checkpoint where the process is asked to go."""
     try:
         trainer.go_on(start.checkpoint)
     except (KeyboardInterrupt, signals.Preempted):
@@ -95,8 +100,6 @@ def train(
     finally:
         recorder.close()
         trainer.close()
-    _sum_up(files, trainer, keeper)
-    return trainer
 
 
 def _scoring(job: Job) -> Scoring:
