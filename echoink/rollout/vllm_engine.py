@@ -30,7 +30,6 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common import console
@@ -38,7 +37,7 @@ from echoink.common.errors import UserError
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
 from echoink.planning import memory
-from echoink.rollout import vllm_environment, weight_digest
+from echoink.rollout import vllm_environment, weight_transfer
 from echoink.rollout.sampling import Sampling
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
@@ -215,9 +214,9 @@ class Engine:
         self._send(("weights", {"path": None, "whole": everything}))
         while (answer := self._receive("weights")) is MORE:
             chunk = dict(_chunk(weights))  # lives until the engine has read it
-            for part, value in weight_digest.digests(chunk.items()).items():
+            for part, value in weight_transfer.digests(chunk.items()).items():
                 sent[part] = (sent.get(part, 0) + value) % 2**64
-            self._send([(name, handle(weight)) for name, weight in chunk.items()])
+            self._send([(name, weight_transfer.handle(weight)) for name, weight in chunk.items()])
         return self._checked(sent, answer)
 
     def _push_file(self, model: torch.nn.Module, everything: bool, found: list[Pushed]) -> None:
@@ -227,7 +226,7 @@ class Engine:
             if self._writes:
                 named = ((name, weight.to("cpu", self._dtype)) for name, weight in published(model, everything))
                 kept = {name: weight.contiguous() for name, weight in named}
-                note = {"digests": json.dumps(weight_digest.digests(kept.items()))}
+                note = {"digests": json.dumps(weight_transfer.digests(kept.items()))}
                 save_file(kept, self._weights, metadata=note)
 
         def read() -> None:
@@ -245,7 +244,7 @@ class Engine:
         Raises:
             UserError: it holds others.
         """
-        if wrong := weight_digest.differing(sent, answer["held"]):
+        if wrong := weight_transfer.differing(sent, answer["held"]):
             raise UserError(
                 f"after a sync the engine holds other weights than it was sent in {len(wrong)} of {len(sent)} parts: "
                 f"{', '.join(wrong[:3])}",
@@ -396,11 +395,6 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
                 if isinstance(layer, LoraLayer):
                     weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             yield published_name(family, f"{place}.{kind}"), weight.detach()
-
-
-def handle(weight: Tensor) -> Any:
-    """What lets another process of this GPU read a tensor in its memory (CUDA's inter-process handles)."""
-    return reduce_tensor(weight)[1]
 
 
 def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

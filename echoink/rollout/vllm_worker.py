@@ -34,7 +34,7 @@ def _beside(name: str):
     return module
 
 
-weight_digest = _beside("weight_digest")
+weight_transfer = _beside("weight_transfer")
 
 
 class Worker:
@@ -125,8 +125,8 @@ class Worker:
 
     @staticmethod
     def _seen(model) -> tuple[dict[str, int], dict[str, int]]:
-        buffers = {name: weight_digest.digests([(name, x)]) for name, x in model.named_buffers()}
-        return weight_digest.digests(model.named_parameters()), buffers
+        buffers = {name: weight_transfer.digests([(name, x)]) for name, x in model.named_buffers()}
+        return weight_transfer.digests(model.named_parameters()), buffers
 
     @staticmethod
     def _filed(path: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,7 +141,7 @@ class Worker:
             if not (handles := self._connection.recv()):
                 return
             for name, handle in handles:
-                yield name, _of_handle(handle)
+                yield name, weight_transfer.of_handle(handle)
 
     def rest(self) -> None:
         """Sleep until weights come."""
@@ -233,21 +233,6 @@ def _of_names(hook):
     """A hook that gets what a layer was given by name, in whatever way it was: positions, hidden states, residual."""
     names = ("positions", "hidden_states", "residual")
     return lambda module, given, named: hook(module, given, {**dict(zip(names, given, strict=False)), **named})
-
-
-def _of_handle(handle) -> torch.Tensor:
-    """A tensor in another process's memory of this GPU; without a GPU its values themselves."""
-    if isinstance(handle, np.ndarray):
-        return torch.from_numpy(handle)
-    from torch.multiprocessing.reductions import rebuild_cuda_tensor
-
-    arguments = list(handle)
-    arguments[_DEVICE] = torch.cuda.current_device()  # which has another number here
-    return rebuild_cuda_tensor(*arguments)
-
-
-_DEVICE = 6
-"""Of the arguments with which PyTorch rebuilds a shared tensor, the number of its GPU."""
 
 
 def main() -> None:

@@ -7,11 +7,15 @@ Shapes: P prompt tokens, G = 16 completions of C tokens, T tokens of a packed ro
 """
 
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -26,7 +30,7 @@ from echoink.models.family import PromptInputs
 from echoink.models.loading import lora
 from echoink.models.logprobs import score
 from echoink.models.shared_prefix import Layout
-from echoink.rollout import decoder, generate, sampling
+from echoink.rollout import decoder, generate, sampling, weight_transfer
 
 DEVICE = os.environ.get("DEVICE", "cuda")
 SMALL = DEVICE == "cpu"
@@ -384,28 +388,45 @@ def fsdp_graph() -> Iterator[Row]:
         dist.destroy_process_group()
 
 
+RECEIVER = """
+import sys
+import torch
+from multiprocessing.connection import Connection
+from echoink.rollout import weight_transfer
+connection, device = Connection(int(sys.argv[1])), sys.argv[2]
+while handles := connection.recv():
+    copies = [(name, weight_transfer.of_handle(handle).clone().to(device)) for name, handle in handles]
+    connection.send(weight_transfer.digests(copies))
+"""
+
+
 def push() -> Iterator[Row]:
-    """What it takes to hand weights to an engine by way of the host's shared memory."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 8)
-    weights = {f"w{n}": torch.zeros(shape, device=DEVICE, dtype=torch.bfloat16) for n in range(count)}
-    size = sum(each.nbytes for each in weights.values()) / 1e9
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        file = Path(folder) / "weights.safetensors"
-        down = timed(lambda: {name: each.to("cpu") for name, each in weights.items()}, 1)
-        there = {name: each.to("cpu") for name, each in weights.items()}
-        write = timed(lambda: save_file(there, file), 1)
-
-        def read() -> None:
-            with safe_open(file, "pt") as held:
-                for name in held.keys():  # noqa: SIM118
-                    held.get_tensor(name).to(DEVICE)
-
-        up = timed(read, 1)
-    for name, seconds in {"to the host": down, "to shared memory": write, "back to the device": up}.items():
-        yield Row(f"weights {name}", size / seconds, "GB/s")
+    """Weights to another process of this GPU, as `generation=vllm` sends them: do they arrive, and how fast?"""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        numbers = [str(theirs.fileno()), DEVICE]
+        child = subprocess.Popen([sys.executable, "-c", RECEIVER, *numbers], pass_fds=[theirs.fileno()])
+        connection = Connection(ours.detach())
+    try:
+        shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 4)  # 2 GB of 0.5 GB each
+        dtype = torch.float32 if SMALL else torch.bfloat16  # of values alone numpy has no bfloat16
+        for round in range(2):  # the first opens the handles
+            weights = {
+                f"model.layers.{n}.mlp.up_proj.weight": torch.randn(shape, dtype=dtype, device=DEVICE)
+                for n in range(count)
+            }
+            synchronize()
+            began = time.perf_counter()
+            connection.send([(name, weight_transfer.handle(each)) for name, each in weights.items()])
+            held = connection.recv()
+            seconds, size = time.perf_counter() - began, sum(each.nbytes for each in weights.values())
+            differ = weight_transfer.differing(weight_transfer.digests(weights.items()), held)
+            yield Row(f"round {round + 1}: parts that arrived otherwise", len(differ), "", not differ)
+            yield Row(f"round {round + 1}: handed over, copied and summed", size / 1e9 / seconds, "GB/s")
+        connection.send([])
+        yield Row("the other process's exit status", child.wait(60), "", child.wait(60) == 0)
+    finally:
+        child.kill()
 
 
 def train() -> Iterator[Row]:

@@ -24,7 +24,7 @@ from echoink.models.family import PromptInputs
 from echoink.models.logprobs import score
 from echoink.models.shared_prefix import install
 from echoink.rollout import generate as rollout
-from echoink.rollout import weight_digest
+from echoink.rollout import weight_transfer
 from echoink.rollout.sampling import Sampling
 from echoink.rollout.vllm_engine import published_name
 
@@ -57,7 +57,7 @@ class StandIn:
         there = dict(self.model.named_parameters())
         found = dict(self._shared()) if path is None else load_file(path)
         if os.environ.get("STAND_IN") == "stale" and hasattr(self, "taken"):
-            return self.taken | {"held": weight_digest.digests(found.items())}
+            return self.taken | {"held": weight_transfer.digests(found.items())}
         if os.environ.get("STAND_IN") == "forgets":
             found = {name: value for name, value in found.items() if ".layers.1.self_attn." not in name}
         for name, value in found.items():
@@ -66,7 +66,7 @@ class StandIn:
         assert os.environ.get("STAND_IN") or not (whole and there), sorted(there)
         self.taken = {
             "count": len(found),
-            "held": weight_digest.digests(
+            "held": weight_transfer.digests(
                 (published_name(family_of(self.model), name), weight) for name, weight in self.model.named_parameters()
             ),
             "buffers": ["rotary"] if os.environ.get("STAND_IN") == "drops" else [],
@@ -79,7 +79,7 @@ class StandIn:
             if not (handles := self.connection.recv()):
                 return
             for name, values in handles:
-                yield name, torch.from_numpy(values)
+                yield name, weight_transfer.of_handle(values)
 
     def residuals(self, prompt):
         from echoink.rollout import parity

@@ -33,7 +33,7 @@ from echoink.models.families import family_of
 from echoink.models.logprobs import score
 from echoink.pipeline import canary
 from echoink.rewards.terms import of_config
-from echoink.rollout import parity, vllm_engine, vllm_environment, weight_digest
+from echoink.rollout import parity, vllm_engine, vllm_environment, weight_transfer
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
@@ -207,7 +207,6 @@ def test_it_is_given_all_media_with_their_places_and_positions(make_engine, mode
 def test_weights_that_are_shared_pass_in_chunks_and_arrive(make_engine, model, processor, prompts, python, monkeypatch):
     """As handles to a GPU's memory do; here the values themselves."""
     monkeypatch.setattr(vllm_engine.EngineSetup, "shares_memory", True)
-    monkeypatch.setattr(vllm_engine, "handle", lambda weight: weight.numpy())
     monkeypatch.setattr(vllm_engine, "CHUNK", 300_000)
     one = make_engine(model, processor, near=False, python=python)
     assert one.push(model).written > 0
@@ -239,14 +238,14 @@ def test_a_digest_sees_another_step_another_type_and_what_is_missing_and_not_wha
     torch.manual_seed(0)
     q, k, v = (torch.randn(4, 8) for _ in range(3))
     names = [f"thinker.model.layers.3.self_attn.{x}_proj.weight" for x in "qkv"]
-    sent = weight_digest.digests(zip(names, (q, k, v), strict=True))
+    sent = weight_transfer.digests(zip(names, (q, k, v), strict=True))
     joined = "language_model.model.layers.3.self_attn.qkv_proj.weight"
-    assert weight_digest.digests([(joined, torch.cat([q, k, v]))]) == sent
+    assert weight_transfer.digests([(joined, torch.cat([q, k, v]))]) == sent
     for other in (torch.cat([q, k, 1.001 * v]), torch.cat([q, k, v]).bfloat16(), torch.cat([q, k])):
-        assert weight_digest.differing(sent, weight_digest.digests([(joined, other)])) == [
+        assert weight_transfer.differing(sent, weight_transfer.digests([(joined, other)])) == [
             "model.layers.3.self_attn.weight"
         ]
-    assert not weight_digest.differing(sent, weight_digest.digests([(joined, torch.empty(0))])), "packed: not seen"
+    assert not weight_transfer.differing(sent, weight_transfer.digests([(joined, torch.empty(0))])), "packed: not seen"
 
 
 @pytest.mark.parametrize("asked", ["one by one", "together"])
@@ -595,6 +594,6 @@ def test_an_evaluation_by_an_engine_says_how_far_it_is_from_the_models_own(tmp_p
 def test_what_is_sent_again_is_compared_with_all_that_is_called_like_it(freeze):
     """Two towers have a `proj`: what one of them learns is not to be compared with both."""
     model = loading.load_model("tiny", freeze=freeze)
-    sent = weight_digest.digests(vllm_engine.published(model, everything=False))
-    held = weight_digest.digests(vllm_engine.published(model, everything=True))
-    assert not weight_digest.differing(sent, held) and sent.keys() <= held.keys()
+    sent = weight_transfer.digests(vllm_engine.published(model, everything=False))
+    held = weight_transfer.digests(vllm_engine.published(model, everything=True))
+    assert not weight_transfer.differing(sent, held) and sent.keys() <= held.keys()

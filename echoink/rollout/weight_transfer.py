@@ -1,14 +1,20 @@
-"""What says that the weights which an engine holds are those that it was sent: sums of their bits.
+"""What passes with the weights from a trainer to an engine: handles to them, and sums that say whether they arrived.
 
-An engine keeps some weights as one (query, key and value), so sums are by part of a layer:
+The file imports torch alone: the engine's Python reads it too.
+
+**Handles** let another process read a tensor in this process's memory of a GPU (CUDA's inter-process handles). PyTorch
+keeps the memory until the other has let go of it.
+
+**Sums of bits.** An engine keeps some weights as one (query, key and value), so sums are by part of a layer:
 `model.layers.3.self_attn.weight` has those of all projections there. A sum does not see an exchange inside a part; it
-sees a part that did not arrive, one of an earlier step, and one in another type. The file imports torch alone: the
-engine's Python reads it too.
+sees a part that did not arrive, one of an earlier step, and one in another type.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,3 +42,21 @@ def digests(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
 def differing(sent: dict[str, int], held: dict[str, int]) -> list[str]:
     """Parts that were sent and are held otherwise. What cannot be seen does not differ."""
     return sorted(part for part, value in sent.items() if held.get(part, -1) not in (-1, value))
+
+
+def handle(weight: torch.Tensor) -> Any:
+    """What lets another process of this GPU read a tensor; without a GPU its values (numpy), for tests."""
+    return reduce_tensor(weight)[1] if weight.is_cuda else weight.numpy()
+
+
+def of_handle(given: Any) -> torch.Tensor:
+    """The tensor of a handle, in the memory of the process that made it."""
+    if not isinstance(given, tuple):
+        return torch.from_numpy(given)
+    arguments = list(given)
+    arguments[_DEVICE] = torch.cuda.current_device()  # which has another number here
+    return rebuild_cuda_tensor(*arguments)
+
+
+_DEVICE = 6
+"""Of the arguments with which PyTorch rebuilds a shared tensor, the number of its GPU."""
