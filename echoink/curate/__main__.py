@@ -8,6 +8,10 @@ And make a set of hard questions that need both senses of any dataset; `mode=dif
 
     python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
 
+And responses for a supervised stage (`task=sft`) out of a model's right answers; `mode=traces --help` says how.
+
+    python -m echoink.curate mode=traces source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/taught
+
 A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and
 its sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to
 D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
@@ -29,7 +33,7 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
-from echoink.curate import difficulty
+from echoink.curate import difficulty, traces
 from echoink.curate.omni_instruct import LEDGER, curate_split, refuse_another, report
 
 
@@ -46,11 +50,12 @@ class CurateConfig:
 
 def main(words: Sequence[str]) -> None:
     """Curate as the settings say, and print the report."""
-    if "mode=difficulty" in words:
-        difficulty.main(words)
-        return
+    for command in (difficulty, traces):
+        if f"mode={command.__name__.rpartition('.')[2]}" in words:
+            command.main(words)
+            return
     if mode := next((word for word in words if word.startswith("mode=")), None):
-        raise UserError(f"{mode} is not known", "mode=difficulty, or none")
+        raise UserError(f"{mode} is not known", "mode=difficulty, mode=traces, or none")
     given = cli.settings(CurateConfig, words)
     output, splits, dropped, noted = Path(given.output), {}, {}, {}
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
@@ -82,6 +87,8 @@ def main(words: Sequence[str]) -> None:
 def _help(words: Sequence[str]) -> str:
     if "mode=difficulty" in words:
         return cli.help_of(difficulty.__doc__, difficulty.DifficultyConfig)
+    if "mode=traces" in words:
+        return cli.help_of(traces.__doc__, traces.TracesConfig)
     return cli.help_of(__doc__, CurateConfig)
 
 

@@ -133,28 +133,33 @@ def _check(given: DifficultyConfig) -> None:
 
 
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
-    """By id what each training question needs and how often it was answered right with each variant: an evaluation
-    by the entry point, which goes on where an earlier one stopped.
-    """
-    if read_summary(folder)["status"] != "finished":
-        words = [
-            "task=eval",
-            "dataset=rows",
-            f"dataset.path={Path(source).resolve()}",
-            f"checkpoint={given.checkpoint}",
-            "eval.split=train",
-            f"eval.ablations={ABLATIONS}",
-            f"eval.samples={given.draws}",
-            "eval.greedy=false",
-            f"seed={seed}",
-            "tracking=off",
-            f"hydra.run.dir={folder}",
-            *given.settings,
-        ]
-        if subprocess.run([sys.executable, "-m", "echoink.train", *words]).returncode:
-            raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
+    """By id what each training question needs and how often it was answered right with each variant."""
+    words = [f"eval.ablations={ABLATIONS}", f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
+    answer(source, given.checkpoint, seed, folder, words)
     (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
     return {row["id"]: row for row in read_rows(rows)}
+
+
+def answer(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
+    """Let a model answer every training question: an evaluation by the entry point, which goes on where an earlier one
+    stopped.
+
+    Args:
+        source: the dataset.
+        checkpoint: the model.
+        seed: of the draws.
+        folder: of the evaluation.
+        words: what else its command line says.
+
+    Raises:
+        UserError: it did not end.
+    """
+    if read_summary(folder)["status"] == "finished":
+        return
+    own = ["task=eval", "dataset=rows", f"dataset.path={Path(source).resolve()}", f"checkpoint={checkpoint}"]
+    own += ["eval.split=train", f"seed={seed}", "tracking=off", f"hydra.run.dir={folder}"]
+    if subprocess.run([sys.executable, "-m", "echoink.train", *own, *words]).returncode:
+        raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
 
 
 def _rate(row: dict) -> float:
@@ -181,12 +186,13 @@ def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[st
 
 def _elsewhere(source: str) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files."""
-    splits = {name: samples for name in ("train", "dev", "valid") if (samples := _read(source, name))}
+    splits = {name: samples for name in ("train", "dev", "valid") if (samples := read_samples(source, name))}
     others = {digest(m) for name in splits if name != "train" for s in splits[name] for m in s.media.values()}
     return {s.id: any(digest(m) in others for m in s.media.values()) for s in progress("digest", None)(splits["train"])}
 
 
-def _read(source: str, split: str) -> list:
+def read_samples(source: str, split: str) -> list:
+    """The samples of a split; none where it is not there."""
     found = open_split(source, split)
     return parse_rows(found.rows, found.folder, found.where)[0] if found else []
 
@@ -194,7 +200,7 @@ def _read(source: str, split: str) -> list:
 def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output: Path, dropped: Counter[str]) -> None:
     """The official layout: what was kept of train, and the other splits as they are."""
     for split in ("train", "dev", "valid"):
-        samples = _read(given.source, split)
+        samples = read_samples(given.source, split)
         if not samples:
             continue
         rows = []
@@ -206,14 +212,26 @@ def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output:
                     continue
                 extra = {"need": measured[sample.id]["need"], "pass_rate": round(_rate(measured[sample.id]), 4)}
             rows.append(
-                _row(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
+                row_of(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
             )
         write_atomic(output / INDEX.format(split), as_json(rows))
 
 
-def _row(
+def row_of(
     sample: "Sample", number: int, split: str, output: Path, extra: dict, seed: int, shuffle: bool, turns: Counter
 ) -> dict:
+    """A sample as a row of the official layout, its files copied.
+
+    Args:
+        sample: what is written.
+        number: names its files.
+        split: it belongs to.
+        output: the dataset's folder.
+        extra: further fields.
+        seed: of the order of its options.
+        shuffle: whether they are put into another order.
+        turns: see `balanced`.
+    """
     options, solution = (
         balanced(sample.id, sample.options, sample.gold, seed, turns)
         if shuffle and sample.problem_type is ProblemType.multiple_choice and not _names_others(sample.options)

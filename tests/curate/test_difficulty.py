@@ -210,7 +210,7 @@ def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
     given = {"problem": "What is heard?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
     (sample,), _ = parse_rows([{**given, "path": {"video": "v.mp4"}}], tmp_path, "here")
     (silent,), _ = parse_rows([{**given, "data_type": "video", "path": {"video": "v.mp4"}}], tmp_path, "here")
-    written = difficulty._row(sample, 0, "dev", tmp_path / "out", {}, 0, False, Counter())
+    written = difficulty.row_of(sample, 0, "dev", tmp_path / "out", {}, 0, False, Counter())
     (again,), _ = parse_rows([written], tmp_path / "out/dev", "there")
     assert sample.asks_for_soundtrack and again.asks_for_soundtrack
-    assert difficulty._row(silent, 1, "dev", tmp_path / "out", {}, 0, False, Counter())["data_type"] == "video"
+    assert difficulty.row_of(silent, 1, "dev", tmp_path / "out", {}, 0, False, Counter())["data_type"] == "video"

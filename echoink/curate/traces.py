@@ -1,0 +1,125 @@
+"""Responses for a supervised stage, out of a model's own right answers: `python -m echoink.curate mode=traces`.
+
+    python -m echoink.curate mode=traces source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/taught
+    python -m echoink.curate mode=traces source=… checkpoint=… output=… draws=16 keep=4 order=diverse
+    python -m echoink.train task=sft dataset=rows dataset.path=data/taught
+
+A model answers every training question `draws` times. Of what is right, well-formed and ended, up to `keep` texts are
+the question's `responses`: the shortest, or those that differ the most (the shortest, then each time the one whose
+words are farthest from all chosen ones). A question without any is left out; so easy questions are taught, and hard
+ones remain for GRPO. The other splits are written as they are. traces.json says how many questions had how many right
+answers. A run that was stopped goes on where it was.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from echoink.common import cli
+from echoink.common.console import progress, say
+from echoink.common.errors import UserError
+from echoink.common.files import as_json, read_rows, write_atomic
+from echoink.curate.difficulty import INDEX, answer, read_samples, row_of
+from echoink.run_folder.folder import PREDICTIONS
+
+
+class Order(Enum):
+    shortest = "shortest"
+    diverse = "diverse"
+
+
+@dataclass
+class TracesConfig:
+    """Settings of the command."""
+
+    mode: str = "traces"
+    source: str = "???"
+    checkpoint: str = "???"
+    output: str = "???"
+    draws: int = 8
+    keep: int = 4
+    order: Order = Order.shortest
+    seed: int = 0
+    settings: list[str] = field(default_factory=list)
+
+
+def main(words: Sequence[str]) -> None:
+    """Let the model answer, choose, write; prints what was kept."""
+    given = cli.settings(TracesConfig, words)
+    output = Path(given.output)
+    if (output / "traces.json").is_file():
+        raise UserError(f"{output} is finished", "give a new output=")
+    if not Path(given.source).exists():
+        raise UserError(f"no such dataset: {given.source}", "curate takes a folder or file")
+    if min(given.draws, given.keep) < 1:
+        raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
+    work, recipe = output / ".work", asdict(given) | {"order": given.order.name}
+    begun = work / "recipe.json"
+    if begun.is_file() and begun.read_text() != as_json(recipe):
+        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(begun, as_json(recipe))
+    say("phase 1", f"every training question is answered {given.draws} times")
+    settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
+    answer(given.source, given.checkpoint, given.seed, work / "answers", settings)
+    chosen, counts = _choose(work / "answers", given)
+    if not chosen:
+        raise UserError(
+            f"no question of {counts.total():,} has a right answer in the form",
+            "a stronger checkpoint=, or more draws=",
+        )
+    say("phase 2", f"{len(chosen):,} questions and their files are written to {output}")
+    _write(given, chosen, output)
+    kept = sum(map(len, chosen.values()))
+    report = {**recipe, "questions": len(chosen), "responses": kept, "right_answers": dict(sorted(counts.items()))}
+    write_atomic(output / "traces.json", as_json(report))
+    shutil.rmtree(work)
+    say("kept", f"{len(chosen):,} of {counts.total():,} questions, {kept:,} responses")
+    say("", f"{counts[0]:,} dropped: no right answer in the form among {given.draws}")
+    say("train", f"python -m echoink.train task=sft dataset=rows dataset.path={output}")
+
+
+def _choose(answers: Path, given: TracesConfig) -> tuple[dict[str, list[str]], Counter[int]]:
+    """Responses by question, and how many questions had how many right answers."""
+    right: dict[str, list[str]] = {}
+    for row in read_rows(answers / PREDICTIONS):
+        found = right.setdefault(row["id"], [])
+        if row["correct"] and row["format"] and not row["truncated"]:
+            found.append(row["completion"].strip())
+    counts = Counter(len(texts) for texts in right.values())
+    pick = diverse if given.order is Order.diverse else shortest
+    return {id: pick(texts, given.keep) for id, texts in right.items() if texts}, counts
+
+
+def shortest(texts: Sequence[str], count: int) -> list[str]:
+    """The shortest different ones."""
+    return sorted(dict.fromkeys(texts), key=len)[:count]
+
+
+def diverse(texts: Sequence[str], count: int) -> list[str]:
+    """The shortest, then each time the one that is the farthest from those chosen (Jaccard distance of their words)."""
+    left = sorted(dict.fromkeys(texts), key=len)
+    words = {text: set(text.split()) for text in left}
+
+    def apart(one: str, other: str) -> float:
+        return 1 - len(words[one] & words[other]) / len(words[one] | words[other])
+
+    chosen = [left.pop(0)]
+    while left and len(chosen) < count:
+        chosen.append(left.pop(max(range(len(left)), key=lambda at: min(apart(left[at], one) for one in chosen))))
+    return chosen
+
+
+def _write(given: TracesConfig, chosen: dict[str, list[str]], output: Path) -> None:
+    for split in ("train", "dev", "valid"):
+        samples = read_samples(given.source, split)
+        rows = []
+        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
+            if split != "train" or sample.id in chosen:
+                extra = {"responses": chosen[sample.id]} if split == "train" else {}
+                rows.append(row_of(sample, number, split, output, extra, given.seed, False, Counter()))
+        if rows:
+            write_atomic(output / INDEX.format(split), as_json(rows))
