@@ -114,7 +114,7 @@ def bytes_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
             state["bytes"] += count
             if not console.is_terminal and time.monotonic() - state["said"] > LINES_EVERY:
                 state["said"] = time.monotonic()
-                say(label, f"{state['bytes'] / 2**20:,.0f}/{total / 2**20:,.0f} MB")
+                say(label, f"{state['bytes'] / 1e6:,.0f}/{total / 1e6:,.0f} MB")
 
         yield advance
 

@@ -246,7 +246,7 @@ def _check_together(config: Config) -> None:
     apart = ("lambda_file", "lambda_int")
     weights = [value for name, value in vars(reward).items() if name.startswith("lambda_") and name not in apart]
     weights += [reward.lambda_file] if reward.file else []
-    if not (any(weights) or pays or any(each.weight for each in reward.files)):
+    if config.task is not Task.sft and not (any(weights) or pays or any(each.weight for each in reward.files)):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
     _check_reward_files(reward)
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:

@@ -448,7 +448,7 @@ class TrackingConfig:
 class SftConfig:
     """Of task=sft only."""
 
-    responses: int = key("at most so many responses of a row, its prompt computed once for them", ge=1)
+    responses: int = key("at most so many responses of a row a pass, its prompt computed once for them", ge=2)
 
 
 @dataclass

@@ -191,6 +191,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         )
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
+    responses, odd = _responses(row)
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),
@@ -200,21 +201,25 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         data_type=data_type,
         **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
         asks_for_soundtrack="data_type" not in row and data_type is DataType.video,
-        notes=(*layout.notes, *unused),
+        notes=(*layout.notes, *unused, *odd),
         fields={key: str(value) for key, value in row.items() if _is_field(key, value)},
-        responses=_responses(row, where),
+        responses=responses,
     )
 
 
-def _responses(row: dict, where: str) -> tuple[str, ...]:
+def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A row's responses, and a note where there is something by that name that is none: only task=sft wants them."""
     given = row.get("responses", row.get("response"))
     if given is None:
-        return ()
+        return (), ()
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{where}: a response must be a text that is not empty", "responses: a list of such texts")
-    check_text(texts, where)
-    return tuple(dict.fromkeys(texts))
+    try:
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError("a response must be a text that is not empty")
+        check_text(texts, "a response")
+    except UserError as error:
+        return (), (f"its response is not used: {error.problem}",)
+    return tuple(dict.fromkeys(texts)), ()
 
 
 def with_any_solution(row: object) -> object:

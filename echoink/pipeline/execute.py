@@ -23,7 +23,7 @@ from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
 from echoink.training import engine as vllm
-from echoink.training import fit
+from echoink.training import fit, supervised
 from echoink.training.setup import Job, evaluation_prompts, load_model, longest_prompt
 
 CORE = (
@@ -63,6 +63,8 @@ def execute(
     first, last = _models(config)
     job = load_model(config, splits, first)
     longest = longest_prompt(job)
+    if config.task is Task.sft:
+        supervised.check(splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
     files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
     with (
         _tracker(job, files, uri, overrides) as tracker,

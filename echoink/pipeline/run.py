@@ -160,6 +160,13 @@ def _load_data(config: Config) -> Splits:
                 f"reward.integration={rule.name} pays questions whose need is known, and no training sample has one",
                 "a field `need` (audio, image or both) in each row: python -m echoink.curate mode=difficulty",
             )
+        if config.task is Task.sft and (empty := [sample.id for sample in splits.train if not sample.responses]):
+            some = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
+            raise UserError(
+                f"{len(empty):,} of {len(splits.train):,} training samples have no response to learn: {some}",
+                'each row wants "response": "<think>…</think>\\n<answer>B</answer>", or "responses": a list of them; '
+                "python -m echoink.curate mode=traces makes them",
+            )
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 

@@ -6,7 +6,7 @@ Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from echoink.config.schema import Adapter, Config, Dimensions, Sharding
+from echoink.config.schema import Adapter, Config, Dimensions, Sharding, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -152,6 +152,7 @@ def estimate(
     engine_sleeps: bool = True,
     adapts: bool = False,
     divided: bool = False,
+    samples: bool = True,
 ) -> Estimate:
     """Memory of one training step, on one process that holds everything.
 
@@ -167,6 +168,7 @@ def estimate(
         engine_sleeps: whether it gives its memory back between rollouts.
         adapts: whether only an adapter learns.
         divided: whether the processes will share it out.
+        samples: whether completions are sampled in training.
     """
     weights = reference_bytes = model.weight_bytes
     if bf16 and model.itemsize > 2 and divided:
@@ -185,7 +187,7 @@ def estimate(
         gradients=learning * model.itemsize,
         optimizer=2 * learning * model.itemsize,
         activations=activations(model, rows, bf16, checkpointing),
-        cache=0 if engine else cache(model, decoded, bf16),
+        cache=cache(model, decoded, bf16) if samples and not engine else 0,
         engine=beside,
         engine_between=0 if engine_sleeps else beside,
     )
@@ -217,6 +219,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         engine_sleeps=engine_sleeps,
         adapts=config.adapter.kind is not Adapter.none,
         divided=trainer.sharding is not Sharding.none,
+        samples=config.task is not Task.sft,
     )
 
 

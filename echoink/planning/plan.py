@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from echoink.common.console import counted
-from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding
+from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding, Task
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
 from echoink.data.splits import Splits
@@ -102,6 +102,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
         completion=min(step_time.LENGTH, config.generation.max_new_tokens),
         micro_batch=trainer.micro_batch_prompts,
         updates=config.grpo.updates_per_rollout,
+        given=config.task is Task.sft,
     )
     rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
     asked = rollouts * step.prompts

@@ -85,6 +85,8 @@ class Step:
     """Prompts per forward and backward of one process."""
     updates: int
     """Over each rollout."""
+    given: bool = False
+    """Whether the completions are given and none is sampled."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def seconds(
     rows = share * step.prompts * step.group
     kept = 2 * 2 * d.layers * d.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)
     decode = max(2 * step.completion * (per_token + kept / memory), share * does["decode"] / rate)
-    rollout = gather + share * does["prefill"] / rate + decode
+    rollout = 0.0 if step.given else gather + share * does["prefill"] / rate + decode
 
     # Where the towers do not learn, the loss has their features from the rollout.
     forward = share * (does["forward"] - (0 if model.learning_towers else does["towers"])) / rate

@@ -25,7 +25,7 @@ from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
-from echoink.training.supervised import SupervisedTrainer, check
+from echoink.training.supervised import SupervisedTrainer
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 
@@ -68,7 +68,6 @@ def train(
     keeper = _keeper(job, files, evaluator, recorder, provenance)
     scoring, generation, kind = _scoring(job), config.generation, EchoInkTrainer
     if config.task is Task.sft:
-        check(job.splits.train, job.processor.processor.tokenizer, generation.max_new_tokens)
         generation, kind = replace(generation, temperature=1.0), SupervisedTrainer  # responses are learned as they are
     trainer = kind(
         Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),

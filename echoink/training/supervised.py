@@ -22,19 +22,14 @@ from echoink.training.trainer import EchoInkTrainer
 
 
 def check(samples: Sequence[Sample], tokenizer, longest: int) -> None:
-    """Raises `UserError` where a row has no response, or one of more than `longest` tokens with its end."""
-    for sample in samples:
-        if not sample.responses:
-            raise UserError(
-                f"the training sample {sample.id} has no response, which task=sft learns",
-                'give each row "response": "<think>…</think>\\n<answer>B</answer>", or "responses": […]',
-            )
-        for text in sample.responses:
-            if (count := len(_tokens(tokenizer, text))) > longest:
-                raise UserError(
-                    f"a response of the training sample {sample.id} has {count} tokens",
-                    f"generation.max_new_tokens={count}",
-                )
+    """Raises `UserError` where a response has more than `longest` tokens with its end; it names the longest."""
+    counts = {sample.id: max(len(_tokens(tokenizer, text)) for text in sample.responses) for sample in samples}
+    if over := {id: count for id, count in counts.items() if count > longest}:
+        id = max(over, key=over.__getitem__)
+        raise UserError(
+            f"responses of {len(over):,} training samples have more than {longest} tokens; that of {id} has {over[id]}",
+            f"generation.max_new_tokens={over[id]}",
+        )
 
 
 def _tokens(tokenizer, text: str) -> list[int]:
@@ -53,13 +48,18 @@ class SupervisedTrainer(EchoInkTrainer):
         with self.timer.section("time/media"):
             samples = [self._shown(self._samples[id]) for id in ids]
             prompts = self._prefetcher.take(samples)
-        with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
-            features = None
-            if not towers_learn(model.model):
-                with torch.no_grad():
-                    features = encode_media(model.model, prompts)
+        features = None
+        with (
+            self.timer.section("time/rollout"),
+            self.unsharded() as model,
+            self.accelerator.autocast(),
+            torch.no_grad(),
+        ):
+            if not towers_learn(model.model):  # they serve the loss
+                features = encode_media(model.model, prompts)
         completions = [_tokens(self._tokenizer, text) for sample in samples for text in self._responses(sample, group)]
-        prompt_index = [index for index in range(len(ids)) for _ in range(group)]
+        prompt_index = [ids.index(id) for id in row_ids]
+        assert prompt_index == [index for index in range(len(ids)) for _ in range(group)], "a group was split"
         return Rollout(samples, prompts, features, prompt_index, completions)
 
     def _responses(self, sample: Sample, group: int) -> list[str]:

@@ -161,7 +161,10 @@ def made(tmp_path, given, **settings) -> tuple[Path, list[tuple[str, str]]]:
 
 def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tmp_path, given):
     output, lines = made(tmp_path, given)
-    sources = {row["file"]: row for row in map(json.loads, (output / "sources.jsonl").read_text().splitlines())}
+    listed = [json.loads(line) for line in (output / "sources.jsonl").read_text().splitlines()]
+    sources = {row["file"]: row for row in listed}
+    assert len(sources) == len(listed), "a recording and a picture of one name are two"
+    assert all(Path(row["file"]).suffix == Path(row["path"]).suffix or "sound" in row["path"] for row in listed)
     for split_by in ("recordings", "packages"):
         used = {}
         for split, count in (("train", 120), ("valid", 60)):
@@ -176,16 +179,24 @@ def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tm
             assert max(letters.values()) < 0.45 * letters.total(), letters
             assert {s.fields["need"] for s in samples} == {"audio", "image", "both", "none"}
         assert used["train"] and used["valid"] and not used["train"] & used["valid"]
+        if split_by == "recordings":  # of what is held out something is left to learn from
+            for sense in ((".ogg", ".wav", ".flac"), (".png", ".svg")):
+                classes = {
+                    split: {sources[name]["class"] for name in names if name.endswith(sense)}
+                    for split, names in used.items()
+                }
+                assert classes["valid"] <= classes["train"]
     held = {sources[source]["package"] for source in used["valid"]}
     assert not held & {"tuxpaint-stamps-default", "gcompris-qt-data"}
     said = [f"{label} {text}" for label, text in lines]
-    assert "dropped silence: tuxpaint:silent: nothing is heard" in said
-    assert any("dropped copy: sonic-pi:copy: it is nearly the same as a sound of dog" in line for line in said)
+    assert "dropped silence: tuxpaint:silent.ogg: nothing is heard" in said
+    assert any("dropped copy: sonic-pi:copy.flac: it is nearly the same as a sound of dog" in line for line in said)
     credits = (output / "CREDITS.md").read_text()
-    assert "| scratch_dog1 | dog | scratch | usr/share/scratch/Media/Costumes/dog1.png |" in credits
+    assert "| scratch_dog1.png | dog | scratch | usr/share/scratch/Media/Costumes/dog1.png |" in credits
+    assert "| tuxpaint_dog.ogg | dog | tuxpaint-stamps-default | usr/share/tuxpaint/stamps/animals/dog.ogg |" in credits
     assert {path.stem for path in (output / "licences").iterdir()} == {package.name for package in packages.PACKAGES}
     assert set(json.loads((output / "recordings/probes.json").read_text())) == {
-        "words alone", "nearest recording", "nearest picture",
+        "words alone", "the other sense", "nearest recording", "nearest picture",
     }  # fmt: skip
 
 
@@ -210,6 +221,7 @@ def test_a_package_that_is_another_one_is_refused_and_named(tmp_path, given):
 class Mirror(BaseHTTPRequestHandler):
     asked: list[str | None] = []
     data = b""
+    most = None
 
     def do_GET(self):
         wanted = self.headers.get("Range")
@@ -217,7 +229,7 @@ class Mirror(BaseHTTPRequestHandler):
         first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.end_headers()
-        self.wfile.write(Mirror.data[first:])
+        self.wfile.write(Mirror.data[first:][: Mirror.most])
 
     def log_message(self, *_):
         pass
@@ -226,16 +238,36 @@ class Mirror(BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror(monkeypatch):
     monkeypatch.setattr(Mirror, "asked", [])
+    monkeypatch.setattr(Mirror, "most", None)
     with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 
+def test_a_download_that_is_cut_off_is_kept_and_one_that_is_whole_is_not_asked_for_again(
+    tmp_path, contents, mirror, monkeypatch
+):
+    Mirror.data = deb(contents["opensfx"])
+    size, digest = len(Mirror.data), hashlib.sha256(Mirror.data).hexdigest()
+    package, part = (
+        replace(packages.PACKAGES[3], sha256=digest, size=size),
+        tmp_path / f"{packages.PACKAGES[3].file}.part",
+    )
+    monkeypatch.setattr(Mirror, "most", 500)
+    with pytest.raises(UserError, match=f"cut off after 500 of {size:,} bytes"):
+        packages.obtain(package, tmp_path, None, lambda count: None, mirror)
+    assert part.stat().st_size == 500
+    part.write_bytes(Mirror.data)  # killed before it was looked at
+    packages.obtain(package, tmp_path, None, lambda count: None, mirror)
+    assert Mirror.asked == [None] and not part.exists()
+
+
 @pytest.mark.parametrize("cut", [0, 700])
 def test_a_download_goes_on_where_it_was_cut_off(tmp_path, contents, mirror, monkeypatch, cut):
     Mirror.data = deb(contents["opensfx"])
-    package = replace(packages.PACKAGES[3], sha256=hashlib.sha256(Mirror.data).hexdigest())
+    digest = hashlib.sha256(Mirror.data).hexdigest()
+    package = replace(packages.PACKAGES[3], sha256=digest, size=len(Mirror.data))
     if cut:
         (tmp_path / f"{package.file}.part").write_bytes(Mirror.data[:cut])
     seen = []
@@ -247,7 +279,7 @@ def test_a_download_goes_on_where_it_was_cut_off(tmp_path, contents, mirror, mon
 
 
 def test_a_download_that_is_damaged_is_thrown_away_and_a_mirror_that_is_away_is_named(tmp_path, mirror):
-    Mirror.data, package = b"!<arch>\n", packages.PACKAGES[0]
+    Mirror.data, package = b"!<arch>\n", replace(packages.PACKAGES[0], size=8)
     with pytest.raises(UserError, match="is not tuxpaint"):
         packages.obtain(package, tmp_path, None, lambda count: None, mirror)
     assert not list(tmp_path.iterdir())
@@ -279,6 +311,7 @@ SIDE = questions.Side(
     {name: [f"p:{name}{n}" for n in range(2)] for name in (*ANIMALS, *THINGS)},
     {name: [f"p:{name}"] for name in (*ANIMALS, *THINGS)},
     {**dict.fromkeys(ANIMALS, "animal"), **dict.fromkeys(THINGS, "thing")},
+    {f"p:{name}{n}" for name in (*ANIMALS, *THINGS) for n in range(2)},
 )
 
 
@@ -305,6 +338,34 @@ def test_the_right_answer_of_every_form_is_what_is_heard_and_seen(form):
         if form in ("heard", "seen"):
             assert {seen, *heard} <= set(asked.options), "what the other sense shows is an option"
             assert sum(SIDE.kinds[o] == SIDE.kinds[said[0]] for o in asked.options) >= 3, "distractors of its kind"
+
+
+def test_a_class_is_no_option_beside_one_that_holds_it_and_only_single_bursts_are_counted():
+    names = ("guitar", "electric guitar", "piano", "harp", "banjo", "flute")
+    side = questions.Side(
+        {name: [f"p:{name}.1", f"p:{name}.2"] for name in names},
+        {name: [f"p:{name}.png"] for name in names},
+        dict.fromkeys(names, "instrument"),
+        {f"p:{name}.1" for name in names},
+    )
+    writer = questions.Writer(side, 0)
+    for form in questions.FORMS:
+        if form == "words":  # wants another kind
+            continue
+        for turn in range(40):
+            asked = writer.draw(form, turn)
+            right = asked.options["ABCD".index(asked.answer[0])] if asked.options else ""
+            if form in ("heard", "seen", "rule", "first"):
+                assert not {"guitar", "electric guitar"} <= set(asked.options) or right not in (
+                    "guitar",
+                    "electric guitar",
+                )
+            if form == "count":
+                assert set(asked.heard) <= set(side.single)
+    burst = np.sin(np.arange(8000)).astype(np.float32)
+    pause = np.zeros(8000, np.float32)
+    assert catalogue.is_single(burst) and not catalogue.is_single(np.concatenate([burst, pause, burst]))
+    assert not catalogue.is_single(np.tile(burst, 6)), "too long to be heard whole"
 
 
 def test_words_alone_do_not_answer_what_wants_a_sense():

@@ -97,23 +97,30 @@ def test_learning_raises_the_likelihood_of_the_responses(make_trainer, samples):
     ("fields", "says"),
     [
         ({"response": 3}, "a response must be a text"),
+        ({"response": ""}, "a response must be a text that is not empty"),
         ({"responses": ["x", " "]}, "a response must be a text that is not empty"),
         ({"response": "<|im_end|>"}, "takes for structure"),
     ],
 )
-def test_a_response_that_is_none_is_refused_with_its_row(tmp_path, fields, says):
+def test_something_else_that_is_called_a_response_is_said_and_keeps_no_row_out(tmp_path, fields, says):
     row = {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>", **fields}
-    samples, dropped = parse_rows([row], tmp_path, "rows.jsonl")
-    assert not samples and says in dropped[0].reason and "row 1" in dropped[0].reason
+    (sample,), dropped = parse_rows([row], tmp_path, "rows.jsonl")
+    assert not dropped and not sample.responses and says in sample.notes[0]
 
 
-def test_rows_without_a_response_and_responses_that_are_too_long_are_named(make_processor, model, samples):
+def test_responses_that_are_too_long_are_counted_and_the_longest_is_named(make_processor, model, samples):
     tokenizer = make_processor(model).processor.tokenizer
-    with pytest.raises(UserError, match=f"sample {samples[0].id} has no response"):
-        supervised.check(samples[:1], tokenizer, 100)
+    supervised.check(given(samples), tokenizer, 100)
     with pytest.raises(UserError) as error:
         supervised.check(given(samples), tokenizer, 3)
-    assert f"sample {samples[0].id} has " in error.value.problem and "max_new_tokens=" in error.value.hint
+    assert f"2 training samples have more than 3 tokens; that of {samples[1].id} has" in error.value.problem
+    assert "max_new_tokens=" in error.value.hint
+
+
+def test_rows_without_a_response_are_named_before_anything_is_loaded(tmp_path):
+    done = processes.run(tmp_path, "task=sft", "dataset.train=8", "dataset.dev=2", "dataset.valid=4", code=TRAINED)
+    assert done.returncode == 2 and "8 of 8 training samples have no response to learn" in done.stderr
+    assert "mode=traces" in done.stderr and "model " not in done.stdout.replace("model tiny", "")
 
 
 @pytest.fixture(scope="module")
@@ -161,4 +168,7 @@ def test_the_plan_of_a_supervised_run(place, dataset):
     done = processes.run(place, "task=sft", "dataset=rows", "dataset.path=mine", outside, "dry_run=true", code=TRAINED)
     assert done.returncode == 0, done.stderr
     plan = json.loads(next((place / "outputs").rglob("plan.json")).read_text())
-    assert plan["samples"]["train"] == 8 and plan["memory_bytes_per_process"]["not sharded"]["reference"] == 0
+    needed = plan["memory_bytes_per_process"]["not sharded"]
+    assert plan["samples"]["train"] == 8 and needed["reference"] == needed["cache"] == 0
+    spent = plan["gpus"]["1"]["H100 80 GB"]["seconds_per_step"]
+    assert spent["rollout"] == 0 and spent["update"] > 0, "nothing is decoded"

@@ -70,7 +70,7 @@ def build(config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable]
     with bytes_bar("packages", sum(package.size for package in packages.PACKAGES)) as advance:
         for package in packages.PACKAGES:
             files[package.key] = packages.obtain(package, work, given, advance, config.mirror)
-    unpacked = {package.key: work / package.name for package in packages.PACKAGES}
+    unpacked = {package.key: work / f"{package.name}_{package.version}" for package in packages.PACKAGES}
     for name, file in bar("unpack", len(files))(files.items()):
         packages.unpack(file, unpacked[name])
     found = catalogue.read(unpacked, bar("media", None))
@@ -83,8 +83,14 @@ def build(config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable]
     made.lines += [("dropped", f"{name}: {why}") for name, why in found.dropped.items()]
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    for name, sides in {"recordings": by_recording(found, config.seed), "packages": by_package(found)}.items():
-        made.lines += _write_split(part / name, found, sides, config, bar)
+    places = found.backgrounds
+    for number, (name, sides, behind) in enumerate(
+        (
+            ("recordings", by_recording(found, config.seed), {"train": places[::2], "valid": places[1::2]}),
+            ("packages", by_package(found), {"train": [], "valid": places}),  # which are Scratch's, and held out
+        )
+    ):
+        made.lines += _write_split(part / name, found, sides, behind, [config.seed, number], config, bar)
     _credit(part, found, unpacked)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
@@ -131,18 +137,25 @@ def by_package(found: Catalogue) -> dict[str, Side]:
 def _side(found: Catalogue, has: Callable[[str], bool]) -> Side:
     sounds = {name: [key for key in entry.sounds if has(key)] for name, entry in found.entries.items()}
     pictures = {name: [key for key in entry.pictures if has(key)] for name, entry in found.entries.items()}
-    return Side(sounds, pictures, {name: entry.kind for name, entry in found.entries.items()})
+    single = {key for entry in found.entries.values() for key, of in entry.sounds.items() if catalogue.is_single(of)}
+    return Side(sounds, pictures, {name: entry.kind for name, entry in found.entries.items()}, single)
 
 
 def _write_split(
-    folder: Path, found: Catalogue, sides: dict[str, Side], config: OpenMediaConfig, bar
+    folder: Path,
+    found: Catalogue,
+    sides: dict[str, Side],
+    behind: dict[str, list[Image.Image]],
+    seed: list[int],
+    config: OpenMediaConfig,
+    bar,
 ) -> list[tuple[str, str]]:
     lines, asked = [], {}
     for place, (split, side) in enumerate(sides.items()):
         number = getattr(config, split)
-        questions = draw(side, number, [config.seed, place, len(folder.name)])
+        questions = draw(side, number, [*seed, place])
         asked[split] = questions
-        media = _Media(folder / split, found, half=place, seed=config.seed)
+        media = _Media(folder / split, found, behind[split], [*seed, place, 2])
         rows = [media.row(n, question) for n, question in enumerate(bar(f"{folder.name} {split}", number)(questions))]
         (folder / split / f"omni_rl_format_{split}.json").write_text(as_json(rows), encoding="utf-8")
         needs = Counter(question.need for question in questions)
@@ -182,10 +195,9 @@ def draw(side: Side, number: int, seed: Sequence[int]) -> list[Question]:
 class _Media:
     """Writes the files of one side and the rows that name them; a file is written once."""
 
-    def __init__(self, folder: Path, found: Catalogue, half: int, seed: int):
-        self._folder, self._found = folder, found
-        self._backgrounds = found.backgrounds[half::2]  # no place on both sides either
-        self._rng = np.random.default_rng([seed, 2, half])
+    def __init__(self, folder: Path, found: Catalogue, backgrounds: list[Image.Image], seed: list[int]):
+        self._folder, self._found, self._backgrounds = folder, found, backgrounds
+        self._rng = np.random.default_rng(seed)
         self._sounds = {name: of for entry in found.entries.values() for name, of in entry.sounds.items()}
         self._pictures = {name: of for entry in found.entries.values() for name, of in entry.pictures.items()}
         for room in ("images", "audios"):

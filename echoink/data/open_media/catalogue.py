@@ -25,6 +25,11 @@ SECONDS = 10
 """Of a recording, at most."""
 FAINT = 12
 """Standard deviation of a picture before white, of 255, below which nobody sees anything."""
+ONE_RECORDING = (
+    ("opensfx:04.wav", "opensfx:05.wav"),
+    ("sonic-pi:loop_amen.flac", "sonic-pi:loop_amen_full.flac"),
+)
+"""Cut from one recording, which no fingerprint tells: they stay on one side of every split."""
 QUIET, SHORTEST = 1e-3, 0.08
 """Peak amplitude and seconds below which nobody hears anything."""
 
@@ -34,7 +39,7 @@ class Medium:
     """A recording or a picture of a class."""
 
     name: str
-    """`package:file` of the table."""
+    """`package:file` of the table with the file's kind: a recording and a picture may be called the same."""
     package: str
     path: str
     """Inside the package."""
@@ -90,7 +95,7 @@ def read(unpacked: dict[str, Path], progress: Callable[[Iterable], Iterable]) ->
                         media[medium.name] = medium
                     except _Unusable as error:
                         dropped[f"{name}: {medium.name}"] = str(error)
-    near = _drop_ambiguous(entries, dropped)
+    near = [*_drop_ambiguous(entries, dropped), *(pair for pair in ONE_RECORDING if media.keys() >= set(pair))]
     return Catalogue(entries, media, finder.backgrounds(), dropped, near)
 
 
@@ -136,8 +141,8 @@ class _Finder:
         for path, data in self._files(package, name, kinds):
             if first and found:
                 break
-            more = f"#{len(found) + 1}" if found else ""
-            found.append(Medium(f"{key}{more}", package, path, data))
+            more, kind = f"#{len(found) + 1}" if found else "", ".wav" if package == "opensfx" else Path(path).suffix
+            found.append(Medium(f"{package}:{name}{more}{kind}", package, path, data))
         return found
 
     def _files(self, package: str, name: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -234,6 +239,17 @@ def _drop_ambiguous(entries: dict[str, Entry], dropped: dict[str, str]) -> list[
                 if of(entries[mine]).pop(its, None) is not None:
                     dropped[f"{mine}: {its}"] = f"it is nearly the same as a {kind} of {whose}"
     return pairs
+
+
+def is_single(samples: np.ndarray) -> bool:
+    """Whether a recording is one short burst of sound, so that one can count how often it is played."""
+    frame, most = SAMPLING_RATE // 20, 2 * SAMPLING_RATE
+    if len(samples) > most:
+        return False
+    padded = np.pad(samples, (0, -len(samples) % frame)).reshape(-1, frame)
+    level = np.sqrt((padded**2).mean(1))
+    loud = np.flatnonzero(level > 0.1 * level.max())
+    return bool((np.diff(loud) <= 3).all())  # no pause of more than 0.1 s
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -79,7 +79,7 @@ PACKAGES = (
         "o/openttd-opensfx",
         9_895_076,
         "2898b4677a3caccc4abc08fb4cf83319047b5a04729291deb5c77a8cd713c006",
-        "CC-BY-SA-3.0",
+        "by sound: CC-BY, CC0, CC-BY-SA-3.0",
     ),
     Package(
         "sonic-pi",
@@ -134,9 +134,15 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
             return file
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{package.file}.part"
+    there = part.stat().st_size if part.is_file() else 0
     url = f"{mirror}/pool/main/{package.place}/{urllib.parse.quote(package.file)}"
     try:
-        _download(url, part, advance)
+        if there < package.size:  # else it was killed before it could be looked at
+            _download(url, part, there, advance)
+        else:
+            advance(there)
+        if (found := part.stat().st_size) < package.size:
+            raise OSError(f"it was cut off after {found:,} of {package.size:,} bytes")
     except (OSError, urllib.error.URLError) as error:
         raise UserError(
             f"cannot download {url}: {error}",
@@ -147,8 +153,7 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
     return folder / package.file
 
 
-def _download(url: str, part: Path, advance: Callable[[int], None]) -> None:
-    there = part.stat().st_size if part.is_file() else 0
+def _download(url: str, part: Path, there: int, advance: Callable[[int], None]) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
     with urllib.request.urlopen(request, timeout=60) as response:
         goes_on = response.status == 206  # a mirror may not know how to: then all of it comes again
@@ -163,11 +168,14 @@ def _verify(file: Path, package: Package) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != package.sha256:
+        again = "the same command downloads it again"
         if file.suffix == ".part":
             file.unlink()
+        else:
+            again = "delete it, and the same command downloads it again"
         raise UserError(
             f"{file} is not {package.name} {package.version} (SHA-256 {found[:16]}…, not {package.sha256[:16]}…)",
-            "the same command downloads it again; snapshot.debian.org keeps every version",
+            f"{again}; snapshot.debian.org keeps every version",
         )
 
 

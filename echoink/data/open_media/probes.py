@@ -1,4 +1,4 @@
-"""What can be answered without understanding: from the words alone, and by the nearest training file.
+"""What can be answered without understanding: from the words, by the other sense, and by the nearest training file.
 
 A model that is no better than these has learned no more than they have. They stand beside every result on the set.
 """
@@ -29,6 +29,7 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
     asked = {form: [q for q in valid if q.form == form and q.options and "," not in q.answer] for form in _forms(valid)}
     answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
         "words alone": (_by_words(train), tuple(asked)),
+        "the other sense": (_by_the_other_sense, ("heard", "seen")),
         "nearest recording": (_by_nearest(train, found, "sounds", _of_sound, lambda q: q.heard[0]), ("heard", "first")),
         "nearest picture": (_by_nearest(train, found, "pictures", _of_picture, lambda q: q.seen), ("seen",)),
     }
@@ -60,6 +61,11 @@ def lines(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _forms(questions: Sequence[Question]) -> list[str]:
     return list(dict.fromkeys(question.form for question in questions))
+
+
+def _by_the_other_sense(question: Question) -> str:
+    """What is seen where the ear is asked, and the other way round."""
+    return "ABCD"[question.options.index(question.seen_class if question.form == "heard" else question.heard_class)]
 
 
 def _by_words(train: Sequence[Question]) -> Answerer:

@@ -16,12 +16,26 @@ is among them: who listens with the eyes is wrong. The place of the right option
 | words | which word is of a kind; a control without media | neither |
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 OPTIONS = 4
+OVERLAP = (
+    {"drum kit", "snare drum", "tom-tom drum", "cymbal", "bongo"},
+    {"guitar", "electric guitar"},
+    {"train", "steam train"},
+    {"orca", "whale", "dolphin"},
+    {"hen", "rooster"},
+    {"truck", "bus", "car", "fire engine"},
+    {"monkey", "chimpanzee", "gorilla"},
+    {"horn", "trumpet", "trombone", "tuba"},
+    {"bee", "hornet"},
+    {"cow", "bull", "bison"},
+    {"deer", "caribou"},
+)
+"""Classes of which one may be taken for another, or holds it: they are never options beside each other."""
 GAP = 0.4
 """Seconds between recordings that are joined."""
 
@@ -55,10 +69,13 @@ class Side:
     pictures: Mapping[str, Sequence[str]]
     kinds: Mapping[str, str]
     """Of the classes."""
+    single: Collection[str]
+    """Recordings that are one short burst, see `catalogue.is_single`."""
 
     def like(self, name: str, chosen: Sequence[str], rng: np.random.Generator) -> list[str]:
         """The other classes of a choice, those of the same kind first, in random order."""
-        others = [other for other in chosen if other != name]
+        near = set().union(*(group for group in OVERLAP if name in group))
+        others = [other for other in chosen if other != name and other not in near]
         order = rng.permutation(len(others))
         return sorted((others[place] for place in order), key=lambda other: self.kinds[other] != self.kinds[name])
 
@@ -76,6 +93,7 @@ class Writer:
         self._heard = sorted(name for name, of in side.sounds.items() if of)
         self._seen = sorted(name for name, of in side.pictures.items() if of)
         self._both = [name for name in self._heard if name in set(self._seen)]
+        self._countable = [name for name in self._heard if set(side.sounds[name]) & set(side.single)]
         self._turn, self._every = 0, 1
 
     def draw(self, form: str, turn: int) -> Question:
@@ -102,14 +120,15 @@ class Writer:
         """Options with the right one at the place whose turn it is, and its letter."""
         others = list(dict.fromkeys(option for option in wrong if option != right))[: OPTIONS - 1]
         others = [others[place] for place in self._rng.permutation(len(others))]
-        place = self._turn // self._every % (len(others) + 1)  # whatever the pair of this turn is
+        round_of_pairs = self._turn // self._every if self._every > 1 else 0  # so that no pair goes with a letter
+        place = (self._turn + round_of_pairs) % (len(others) + 1)
         others.insert(place, right)
         return tuple(others), "ABCD"[place]
 
     # --- the forms ---
 
     def _sense(self, ear: bool, named: bool) -> Question:
-        heard, seen = self._pair()
+        heard, seen = self._pair(OPTIONS)  # the other sense shows the answer no more often than a guess does
         right, other = (heard, seen) if ear else (seen, heard)
         known = self._heard if ear else self._seen
         options, answer = self._choice(right, [other, *self._side.like(right, known, self._rng)])
@@ -160,8 +179,9 @@ class Writer:
     def _two(self) -> tuple[str, str, list[str]]:
         """Two classes that are heard one after the other, and further ones like them."""
         one = self._one(self._heard)
-        other, *rest = self._side.like(one, self._heard, self._rng)[:OPTIONS]
-        return one, other, rest
+        other, *rest = self._side.like(one, self._heard, self._rng)
+        beside = set(self._side.like(other, self._heard, self._rng))
+        return one, other, [name for name in rest if name in beside][: OPTIONS - 1]
 
     def _first(self) -> Question:
         one, other, rest = self._two()
@@ -180,8 +200,8 @@ class Writer:
         return Question("several", "audio", text, tuple(shown), answer, "multiple choice", heard, "", f"{one}, {other}")
 
     def _count(self) -> Question:
-        name, times = self._one(self._heard), 1 + int(self._rng.integers(4))
-        heard = (self._sound(name),) * times
+        name, times = self._one(self._countable), 1 + int(self._rng.integers(4))
+        heard = (self._one([sound for sound in self._side.sounds[name] if sound in self._side.single]),) * times
         text = "A sound is played one or more times. How many times?"
         return Question("count", "audio", text, (), str(times), "counting", heard, "", name)
 
