@@ -167,23 +167,28 @@ def main(words: Sequence[str]) -> None:
         return
     say("MLflow", f"starts on {shown.uri} …")
     server, address = serve(shown.uri, given.port)
+    # Ctrl-C ends the server, and with it the loop: an exception could come where Python passes over exceptions.
+    before = signal.signal(signal.SIGINT, lambda *_: _kill(server))
     try:
         _look(address + shown.path, given.browser)
         say("", "Ctrl-C ends it")
         while server.poll() is None:
             server.stdout.readline()  # else its log would fill the pipe
-    except KeyboardInterrupt:
-        pass
     finally:
+        signal.signal(signal.SIGINT, before)
         _end(server)
         say("MLflow", "ended")
 
 
 def _end(server: subprocess.Popen) -> None:
     """Kill it with its workers: it only reads, and would wait for open connections."""
+    _kill(server)
+    server.wait()
+
+
+def _kill(server: subprocess.Popen) -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def _look(address: str, browser: bool) -> None:
