@@ -305,11 +305,11 @@ def parity(config: Config) -> Iterator[Finding]:
             yield Finding("parity", Verdict.good if row.good else Verdict.bad, text)
 
 
-def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
+def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
     """Whether updates reach vLLM, a line for every way in which weights pass."""
     import torch
 
-    from echoink.pipeline import canary
+    from echoink.pipeline.canary import run_all
 
     # The runs lie in another folder: what is a path here must be one there.
     words = [
@@ -318,7 +318,7 @@ def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
         for key, _, value in [word.partition("=")]
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for row in canary.sing(words, config.model.path == "tiny", torch.cuda.is_available(), Path(folder)):
+        for row in run_all(words, config.model.path == "tiny", torch.cuda.is_available(), Path(folder)):
             grew = f"{row.first:.0f} → {row.last:.0f} tokens"
             text = f"{row.mode}: {row.failed or grew}" + ("" if row.good or row.failed else ": updates do not arrive")
             yield Finding("canary", Verdict.good if row.good else Verdict.bad, text)
@@ -326,15 +326,14 @@ def sing(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
 
 def main(words: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
-    asked = {word.partition("=")[0] for word in words if word in ("engine=true", "canary=true")}
-    if wrong := [word for word in words if word.partition("=")[0] in ("engine", "canary") and "true" not in word]:
+    overrides = [word for word in words if word not in ("engine=true", "canary=true")]
+    if wrong := [word for word in overrides if word.partition("=")[0] in ("engine", "canary")]:
         raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
-    overrides = [word for word in words if word.partition("=")[0] not in ("engine", "canary")]
     config = compose(overrides)[0].config
     found = itertools.chain(
         examine(config),
-        parity(config) if "engine" in asked else (),
-        sing(config, overrides) if "canary" in asked else (),
+        parity(config) if "engine=true" in words else (),
+        canary(config, overrides) if "canary=true" in words else (),
     )
     colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
     bad = 0

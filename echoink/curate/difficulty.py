@@ -75,15 +75,7 @@ def main(words: Sequence[str]) -> None:
     given = cli.settings(DifficultyConfig, words)
     _check(given)
     output = Path(given.output)
-    if (output / "curation.json").is_file():
-        raise UserError(f"{output} is finished", "give a new output=")
-    work = output / ".work"
-    recipe = {key: value for key, value in asdict(given).items() if key not in SELECTS}
-    if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
-        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomic(work / "recipe.json", as_json(recipe))
-
+    work = begin(output, "curation.json", {key: value for key, value in asdict(given).items() if key not in SELECTS})
     say("phase 1", f"every training question is answered {given.draws} times, in full and without each sense")
     measured = _measure(given, given.source, given.seed, work / "first")
     say("phase 2", "files that other splits hold too are looked for")
@@ -118,6 +110,27 @@ def main(words: Sequence[str]) -> None:
         needs = " · ".join(f"{need} {count}" for need, count in found["needs"].items() if count)
         say(name.replace("_", " "), f"right {100 * found['pass_rate']:.1f} % · {needs}")
     say("curated", str(output))
+
+
+def begin(output: Path, report: str, recipe: dict) -> Path:
+    """The folder for what is in the making, of this run or of one that was stopped.
+
+    Args:
+        output: the dataset's folder.
+        report: the file that is written last.
+        recipe: settings that what is there must have been made with.
+
+    Raises:
+        UserError: it is finished, or was begun with another recipe.
+    """
+    work = output / ".work"
+    if (output / report).is_file():
+        raise UserError(f"{output} is finished", "give a new output=")
+    if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
+        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(work / "recipe.json", as_json(recipe))
+    return work
 
 
 def _check(given: DifficultyConfig) -> None:

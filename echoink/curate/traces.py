@@ -22,7 +22,7 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
-from echoink.curate.difficulty import INDEX, answer, read_samples, row_of
+from echoink.curate.difficulty import INDEX, answer, begin, read_samples, row_of
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -49,19 +49,12 @@ class TracesConfig:
 def main(words: Sequence[str]) -> None:
     """Let the model answer, choose, write; prints what was kept."""
     given = cli.settings(TracesConfig, words)
-    output = Path(given.output)
-    if (output / "traces.json").is_file():
-        raise UserError(f"{output} is finished", "give a new output=")
+    output, recipe = Path(given.output), asdict(given) | {"order": given.order.name}
     if not Path(given.source).exists():
         raise UserError(f"no such dataset: {given.source}", "curate takes a folder or file")
     if min(given.draws, given.keep) < 1:
         raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
-    work, recipe = output / ".work", asdict(given) | {"order": given.order.name}
-    begun = work / "recipe.json"
-    if begun.is_file() and begun.read_text() != as_json(recipe):
-        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomic(begun, as_json(recipe))
+    work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
     answer(given.source, given.checkpoint, given.seed, work / "answers", settings)
@@ -120,6 +113,8 @@ def _write(given: TracesConfig, chosen: dict[str, list[str]], output: Path) -> N
         for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             if split != "train" or sample.id in chosen:
                 extra = {"responses": chosen[sample.id]} if split == "train" else {}
-                rows.append(row_of(sample, number, split, output, extra, given.seed, False, Counter()))
+                rows.append(
+                    row_of(sample, number, split, output, extra, seed=given.seed, shuffle=False, turns=Counter())
+                )
         if rows:
             write_atomic(output / INDEX.format(split), as_json(rows))

@@ -72,7 +72,7 @@ def get_open_media(words: Sequence[str]) -> int:
         print(cli.help_of(get_open_media.__doc__, OpenMediaConfig))
         return 0
     config = cli.settings(OpenMediaConfig, words)
-    for label, text in build(config, progress, bytes_bar).lines:
+    for label, text in build(config, progress, bytes_bar):
         say(label, text)
     say("written", f"{config.output}: recordings/, packages/, CREDITS.md")
     place = shlex.quote(f"dataset.path={quoted(Path(config.output) / 'recordings')}")

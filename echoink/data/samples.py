@@ -52,8 +52,10 @@ class DataType(Enum):
 
 MEDIA = ("image", "audio", "video")
 
-_KNOWN = {"problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"}
-_KNOWN |= {"response", "responses"}
+_KNOWN = {
+    *("problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"),
+    *("response", "responses"),
+}
 
 _EXAMPLES = {
     ProblemType.multiple_choice: "<answer>B</answer>, with several letters <answer>A, C</answer>",

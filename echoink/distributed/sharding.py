@@ -119,14 +119,14 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
         unit.unshard()
     # A layer that is called by itself takes itself for the root, and lets streams wait on this one to gather what comes
     # next: inside a CUDA graph's capture nobody would wait for them again. Here the root is known, and nothing gathers.
-    contexts = [unit._get_fsdp_state()._state_ctx for unit in units[:1]]
-    for context in contexts:
-        context.iter_forward_root = units[0]._get_fsdp_state()
+    root = units[0]._get_fsdp_state() if units else None
+    if root:
+        root._state_ctx.iter_forward_root = root
     try:
         yield
     finally:
-        for context in contexts:
-            context.iter_forward_root = None
+        if root:
+            root._state_ctx.iter_forward_root = None
         for number, unit in enumerate(units):
             unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the root
             unit.reshard()

@@ -35,6 +35,9 @@ from echoink.tracking.logger import Tracker
 UNREADABLE = 0.9
 """Parse failures from which on a warning is due."""
 
+COMPARED = 16
+"""Samples that the model answers too, where an engine answers them all."""
+
 WHAT_TO_DO = (
     "predictions.jsonl has them. The embedded model (model.path=tiny) knows the synthetic questions only: for others "
     "take a real one, model=qwen2_5_omni_3b. A real one that is cut needs generation.max_new_tokens, one that does not "
@@ -132,7 +135,7 @@ class Evaluator:
             return None
         self.engine.push(model)
         setup = replace(self._setup(), draws=(GREEDY,))
-        chosen = samples[: self.COMPARED]
+        chosen = samples[:COMPARED]
         prompts = [self.processor(sample) for sample in chosen]
         rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
         gaps = [
@@ -152,9 +155,6 @@ class Evaluator:
             f"{nats.max():.1e} at most; greedy answers alike in {alike} of {len(chosen)}",
         )
         return found
-
-    COMPARED = 16
-    """Samples that the model answers too, where an engine answers them all."""
 
     def _variant(
         self,

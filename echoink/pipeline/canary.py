@@ -62,7 +62,7 @@ def train(words: Sequence[str], folder: Path) -> str:
     return "" if not done.returncode else (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def sing(
+def run_all(
     words: Sequence[str], tiny: bool, gpu: bool, folder: Path, run: Callable[[Sequence[str], Path], str] = train
 ) -> Iterator[Canary]:
     """Try every mode.

@@ -14,7 +14,7 @@ key-value heads, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel, capture: Callable[[Step], Step] | None = None):
-        self._model, self._capture, self._layers = model, capture, _Layers(model)
+        self._capture, self._layers = capture, _Layers(model)
         self._replays: dict[tuple[int, ...], Step] = {}
         self._sizes, self._relies_on = (0, 0, 0, 0), None  # of the rooms; what the replays rely on
         self.captures = 0
@@ -64,9 +64,9 @@ class Decoder:
         self._unseen = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, float("-inf"))  # [B, P]
         self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # of each slot
         self._slots = list(range(len(self._prompt)))  # of each running row
-        self._calls, self._length = 0, length
+        self._calls = 0
         if self._capture:
-            self._move_in()
+            self._move_in(length)
         else:
             self._own = self._room(len(self._prompt), length)
             self._tokens, self._positions = torch.zeros(2, len(self._prompt), dtype=torch.long, device=mask.device)
@@ -79,11 +79,11 @@ class Decoder:
         shape = (rows, first.shape[1], tokens, first.shape[3])
         return [(first.new_zeros(shape), first.new_zeros(shape)) for _ in self._prefix]
 
-    def _move_in(self) -> None:
+    def _move_in(self, length: int) -> None:
         """Put the prompts where the captured steps look for them. The rooms only grow; then the replays are void."""
         prefix, unseen = self._prefix, self._unseen
         prompts, tokens = unseen.shape
-        wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt), self._length)
+        wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt), length)
         sizes = tuple(map(max, self._sizes, wanted))
         relies_on = (sizes, prefix[0][0].dtype, self._layers.addresses())
         if relies_on != self._relies_on:
@@ -95,11 +95,10 @@ class Decoder:
             self._filled = torch.zeros(1, dtype=torch.long, device=unseen.device)
         start = sizes[1] - tokens  # prompts end where their rooms end
         # What an earlier rollout left is masked, and masked values count as 0 times themselves: they must be finite.
-        for room in (room for rooms in (*self._shared_room, *self._own_room) for room in rooms):
+        for room in chain(*self._shared_room, *self._own_room):
             room.zero_()
-        for rooms, parts in zip(self._shared_room, prefix, strict=True):
-            for room, part in zip(rooms, parts, strict=True):
-                room[:prompts, :, start:] = part
+        for room, part in zip(chain(*self._shared_room), chain(*prefix), strict=True):
+            room[:prompts, :, start:] = part
         self._unseen_room.fill_(float("-inf"))
         self._unseen_room[:prompts, start:] = unseen
         self._filled.zero_()
@@ -137,13 +136,10 @@ class Decoder:
         stay = torch.tensor(prompts, device=device)
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
         if self._capture:
-            before = (self._own, slots), (self._prefix, stay)
-            unseen = self._unseen[stay]
+            own, prefix, unseen = self._own, self._prefix, self._unseen[stay]
             self._lead(len(prompts), len(slots))
-            for rooms, (parts, index) in zip((self._own, self._prefix), before, strict=True):
-                for room, part in zip(
-                    (t for pair in rooms for t in pair), (t for pair in parts for t in pair), strict=True
-                ):
+            for rooms, parts, index in ((self._own, own, slots), (self._prefix, prefix, stay)):
+                for room, part in zip(chain(*rooms), chain(*parts), strict=True):
                     room.copy_(part[index])
             self._unseen.copy_(unseen)
         else:
@@ -165,11 +161,11 @@ class Decoder:
         for slot, prompt in enumerate(self._prompt):
             slots[prompt].append(slot)
         self._places = max(map(len, slots))
-        self._prompt_of_slot = torch.tensor(self._prompt, device=device)  # [S]
-        self._place_of_slot = None  # where all prompts have as many slots a reshape finds them
+        self._at = None  # where all prompts have as many slots a reshape finds them, else prompt and place of each [S]
         if any(len(of_prompt) < self._places for of_prompt in slots):
             place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
-            self._place_of_slot = torch.tensor([place[slot] for slot in range(len(self._prompt))], device=device)
+            places = [place[slot] for slot in range(len(self._prompt))]
+            self._at = torch.tensor(self._prompt, device=device), torch.tensor(places, device=device)
         all_run = self._slots == list(range(len(self._prompt)))
         self._running = None if all_run else torch.tensor(self._slots, device=device)
 
@@ -192,10 +188,10 @@ class Decoder:
         return logits[running]
 
     def _step(self) -> Tensor:
-        if self._place_of_slot is None:
+        if self._at is None:
             unseen = self._unseen.repeat_interleave(self._places, 0)  # [S, P]
         else:
-            unseen = self._unseen[self._prompt_of_slot]
+            unseen = self._unseen[self._at[0]]
         later = torch.arange(self._window, device=unseen.device) > self._filled
         own = torch.zeros_like(later, dtype=unseen.dtype).masked_fill(later, float("-inf")).expand(len(unseen), -1)
         self._bias = torch.cat([unseen, own], 1)[:, None, None]  # [S, 1, 1, P + W], added to the scores
@@ -223,17 +219,17 @@ class Decoder:
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[S, K, H/K, n] → [B, K, places·H/K, n]: what belongs to a group side by side."""
         prompts, places = len(self._unseen), self._places
-        if self._place_of_slot is None:
+        if self._at is None:
             grid = x.unflatten(0, (prompts, places))
         else:
             grid = x.new_zeros(prompts, places, *x.shape[1:])
-            grid[self._prompt_of_slot, self._place_of_slot] = x
+            grid[self._at] = x
         return grid.transpose(1, 2).flatten(2, 3)
 
     def _by_slot(self, x: Tensor) -> Tensor:
         """The way back."""
         grid = x.unflatten(2, (self._places, -1)).transpose(1, 2)  # [B, places, K, H/K, n]
-        return grid.flatten(0, 1) if self._place_of_slot is None else grid[self._prompt_of_slot, self._place_of_slot]
+        return grid.flatten(0, 1) if self._at is None else grid[self._at]
 
 
 class _Layers(nn.Module):

@@ -256,12 +256,12 @@ class Engine:
                 f"{', '.join(answer['buffers'][:3])}",
                 "generation.vllm.sleep=false keeps them where they are",
             )
-        seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
-        if not seen:
+        if sent.keys().isdisjoint(answer["held"]):
             raise UserError(
                 f"nothing of what the engine was sent can be found in it: {len(sent)} parts of layers",
                 f"this version of vLLM ({self.version}) names its weights otherwise than the tested ones",
             )
+        seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
         if not self._has_weights:
             console.say("engine", f"weights are compared bit for bit in {seen} of {len(sent)} parts of layers")
         return Pushed(answer["count"], len(sent), seen)

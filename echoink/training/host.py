@@ -138,9 +138,10 @@ class Host(Resumable):
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
         # With an adapter the model is its own reference, the adapter switched off.
-        if args.bf16:  # what autocast would round at every use is rounded once, where nothing learns or is saved
-            for frozen in filter(None, (reference, policy.adapter and self.model)):
-                round_frozen(frozen, torch.bfloat16)
+        # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
+        frozen = reference if policy.adapter is None else self.model
+        if args.bf16 and frozen is not None:
+            round_frozen(frozen, torch.bfloat16)
         self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for each in filter(None, (model, reference)):

@@ -410,7 +410,7 @@ def push() -> Iterator[Row]:
     try:
         shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 4)  # 2 GB of 0.5 GB each
         dtype = torch.float32 if SMALL else torch.bfloat16  # of values alone numpy has no bfloat16
-        for round in range(2):  # the first opens the handles
+        for turn in (1, 2):  # the first opens the handles
             weights = {
                 f"model.layers.{n}.mlp.up_proj.weight": torch.randn(shape, dtype=dtype, device=DEVICE)
                 for n in range(count)
@@ -421,10 +421,11 @@ def push() -> Iterator[Row]:
             held = connection.recv()
             seconds, size = time.perf_counter() - began, sum(each.nbytes for each in weights.values())
             differ = weight_transfer.differing(weight_transfer.digests(weights.items()), held)
-            yield Row(f"round {round + 1}: parts that arrived otherwise", len(differ), "", not differ)
-            yield Row(f"round {round + 1}: handed over, copied and summed", size / 1e9 / seconds, "GB/s")
+            yield Row(f"turn {turn}: parts that arrived otherwise", len(differ), "", not differ)
+            yield Row(f"turn {turn}: handed over, copied and summed", size / 1e9 / seconds, "GB/s")
         connection.send([])
-        yield Row("the other process's exit status", child.wait(60), "", child.wait(60) == 0)
+        status = child.wait(60)
+        yield Row("the other process's exit status", status, "", status == 0)
     finally:
         child.kill()
 

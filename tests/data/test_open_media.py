@@ -156,7 +156,7 @@ def made(tmp_path, given, **settings) -> tuple[Path, list[tuple[str, str]]]:
     config = OpenMediaConfig(
         output=str(output), work=str(tmp_path / "work"), debs=str(given), **{"train": 120, "valid": 60, **settings}
     )
-    return output, build(config, progress, bytes_bar).lines
+    return output, build(config, progress, bytes_bar)
 
 
 def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tmp_path, given):

@@ -2,7 +2,8 @@
 
 What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
 STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities and
-layers, `forgets` a layer, `drops` a buffer, is `stale`: keeps the first weights and says that it took the later ones.
+layers, `forgets` a layer, `drops` a buffer, `packs` or `renames` what it holds, is `stale`: keeps the first weights and
+says that it took the later ones.
 """
 
 import os
@@ -71,6 +72,10 @@ class StandIn:
             ),
             "buffers": ["rotary"] if os.environ.get("STAND_IN") == "drops" else [],
         }
+        if os.environ.get("STAND_IN") == "packs":
+            self.taken["held"] = dict.fromkeys(self.taken["held"], -1)
+        if os.environ.get("STAND_IN") == "renames":
+            self.taken["held"] = {f"other.{part}": value for part, value in self.taken["held"].items()}
         return self.taken
 
     def _shared(self):

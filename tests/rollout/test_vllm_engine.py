@@ -548,7 +548,7 @@ def test_the_parity_table_names_the_layer_where_they_part(model, processor, tmp_
 
 
 @pytest.mark.parametrize("engine", ["true", "stale"])
-def test_the_canary_sings_only_where_updates_reach_the_engine(tmp_path, monkeypatch, engine):
+def test_the_canary_passes_only_where_updates_reach_the_engine(tmp_path, monkeypatch, engine):
     """A stale engine says of each sync that it took the weights."""
     monkeypatch.setattr(canary, "modes", lambda gpu: {"lora": ["adapter=lora"]})
 
@@ -557,7 +557,7 @@ def test_the_canary_sings_only_where_updates_reach_the_engine(tmp_path, monkeypa
         return "" if not done.returncode else done.stderr.strip().splitlines()[-1]
 
     words = [word for word in SMALL if word.startswith("dataset")] + ["generation.vllm.alarm=100"]
-    (found,) = canary.sing(words, tiny=True, gpu=False, folder=tmp_path, run=train)
+    (found,) = canary.run_all(words, tiny=True, gpu=False, folder=tmp_path, run=train)
     assert found.good == (engine == "true"), found
     assert found.first > 0 and not found.failed
 
@@ -597,3 +597,18 @@ def test_what_is_sent_again_is_compared_with_all_that_is_called_like_it(freeze):
     sent = weight_transfer.digests(vllm_engine.published(model, everything=False))
     held = weight_transfer.digests(vllm_engine.published(model, everything=True))
     assert not weight_transfer.differing(sent, held) and sent.keys() <= held.keys()
+
+
+@pytest.mark.parametrize("does", ["packs", "renames"])
+def test_what_an_engine_packs_is_not_seen_and_names_that_it_does_not_know_stop_the_run(
+    make_engine, model, processor, monkeypatch, does
+):
+    """On a CPU vLLM packs linear layers; an adapter on these alone leaves nothing to compare."""
+    one = make_engine(model, processor)
+    monkeypatch.setenv("STAND_IN", does)
+    if does == "packs":
+        pushed = one.push(model)
+        assert pushed.compared == 0 < pushed.parts
+    else:
+        with pytest.raises(UserError, match="nothing of what the engine was sent can be found"):
+            one.push(model)

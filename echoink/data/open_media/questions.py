@@ -188,7 +188,9 @@ class Writer:
         options, answer = self._choice(one, [other, *rest])
         heard = (self._sound(one), self._sound(other))
         text = "Two things are heard, one after the other. Which is the first?"
-        return Question("first", "audio", text, options, answer, "multiple choice", heard, "", f"{one}, {other}")
+        return Question(
+            "first", "audio", text, options, answer, "multiple choice", heard=heard, heard_class=f"{one}, {other}"
+        )
 
     def _several(self) -> Question:
         one, other, rest = self._two()
@@ -197,13 +199,22 @@ class Writer:
         answer = ", ".join(sorted("ABCD"[shown.index(name)] for name in (one, other)))
         heard = (self._sound(one), self._sound(other))
         text = "Which of these are heard? Two options are right."
-        return Question("several", "audio", text, tuple(shown), answer, "multiple choice", heard, "", f"{one}, {other}")
+        return Question(
+            "several",
+            "audio",
+            text,
+            tuple(shown),
+            answer,
+            "multiple choice",
+            heard=heard,
+            heard_class=f"{one}, {other}",
+        )
 
     def _count(self) -> Question:
         name, times = self._one(self._countable), 1 + int(self._rng.integers(4))
         heard = (self._one([sound for sound in self._side.sounds[name] if sound in self._side.single]),) * times
         text = "A sound is played one or more times. How many times?"
-        return Question("count", "audio", text, (), str(times), "counting", heard, "", name)
+        return Question("count", "audio", text, (), str(times), "counting", heard=heard, heard_class=name)
 
     def _words(self) -> Question:
         right = self._one(self._heard)
