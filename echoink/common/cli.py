@@ -1,6 +1,7 @@
 """What the commands beside the entry point have in common: help, settings, one clear error."""
 
 import difflib
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -39,6 +40,24 @@ def run(
     except KeyboardInterrupt:
         print(f"\nstopped by Ctrl-C; {again}", file=sys.stderr)
         sys.exit(130)
+
+
+def train(words: Sequence[str]) -> int:
+    """Run `python -m echoink.train` in a process of its own; its exit status.
+
+    Ctrl-C reaches both processes. The run ends by itself then, with a checkpoint, and is waited for.
+    """
+    process, interrupted = subprocess.Popen([sys.executable, "-m", "echoink.train", *words]), False
+    while True:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+        else:
+            break
+    if interrupted:
+        raise KeyboardInterrupt
+    return status
 
 
 def without_config_dir(words: Sequence[str]) -> tuple[list[str], str | None]:

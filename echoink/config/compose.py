@@ -25,10 +25,12 @@ from echoink.common.errors import UserError
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import conf_dir
 from echoink.config.schema import (
+    Adapter,
     Advantage,
     Attention,
     Config,
     Dtype,
+    Part,
     RewardConfig,
     RolloutEngine,
     Split,
@@ -266,10 +268,24 @@ def _check_together(config: Config) -> None:
         )
     for prompt in (config.prompt, config.eval.direct):
         prompt.check()
+    _check_learns(config.model.freeze, config.adapter.kind)
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):
         raise UserError("model.attention=flash_attention_2 needs half precision", "set trainer.bf16=true")
+
+
+def _check_learns(freeze: Sequence[Part], adapter: Adapter) -> None:
+    if len(freeze) != len(towers := {part.name.removesuffix("_encoder") for part in freeze}):
+        given = ", ".join(part.name for part in freeze)
+        raise UserError(f"model.freeze=[{given}] names a part twice", "audio holds audio_encoder, and so does vision")
+    if "language" in towers and adapter is not Adapter.none:
+        raise UserError(
+            f"model.freeze=[language] and adapter={adapter.name} exclude each other",
+            "an adapter is all that learns: remove language, or take adapter=none",
+        )
+    if {Part.language, Part.audio, Part.vision} <= set(freeze):
+        raise UserError("model.freeze names everything: nothing would learn", "remove one part")
 
 
 def _check_reward_files(reward: RewardConfig) -> None:

@@ -48,9 +48,14 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
-class Tower(Enum):
+class Part(Enum):
+    """A part of a model that may be kept from learning: a tower, a tower without its projection, the language model."""
+
     audio = "audio"
     vision = "vision"
+    audio_encoder = "audio_encoder"
+    vision_encoder = "vision_encoder"
+    language = "language"
 
 
 class Adapter(Enum):
@@ -235,6 +240,9 @@ class ArchitectureConfig(Dimensions):
     language_parameters: int = key("of the language model with its embedding", ge=1)
     audio_parameters: int = key("of the audio tower", ge=1)
     vision_parameters: int = key("of the vision tower", ge=1)
+    audio_projection_parameters: int = key("of these, of the audio tower's projection", 0, ge=0)
+    vision_projection_parameters: int = key("and of the vision tower's", 0, ge=0)
+    tied_head: bool = key("whether the embedding is the output matrix too", False)
 
 
 @dataclass
@@ -242,7 +250,13 @@ class ModelConfig:
     path: str = key("`tiny` (the embedded model), a folder, or a hub id")
     dtype: Dtype = key("precision of the weights; float32 are master weights when trainer.bf16 is on")
     attention: Attention = key("attention kernel of the towers; the language model has its own")
-    freeze: list[Tower] = field(default_factory=list, metadata={"doc": "towers that do not learn: [audio, vision]"})
+    freeze: list[Part] = field(
+        default_factory=list,
+        metadata={
+            "doc": "what does not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"
+            " without its projection), `language` (with its head)"
+        },
+    )
     min_pixels: int = key("a smaller picture is scaled up to this many pixels", ge=28 * 28)
     max_pixels: int = key("a larger picture is scaled down to this many pixels", ge=28 * 28)
     max_audio_seconds: float = key("a longer sound is cut to its first seconds", gt=0.05, le=300)

@@ -22,8 +22,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -171,7 +169,7 @@ def answer(source: str, checkpoint: str, seed: int, folder: Path, words: Sequenc
         return
     own = ["task=eval", "dataset=rows", f"dataset.path={Path(source).resolve()}", f"checkpoint={checkpoint}"]
     own += ["eval.split=train", f"seed={seed}", "tracking=off", f"hydra.run.dir={folder}"]
-    if subprocess.run([sys.executable, "-m", "echoink.train", *own, *words]).returncode:
+    if cli.train([*own, *words]):
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
 
 

@@ -60,6 +60,8 @@ class Family(Protocol):
     """Names of the processor's outputs that the towers take."""
     TOWERS: Mapping[str, str]
     """Names for `model.freeze`, and the modules of `base` that they stand for."""
+    PROJECTIONS: Mapping[str, str]
+    """By the names of towers, the module of the tower that leads to the language model's width."""
     OTHER_PARTS: tuple[str, ...]
     """Beginnings of the names of published weights that training does without."""
     SHARDED_UNITS: Mapping[str, str]

@@ -44,7 +44,7 @@ def load_model(
         path: `tiny`, a folder, or a hub id.
         dtype: of the weights; float32 are the master weights under bf16 autocast.
         attention: of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
-        freeze: towers whose weights do not learn, of "audio" and "vision".
+        freeze: what does not learn, by the names of `model.freeze`.
         quantized: the type in which the language model's linear layers compute when they are held in 4 bits (NF4,
             bitsandbytes); nothing but an adapter can learn then. None: they are not.
         shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
@@ -137,9 +137,16 @@ def _four_bits(compute: str, towers: Sequence[str]) -> dict:
     }
 
 
-def _frozen(model: PreTrainedModel, towers: Sequence[str]) -> PreTrainedModel:
-    for tower in towers:
-        getattr(model.model, family_of(model).TOWERS[tower]).requires_grad_(False)
+def _frozen(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
+    family = family_of(model)
+    for name, module in family.TOWERS.items():
+        tower = getattr(model.model, module)
+        if name in parts or f"{name}_encoder" in parts:
+            tower.requires_grad_(False)
+            tower.get_submodule(family.PROJECTIONS[name]).requires_grad_(name not in parts)
+    if "language" in parts:
+        family.language_model(model.model).requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
     return model
 
 

@@ -37,6 +37,7 @@ MEDIA = (
     "feature_attention_mask",
 )
 TOWERS = {"audio": "audio_tower", "vision": "visual"}
+PROJECTIONS = {"audio": "proj", "vision": "merger"}
 OTHER_PARTS = ("talker.", "token2wav.")
 SHARDED_UNITS = {
     "model.language_model.layers.*": "free_full_weight",

@@ -195,7 +195,8 @@ def _embedded(base: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
 
-    For a CPU, where FlexAttention has no backward.
+    For a CPU, where FlexAttention has no backward; in float32, because PyTorch's kernel for a CPU goes back through
+    bfloat16 at less than half the speed.
 
     Args:
         query: [1, H, T, d].
@@ -205,26 +206,28 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
         scale: of the scores.
 
     Returns:
-        [1, H, T, d].
+        [1, H, T, d], in the type of the query.
     """
-    settings, outputs, completions = {"enable_gqa": True, "scale": scale}, [], []
-    start, own = 0, layout.prefixes  # where the group's prefix and its completions begin
-    for prefix, lengths in layout.groups:
-        # The prefix sees itself; it is computed once for all G completions.
-        q_prefix, k_prefix, v_prefix = (x[:, :, start : start + prefix] for x in (query, key, value))
-        outputs.append(scaled_dot_product_attention(q_prefix, k_prefix, v_prefix, is_causal=True, **settings))
-        # The completions become a batch of G rows, each with the keys of the prefix before its own.
-        q_own, k_own, v_own = (_rows(x[0, :, own : own + sum(lengths)], lengths) for x in (query, key, value))
-        keys, values = (
-            torch.cat([before.expand(len(lengths), -1, -1, -1), after], 2)
-            for before, after in ((k_prefix, k_own), (v_prefix, v_own))
-        )
-        longest = max(lengths)
-        causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-        found = scaled_dot_product_attention(q_own, keys, values, attn_mask=causal, **settings)
-        completions += [row[:, :length] for row, length in zip(found, lengths, strict=True)]
-        start, own = start + prefix, own + sum(lengths)
-    return torch.cat([*outputs, torch.cat(completions, 1)[None]], 2)
+    count, settings = len(layout.groups), {"enable_gqa": True, "scale": scale}
+    sizes = [prefix for prefix, _ in layout.groups] + [sum(lengths) for _, lengths in layout.groups]
+    # Split once: a slice for each group would have a gradient of the whole row's size.
+    queries, keys, values = (each.float().split(sizes, 2) for each in (query, key, value))
+    outputs, completions = [], []
+    with torch.autocast(query.device.type, enabled=False):
+        for n, (prefix, lengths) in enumerate(layout.groups):
+            # The prefix sees itself; it is computed once for all G completions.
+            outputs.append(scaled_dot_product_attention(queries[n], keys[n], values[n], is_causal=True, **settings))
+            # The completions become a batch of G rows, each with the keys of the prefix before its own.
+            own_query, own_key, own_value = (_rows(each[count + n][0], lengths) for each in (queries, keys, values))
+            all_keys, all_values = (
+                torch.cat([before.expand(len(lengths), -1, -1, -1), after], 2)
+                for before, after in ((keys[n], own_key), (values[n], own_value))
+            )
+            longest = max(lengths)
+            causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
+            found = scaled_dot_product_attention(own_query, all_keys, all_values, attn_mask=causal, **settings)
+            completions += [row[:, :length] for row, length in zip(found, lengths, strict=True)]
+    return torch.cat([*outputs, torch.cat(completions, 1)[None]], 2).to(query.dtype)
 
 
 def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:

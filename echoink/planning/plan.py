@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from echoink.common.console import counted
-from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Prompt, Sharding, Task
+from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
 from echoink.data.splits import Splits
@@ -83,14 +83,14 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     """
     architecture, trainer = config.model.architecture, config.trainer
     adapts = config.adapter.kind is not Adapter.none
-    frozen = {tower.name for tower in config.model.freeze}
+    frozen = _frozen(config)
     model = step_time.Model(
         architecture,
         audio=architecture.audio_parameters,
         vision=architecture.vision_parameters,
         learning=parameters["learning"],
-        learning_language=not adapts,
-        learning_towers=not adapts and len(frozen) < 2,
+        learning_language=not adapts and "language" not in frozen,
+        learning_towers=not adapts and not {"audio", "vision"} <= frozen,
         total=parameters["total"],
     )
     step = step_time.Step(
@@ -147,13 +147,18 @@ def count_parameters(config: Config) -> dict[str, int]:
     architecture, adapter = config.model.architecture, config.adapter
     parts = {
         "language": architecture.language_parameters,
-        "head": architecture.head,
+        "head": 0 if architecture.tied_head else architecture.head,
         "audio": architecture.audio_parameters,
         "vision": architecture.vision_parameters,
     }
     added = 0
     if adapter.kind is Adapter.none:
-        learning = sum(parts.values()) - sum(parts[tower.name] for tower in set(config.model.freeze))
+        learning = sum(parts.values()) - sum(parts[name] for name in _frozen(config))
+        learning += sum(
+            getattr(architecture, f"{part.name.removesuffix('_encoder')}_projection_parameters")
+            for part in config.model.freeze
+            if part in (Part.audio_encoder, Part.vision_encoder)
+        )
     else:
         width = architecture.width
         sides = {
@@ -163,6 +168,12 @@ def count_parameters(config: Config) -> dict[str, int]:
         }
         learning = added = architecture.layers * adapter.rank * sum(sides.get(target, 0) for target in adapter.targets)
     return {**parts, "adapter": added, "total": sum(parts.values()) + added, "learning": learning}
+
+
+def _frozen(config: Config) -> set[str]:
+    """Names of parts that do not learn; of a tower its projection may."""
+    frozen = {part.name.removesuffix("_encoder") for part in config.model.freeze}
+    return frozen | {"head"} if "language" in frozen else frozen
 
 
 def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
-from echoink.common import console
+from echoink.common import allocator, console
 from echoink.common.errors import UserError
 from echoink.config.schema import Adapter, Config, Dtype, Sharding, TrainerConfig
 from echoink.data.processor import Caps, PromptProcessor
@@ -46,13 +46,15 @@ def load(
     Args:
         config: model, prompt, generation, adapter and dataset.workers are read.
         path: a model folder or hub id.
-        freeze: towers whose weights do not learn.
+        freeze: what does not learn, by the names of `model.freeze`.
         shard_plan: how the model is divided among processes; None: it is not.
         learns: whether it will be trained; else what bfloat16 autocast would round at every use is rounded here.
 
     Raises:
         UserError: it is no such model.
     """
+    if processes().device.type == "cpu":
+        allocator.keep_freed()
     wanted, generation = config.model, config.generation
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
@@ -89,7 +91,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     """
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
-    frozen = tuple(tower.name for tower in config.model.freeze)
+    frozen = tuple(part.name for part in config.model.freeze)
     loaded = load(config, path, frozen, shard_plan_of(config), trains)
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:

@@ -1,0 +1,112 @@
+"""The small model: a Qwen2.5-Omni thinker of 146 million parameters around pretrained parts, with a new vision tower.
+
+Language is SmolLM2-135M-Instruct, hearing the encoder of Whisper tiny.en (`pretrained_parts`). Both fit Omni's
+modules: a Llama layer is a Qwen2 layer whose biases are 0, and text has the same position on all axes of M-RoPE; the
+audio tower is Whisper's encoder with pooling before its last norm. What has no weights yet is the vision tower, the
+projection of the audio tower and the rows of the embedding for the special tokens.
+"""
+
+import torch
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+
+from echoink.models.pretrained_parts import Parts
+from echoink.models.tiny_architecture import CHAT_TEMPLATE, MEDIA
+
+PIXELS = 112
+"""Side of a square picture: 64 patches, 16 image tokens."""
+
+NEW = ("model.visual.", "model.audio_tower.proj.", "model.audio_tower.audio_bos_eos_token.")
+"""Beginnings of the names of weights that are not pretrained. (Omni's thinker does not use the last.)"""
+
+
+def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
+    """The Omni processor around the language model's tokenizer, to which the names of the media are added."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=parts.tokenizer.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=MEDIA,
+    )
+    area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
+    return Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
+        video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
+        feature_extractor=WhisperFeatureExtractor(feature_size=80, return_attention_mask=True),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """The thinker with the pretrained weights in place, the rest drawn at random from torch's generator."""
+    model = Qwen2_5OmniThinkerForConditionalGeneration(_config(processor))
+    state = model.state_dict()
+    given = {f"model.language_model.{name.removeprefix('model.')}": value for name, value in parts.language.items()}
+    given |= {f"model.audio_tower.{name}": value for name, value in parts.audio.items()}
+    words = given["model.language_model.embed_tokens.weight"]
+    rows = state["model.language_model.embed_tokens.weight"].clone()
+    rows[: len(words)], rows[len(words) :] = words, words.mean(0)  # new tokens begin as the mean of all
+    given["model.language_model.embed_tokens.weight"] = rows
+    given |= {name: torch.zeros_like(value) for name, value in state.items() if _is_qwen2_bias(name)}
+    left = model.load_state_dict(given, strict=False)
+    assert not left.unexpected_keys, left.unexpected_keys
+    assert {name for name in left.missing_keys if not name.startswith(NEW)} == {"lm_head.weight"}, left.missing_keys
+    model.tie_weights()
+    return model
+
+
+def _is_qwen2_bias(name: str) -> bool:
+    return name.startswith("model.language_model.") and name.endswith("_proj.bias")
+
+
+def _config(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
+    ids = processor.tokenizer.convert_tokens_to_ids
+    return Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": 64 * -(-len(processor.tokenizer) // 64),
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0, "mrope_section": [8, 12, 12]},
+            "tie_word_embeddings": True,
+        },
+        audio_config={
+            "d_model": 384,
+            "encoder_layers": 4,
+            "encoder_attention_heads": 6,
+            "encoder_ffn_dim": 1536,
+            "num_mel_bins": 80,
+            "output_dim": 576,
+        },
+        vision_config={
+            "depth": 6,
+            "hidden_size": 192,
+            "num_heads": 6,
+            "intermediate_size": 512,
+            "out_hidden_size": 576,
+            "fullatt_block_indexes": [1, 3, 5],
+        },
+        tie_word_embeddings=True,
+        audio_token_index=ids(MEDIA["audio_token"]),
+        image_token_index=ids(MEDIA["image_token"]),
+        video_token_index=ids(MEDIA["video_token"]),
+        audio_start_token_id=ids(MEDIA["audio_bos_token"]),
+        audio_end_token_id=ids(MEDIA["audio_eos_token"]),
+        vision_start_token_id=ids(MEDIA["vision_bos_token"]),
+        vision_end_token_id=ids(MEDIA["vision_eos_token"]),
+        user_token_id=ids("user"),
+        pad_token_id=ids("<|endoftext|>"),
+        eos_token_id=ids("<|im_end|>"),
+    )
