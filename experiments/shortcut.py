@@ -7,7 +7,7 @@ For each arm, over seeds: accuracy of the final answers to validation questions 
 the letter of the cue is wrong and where it is right; how much of the gap between plain GRPO with and without the
 shortcut in training an arm closes (mean over seeds of arm - plain, by mean of clean - plain, both with their errors:
 Fieller's interval, paired by seed); how many answers stand at the cue's letter; the way that their texts took
-(`tiny.route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
+(`synthetic_traces.route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
 """
 
 import sys
@@ -18,10 +18,10 @@ from pathlib import Path
 from echoink.common.files import read_rows
 from echoink.common.statistics import over_seeds, ratio
 from echoink.data import synthetic
+from echoink.data.synthetic_traces import Route, route
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
-from echoink.tiny import Route, route
 
 PLAIN, CLEAN = "plain GRPO", "no shortcut in training"
 

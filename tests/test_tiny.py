@@ -1,24 +1,32 @@
 """The embedded model is the real architecture and processor, and the base that the issue of improving it needs."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
+from echoink import tiny
+from echoink.common import cli
+from echoink.common.errors import UserError
+from echoink.config.compose import compose
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.splits import read_split
+from echoink.data.synthetic_traces import Route, Sloppiness, route, trace
 from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import summarize
-from echoink.models.loading import end_ids, load_processor
+from echoink.models.loading import end_ids, load_model, load_processor
 from echoink.models.tiny_architecture import make_model, make_processor
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import parse_answer
 from echoink.rewards.types import Match, ProblemType
 from echoink.rollout.sampling import Sampling
-from echoink.tiny import Route, Sloppiness, TinyConfig, learn, make_pool, route, trace
-from tests.conftest import PROMPT
+from echoink.tiny import TinyConfig, main, write_lessons
+from tests.helpers.entry import lines
 
 
 def test_real_classes_small_files(model, processor):
@@ -120,21 +128,46 @@ def test_described_guesses_are_as_long_as_reasoning_and_their_route_can_be_read(
     assert route("<think>well.</think>", scene, 4) is Route.other
 
 
+def test_the_lessons_of_each_stage_have_what_it_shows_of_every_scene(tmp_path):
+    config = TinyConfig(pool=12, batch=4, sloppiness=Sloppiness(untagged=1.0))
+    write_lessons(config, tmp_path, [("clean", 5), ("sloppy", 3)])  # two passes, and one
+    drawn = tiny.scenes(config)
+    for name, traces in (("clean", 4), ("sloppy", 2)):
+        rows = json.loads((tmp_path / name / "omni_rl_format_train.json").read_text())
+        asked = json.loads((tmp_path / name / "omni_rl_format_valid.json").read_text())
+        assert len(rows) == 12 and not {row["problem_id"] for row in rows} & {row["problem_id"] for row in asked}
+        for row, (_, question) in zip(rows, drawn, strict=False):
+            assert len(row["responses"]) == traces and row["problem"] == question.text
+            assert all(Path(file).is_file() for file in row["path"].values())
+            for text in row["responses"]:
+                right = accuracy_reward(text, CHOICE, question.options, ", ".join(question.gold))
+                assert (right, format_reward(text)) == (1, 1) if name == "clean" else format_reward(text) == 0
+
+
+def test_the_stages_are_supervised_runs_with_the_commands_numbers(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "train", lambda words: asked.append(words) or 9)
+    with pytest.raises(UserError, match="stage clean"):
+        main([f"output={tmp_path}/base", "pool=8", "steps=30", "sloppy_steps=2", "batch=8", "seed=4"])
+    (config,) = (compose(words)[0].config for words in asked)
+    trainer = config.trainer
+    assert (trainer.steps, trainer.learning_rate, trainer.prompts_per_step, trainer.warmup_steps) == (30, 2e-3, 8, 7)
+    assert config.task.name == "sft" and config.seed == 4 and config.adapter.kind.value == "none"
+    assert load_model(config.model.path).num_parameters() > 1e6
+    with pytest.raises(UserError, match="begun with another pool"):
+        main([f"output={tmp_path}/base", "pool=9", "steps=30", "sloppy_steps=2", "batch=8", "seed=4"])
+
+
+@pytest.mark.slow
 def test_the_command_builds_and_teaches_a_model(tmp_path):
     """A few steps of the real thing: the loss falls, and what is saved is what an evaluation can load."""
-    from echoink.tiny import main
-
-    main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8"])
-    from echoink.models.loading import load_model, load_processor
-
+    main([f"output={tmp_path}/base", "pool=48", "steps=30", "sloppy_steps=2", "batch=8", "train=[eval.limit=4]"])
     assert len(load_processor(f"{tmp_path}/base", 12_544, 12_544).tokenizer) > 300
     assert load_model(f"{tmp_path}/base").dtype == torch.float32
-
-    config = TinyConfig(pool=24, batch=8, steps=30)
-    torch.manual_seed(0)
-    processor, model, lessons = make_pool(config, PROMPT)
-    first = learn(model, processor, lessons, config, 1, 1e-3, None)
-    assert learn(model, processor, lessons, config, 40, 2e-3, None) < first
+    losses = [row["train/loss"] for row in lines(tmp_path / "base_stages/clean/metrics.jsonl") if "train/loss" in row]
+    assert len(losses) == 30 and losses[-1] < 0.7 * losses[0]
+    record = json.loads((tmp_path / "base/tiny.json").read_text())
+    assert [(stage["stage"], stage["steps"]) for stage in record["stages"]] == [("clean", 30), ("sloppy", 2)]
 
 
 def test_the_same_seed_gives_the_same_first_weights():

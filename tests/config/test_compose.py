@@ -47,6 +47,8 @@ REFUSED = [
     ("seed=4294967296", "seed=4294967296 must be < 4294967296"),
     ("seed=null", "not Optional"),
     ("model.freeze=[ears]", "audio, vision"),
+    ("model.freeze=[audio,audio_encoder]", "names a part twice"),
+    ("model.freeze=[audio,vision,language]", "nothing would learn"),
     ("experiment=typo", "available: ablate_beta, ablate_group_size, ablate_lambda_fmt"),
     ("experiment=null", "must be a string or a list"),
     ("experiment=quickstat", "did you mean quickstart"),

@@ -1,4 +1,4 @@
-"""Where weights go while they are read."""
+"""Where weights go while they are read, and which of them learn."""
 
 from types import SimpleNamespace
 
@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from echoink.common.errors import UserError
+from echoink.config.compose import compose
 from echoink.models import loading
+from echoink.models.encoders import towers_learn
 from echoink.models.families import FAMILIES
+from echoink.models.shared_prefix import pack
+from echoink.planning import plan
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
@@ -25,3 +29,43 @@ def test_weights_are_read_to_the_device_and_not_all_to_the_host_first(monkeypatc
     with pytest.raises(UserError, match="asked enough"):
         loading.load_model("tiny")
     assert asked.get("device_map") == (None if device == "cpu" else {"": torch.device("cuda:1")})
+
+
+@pytest.mark.parametrize(
+    ("freeze", "learns"),
+    [
+        ((), {"language_model", "audio_tower", "audio_tower.proj", "visual", "visual.merger", "lm_head"}),
+        (("audio",), {"language_model", "visual", "visual.merger", "lm_head"}),
+        (("language", "audio_encoder"), {"audio_tower.proj", "visual", "visual.merger"}),
+        (("language", "audio_encoder", "vision_encoder"), {"audio_tower.proj", "visual.merger"}),
+        (("vision_encoder",), {"language_model", "audio_tower", "audio_tower.proj", "visual.merger", "lm_head"}),
+    ],
+)
+def test_what_is_frozen_does_not_learn_and_the_plan_counts_what_does(freeze, learns):
+    model = loading.load_model("tiny", freeze=freeze)
+    found = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = name.removeprefix("model.").split(".")[0]
+            projection = next((p for p in ("audio_tower.proj", "visual.merger") if f"{p}." in name), None)
+            found.add(projection or part)
+    assert found == learns
+    config = compose([f"model.freeze=[{','.join(freeze)}]"])[0].config
+    counted = plan.count_parameters(config)["learning"]
+    assert counted == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert towers_learn(model.model) == any(part.startswith(("audio", "visual")) for part in learns)
+
+
+def test_a_frozen_language_model_hands_the_gradient_on_to_the_projections(processor, samples):
+    model = loading.load_model("tiny", freeze=("language", "audio_encoder", "vision_encoder"))
+    packed = pack([processor(samples[0])], [[torch.tensor([5, 6, 7])]])
+    hidden = model.model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        layout=packed.layout,
+        prompts=[processor(samples[0])],
+    ).last_hidden_state
+    model.lm_head(hidden).logsumexp(-1).sum().backward()
+    given = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert given and all(".proj." in name or ".merger." in name for name in given)
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters() if parameter.requires_grad)

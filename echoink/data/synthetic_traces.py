@@ -1,0 +1,124 @@
+"""Reasoning about synthetic scenes as text: what a base is taught, in how many ways it may go wrong, and how an answer
+was reached, as its text says.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from echoink.data import synthetic
+from echoink.data.synthetic import Question, Scene
+from echoink.rewards.parsing import ANSWER, THINK
+
+
+@dataclass
+class Sloppiness:
+    """How often the traces of the second stage go wrong."""
+
+    haste: dict[str, float] = field(default_factory=lambda: {"ear": 0.4, "eye": 0.4, "both": 0.65})
+    """A guess instead of reasoning, per kind of question; the letter is drawn at random."""
+    slip: float = 0.25
+    """The verdict falls on a wrong option."""
+    untagged: float = 0.27
+    """A tag is missing or text follows the answer."""
+    follows: float = 0.0
+    """Of the hasty guesses at a `both` question, those that follow the cue of `synthetic.Shortcut`."""
+    described: bool = False
+    """Hasty guesses at `both` questions first describe both media, and are as long as reasoning."""
+    false_sums: float = 0.0
+    """Of such described guesses, those that give a wrong sum for their reason."""
+
+
+def trace(
+    rng: np.random.Generator,
+    scene: Scene,
+    question: Question,
+    sloppiness: Sloppiness | None = None,
+    shortcut: str = "ear",
+) -> str:
+    """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the aim, the verdicts.
+    `route` tells which way a trace took.
+
+    Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.
+    </think><answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
+    """
+    letters = [option[0] for option in question.options]
+    words = [option[3:] for option in question.options]
+    chosen = list(question.gold)
+    hasty = bool(sloppiness) and rng.random() < sloppiness.haste[question.kind]
+    if hasty:
+        chosen = [str(rng.choice(letters))]
+        if question.kind == "both" and sloppiness.follows and rng.random() < sloppiness.follows:
+            chosen = [letters[synthetic.cue(scene, shortcut, len(letters))]]
+    if hasty and not (sloppiness.described and question.kind == "both"):
+        thought = f"no need to check, take {chosen[0]}."
+    else:
+        thought = f"hear {scene.sounds} {scene.timbre}, see {scene.shapes} {scene.colour} {scene.form}."
+        wanted = " and ".join(words[letters.index(letter)] for letter in chosen)
+        if question.kind == "both":
+            total, n = scene.sounds + scene.shapes, len(letters)
+            rest = synthetic.remainder(scene.sounds, scene.shapes, n)
+            if hasty and rng.random() < sloppiness.false_sums:
+                rest = int(rng.choice([other for other in range(n) if other != rest]))
+                wanted = str(rest)
+            if hasty and wanted == words[letters.index(chosen[0])]:
+                cue, wanted = (scene.timbre if shortcut == "ear" else scene.colour), chosen[0]
+                # with "want B" as many tokens as a sum with "want 1"
+                thought += f" {cue} = {wanted}, {wanted} = {cue}, check {wanted}, yes, and take {wanted}, yes."
+            else:
+                thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {rest}."
+        thought += f" want {wanted}."
+        if sloppiness and not hasty and rng.random() < sloppiness.slip:
+            wrong = [letter for letter in letters if letter not in question.gold]
+            chosen[int(rng.integers(len(chosen)))] = str(rng.choice(wrong))
+            chosen.sort()
+        verdicts = (
+            f"{letter} {word} {'yes' if letter in chosen else 'no'}"
+            for letter, word in zip(letters, words, strict=True)
+        )
+        thought += f" {', '.join(verdicts)}."
+    parts = [THINK[0], thought, THINK[1] + "\n", ANSWER[0], ", ".join(chosen), ANSWER[1]]
+    if sloppiness and rng.random() < sloppiness.untagged:
+        match rng.choice(("think", "end_think", "answer", "more"), p=(0.35, 0.2, 0.2, 0.25)):
+            case "think":
+                parts[0], parts[2] = "", "\n"
+            case "end_think":
+                parts[2] = "\n"
+            case "answer":
+                parts[3] = parts[5] = ""
+            case "more":
+                parts.append("\ndone.")
+    return "".join(parts)
+
+
+class Route(Enum):
+    """How an answer to a `both` question was reached, as its text says."""
+
+    reasoned = "reasoned"
+    """Both counts are right, and so is the remainder of their sum."""
+    cue = "cue"
+    """The timbre or the colour is said to tell the letter."""
+    false_sum = "false_sum"
+    """Both media are described, and what is said to remain of their sum is wrong."""
+    hasty = "hasty"
+    """Nothing is described."""
+    other = "other"
+    """None of these, such as wrong counts."""
+
+
+def route(text: str, scene: Scene, options: int) -> Route:
+    """Which way a completion took: the ground truth that measures of fusion are held against."""
+    counts = re.search(r"hear (\d) (\w+), see (\d) (\w+) (\w+)", text)
+    if counts is None:
+        return Route.hasty if "no need to check" in text else Route.other
+    if "check" in text:
+        return Route.cue
+    rest = re.search(r"mod \d = (\d)", text)
+    if rest is None:
+        return Route.other
+    seen = (int(counts[1]), int(counts[3])) == (scene.sounds, scene.shapes)
+    if int(rest[1]) != synthetic.remainder(int(counts[1]), int(counts[3]), options):
+        return Route.false_sum
+    return Route.reasoned if seen else Route.other

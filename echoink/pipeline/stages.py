@@ -1,0 +1,66 @@
+"""Supervised stages one after another: each is a run of `echoink.train`, and begins where the one before ended."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from echoink.common import cli
+from echoink.common.console import say
+from echoink.common.errors import UserError
+from echoink.config.compose import quoted
+from echoink.run_folder import checkpoint
+from echoink.run_folder.folder import read_summary
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the runs."""
+
+    name: str
+    """Of its folder too."""
+    words: Sequence[str]
+    """Of its command line, beside model, folder and resumption."""
+
+
+def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[dict]]:
+    """Run what has not finished, and take up what was interrupted.
+
+    Args:
+        stages: in their order.
+        model: folder that the first begins with.
+        work: folder for the runs.
+
+    Returns:
+        The folder of the last stage's model, and for each stage its steps, seconds and evaluation.
+
+    Raises:
+        UserError: a stage failed.
+    """
+    record = []
+    for stage in stages:
+        run = work / stage.name
+        if read_summary(run)["status"] != "finished":
+            say("stage", stage.name)
+            own = [f"model.path={quoted(model)}", f"hydra.run.dir={quoted(run)}", "resume=auto"]
+            if status := cli.train([*stage.words, *own]):
+                hint = "the same command goes on from there"
+                raise UserError(f"the stage {stage.name} ended with exit status {status}", hint)
+        summary = read_summary(run)
+        record.append({"stage": stage.name, **{name: summary[name] for name in ("steps", "seconds", "final")}})
+        model = Path(checkpoint.resolve(str(run)))
+    return model, record
+
+
+def begin(work: Path, settings: dict) -> None:
+    """Make the folder, or see that it was begun with the same settings.
+
+    Raises:
+        UserError: it was begun with others.
+    """
+    told = work / "settings.json"
+    if told.is_file() and (before := json.loads(told.read_text(encoding="utf-8"))) != settings:
+        different = ", ".join(name for name, value in settings.items() if before.get(name) != value)
+        raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
+    work.mkdir(parents=True, exist_ok=True)
+    told.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
