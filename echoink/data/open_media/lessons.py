@@ -1,14 +1,12 @@
 """What a model that was put together is taught before GRPO: names of what is heard and seen, then reasoned answers.
 
-Both are made of the training side of one split alone, as rows with a `response` (docs/supervised.md).
-
-    captions/   every recording, several times varied, and every picture, with its class
-    answers/    questions of the split, each with a short reasoned answer
+Both are made of the training side of one split alone: recordings, several times varied, and pictures with their
+classes; and questions of the split with a short reasoned answer, as rows with a `response` (docs/supervised.md).
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,46 +30,58 @@ NOISE = (-4.0, -2.0)
 """Powers of ten of white noise's standard deviation."""
 
 
-def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: Callable) -> list[tuple[str, str]]:
-    """Both folders, in the official layout.
+@dataclass(frozen=True)
+class Lessons:
+    """What was written."""
+
+    sounds: list[tuple[Path, str]]
+    """Recordings, varied, and their classes."""
+    pictures: list[tuple[Path, str]]
+    answers: Path
+    """Folder of the rows with responses."""
+
+    def says(self) -> str:
+        """One line for the screen."""
+        heard, seen = ({name for _, name in of} for of in (self.sounds, self.pictures))
+        return (
+            f"{len(self.sounds):,} sounds of {len(heard)} classes, variants counted · "
+            f"{len(self.pictures):,} pictures of {len(seen)}, backgrounds counted"
+        )
+
+
+def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: Callable) -> Lessons:
+    """Varied recordings, and the rows with responses in the official layout.
 
     Args:
         split: `recordings` or `packages` of `data get open_media`.
-        output: a new folder. Rows of the split's own media name them by their absolute paths.
+        output: the folder; what is there of the same lessons is kept. Rows name the split's media by absolute paths.
         copies: of each recording, the first as it is.
-        answers: rows of `answers/`.
+        answers: questions with a response; as many rows name a single recording or picture.
         seed: of all draws.
         bar: makes a progress bar over an iterable, of a label and a number of items.
-
-    Returns:
-        What was made, as lines for the screen: labels and texts.
 
     Raises:
         UserError: the split is not there.
     """
     train, valid = (_rows(split, side) for side in ("train", "valid"))
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     rng = np.random.default_rng([seed, 3])
-    sounds, pictures = _single(train, "audio", "heard"), _single(train, "image", "seen")
-    captions = _sounds(sounds, split, part / "captions" / "train", copies, rng, bar)
-    captions += [_caption("seen", name, _absolute(split, "train", file)) for file, name in pictures.items()]
-    chosen = rng.permutation(len(train))[:answers]
-    told = [{**_placed(train[n], split, "train"), "response": response(train[n])} for n in sorted(chosen)]
-    for folder, rows in (("captions", captions), ("answers", told)):
-        named = [row for row in valid if row["kind"] in ("heard_name", "seen_name")]
-        asked = named if folder == "captions" else valid
-        _save(part / folder, "train", rows)
-        _save(part / folder, "valid", [_placed(row, split, "valid") for row in asked])
-    if output.exists():
-        output.rmdir()
-    part.rename(output)
-    heard, seen = set(sounds.values()), set(pictures.values())
-    return [
-        ("captions", f"{len(sounds)} recordings of {len(heard)} classes, {copies} variants of each"),
-        ("", f"{len(pictures):,} pictures of {len(seen)} classes"),
-        ("answers", f"{len(told):,} questions with a reasoned answer"),
+    sounds = _varied(_single(train, "audio", "heard"), split, output / "sounds", copies, rng, bar)
+    pictures = [((split / "train" / file).resolve(), name) for file, name in _single(train, "image", "seen").items()]
+    named = [
+        _caption(sense, *one)
+        for sense, of in (("heard", sounds), ("seen", pictures))
+        for one in _some(of, answers // 2, rng)
     ]
+    chosen = sorted(rng.permutation(len(train))[:answers])
+    told = [{**_placed(train[n], split, "train"), "response": response(train[n])} for n in chosen]
+    for side, rows in (("train", [*told, *named]), ("valid", [_placed(row, split, "valid") for row in valid])):
+        numbered = [{**row, "problem_id": number} for number, row in enumerate(rows)]
+        (output / f"omni_rl_format_{side}.json").write_text(as_json(numbered), encoding="utf-8")
+    return Lessons(sounds, pictures, output)
+
+
+def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator) -> list[tuple[Path, str]]:
+    return [of[n] for n in sorted(rng.permutation(len(of))[:number])]
 
 
 def response(row: Row) -> str:
@@ -144,28 +154,28 @@ def _single(rows: Sequence[Row], medium: str, field: str) -> dict[str, str]:
     }
 
 
-def _sounds(
+def _varied(
     sounds: dict[str, str], split: Path, folder: Path, copies: int, rng: np.random.Generator, bar: Callable
-) -> list[Row]:
-    (folder / "audios").mkdir(parents=True)
-    rows = []
-    for file, name in bar("captions", len(sounds))(sounds.items()):
+) -> list[tuple[Path, str]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for file, name in bar("variants", len(sounds))(sounds.items()):
         samples, rate = soundfile.read(split / "train" / file, dtype="float32")
         for number in range(copies):
-            varied = f"audios/{Path(file).stem}_{number}.flac"
-            soundfile.write(folder / varied, vary(samples, rate, rng) if number else samples, rate, subtype="PCM_16")
-            rows.append(_caption("heard", name, varied))
-    return rows
+            varied = (folder / f"{Path(file).stem}_{number}.flac").resolve()
+            soundfile.write(varied, vary(samples, rate, rng) if number else samples, rate, subtype="PCM_16")
+            made.append((varied, name))
+    return made
 
 
-def _caption(sense: str, name: str, file: str) -> Row:
+def _caption(sense: str, file: Path, name: str) -> Row:
     medium = "audio" if sense == "heard" else "image"
     row = {
         "problem": f"Name what is {sense}.",
         "data_type": medium,
         "problem_type": "free-form",
         "solution": f"{ANSWER[0]}{name}{ANSWER[1]}",
-        "path": {medium: file},
+        "path": {medium: str(file)},
         "kind": f"{sense}_name",
         sense: name,
     }
@@ -173,16 +183,5 @@ def _caption(sense: str, name: str, file: str) -> Row:
 
 
 def _placed(row: Row, split: Path, side: str) -> Row:
-    return {**row, "path": {medium: _absolute(split, side, file) for medium, file in row.get("path", {}).items()}}
-
-
-def _absolute(split: Path, side: str, file: str) -> str:
-    return str((split / side / file).resolve())
-
-
-def _save(folder: Path, side: str, rows: Iterable[Row]) -> None:
-    (folder / side).mkdir(parents=True, exist_ok=True)
-    numbered = [
-        {"problem_id": number, **{k: v for k, v in row.items() if k != "problem_id"}} for number, row in enumerate(rows)
-    ]
-    (folder / side / f"omni_rl_format_{side}.json").write_text(as_json(numbered), encoding="utf-8")
+    path = {medium: str((split / side / file).resolve()) for medium, file in row.get("path", {}).items()}
+    return {**row, "path": path}

@@ -1,0 +1,190 @@
+"""The first thing that a new tower or projection learns: to put a medium where the embedding of its name is.
+
+    y = mean over a medium's tokens of what its projection gives            [D]
+    L = cross-entropy of cos(y - m, w_c - m) / 0.07 over the names c  +  |y - w_name|² / E|w - m|²
+
+with w_c the mean embedding of the words of name c, m their mean over the names. The language model takes no part in it,
+so a step costs what the tower costs; supervised learning through a frozen language model (LLaVA's first stage) had
+learned nothing of these few hundred files in the time (experiments/open_media.md). The form is CLIP's, with names that
+are given.
+
+Shapes: B media, C names, D width of the language model, N tokens of a medium.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel, ProcessorMixin
+
+from echoink.common.console import say
+from echoink.media.loaders import SAMPLING_RATE, load_audio
+from echoink.models.families import family_of
+
+TEMPERATURE = 0.07
+SECONDS = 6.0
+"""Of a sound."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long and how fast something learns."""
+
+    label: str
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+
+
+PROJECTION = Lesson("hearing", 600, 256, 3e-3, 0.3)
+"""Of a frozen encoder's features, which are computed once."""
+TOWER = Lesson("seeing", 500, 48, 1e-3, 0.05)
+"""Of a new tower: encoder and projection."""
+
+
+class Names:
+    """The names, as the language model's embedding has them.
+
+    Args:
+        model: whose embedding is looked at; it does not change.
+        tokenizer: the model's.
+        names: C different ones.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer, names: Sequence[str]):
+        embedding = model.get_input_embeddings().weight.detach()
+        ids = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
+        self.words = torch.stack([embedding[each].mean(0) for each in ids])
+        self.mean = self.words.mean(0)
+        self._scale = (self.words - self.mean).square().sum(1).mean()
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """Cosines [B, C] of features [B, D]."""
+        return normalize(features - self.mean, dim=1) @ normalize(self.words - self.mean, dim=1).T
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Of features [B, D] and the numbers of their names [B]."""
+        apart = (features - self.words[labels]).square().sum(1).mean() / self._scale
+        return cross_entropy(self.similarity(features) / TEMPERATURE, labels) + apart
+
+
+def learn_sounds(
+    model: PreTrainedModel, processor: ProcessorMixin, sounds: Sequence[tuple[Path, str]], bar: Callable
+) -> None:
+    """Teach the audio tower's projection; its encoder stays, and hears each sound once.
+
+    The mean over tokens commutes with a linear map, so that each sound is one vector.
+
+    Args:
+        model: whose projection learns.
+        processor: the model's.
+        sounds: B files and their names.
+        bar: makes a progress bar over an iterable, of a label and a number of items.
+    """
+    family, caught = family_of(model), []
+    projection = getattr(model.model, family.TOWERS["audio"]).get_submodule(family.PROJECTIONS["audio"])
+    hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
+    try:
+        with torch.no_grad():
+            for file, _ in bar("listening", len(sounds))(sounds):
+                family.encode(model.model, _heard(file, processor), run_all=False)
+    finally:
+        hook.remove()
+    pooled = torch.stack(caught)
+    spread = 0.3 * pooled.std(0)
+
+    def draw(chosen: Tensor) -> Tensor:
+        return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
+
+    _learn(projection, draw, model, processor, [name for _, name in sounds], PROJECTION, bar)
+
+
+def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
+    extractor, samples = processor.feature_extractor, load_audio(file, SECONDS)
+    heard = extractor(
+        samples,
+        sampling_rate=SAMPLING_RATE,
+        padding="max_length",
+        max_length=(len(samples) // extractor.hop_length + 4) * extractor.hop_length,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    return {"input_features": heard.input_features, "feature_attention_mask": heard.attention_mask}
+
+
+def learn_pictures(
+    model: PreTrainedModel, processor: ProcessorMixin, pictures: Sequence[tuple[Path, str]], seed: int, bar: Callable
+) -> None:
+    """Teach the vision tower, encoder and projection, on pictures that are varied each time.
+
+    Args:
+        model: whose tower learns.
+        processor: the model's.
+        pictures: B files of square pictures and their names.
+        seed: of the variants.
+        bar: makes a progress bar over an iterable, of a label and a number of items.
+    """
+    family, rng = family_of(model), np.random.default_rng(seed)
+    shown = [Image.open(file).convert("RGB") for file, _ in pictures]
+
+    def draw(chosen: Tensor) -> Tensor:
+        media = processor.image_processor([varied(shown[n], rng) for n in chosen], return_tensors="pt")
+        features = family.encode(model.model, dict(media), run_all=False)["image"]
+        return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
+
+    tower = getattr(model.model, family.TOWERS["vision"])
+    _learn(tower, draw, model, processor, [name for _, name in pictures], TOWER, bar)
+
+
+def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another cut of a square picture, mirrored or not, in other light."""
+    side = picture.width
+    cut = int(side * rng.uniform(0.65, 1))
+    x, y = (int(rng.integers(side - cut + 1)) for _ in range(2))
+    other = picture.crop((x, y, x + cut, y + cut)).resize((side, side), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        other = other.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        other = kind(other).enhance(rng.uniform(0.6, 1.4))
+    return other
+
+
+def _learn(
+    module: nn.Module,
+    draw: Callable[[Tensor], Tensor],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    named: Sequence[str],
+    lesson: Lesson,
+    bar: Callable,
+) -> None:
+    """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another."""
+    known = sorted(set(named))
+    names = Names(model, processor.tokenizer, known)
+    labels = torch.tensor([known.index(name) for name in named])
+    rarity = 1 / torch.bincount(labels).float()
+    optimizer = torch.optim.AdamW(module.parameters(), lesson.learning_rate, weight_decay=lesson.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lesson.learning_rate, total_steps=lesson.steps + 1, pct_start=0.1, cycle_momentum=False
+    )
+    losses = []
+    for _ in bar(lesson.label, lesson.steps)(range(lesson.steps)):
+        chosen = torch.multinomial(rarity[labels], lesson.batch, replacement=True)
+        loss = names.loss(draw(chosen), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    recent = losses[-20:]
+    say(
+        lesson.label,
+        f"{len(known)} names, {lesson.steps} steps · loss {losses[0]:.2f} → {sum(recent) / len(recent):.2f}",
+    )

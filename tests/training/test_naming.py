@@ -1,0 +1,66 @@
+"""Names before words: what a projection and a new tower learn, and what stays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from echoink.common.console import progress
+from echoink.models.loading import load_model
+from echoink.training import naming
+from echoink.training.naming import Names
+from tests.helpers.files import picture, sound
+
+NAMES = ("bell", "ring", "beep")
+
+
+@pytest.fixture
+def model():
+    return load_model("tiny")
+
+
+def test_the_loss_is_that_of_its_formula(model, processor):
+    tokenizer = processor.processor.tokenizer
+    names = Names(model, tokenizer, NAMES)
+    embedding = model.get_input_embeddings().weight.detach().double()
+    words = [embedding[tokenizer(f" {name}", add_special_tokens=False)["input_ids"]].mean(0) for name in NAMES]
+    mean = sum(words) / len(words)
+    given = torch.randn(4, len(mean), generator=torch.Generator().manual_seed(0))
+    labels, total = torch.tensor([0, 2, 2, 1]), 0.0
+    for vector, label in zip(given.double(), labels.tolist(), strict=True):
+        cosines = [torch.cosine_similarity(vector - mean, word - mean, dim=0) / 0.07 for word in words]
+        scale = sum((word - mean).square().sum() for word in words) / len(words)
+        total += -torch.stack(cosines).log_softmax(0)[label] + (vector - words[label]).square().sum() / scale
+    assert names.loss(given, labels).item() == pytest.approx(total.item() / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("sense", ["sounds", "pictures"])
+def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tmp_path, monkeypatch, capsys, sense):
+    monkeypatch.setattr(naming, "PROJECTION", replace(naming.PROJECTION, steps=60, batch=32))
+    monkeypatch.setattr(naming, "TOWER", replace(naming.TOWER, steps=25, batch=16, learning_rate=3e-3))
+    made = [(number, NAMES[number % 3]) for number in range(6)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    if sense == "sounds":
+        files = [(sound(tmp_path / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
+        naming.learn_sounds(model, processor.processor, files, progress)
+        moves = "audio_tower.proj."
+    else:
+        files = [(picture(tmp_path / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
+        naming.learn_pictures(model, processor.processor, files, 0, progress)
+        moves = "visual."
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(moves in name for name in moved)
+    label, said = capsys.readouterr().out.strip().splitlines()[-1].split(maxsplit=1)
+    first, last = (float(number) for number in said.split("loss ")[1].split(" → "))
+    assert label == ("hearing" if sense == "sounds" else "seeing") and last < 0.7 * first
+
+
+def test_a_picture_is_varied_within_its_size():
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    rng = np.random.default_rng(1)
+    made = [naming.varied(shown, rng) for _ in range(3)]
+    assert all(one.size == (64, 64) for one in made)
+    assert len({one.tobytes() for one in made}) == 3
