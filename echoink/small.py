@@ -16,8 +16,6 @@
 The same command takes up what was interrupted.
 """
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +34,8 @@ from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
     from echoink.data.open_media.lessons import Lessons
     from echoink.models.pretrained_parts import Parts
 
@@ -68,37 +68,26 @@ class SmallConfig:
 def main(words: Sequence[str]) -> None:
     """Parts, model, lessons, names, answers, and the folder."""
     config = cli.settings(SmallConfig, words)
-    output = Path(config.output)
-    if output.exists():
-        raise UserError(f"{output} is there already", "use it: model=small model.path=…, or give a new one: output=…")
-    work = output.with_name(f"{output.name}_stages")
-    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    stages.begin(work, settings)
     from echoink.data.open_media import lessons
+    from echoink.pipeline.export import export
 
-    media = Path(config.media)
-    with quiet_libraries():
-        assembled = _assembled(config, work)
+    output, media = Path(config.output), Path(config.media)
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    work = stages.begin(output, settings)
+    assembled = stages.made_once(work / "assembled", lambda: _assembled(config, work))
     taught = lessons.write(media, work / "lessons", config.copies, config.answers, config.seed, progress)
     say("lessons", taught.says())
-    with quiet_libraries():
-        named = _named(config, work, assembled, taught)
+    named = stages.made_once(work / "named", lambda: _named(config, assembled, taught))
     words = ["experiment=small_answers", f"dataset.path={quoted(taught.answers)}", f"seed={config.seed}"]
     words += [f"dataset.outside=[{quoted(media)},{quoted(work / 'lessons')}]", *config.train]
     model, record = stages.learn([Stage("answers", words)], named, work)
-    from echoink.pipeline.export import export
-
     with quiet_libraries():
         export(model, output)
-    (output / "small.json").write_text(json.dumps({"config": settings, "stages": record}, indent=1) + "\n")
-    say("written", f"{output} · {work} can be deleted")
+    stages.finish(output, settings, record)
 
 
-def _assembled(config: SmallConfig, work: Path) -> Path:
-    """The model with its pretrained parts, untrained, made unless it is there."""
-    folder = work / "assembled"
-    if folder.is_dir():
-        return folder
+def _assembled(config: SmallConfig, work: Path) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    """The pretrained parts put together."""
     import torch
 
     from echoink.models import small_architecture
@@ -107,20 +96,12 @@ def _assembled(config: SmallConfig, work: Path) -> Path:
     torch.manual_seed(config.seed)
     processor = small_architecture.make_processor(parts)
     model = small_architecture.make_model(parts, processor)
-    part = work / ".assembled.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    processor.save_pretrained(part)
-    part.rename(folder)
     say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
-    return folder
+    return model, processor
 
 
-def _named(config: SmallConfig, work: Path, assembled: Path, taught: "Lessons") -> Path:
-    """The model whose vision tower and projections have learned the names, made unless it is there."""
-    folder = work / "named"
-    if folder.is_dir():
-        return folder
+def _named(config: SmallConfig, assembled: Path, taught: "Lessons") -> "tuple[PreTrainedModel, ProcessorMixin]":
+    """The model whose vision tower and projections have learned the names."""
     import torch
 
     from echoink.models.loading import load_model, load_processor
@@ -132,12 +113,7 @@ def _named(config: SmallConfig, work: Path, assembled: Path, taught: "Lessons") 
     torch.manual_seed(config.seed)
     naming.learn_sounds(model, processor, taught.sounds, progress)
     naming.learn_pictures(model, processor, taught.pictures, config.seed, progress)
-    part = work / ".named.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    processor.save_pretrained(part)
-    part.rename(folder)
-    return folder
+    return model, processor
 
 
 def _parts(config: SmallConfig, work: Path) -> "Parts":

@@ -13,7 +13,6 @@ dataset. The same command takes up what was interrupted.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from omegaconf import OmegaConf
 
 from echoink.common import cli
 from echoink.common.console import progress, quiet_libraries, say
-from echoink.common.errors import UserError
 from echoink.common.files import as_json
 from echoink.config.compose import quoted
 from echoink.config.paths import conf_dir
@@ -73,12 +71,8 @@ class TinyConfig:
 def main(words: Sequence[str]) -> None:
     """Build, teach and save the base."""
     config = cli.settings(TinyConfig, words)
-    output = Path(config.output)
-    if output.exists():
-        raise UserError(f"{output} is there already", "give a new folder: output=…")
-    settings = OmegaConf.to_container(OmegaConf.structured(config))
-    work = output.with_name(f"{output.name}_stages")
-    stages.begin(work, settings)
+    output, settings = Path(config.output), OmegaConf.to_container(OmegaConf.structured(config))
+    work = stages.begin(output, settings)
     taught = [
         ("clean", config.steps, config.learning_rate),
         ("sloppy", config.sloppy_steps, config.sloppy_learning_rate),
@@ -87,10 +81,7 @@ def main(words: Sequence[str]) -> None:
     write_lessons(config, work, [(name, steps) for name, steps, _ in taught])
     model, record = stages.learn([_stage(config, work, *stage) for stage in taught], _first(config, work), work)
     _save(model, output)
-    record = {"config": {name: value for name, value in settings.items() if name != "output"}, "stages": record}
-    (output / "tiny.json").write_text(json.dumps(record, indent=1) + "\n")
-    say("written", f"{output} · {work} can be deleted")
-    say("try it", f"python -m echoink.train model.path={output}")
+    stages.finish(output, settings, record)
 
 
 def _stage(config: TinyConfig, work: Path, name: str, steps: int, learning_rate: float) -> Stage:
@@ -142,30 +133,24 @@ def write_lessons(config: TinyConfig, work: Path, taught: Sequence[tuple[str, in
 
 def _first(config: TinyConfig, work: Path) -> Path:
     """What the first stage begins with: random weights and a vocabulary of the scenes' texts, or `config.start`."""
-    if config.start:
-        return Path(config.start)
-    folder = work / "untrained"
-    if not folder.is_dir():
-        import torch
+    return Path(config.start) if config.start else stages.made_once(work / "untrained", lambda: _untrained(config))
 
-        from echoink.models.tiny_architecture import make_model, make_processor
 
-        torch.manual_seed(config.seed)
-        texts = []
-        for scene, question in scenes(config)[: min(WORDS, config.pool)]:
-            texts.append(_asked(question))
-            rng = np.random.default_rng(len(texts))
-            texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
-        processor = make_processor([*texts, *["user", "assistant", "system"] * 10])
-        model = make_model(processor)
-        say("model", f"{model.num_parameters():,} parameters, vocabulary {len(processor.tokenizer)}")
-        part = work / ".untrained.part"
-        shutil.rmtree(part, ignore_errors=True)
-        with quiet_libraries():
-            model.save_pretrained(part)
-            processor.save_pretrained(part)
-        part.rename(folder)
-    return folder
+def _untrained(config: TinyConfig):
+    import torch
+
+    from echoink.models.tiny_architecture import make_model, make_processor
+
+    torch.manual_seed(config.seed)
+    texts = []
+    for scene, question in scenes(config)[: min(WORDS, config.pool)]:
+        texts.append(_asked(question))
+        rng = np.random.default_rng(len(texts))
+        texts += [trace(rng, scene, question), trace(rng, scene, question, Sloppiness())]
+    processor = make_processor([*texts, *["user", "assistant", "system"] * 10])
+    model = make_model(processor)
+    say("model", f"{model.num_parameters():,} parameters, vocabulary {len(processor.tokenizer)}")
+    return model, processor
 
 
 def _asked(question: Question) -> str:

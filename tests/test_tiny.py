@@ -166,7 +166,7 @@ def test_the_command_builds_and_teaches_a_model(tmp_path):
     assert load_model(f"{tmp_path}/base").dtype == torch.float32
     losses = [row["train/loss"] for row in lines(tmp_path / "base_stages/clean/metrics.jsonl") if "train/loss" in row]
     assert len(losses) == 30 and losses[-1] < 0.7 * losses[0]
-    record = json.loads((tmp_path / "base/tiny.json").read_text())
+    record = json.loads((tmp_path / "base/how_it_was_made.json").read_text())
     assert [(stage["stage"], stage["steps"]) for stage in record["stages"]] == [("clean", 30), ("sloppy", 2)]
 
 

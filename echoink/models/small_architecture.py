@@ -12,16 +12,10 @@ from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    WhisperFeatureExtractor,
 )
 
 from echoink.models.pretrained_parts import Parts
-from echoink.models.tiny_architecture import CHAT_TEMPLATE, MEDIA
-
-PIXELS = 112
-"""Side of a square picture: 64 patches, 16 image tokens."""
+from echoink.models.tiny_architecture import MEDIA, processor_around, token_ids, with_ends
 
 VISION = {"depth": 6, "hidden_size": 192, "num_heads": 6, "intermediate_size": 512, "fullatt_block_indexes": [1, 3, 5]}
 """The new tower."""
@@ -41,16 +35,7 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
         pad_token="<|endoftext|>",
         extra_special_tokens=MEDIA,
     )
-    area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
-    return Qwen2_5OmniProcessor(
-        image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        feature_extractor=WhisperFeatureExtractor(
-            feature_size=parts.audio["conv1.weight"].shape[1], return_attention_mask=True
-        ),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return processor_around(tokenizer, mels=parts.audio["conv1.weight"].shape[1])
 
 
 def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
@@ -68,7 +53,7 @@ def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThin
     assert not left.unexpected_keys, left.unexpected_keys
     assert {name for name in left.missing_keys if not name.startswith(NEW)} == {"lm_head.weight"}, left.missing_keys
     model.tie_weights()
-    return model
+    return with_ends(model, processor)
 
 
 def _is_qwen2_bias(name: str) -> bool:
@@ -76,7 +61,7 @@ def _is_qwen2_bias(name: str) -> bool:
 
 
 def _config(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
-    ids, language = processor.tokenizer.convert_tokens_to_ids, parts.language_config
+    language = parts.language_config
     rotated = language.hidden_size // language.num_attention_heads // 2  # frequencies of a head
     temporal = rotated // 4
     heard, mels, _ = parts.audio["conv1.weight"].shape
@@ -107,14 +92,5 @@ def _config(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinker
         },
         vision_config={**VISION, "out_hidden_size": language.hidden_size},
         tie_word_embeddings=True,
-        audio_token_index=ids(MEDIA["audio_token"]),
-        image_token_index=ids(MEDIA["image_token"]),
-        video_token_index=ids(MEDIA["video_token"]),
-        audio_start_token_id=ids(MEDIA["audio_bos_token"]),
-        audio_end_token_id=ids(MEDIA["audio_eos_token"]),
-        vision_start_token_id=ids(MEDIA["vision_bos_token"]),
-        vision_end_token_id=ids(MEDIA["vision_eos_token"]),
-        user_token_id=ids("user"),
-        pad_token_id=ids("<|endoftext|>"),
-        eos_token_id=ids("<|im_end|>"),
+        **token_ids(processor),
     )

@@ -5,6 +5,7 @@ import json
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
+    PreTrainedTokenizerBase,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -82,20 +83,51 @@ def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
 
 
 def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
-    """The Omni processor around that tokenizer; its pictures are 112x112."""
+    """The Omni processor around a tokenizer for `texts`."""
+    return processor_around(make_tokenizer(texts), mels=128)
+
+
+def processor_around(tokenizer: PreTrainedTokenizerBase, mels: int) -> Qwen2_5OmniProcessor:
+    """The Omni processor for pictures of 112x112 and spectrograms of so many bands."""
     area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
         video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
-        feature_extractor=WhisperFeatureExtractor(feature_size=128, return_attention_mask=True),
-        tokenizer=make_tokenizer(texts),
+        feature_extractor=WhisperFeatureExtractor(feature_size=mels, return_attention_mask=True),
+        tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )
 
 
+def token_ids(processor: Qwen2_5OmniProcessor) -> dict[str, int]:
+    """The special tokens, by the names of the thinker's configuration."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    return {
+        "audio_token_index": ids(MEDIA["audio_token"]),
+        "image_token_index": ids(MEDIA["image_token"]),
+        "video_token_index": ids(MEDIA["video_token"]),
+        "audio_start_token_id": ids(MEDIA["audio_bos_token"]),
+        "audio_end_token_id": ids(MEDIA["audio_eos_token"]),
+        "vision_start_token_id": ids(MEDIA["vision_bos_token"]),
+        "vision_end_token_id": ids(MEDIA["vision_eos_token"]),
+        "user_token_id": ids("user"),
+        "pad_token_id": ids("<|endoftext|>"),
+        "eos_token_id": ids("<|im_end|>"),
+    }
+
+
+def with_ends(
+    model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_5OmniProcessor
+) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """The model, knowing which tokens end a completion and which fills up."""
+    ids = token_ids(processor)
+    model.generation_config.eos_token_id = [ids["eos_token_id"], ids["pad_token_id"]]
+    model.generation_config.pad_token_id = ids["pad_token_id"]
+    return model
+
+
 def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """A thinker with random weights: 3 layers of width 128, audio and vision towers of 2 layers of width 64."""
-    ids = processor.tokenizer.convert_tokens_to_ids
     config = Qwen2_5OmniThinkerConfig(
         text_config={
             "vocab_size": 8 * -(-len(processor.tokenizer) // 8),
@@ -128,18 +160,6 @@ def make_model(processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditio
             "initializer_range": INIT,
         },
         initializer_range=INIT,
-        audio_token_index=ids(MEDIA["audio_token"]),
-        image_token_index=ids(MEDIA["image_token"]),
-        video_token_index=ids(MEDIA["video_token"]),
-        audio_start_token_id=ids(MEDIA["audio_bos_token"]),
-        audio_end_token_id=ids(MEDIA["audio_eos_token"]),
-        vision_start_token_id=ids(MEDIA["vision_bos_token"]),
-        vision_end_token_id=ids(MEDIA["vision_eos_token"]),
-        user_token_id=ids("user"),
-        pad_token_id=ids("<|endoftext|>"),
-        eos_token_id=ids("<|im_end|>"),
+        **token_ids(processor),
     )
-    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [ids("<|im_end|>"), ids("<|endoftext|>")]
-    model.generation_config.pad_token_id = ids("<|endoftext|>")
-    return model
+    return with_ends(Qwen2_5OmniThinkerForConditionalGeneration(config), processor)

@@ -1,16 +1,23 @@
 """Supervised stages one after another: each is a run of `echoink.train`, and begins where the one before ended."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from echoink.common import cli
-from echoink.common.console import say
+from echoink.common.console import quiet_libraries, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import read_summary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+RECORD = "how_it_was_made"
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,39 @@ def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[
     return model, record
 
 
-def begin(work: Path, settings: dict) -> None:
-    """Make the folder, or see that it was begun with the same settings.
+def begin(output: Path, settings: dict) -> Path:
+    """The folder for what a model that will be `output` is made of, begun with the same settings or new.
 
     Raises:
-        UserError: it was begun with others.
+        UserError: the model is there, or was begun with others.
     """
+    if output.exists():
+        raise UserError(f"{output} is there already", "give a new folder: output=…")
+    work = output.with_name(f"{output.name}_stages")
     told = work / "settings.json"
     if told.is_file() and (before := json.loads(told.read_text(encoding="utf-8"))) != settings:
         different = ", ".join(name for name, value in settings.items() if before.get(name) != value)
         raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
     work.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return work
+
+
+def made_once(folder: Path, make: Callable[[], "tuple[PreTrainedModel, ProcessorMixin]"]) -> Path:
+    """A model's folder, whole: made now unless it is there."""
+    if not folder.is_dir():
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with quiet_libraries():
+            for each in make():
+                each.save_pretrained(part)
+        part.rename(folder)
+    return folder
+
+
+def finish(output: Path, settings: dict, record: Sequence[dict]) -> None:
+    """Say beside a model's weights how it was made, and on the screen where it is."""
+    told = {"config": {name: value for name, value in settings.items() if name != "output"}, "stages": record}
+    (output / f"{RECORD}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    say("written", f"{output} · {output.with_name(f'{output.name}_stages')} can be deleted")
+    say("try it", f"python -m echoink.train model.path={output}")
