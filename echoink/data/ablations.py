@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from echoink.common.clusters import Clusters, names
 from echoink.config.schema import Variant
 from echoink.data.samples import DataType, Sample, load_sound
 from echoink.media import loaders
@@ -71,7 +72,7 @@ def has_both(sample: Sample) -> bool:
 
 
 def make(
-    samples: Sequence[Sample], variant: Variant, seed: int, clusters: Mapping[str, str] | None = None
+    samples: Sequence[Sample], variant: Variant, seed: int, clusters: Mapping[str, Clusters] | None = None
 ) -> list[Sample]:
     """A variant of each sample that it applies to; a swap leaves out those without a donor.
 
@@ -79,7 +80,7 @@ def make(
         samples: full ones.
         variant: what is taken away.
         seed: of the choice of donors.
-        clusters: by id, which samples share media; such are no donors for each other.
+        clusters: by id, names that samples which share media share; such are no donors for each other.
     """
     chosen = [sample for sample in samples if applies(variant, sample)]
     if variant not in SWAPS:
@@ -143,7 +144,7 @@ def _swapped_image(sample: Sample, donor: Sample) -> Sample:
     return replace(sample, image=donor.image, video=donor.video, audio=_sound(sample) if keeps_sound else sample.audio)
 
 
-def _donors(samples: Sequence[Sample], seed: int, clusters: Mapping[str, str]) -> dict[str, Sample]:
+def _donors(samples: Sequence[Sample], seed: int, clusters: Mapping[str, Clusters]) -> dict[str, Sample]:
     """For each sample another of the same kind of question and another answer: of the same question where there is one,
     else of the same `kind` (where the data have such a field), data type and problem type.
     """
@@ -164,10 +165,11 @@ def _type(sample: Sample) -> tuple:
     return sample.data_type, sample.problem_type, sample.fields.get("kind")
 
 
-def _next(group: Sequence[Sample], place: int, clusters: Mapping[str, str]) -> Sample | None:
+def _next(group: Sequence[Sample], place: int, clusters: Mapping[str, Clusters]) -> Sample | None:
     sample = group[place]
     for donor in (*group[place + 1 :], *group[:place]):
-        apart = clusters.get(donor.id, donor.id) != clusters.get(sample.id, sample.id)
+        theirs, own = (names(clusters.get(each.id, each.id)) for each in (donor, sample))
+        apart = not {*theirs} & {*own}
         if apart and _answer(donor) != _answer(sample):
             return donor
     return None

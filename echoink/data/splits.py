@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from echoink.common.clusters import Clusters
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
@@ -44,10 +45,22 @@ class Splits:
     profile: dict = field(default_factory=dict)
     """What dataset.json says: see `profile`."""
 
-    def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, str]:
-        """By id of samples of a split a name that those which share a picture, sound or video share."""
+    def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, Clusters]:
+        """By id of samples of a split names that those which share media share.
+
+        It is one name for all that are connected by pictures, sounds or videos; or two, of the sound and of the sight,
+        where that makes more groups: recordings that each go with many pictures connect everything with everything.
+        """
         digests = [self.media_info[f"{split} {sample.id}"].digests for sample in samples]
-        return {samples[place].id: samples[places[0]].id for places in sharing(samples, digests, 0) for place in places}
+        connected = sharing(samples, digests, 0)
+        of = {
+            sample.id: dict(zip(sample.media, own, strict=True)) for sample, own in zip(samples, digests, strict=True)
+        }
+        heard = {id: own.get("audio") or own.get("video") for id, own in of.items()}
+        seen = {id: own.get("image") or own.get("video") for id, own in of.items()}
+        if len(connected) < min(len({*each.values()} - {None}) for each in (heard, seen)):
+            return {id: (f"sound {heard[id] or id}", f"sight {seen[id] or id}") for id in of}
+        return {samples[place].id: samples[places[0]].id for places in connected for place in places}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
         """Of questions, answers and the contents of their files."""

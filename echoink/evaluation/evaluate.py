@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from echoink.common.clusters import Clusters
 from echoink.config.schema import Prompt, Protocol, Variant
 from echoink.data.prefetch import Prefetcher
 from echoink.data.processor import PromptProcessor
@@ -95,7 +96,7 @@ def evaluate(
     setup: EvaluationSetup,
     phase: str,
     *,
-    clusters: Mapping[str, str] | None = None,
+    clusters: Mapping[str, Clusters] | None = None,
     variant: Variant = Variant.full,
     first: int = 0,
     decoder: Decoder | None = None,
@@ -108,7 +109,7 @@ def evaluate(
         samples: what to answer.
         setup: prompt, sampling, draws, how an answer is read.
         phase: `base`, `final` or `step-N`.
-        clusters: by id, which samples share media; without it none do.
+        clusters: by id, names that samples which share media share; without it none do.
         variant: what the samples are, see `ablations`.
         first: the number, from 0, of the first draw: its noise is that of this draw among more.
         decoder: the model's, of earlier samples; None makes one.

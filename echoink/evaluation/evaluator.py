@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from echoink.common import console
+from echoink.common.clusters import Clusters
 from echoink.config.schema import EvalConfig, Prompt, Split, Variant
 from echoink.data import ablations
 from echoink.data.processor import PromptProcessor
@@ -59,7 +60,7 @@ class Evaluator:
         extra_rewards: those beside accuracy and format.
         seed: of the sampled draws.
         bf16: autocast to bfloat16.
-        clusters: by id, which evaluated samples share media.
+        clusters: by id, names that evaluated samples which share media share.
         dev_clusters: the same of the development split.
         data: digest of the evaluated samples and their files.
         files: the run's folder.
@@ -76,8 +77,8 @@ class Evaluator:
     extra_rewards: Sequence[ExtraReward]
     seed: int
     bf16: bool
-    clusters: Mapping[str, str]
-    dev_clusters: Mapping[str, str]
+    clusters: Mapping[str, Clusters]
+    dev_clusters: Mapping[str, Clusters]
     data: str
     files: RunFolder
     tracker: Tracker
@@ -279,7 +280,7 @@ class Evaluator:
         samples: Sequence[Sample],
         phase: str,
         how: Setting,
-        clusters: Mapping[str, str],
+        clusters: Mapping[str, Clusters],
         variant: Variant = Variant.full,
         first: int = 0,
         split: Split | None = None,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import comb
 
+from echoink.common.clusters import count
 from echoink.common.statistics import Paired, mean_interval, paired
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
@@ -158,7 +159,7 @@ def _accuracy(predictions: Sequence[Prediction]) -> dict:
     scores, n = [p.score for p in predictions], len(predictions)
     clusters = [p.cluster for p in predictions]
     interval = mean_interval(scores, clusters)
-    groups = len(set(clusters))
+    groups = count(clusters)
     found = {"accuracy": sum(scores) / n, "n": n, "interval": [interval.low, interval.high]}
     return found | ({"clusters": groups} if groups < n else {})
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from echoink.common.clusters import Clusters
 from echoink.data.samples import DataType, Sample
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
@@ -51,8 +52,8 @@ class Prediction:
     """The reward of reward.file, where there is one."""
     tokens: int
     truncated: bool
-    cluster: str
-    """Samples that share media share it: intervals and tests count clusters."""
+    cluster: Clusters
+    """Names that samples which share media share, see `Splits.clusters`: intervals and tests count clusters."""
     fields: dict[str, str]
     rewards: dict[str, float] = field(default_factory=dict)
     """Further rewards by name, see `rewards.terms`."""
@@ -62,7 +63,8 @@ class Prediction:
 
 def of_row(row: dict) -> Prediction:
     """A line of predictions.jsonl."""
-    return Prediction(**{**row, "options": tuple(row["options"])})
+    cluster = row["cluster"] if isinstance(row["cluster"], str) else tuple(row["cluster"])
+    return Prediction(**{**row, "options": tuple(row["options"]), "cluster": cluster})
 
 
 def judged(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from echoink.common import console
+from echoink.common.clusters import Clusters
 from echoink.common.errors import UserError
 from echoink.config.schema import RewardConfig, Variant
 from echoink.data.ablations import SENSES, SWAPS, has_both, make, without
@@ -214,14 +215,14 @@ def has_answer(text: str, sample: Sample) -> bool:
 
 
 def twins_of(
-    samples: Sequence[Sample], seed: int, clusters: Mapping[str, str], changed: bool
+    samples: Sequence[Sample], seed: int, clusters: Mapping[str, Clusters], changed: bool
 ) -> list[dict[str, Sample]]:
     """By sense and sample id: the samples whose need is known, with the sound or the picture of a donor.
 
     Args:
         samples: the training set.
         seed: of the choice of donors.
-        clusters: by id, which samples share media.
+        clusters: by id, names that samples which share media share.
         changed: False leaves the samples as they are, for the control.
     """
     found = []
@@ -237,7 +238,7 @@ def integration_of(
     rows: int,
     samples: Sequence[Sample] = (),
     seed: int = 0,
-    clusters: Mapping[str, str] | None = None,
+    clusters: Mapping[str, Clusters] | None = None,
 ) -> IntegrationReward | None:
     """The integration reward of a configuration; None where lambda_int is 0.
 
@@ -247,7 +248,7 @@ def integration_of(
         rows: R of one scoring pass.
         samples: the training set, of which the rule twin takes its donors.
         seed: of their choice.
-        clusters: by id, which samples share media; such are no donors for each other.
+        clusters: by id, names that samples which share media share; such are no donors for each other.
 
     Raises:
         UserError: the rule is twin, and no sample can be paid.

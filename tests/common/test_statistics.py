@@ -5,8 +5,10 @@ from math import comb
 import numpy as np
 import pytest
 
+from echoink.common.clusters import count
 from echoink.common.statistics import (
     Interval,
+    _clustered,
     above_chance,
     holm,
     mcnemar,
@@ -81,6 +83,40 @@ def test_samples_that_share_media_count_together():
     apart = mean_interval(np.repeat(values, 10), [str(place) for place in range(400)])
     assert (copies.low, copies.high) == pytest.approx((once.low, once.high), abs=0.01)
     assert apart.high - apart.low < 0.5 * (once.high - once.low)
+
+
+def test_crossed_clusters_add_their_variances_less_that_of_both():
+    """By the definition, term by term: sums over pairs of samples that share a recording, or a picture."""
+    rng = np.random.default_rng(3)
+    heard, seen, values = rng.integers(8, size=60), rng.integers(9, size=60), rng.random(60)
+    values += rng.random(8)[heard] + rng.random(9)[seen]
+    found = _clustered(values, [(f"a{a}", f"b{b}") for a, b in zip(heard, seen, strict=True)])
+    left = values - values.mean()
+
+    def variance(*by) -> float:
+        together = np.all([each[:, None] == each[None] for each in by], 0)
+        k = len(set(zip(*by, strict=True)))
+        return k / (k - 1) * float(left @ together @ left) / 60**2
+
+    one, other, both = variance(heard), variance(seen), variance(heard, seen)
+    assert found.error**2 == pytest.approx(max(one + other - both, one, other))
+    assert (found.mean, found.clusters) == (pytest.approx(values.mean()), 8)
+    assert count([("a", "x"), ("b", "x"), ("b", "y")]) == 2 and count(["a", "b", "b"]) == 2
+
+
+def test_crossed_media_get_intervals_that_hold_and_tests_that_do_not_cry_wolf():
+    """Recordings that go with many pictures connect everything: one cluster by connection, 15 by recording."""
+    rng, holds, cries, naive = np.random.default_rng(0), 0, 0, 0
+    for _ in range(150):
+        heard, seen = rng.integers(15, size=120), rng.integers(15, size=120)
+        by = [(f"a{a}", f"b{b}") for a, b in zip(heard, seen, strict=True)]
+        rate = 1 / (1 + np.exp(-(rng.normal(size=15)[heard] + rng.normal(size=15)[seen])))
+        first, second = ((rng.random(120) < rate).astype(float) for _ in range(2))
+        found, plain = mean_interval(first, by), wilson(int(first.sum()), 120)
+        holds += found.low <= 0.5 <= found.high
+        naive += plain.low <= 0.5 <= plain.high
+        cries += paired(first, second, by).p_value < 0.05
+    assert holds >= 135 > naive + 10 and cries <= 15
 
 
 def test_no_interval_has_the_width_zero():

@@ -138,3 +138,6 @@ def test_samples_that_share_media_are_no_donors_and_one_without_a_donor_is_left_
     assert [s.id for s in make([one, other], Variant.swapped_audio, 0)] == [one.id, other.id]
     assert make([one, other], Variant.swapped_audio, 0, {one.id: "x", other.id: "x"}) == []
     assert make([one, replace(other, solution="dog")], Variant.swapped_audio, 0) == []
+    crossed = {one.id: ("sound 1", "sight 1"), other.id: ("sound 2", "sight 2")}
+    assert len(make([one, other], Variant.swapped_audio, 0, crossed)) == 2
+    assert make([one, other], Variant.swapped_audio, 0, crossed | {other.id: ("sound 2", "sight 1")}) == []

@@ -16,8 +16,8 @@ from echoink.config.compose import compose
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
-from echoink.data.samples import DataType, Dropped, parse_rows
-from echoink.data.splits import hold_out, load, read_split
+from echoink.data.samples import DataType, Dropped, Sample, parse_rows
+from echoink.data.splits import Splits, hold_out, load, read_split
 from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
@@ -310,3 +310,19 @@ def test_every_line_that_is_no_json_is_named_at_once(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"problem": 1}\n[{\n{"problem": 2}\n{"a":\n')
     with pytest.raises(UserError, match=r"(?s)line 2 is not valid JSON.*line 4 is not valid JSON"):
         open_split(str(tmp_path), "train")
+
+
+def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where_these_are_crossed():
+    def clusters(pairs):
+        samples = [
+            Sample(str(n), "", (), "", image=Path(f"{seen}.png"), audio=Path(f"{heard}.wav"))
+            for n, (heard, seen) in enumerate(pairs)
+        ]
+        info = {f"valid {s.id}": MediaInfo(tuple(str(medium) for medium in s.media.values())) for s in samples}
+        return Splits([], [], samples, info).clusters("valid", samples)
+
+    nested = clusters([("a", "p"), ("a", "q"), ("b", "r"), ("c", "s")])
+    assert nested["0"] == nested["1"] and len(set(nested.values())) == 3
+    assert all(isinstance(name, str) for name in nested.values())
+    crossed = clusters([("a", "p"), ("a", "q"), ("b", "q"), ("b", "p")])
+    assert crossed["0"] == ("sound a.wav", "sight p.png") and crossed["2"] == ("sound b.wav", "sight q.png")

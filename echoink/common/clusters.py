@@ -1,0 +1,18 @@
+"""Which samples are not independent, because they share media: a name, or names, that they share."""
+
+from collections.abc import Sequence
+
+Clusters = str | tuple[str, ...]
+"""What a sample is clustered by: one name; or one for each of several that are crossed, such as its recording and its
+picture, where recordings go with several pictures that go with several recordings. All samples have the same number.
+"""
+
+
+def names(cluster: Clusters) -> tuple[str, ...]:
+    """One, or several of a crossed one."""
+    return (cluster,) if isinstance(cluster, str) else cluster
+
+
+def count(clusters: Sequence[Clusters]) -> int:
+    """How many there are; of crossed ones those of the rarer kind."""
+    return min(len(set(of)) for of in zip(*map(names, clusters), strict=True))
