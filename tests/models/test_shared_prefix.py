@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
@@ -145,6 +146,37 @@ def test_both_kernels_follow_the_rule(kernel):
         query, key, value, attn_mask=allowed, enable_gqa=True, scale=0.3
     )
     assert (getattr(shared_prefix, kernel)(query, key, value, layout, 0.3) - expected).abs().max() <= 1e-6
+
+
+class Seen(TorchDispatchMode):
+    """Operations, each with the shape and type of its first tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        of = next((each for each in args if isinstance(each, torch.Tensor)), None)
+        result = function(*args, **(kwargs or {}))
+        shape = result.shape if isinstance(result, torch.Tensor) else None
+        self.calls.append((function.__name__.split(".")[0], shape, of is not None and of.dtype))
+        return result
+
+
+def test_no_group_has_a_gradient_of_the_whole_rows_size_and_attention_is_float32_under_autocast():
+    layout = Layout(((20, (3, 5)), (31, (4, 4)), (9, (2, 6))))
+    query = torch.randn(1, 4, layout.tokens, 8, dtype=torch.bfloat16, requires_grad=True)
+    key, value = (torch.randn(1, 2, layout.tokens, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    with Seen() as seen, torch.autocast("cpu", torch.bfloat16):
+        found = shared_prefix.by_parts(query, key, value, layout, 0.3)
+        found.sum().backward()
+    assert found.dtype is torch.bfloat16 and found.shape == query.shape
+    whole = [name for name, shape, _ in seen.calls if name == "slice_backward" and layout.tokens in shape]
+    assert not whole
+    attends = [dtype for name, _, dtype in seen.calls if "scaled_dot_product" in name]
+    assert len(attends) >= 12 and set(attends) == {torch.float32}  # two a group, forward and backward
+    wanted = shared_prefix.by_parts(*(each.detach().float() for each in (query, key, value)), layout, 0.3)
+    assert torch.equal(found, wanted.bfloat16())
 
 
 def test_the_rule_by_hand():
