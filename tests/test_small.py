@@ -61,7 +61,9 @@ def test_the_answers_begin_from_the_names_and_the_folder_says_how_it_was_made(as
     assert config.dataset.outside == [str(tmp_path / "recordings"), str(work / "lessons")]
     assert config.seed == 3 and not config.trainer.bf16 and config.task.name == "sft"
     record = json.loads((tmp_path / "small" / "how_it_was_made.json").read_text())
-    assert [stage["stage"] for stage in record["stages"]] == ["answers"] and record["config"]["copies"] == 1
+    assert [stage["stage"] for stage in record["stages"]] == ["parts", "names", "answers"] and record["config"][
+        "copies"
+    ] == 1
     first, named = (load_file(work / folder / "model.safetensors") for folder in ("assembled", "named"))
     moved = {name for name, value in named.items() if not torch.equal(value, first[name])}
     assert {name.split(".")[0] for name in moved} == {"visual", "audio_tower"}

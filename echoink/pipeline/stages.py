@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from echoink.run_folder.folder import read_summary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-RECORD = "how_it_was_made"
+    Made = tuple[PreTrainedModel, ProcessorMixin, dict]
+
+RECORD = "how_it_was_made.json"
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,30 @@ def begin(output: Path, settings: dict) -> Path:
     return work
 
 
-def made_once(folder: Path, make: Callable[[], "tuple[PreTrainedModel, ProcessorMixin]"]) -> Path:
+def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
     """A model's folder, whole: made now unless it is there."""
     if not folder.is_dir():
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         with quiet_libraries():
-            for each in make():
-                each.save_pretrained(part)
+            started = time.perf_counter()
+            model, processor, record = make()
+            model.save_pretrained(part)
+            processor.save_pretrained(part)
+        told = {**record, "seconds": round(time.perf_counter() - started)}
+        (part / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         part.rename(folder)
     return folder
+
+
+def record_of(folder: Path) -> list[dict]:
+    """How a folder of `made_once` was made."""
+    return [json.loads((folder / RECORD).read_text(encoding="utf-8"))]
 
 
 def finish(output: Path, settings: dict, record: Sequence[dict]) -> None:
     """Say beside a model's weights how it was made, and on the screen where it is."""
     told = {"config": {name: value for name, value in settings.items() if name != "output"}, "stages": record}
-    (output / f"{RECORD}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (output / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     say("written", f"{output} · {output.with_name(f'{output.name}_stages')} can be deleted")
     say("try it", f"python -m echoink.train model.path={output}")

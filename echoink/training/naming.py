@@ -76,7 +76,7 @@ class Names:
 
 def learn_sounds(
     model: PreTrainedModel, processor: ProcessorMixin, sounds: Sequence[tuple[Path, str]], bar: Callable
-) -> None:
+) -> dict:
     """Teach the audio tower's projection; its encoder stays, and hears each sound once.
 
     The mean over tokens commutes with a linear map, so that each sound is one vector.
@@ -86,6 +86,9 @@ def learn_sounds(
         processor: the model's.
         sounds: B files and their names.
         bar: makes a progress bar over an iterable, of a label and a number of items.
+
+    Returns:
+        How many names and media there were, steps, and the first and last loss.
     """
     family, caught = family_of(model), []
     projection = getattr(model.model, family.TOWERS["audio"]).get_submodule(family.PROJECTIONS["audio"])
@@ -102,7 +105,7 @@ def learn_sounds(
     def draw(chosen: Tensor) -> Tensor:
         return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
 
-    _learn(projection, draw, model, processor, [name for _, name in sounds], PROJECTION, bar)
+    return _learn(projection, draw, model, processor, [name for _, name in sounds], PROJECTION, bar)
 
 
 def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
@@ -120,7 +123,7 @@ def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
 
 def learn_pictures(
     model: PreTrainedModel, processor: ProcessorMixin, pictures: Sequence[tuple[Path, str]], seed: int, bar: Callable
-) -> None:
+) -> dict:
     """Teach the vision tower, encoder and projection, on pictures that are varied each time.
 
     Args:
@@ -129,6 +132,9 @@ def learn_pictures(
         pictures: B files of square pictures and their names.
         seed: of the variants.
         bar: makes a progress bar over an iterable, of a label and a number of items.
+
+    Returns:
+        As `learn_sounds`.
     """
     family, rng = family_of(model), np.random.default_rng(seed)
     shown = [Image.open(file).convert("RGB") for file, _ in pictures]
@@ -139,7 +145,36 @@ def learn_pictures(
         return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
     tower = getattr(model.model, family.TOWERS["vision"])
-    _learn(tower, draw, model, processor, [name for _, name in pictures], TOWER, bar)
+    return _learn(tower, draw, model, processor, [name for _, name in pictures], TOWER, bar)
+
+
+@torch.no_grad()
+def recognized(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    media: Sequence[tuple[Path, str]],
+    names: Sequence[str],
+    heard: bool,
+) -> int:
+    """Of how many sounds, or pictures, the features are nearer to their own name than to any of the others.
+
+    Args:
+        model: what listens and looks.
+        processor: the model's.
+        media: files and their names, which are among `names`.
+        names: C of them.
+        heard: whether they are sounds.
+    """
+    family, right = family_of(model), 0
+    known = Names(model, processor.tokenizer, names)
+    for file, name in media:
+        if heard:
+            features = family.encode(model.model, _heard(file, processor), run_all=False)["audio"]
+        else:
+            shown = processor.image_processor([Image.open(file).convert("RGB")], return_tensors="pt")
+            features = family.encode(model.model, dict(shown), run_all=False)["image"]
+        right += names[int(known.similarity(features.mean(0, keepdim=True)).argmax())] == name
+    return right
 
 
 def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -163,7 +198,7 @@ def _learn(
     named: Sequence[str],
     lesson: Lesson,
     bar: Callable,
-) -> None:
+) -> dict:
     """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another."""
     known = sorted(set(named))
     names = Names(model, processor.tokenizer, known)

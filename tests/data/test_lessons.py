@@ -93,6 +93,8 @@ def test_lessons_come_of_the_training_side_alone_and_every_recording_is_varied(s
         given = read(made.answers, side)
         samples, dropped = parse_rows(given, made.answers / side, "here", outside=[str(split), str(made.answers)])
         assert len(samples) == len(given) and not dropped
+    held = made.held_sounds + made.held_pictures
+    assert held and all(file.name.startswith("valid") and name in file.name for file, name in held)
     assert "variants" in made.says()
 
 

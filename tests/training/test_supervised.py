@@ -12,7 +12,7 @@ from echoink.data.samples import parse_rows
 from echoink.models.loading import load_model
 from echoink.training import supervised
 from echoink.training.supervised import SupervisedTrainer
-from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2
+from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2, start
 from tests.helpers import processes
 from tests.helpers.entry import lines
 from tests.helpers.trainers import G
@@ -172,3 +172,30 @@ def test_the_plan_of_a_supervised_run(place, dataset):
     assert plan["samples"]["train"] == 8 and needed["reference"] == needed["cache"] == 0
     spent = plan["gpus"]["1"]["H100 80 GB"]["seconds_per_step"]
     assert spent["rollout"] == 0 and spent["update"] > 0, "nothing is decoded"
+
+
+def test_two_processes_learn_what_one_learns(place, dataset):
+    """Rows of one and of two responses: the processes' shares differ in tokens, and each token counts once."""
+    (place / "ragged").mkdir()
+    for split in ("train", "valid"):
+        rows = lines(place / f"mine/{split}.jsonl")
+        made = [{**row, "responses": row["responses"][: 1 + number % 2]} for number, row in enumerate(rows)]
+        (place / f"ragged/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    words = ["task=sft", "dataset=rows", "dataset.path=ragged", f"dataset.outside=[{dataset.resolve()}]"]
+    words += ["trainer.steps=3", "trainer.prompts_per_step=4"]
+    words += ["trainer.micro_batch_prompts=2", "trainer.learning_rate=1e-3", "eval.base=false", "eval.watched=0"]
+    words += ["tracking=off"]
+    done = processes.run(place, *words, "hydra.run.dir=outputs/one", code=TRAINED)
+    assert done.returncode == 0, done.stderr
+    for trainer in ("ddp", "fsdp2"):
+        more = [f"trainer={trainer}", "trainer.processes=2", f"hydra.run.dir=outputs/{trainer}"]
+        for one in start(place, [*words, *more]):
+            assert (done := one.wait()).returncode == 0, done.stderr
+        rows, wanted = (lines(place / f"outputs/{name}/metrics.jsonl") for name in (trainer, "one"))
+        for name in ("train/loss", "train/grad_norm", "completion/mean_length"):
+            found, alone = ([row[name] for row in run if name in row] for run in (rows, wanted))
+            assert len(found) == 3 and found == pytest.approx(alone, rel=1e-5, abs=1e-5), name
+        ones, others = (
+            load_model(str(place / f"outputs/{name}/checkpoints/step-3")).state_dict() for name in (trainer, "one")
+        )
+        assert all(torch.allclose(ones[name], others[name], atol=1e-5) for name in others)

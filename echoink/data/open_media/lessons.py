@@ -39,6 +39,9 @@ class Lessons:
     pictures: list[tuple[Path, str]]
     answers: Path
     """Folder of the rows with responses."""
+    held_sounds: list[tuple[Path, str]]
+    """Of the validation side, to be measured on: those whose class is learned."""
+    held_pictures: list[tuple[Path, str]]
 
     def says(self) -> str:
         """One line for the screen."""
@@ -77,7 +80,18 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
     for side, rows in (("train", [*told, *named]), ("valid", [_placed(row, split, "valid") for row in valid])):
         numbered = [{**row, "problem_id": number} for number, row in enumerate(rows)]
         (output / f"omni_rl_format_{side}.json").write_text(as_json(numbered), encoding="utf-8")
-    return Lessons(sounds, pictures, output)
+    held = (
+        [
+            ((split / "valid" / file).resolve(), name)
+            for file, name in _single(valid, medium, field).items()
+            if name in known
+        ]
+        for medium, field, known in (
+            ("audio", "heard", {name for _, name in sounds}),
+            ("image", "seen", {name for _, name in pictures}),
+        )
+    )
+    return Lessons(sounds, pictures, output, *held)
 
 
 def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator) -> list[tuple[Path, str]]:
