@@ -9,13 +9,12 @@ at temperature 1, intervals clustered by recording and picture), and their diffe
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from echoink.common.files import read_rows
-from echoink.common.statistics import Interval, mean_interval
+from echoink.common.statistics import mean_interval
 from echoink.evaluation import metrics
-from echoink.evaluation.prediction import Prediction
+from echoink.evaluation.prediction import Prediction, of_row
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
@@ -25,10 +24,8 @@ HEADS = ("run", "questions", "n", "a guess", "base", "after", "difference", "p",
 
 def predictions(run: Run, phase: str) -> list[Prediction]:
     """A phase's answers to the questions as they are."""
-    known = [field.name for field in fields(Prediction)]
     rows = read_rows(run.folder / PREDICTIONS)
-    found = [Prediction(**{name: row[name] for name in known if name in row}) for row in rows if row["phase"] == phase]
-    return [one for one in found if one.variant == "full"]
+    return [of_row(row) for row in rows if row["phase"] == phase and row["variant"] == "full"]
 
 
 def groups(of: Sequence[Prediction]) -> Iterator[tuple[str, set[str]]]:
@@ -39,14 +36,11 @@ def groups(of: Sequence[Prediction]) -> Iterator[tuple[str, set[str]]]:
             yield f"{field} {value}", {one.id for one in of if one.fields[field] == value}
 
 
-def said(found: Interval) -> str:
-    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
 def accuracy(of: Sequence[Prediction]) -> str:
     """Of the sampled answers."""
     rows = metrics.headline(of)
-    return said(mean_interval([one.score for one in rows], [one.cluster for one in rows]))
+    ends = mean_interval([one.score for one in rows], [one.cluster for one in rows])
+    return f"{100 * sum(one.score for one in rows) / len(rows):.1f} [{100 * ends.low:.1f}, {100 * ends.high:.1f}]"
 
 
 def table(run: Run) -> Iterator[str]:
