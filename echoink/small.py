@@ -141,4 +141,4 @@ def _parts(config: SmallConfig, work: Path) -> "Parts":
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.help_of(__doc__, SmallConfig), needs_words=False)
+    cli.run(main, cli.help_of(__doc__, SmallConfig), needs_words=False, again="the same command goes on")

@@ -174,4 +174,4 @@ def _save(model: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.help_of(__doc__, TinyConfig), needs_words=False)
+    cli.run(main, cli.help_of(__doc__, TinyConfig), needs_words=False, again="the same command goes on")

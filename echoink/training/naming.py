@@ -218,8 +218,6 @@ def _learn(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    recent = losses[-20:]
-    say(
-        lesson.label,
-        f"{len(known)} names, {lesson.steps} steps · loss {losses[0]:.2f} → {sum(recent) / len(recent):.2f}",
-    )
+    first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
+    say(lesson.label, f"{len(known)} names, {lesson.steps} steps · loss {first:.2f} → {last:.2f}")
+    return {"names": len(known), "media": len(named), "steps": lesson.steps, "first_loss": first, "last_loss": last}

@@ -136,7 +136,7 @@ def test_every_field_says_what_it_is_and_help_shows_it():
     for key, spec, _ in fields_of(compose([])[0].config):
         assert spec.metadata["doc"], key
         assert f"  {key} " in text and spec.metadata["doc"] in text
-    assert "experiment   ablate_beta, " in text and " echoink_r1_7b, quickstart" in text
+    assert "experiment   ablate_beta, " in text and "quickstart" in text and "echoink_r1_7b" in text
 
 
 def test_the_resolved_configuration_composes_to_itself():

@@ -39,7 +39,7 @@ def test_the_loss_is_that_of_its_formula(model, processor):
 @pytest.mark.parametrize("sense", ["sounds", "pictures"])
 def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tmp_path, monkeypatch, capsys, sense):
     monkeypatch.setattr(naming, "PROJECTION", replace(naming.PROJECTION, steps=60, batch=32))
-    monkeypatch.setattr(naming, "TOWER", replace(naming.TOWER, steps=25, batch=16, learning_rate=3e-3))
+    monkeypatch.setattr(naming, "TOWER", replace(naming.TOWER, steps=60, batch=16, learning_rate=3e-3))
     made = [(number, NAMES[number % 3]) for number in range(6)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
