@@ -13,6 +13,7 @@
     python -m echoink.sync        complete or rebuild MLflow from the run folders
     python -m echoink.doctor      what is wrong with this machine
     python -m echoink.tiny        make the embedded model
+    python -m echoink.small       make a model of 146 million parameters out of pretrained parts
 
 Each has --help.
 """

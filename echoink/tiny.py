@@ -1,9 +1,9 @@
 """Makes the embedded model: a real Qwen2.5-Omni thinker and processor of about a million parameters, warm-started.
 
-    python -m echoink.tiny output=my_base            # about 20 minutes on two cores
+    python -m echoink.tiny output=my_base
     python -m echoink.tiny output=my_base seed=1
     python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=4000 sloppiness.follows=0.6
-                                                     # a few minutes: as the embedded one, but prone to a shortcut
+                                                     # as the embedded one, but prone to a shortcut
 
 Two supervised stages on reasoning traces (`data/synthetic_traces.py`), both runs of `echoink.train` with task=sft:
 first correct ones, so that the model can listen, look, add and match; then a short stage on sloppy ones (`Sloppiness`),
@@ -21,7 +21,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from echoink.common import cli
-from echoink.common.console import progress, quiet_libraries, say
+from echoink.common.console import progress, say
+from echoink.common.errors import UserError
 from echoink.common.files import as_json
 from echoink.config.compose import quoted
 from echoink.config.paths import conf_dir
@@ -72,16 +73,21 @@ def main(words: Sequence[str]) -> None:
     """Build, teach and save the base."""
     config = cli.settings(TinyConfig, words)
     output, settings = Path(config.output), OmegaConf.to_container(OmegaConf.structured(config))
-    work = stages.begin(output, settings)
+    if config.start not in (None, "tiny") and not Path(config.start).is_dir():
+        raise UserError(f"start={config.start}: no such folder", "give a model folder, or tiny")
     taught = [
         ("clean", config.steps, config.learning_rate),
         ("sloppy", config.sloppy_steps, config.sloppy_learning_rate),
     ]
     taught = [stage for stage in taught if stage[1]]
+    work = output.with_name(f"{output.name}_stages")
+    runs = [_stage(config, work, *stage) for stage in taught]
+    for run in runs:
+        stages.check(run)
+    stages.begin(output, settings, [name for name in settings if name != "output"])
     write_lessons(config, work, [(name, steps) for name, steps, _ in taught])
-    model, record = stages.learn([_stage(config, work, *stage) for stage in taught], _first(config, work), work)
-    _save(model, output)
-    stages.finish(output, settings, record)
+    model, record = stages.learn(runs, _first(config, work), work)
+    stages.finish(output, lambda part: _save(model, part), settings, record)
 
 
 def _stage(config: TinyConfig, work: Path, name: str, steps: int, learning_rate: float) -> Stage:
@@ -166,11 +172,10 @@ def _save(model: Path, output: Path) -> None:
     from echoink.models.loading import load_model
     from echoink.pipeline.export import export
 
-    with quiet_libraries():
-        export(model, output)
-        loaded = load_model(str(model))
-        state = {name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()}
-        loaded.save_pretrained(output, state_dict=state)
+    export(model, output)
+    loaded = load_model(str(model))
+    state = {name: value.to(torch.bfloat16) for name, value in loaded.state_dict().items()}
+    loaded.save_pretrained(output, state_dict=state)
 
 
 if __name__ == "__main__":

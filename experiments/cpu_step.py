@@ -1,18 +1,19 @@
 """What a forward and backward pass on a CPU takes: the way attention is cut, its type, and the allocator.
 
-    python experiments/cpu_step.py outputs/models/small rounds=5
+    python experiments/cpu_step.py outputs/models/small rounds=3
 
-Groups of a prompt and 8 completions through the packed loss under bfloat16 autocast, four ways in turns in one process:
-attention as it was (a slice for each group, in bfloat16) and as it is (split once, in float32), each with glibc's own
-settings and with those of `common/allocator.py`. Prints the median seconds of each, and how many pages the system
-handed out.
+Groups of a prompt and 8 completions through the packed loss under bfloat16 autocast, four ways in turns, each in a
+process of its own: attention as it was (a slice for each group, in bfloat16) and as it is (split once, in float32), each
+with glibc as it comes and with `common/allocator.py`. Prints the median seconds of a step, and how many pages the system
+handed out in the last one.
 """
 
+import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from ctypes import CDLL
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,15 +52,19 @@ def sliced(query, key, value, layout, scale):
     return torch.cat([*outputs, torch.cat(completions, 1)[None]], 2)
 
 
-def glibc_default() -> None:
-    """glibc's own settings again."""
-    mallopt = CDLL(None).mallopt
-    for what, value in ((-4, 65_536), (-1, 128 * 1024), (-2, 0), (-3, 128 * 1024)):
-        mallopt(what, value)
+WAYS = {
+    "sliced, bfloat16": (sliced, False),
+    "split, float32": (shared_prefix.by_parts, False),
+    "sliced, bfloat16, memory kept": (sliced, True),
+    "split, float32, memory kept": (shared_prefix.by_parts, True),
+}
 
 
-def main(words: list[str]) -> None:
-    path, rounds = words[0], int(dict(word.split("=") for word in words[1:]).get("rounds", 5))
+def measure(path: str, way: str) -> tuple[list[float], int]:
+    """Seconds of three steps after a first, and the pages that the system handed out for the last."""
+    shared_prefix.by_parts, keeps = WAYS[way]
+    if keeps:
+        allocator.keep_freed()
     model = load_model(path).train()
     add_fused_lm_head(model)
     draw = torch.Generator().manual_seed(0)
@@ -68,31 +73,36 @@ def main(words: list[str]) -> None:
         for _ in range(PROMPTS)
     ]
     ids = torch.randint(100, 400, (PROMPTS * GROUP, COMPLETION), generator=draw)
-    index = [n for n in range(PROMPTS) for _ in range(GROUP)]
-    ways = {
-        "sliced, bfloat16": (sliced, glibc_default),
-        "split, float32": (shared_prefix.by_parts, glibc_default),
-        "sliced, bfloat16, memory kept": (sliced, allocator.keep_freed),
-        "split, float32, memory kept": (shared_prefix.by_parts, allocator.keep_freed),
-    }
-    taken = {name: [] for name in ways}
-    for turn in range(rounds + 1):  # the first warms up
-        for name, (attention, memory) in ways.items():
-            shared_prefix.by_parts = attention
-            memory()
-            faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
-                logps, _ = score(model, prompts, [{}] * PROMPTS, index, ids, torch.ones_like(ids, dtype=torch.bool))
-            logps.sum().backward()
-            model.zero_grad()
-            if turn:
-                pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-                taken[name].append((time.perf_counter() - began, pages))
-    print("| way | seconds, median | least to most | pages handed out |\n|---|---|---|---|")
-    for name, found in taken.items():
-        seconds, pages = zip(*found, strict=True)
+    index, wanted = [n for n in range(PROMPTS) for _ in range(GROUP)], torch.ones_like(ids, dtype=torch.bool)
+    seconds, pages = [], 0
+    for _ in range(4):
+        faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            logps, _ = score(model, prompts, [{}] * PROMPTS, index, ids, wanted)
+        logps.sum().backward()
+        model.zero_grad()
+        seconds.append(time.perf_counter() - began)
+        pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return seconds[1:], pages
+
+
+def main(words: list[str]) -> None:
+    settings = dict(word.split("=", 1) for word in words[1:])
+    if "way" in settings:
+        print(json.dumps(measure(words[0], settings["way"])))
+        return
+    taken = {way: ([], []) for way in WAYS}
+    for _ in range(int(settings.get("rounds", 3))):
+        for way, (seconds, pages) in taken.items():
+            command = [sys.executable, __file__, words[0], f"way={way}"]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            steps, last = json.loads(said.splitlines()[-1])
+            seconds.extend(steps)
+            pages.append(last)
+    print("| way | seconds a step, median | least to most | pages handed out |\n|---|---|---|---|")
+    for way, (seconds, pages) in taken.items():
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-        print(f"| {name} | {statistics.median(seconds):.2f} | {spread} | {statistics.median(pages):,.0f} |")
+        print(f"| {way} | {statistics.median(seconds):.2f} | {spread} | {statistics.median(pages):,.0f} |")
 
 
 if __name__ == "__main__":

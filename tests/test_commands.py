@@ -102,9 +102,40 @@ def test_the_published_dimensions_give_the_parameters_of_their_architecture(name
     parts = plan.count_parameters(config)
     assert parts["total"] == model.num_parameters()
     assert parts["audio"] == model.model.audio_tower.num_parameters()
+    for name, module in (("audio", model.model.audio_tower.proj), ("vision", model.model.visual.merger)):
+        assert getattr(sizes, f"{name}_projection_parameters") == sum(p.numel() for p in module.parameters())
     assert sizes.linear == sum(
         module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, torch.nn.Linear)
     )
+
+
+def test_the_small_models_dimensions_are_those_of_its_parts():
+    """SmolLM2-135M's and Whisper tiny.en's published sizes, without weights."""
+    from transformers import LlamaConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+    from echoink.models.pretrained_parts import Parts
+    from echoink.models.small_architecture import thinker_config
+    from echoink.models.tiny_architecture import make_tokenizer, processor_around
+
+    config = compose(["model=small"])[0].config
+    language = LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+    )  # fmt: skip
+    heard = {"conv1.weight": torch.empty(384, 80, 3), "layers.0.fc1.weight": torch.empty(1536, 384)}
+    heard |= {f"layers.{number}.fc2.weight": torch.empty(384, 1536) for number in range(4)}
+    tokenizer = make_tokenizer(["user"])
+    sizes = thinker_config(Parts("", tokenizer, language, {}, heard), processor_around(tokenizer, mels=80))
+    sizes.text_config.vocab_size = config.model.architecture.vocabulary  # 49,152 words and the names of media
+    with torch.device("meta"):
+        model = Qwen2_5OmniThinkerForConditionalGeneration(sizes)
+    parts, base = plan.count_parameters(config), model.model
+    assert parts["total"] == model.num_parameters() == 146_363_904
+    assert parts["language"] == base.language_model.num_parameters()
+    assert (parts["audio"], parts["vision"]) == (base.audio_tower.num_parameters(), base.visual.num_parameters())
+    for name, module in (("audio", base.audio_tower.proj), ("vision", base.visual.merger)):
+        projection = getattr(config.model.architecture, f"{name}_projection_parameters")
+        assert projection == sum(p.numel() for p in module.parameters())
 
 
 def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):

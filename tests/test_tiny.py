@@ -154,6 +154,8 @@ def test_the_stages_are_supervised_runs_with_the_commands_numbers(tmp_path, monk
     assert (trainer.steps, trainer.learning_rate, trainer.prompts_per_step, trainer.warmup_steps) == (30, 2e-3, 8, 7)
     assert config.task.name == "sft" and config.seed == 4 and config.adapter.kind.value == "none"
     assert load_model(config.model.path).num_parameters() > 1e6
+    with pytest.raises(UserError, match="no such folder"):
+        main([f"output={tmp_path}/other", "start=outputs/typo"])
     with pytest.raises(UserError, match="begun with another pool"):
         main([f"output={tmp_path}/base", "pool=9", "steps=30", "sloppy_steps=2", "batch=8", "seed=4"])
 

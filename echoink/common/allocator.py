@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed() -> None:
-    """Keep freed memory in the process: nothing else where the C library is not glibc.
+    """Keep freed memory in the process. Does nothing where the C library is not glibc.
 
     A tensor on a CPU is an allocation like any other, and glibc maps each large one anew: the system clears it, page by
     page, at every layer of every step. Kept memory costs nothing of that (experiments/cpu_step.md).

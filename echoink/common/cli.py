@@ -1,5 +1,6 @@
 """What the commands beside the entry point have in common: help, settings, one clear error."""
 
+import dataclasses
 import difflib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from echoink.common.errors import UserError
+from echoink.common.ranges import check_range
 
 Settings = TypeVar("Settings")
 
@@ -101,6 +103,10 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         given = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
         if missing := sorted(OmegaConf.missing_keys(given)):
             raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
-        return OmegaConf.to_object(given)
+        found = OmegaConf.to_object(given)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0], "--help explains the settings") from error
+    for field in dataclasses.fields(schema):
+        if field.metadata:
+            check_range(field.name, field, getattr(found, field.name))
+    return found

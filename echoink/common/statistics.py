@@ -52,7 +52,7 @@ class Paired:
     p_value: float
     """Two-sided, of no difference."""
     clusters: int
-    """How many groups of samples share no media with each other."""
+    """How many groups of samples that share media there are, see `clusters.count`."""
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -112,7 +112,8 @@ class _Clustered:
 
 def _clustered(values: Sequence[float], clusters: Sequence[Clusters]) -> _Clustered:
     """Where clusters are crossed, such as recordings and pictures, the variances by one and by the other add up, less
-    that by both (Cameron, Gelbach and Miller 2011), and there are as many clusters as the rarer of the two has.
+    that by both (Cameron, Gelbach and Miller 2011); the sum is at least the larger one. There are as many clusters as
+    the rarer of the two has.
     """
     crossed = [*zip(*map(names, clusters), strict=True)]
     found = [_one_way(values, of) for of in crossed]
@@ -125,7 +126,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[Clusters]) -> _Cluste
                 found[chosen[0]] if size == 1 else _one_way(values, [*zip(*(crossed[n] for n in chosen), strict=True)])
             )
             variance += (-1) ** (size + 1) * joint.error**2
-    least = max(one.error**2 for one in found)  # the sum may be below 0 where there are few clusters
+    least = max(one.error**2 for one in found)
     return _Clustered(found[0].mean, max(variance, least) ** 0.5, min(one.clusters for one in found))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 import warnings
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from echoink.common.errors import UserError
+from echoink.common.ranges import check_range
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import conf_dir
 from echoink.config.schema import (
@@ -198,7 +198,7 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
     except OmegaConfBaseException as error:
         raise _explained(error, []) from error
     for key, spec, value in fields_of(config):
-        _check_range(key, spec, value)
+        check_range(key, spec, value)
         _refuse_secret(key, str(value))
     return config
 
@@ -217,22 +217,6 @@ def _refuse_secret(key: str, text: str) -> None:
             f"{key} looks like a secret, which would be written into the run's files",
             "log in with `hf auth login`; for MLflow set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
-
-
-def _check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    if not math.isfinite(value):
-        raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
-    tests = {
-        "ge": (">=", value.__ge__),
-        "gt": (">", value.__gt__),
-        "le": ("<=", value.__le__),
-        "lt": ("<", value.__lt__),
-    }
-    for name, (sign, holds) in tests.items():
-        if name in spec.metadata and holds(spec.metadata[name]) is not True:
-            raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
 
 
 def _check_together(config: Config) -> None:
@@ -278,7 +262,9 @@ def _check_together(config: Config) -> None:
 def _check_learns(freeze: Sequence[Part], adapter: Adapter) -> None:
     if len(freeze) != len(towers := {part.name.removesuffix("_encoder") for part in freeze}):
         given = ", ".join(part.name for part in freeze)
-        raise UserError(f"model.freeze=[{given}] names a part twice", "audio holds audio_encoder, and so does vision")
+        raise UserError(
+            f"model.freeze=[{given}] names a part twice", "audio holds audio_encoder, and vision vision_encoder"
+        )
     if "language" in towers and adapter is not Adapter.none:
         raise UserError(
             f"model.freeze=[language] and adapter={adapter.name} exclude each other",

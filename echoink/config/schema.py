@@ -240,8 +240,8 @@ class ArchitectureConfig(Dimensions):
     language_parameters: int = key("of the language model with its embedding", ge=1)
     audio_parameters: int = key("of the audio tower", ge=1)
     vision_parameters: int = key("of the vision tower", ge=1)
-    audio_projection_parameters: int = key("of these, of the audio tower's projection", 0, ge=0)
-    vision_projection_parameters: int = key("and of the vision tower's", 0, ge=0)
+    audio_projection_parameters: int = key("of the audio tower's projection, which are among the tower's", 0, ge=0)
+    vision_projection_parameters: int = key("of the vision tower's projection, which are among the tower's", 0, ge=0)
     tied_head: bool = key("whether the embedding is the output matrix too", False)
 
 

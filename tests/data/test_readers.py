@@ -315,7 +315,7 @@ def test_every_line_that_is_no_json_is_named_at_once(tmp_path):
 def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where_these_are_crossed():
     def clusters(pairs):
         samples = [
-            Sample(str(n), "", (), "", image=Path(f"{seen}.png"), audio=Path(f"{heard}.wav"))
+            Sample(str(n), "", (), "", image=seen and Path(f"{seen}.png"), audio=heard and Path(f"{heard}.wav"))
             for n, (heard, seen) in enumerate(pairs)
         ]
         info = {f"valid {s.id}": MediaInfo(tuple(str(medium) for medium in s.media.values())) for s in samples}
@@ -324,5 +324,10 @@ def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where
     nested = clusters([("a", "p"), ("a", "q"), ("b", "r"), ("c", "s")])
     assert nested["0"] == nested["1"] and len(set(nested.values())) == 3
     assert all(isinstance(name, str) for name in nested.values())
+    # Questions for one sense are groups of their own, and hide the crossing no more than others.
+    mixed = clusters(
+        [("a", "p"), ("a", "q"), ("b", "q"), ("b", "p"), ("c", None), ("d", None), (None, "r"), (None, None)]
+    )
+    assert mixed["4"] == ("sound c.wav", "sight 4") and mixed["7"] == ("sound 7", "sight 7")
     crossed = clusters([("a", "p"), ("a", "q"), ("b", "q"), ("b", "p")])
     assert crossed["0"] == ("sound a.wav", "sight p.png") and crossed["2"] == ("sound b.wav", "sight q.png")

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from echoink.benchmark.measure import executed_flops, make_systems, phases
+from echoink.config.compose import compose
 from echoink.config.schema import Dimensions
-from echoink.planning import step_time
+from echoink.data.token_counts import Tokens
+from echoink.planning import plan, step_time
 from experiments.step_time import predicted
 from tests.benchmark.test_benchmark import MINI, composed
 from tests.helpers import processes
@@ -53,7 +55,7 @@ def test_costs_grow_as_they_must():
     assert eight["hours"] < one["hours"] and eight["gpu_hours"] > one["gpu_hours"] and eight["steps"] == 562
     many = step_time.hours(MODEL, STEP, 4496, H100, 64, WHOLE, True, True)
     assert (many["prompts_per_step"], many["steps"]) == (64, 71)  # every GPU has a prompt, so there are fewer steps
-    frozen = replace(MODEL, learning=10e6, learning_language=False, learning_towers=False)
+    frozen = replace(MODEL, learning=10e6, learning_language=False, learning_towers=False, adapts=True)
     adapter, whole = step_time.seconds(frozen, STEP, H100, 8, (), False, False), step_time.seconds(MODEL, STEP, *on)
     assert adapter.update < whole.update and adapter.rollout > whole.rollout, "LoRA starts more kernels a token"
 
@@ -73,3 +75,19 @@ def test_a_plan_says_what_it_takes_on_gpus(tmp_path):
         assert of["hours"] == pytest.approx(of["steps"] * of["seconds_per_step"]["total"] / 3600)
     done = processes.run(tmp_path, "dataset.train=16", "dataset.dev=3", "dataset.valid=12", "dry_run=true")
     assert done.returncode == 0 and "H100" not in done.stdout  # nobody rents one for the tiny model
+
+
+def test_a_frozen_language_model_has_no_adapters_kernels_and_projections_that_learn_want_their_towers(monkeypatch):
+    seen = []
+    seconds = step_time.seconds
+    monkeypatch.setattr(step_time, "seconds", lambda *given: seen.append(seconds(*given)) or seen[-1])
+
+    def one_gpu(freeze: str) -> step_time.Seconds:
+        words = ["model=qwen2_5_omni_7b", "dataset=avqa_r1_6k", "dataset.path=x", f"model.freeze=[{freeze}]"]
+        config = compose([*words, "trainer.bf16=true"])[0].config
+        seen.clear()
+        plan.gpus(config, plan.count_parameters(config), [Tokens(text=100, image=256, audio=250, video=0)])
+        return seen[0]
+
+    assert one_gpu("language").rollout == one_gpu("").rollout
+    assert one_gpu("audio_encoder,vision_encoder").update > one_gpu("audio,vision").update

@@ -45,11 +45,11 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
     torch.manual_seed(0)
     if sense == "sounds":
         files = [(sound(tmp_path / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
-        naming.learn_sounds(model, processor.processor, files, progress)
+        record = naming.learn_sounds(model, processor.processor, files, progress)
         moves = "audio_tower.proj."
     else:
         files = [(picture(tmp_path / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
-        naming.learn_pictures(model, processor.processor, files, 0, progress)
+        record = naming.learn_pictures(model, processor.processor, files, 0, progress)
         moves = "visual."
     heard = sense == "sounds"
     assert naming.recognized(model, processor.processor, files, NAMES, heard) >= 4, "of six that were learned"
@@ -59,6 +59,8 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
     assert moved and all(moves in name for name in moved)
     label, said = capsys.readouterr().out.strip().splitlines()[-1].split(maxsplit=1)
     first, last = (float(number) for number in said.split("loss ")[1].split(" → "))
+    assert (record["names"], record["media"], record["steps"]) == (3, 6, 60)
+    assert record["last_loss"] < record["first_loss"]
     assert label == ("hearing" if sense == "sounds" else "seeing") and last < 0.7 * first
 
 

@@ -57,9 +57,9 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
 
     Args:
         split: `recordings` or `packages` of `data get open_media`.
-        output: the folder; what is there of the same lessons is kept. Rows name the split's media by absolute paths.
+        output: the folder; what is there is written again. Rows name the split's media by absolute paths.
         copies: of each recording, the first as it is.
-        answers: questions with a response; as many rows name a single recording or picture.
+        answers: questions with a response, or as many as there are; as many rows name a single recording or picture.
         seed: of all draws.
         bar: makes a progress bar over an iterable, of a label and a number of items.
 
@@ -92,6 +92,12 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
         )
     )
     return Lessons(sounds, pictures, output, *held)
+
+
+def check(split: Path) -> None:
+    """Raises `UserError` where the split is not there."""
+    for side in ("train", "valid"):
+        _rows(split, side)
 
 
 def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator) -> list[tuple[Path, str]]:
