@@ -195,8 +195,8 @@ def _embedded(base: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
 
-    For a CPU, where FlexAttention has no backward; in float32 at least, because PyTorch's kernel for a CPU goes back
-    through bfloat16 more slowly.
+    For a CPU, where FlexAttention has no backward; in float32 at least, which takes no longer there than bfloat16
+    (experiments/cpu_step.md).
 
     Args:
         query: [1, H, T, d].
