@@ -73,8 +73,8 @@ def main(words: Sequence[str]) -> None:
     output, media = Path(config.output), Path(config.media)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     folder = output.with_name(f"{output.name}_stages") / "lessons"
-    answers = ["experiment=small_answers", f"dataset.path={quoted(folder)}", f"seed={config.seed}"]
-    answers = Stage("answers", [*answers, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
+    run = ["experiment=small_answers", f"dataset.path={quoted(folder)}", f"seed={config.seed}"]
+    answers = Stage("answers", [*run, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
     stages.check(answers)
     lessons.check(media)
     work = stages.begin(output, settings, ("media", "copies", "answers", "seed", "train"))

@@ -86,7 +86,7 @@ def test_a_frozen_language_model_has_no_adapters_kernels_and_projections_that_le
         words = ["model=qwen2_5_omni_7b", "dataset=avqa_r1_6k", "dataset.path=x", f"model.freeze=[{freeze}]"]
         config = compose([*words, "trainer.bf16=true"])[0].config
         seen.clear()
-        plan.gpus(config, plan.count_parameters(config), [Tokens(text=100, image=256, audio=250, video=0)])
+        plan.gpus(config, plan.count_parameters(config), 8 * [Tokens(text=100, image=256, audio=250, video=0)])
         return seen[0]
 
     assert one_gpu("language").rollout == one_gpu("").rollout
