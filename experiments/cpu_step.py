@@ -3,9 +3,9 @@
     python experiments/cpu_step.py outputs/models/small rounds=3
 
 Groups of a prompt and 8 completions through the packed loss under bfloat16 autocast, four ways in turns, each in a
-process of its own: attention as it was (a slice for each group, in bfloat16) and as it is (split once, in float32), each
-with glibc as it comes and with `common/allocator.py`. Prints the median seconds of a step, and how many pages the system
-handed out in the last one.
+process of its own: attention as it was (a slice for each group, in bfloat16) and as it is (split once, in float32),
+each with glibc as it comes and with `common/allocator.py`. Prints the median seconds of a step, and how many pages
+the system handed out in the last one.
 """
 
 import json
