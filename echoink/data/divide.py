@@ -14,10 +14,10 @@ from echoink.common.console import counted
 from echoink.common.errors import UserError
 from echoink.common.files import write_atomic
 from echoink.config.schema import ModelConfig
-from echoink.data.media_check import MediaInfo, check_media
+from echoink.data.media_check import check_media
 from echoink.data.readers import open_split
 from echoink.data.samples import Dropped, Sample, parse_rows
-from echoink.data.splits import sharing, video_caps
+from echoink.data.splits import origins, sharing, video_caps
 
 
 @dataclass
@@ -75,9 +75,10 @@ def divide(
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; mend or remove them")
-    chosen = _assigned(samples, infos, shares, wanted)
+    media = [origins(sample, info.digests) for sample, info in zip(samples, infos, strict=True)]
+    chosen = _assigned(samples, media, shares, wanted)
     if empty := [split for split in targets if split not in chosen]:
-        groups = len(sharing(samples, [info.digests for info in infos], wanted.seed))
+        groups = len(sharing(samples, media, wanted.seed))
         problem = f"{empty[0]} would be empty: {len(raw)} rows in {counted(groups, 'group')} without shared files"
         raise UserError(problem, "give more questions, or another share")
     for split, target in targets.items():
@@ -95,9 +96,9 @@ def _value(sample: Sample, by: str) -> str:
 
 
 def _assigned(
-    samples: Sequence[Sample], infos: Sequence[MediaInfo], shares: dict[str, float], wanted: DivideConfig
+    samples: Sequence[Sample], media: Sequence[tuple[str, ...]], shares: dict[str, float], wanted: DivideConfig
 ) -> list[str]:
-    """The split of each sample: groups that share files in a random order, each to where its kinds are most wanted."""
+    """The split of each sample: groups that share media in a random order, each to where its kinds are most wanted."""
     chosen = ["train"] * len(samples)
     kinds = [_value(sample, wanted.by) for sample in samples]
     # What each split still lacks of each kind; a split gets at least one of a kind that has enough to give.
@@ -106,7 +107,7 @@ def _assigned(
         for split, share in shares.items()
         if share
     }
-    for places in sharing(samples, [info.digests for info in infos], wanted.seed):
+    for places in sharing(samples, media, wanted.seed):
         own = Counter(kinds[place] for place in places)
         for split, lack in lacks.items():
             if all(lack[kind] >= count for kind, count in own.items()):

@@ -52,6 +52,9 @@ class DataType(Enum):
 
 MEDIA = ("image", "audio", "video")
 
+SOURCE = "_source"
+"""Ends the fields that name what a medium was cut or made from: `audio_source`, `image_source`, `video_source`."""
+
 _KNOWN = {
     *("problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"),
     *("response", "responses"),

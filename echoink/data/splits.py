@@ -18,7 +18,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import Rows, holds_one_split, open_split
-from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
+from echoink.data.samples import SOURCE, Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
 from echoink.models import media_tokens
@@ -48,14 +48,13 @@ class Splits:
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, Clusters]:
         """By id of samples of a split names that those which share media share.
 
-        It is one name for all that are connected by pictures, sounds or videos; or two, of the sound and of the sight,
-        where that makes more groups: recordings that each go with many pictures connect everything with everything.
+        Media are one where their files are, or where their rows name one source (`origins`). It is one name for all
+        that are connected by pictures, sounds or videos; or two, of the sound and of the sight, where that makes more
+        groups: recordings that each go with many pictures connect everything with everything.
         """
-        digests = [self.media_info[f"{split} {sample.id}"].digests for sample in samples]
-        connected = sharing(samples, digests, 0)
-        of = {
-            sample.id: dict(zip(sample.media, own, strict=True)) for sample, own in zip(samples, digests, strict=True)
-        }
+        found = [origins(sample, self.media_info[f"{split} {sample.id}"].digests) for sample in samples]
+        connected = sharing(samples, found, 0)
+        of = {sample.id: dict(zip(sample.media, own, strict=True)) for sample, own in zip(samples, found, strict=True)}
         heard = {id: own.get("audio") or own.get("video") for id, own in of.items()}
         seen = {id: own.get("image") or own.get("video") for id, own in of.items()}
         with_both = [sample for sample in samples if heard[sample.id] and seen[sample.id]]
@@ -117,8 +116,8 @@ def load(
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
     if holds_out:
-        digests = [media_info[f"train {sample.id}"].digests for sample in found["train"]]
-        found["train"], found["dev"] = hold_out(found["train"], digests, config.dev, config.seed)
+        media = [origins(sample, media_info[f"train {sample.id}"].digests) for sample in found["train"]]
+        found["train"], found["dev"] = hold_out(found["train"], media, config.dev, config.seed)
         media_info |= {f"dev {sample.id}": media_info.pop(f"train {sample.id}") for sample in found["dev"]}
         dropped["dev"] = []
     if config.curriculum and train:
@@ -235,17 +234,31 @@ def _no_split(split: str, path: str) -> UserError:
     )
 
 
+def origins(sample: Sample, digests: Sequence[str]) -> tuple[str, ...]:
+    """What each of its media comes from: the row's `image_source`, `audio_source` or `video_source`, else its file.
+
+    Args:
+        sample: with its fields.
+        digests: of its files, see `MediaInfo`.
+    """
+    named = [sample.fields.get(f"{name}{SOURCE}") for name in sample.media]
+    return tuple(
+        f"{medium} {source}" if source else digest
+        for medium, source, digest in zip(sample.media, named, digests, strict=True)
+    )
+
+
 def hold_out(
-    samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], count: int | None, seed: int
+    samples: Sequence[Sample], media: Sequence[tuple[str, ...]], count: int | None, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Training samples without, and with only, at most `count` development samples that share no file with the rest.
+    """Training samples without, and with only, at most `count` development samples that share no medium with the rest.
 
     Samples that share a picture, a sound or a video go together; which are held out is keyed by (seed, id), so that
     their order does not change it.
 
     Args:
         samples: of the training split.
-        digests: of each sample's files.
+        media: of each sample, see `origins`.
         count: how many.
         seed: dataset.seed.
 
@@ -255,7 +268,7 @@ def hold_out(
     if count is None:
         raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
     held: set[int] = set()
-    for places in sharing(samples, digests, seed):
+    for places in sharing(samples, media, seed):
         if len(held) + len(places) <= count:
             held |= set(places)
     if len(held) == len(samples) or not held:
@@ -264,21 +277,21 @@ def hold_out(
     return rest, [samples[place] for place in sorted(held)]
 
 
-def sharing(samples: Sequence[Sample], digests: Sequence[tuple[str, ...]], seed: int) -> list[list[int]]:
-    """Places of the samples that share a file, directly or through others; the groups in an order keyed by (seed, id).
+def sharing(samples: Sequence[Sample], media: Sequence[tuple[str, ...]], seed: int) -> list[list[int]]:
+    """Places of samples that share a medium, directly or through others; the groups in an order keyed by (seed, id).
 
     Args:
         samples: in any order, which changes nothing.
-        digests: of each sample's files.
+        media: of each sample, see `origins`.
         seed: of the order.
     """
     from scipy.cluster.hierarchy import DisjointSet  # half a second, which a mistyped command should not wait for
 
     connected = DisjointSet(range(len(samples)))
     first: dict[str, int] = {}
-    for place, files in enumerate(digests):
-        for digest in files:
-            connected.merge(first.setdefault(digest, place), place)
+    for place, of in enumerate(media):
+        for medium in of:
+            connected.merge(first.setdefault(medium, place), place)
 
     def key(places: list[int]) -> str:
         return hashlib.sha256(f"{seed} {min(samples[place].id for place in places)}".encode()).hexdigest()

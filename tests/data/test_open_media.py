@@ -174,6 +174,9 @@ def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tm
             # a sound's name ends in how often something is played, a picture's in its background
             stems = {name for path in files for name in path.stem.rpartition("_")[0].split("+")}
             assert stems <= set(sources)
+            # the rows name them too, so that a drawing before two backgrounds counts once
+            assert all(s.image.stem.rpartition("_")[0] == s.fields["image_source"] for s in samples if s.image)
+            assert all(s.audio.stem.startswith(s.fields["audio_source"]) for s in samples if s.audio)
             used[split] = stems
             letters = Counter(s.solution for s in samples if len(s.options) == 4 and len(s.gold) == 1)
             assert max(letters.values()) < 0.45 * letters.total(), letters

@@ -17,7 +17,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Dropped, Sample, parse_rows
-from echoink.data.splits import Splits, hold_out, load, read_split
+from echoink.data.splits import Splits, hold_out, load, origins, read_split
 from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
@@ -313,9 +313,15 @@ def test_every_line_that_is_no_json_is_named_at_once(tmp_path):
 
 
 def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where_these_are_crossed():
-    def clusters(pairs):
+    def clusters(pairs, **fields):
         samples = [
-            Sample(str(n), "", (), "", image=seen and Path(f"{seen}.png"), audio=heard and Path(f"{heard}.wav"))
+            Sample(
+                str(n),
+                *("", (), ""),
+                image=seen and Path(f"{seen}.png"),
+                audio=heard and Path(f"{heard}.wav"),
+                fields={name: of[n] for name, of in fields.items()},
+            )
             for n, (heard, seen) in enumerate(pairs)
         ]
         info = {f"valid {s.id}": MediaInfo(tuple(str(medium) for medium in s.media.values())) for s in samples}
@@ -331,3 +337,15 @@ def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where
     assert mixed["4"] == ("sound c.wav", "sight 4") and mixed["7"] == ("sound 7", "sight 7")
     crossed = clusters([("a", "p"), ("a", "q"), ("b", "q"), ("b", "p")])
     assert crossed["0"] == ("sound a.wav", "sight p.png") and crossed["2"] == ("sound b.wav", "sight q.png")
+    # Two files that are cut from one recording are one sound; where a row names no source, its file counts.
+    cut = clusters([("a", "p"), ("b", "q"), ("c", "r")], audio_source=["tape", "tape", ""])
+    assert cut["0"] == cut["1"] != cut["2"]
+
+
+def test_data_held_out_share_no_source_with_the_rest():
+    samples = [
+        Sample(str(n), "", (), "", audio=Path(f"{n}.wav"), fields={"audio_source": str(n // 2)}) for n in range(8)
+    ]
+    media = [origins(sample, (f"digest {sample.id}",)) for sample in samples]
+    rest, held = hold_out(samples, media, 3, 0)
+    assert len(held) == 2 and not {s.fields["audio_source"] for s in held} & {s.fields["audio_source"] for s in rest}

@@ -221,6 +221,8 @@ class _Media:
             "heard": question.heard_class,
             "seen": question.seen_class,
             "heard_package": ", ".join(packages_of),
+            "image_source": _file_name(question.seen),
+            "audio_source": _file_name(question.heard[0]) if question.heard else "",  # of two, the first
         }
         return {name: value for name, value in row.items() if value or name == "problem_id"}
 
