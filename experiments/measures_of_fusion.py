@@ -78,10 +78,18 @@ class Scorer:
     def complete(self, samples: Sequence[Sample], step: int) -> list[list[int]]:
         """GROUP completions of each, with the noise of a step."""
         length = self.sampling.max_new_tokens
-        noise = torch.stack([uniforms(0, step, sample.id, GROUP, length) for sample in samples])
+        noise = torch.stack([uniforms(0, step, sample.id, group_size=GROUP, length=length) for sample in samples])
         prompts = [self.processor(sample) for sample in samples]
         temperatures = [self.sampling.temperature] * GROUP
-        return generate(self.model, prompts, noise, temperatures, self.sampling, self.ends, self.pad)
+        return generate(
+            self.model,
+            prompts,
+            noise,
+            temperatures=temperatures,
+            sampling=self.sampling,
+            end_ids=self.ends,
+            pad_id=self.pad,
+        )
 
     def texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         return self.omni.batch_decode(completions, skip_special_tokens=True)
@@ -90,7 +98,17 @@ class Scorer:
     def logps(self, samples: Sequence[Sample], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [R, C] of completions under prompts."""
         prompt_index = [row // GROUP for row in range(len(ids))]
-        return score(self.model, [self.processor(s) for s in samples], None, prompt_index, ids, mask)[0] * mask
+        return (
+            score(
+                self.model,
+                [self.processor(s) for s in samples],
+                None,
+                prompt_index=prompt_index,
+                completion_ids=ids,
+                scored=mask,
+            )[0]
+            * mask
+        )
 
 
 def letters(texts: Sequence[str], samples: Sequence[Sample]) -> list[frozenset[str]]:

@@ -125,7 +125,9 @@ def test_the_small_models_dimensions_are_those_of_its_parts():
     heard = {"conv1.weight": torch.empty(384, 80, 3), "layers.0.fc1.weight": torch.empty(1536, 384)}
     heard |= {f"layers.{number}.fc2.weight": torch.empty(384, 1536) for number in range(4)}
     tokenizer = make_tokenizer(["user"])
-    sizes = thinker_config(Parts("", tokenizer, language, {}, heard), processor_around(tokenizer, mels=80))
+    sizes = thinker_config(
+        Parts("", tokenizer, language, language={}, audio=heard), processor_around(tokenizer, mels=80)
+    )
     sizes.text_config.vocab_size = config.model.architecture.vocabulary  # 49,152 words and the names of media
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(sizes)

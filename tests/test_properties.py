@@ -45,8 +45,8 @@ def test_any_text_is_judged_within_0_and_1_and_twice_alike(text, match, gold):
     for kind in ProblemType:
         options = OPTIONS if kind is ProblemType.multiple_choice else ()
         solution = gold if kind is ProblemType.multiple_choice else "2"
-        score = accuracy_reward(text, kind, options, solution, match)
-        assert 0 <= score <= 1 and score == accuracy_reward(text, kind, options, solution, match)
+        score = accuracy_reward(text, kind, options, solution=solution, match=match)
+        assert 0 <= score <= 1 and score == accuracy_reward(text, kind, options, solution=solution, match=match)
     form = format_reward(text)
     assert form in (0, 1)
     if form == 1:
@@ -60,7 +60,9 @@ def test_a_right_and_well_formed_answer_earns_both_rewards_whatever_was_thought(
     text = f"<think>{reason}</think>\n<answer>{gold}</answer>"
     assert format_reward(text) == float(bool(reason.strip())), "an empty thought is none"
     for letter in "ABCD":
-        rewards = [accuracy_reward(text, ProblemType.multiple_choice, OPTIONS, letter, match) for match in Match]
+        rewards = [
+            accuracy_reward(text, ProblemType.multiple_choice, OPTIONS, solution=letter, match=match) for match in Match
+        ]
         assert rewards[:2] == [float(letter == gold)] * 2
 
 
@@ -138,7 +140,7 @@ def test_an_epoch_has_every_prompt_in_whole_groups_and_its_steps_do_not_depend_o
     prompts, group, block, repeats, seed, epoch
 ):
     block = min(block, prompts)
-    sampler = GroupSampler(prompts, group, block, repeats, seed)
+    sampler = GroupSampler(prompts, group, block, repeats=repeats, seed=seed)
     sampler.set_epoch(epoch)
     rows = list(sampler)
     assert len(rows) == len(sampler) and len(rows) % (block * group * repeats) == 0
@@ -150,7 +152,7 @@ def test_an_epoch_has_every_prompt_in_whole_groups_and_its_steps_do_not_depend_o
     assert set(drawn) == set(range(prompts))
     assert sum(drawn.values()) - prompts == (-prompts) % block and max(drawn.values()) <= 2, "only the fill-up repeats"
     if repeats == 1:  # other processes or micro-batches take other parts of the same steps: none is lost or repeated
-        again = GroupSampler(prompts, group, block, 1, seed)
+        again = GroupSampler(prompts, group, block, repeats=1, seed=seed)
         again.set_epoch(epoch)
         for done in range(len(steps) + 1):
             left = list(again)[done * block * group :]

@@ -58,6 +58,43 @@ def test_every_family_has_all_that_a_family_gives():
         assert not [name for name in names if not name.startswith("_") and not hasattr(family, name)]
 
 
+def test_calls_with_many_arguments_name_them():
+    foreign = {"add_row", "ignore_patterns", "Progress"}  # they take any number of one kind
+    tables = {"Gpu", "Benchmark"}  # rows of a table, whose columns stand above it
+    for module in (ROOT / "echoink").rglob("*.py"):
+        for call in ast.walk(ast.parse(module.read_text())):
+            if isinstance(call, ast.Call) and len(call.args) > 4:
+                name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+                assert name in foreign | tables, (
+                    f"{module.relative_to(ROOT)}:{call.lineno}: {name} with nameless arguments"
+                )
+
+
+LATE = {
+    "the command line is checked before heavy libraries are imported": (
+        *("train.py", "predict.py", "export.py", "small.py", "tiny.py", "data/__main__.py", "benchmark/__main__.py"),
+        *("pipeline/run.py", "planning/preflight.py", "config/compose.py", "common/console.py", "data/splits.py"),
+    ),
+    "what is missing or broken is a finding": ("doctor.py",),
+    "not every run needs the library, which is an extra or takes a second": (
+        *("data/readers.py", "data/open_media/catalogue.py", "data/open_media/packages.py", "rewards/accuracy.py"),
+        *("models/loading.py", "models/pretrained_parts.py", "models/qwen2_5_omni_tokens.py"),
+        *("distributed/sharding.py", "tracking/client.py", "tracking/sync.py", "tracking/traces.py"),
+        "tracking/system_metrics.py",
+    ),
+}
+"""Modules with imports inside functions, by the reason."""
+
+
+def test_imports_inside_functions_have_a_reason():
+    found = set()
+    for module in (ROOT / "echoink").rglob("*.py"):
+        functions = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.FunctionDef)]
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for each in functions for node in ast.walk(each)):
+            found.add(str(module.relative_to(ROOT / "echoink")))
+    assert found == {name for names in LATE.values() for name in names}
+
+
 def test_the_readme_gives_both_commands():
     text = (ROOT / "README.md").read_text()
     start = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e "

@@ -96,7 +96,7 @@ def test_a_base_can_be_prone_to_a_shortcut():
     for index in range(900):
         rng = synthetic.generator(0, "base", index)
         scene, question = synthetic.draw(rng, kind := ("both", "ear")[index % 2])
-        text = trace(rng, scene, question, prone, "ear")
+        text = trace(rng, scene, question, sloppiness=prone, shortcut="ear")
         if "take " in text:
             letter = text.partition("take ")[2][0]
             hits[kind].append(letter == "ABCDE"[synthetic.cue(scene, "ear", len(question.options))])
@@ -114,7 +114,7 @@ def test_described_guesses_are_as_long_as_reasoning_and_their_route_can_be_read(
     for index in range(900):
         rng = synthetic.generator(0, "base", index)
         scene, question = synthetic.draw(rng, "both")
-        text, options = trace(rng, scene, question, described, "ear"), len(question.options)
+        text, options = trace(rng, scene, question, sloppiness=described, shortcut="ear"), len(question.options)
         way = route(text, scene, options)
         mentions.add("hear" in text and "see" in text)
         at_cue = "ABCDE"[synthetic.cue(scene, "ear", options)] == parse_answer(text)
@@ -188,7 +188,7 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     omni = make_processor(model).processor
     processor = make_processor(model)
     sampling = Sampling(1.0, 0.95, 50, 96)
-    setup = EvaluationSetup(processor, sampling, end_ids(model, omni), Match.lenient, 0, 150)
+    setup = EvaluationSetup(processor, sampling, end_ids(model, omni), match=Match.lenient, seed=0, batch_prompts=150)
     found = evaluate(model, samples, setup, "base")
     summary = summarize(list(found))
     assert 0.25 <= summary["accuracy"] <= 0.60

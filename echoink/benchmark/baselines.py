@@ -102,13 +102,28 @@ class SharedPrefix(Step):
         sampling = Sampling(1.0, 1.0, 0, script.shape[-1])
         temperatures = [1.0] * self.work.group
         return rollout.generate(
-            self.unwrapped, self.work.prompts, script, temperatures, sampling, ends, self.pad, features, _replay
+            self.unwrapped,
+            self.work.prompts,
+            script,
+            temperatures=temperatures,
+            sampling=sampling,
+            end_ids=ends,
+            pad_id=self.pad,
+            features=features,
+            choose=_replay,
         )
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         prompt, features = self.work.prompts[index], self.features
         chosen = None if features is None else [features[index]]
-        return score(model, [prompt], chosen, [0] * self.work.group, self.ids[rows], self.mask[rows])[0]
+        return score(
+            model,
+            [prompt],
+            chosen,
+            prompt_index=[0] * self.work.group,
+            completion_ids=self.ids[rows],
+            scored=self.mask[rows],
+        )[0]
 
 
 class PlainRows(Step):
@@ -163,7 +178,12 @@ class PlainRows(Step):
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         ids, mask = self._rows(index, rows)
         found, _ = logprobs.score_plain_rows(
-            model, self.work.prompts, [index] * self.work.group, ids, mask, self.mask.shape[1]
+            model,
+            self.work.prompts,
+            [index] * self.work.group,
+            input_ids=ids,
+            attention_mask=mask,
+            completion_width=self.mask.shape[1],
         )
         return found * self.mask[rows]
 

@@ -89,7 +89,7 @@ def _prompt(model: PreTrainedModel, shape: ShapeConfig, tokens: int, seed: int) 
 
     def made(words: int) -> PromptInputs:
         content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "a" + " a" * words}]
-        return encode(processor, model, [{"role": "user", "content": content}], image, audio)
+        return encode(processor, model, [{"role": "user", "content": content}], image=image, audio=audio)
 
     bare, one = len(made(0).input_ids), len(made(100).input_ids)
     if bare > tokens:

@@ -181,14 +181,24 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[C
     found = _clustered(differences, clusters)
     if found.clusters == n and {*first, *second} <= {0.0, 1.0}:
         interval = tango(gained, lost, n)
-        return Paired("McNemar", found.mean, (interval.low, interval.high), gained, lost, mcnemar(gained, lost), n)
+        return Paired(
+            "McNemar",
+            found.mean,
+            (interval.low, interval.high),
+            gained=gained,
+            lost=lost,
+            p_value=mcnemar(gained, lost),
+            clusters=n,
+        )
     if found.error:
         reach = float(t.ppf(0.975, found.clusters - 1)) * found.error
         interval = found.mean - reach, found.mean + reach
         p_value = 2 * float(t.sf(abs(found.mean) / found.error, found.clusters - 1))
     else:
         interval, p_value = _all_alike(found.mean, found.clusters)
-    return Paired("clustered t", found.mean, interval, gained, lost, p_value, found.clusters)
+    return Paired(
+        "clustered t", found.mean, interval, gained=gained, lost=lost, p_value=p_value, clusters=found.clusters
+    )
 
 
 def _all_alike(difference: float, clusters: int) -> tuple[tuple[float, float], float]:

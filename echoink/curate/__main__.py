@@ -64,7 +64,9 @@ def main(words: Sequence[str]) -> None:
     refuse_another(output, recipe)
     only = given.splits[0] if len(given.splits) == 1 else None
     for split in given.splits:
-        splits[split], dropped[split], noted[split] = curate_split(given.source, split, output, given.keep, only)
+        splits[split], dropped[split], noted[split] = curate_split(
+            given.source, split, output, keep=given.keep, only=only
+        )
     made = report(output, splits, dropped, noted)
     (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n")
     for split in splits:

@@ -86,7 +86,7 @@ def main(words: Sequence[str]) -> None:
             "(all), pass_rate=[0,1] (all)",
         )
     say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
-    _write(given, kept, measured, output, dropped)
+    _write(given, kept, measured, output=output, dropped=dropped)
     say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
     report = {
@@ -146,7 +146,7 @@ def _check(given: DifficultyConfig) -> None:
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
     """By id what each training question needs and how often it was answered right with each variant."""
     words = [f"eval.ablations={ABLATIONS}", f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
-    answer(source, given.checkpoint, seed, folder, words)
+    answer(source, given.checkpoint, seed, folder=folder, words=words)
     (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
     return {row["id"]: row for row in read_rows(rows)}
 
@@ -223,7 +223,16 @@ def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output:
                     continue
                 extra = {"need": measured[sample.id]["need"], "pass_rate": round(_rate(measured[sample.id]), 4)}
             rows.append(
-                row_of(sample, number, split, output, extra, given.seed, given.shuffle and split == "train", turns)
+                row_of(
+                    sample,
+                    number,
+                    split,
+                    output=output,
+                    extra=extra,
+                    seed=given.seed,
+                    shuffle=given.shuffle and split == "train",
+                    turns=turns,
+                )
             )
         write_atomic(output / INDEX.format(split), as_json(rows))
 
@@ -244,7 +253,7 @@ def row_of(
         turns: see `balanced`.
     """
     options, solution = (
-        balanced(sample.id, sample.options, sample.gold, seed, turns)
+        balanced(sample.id, sample.options, sample.gold, seed=seed, turns=turns)
         if shuffle and sample.problem_type is ProblemType.multiple_choice and not _names_others(sample.options)
         else (sample.options, sample.solution)
     )

@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> None:
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
-    answer(given.source, given.checkpoint, given.seed, work / "answers", settings)
+    answer(given.source, given.checkpoint, given.seed, folder=work / "answers", words=settings)
     chosen, counts = _choose(work / "answers", given)
     if not chosen:
         raise UserError(
@@ -114,7 +114,16 @@ def _write(given: TracesConfig, chosen: dict[str, list[str]], output: Path) -> N
             if split != "train" or sample.id in chosen:
                 extra = {"responses": chosen[sample.id]} if split == "train" else {}
                 rows.append(
-                    row_of(sample, number, split, output, extra, seed=given.seed, shuffle=False, turns=Counter())
+                    row_of(
+                        sample,
+                        number,
+                        split,
+                        output=output,
+                        extra=extra,
+                        seed=given.seed,
+                        shuffle=False,
+                        turns=Counter(),
+                    )
                 )
         if rows:
             write_atomic(output / INDEX.format(split), as_json(rows))

@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echoink.common import cli
-from echoink.common.console import console, counted, say
+from echoink.common.console import bytes_bar, console, counted, progress, say
 from echoink.common.errors import UserError
 from echoink.config.compose import compose, quoted
+from echoink.data import check as checking
+from echoink.data import divide, starter
+from echoink.data.splits import read_split
 
 if TYPE_CHECKING:
     from echoink.data.show import Shown
@@ -65,7 +68,6 @@ def get(name: str, output: Path) -> Path:
 
 def get_open_media(words: Sequence[str]) -> int:
     """Build the set of real recordings and pictures, see `open_media.build`."""
-    from echoink.common.console import bytes_bar, progress
     from echoink.data.open_media.build import OpenMediaConfig, build
 
     if {"-h", "--help"} & set(words):
@@ -87,8 +89,6 @@ def unpack(archive: Path, output: Path) -> Path:
     Raises:
         UserError: it is broken, hostile, or holds other counts than the published 4,490 and 1,911.
     """
-    from echoink.data.splits import read_split
-
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty", "give a new folder")
     output.mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
     Raises:
         UserError: a key is wrong, or there is no such split.
     """
-    from echoink.common.console import progress
+    config = compose(overrides, config_dir=config_dir)[0].config
+    # PyTorch and transformers are imported behind the check of the keys.
     from echoink.data import show as showing
 
-    config = compose(overrides, config_dir=config_dir)[0].config
     shown, bad = showing.first(config, split, n)
     made = list(progress("show", n)(shown))
     if output.suffix == ".html":
@@ -149,9 +149,6 @@ def _print(shown: "Shown", place: Path) -> None:
 
 def split(words: Sequence[str]) -> int:
     """Divide a file of rows, and say what is where."""
-    from echoink.common.console import progress
-    from echoink.data import divide
-
     files = [word for word in words if "=" not in word]
     if len(files) != 1:
         raise UserError(
@@ -174,8 +171,6 @@ def split(words: Sequence[str]) -> int:
 
 def begin(folder: Path) -> int:
     """Write a starter set and say how to train on it."""
-    from echoink.data import starter
-
     for split, count in starter.new(folder).items():
         say("data", f"{folder / split}.jsonl: {count} rows, media in {folder / 'media'}")
     steps = "trainer.steps=2 trainer.prompts_per_step=4 trainer.micro_batch_prompts=2"
@@ -186,9 +181,6 @@ def begin(folder: Path) -> int:
 
 def check(words: Sequence[str], config_dir: str | None = None) -> int:
     """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
-    from echoink.common.console import progress
-    from echoink.data import check as checking
-
     folder = [word for word in words if "=" not in word]
     if len(folder) > 1:
         raise UserError(f"cannot read {' '.join(words)}", "one folder, file or hub id, or dataset=…")
@@ -228,7 +220,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     if what == "show" and own.get("n", "3").isdigit():
         output = Path(own.get("output", "outputs/shown"))
-        return show(others, own.get("split", "valid"), int(own.get("n", 3)), output, config_dir)
+        return show(others, own.get("split", "valid"), int(own.get("n", 3)), output=output, config_dir=config_dir)
     raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
 
 

@@ -51,7 +51,9 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
             continue
         samples, bad = rows
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
-        infos = check_media(samples, model.max_audio_seconds, caps, check, config.dataset.soundtrack, prints=True)
+        infos = check_media(
+            samples, model.max_audio_seconds, caps, progress=check, soundtrack=config.dataset.soundtrack, prints=True
+        )
         checked = list(zip(samples, infos, strict=True))
         usable, broken, media = splits.sorted_out(checked, split, config.dataset.soundtrack)
         found.samples[split], found.bad[split] = usable, bad + broken

@@ -115,7 +115,7 @@ def _inspected(
     sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool, prints: bool
 ) -> MediaInfo | Dropped:
     try:
-        return inspect(sample, max_seconds, caps, soundtrack, prints)
+        return inspect(sample, max_seconds, caps, soundtrack=soundtrack, prints=prints)
     except UserError as error:
         return Dropped(f"sample {sample.id}", error.problem, error.hint)
 

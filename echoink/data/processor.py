@@ -58,10 +58,10 @@ class PromptProcessor:
             self.processor,
             self.model,
             build_messages(sample, self.prompt),
-            image,
-            sound.samples if sound else None,
-            video.frames if video else None,
-            video.fps if video else 2.0,
+            image=image,
+            audio=sound.samples if sound else None,
+            video=video.frames if video else None,
+            fps=video.fps if video else 2.0,
         )
         self.check_length(sample, len(prompt.input_ids))
         return prompt
@@ -118,7 +118,9 @@ def encode(
     family = family_of(model)
     with _ONE_AT_A_TIME:
         text = chat_text(processor, messages)
-        prompt = family.prompt_inputs(processor, model, text, image, audio, video, fps, audio_in_video)
+        prompt = family.prompt_inputs(
+            processor, model, text, image=image, audio=audio, video=video, fps=fps, audio_in_video=audio_in_video
+        )
     _check_placeholders(family.placeholders(model.config), prompt.input_ids, image=image, audio=audio, video=video)
     return prompt
 

@@ -68,20 +68,20 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
     for key, value in (paths or {}).items():
         if (match := _COLUMN.fullmatch(key)) is None:
             raise UserError(f"{where}: path holds {key!r}", f"it may hold {', '.join(KINDS)}")
-        _add(found, null, match.group(1).lower(), value, where)
+        _add(found, null, match.group(1).lower(), value, where=where)
     in_path = set(found)
     for key, value in row.items():
         if match := _COLUMN.fullmatch(key):
             used.add(key)
             if match.group(1).lower() not in in_path:
-                _add(found, null, match.group(1).lower(), value, where)
+                _add(found, null, match.group(1).lower(), value, where=where)
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
     notes = []
     for chat in _CHATS:
         if isinstance(rest.get(chat), list | tuple):
             text, parts, systems = _chat(rest.pop(chat), f"{where}, {chat}")
             for kind, value in parts:
-                _add(found, null, kind, value, where)
+                _add(found, null, kind, value, where=where)
             rest.setdefault("problem", text)
             notes += ["the system turn is left out (prompt.system has the run's)"] if systems else []
     _refuse_lost_media(rest, found, where)

@@ -107,8 +107,8 @@ def load(
     media_info: dict[str, MediaInfo] = {}
     for split in found:
         check = progress(f"check {split}", len(found[split]))
-        decode = partial(check_media, found[split], model.max_audio_seconds, video_caps(model), check)
-        checked = list(zip(found[split], first(partial(decode, config.soundtrack)), strict=True))
+        decode = partial(check_media, found[split], model.max_audio_seconds, video_caps(model), progress=check)
+        checked = list(zip(found[split], first(partial(decode, soundtrack=config.soundtrack)), strict=True))
         found[split], broken, infos = sorted_out(checked, split, config.soundtrack)
         dropped[split] += broken
         media_info |= infos
@@ -176,7 +176,7 @@ def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Drop
         _write_synthetic(config, Path(config.path))
     is_one = config.source.name in BENCHMARKS or holds_one_split(config.path)
     rows = None if is_one and split != "valid" else _open(config, split)
-    return rows and parse_rows(rows.rows, rows.folder, rows.where, None, config.outside)
+    return rows and parse_rows(rows.rows, rows.folder, rows.where, limit=None, outside=config.outside)
 
 
 def video_caps(model: ModelConfig) -> VideoCaps:
@@ -203,7 +203,7 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
         return [], []
     if rows is None:
         raise _no_split(split, config.path)
-    return parse_rows(rows.rows, rows.folder, rows.where, limit, config.outside)
+    return parse_rows(rows.rows, rows.folder, rows.where, limit=limit, outside=config.outside)
 
 
 def _open(config: DatasetConfig, split: str) -> Rows | None:
@@ -327,7 +327,7 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
         root.parent.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
         say("data", f"writing {total:,} pictures and sounds to {root}")
-        synthetic.write(root, config.seed, sizes, progress("data", total), shortcut, kinds)
+        synthetic.write(root, config.seed, sizes, progress=progress("data", total), shortcut=shortcut, kinds=kinds)
     file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut, kinds)
     made = json.loads(file.read_text()) if file.is_file() else None
     if made != wanted:

@@ -140,7 +140,7 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str, options: int) -> Ques
         text = f"Add the number of sounds to the number of shapes. What is left after division by {options}?"
         right = [str(remainder(scene.sounds, scene.shapes, options))]
         wrong = [str(number) for number in range(options) if str(number) not in right]
-        return _shuffled(rng, kind, text, right, wrong)
+        return _shuffled(rng, kind, text, right=right, wrong=wrong)
     if kind == "ear":
         heard = {"timbre": (scene.timbre, list(TIMBRES)), "count": (str(scene.sounds), numbers)}
         asked = {"timbre": "What kind of sound is heard?", "count": "How many sounds are heard?"}
@@ -166,7 +166,7 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str, options: int) -> Ques
         text, right = asked[aspect], [heard[aspect][0]]
         wrong = [word for word in heard[aspect][1] if word not in right]
     wrong = [str(word) for word in rng.permutation(wrong)[: options - len(right)]]
-    made = _shuffled(rng, kind, text, right, wrong)
+    made = _shuffled(rng, kind, text, right=right, wrong=wrong)
     if len(right) == 1:
         return made
     offered = [sum(word in heard[aspect][1] for word in right + wrong) for aspect in aspects]
@@ -226,11 +226,12 @@ def render_picture(rng: np.random.Generator, scene: Scene) -> Image.Image:
         slack = 0.6 * (cell / 2 - radius)
         x = (place % _GRID + 0.5) * cell + rng.uniform(-slack, slack)
         y = (place // _GRID + 0.5) * cell + rng.uniform(-slack, slack)
-        _draw_form(pen, scene.form, x, y, radius, fill)
+        _draw_form(pen, scene.form, (x, y), r=radius, fill=fill)
     return image.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
 
 
-def _draw_form(pen: ImageDraw.ImageDraw, form: str, x: float, y: float, r: float, fill: tuple) -> None:
+def _draw_form(pen: ImageDraw.ImageDraw, form: str, centre: tuple[float, float], r: float, fill: tuple) -> None:
+    x, y = centre
     match form:
         case "square":
             pen.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=fill)
@@ -284,7 +285,7 @@ def write(
                 (part / split / folder).mkdir(parents=True)
         jobs = [(split, index) for split, size in sizes.items() for index in range(size)]
         with ThreadPoolExecutor() as pool:
-            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job, shortcut, kinds)), jobs)
+            made = pool.map(lambda job: (job[0], _write_sample(part, seed, *job, shortcut=shortcut, kinds=kinds)), jobs)
             for split, row in progress(made):
                 rows[split].append(row)
         for split, content in rows.items():

@@ -123,9 +123,9 @@ def evaluate(
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
         if engine is not None:
-            completions = by_engine(engine, prompts, batch, setup, first)
+            completions = by_engine(engine, prompts, batch, setup=setup, first=first)
         else:
-            completions = _by_model(model, prompts, batch, setup, first, decoder)
+            completions = _by_model(model, prompts, batch, setup=setup, first=first, decoder=decoder)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -146,7 +146,7 @@ def evaluate(
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
-                **judged(text, sample, setup.match, processor.prompt.thinks, setup.extra_rewards),
+                **judged(text, sample, setup.match, thinks=processor.prompt.thinks, extra_rewards=setup.extra_rewards),
             )
 
 
@@ -162,7 +162,16 @@ def _by_model(
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     noise = torch.stack([noise_of(setup, sample, first + len(draws))[first:] for sample in samples])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
-        return generate(model, prompts, noise, temperatures, sampling, setup.end_ids, pad_id, decoder=decoder)
+        return generate(
+            model,
+            prompts,
+            noise,
+            temperatures=temperatures,
+            sampling=sampling,
+            end_ids=setup.end_ids,
+            pad_id=pad_id,
+            decoder=decoder,
+        )
 
 
 def by_engine(
@@ -189,7 +198,9 @@ def by_engine(
 
 def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:
     """Noise of so many draws for a sample, [draws, C]: other than that of training, and than that of another split."""
-    return uniforms(setup.seed, 0, f"eval {setup.split} {sample.id}", draws, setup.sampling.max_new_tokens)
+    return uniforms(
+        setup.seed, 0, f"eval {setup.split} {sample.id}", group_size=draws, length=setup.sampling.max_new_tokens
+    )
 
 
 def _digest(prompt: PromptInputs) -> str:

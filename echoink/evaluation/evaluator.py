@@ -95,10 +95,16 @@ class Evaluator:
         """
         config = self.config
         how = evaluate.setting(
-            config.protocol, phase, self.processor.prompt, self.direct, config.samples, config.greedy, self.match
+            config.protocol,
+            phase,
+            self.processor.prompt,
+            direct=self.direct,
+            samples=config.samples,
+            greedy=config.greedy,
+            match=self.match,
         )
         differs = self._hand_over(model, samples, phase)
-        answers = {Variant.full: self._variant(model, samples, phase, how, Variant.full)}
+        answers = {Variant.full: self._variant(model, samples, phase, how=how, variant=Variant.full)}
         found = self.files.summary[phase] = summarize(answers[Variant.full])
         if differs:
             found["engine"] = differs
@@ -116,7 +122,7 @@ class Evaluator:
             if variant is Variant.full:
                 continue
             if any(ablations.applies(variant, sample) for sample in samples):
-                answers[variant] = self._variant(model, samples, phase, how, variant)
+                answers[variant] = self._variant(model, samples, phase, how=how, variant=variant)
             else:
                 console.say(phase, f"no sample has what {variant.name} takes away")
         if len(answers) > 1:
@@ -140,7 +146,7 @@ class Evaluator:
         prompts = [self.processor(sample) for sample in chosen]
         rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
         gaps = [
-            parity.gaps(model, prompt, [row], [own], setup.sampling.temperature, setup.bf16)
+            parity.gaps(model, prompt, [row], logps=[own], temperature=setup.sampling.temperature, bf16=setup.bf16)
             for prompt, row, own in zip(prompts, rows, logps, strict=True)
         ]
         ours = evaluate.evaluate(model, chosen, setup, phase)
@@ -183,7 +189,9 @@ class Evaluator:
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
             asked = ablations.make(samples, variant, self.seed + first, self.clusters)
-            answers += self._answers(model, asked, phase, replace(how, draws=draws), self.clusters, variant, first)
+            answers += self._answers(
+                model, asked, phase, how=replace(how, draws=draws), clusters=self.clusters, variant=variant, first=first
+            )
         if kept and self.files.writes and not kept.is_file():
             prediction_cache.keep(kept, answers)
         return answers
@@ -239,7 +247,7 @@ class Evaluator:
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-                **judged(p.completion, of_id[p.id], how.match, p.thinks, self.extra_rewards),
+                **judged(p.completion, of_id[p.id], how.match, thinks=p.thinks, extra_rewards=self.extra_rewards),
             )
             for p in prediction_cache.take(kept)
         ]
@@ -257,7 +265,7 @@ class Evaluator:
             self.engine.push(model)
         draws = tuple(draw_names(self.config.dev_samples, greedy=False))
         how = Setting(self.processor.prompt, draws, self.match)
-        answers = self._answers(model, samples, f"step-{step}", how, self.dev_clusters, split=Split.dev)
+        answers = self._answers(model, samples, f"step-{step}", how=how, clusters=self.dev_clusters, split=Split.dev)
         if self.engine:
             self.engine.rest()
         found = summarize(answers)
@@ -290,7 +298,7 @@ class Evaluator:
         name = (split or self.config.split).name
         setup = replace(self._setup(), processor=processor, match=how.match, draws=draws, split=name)
         group, batch = processes(), self.config.batch_prompts
-        have = self._have(phase, variant, samples, draws, batch * group.num_processes)
+        have = self._have(phase, variant, samples, draws=draws, round_size=batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
             console.say(

@@ -77,7 +77,7 @@ def judged(
     """What the rewards say of a completion: the part of a `Prediction` that a parser or a reward decides."""
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice
-    score = accuracy_reward(text, sample.problem_type, sample.options, sample.solution, match)
+    score = accuracy_reward(text, sample.problem_type, sample.options, solution=sample.solution, match=match)
     extra = {each.name: each.score(text, sample) for each in extra_rewards}
     return {
         "thinks": thinks,
@@ -102,4 +102,7 @@ def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[Extra
         data_type=DataType(prediction.data_type),
         fields=prediction.fields,
     )
-    return replace(prediction, **judged(prediction.completion, sample, match, prediction.thinks, extra_rewards))
+    return replace(
+        prediction,
+        **judged(prediction.completion, sample, match, thinks=prediction.thinks, extra_rewards=extra_rewards),
+    )

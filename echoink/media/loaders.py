@@ -177,7 +177,7 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
             if 0 < frames < 2**62:  # a recorder that was killed says 0; FLAC out of a pipe says the most there is
                 samples = file.read(frames=wanted, dtype="float32", always_2d=True)
                 if len(samples) == min(wanted, frames):
-                    return _sound(samples, rate, max_seconds, frames / rate, medium)
+                    return _sound(samples, rate, max_seconds, seconds=frames / rate, medium=medium)
     except UserError:
         raise
     except (soundfile.LibsndfileError, RuntimeError):  # FFmpeg may know it; else it says what is wrong
@@ -201,7 +201,7 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
             f"the sound {medium} is cut off: {found:.2f} of {declared:.2f} s can be read",
             "replace the file or drop the sample",
         )
-    return _sound(samples, rate, max_seconds, found if ended or not declared else declared, medium)
+    return _sound(samples, rate, max_seconds, seconds=found if ended or not declared else declared, medium=medium)
 
 
 def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
@@ -380,7 +380,9 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     if not len(samples):
         raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
     found = len(samples) / rate
-    return _sound(samples, rate, max_seconds, found if ended or not declared else max(declared, found), medium)
+    return _sound(
+        samples, rate, max_seconds, seconds=found if ended or not declared else max(declared, found), medium=medium
+    )
 
 
 def scaled(width: int, height: int, max_pixels: int, grid: int) -> tuple[int, int]:

@@ -50,10 +50,10 @@ def _attention(
     **kwargs,
 ) -> tuple[Tensor, None]:
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask=attention_mask, **kwargs)
     # Under autocast the rotary embedding leaves query and key in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return layout.attend(module.layer_idx, query, key, value, kwargs["scaling"]).transpose(1, 2), None
+    return layout.attend(module.layer_idx, query, key, value=value, scale=kwargs["scaling"]).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, _attention)

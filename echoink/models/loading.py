@@ -60,7 +60,7 @@ def load_model(
     if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
         made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
         raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
-    model = _frozen(_load_published(path, dtype, attention, quantized, shard_plan), freeze)
+    model = _frozen(_load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan), freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then

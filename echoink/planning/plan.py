@@ -116,20 +116,25 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
             sharding = Sharding.fsdp2
         several = replace(config, trainer=replace(trainer, processes=min(count, step_time.NODE), sharding=sharding))
         needed = needs(several, parameters, max(each.total for each in tokens)).total
-        setting = (count, memory.SHARDED_PARTS[sharding], reference, again)
+        setting = {
+            "gpus": count,
+            "sharded": memory.SHARDED_PARTS[sharding],
+            "reference": reference,
+            "again": again,
+        }
         found[str(count)] = {
             "sharding": sharding.name,
             "memory_bytes": needed,
             **{
                 gpu.name: {
                     "fits": needed < memory.USABLE * gpu.memory,
-                    **step_time.hours(model, step, asked, gpu, *setting),
+                    **step_time.hours(model, step, asked, gpu, **setting),
                 }
                 for gpu in step_time.GPUS
             },
         }
         if count == step_time.NODE:
-            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], *setting)
+            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], **setting)
     return found
 
 
@@ -213,7 +218,9 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         quantized=config.adapter.kind is Adapter.qlora,
         joins_keys=False,
     )
-    estimate = memory.of_run(config, model, parameters["learning"], longest, config.generation.vllm.sleep)
+    estimate = memory.of_run(
+        config, model, parameters["learning"], longest=longest, engine_sleeps=config.generation.vllm.sleep
+    )
     among = min(trainer.processes, step_time.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
     return estimate.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
 

@@ -187,7 +187,7 @@ def hours(
     if step.prompts < least:
         step = replace(step, prompts=least)
     steps = -(-samples // step.prompts) * step.updates
-    once = seconds(model, step, gpu, gpus, sharded, reference, again)
+    once = seconds(model, step, gpu, gpus=gpus, sharded=sharded, reference=reference, again=again)
     whole = steps / step.updates * once.total / 3600
     return {
         "prompts_per_step": step.prompts,
@@ -198,9 +198,9 @@ def hours(
     }
 
 
-def growth(model: Model, step: Step, samples: float, *setting) -> dict[str, float]:
+def growth(model: Model, step: Step, samples: float, gpu: Gpu, **setting) -> dict[str, float]:
     """How many times the GPU-hours of `hours` (whose further arguments are `setting`) are, with twice of one thing."""
-    once = hours(model, step, samples, *setting)["gpu_hours"]
+    once = hours(model, step, samples, gpu, **setting)["gpu_hours"]
     twice = {
         "samples": (2 * samples, step),
         "group_size": (samples, replace(step, group=2 * step.group)),
@@ -210,4 +210,4 @@ def growth(model: Model, step: Step, samples: float, *setting) -> dict[str, floa
             replace(step, prompt=2 * step.prompt, seen=2 * step.seen, heard=2 * step.heard),
         ),
     }
-    return {name: hours(model, of, many, *setting)["gpu_hours"] / once for name, (many, of) in twice.items()}
+    return {name: hours(model, of, many, gpu, **setting)["gpu_hours"] / once for name, (many, of) in twice.items()}

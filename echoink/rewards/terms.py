@@ -48,7 +48,7 @@ class ExtraReward(NamedTuple):
 def accuracy_of(match: Match) -> RewardFunction:
     """R_accuracy (Eq. 3), answers read as `match` says."""
     return lambda texts, samples: [
-        accuracy_reward(text, s.problem_type, s.options, s.solution, match)
+        accuracy_reward(text, s.problem_type, s.options, solution=s.solution, match=match)
         for text, s in zip(texts, samples, strict=True)
     ]
 

@@ -117,7 +117,7 @@ def generate(
     rows, ends = list(range(len(logits))), set(end_ids)
     for position in range(sampling.max_new_tokens):
         logits[:, media_tokens] = float("-inf")
-        tokens = choose(logits, noise[:, position], temperature, sampling.top_p, sampling.top_k)
+        tokens = choose(logits, noise[:, position], temperature, top_p=sampling.top_p, top_k=sampling.top_k)
         sampled = tokens.tolist()  # here a step waits for the device, and nowhere else but in a nucleus without top-k
         for row, token in zip(rows, sampled, strict=True):
             completions[row].append(token)

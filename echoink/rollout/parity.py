@@ -113,16 +113,28 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
         wanted = replace(
             setup, rows=len(prompts) * G, longest=longest, sleeps=False, prefix_cache=prefix_cache, eager=True
         )
-        engine = Engine(model, processor.processor, wanted, folder / "engine.log", folder / "weights.safetensors")
+        engine = Engine(
+            model, processor.processor, wanted, log=folder / "engine.log", weights=folder / "weights.safetensors"
+        )
         try:
             engine.push(model)
             rows, logps = engine.generate(prompts, list(range(len(prompts))), G)
             for number, (kind, prompt) in enumerate(asked.items()):
                 own = slice(number * G, (number + 1) * G)
-                apart = gaps(model, prompt, rows[own], logps[own], setup.sampling.temperature, setup.bf16)
+                apart = gaps(
+                    model, prompt, rows[own], logps=logps[own], temperature=setup.sampling.temperature, bf16=setup.bf16
+                )
                 good = bool(apart.max() < LIMITS[setup.dtype])
                 layer = _first_apart(model, prompt, engine, setup) if prefix_cache or not good else ""
-                yield Parity(kind, prefix_cache, apart.max().item(), apart.mean().item(), len(apart), layer, good)
+                yield Parity(
+                    kind,
+                    prefix_cache,
+                    apart.max().item(),
+                    mean=apart.mean().item(),
+                    tokens=len(apart),
+                    layer=layer,
+                    good=good,
+                )
         finally:
             engine.close()
 

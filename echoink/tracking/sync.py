@@ -87,10 +87,9 @@ def _inputs(stored: StoredRun) -> None:
             Dataset(
                 one["name"],
                 one["digest"],
-                "local",
-                json.dumps({"uri": one["source"]}),
-                None,
-                json.dumps(one["profile"]),
+                source_type="local",
+                source=json.dumps({"uri": one["source"]}),
+                profile=json.dumps(one["profile"]),
             ),
             [InputTag("mlflow.data.context", one["context"])],
         )

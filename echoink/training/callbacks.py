@@ -237,11 +237,11 @@ class Keeper(TrainerCallback):
                     self._files.path,
                     step,
                     write,
-                    self._keep,
-                    provenance,
-                    collectives.first,
-                    collectives.each,
-                    collectives.share,
+                    keep=self._keep,
+                    provenance=provenance,
+                    first=collectives.first,
+                    each=collectives.each,
+                    share=collectives.share,
                 )
         except collectives.Lost:
             raise

@@ -47,10 +47,10 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
                     device=state.device,
                     sleeps=settings.sleep,
                 ),
-                files.path / own,
-                weights,
-                state.is_local_main_process,
-                collectives.each,
+                log=files.path / own,
+                weights=weights,
+                writes=state.is_local_main_process,
+                each=collectives.each,
             )
         )
 

@@ -65,16 +65,23 @@ def train(
     lora, reference = _adapter_and_reference(job)
     settings = with_checkpointing_decided(job, longest)
     recorder = _recorder(config, files, tracker, steps)
-    keeper = _keeper(job, files, evaluator, recorder, provenance)
+    keeper = _keeper(job, files, evaluator, recorder=recorder, provenance=provenance)
     scoring, generation, kind = _scoring(job), config.generation, EchoInkTrainer
     if config.task is Task.sft:
         generation, kind = replace(generation, temperature=1.0), SupervisedTrainer  # responses are learned as they are
     trainer = kind(
-        Policy(job.model, reference, job.processor, lora, engine, config.generation.vllm.correction),
+        Policy(
+            job.model,
+            reference,
+            job.processor,
+            adapter=lora,
+            engine=engine,
+            correction=config.generation.vllm.correction,
+        ),
         job.splits.train,
         scoring,
-        arguments(settings, config.grpo, generation, config.seed, steps, str(files.path)),
-        config.grpo,
+        args=arguments(settings, config.grpo, generation, seed=config.seed, steps=steps, folder=str(files.path)),
+        settings=config.grpo,
         curriculum=config.dataset.curriculum,
         callbacks=[recorder, keeper],
         on_rollout=_on_rollout(job, files, tracker, scoring),
@@ -107,7 +114,9 @@ def _scoring(job: Job) -> Scoring:
     rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
-    return Scoring(rewards, integration_of(config.reward, job.processor, rows, train, config.seed, clusters))
+    return Scoring(
+        rewards, integration_of(config.reward, job.processor, rows, samples=train, seed=config.seed, clusters=clusters)
+    )
 
 
 def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel | None]:
@@ -128,7 +137,15 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
 def _recorder(config: Config, files: RunFolder, tracker: Tracker, steps: int) -> Recorder:
     completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
     alarm = config.generation.vllm.alarm
-    return Recorder(files, tracker, steps, completions, updates, config.trainer.max_skipped_steps, alarm)
+    return Recorder(
+        files,
+        tracker,
+        steps,
+        completions=completions,
+        updates_per_rollout=updates,
+        patience=config.trainer.max_skipped_steps,
+        alarm=alarm,
+    )
 
 
 def _keeper(
@@ -139,13 +156,13 @@ def _keeper(
         files,
         config.trainer.save_every,
         config.trainer.keep_checkpoints,
-        Regular(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
-        Regular(
+        development=Regular(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
+        watch=Regular(
             config.trainer.completions_every if config.eval.watched else 0,
             lambda model, step: evaluator.watch(model, job.splits.valid, step),
         ),
-        recorder,
-        provenance,
+        recorder=recorder,
+        provenance=provenance,
     )
 
 

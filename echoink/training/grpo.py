@@ -175,9 +175,9 @@ def objective(
         weights: w, see `engine_ratio`; None: 1.
     """
     divergence = None if reference is None else kl(logps, reference)
-    losses = token_losses(logps, old, advantages, loss, clip)
+    losses = token_losses(logps, old, advantages, loss=loss, clip=clip)
     if weights is not None:
         losses = losses * weights
     if divergence is not None:
         losses = losses + beta * divergence
-    return Objective(reduce(losses, mask, loss, width, tokens), divergence)
+    return Objective(reduce(losses, mask, loss, width=width, tokens=tokens), divergence)

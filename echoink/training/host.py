@@ -201,7 +201,7 @@ class Host(Resumable):
         if not self._settings.modality_dropout or not has_both(sample):
             return sample
         number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
-        coin = uniforms(self.args.seed, number, f"dropout {sample.id}", 1, 2).flatten().tolist()
+        coin = uniforms(self.args.seed, number, f"dropout {sample.id}", group_size=1, length=2).flatten().tolist()
         return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._settings.modality_dropout else sample
 
     # --- the update, and the log of a step ---
@@ -273,7 +273,9 @@ class Host(Resumable):
             for batch in self._buffered_inputs
             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
         ]
-        self.rollout = Rollout(samples, self._prefetcher.take(samples), kept["features"], index, completions)
+        self.rollout = Rollout(
+            samples, self._prefetcher.take(samples), kept["features"], prompt_index=index, completions=completions
+        )
 
     def close(self) -> None:
         """End the threads that look ahead."""

@@ -135,11 +135,11 @@ class IntegrationReward:
                     model,
                     prompts,
                     drawn[self._both],
-                    temperatures,
-                    sampling,
-                    end_ids,
-                    pad_id,
-                    features,
+                    temperatures=temperatures,
+                    sampling=sampling,
+                    end_ids=end_ids,
+                    pad_id=pad_id,
+                    features=features,
                     decoder=decoder,
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
@@ -201,7 +201,14 @@ class IntegrationReward:
             for start in range(0, len(rows), self._rows):
                 part = slice(start, start + self._rows)
                 parts.append(
-                    score(model.forward, prompts, features, places[part], ids[rows[part]], mask[rows[part]])[0]
+                    score(
+                        model.forward,
+                        prompts,
+                        features,
+                        prompt_index=places[part],
+                        completion_ids=ids[rows[part]],
+                        scored=mask[rows[part]],
+                    )[0]
                 )
             logps.append(torch.cat(parts))
         model.train(trains)
@@ -265,4 +272,12 @@ def integration_of(
                 f"reward.integration={rule.name}: no question whose need is known has a donor", "more samples"
             )
     accuracy = accuracy_of(config.match)
-    return IntegrationReward(rule, config.integration_scale, config.lambda_int, processor, accuracy, rows, twins)
+    return IntegrationReward(
+        rule,
+        config.integration_scale,
+        config.lambda_int,
+        processor=processor,
+        accuracy=accuracy,
+        rows=rows,
+        twins=twins,
+    )

@@ -42,9 +42,9 @@ class Lesson:
     weight_decay: float
 
 
-PROJECTION = Lesson("hearing", 600, 256, 3e-3, 0.3)
+PROJECTION = Lesson("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
 """Of a frozen encoder's features, which are computed once."""
-TOWER = Lesson("seeing", 500, 48, 1e-3, 0.05)
+TOWER = Lesson("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
 """Of a new tower: encoder and projection."""
 
 
@@ -106,7 +106,9 @@ def learn_sounds(
     def draw(chosen: Tensor) -> Tensor:
         return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
 
-    return _learn(projection, draw, model, processor, [name for _, name in sounds], PROJECTION, bar)
+    return _learn(
+        projection, draw, model, processor=processor, named=[name for _, name in sounds], lesson=PROJECTION, bar=bar
+    )
 
 
 def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
@@ -146,7 +148,7 @@ def learn_pictures(
         return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
     tower = getattr(model.model, family.TOWERS["vision"])
-    return _learn(tower, draw, model, processor, [name for _, name in pictures], TOWER, bar)
+    return _learn(tower, draw, model, processor=processor, named=[name for _, name in pictures], lesson=TOWER, bar=bar)
 
 
 @torch.no_grad()

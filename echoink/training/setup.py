@@ -58,13 +58,15 @@ def load(
     wanted, generation = config.model, config.generation
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
-    model = loading.load_model(path, wanted.dtype.name, wanted.attention.name, freeze, quantized, shard_plan)
+    model = loading.load_model(
+        path, wanted.dtype.name, wanted.attention.name, freeze=freeze, quantized=quantized, shard_plan=shard_plan
+    )
     if not learns and config.trainer.bf16:
         round_frozen(model.requires_grad_(False), torch.bfloat16)
     processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
-    prompts = PromptProcessor(processor, model, config.prompt, caps, config.dataset.workers)
+    prompts = PromptProcessor(processor, model, config.prompt, caps=caps, workers=config.dataset.workers)
     return Loaded(model, prompts, sampling, loading.end_ids(model, processor))
 
 
@@ -92,7 +94,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
     frozen = tuple(part.name for part in config.model.freeze)
-    loaded = load(config, path, frozen, shard_plan_of(config), trains)
+    loaded = load(config, path, frozen, shard_plan=shard_plan_of(config), learns=trains)
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
@@ -103,7 +105,16 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     console.say("model", f"{path} · {loading.describe(model, trains)}")
     if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
         console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
-    return Job(config, splits, path, model, loaded.processor, loaded.sampling, loaded.end_ids, extra)
+    return Job(
+        config,
+        splits,
+        path,
+        model=model,
+        processor=loaded.processor,
+        sampling=loaded.sampling,
+        end_ids=loaded.end_ids,
+        extra_rewards=extra,
+    )
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:
@@ -134,7 +145,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
     model, trainer = memory.of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
-    alone = memory.of_run(config, model, learning, longest, sleeps)
+    alone = memory.of_run(config, model, learning, longest=longest, engine_sleeps=sleeps)
     among = sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
     needs = alone.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
     there = available_memory(job.model.device)
@@ -164,7 +175,7 @@ def evaluation_prompts(job: Job, longest: int) -> int:
         learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
         if config.adapter.kind is not Adapter.none:
             learning = 0  # not yet there, and few
-        needs = memory.of_run(config, model, learning, longest, config.generation.vllm.sleep)
+        needs = memory.of_run(config, model, learning, longest=longest, engine_sleeps=config.generation.vllm.sleep)
         among, gathered = processes().num_processes, memory.gathered_bytes(model, config.trainer.bf16)
         needs = needs.sharded(config.trainer.sharding, among, gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
@@ -173,7 +184,7 @@ def evaluation_prompts(job: Job, longest: int) -> int:
     draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
     room = torch.cuda.mem_get_info(device)[1]
     completion, bf16 = config.generation.max_new_tokens, config.trainer.bf16
-    own = memory.evaluation_prompts(model, beside, draws, longest, completion, bf16, room)
+    own = memory.evaluation_prompts(model, beside, draws, longest=longest, completion=completion, bf16=bf16, room=room)
     chosen = min(collectives.share(lambda number, count: own))  # their rounds go together
     console.say("", f"{console.counted(chosen, 'prompt')} decoded together in evaluations (eval.batch_prompts)")
     return chosen

@@ -60,7 +60,7 @@ class SupervisedTrainer(EchoInkTrainer):
         completions = [_tokens(self._tokenizer, text) for sample in samples for text in self._responses(sample, group)]
         prompt_index = [ids.index(id) for id in row_ids]
         assert prompt_index == [index for index in range(len(ids)) for _ in range(group)], "a group was split"
-        return Rollout(samples, prompts, features, prompt_index, completions)
+        return Rollout(samples, prompts, features, prompt_index=prompt_index, completions=completions)
 
     def _responses(self, sample: Sample, group: int) -> list[str]:
         """G of a sample's responses, those of this pass first."""

@@ -85,7 +85,7 @@ class EchoInkTrainer(Host):
             prompts = self._prefetcher.take(samples)
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
         seed, step = self.args.seed, self.state.global_step
-        noise = torch.stack([uniforms(seed, step, id, group, sampling.max_new_tokens) for id in ids])
+        noise = torch.stack([uniforms(seed, step, id, group_size=group, length=sampling.max_new_tokens) for id in ids])
         ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
             # Media are encoded here where our decoder needs them, or where they can serve the loss as well.
@@ -106,15 +106,27 @@ class EchoInkTrainer(Host):
                 temperatures = [sampling.temperature] * group
                 self._decoder = self._decoder or decoder_for(model)
                 completions = generate(
-                    model, prompts, noise, temperatures, sampling, ends, pad, features, decoder=self._decoder
+                    model,
+                    prompts,
+                    noise,
+                    temperatures=temperatures,
+                    sampling=sampling,
+                    end_ids=ends,
+                    pad_id=pad,
+                    features=features,
+                    decoder=self._decoder,
                 )
             if self._integration:
                 with self.timer.section("time/integration"):
                     self._integration.take(samples, prompts, features)
-                    self._integration.answer_again(model, noise, sampling, ends, pad, self._decoder)
+                    self._integration.answer_again(
+                        model, noise, sampling, end_ids=ends, pad_id=pad, decoder=self._decoder
+                    )
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             features = None if towers_learn(model.model) else features
-        return Rollout(samples, prompts, features, prompt_index, completions, engine_logps)
+        return Rollout(
+            samples, prompts, features, prompt_index=prompt_index, completions=completions, engine_logps=engine_logps
+        )
 
     def _score(self, rollout: Rollout, texts: list[str]) -> Tensor:
         """R_k(o_i) of the rows of all processes, [R, K]."""
@@ -293,18 +305,36 @@ class EchoInkTrainer(Host):
                 part = slice(start, start + size)
                 ids = inputs["completion_ids"][part]
                 if self._settings.shared_prefix:
-                    found.append(score(model, prompts, features, prompt_index[part], ids, computed[part]))
+                    found.append(
+                        score(
+                            model,
+                            prompts,
+                            features,
+                            prompt_index=prompt_index[part],
+                            completion_ids=ids,
+                            scored=computed[part],
+                        )
+                    )
                 else:
                     tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
                     mask = torch.cat([inputs["prompt_mask"][part], inputs["completion_mask"][part]], 1)
-                    found.append(score_plain_rows(model, prompts, prompt_index[part], tokens, mask, ids.shape[1]))
+                    found.append(
+                        score_plain_rows(
+                            model,
+                            prompts,
+                            prompt_index[part],
+                            input_ids=tokens,
+                            attention_mask=mask,
+                            completion_width=ids.shape[1],
+                        )
+                    )
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)
 
     def _engine_ratio(self, logps: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """Weights of the loss for an engine's rollout; what they are is noted."""
         engine = inputs["sampling_per_token_logps"]
-        weights = grpo.engine_ratio(logps, engine, mask, self._correction, self._most)
+        weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, most=self._most)
         noted = importance_sampling.notes(logps, engine, mask, weights)
         self._engine_notes.append(self.accelerator.gather(noted).view(-1, len(noted)))
         return weights

@@ -223,7 +223,7 @@ def graph() -> Iterator[Row]:
     """Captured decoding: the same tokens as without a graph, while rows leave; what a capture costs."""
     length = 12 if SMALL else 64
     prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(2)]
-    noise = torch.stack([sampling.uniforms(0, 0, str(seed), G, length) for seed in range(2)])
+    noise = torch.stack([sampling.uniforms(0, 0, str(seed), group_size=G, length=length) for seed in range(2)])
     ends = list(range(20, 60))  # rows leave along the way
     how = sampling.Sampling(1.0, 0.95, 50, length)
     kinds = {
@@ -240,7 +240,9 @@ def graph() -> Iterator[Row]:
 
         def rollout(one: decoder.Decoder, of=model, casts=cast) -> list[list[int]]:
             with autocast(casts):
-                return generate.generate(of, prompts, noise, [1.0] * G, how, ends, 0, decoder=one)
+                return generate.generate(
+                    of, prompts, noise, temperatures=[1.0] * G, sampling=how, end_ids=ends, pad_id=0, decoder=one
+                )
 
         found = rollout(captured), rollout(plain)
         same, first = sum(one == other for one, other in zip(*found, strict=True)), len(captures)
@@ -275,7 +277,9 @@ def decode() -> Iterator[Row]:
                 step = timed(lambda d=one, t=tokens, p=places: d(t, p), min(length - 4, 40) // 2, 1)
                 logits = start.logits.repeat_interleave(G, 0)
                 noise, warm = torch.rand(rows, device=DEVICE), torch.ones(rows, device=DEVICE)
-                pick = timed(lambda x=logits, n=noise, w=warm: sampling.choose(x, n, w, 0.95, 50).tolist(), 5)
+                pick = timed(
+                    lambda x=logits, n=noise, w=warm: sampling.choose(x, n, w, top_p=0.95, top_k=50).tolist(), 5
+                )
             of = f"{name}{' LoRA' if adapts else ''}, {rows} rows, C = {length}"
             yield Row(f"{of}: a token", 1000 * step, "ms")
             yield Row(f"{of}: reading the weights alone", held / step / 1e9, "GB/s")
@@ -304,7 +308,7 @@ def update() -> Iterator[Row]:
 
         def forward(one=asked, at=ids, of=mask) -> Tensor:
             with autocast():
-                return score(model, [one], None, [0] * G, at, of)[0]
+                return score(model, [one], None, prompt_index=[0] * G, completion_ids=at, scored=of)[0]
 
         def reference(work=forward) -> None:
             with torch.no_grad():
@@ -369,9 +373,14 @@ def fsdp_graph() -> Iterator[Row]:
         fully_shard(model, mesh=mesh, mp_policy=policy)
         sharding.register_root(model)
         length = 8 if SMALL else 48
-        noise, how = sampling.uniforms(0, 0, "a", G, length)[None], sampling.Sampling(1.0, 0.95, 50, length)
+        noise, how = (
+            sampling.uniforms(0, 0, "a", group_size=G, length=length)[None],
+            sampling.Sampling(1.0, 0.95, 50, length),
+        )
         with autocast(), sharding.unsharded(model):
-            found = generate.generate(model, [text_prompt(60)], noise, [1.0] * G, how, [21], 0)
+            found = generate.generate(
+                model, [text_prompt(60)], noise, temperatures=[1.0] * G, sampling=how, end_ids=[21], pad_id=0
+            )
         yield Row("decoding under FSDP2's hooks", len(found), "rows", len(found) == G)
         seen, attend = set(), Layout.attend
         Layout.attend = lambda self, *args: (seen.add(self), attend(self, *args))[1]
@@ -379,7 +388,14 @@ def fsdp_graph() -> Iterator[Row]:
             add_fused_lm_head(model)
             ids = torch.randint(20, 400, (G, length), device=DEVICE)
             with autocast():
-                logps, _ = score(model.train(), [text_prompt(60)], None, [0] * G, ids, torch.ones_like(ids).bool())
+                logps, _ = score(
+                    model.train(),
+                    [text_prompt(60)],
+                    None,
+                    prompt_index=[0] * G,
+                    completion_ids=ids,
+                    scored=torch.ones_like(ids).bool(),
+                )
             logps.sum().backward()
         finally:
             Layout.attend = attend

@@ -107,12 +107,14 @@ def test_a_question_that_shares_a_file_with_validation_is_dropped(source, tmp_pa
 def test_every_letter_is_right_equally_often_and_several_right_options_stay_right():
     turns = Counter()
     options = ("A. dog", "B. cat", "C. cow", "D. hen")
-    found = [balanced(str(n), options, frozenset("A"), 0, turns) for n in range(40)]
+    found = [balanced(str(n), options, frozenset("A"), seed=0, turns=turns) for n in range(40)]
     assert Counter(solution for _, solution in found) == {"A": 10, "B": 10, "C": 10, "D": 10}
     assert all(made["ABCD".index(solution)][3:] == "dog" for made, solution in found)
     assert len({tuple(made) for made, _ in found}) > 10
-    assert found == [balanced(str(n), options, frozenset("A"), 0, again) for again in [Counter()] for n in range(40)]
-    made, solution = balanced("x", options, frozenset("AC"), 0, Counter())
+    assert found == [
+        balanced(str(n), options, frozenset("A"), seed=0, turns=again) for again in [Counter()] for n in range(40)
+    ]
+    made, solution = balanced("x", options, frozenset("AC"), seed=0, turns=Counter())
     assert {made["ABCD".index(letter)][3:] for letter in solution.split(", ")} == {"dog", "cow"}
 
 
@@ -210,7 +212,14 @@ def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
     given = {"problem": "What is heard?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
     (sample,), _ = parse_rows([{**given, "path": {"video": "v.mp4"}}], tmp_path, "here")
     (silent,), _ = parse_rows([{**given, "data_type": "video", "path": {"video": "v.mp4"}}], tmp_path, "here")
-    written = difficulty.row_of(sample, 0, "dev", tmp_path / "out", {}, 0, False, Counter())
+    written = difficulty.row_of(
+        sample, 0, "dev", output=tmp_path / "out", extra={}, seed=0, shuffle=False, turns=Counter()
+    )
     (again,), _ = parse_rows([written], tmp_path / "out/dev", "there")
     assert sample.asks_for_soundtrack and again.asks_for_soundtrack
-    assert difficulty.row_of(silent, 1, "dev", tmp_path / "out", {}, 0, False, Counter())["data_type"] == "video"
+    assert (
+        difficulty.row_of(silent, 1, "dev", output=tmp_path / "out", extra={}, seed=0, shuffle=False, turns=Counter())[
+            "data_type"
+        ]
+        == "video"
+    )

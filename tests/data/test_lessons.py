@@ -109,5 +109,5 @@ def test_the_same_seed_makes_the_same_lessons(split, tmp_path):
 
 def test_a_split_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="omni_rl_format_train") as refused:
-        lessons.write(tmp_path / "none", tmp_path / "out", 1, 1, 0, progress)
+        lessons.write(tmp_path / "none", tmp_path / "out", 1, answers=1, seed=0, bar=progress)
     assert "data get open_media" in refused.value.hint

@@ -259,10 +259,10 @@ def test_a_download_that_is_cut_off_is_kept_and_one_that_is_whole_is_not_asked_f
     )
     monkeypatch.setattr(Mirror, "most", 500)
     with pytest.raises(UserError, match=f"cut off after 500 of {size:,} bytes"):
-        packages.obtain(package, tmp_path, None, lambda count: None, mirror)
+        packages.obtain(package, tmp_path, None, advance=lambda count: None, mirror=mirror)
     assert part.stat().st_size == 500
     part.write_bytes(Mirror.data)  # killed before it was looked at
-    packages.obtain(package, tmp_path, None, lambda count: None, mirror)
+    packages.obtain(package, tmp_path, None, advance=lambda count: None, mirror=mirror)
     assert Mirror.asked == [None] and not part.exists()
 
 
@@ -274,20 +274,20 @@ def test_a_download_goes_on_where_it_was_cut_off(tmp_path, contents, mirror, mon
     if cut:
         (tmp_path / f"{package.file}.part").write_bytes(Mirror.data[:cut])
     seen = []
-    file = packages.obtain(package, tmp_path, None, seen.append, mirror)
+    file = packages.obtain(package, tmp_path, None, advance=seen.append, mirror=mirror)
     assert file.read_bytes() == Mirror.data and sum(seen) == len(Mirror.data)
     assert Mirror.asked == [f"bytes={cut}-" if cut else None]
-    packages.obtain(package, tmp_path, None, seen.append, mirror)
+    packages.obtain(package, tmp_path, None, advance=seen.append, mirror=mirror)
     assert len(Mirror.asked) == 1, "what is there is not downloaded again"
 
 
 def test_a_download_that_is_damaged_is_thrown_away_and_a_mirror_that_is_away_is_named(tmp_path, mirror):
     Mirror.data, package = b"!<arch>\n", replace(packages.PACKAGES[0], size=8)
     with pytest.raises(UserError, match="is not tuxpaint"):
-        packages.obtain(package, tmp_path, None, lambda count: None, mirror)
+        packages.obtain(package, tmp_path, None, advance=lambda count: None, mirror=mirror)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError) as error:
-        packages.obtain(package, tmp_path, None, lambda count: None, "http://127.0.0.1:9")
+        packages.obtain(package, tmp_path, None, advance=lambda count: None, mirror="http://127.0.0.1:9")
     assert "debs=" in error.value.hint
 
 

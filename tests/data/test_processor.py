@@ -144,11 +144,20 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
         with torch.no_grad():
             if path == "packed":
                 features = encode_media(model.model, own)
-                return score(model, own, features, prompt_index, completions[rows], torch.ones(len(rows), 5).bool())[0]
+                return score(
+                    model,
+                    own,
+                    features,
+                    prompt_index=prompt_index,
+                    completion_ids=completions[rows],
+                    scored=torch.ones(len(rows), 5).bool(),
+                )[0]
             batch = prompt_batch([own[index] for index in prompt_index], 0)
             ids = torch.cat([batch["input_ids"], completions[rows]], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
-            return logprobs.score_plain_rows(model, own, prompt_index, ids, mask, 5)[0]
+            return logprobs.score_plain_rows(
+                model, own, prompt_index, input_ids=ids, attention_mask=mask, completion_width=5
+            )[0]
 
     together = logps(range(len(prompts)))
     alone = torch.cat([logps([index]) for index in range(len(prompts))])
@@ -163,8 +172,16 @@ def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_ea
     sampling, ends = Sampling(1.0, 0.95, 50, 12), end_ids(model, processor.processor)
 
     def texts(samples):
-        noise = torch.stack([uniforms(0, 0, sample.id, 2, 12) for sample in samples])
-        return generate(model, [processor(s) for s in samples], noise, [1.0, 1.0], sampling, ends, 0)
+        noise = torch.stack([uniforms(0, 0, sample.id, group_size=2, length=12) for sample in samples])
+        return generate(
+            model,
+            [processor(s) for s in samples],
+            noise,
+            temperatures=[1.0, 1.0],
+            sampling=sampling,
+            end_ids=ends,
+            pad_id=0,
+        )
 
     assert texts(one_of_each) == [row for sample in one_of_each for row in texts([sample])]
 

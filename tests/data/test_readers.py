@@ -84,9 +84,9 @@ def test_media_are_read_late(forms, monkeypatch):
     def never(*_):
         raise AssertionError("a file was read")
 
-    from echoink.data import readers
+    from echoink.data import tables
 
-    monkeypatch.setattr(readers, "_read", never)
+    monkeypatch.setattr(tables, "_read", never)
     assert len(read_split(forms / "saved", "train")) == 6
 
 

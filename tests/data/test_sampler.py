@@ -22,7 +22,7 @@ def test_the_sampler_visits_every_prompt_and_fills_the_last_block_by_wrapping():
 
 def test_the_sampler_is_seeded_by_seed_and_epoch():
     def order(seed, epoch):
-        sampler = GroupSampler(50, 1, 5, 1, seed)
+        sampler = GroupSampler(50, 1, 5, repeats=1, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 

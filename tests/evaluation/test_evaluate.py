@@ -19,7 +19,7 @@ SAMPLING = Sampling(1.0, 0.95, 50, 64)
 
 def answers(model, processor, samples, batch=8, seed=0, draws=(SAMPLED, GREEDY), match=Match.lenient):
     ends = end_ids(model, processor.processor)
-    setup = EvaluationSetup(processor, SAMPLING, ends, match, seed, batch, draws=draws)
+    setup = EvaluationSetup(processor, SAMPLING, ends, match=match, seed=seed, batch_prompts=batch, draws=draws)
     return list(evaluate(model, samples, setup, "base"))
 
 
@@ -49,9 +49,11 @@ def test_the_sampled_draw_is_keyed_by_seed_and_the_greedy_one_is_not(model, proc
 
 
 def test_noise_is_that_of_no_rollout_and_of_no_other_split(processor, samples):
-    valid = EvaluationSetup(processor, SAMPLING, [0], Match.lenient, 0, 8)
+    valid = EvaluationSetup(processor, SAMPLING, [0], match=Match.lenient, seed=0, batch_prompts=8)
     drawn = [noise_of(valid, samples[0], 2), noise_of(replace(valid, split="dev"), samples[0], 2)]
-    drawn.append(uniforms(0, 0, samples[0].id, 2, SAMPLING.max_new_tokens))  # the first step of training
+    drawn.append(
+        uniforms(0, 0, samples[0].id, group_size=2, length=SAMPLING.max_new_tokens)
+    )  # the first step of training
     values = [set(noise.flatten().tolist()) for noise in drawn]
     assert not values[0] & values[1] and not values[0] & values[2] and not values[1] & values[2]
 
@@ -59,7 +61,14 @@ def test_noise_is_that_of_no_rollout_and_of_no_other_split(processor, samples):
 def test_a_truncated_completion_says_so(model, processor, samples):
     ends = end_ids(model, processor.processor)
     short = replace(SAMPLING, max_new_tokens=3)
-    found = list(evaluate(model, samples[:2], EvaluationSetup(processor, short, ends, Match.lenient, 0, 2), "base"))
+    found = list(
+        evaluate(
+            model,
+            samples[:2],
+            EvaluationSetup(processor, short, ends, match=Match.lenient, seed=0, batch_prompts=2),
+            "base",
+        )
+    )
     assert all(p.truncated and p.tokens == 3 for p in found)
 
 

@@ -94,7 +94,7 @@ def test_what_each_protocol_asks_draws_and_reads():
     prompt, direct = CONFIG.prompt, CONFIG.eval.direct
 
     def of(protocol, phase):
-        return setting(protocol, phase, prompt, direct, 1, True, Match.exact)
+        return setting(protocol, phase, prompt, direct=direct, samples=1, greedy=True, match=Match.exact)
 
     base, final = of(Protocol.matched, "base"), of(Protocol.matched, "final")
     assert base == final and base.draws == (SAMPLED, GREEDY) and base.match is Match.exact and base.prompt == prompt
@@ -252,7 +252,7 @@ def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluato
     assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
     for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
         alone = make(samples, Variant.swapped_audio, evaluator.seed + number)
-        noise = [uniforms(0, 0, f"eval valid {sample.id}", 3, 48)[number] for sample in alone]
+        noise = [uniforms(0, 0, f"eval valid {sample.id}", group_size=3, length=48)[number] for sample in alone]
         found = evaluate_alone(model, evaluator, alone, noise)
         assert found == [row["completion"] for row in rows if row["draw"] == draw]
 
@@ -261,7 +261,15 @@ def evaluate_alone(model, evaluator, samples, noise):
     omni = evaluator.processor.processor
     prompts = [evaluator.processor(sample) for sample in samples]
     ends, pad = evaluator.end_ids, omni.tokenizer.pad_token_id
-    made = generate(model, prompts, torch.stack(noise)[:, None], [1.0], evaluator.sampling, ends, pad)
+    made = generate(
+        model,
+        prompts,
+        torch.stack(noise)[:, None],
+        temperatures=[1.0],
+        sampling=evaluator.sampling,
+        end_ids=ends,
+        pad_id=pad,
+    )
     return omni.batch_decode(made, skip_special_tokens=True)
 
 

@@ -108,7 +108,13 @@ class StandIn:
         ends = sampling["stop_token_ids"]
         temperatures = [self.temperature * sampling["temperature"]] * group
         rows = rollout.generate(
-            self.model, asked, torch.from_numpy(np.stack(noise)), temperatures, wanted, ends, ends[0]
+            self.model,
+            asked,
+            torch.from_numpy(np.stack(noise)),
+            temperatures=temperatures,
+            sampling=wanted,
+            end_ids=ends,
+            pad_id=ends[0],
         )
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         scored = torch.zeros_like(ids, dtype=torch.bool)
@@ -116,7 +122,7 @@ class StandIn:
             ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
         prompt_index = [number for number in range(len(asked)) for _ in range(group)]
         with torch.no_grad():
-            logps, _ = score(self.model, asked, None, prompt_index, ids, scored)
+            logps, _ = score(self.model, asked, None, prompt_index=prompt_index, completion_ids=ids, scored=scored)
         logps -= float(np.log(2)) if os.environ.get("STAND_IN") == "lies" else 0
         told = [logps[number, : len(row)].tolist() for number, row in enumerate(rows)]
         by_group = range(0, len(rows), group)

@@ -83,7 +83,7 @@ def llama() -> LlamaForCausalLM:
 def parts(llama) -> Parts:
     heard = whisper_encoder({name: torch.from_numpy(of) for name, of in in_ctranslate2(whisper().encoder).items()})
     weights = {name: value for name, value in llama.state_dict().items() if name != "lm_head.weight"}
-    return Parts("here", make_tokenizer(WORDS), llama.config, weights, heard)
+    return Parts("here", make_tokenizer(WORDS), llama.config, language=weights, audio=heard)
 
 
 def test_a_ctranslate2_file_is_read_to_the_last_weight_whatever_the_type():

@@ -47,18 +47,22 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
     features = encode_media(quantized.model, prompts)
     model.eval()
     with torch.no_grad():
-        score(model, prompts, features, prompt_index, completions, mask)
+        score(model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask)
     model.train()
     gradients, logps = [], []
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            found = score(model, prompts, features, prompt_index, completions, mask)[0]
+            found = score(model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask)[
+                0
+            ]
         else:
             batch = prompt_batch([prompts[0]] * 2, 0)
             ids = torch.cat([batch["input_ids"], completions], 1)
             ones = torch.cat([batch["attention_mask"], mask.long()], 1)
-            found = logprobs.score_plain_rows(model, prompts, prompt_index, ids, ones, 6)[0]
+            found = logprobs.score_plain_rows(
+                model, prompts, prompt_index, input_ids=ids, attention_mask=ones, completion_width=6
+            )[0]
         found.sum().backward()
         logps.append(found.detach())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))

@@ -21,7 +21,7 @@ def logps(model, prompts):
     index, mask = [0, 0, 1, 1, 2, 2], torch.ones_like(ids).bool()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = encode_media((model.get_base_model() if isinstance(model, PeftModel) else model).model, prompts[:3])
-        return score(model, prompts[:3], features, index, ids, mask)[0]
+        return score(model, prompts[:3], features, prompt_index=index, completion_ids=ids, scored=mask)[0]
 
 
 def test_a_frozen_model_in_bfloat16_gives_what_autocast_gives(model, prompts):

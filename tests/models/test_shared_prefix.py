@@ -71,8 +71,10 @@ def both(model, prompts, features, completion_ids, mask, group):
     weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(7)) * mask
     found = []
     for logps, _ in (
-        score(model, prompts, features, prompt_index, completion_ids, mask),
-        logprobs.score_plain_rows(model, prompts, prompt_index, ids, attention, mask.shape[1]),
+        score(model, prompts, features, prompt_index=prompt_index, completion_ids=completion_ids, scored=mask),
+        logprobs.score_plain_rows(
+            model, prompts, prompt_index, input_ids=ids, attention_mask=attention, completion_width=mask.shape[1]
+        ),
     ):
         learning = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad((logps * weight).sum(), learning, allow_unused=True)
@@ -111,11 +113,13 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, ad
     if adapter:  # the reference is the same model with the adapter off
         prompt_index = [index for index in range(len(prompts)) for _ in range(3)]
         with torch.no_grad(), model.disable_adapter():
-            off, _ = score(model, prompts, features, prompt_index, ids, mask)
+            off, _ = score(model, prompts, features, prompt_index=prompt_index, completion_ids=ids, scored=mask)
         untouched = load_model("tiny")
         add_fused_lm_head(untouched)
         with torch.no_grad():
-            expected, entropy = score(untouched, prompts, None, prompt_index, ids, mask)
+            expected, entropy = score(
+                untouched, prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=mask
+            )
         assert entropy is None and (off - expected).abs().max() <= 1e-5
         assert (off - packed[0]).abs().max() > 1e-3
 
@@ -124,7 +128,7 @@ def test_entropies_are_those_of_plain_rows(model, prompts):
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     ids, mask = ragged(2, 3)
     with torch.no_grad():
-        _, entropy = score(model, prompts[:2], None, [0, 0, 0, 1, 1, 1], ids, mask)
+        _, entropy = score(model, prompts[:2], None, prompt_index=[0, 0, 0, 1, 1, 1], completion_ids=ids, scored=mask)
         for row in range(6):
             prompt, length = prompts[row // 3], int(mask[row].sum())
             tokens = torch.cat([prompt.input_ids, ids[row, :length]])[None]
@@ -168,7 +172,7 @@ def test_no_group_has_a_gradient_of_the_whole_rows_size_and_attention_is_float32
     query = torch.randn(1, 4, layout.tokens, 8, dtype=torch.bfloat16, requires_grad=True)
     key, value = (torch.randn(1, 2, layout.tokens, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     with Seen() as seen, torch.autocast("cpu", torch.bfloat16):
-        found = shared_prefix.by_parts(query, key, value, layout, 0.3)
+        found = shared_prefix.by_parts(query, key, value, layout=layout, scale=0.3)
         found.sum().backward()
     assert found.dtype is torch.bfloat16 and found.shape == query.shape
     whole = [name for name, shape, _ in seen.calls if name == "slice_backward" and layout.tokens in shape]
@@ -232,7 +236,7 @@ def test_a_packed_row_is_as_long_as_its_distinct_tokens_and_the_head_sees_comple
     )
     model.model.register_forward_hook(lambda _, args, output: seen.append(output.last_hidden_state.shape[1]))
     ids, mask = ragged(3, 4)
-    score(model, prompts[:3], None, [0] * 4 + [1] * 4 + [2] * 4, ids, mask)
+    score(model, prompts[:3], None, prompt_index=[0] * 4 + [1] * 4 + [2] * 4, completion_ids=ids, scored=mask)
     completion_tokens = int(mask.sum())
     assert seen == [sum(len(p.input_ids) - 1 for p in prompts[:3]) + completion_tokens, completion_tokens]
 
@@ -249,10 +253,19 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
     ids = torch.cat([prompt.input_ids.expand(16, -1), completions], 1)
 
     def packed():
-        return score(model, [prompt], None, [0] * 16, completions, torch.ones_like(completions).bool())
+        return score(
+            model,
+            [prompt],
+            None,
+            prompt_index=[0] * 16,
+            completion_ids=completions,
+            scored=torch.ones_like(completions).bool(),
+        )
 
     def plain():
-        return logprobs.score_plain_rows(model, [prompt], [0] * 16, ids, torch.ones_like(ids), 200)
+        return logprobs.score_plain_rows(
+            model, [prompt], [0] * 16, input_ids=ids, attention_mask=torch.ones_like(ids), completion_width=200
+        )
 
     def peak(forward):
         return peak_memory(lambda: forward()[0].sum().backward(), torch.device("cpu"))

@@ -87,7 +87,7 @@ def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatc
     (old / "checkpoints/step-2").mkdir(parents=True)
     new = tmp_path / "sweep/0"
     for _ in range(2):
-        assert sweep_job.run_job(config(f"sweep.share={tmp_path}"), [], new, [], 1) == 0.8
+        assert sweep_job.run_job(config(f"sweep.share={tmp_path}"), [], new, flags=[], side_by_side=1) == 0.8
     assert (new / "metrics.jsonl").read_text() == (old / "metrics.jsonl").read_text()
     assert (new / "checkpoints/step-2").is_dir(), "behind a link"
     assert read_summary(new)["shared"] == str(old)
@@ -107,9 +107,9 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
 
     monkeypatch.setattr(sweep_job, "_device", starts)
     job = make_run(tmp_path / "3", ["grpo.beta=0"])
-    assert sweep_job.run_job(config("grpo.beta=0"), [], job, [], 1) == 0.8
+    assert sweep_job.run_job(config("grpo.beta=0"), [], job, flags=[], side_by_side=1) == 0.8
     with pytest.raises(Starts):
-        sweep_job.run_job(config("grpo.beta=0.04"), [], job, [], 1)
+        sweep_job.run_job(config("grpo.beta=0.04"), [], job, flags=[], side_by_side=1)
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
 
 
@@ -131,7 +131,7 @@ def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has
         checkpoint.save(job, 1, lambda folder: [(folder / name).write_text("x") for name in files], keep=1)
     else:
         (job / "checkpoints/step-1").mkdir(parents=True)  # of an older version: no place to go on from
-    sweep_job.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, [], 1)
+    sweep_job.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, flags=[], side_by_side=1)
     assert ("resume=auto" in started[0]) == has_checkpoint == (job / "metrics.jsonl").is_file()
 
 
@@ -139,7 +139,7 @@ def test_a_job_that_still_runs_is_left_alone(tmp_path):
     job = make_run(tmp_path / "0", status="running")
     (job / "environment.json").write_text(json.dumps(environment()))
     with pytest.raises(UserError, match="job 0 is still running"):
-        sweep_job.run_job(config(), [], job, [], 1)
+        sweep_job.run_job(config(), [], job, flags=[], side_by_side=1)
     assert (job / "metrics.jsonl").is_file()
 
 

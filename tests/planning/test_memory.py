@@ -35,7 +35,14 @@ def kept(model, prompt, group, length, bf16):
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        score(model, [prompt], features, [0] * group, completions, torch.ones_like(completions).bool())
+        score(
+            model,
+            [prompt],
+            features,
+            prompt_index=[0] * group,
+            completion_ids=completions,
+            scored=torch.ones_like(completions).bool(),
+        )
     return sum(size for _, size in storages.values()) - copies
 
 
@@ -58,13 +65,13 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
 
 def test_the_whole_of_a_step(model):
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    full = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), False)
+    full = memory.estimate(memory.of(model), parameters, True, rows=memory.Rows(1, 4, 200, 200), bf16=False)
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
     assert full.total == 20 * parameters + full.activations + full.cache
-    lean = memory.estimate(memory.of(model), 0, False, memory.Rows(1, 4, 200, 200), True, adapts=True)
+    lean = memory.estimate(memory.of(model), 0, False, rows=memory.Rows(1, 4, 200, 200), bf16=True, adapts=True)
     assert (lean.reference, lean.gradients, lean.optimizer) == (0, 0, 0)
-    half = memory.estimate(memory.of(model), parameters, True, memory.Rows(1, 4, 200, 200), True)
+    half = memory.estimate(memory.of(model), parameters, True, rows=memory.Rows(1, 4, 200, 200), bf16=True)
     assert half.weights == 8 * parameters  # in float32, the decoder's copies and autocast's
     held = copy.deepcopy(model).requires_grad_(False)
     round_frozen(held, torch.bfloat16)
@@ -100,5 +107,5 @@ def test_a_runs_engine_is_counted(model, sleeps):
     found = memory.of_run(config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert found.engine == 4 * parameters + memory.cache(memory.of(model), memory.Rows(8 * 4, 1, 0, 400), False)
     assert found.engine_between == (0 if sleeps else found.engine)
-    alone = memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, 300, sleeps)
+    alone = memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache

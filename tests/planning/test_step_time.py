@@ -15,8 +15,10 @@ from tests.benchmark.test_benchmark import MINI, composed
 from tests.helpers import processes
 
 DIMENSIONS = Dimensions(layers=28, width=3584, feed_forward=18944, heads=28, key_heads=4, vocabulary=152_064)
-MODEL = step_time.Model(DIMENSIONS, 640e6, 676e6, 8.93e9, True, True, 8.93e9)
-STEP = step_time.Step(8, 500.0, 256.0, 125.0, 16, 200.0, 1, 1)
+MODEL = step_time.Model(
+    DIMENSIONS, 640e6, 676e6, learning=8.93e9, learning_language=True, learning_towers=True, total=8.93e9
+)
+STEP = step_time.Step(8, 500.0, 256.0, heard=125.0, group=16, completion=200.0, micro_batch=1, updates=1)
 WHOLE = ("weights", "gradients", "optimizer")
 H100 = step_time.GPUS[1]
 
@@ -34,7 +36,7 @@ def test_operations_are_those_that_run(words):
 
 def test_seconds_by_hand():
     """On one GPU: 8 prompts of 500 tokens and 128 completions of 200, at 0.4 of 989 TFLOP/s and 0.6 of 3.35 TB/s."""
-    found = step_time.seconds(MODEL, STEP, H100, 1, (), reference=True, again=True)
+    found = step_time.seconds(MODEL, STEP, H100, gpus=1, sharded=(), reference=True, again=True)
     tokens = 8 * (500 + 16 * 200)
     matrices = 2 * 6_525_288_448 * tokens + 2 * 544_997_376 * (8 * 16 * 200 + 8)
     towers = 8 * (4 * 256 * 2 * 676e6 + 2 * 125 * 2 * 640e6)
@@ -46,17 +48,23 @@ def test_seconds_by_hand():
 
 
 def test_costs_grow_as_they_must():
-    on = (H100, 8, WHOLE, True, True)
-    times = step_time.growth(MODEL, STEP, 4496, *on)
+    on = {"gpu": H100, "gpus": 8, "sharded": WHOLE, "reference": True, "again": True}
+    times = step_time.growth(MODEL, STEP, 4496, **on)
     assert times["samples"] == 2 and all(1 < value <= 2.2 for value in times.values())
     for other in (replace(STEP, group=32), replace(STEP, completion=400.0), replace(STEP, prompt=1000.0)):
-        assert step_time.seconds(MODEL, other, *on).total > step_time.seconds(MODEL, STEP, *on).total
-    one, eight = (step_time.hours(MODEL, STEP, 4496, H100, n, WHOLE if n > 1 else (), True, True) for n in (1, 8))
+        assert step_time.seconds(MODEL, other, **on).total > step_time.seconds(MODEL, STEP, **on).total
+    one, eight = (
+        step_time.hours(MODEL, STEP, 4496, gpu=H100, gpus=n, sharded=WHOLE if n > 1 else (), reference=True, again=True)
+        for n in (1, 8)
+    )
     assert eight["hours"] < one["hours"] and eight["gpu_hours"] > one["gpu_hours"] and eight["steps"] == 562
-    many = step_time.hours(MODEL, STEP, 4496, H100, 64, WHOLE, True, True)
+    many = step_time.hours(MODEL, STEP, 4496, gpu=H100, gpus=64, sharded=WHOLE, reference=True, again=True)
     assert (many["prompts_per_step"], many["steps"]) == (64, 71)  # every GPU has a prompt, so there are fewer steps
     frozen = replace(MODEL, learning=10e6, learning_language=False, learning_towers=False, adapts=True)
-    adapter, whole = step_time.seconds(frozen, STEP, H100, 8, (), False, False), step_time.seconds(MODEL, STEP, *on)
+    adapter, whole = (
+        step_time.seconds(frozen, STEP, H100, gpus=8, sharded=(), reference=False, again=False),
+        step_time.seconds(MODEL, STEP, **on),
+    )
     assert adapter.update < whole.update and adapter.rollout > whole.rollout, "LoRA starts more kernels a token"
 
 

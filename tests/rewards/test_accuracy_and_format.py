@@ -178,7 +178,7 @@ def test_accuracy(completion, gold, reward):
 def test_exact_is_the_papers_rule():
     choice = ProblemType.multiple_choice
     assert accuracy_reward("<answer>B. bell</answer>", choice, OPTIONS, "B") == 1
-    assert accuracy_reward("<answer>B. bell</answer>", choice, OPTIONS, "B", Match.exact) == 0
+    assert accuracy_reward("<answer>B. bell</answer>", choice, OPTIONS, solution="B", match=Match.exact) == 0
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,9 @@ def test_exact_is_the_papers_rule():
     ],
 )
 def test_first_letter_is_the_rule_of_the_public_evaluation(completion, letter):
-    found = accuracy_reward(completion, ProblemType.multiple_choice, OPTIONS, letter or "A", Match.first_letter)
+    found = accuracy_reward(
+        completion, ProblemType.multiple_choice, OPTIONS, solution=letter or "A", match=Match.first_letter
+    )
     assert found == bool(letter)
 
 
@@ -339,4 +341,4 @@ def test_right_answers_in_digits_and_fractions_are_taken():
 
 def test_a_letter_that_no_option_has_is_wrong_and_no_error():
     two = OPTIONS[:2]
-    assert accuracy_reward("I say D", ProblemType.multiple_choice, two, "B", Match.first_letter) == 0
+    assert accuracy_reward("I say D", ProblemType.multiple_choice, two, solution="B", match=Match.first_letter) == 0

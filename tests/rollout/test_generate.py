@@ -10,7 +10,9 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50, max_new_tokens=24)
 
 
 def noise_of(count, group, seed=0):
-    return torch.stack([uniforms(seed, 0, str(index), group, SAMPLING.max_new_tokens) for index in range(count)])
+    return torch.stack(
+        [uniforms(seed, 0, str(index), group_size=group, length=SAMPLING.max_new_tokens) for index in range(count)]
+    )
 
 
 def ends(model):
@@ -22,7 +24,15 @@ def ends(model):
 
 
 def run(model, prompts, noise, temperatures, sampling=SAMPLING):
-    return generate(model, prompts, noise, temperatures, sampling, ends(model), model.generation_config.pad_token_id)
+    return generate(
+        model,
+        prompts,
+        noise,
+        temperatures=temperatures,
+        sampling=sampling,
+        end_ids=ends(model),
+        pad_id=model.generation_config.pad_token_id,
+    )
 
 
 def test_greedy_is_what_transformers_generates(model, prompts):
@@ -98,9 +108,13 @@ def test_the_model_keeps_its_mode(model, prompts):
 
 
 def test_noise_is_keyed():
-    base = uniforms(0, 3, "7", 4, 10)
-    assert torch.equal(uniforms(0, 3, "7", 2, 6), base[:2, :6])
-    for other in (uniforms(1, 3, "7", 4, 10), uniforms(0, 4, "7", 4, 10), uniforms(0, 3, "8", 4, 10)):
+    base = uniforms(0, 3, "7", group_size=4, length=10)
+    assert torch.equal(uniforms(0, 3, "7", group_size=2, length=6), base[:2, :6])
+    for other in (
+        uniforms(1, 3, "7", group_size=4, length=10),
+        uniforms(0, 4, "7", group_size=4, length=10),
+        uniforms(0, 3, "8", group_size=4, length=10),
+    ):
         assert not torch.equal(other, base)
     assert (base >= 0).all() and (base < 1).all()
 
@@ -119,7 +133,7 @@ def test_choose_inverts_the_cumulative_distribution():
 def test_top_k_and_top_p_renormalize_what_they_keep(top_p, top_k, kept):
     logits = torch.tensor([0.5, 0.3, 0.2]).log().repeat(10_000, 1)
     noise = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
-    picked = choose(logits, noise, torch.ones(10_000), top_p, top_k)
+    picked = choose(logits, noise, torch.ones(10_000), top_p=top_p, top_k=top_k)
     shares = torch.bincount(picked, minlength=3)[: len(kept)] / 10_000
     assert shares.tolist() == pytest.approx(kept, abs=2e-3)
 

@@ -132,7 +132,7 @@ def apart(model, prompts, rows, logps, temperature=1.0) -> torch.Tensor:
         told[number, : len(row)] = torch.tensor(own)
     prompt_index = [number // G for number in range(len(rows))]
     with torch.no_grad():
-        found, _ = score(model.eval(), prompts, None, prompt_index, ids, scored)
+        found, _ = score(model.eval(), prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=scored)
     return (found - told)[scored].abs()
 
 
@@ -330,10 +330,17 @@ def train(make_engine, make_processor, samples, tmp_path):
         generator = make_engine(model, processor, config.generation.temperature)
         reference = None if adapter else loading.load_reference("tiny")
         trainer = EchoInkTrainer(
-            Policy(model, reference, processor, adapter, generator, config.generation.vllm.correction),
+            Policy(
+                model,
+                reference,
+                processor,
+                adapter=adapter,
+                engine=generator,
+                correction=config.generation.vllm.correction,
+            ),
             samples[:6],
             Scoring(of_config(config.reward, processor.prompt.thinks)),
-            arguments(config.trainer, config.grpo, config.generation, config.seed, 3, str(tmp_path)),
+            arguments(config.trainer, config.grpo, config.generation, seed=config.seed, steps=3, folder=str(tmp_path)),
             config.grpo,
             callbacks=[catch],
         )
@@ -365,7 +372,15 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
     rows, _ = train(spoil=forget)
     assert rows[0]["engine/logp_difference_mean"] < 1e-4 < 0.05 < rows[2]["engine/logp_difference_mean"]
     with RunFolder(tmp_path / "run", "train", "run", 0) as folder:
-        recorder = Recorder(folder, Tracker(None, Record("x", "x", {}, {}), folder.path), 3, 8, 1, 2, alarm=0.05)
+        recorder = Recorder(
+            folder,
+            Tracker(None, Record("x", "x", {}, {}), folder.path),
+            3,
+            completions=8,
+            updates_per_rollout=1,
+            patience=2,
+            alarm=0.05,
+        )
         wanted = dict.fromkeys(("reward/accuracy", "reward/format", "completion/mean_length", "time/step"), 1.0)
         for step, row in enumerate(rows):
             logs = {"loss": 0.0, "engine/logp_difference_mean": row["engine/logp_difference_mean"]}
@@ -416,8 +431,10 @@ def test_weights_by_hand():
         "sequence_mask": [[1], [0]],
     }
     for how in Correction:
-        assert torch.allclose(grpo.engine_ratio(logps, told, mask, how, 3.0), torch.tensor(wanted[how.name]).float())
-    weights = grpo.engine_ratio(logps, told, mask, Correction.token_truncate, 3.0)
+        assert torch.allclose(
+            grpo.engine_ratio(logps, told, mask, how=how, most=3.0), torch.tensor(wanted[how.name]).float()
+        )
+    weights = grpo.engine_ratio(logps, told, mask, how=Correction.token_truncate, most=3.0)
     empty = importance_sampling.notes(logps, told, torch.zeros_like(mask), weights)
     found = importance_sampling.metrics(torch.stack([importance_sampling.notes(logps, told, mask, weights), empty]))
     assert found["engine/logp_difference_mean"] == pytest.approx((1 + 1 + 3) / 5)

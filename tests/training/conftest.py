@@ -50,7 +50,9 @@ def make_trainer(make_processor, samples, tmp_path):
         wanted = replace(config.reward, integration=rule, lambda_int=rule_weight, match=Match.lenient)
         rows = config.trainer.micro_batch_prompts * config.grpo.group_size
         steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(chosen))
-        args = arguments(config.trainer, config.grpo, config.generation, config.seed, steps, str(tmp_path))
+        args = arguments(
+            config.trainer, config.grpo, config.generation, seed=config.seed, steps=steps, folder=str(tmp_path)
+        )
         adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
         engine = {name: extra.pop(name) for name in ("engine", "correction") if name in extra}
         return kind(

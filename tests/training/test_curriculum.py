@@ -55,7 +55,7 @@ def test_the_training_split_can_be_evaluated_for_curation(labelled):
 
 def test_an_epoch_goes_through_the_stages_in_order_shuffled_within():
     stages = [0, 1, 0, 1, 1, 0, 0, 1]
-    sampler = GroupSampler(8, 2, 4, 1, 0, stages)
+    sampler = GroupSampler(8, 2, 4, repeats=1, seed=0, stages=stages)
     orders = []
     for epoch in range(3):
         sampler.set_epoch(epoch)

@@ -71,7 +71,11 @@ def trl_trainer(logps, **settings):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_and_gradient_of_every_variant_equal_trl(rows, loss, beta, on_policy, weighted):
     clip, accumulation, tokens = 0.2, 2, torch.tensor(40)
-    weights = grpo.engine_ratio(rows.old, rows.engine, rows.mask, Correction.token_truncate, 1.5) if weighted else None
+    weights = (
+        grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, most=1.5)
+        if weighted
+        else None
+    )
     theirs = rows.logps.clone().requires_grad_()
     trainer = trl_trainer(theirs, beta=beta, loss_type=loss.name, epsilon_low=clip)
     trainer.epsilon_high = 1 + clip if loss is Loss.cispo else clip
@@ -141,7 +145,7 @@ def test_the_correction_for_an_engine_equals_trl(rows, mode):
     settings |= {"use_vllm": True, "vllm_importance_sampling_correction": True}
     theirs, _ = trl_rollout(rows, random(ROWS, 1), torch.ones(1, dtype=torch.float64), **settings)
     wanted = theirs["importance_sampling_ratio"]
-    found = grpo.engine_ratio(rows.old, rows.engine, rows.mask, mode, 1.5)
+    found = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=mode, most=1.5)
     if mode in (Correction.token_truncate, Correction.token_mask):  # beyond a completion's end neither counts
         found, wanted = found * rows.mask, wanted * rows.mask
     assert (found - wanted).abs().max() <= 1e-6  # TRL takes an engine's numbers in float32
@@ -150,7 +154,7 @@ def test_the_correction_for_an_engine_equals_trl(rows, mode):
 
 def test_an_unknown_log_probability_of_an_engine_counts_as_a_ratio_of_one(rows):
     rows.engine[0, 0] = float("nan")
-    ratio = grpo.engine_ratio(rows.old, rows.engine, rows.mask, Correction.token_truncate, 1.5)
+    ratio = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, most=1.5)
     assert ratio[0, 0] == 1 and ratio.isfinite().all()
 
 

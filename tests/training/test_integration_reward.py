@@ -97,14 +97,18 @@ def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_
     reward = trainer._integration
     chosen = [s for s in labelled if all(s.id in twins for twins in reward._twins)][:2]
     trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
-    noise = torch.stack([uniforms(trainer.args.seed, 0, s.id, G, trainer.max_completion_length) for s in chosen])
+    noise = torch.stack(
+        [uniforms(trainer.args.seed, 0, s.id, group_size=G, length=trainer.max_completion_length) for s in chosen]
+    )
     sampling = Sampling(trainer.temperature, trainer.top_p, trainer.top_k, trainer.max_completion_length)
     ends, pad = trainer.eos_token_ids, trainer._tokenizer.pad_token_id
     for sense, twins in enumerate(reward._twins):
         changed = [twins[s.id] for s in chosen]
         assert all(one.problem == other.problem for one, other in zip(changed, chosen, strict=True))
         prompts = [trainer._prompt_processor(sample) for sample in changed]
-        rows = generate(trainer.model, prompts, noise, [1.0] * G, sampling, ends, pad)
+        rows = generate(
+            trainer.model, prompts, noise, temperatures=[1.0] * G, sampling=sampling, end_ids=ends, pad_id=pad
+        )
         texts = trainer.processing_class.batch_decode(rows, skip_special_tokens=True)
         asked = [sample for sample in chosen for _ in range(G)]
         right = accuracy_of(Match.lenient)(texts, asked)

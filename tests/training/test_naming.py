@@ -49,12 +49,14 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
         moves = "audio_tower.proj."
     else:
         files = [(picture(tmp_path / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
-        record = naming.learn_pictures(model, processor.processor, files, 0, progress)
+        record = naming.learn_pictures(model, processor.processor, files, seed=0, bar=progress)
         moves = "visual."
     heard = sense == "sounds"
-    assert naming.recognized(model, processor.processor, files, NAMES, heard) >= 4, "of six that were learned"
+    assert naming.recognized(model, processor.processor, files, names=NAMES, heard=heard) >= 4, (
+        "of six that were learned"
+    )
     wrong = [(file, NAMES[(NAMES.index(name) + 1) % 3]) for file, name in files]
-    assert naming.recognized(model, processor.processor, wrong, NAMES, heard) <= 2
+    assert naming.recognized(model, processor.processor, wrong, names=NAMES, heard=heard) <= 2
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(moves in name for name in moved)
     label, said = capsys.readouterr().out.strip().splitlines()[-1].split(maxsplit=1)

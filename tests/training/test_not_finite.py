@@ -59,7 +59,9 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
 ):
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
         record = Record("x", "x", {}, {})
-        recorder = Recorder(files, Tracker(None, record, files.path), 6, 8, 1, patience=2)
+        recorder = Recorder(
+            files, Tracker(None, record, files.path), 6, completions=8, updates_per_rollout=1, patience=2
+        )
         trainer = make_trainer("trainer.steps=6", callbacks=[recorder])
         spoil(trainer, bad, float("nan"))
         if stops_after:
@@ -78,8 +80,15 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
 
 def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
-        recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 2, 8, 1, patience=2)
-        keeper = Keeper(files, 1, 2, NEVER, NEVER, recorder, {})
+        recorder = Recorder(
+            files,
+            Tracker(None, Record("x", "x", {}, {}), files.path),
+            2,
+            completions=8,
+            updates_per_rollout=1,
+            patience=2,
+        )
+        keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
 
         class Break(TrainerCallback):
             def on_optimizer_step(self, args, state, control, **_):
@@ -97,8 +106,15 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
         raise RuntimeError("unexpected pos 64 vs 0: No space left on device")
 
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
-        recorder = Recorder(files, Tracker(None, Record("x", "x", {}, {}), files.path), 3, 8, 1, patience=2)
-        keeper = Keeper(files, 1, 2, NEVER, NEVER, recorder, {})
+        recorder = Recorder(
+            files,
+            Tracker(None, Record("x", "x", {}, {}), files.path),
+            3,
+            completions=8,
+            updates_per_rollout=1,
+            patience=2,
+        )
+        keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
         trainer = keeper.trainer = make_trainer("trainer.steps=3", callbacks=[recorder, keeper])
         monkeypatch.setattr(trainer, "save_state_beside", lambda folder: trainer.state.global_step == 1 or full())
         with pytest.raises(UserError, match=r"step 3 could not be saved \(unexpected pos .*\); .* GiB are free"):

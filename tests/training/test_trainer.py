@@ -99,9 +99,9 @@ def test_every_data_and_problem_type_trains_in_one_batch(make_trainer, shared_pr
             f"{number}",
             "What is it?",
             ("A. x", "B. y") if problem_type is ProblemType.multiple_choice else (),
-            {"multiple choice": "A", "temporal retrieval": "1-2"}.get(problem_type.value, "3"),
-            problem_type,
-            data_type,
+            solution={"multiple choice": "A", "temporal retrieval": "1-2"}.get(problem_type.value, "3"),
+            problem_type=problem_type,
+            data_type=data_type,
             **{name: made[name]() for name in data_type.media},
         )
         for number, (data_type, problem_type) in enumerate(kinds)

@@ -32,7 +32,7 @@ def test_every_setting_reaches_trl():
         "seed=9": ("seed", 9),
     }
     config = compose(list(given))[0].config
-    args = arguments(config.trainer, config.grpo, config.generation, config.seed, 11, "x")
+    args = arguments(config.trainer, config.grpo, config.generation, seed=config.seed, steps=11, folder="x")
     assert {name: getattr(args, name) for name, _ in given.values()} == dict(given.values())
     assert args.max_steps == 11 and args.per_device_train_batch_size == 2 * 4
 
@@ -72,5 +72,5 @@ def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
     stub.__set_name__(TrainingArguments, "_setup_devices")
     monkeypatch.setattr(TrainingArguments, "_setup_devices", stub)
     config = compose([])[0].config
-    made = arguments(config.trainer, config.grpo, config.generation, 0, 3, str(tmp_path))
+    made = arguments(config.trainer, config.grpo, config.generation, seed=0, steps=3, folder=str(tmp_path))
     assert made.n_gpu == 1 and made.train_batch_size == made.per_device_train_batch_size

@@ -67,7 +67,7 @@ def build(
     given, files = Path(config.debs) if config.debs else None, {}
     with bytes_bar("packages", sum(package.size for package in packages.PACKAGES)) as advance:
         for package in packages.PACKAGES:
-            files[package.key] = packages.obtain(package, work, given, advance, config.mirror)
+            files[package.key] = packages.obtain(package, work, given, advance=advance, mirror=config.mirror)
     unpacked = {package.key: work / f"{package.name}_{package.version}" for package in packages.PACKAGES}
     for name, file in bar("unpack", len(files))(files.items()):
         packages.unpack(file, unpacked[name])
@@ -87,7 +87,9 @@ def build(
             ("packages", by_package(found), {"train": [], "valid": places}),  # which are Scratch's, and held out
         )
     ):
-        lines += _write_split(part / name, found, sides, behind, [config.seed, number], config, bar)
+        lines += _write_split(
+            part / name, found, sides, behind=behind, seed=[config.seed, number], config=config, bar=bar
+        )
     _credit(part, found, unpacked)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():

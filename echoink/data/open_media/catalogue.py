@@ -96,7 +96,7 @@ def read(unpacked: dict[str, Path], progress: Callable[[Iterable], Iterable]) ->
                     except _Unusable as error:
                         dropped[f"{name}: {medium.name}"] = str(error)
     near = [*_drop_ambiguous(entries, dropped), *(pair for pair in ONE_RECORDING if media.keys() >= set(pair))]
-    return Catalogue(entries, media, finder.backgrounds(), dropped, near)
+    return Catalogue(entries, media, finder.backgrounds(), dropped=dropped, near=near)
 
 
 def _table() -> Iterator[tuple[str, str, list[str], list[str]]]:

@@ -68,7 +68,7 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
     """
     train, valid = (_rows(split, side) for side in ("train", "valid"))
     rng = np.random.default_rng([seed, 3])
-    sounds = _varied(_single(train, "audio", "heard"), split, output / "sounds", copies, rng, bar)
+    sounds = _varied(_single(train, "audio", "heard"), split, output / "sounds", copies=copies, rng=rng, bar=bar)
     pictures = [((split / "train" / file).resolve(), name) for file, name in _single(train, "image", "seen").items()]
     named = [
         _caption(sense, *one)

@@ -30,8 +30,14 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
     answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
         "words alone": (_by_words(train), tuple(asked)),
         "the other sense": (_by_the_other_sense, ("heard", "seen")),
-        "nearest recording": (_by_nearest(train, found, "sounds", _of_sound, lambda q: q.heard[0]), ("heard", "first")),
-        "nearest picture": (_by_nearest(train, found, "pictures", _of_picture, lambda q: q.seen), ("seen",)),
+        "nearest recording": (
+            _by_nearest(train, found, "sounds", features=_of_sound, asked=lambda q: q.heard[0]),
+            ("heard", "first"),
+        ),
+        "nearest picture": (
+            _by_nearest(train, found, "pictures", features=_of_picture, asked=lambda q: q.seen),
+            ("seen",),
+        ),
     }
     measured: dict[str, dict[str, Any]] = {}
     for name, (answer, forms) in answerers.items():

@@ -158,15 +158,28 @@ class Writer:
         right = f"{seen} is seen, {heard} is heard"
         options, answer = self._choice(right, said)
         return Question(
-            "pair", "both", "What is seen, and what is heard?", options, answer, "multiple choice",
+            "pair",
+            "both",
+            "What is seen, and what is heard?",
+            options=options,
+            answer=answer,
+            problem_type="multiple choice",
             **self._media(heard, seen),
-        )  # fmt: skip
+        )
 
     def _together(self) -> Question:
         heard, seen = self._pair()
         options, answer = self._choice("yes" if heard == seen else "no", ["no" if heard == seen else "yes"])
         text = "Is what makes the sound the thing in the picture?"
-        return Question("together", "both", text, options, answer, "multiple choice", **self._media(heard, seen))
+        return Question(
+            "together",
+            "both",
+            text,
+            options=options,
+            answer=answer,
+            problem_type="multiple choice",
+            **self._media(heard, seen),
+        )
 
     def _rule(self) -> Question:
         heard, seen = self._pair(OPTIONS)  # no option is right more often than another
@@ -174,7 +187,15 @@ class Writer:
         wrong = ["the same", seen, heard, *self._side.like(heard, self._heard, self._rng)]
         options, answer = self._choice(right, wrong)
         text = "What is heard? Where the picture shows it too, answer: the same."
-        return Question("rule", "both", text, options, answer, "multiple choice", **self._media(heard, seen))
+        return Question(
+            "rule",
+            "both",
+            text,
+            options=options,
+            answer=answer,
+            problem_type="multiple choice",
+            **self._media(heard, seen),
+        )
 
     def _two(self) -> tuple[str, str, list[str]]:
         """Two classes that are heard one after the other, and further ones like them."""
@@ -189,7 +210,14 @@ class Writer:
         heard = (self._sound(one), self._sound(other))
         text = "Two things are heard, one after the other. Which is the first?"
         return Question(
-            "first", "audio", text, options, answer, "multiple choice", heard=heard, heard_class=f"{one}, {other}"
+            "first",
+            "audio",
+            text,
+            options=options,
+            answer=answer,
+            problem_type="multiple choice",
+            heard=heard,
+            heard_class=f"{one}, {other}",
         )
 
     def _several(self) -> Question:
@@ -203,9 +231,9 @@ class Writer:
             "several",
             "audio",
             text,
-            tuple(shown),
-            answer,
-            "multiple choice",
+            options=tuple(shown),
+            answer=answer,
+            problem_type="multiple choice",
             heard=heard,
             heard_class=f"{one}, {other}",
         )
@@ -214,7 +242,16 @@ class Writer:
         name, times = self._one(self._countable), 1 + int(self._rng.integers(4))
         heard = (self._one([sound for sound in self._side.sounds[name] if sound in self._side.single]),) * times
         text = "A sound is played one or more times. How many times?"
-        return Question("count", "audio", text, (), str(times), "counting", heard=heard, heard_class=name)
+        return Question(
+            "count",
+            "audio",
+            text,
+            options=(),
+            answer=str(times),
+            problem_type="counting",
+            heard=heard,
+            heard_class=name,
+        )
 
     def _words(self) -> Question:
         right = self._one(self._heard)
@@ -224,7 +261,7 @@ class Writer:
         options, answer = self._choice(right, wrong)
         noun = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle", "tool": "a tool"}
         text = f"Which of these is {noun.get(kind, f'of the kind: {kind}')}?"
-        return Question("words", "none", text, options, answer, "multiple choice")
+        return Question("words", "none", text, options=options, answer=answer, problem_type="multiple choice")
 
 
 FORMS: dict[str, Callable[[Writer], Question]] = {

@@ -1,0 +1,117 @@
+"""Rows of `datasets` folders, Parquet files and hub ids; a medium is a column of bytes, paths, or lists of one."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from echoink.common.errors import UserError
+from echoink.data.readers import Rows
+from echoink.media.loaders import Embedded
+
+
+def of_parquet(files: Sequence[Path], folder: Path, where: str) -> Rows:
+    """Parquet files as one split.
+
+    Args:
+        files: in their order.
+        folder: where relative paths start.
+        where: what to call them in errors.
+    """
+    return _table(_load("parquet", data_files=[str(file) for file in files]), folder, where)
+
+
+def of_folder(root: Path, names: Sequence[str]) -> Rows | None:
+    """A split of what `save_to_disk` wrote, by the first of the names that it has; None where it has none."""
+    try:
+        found = datasets.load_from_disk(str(root))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the dataset folder {root}: {error}", "write it with save_to_disk") from error
+    if isinstance(found, datasets.DatasetDict):
+        split = next((name for name in names if name in found), None)
+        return _table(found[split], root, f"{root} ({split})") if split else None
+    return _table(found, root, str(root))
+
+
+def of_hub(id: str, names: Sequence[str]) -> Rows | None:
+    """A split of a dataset on the hub, by the first of the names that it has; None where it has none."""
+    try:
+        there = datasets.get_dataset_split_names(id)
+    except Exception as error:  # the hub's client raises many kinds of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"cannot reach the dataset {id}: {reason}", "no such folder either; check the id") from error
+    split = next((name for name in names if name in there), None)
+    return _table(_load(id, split=split), Path.cwd(), f"{id} ({split})") if split else None
+
+
+def _load(kind: str, **arguments) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(kind, **{"split": "train", **arguments})
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"cannot read {arguments.get('data_files', kind)}: {reason}", "restore the files") from error
+
+
+def _table(table: datasets.Dataset, folder: Path, where: str) -> Rows:
+    kinds = (datasets.Image, datasets.Audio, datasets.Video)
+    for column, kind in table.features.items():
+        listed = isinstance(kind, datasets.List | datasets.LargeList)
+        inner = kind.feature if listed else kind
+        if isinstance(inner, kinds):
+            stored = type(inner)(decode=False)
+            if listed:  # a cast would write the whole table anew
+                features = datasets.Features({**table.features, column: type(kind)(stored)})
+                info = datasets.DatasetInfo(features=features)
+                table = datasets.Dataset(table.data, info=info, indices_table=table._indices)
+            else:
+                table = table.cast_column(column, stored)
+    table = table.flatten_indices() if table._indices is not None else table
+    return Rows(_cells(table, where), folder, where, len(table))
+
+
+def _cells(table: datasets.Dataset, where: str) -> Iterator[dict]:
+    """Rows whose embedded media are read only when they are needed."""
+    embedded = {name: holds for name in table.column_names if (holds := _has_bytes(table, name)) is not None}
+    files = {name: table.select_columns([name]) for name in embedded}
+    small = table.remove_columns([name for name, holds in embedded.items() if all(holds)])
+    for number in range(len(table)):
+        row = small[number] if small.column_names else {}
+        for name, holds in embedded.items():
+            if holds[number]:
+                place = f"{where}, row {number + 1}, {name}"
+                row[name] = Embedded(place, partial(_read, files[name], number, name))
+        yield row
+
+
+def _has_bytes(table: datasets.Dataset, name: str) -> list[bool] | None:
+    """For each row whether the column holds a file's bytes; None for a column that holds no files."""
+    column = table.data.column(name)
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return _file_bytes(column)
+    # A list of one file is that file; of none or of several the row's reader says what is wrong.
+    flat = _file_bytes(pc.list_flatten(column))
+    if flat is None:
+        return None
+    holds, first = [], 0
+    for length in pc.list_value_length(column).to_pylist():
+        holds.append(length == 1 and flat[first])
+        first += length or 0
+    return holds
+
+
+def _file_bytes(column: pa.ChunkedArray) -> list[bool] | None:
+    """For each value whether it holds a file's bytes; None for a column of another kind."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return pc.is_valid(column).to_pylist()
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        return pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
+    return None
+
+
+def _read(table: datasets.Dataset, number: int, name: str) -> bytes:
+    cell = table[number][name]
+    cell = cell[0] if isinstance(cell, list) else cell
+    return cell["bytes"] if isinstance(cell, dict) else cell

