@@ -1,9 +1,11 @@
-"""Whether vLLM computes what the trainer computes: `python -m echoink.doctor engine=true`.
+"""Whether vLLM computes what the trainer computes.
 
-Prompts of every kind of medium are answered by the engine, and the model gives the log-probabilities of the same
-tokens. Where they part, the residual stream after each layer says from which layer on.
+In a run: whether the engine's language model gets the first prompt as ours does (`compare_once`).
 
-Shapes: P prompt tokens, D width.
+`python -m echoink.doctor engine=true`: prompts of every kind of medium are answered by the engine, and the model gives
+the log-probabilities of the same tokens. Where they part, the residual stream after each layer says from where on.
+
+Shapes: P prompt tokens, D width, A axes of positions.
 """
 
 import io
@@ -20,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from echoink.common.console import say
+from echoink.common.errors import UserError
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import DataType, Sample
 from echoink.media.loaders import Embedded
@@ -137,6 +141,49 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
                 )
         finally:
             engine.close()
+
+
+@torch.no_grad()
+def compare_once(model: PreTrainedModel, engine: Engine, prompts: Sequence[PromptInputs], ids: Sequence[str]) -> None:
+    """Compare what the engine's language model gets for the first prompt with media with what ours gets for it.
+
+    Tokens, the towers' features and their places are all in the embedded prompt.
+
+    Args:
+        model: the policy, whose weights the engine has; under the run's autocast.
+        engine: asked once; later calls do nothing.
+        prompts: of a rollout.
+        ids: of their samples.
+
+    Raises:
+        UserError: positions are other ones, or the embedded prompt is.
+    """
+    chosen = next((number for number, prompt in enumerate(prompts) if prompt.media), None)
+    if engine.compared or chosen is None:
+        return
+    prompt, place = prompts[chosen], f"sample {ids[chosen]}"
+    positions, theirs = engine.given(prompt)
+    hint = (
+        f"vLLM {engine.version} reads this model otherwise: python -m echoink.doctor engine=true says for which media"
+    )
+    if not torch.equal(positions.long(), prompt.position_ids.long()):
+        raise UserError(f"{place}: the engine has other positions than the trainer", hint)
+    ours = _embedded(model, prompt)
+    limit = PARTS[engine.dtype]
+    apart = (ours - theirs).norm(dim=1) / ours.norm(dim=1).clamp(min=1e-9)
+    if not apart.max() < limit:
+        first = int((~(apart < limit)).nonzero()[0])
+        raise UserError(
+            f"{place}: token {first} of {len(ours)} is embedded otherwise in the engine, by {apart[first]:.0%}", hint
+        )
+    engine.compared = True
+    say("engine", f"{place}: {len(ours)} tokens, positions as here, embedded tokens and media within {apart.max():.1e}")
+
+
+def _embedded(model: PreTrainedModel, prompt: PromptInputs) -> Tensor:
+    """Tokens and media of a prompt as the language model gets them, [P, D] in float32 on the host."""
+    family, ids = family_of(model), prompt.input_ids[None].to(model.device)
+    return family.embed(model.model, ids, encode_media(model.model, [prompt]))["inputs_embeds"][0].float().cpu()
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ class Engine:
         each: Callable[[Callable[[], None]], None] = lambda work: work(),
     ):
         self._log, self._weights, self._writes, self._each = log, weights, writes, each
-        self._dtype, self._gpu, sampling = setup.dtype, setup.gpu, setup.sampling
+        self.dtype, self._gpu, sampling = setup.dtype, setup.gpu, setup.sampling
         self._family = family = family_of(model)
         self._tokens = family.placeholders(model.config)
         self._sampling = {
@@ -146,6 +146,8 @@ class Engine:
         self._sleeps = setup.sleeps and self._gpu is not None
         self._shares = setup.shares_memory
         self._has_weights = False
+        self.compared = False
+        """Whether what it makes of a prompt was compared with what the trainer makes of it, see `parity`."""
         if writes:
             weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
@@ -170,12 +172,12 @@ class Engine:
         length = setup.longest + setup.sampling.max_new_tokens
         return {
             "model": str(self._folder),
-            "dtype": str(self._dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "max_model_len": length,
             "max_num_seqs": setup.rows,
             # On a CPU vLLM cannot divide the prefill of a prompt whose sampling has a seed.
             "max_num_batched_tokens": max(4096, setup.longest if self._gpu else setup.rows * setup.longest),
-            "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self._dtype),
+            "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self.dtype),
             "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
             "enable_prefix_caching": setup.prefix_cache,
@@ -209,7 +211,7 @@ class Engine:
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
         """Handles to weights in this process's memory, so many bytes at a time; the engine asks for the next."""
         self._make_room()
-        weights = ((name, weight.to(self._dtype).contiguous()) for name, weight in published(model, everything))
+        weights = ((name, weight.to(self.dtype).contiguous()) for name, weight in published(model, everything))
         sent: dict[str, int] = {}
         self._send(("weights", {"path": None, "whole": everything}))
         while (answer := self._receive("weights")) is MORE:
@@ -224,7 +226,7 @@ class Engine:
 
         def write() -> None:
             if self._writes:
-                named = ((name, weight.to("cpu", self._dtype)) for name, weight in published(model, everything))
+                named = ((name, weight.to("cpu", self.dtype)) for name, weight in published(model, everything))
                 kept = {name: weight.contiguous() for name, weight in named}
                 note = {"digests": json.dumps(weight_transfer.digests(kept.items()))}
                 save_file(kept, self._weights, metadata=note)
@@ -301,10 +303,17 @@ class Engine:
         """Give the GPU's memory back, where the engine sleeps."""
         self._ask("rest")
 
+    def given(self, prompt: PromptInputs) -> tuple[Tensor, Tensor]:
+        """What its language model gets for a prompt: positions [A, P] and the embedded prompt [P, D]; see `parity`."""
+        positions, embedded = self._ask("given", prompt=self._alone(prompt))
+        return torch.from_numpy(positions), torch.from_numpy(embedded)
+
     def residuals(self, prompt: PromptInputs) -> list[Tensor]:
         """The embedded prompt and the residual stream after each layer, each [P, D]; see `parity`."""
-        asked = {"tokens": prompt.input_ids.numpy(), "seed": 0, "n": 1, **self._media(prompt)}
-        return [torch.from_numpy(found) for found in self._ask("residuals", prompt=asked)]
+        return [torch.from_numpy(found) for found in self._ask("residuals", prompt=self._alone(prompt))]
+
+    def _alone(self, prompt: PromptInputs) -> dict[str, Any]:
+        return {"tokens": prompt.input_ids.numpy(), "seed": 0, "n": 1, **self._media(prompt)}
 
     def close(self) -> None:
         """End the engine's process and remove what was written for it."""

@@ -1,8 +1,9 @@
 """vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
-start(settings, …), weights(path, whole), generate(prompts, sampling, rests), rest(), residuals(prompt). It ends when
-the connection does. While it takes weights without a file it answers ("more", None), and gets the next of them.
+start(settings, …), weights(path, whole), generate(prompts, sampling, rests), rest(), given(prompt), residuals(prompt).
+It ends when the connection does. While it takes weights without a file it answers ("more", None), and gets the next of
+them.
 
 What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
 resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
@@ -188,6 +189,25 @@ class Worker:
             "cached": sum(output.num_cached_tokens or 0 for output in finished.values()),
         }
 
+    def given(self, prompt: dict) -> tuple[np.ndarray, np.ndarray]:
+        """What the language model gets for a prompt: its positions [A, P], and its embedded tokens and media [P, D]."""
+        found = []
+
+        def keep(_module, _given, named) -> None:
+            found.append((named["positions"].clone(), named["inputs_embeds"].clone()))
+
+        self._llm.reset_prefix_cache()
+        hook = self._llm.apply_model(lambda model: model.register_forward_pre_hook(_of_names(keep), with_kwargs=True))[
+            0
+        ]
+        try:
+            self.generate([prompt], {"max_tokens": 1, "temperature": 1.0}, rests=False)
+        finally:
+            hook.remove()
+        length = len(prompt["tokens"])  # behind it is padding
+        positions, embedded = found[0]
+        return positions[:, :length].cpu().numpy(), embedded[:length].float().cpu().numpy()
+
     def residuals(self, prompt: dict) -> list[np.ndarray]:
         """The embedded prompt and the residual stream after each layer, each [P, D]. Wants an engine without graphs."""
         found = []
@@ -231,7 +251,7 @@ class Worker:
 
 def _of_names(hook):
     """A hook that gets what a layer was given by name, in whatever way it was: positions, hidden states, residual."""
-    names = ("positions", "hidden_states", "residual")
+    names = ("positions", "hidden_states", "residual")  # of a layer; a whole model gets all by name
     return lambda module, given, named: hook(module, given, {**dict(zip(names, given, strict=False)), **named})
 
 

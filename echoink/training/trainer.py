@@ -38,6 +38,7 @@ from echoink.distributed import watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
+from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
@@ -99,6 +100,7 @@ class EchoInkTrainer(Host):
                     with self.timer.section("time/push"):
                         self._engine.push(model)
                     self._pushed = step
+                parity.compare_once(model, self._engine, prompts, ids)
                 completions, engine_logps = self._engine.generate(
                     prompts, [seed_of(seed, step, id) for id in ids], group
                 )

@@ -2,8 +2,8 @@
 
 What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
 STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities and
-layers, `forgets` a layer, `drops` a buffer, `packs` or `renames` what it holds, is `stale`: keeps the first weights and
-says that it took the later ones.
+layers, `shifts` positions, `blurs` features, `forgets` a layer, `drops` a buffer, `packs` or `renames` what it holds,
+is `stale`: keeps the first weights and says that it took the later ones.
 """
 
 import os
@@ -85,6 +85,16 @@ class StandIn:
                 return
             for name, values in handles:
                 yield name, weight_transfer.of_handle(values)
+
+    def given(self, prompt):
+        from echoink.rollout import parity
+
+        asked = self._prompt(prompt)
+        with torch.no_grad():
+            embedded = parity._embedded(self.model, asked).numpy()
+        if os.environ.get("STAND_IN") == "blurs":
+            embedded[7] *= 1.1
+        return asked.position_ids.numpy() + (os.environ.get("STAND_IN") == "shifts"), embedded
 
     def residuals(self, prompt):
         from echoink.rollout import parity

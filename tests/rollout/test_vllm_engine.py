@@ -359,6 +359,26 @@ def test_after_each_update_it_samples_from_the_model_that_learns(train, adapter)
     assert trainer._pushed == 2  # rollouts of steps 1 to 3 are made after 0, 1 and 2
 
 
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("", "positions as here, embedded tokens and media within"),
+        ("shifts", r"sample \d: the engine has other positions than the trainer"),
+        ("blurs", r"sample \d: token 7 of \d+ is embedded otherwise in the engine, by 10%"),
+    ],
+)
+def test_the_first_prompt_of_a_run_is_compared_with_what_the_engine_makes_of_it(
+    train, monkeypatch, capsys, fails, says
+):
+    if fails:
+        monkeypatch.setenv("STAND_IN", fails)
+        with pytest.raises(UserError, match=says):
+            train()
+    else:
+        train()
+        assert capsys.readouterr().out.count(says) == 1
+
+
 def test_updates_that_share_a_rollout_need_one_push(train):
     rows, trainer = train("grpo.updates_per_rollout=3")
     assert trainer._pushed == 0 and ["engine/ratio_mean" in row for row in rows] == [True, False, False]
