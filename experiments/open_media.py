@@ -1,20 +1,28 @@
 """The tables of experiments/open_media.md, from the folders of their runs.
 
     python experiments/open_media.py outputs/open_media/sweep_<time> [outputs/…]
+    python experiments/open_media.py answers outputs/open_media/<time>
+    python experiments/open_media.py figure outputs/open_media/sweep_<time>     # experiments/figures/open_media.png
 
 For each run, by the sense that a question wants and by its form: accuracy of the base and of the trained model (sampled
 at temperature 1, intervals clustered by recording and picture), and their difference, paired by question
-(`statistics.paired`). In percent.
+(`statistics.paired`). In percent. Then the differences over all runs, which are seeds.
+
+answers: ten answers of the trained model to questions for the ear, five right and five wrong, drawn with seed 0.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib import pyplot
+
 from echoink.common.files import read_rows
-from echoink.common.statistics import mean_interval
+from echoink.common.statistics import mean_interval, over_seeds
 from echoink.evaluation import metrics
 from echoink.evaluation.prediction import Prediction, of_row
+from echoink.report.figures import COLOURS
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
@@ -57,11 +65,88 @@ def table(run: Run) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def main(folders: Sequence[str]) -> None:
+def over_runs(runs: Sequence[Run]) -> Iterator[str]:
+    """Differences of all runs, with Student's t over them."""
+    changes: dict[str, list[float]] = {}
+    for run in runs:
+        base, final = predictions(run, "base"), predictions(run, "final")
+        for name, ids in groups(base):
+            before, after = ([one for one in phase if one.id in ids] for phase in (base, final))
+            changes.setdefault(name, []).append(100 * metrics.compare(before, after).difference)
+    for name, values in changes.items():
+        found = over_seeds(values)
+        low, high = found.interval or (found.mean, found.mean)
+        shown = " · ".join(f"{value:+.1f}" for value in values)
+        yield f"| {name} | {shown} | {found.mean:+.1f} [{low:+.1f}, {high:+.1f}] | {found.p_value or 1:.2g} |"
+
+
+def answers(run: Run) -> Iterator[str]:
+    """What the trained model says, drawn at random, and what is heard and seen."""
+    by_ear = [one for one in metrics.headline(predictions(run, "final")) if one.fields["need"] == "audio"]
+    before = {one.id: one for one in metrics.headline(predictions(run, "base"))}
+    rng = np.random.default_rng(0)
+    for right in (True, False):
+        of = [one for one in by_ear if one.correct is right]
+        for one in (of[place] for place in sorted(rng.choice(len(of), 5, replace=False))):
+            heard, seen = one.fields.get("audio_source", ""), one.fields.get("image_source", "")
+            said = [" ".join(text.split()) for text in (before[one.id].completion, one.completion)]
+            cells = [one.id, f"{one.problem} {' '.join(one.options)}", heard, seen, one.gold, *said]
+            yield f"| {' | '.join(cells)} | {'right' if right else 'wrong'} |"
+
+
+def figure(runs: Sequence[Run]) -> Path:
+    """Accuracy by the sense that a question wants: the base, the model after each seed, a guess."""
+    shown, axis = pyplot.subplots(figsize=(8, 3.4), constrained_layout=True)
+    senses = {"audio": "the ear", "both": "both", "image": "the eye", "none": "words alone"}
+    width = 0.8 / (len(runs) + 1)
+    for place, need in enumerate(senses):
+        base = [one for one in metrics.headline(predictions(runs[0], "base")) if one.fields["need"] == need]
+        bars = [("base", base)]
+        bars += [
+            (f"after, seed {run.seed}", [p for p in metrics.headline(predictions(run, "final")) if p.id in ids])
+            for ids in [{one.id for one in base}]
+            for run in runs
+        ]
+        for number, (label, of) in enumerate(bars):
+            mean = sum(one.score for one in of) / len(of)
+            ends = mean_interval([one.score for one in of], [one.cluster for one in of])
+            axis.bar(
+                place + (number - len(runs) / 2) * width,
+                100 * mean,
+                0.9 * width,
+                color=COLOURS[min(number, 1)],
+                alpha=1 if number == 0 else 0.75,
+                yerr=[[100 * (mean - ends.low)], [100 * (ends.high - mean)]],
+                error_kw={"elinewidth": 1, "ecolor": "#4a4a4a"},
+                label=label if place == 0 and number < 2 else None,
+            )
+        guess = 100 * sum(map(metrics.chance, base)) / len(base)
+        axis.hlines(guess, place - 0.45, place + 0.45, "black", "dotted", label=None if place else "a guess")
+    axis.set_xticks(range(len(senses)), [f"questions for {name}" for name in senses.values()])
+    axis.set_ylabel("accuracy, %")
+    axis.legend(frameon=False)
+    target = Path(__file__).parent / "figures" / "open_media.png"
+    shown.savefig(target, dpi=150)
+    return target
+
+
+def main(words: Sequence[str]) -> None:
+    asks = words[0] if words and words[0] in ("answers", "figure") else None
+    runs = [run for run in reader.find(map(Path, words[1:] if asks else words)) if run.summary.get("final")]
+    if asks == "figure":
+        print(figure(runs))
+        return
+    if asks:
+        heads = ("id", "question", "recording", "picture", "gold", "base", "after", "")
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+        print("\n".join(answers(runs[0])))
+        return
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
-    for run in reader.find(map(Path, folders)):
-        if run.summary.get("base"):
-            print("\n".join(table(run)))
+    for run in runs:
+        print("\n".join(table(run)))
+    if len(runs) > 1:
+        print("\n| questions | difference of each seed | mean | p |\n|---|---|---|---|")
+        print("\n".join(over_runs(runs)))
 
 
 if __name__ == "__main__":

@@ -103,8 +103,10 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     params = _raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in parsed}
     parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
+    # Of an interval there are no jobs to list: a search draws from it. What is fixed can still be checked.
     if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
         return [[o.input_line for o in parsed if not o.is_sweep_override()]]
+    # Hydra's own expansion, so that what is validated here is what will run.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     try:
@@ -129,6 +131,7 @@ def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
 def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> Composed:
     raw = _raw(overrides, own)
     try:
+        # Only what names the folder is resolved: the rest of Hydra's configuration wants a job that runs.
         OmegaConf.set_struct(raw.hydra, False)
         raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
@@ -313,6 +316,7 @@ def _keys() -> list[str]:
 
 def _explained(error: Exception, overrides: Sequence[str], own: Path | None = None) -> UserError:
     """What Hydra or OmegaConf found, in one line, with the closest valid name; `own` is the user's --config-dir."""
+    # Hydra and OmegaConf say what they found in their texts alone, so these are read, the most telling ones first.
     text = str(error)
     cause = error.__cause__ or error
     if inside := explain(text, own, conf_dir()):

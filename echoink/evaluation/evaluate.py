@@ -120,6 +120,7 @@ def evaluate(
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     prefetcher, decoder = Prefetcher(processor), decoder or decoder_for(model)
     for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+        # The next batch is decoded and processed on the CPU while this one is answered.
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
         if engine is not None:
@@ -160,6 +161,7 @@ def _by_model(
 ) -> list[list[int]]:
     sampling, draws, pad_id = setup.sampling, setup.draws, setup.processor.processor.tokenizer.pad_token_id
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
+    # Noise belongs to a sample and a draw, not to a batch: an answer does not depend on who is asked beside it.
     noise = torch.stack([noise_of(setup, sample, first + len(draws))[first:] for sample in samples])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
         return generate(
@@ -187,6 +189,7 @@ def by_engine(
         first: see `evaluate`.
     """
     seeds = [seed_of(setup.seed, first, f"eval {setup.split} {sample.id}") for sample in samples]
+    # An engine takes one temperature for all rows: sampled draws and greedy ones are two calls, put together again.
     sampled, rows = sum(draw != GREEDY for draw in setup.draws), iter(())
     if sampled:
         rows = iter(engine.generate(prompts, seeds, sampled, rests=False)[0])

@@ -118,6 +118,7 @@ class Evaluator:
         )
         if found["parse_failures"] > UNREADABLE:
             console.say("warning", f"hardly any answer can be read, so accuracies and rewards say little. {WHAT_TO_DO}")
+        # The full prompt comes first and alone counts as the phase's accuracy; variants are compared with it by sample.
         for variant in dict.fromkeys(config.ablations):
             if variant is Variant.full:
                 continue
@@ -128,6 +129,7 @@ class Evaluator:
         if len(answers) > 1:
             found["ablations"] = modality_need.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
+        # Training, or the next model, wants the GPU's memory.
         if self.engine:
             self.engine.rest()
         if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
@@ -141,6 +143,7 @@ class Evaluator:
         if self.engine is None:
             return None
         self.engine.push(model)
+        # Greedy, so that both could give the same text: sampled draws of an engine are others in any case.
         setup = replace(self._setup(), draws=(GREEDY,))
         chosen = samples[:COMPARED]
         prompts = [self.processor(sample) for sample in chosen]
@@ -181,11 +184,12 @@ class Evaluator:
             rows = self.files.read(PREDICTIONS)
             return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
 
+        # Only a base is the same in many runs. Half-finished answers of this run go before those of another.
         if self.config.cache and phase == BASE and not collectives.first(started):
             kept = self._kept(model, how, samples[0], variant)
             if self.files.writes:
                 self._take(kept, samples, how)
-        processes().wait_for_everyone()
+        processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
             asked = ablations.make(samples, variant, self.seed + first, self.clusters)
@@ -240,6 +244,7 @@ class Evaluator:
 
     def _take(self, kept: Path, samples: Sequence[Sample], how: Setting) -> None:
         """Take kept answers into this run's predictions, judged as this run judges."""
+        # The texts are the base's; parser, rewards, clusters and labels may have changed since they were kept.
         of_id = {sample.id: sample for sample in samples}
         taken = [
             replace(
@@ -305,6 +310,7 @@ class Evaluator:
                 label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
         group.wait_for_everyone()  # everyone has read before anyone writes
+        # Samples go round the processes, so that a round answers the next ones of the file, whoever answers them.
         own = open_samples[group.process_index :: group.num_processes]
         rounds, decoder = -(-len(open_samples) // (batch * group.num_processes)), decoder_for(model)
         for number in console.progress(label, rounds)(range(rounds)):
@@ -322,6 +328,7 @@ class Evaluator:
                 decoder=decoder,
                 engine=self.engine,
             )
+            # Everyone has all answers: all take the same decisions, and the first writes them.
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}

@@ -71,6 +71,7 @@ def execute(
         system_metrics.Watch(files, tracker, config.tracking.machine_every),
         ExitStack() as stack,
     ):
+        # Runs beside this one whose processes are gone get their end here, in their folders and in MLflow.
         for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
             tracker.adopt_later(dead)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
@@ -79,6 +80,7 @@ def execute(
         engine = stack.enter_context(closing(vllm.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
+        # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience):
             if evaluates_base:
@@ -93,6 +95,7 @@ def execute(
                 del job, evaluator  # two models need not fit side by side
                 job = load_model(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
+            # task=eval of the base has asked its one model already.
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
@@ -168,6 +171,7 @@ def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Pred
 def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[str]) -> Tracker:
     config = job.config
     values = flatten(config)
+    # MLflow's table shows parameters as columns: what every run has, and what this one changed, not all 150 keys.
     params = {key: values[key] for key in CORE}
     for override in sweep_job.descriptive(overrides):
         key, _, value = (short := sweep_job.shortened(override)).partition("=")

@@ -95,6 +95,7 @@ def save(
     def finish(found: dict[str, Any]) -> None:
         files = dict(sorted(found.items()))
         (part / MANIFEST).write_text(as_json({"step": step, **(provenance or {}), "files": files}))
+        # Directories too: without it a crash may leave a renamed folder whose files' names are lost.
         for path in (part / MANIFEST, *(path for path in part.rglob("*") if path.is_dir()), part):
             _flush(path)
         if final.exists():  # another one of this step, which no run goes on from
@@ -121,13 +122,14 @@ def rotate(run: Path, keep: int) -> None:
         if old != best(run):
             shutil.rmtree(old)
     for old in steps(run)[:-RESUMABLE]:
-        _leave_weights(old)
+        _leave_weights(old)  # the optimizer's state is twice the weights, and nobody goes on from an old step
 
 
 def _leave_weights(folder: Path) -> None:
     said = manifest(folder)
     of_training = [path for path in folder.rglob("*") if _is_of_training(str(path.relative_to(folder)))]
     if of_training:
+        # The manifest first: a kill in between leaves files that it does not list, not entries without a file.
         said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _is_of_training(name)}
         write_atomic(folder / MANIFEST, as_json(said))
     for path in of_training:
@@ -227,7 +229,7 @@ def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
     for folder in reversed(steps(run)):
         wrong = damage(folder)
         if wrong is None and not _goes_on(manifest(folder)):
-            return None, damaged
+            return None, damaged  # those before it have no optimizer either
         if wrong is None:
             return folder, damaged
         damaged[folder] = wrong

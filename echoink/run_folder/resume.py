@@ -147,6 +147,7 @@ def begin(config: Config, folder: Path) -> Start:
         if summary.get("task", "plan") != "plan":
             raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
         return Start()
+    # A lock first: two processes on one folder would each cut what the other writes.
     run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
     answered, resumes = (folder / run_folder.PREDICTIONS).is_file(), config.resume != NEVER
@@ -165,6 +166,8 @@ def begin(config: Config, folder: Path) -> Start:
             f"no checkpoint in {folder} is whole, with optimizer and random state" + (f" ({wrong})" if wrong else ""),
             f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
         )
+    # The last step's checkpoint is followed by the final evaluation: only a run whose settings are the same has nothing
+    # left to do, or keeps its answers.
     said = checkpoint.manifest(found) if found else {}
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
     if last and has_ended(summary):
@@ -260,6 +263,7 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
 def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
     if not file.is_file():
         return
+    # Bytes, not parsed rows written anew: what stays is what was there, to the last digit.
     kept = []
     with open(file, "rb") as lines:
         for line in lines:
@@ -279,6 +283,7 @@ def close_dead(folder: Path, tracked: bool) -> list[Path]:
     Returns:
         The folders of those that MLflow has.
     """
+    # A killed process cannot say so itself. The next run beside it does, for people and for MLflow.
     closed = []
     for path, said in _beside(folder):
         known = bool((said.get("mlflow") or {}).get("run_id"))

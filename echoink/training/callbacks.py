@@ -155,6 +155,7 @@ class Keeper(TrainerCallback):
             checkpoint.note_best(files.path, self.best)
 
     def _compare(self, row: dict[str, float]) -> bool:
+        # Of equals the later: it has learned longer, and is the one that training goes on from.
         better = self.best is None or row["dev/accuracy"] >= self.best["accuracy"]
         if better:
             self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
@@ -175,12 +176,14 @@ class Keeper(TrainerCallback):
         def done(name: str) -> bool:
             return any(row["step"] == step for row in self._files.read(name))
 
+        # The first process decides for all: only it sees what an earlier process has left in the files.
         watches, evaluates = collectives.first(
             lambda: (
                 due(self._watch.every) and not done("watched.jsonl"),
                 bool(step) and due(self._development.every) and not done("dev.jsonl"),
             )
         )
+        # Saving and asking must not move what training draws next, or a resumed run would end otherwise.
         with self.trainer.apart():
             if step and (last or due(self._every)):
                 self._save(step, last)
@@ -229,6 +232,7 @@ class Keeper(TrainerCallback):
             self.trainer.save_weights(folder, weights)
             self.trainer.save_state_beside(folder)
 
+        # Refused in all processes before anything is written: the good checkpoint before it stays the newest.
         collectives.each(check)
         provenance = {"last": last, **self._provenance}
         try:
