@@ -115,8 +115,8 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
     where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
     for split, samples in found.samples.items():
         for sample in samples:
-            digests = found.media[f"{split} {sample.id}"].digests
-            where[split].update(dict(zip(digests, sample.places.values(), strict=True)))
+            origins = found.media[f"{split} {sample.id}"].origins(sample)
+            where[split].update(dict(zip(origins, sample.places.values(), strict=True)))
     for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
         both = [digest for digest in where.get(one, {}) if digest in where.get(other, {})]
         if both:

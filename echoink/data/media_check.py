@@ -7,7 +7,7 @@ from functools import partial
 
 from echoink.common.errors import UserError
 from echoink.data import fingerprints
-from echoink.data.samples import Dropped, Sample, load_sound, with_soundtrack
+from echoink.data.samples import SOURCE, Dropped, Sample, load_sound, with_soundtrack
 from echoink.media import loaders
 from echoink.media.worker_pool import Died, isolated
 
@@ -37,6 +37,14 @@ class MediaInfo:
     """Whether its video has a sound track, used or not."""
     fingerprints: tuple[tuple[str, bytes], ...] = ()
     """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
+
+    def origins(self, sample: Sample) -> tuple[str, ...]:
+        """What each of the sample's media comes from, as its row says (`image_source`, …), else the file itself."""
+        named = [sample.fields.get(f"{name}{SOURCE}") for name in sample.media]
+        return tuple(
+            f"{medium} {source}" if source else digest
+            for medium, source, digest in zip(sample.media, named, self.digests, strict=True)
+        )
 
 
 def inspect(

@@ -23,7 +23,7 @@ def profile(
     """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media
     shared by splits, kinds of question that another split has and this one has not."""
     seen: dict[str, set[str]] = {
-        split: {digest for s in samples for digest in media_info[f"{split} {s.id}"].digests}
+        split: {origin for s in samples for origin in media_info[f"{split} {s.id}"].origins(s)}
         for split, samples in splits.items()
     }
     kinds = {split: {s.fields["kind"] for s in samples if "kind" in s.fields} for split, samples in splits.items()}

@@ -18,7 +18,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import Rows, holds_one_split, open_split
-from echoink.data.samples import SOURCE, Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
+from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
 from echoink.models import media_tokens
@@ -48,11 +48,11 @@ class Splits:
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, Clusters]:
         """By id of samples of a split names that those which share media share.
 
-        Media are one where their files are, or where their rows name one source (`origins`). It is one name for all
-        that are connected by pictures, sounds or videos; or two, of the sound and of the sight, where that makes more
-        groups: recordings that each go with many pictures connect everything with everything.
+        Media are one where their files are, or where their rows name one source (`MediaInfo.origins`). It is one name
+        for all that are connected by pictures, sounds or videos; or two, of the sound and of the sight, where that
+        makes more groups: recordings that each go with many pictures connect everything with everything.
         """
-        found = [origins(sample, self.media_info[f"{split} {sample.id}"].digests) for sample in samples]
+        found = [self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples]
         connected = sharing(samples, found, 0)
         of = {sample.id: dict(zip(sample.media, own, strict=True)) for sample, own in zip(samples, found, strict=True)}
         heard = {id: own.get("audio") or own.get("video") for id, own in of.items()}
@@ -116,7 +116,7 @@ def load(
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
     if holds_out:
-        media = [origins(sample, media_info[f"train {sample.id}"].digests) for sample in found["train"]]
+        media = [media_info[f"train {sample.id}"].origins(sample) for sample in found["train"]]
         found["train"], found["dev"] = hold_out(found["train"], media, config.dev, config.seed)
         media_info |= {f"dev {sample.id}": media_info.pop(f"train {sample.id}") for sample in found["dev"]}
         dropped["dev"] = []
@@ -234,20 +234,6 @@ def _no_split(split: str, path: str) -> UserError:
     )
 
 
-def origins(sample: Sample, digests: Sequence[str]) -> tuple[str, ...]:
-    """What each of its media comes from: the row's `image_source`, `audio_source` or `video_source`, else its file.
-
-    Args:
-        sample: with its fields.
-        digests: of its files, see `MediaInfo`.
-    """
-    named = [sample.fields.get(f"{name}{SOURCE}") for name in sample.media]
-    return tuple(
-        f"{medium} {source}" if source else digest
-        for medium, source, digest in zip(sample.media, named, digests, strict=True)
-    )
-
-
 def hold_out(
     samples: Sequence[Sample], media: Sequence[tuple[str, ...]], count: int | None, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
@@ -258,7 +244,7 @@ def hold_out(
 
     Args:
         samples: of the training split.
-        media: of each sample, see `origins`.
+        media: of each sample, see `MediaInfo.origins`.
         count: how many.
         seed: dataset.seed.
 
@@ -282,7 +268,7 @@ def sharing(samples: Sequence[Sample], media: Sequence[tuple[str, ...]], seed: i
 
     Args:
         samples: in any order, which changes nothing.
-        media: of each sample, see `origins`.
+        media: of each sample, see `MediaInfo.origins`.
         seed: of the order.
     """
     from scipy.cluster.hierarchy import DisjointSet  # half a second, which a mistyped command should not wait for

@@ -47,6 +47,17 @@ def test_check_of_a_sound_set_ends_with_0(dataset, capsys):
     assert "bad row" not in said(capsys)
 
 
+def test_files_that_are_cut_from_one_source_are_shared_by_their_splits(own, capsys):
+    sources = {"train": ["tape", "other"], "valid": ["tape", "third"]}
+    rows = [json.loads(line) for line in (own / "train.jsonl").read_text().splitlines()]
+    good = [rows[place] for place in (0, 2, 4, 6)]
+    for split, two in (("train", good[:2]), ("valid", good[2:])):
+        named = [{**row, "audio_source": source} for row, source in zip(two, sources[split], strict=True)]
+        (own / f"{split}.jsonl").write_text("\n".join(map(json.dumps, named)))
+    assert main(["check", str(own)]) == 0
+    assert "train and valid share 1 file, so accuracy on valid may be too high: " in said(capsys)
+
+
 def test_check_reads_a_file_as_one_split_and_refuses_what_is_not_there(own, capsys):
     assert main(["check", str(own / "valid.jsonl")]) == 0
     text = said(capsys)

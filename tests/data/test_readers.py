@@ -17,7 +17,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Dropped, Sample, parse_rows
-from echoink.data.splits import Splits, hold_out, load, origins, read_split
+from echoink.data.splits import Splits, hold_out, load, read_split
 from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
@@ -346,6 +346,6 @@ def test_data_held_out_share_no_source_with_the_rest():
     samples = [
         Sample(str(n), "", (), "", audio=Path(f"{n}.wav"), fields={"audio_source": str(n // 2)}) for n in range(8)
     ]
-    media = [origins(sample, (f"digest {sample.id}",)) for sample in samples]
+    media = [MediaInfo((f"digest {sample.id}",)).origins(sample) for sample in samples]
     rest, held = hold_out(samples, media, 3, 0)
     assert len(held) == 2 and not {s.fields["audio_source"] for s in held} & {s.fields["audio_source"] for s in rest}
