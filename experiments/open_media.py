@@ -75,9 +75,10 @@ def over_runs(runs: Sequence[Run]) -> Iterator[str]:
             changes.setdefault(name, []).append(100 * metrics.compare(before, after).difference)
     for name, values in changes.items():
         found = over_seeds(values)
-        low, high = found.interval or (found.mean, found.mean)
         shown = " · ".join(f"{value:+.1f}" for value in values)
-        yield f"| {name} | {shown} | {found.mean:+.1f} [{low:+.1f}, {high:+.1f}] | {found.p_value or 1:.2g} |"
+        ends = "–" if found.interval is None else "[{:+.1f}, {:+.1f}]".format(*found.interval)
+        p_value = "–" if found.p_value is None else f"{found.p_value:.2g}"
+        yield f"| {name} | {shown} | {found.mean:+.1f} {ends} | {p_value} |"
 
 
 def answers(run: Run) -> Iterator[str]:
@@ -87,9 +88,9 @@ def answers(run: Run) -> Iterator[str]:
     rng = np.random.default_rng(0)
     for right in (True, False):
         of = [one for one in by_ear if one.correct is right]
-        for one in (of[place] for place in sorted(rng.choice(len(of), 5, replace=False))):
+        for one in (of[place] for place in sorted(rng.choice(len(of), min(5, len(of)), replace=False))):
             heard, seen = one.fields.get("audio_source", ""), one.fields.get("image_source", "")
-            said = [" ".join(text.split()) for text in (before[one.id].completion, one.completion)]
+            said = [" ".join(text.replace("|", "¦").split()) for text in (before[one.id].completion, one.completion)]
             cells = [one.id, f"{one.problem} {' '.join(one.options)}", heard, seen, one.gold, *said]
             yield f"| {' | '.join(cells)} | {'right' if right else 'wrong'} |"
 
@@ -103,7 +104,7 @@ def figure(runs: Sequence[Run]) -> Path:
         base = [one for one in metrics.headline(predictions(runs[0], "base")) if one.fields["need"] == need]
         bars = [("base", base)]
         bars += [
-            (f"after, seed {run.seed}", [p for p in metrics.headline(predictions(run, "final")) if p.id in ids])
+            ("after, a bar for each seed", [p for p in metrics.headline(predictions(run, "final")) if p.id in ids])
             for ids in [{one.id for one in base}]
             for run in runs
         ]
@@ -116,7 +117,7 @@ def figure(runs: Sequence[Run]) -> Path:
                 0.9 * width,
                 color=COLOURS[min(number, 1)],
                 alpha=1 if number == 0 else 0.75,
-                yerr=[[100 * (mean - ends.low)], [100 * (ends.high - mean)]],
+                yerr=[[100 * max(0.0, mean - ends.low)], [100 * max(0.0, ends.high - mean)]],
                 error_kw={"elinewidth": 1, "ecolor": "#4a4a4a"},
                 label=label if place == 0 and number < 2 else None,
             )
@@ -132,7 +133,11 @@ def figure(runs: Sequence[Run]) -> Path:
 
 def main(words: Sequence[str]) -> None:
     asks = words[0] if words and words[0] in ("answers", "figure") else None
-    runs = [run for run in reader.find(map(Path, words[1:] if asks else words)) if run.summary.get("final")]
+    runs = [
+        run
+        for run in reader.find(map(Path, words[1:] if asks else words))
+        if run.summary.get("base") and run.summary.get("final")
+    ]
     if asks == "figure":
         print(figure(runs))
         return

@@ -196,10 +196,14 @@ def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[st
 
 
 def _elsewhere(source: str) -> dict[str, bool]:
-    """By id of training questions whether another split holds one of their files."""
+    """By id of training questions whether another split holds one of their files, or one of the same source."""
+
+    def origins(sample: "Sample") -> list[str]:
+        return [*map(digest, sample.media.values()), *(f"source {name}" for name in sample.sources.values())]
+
     splits = {name: samples for name in ("train", "dev", "valid") if (samples := read_samples(source, name))}
-    others = {digest(m) for name in splits if name != "train" for s in splits[name] for m in s.media.values()}
-    return {s.id: any(digest(m) in others for m in s.media.values()) for s in progress("digest", None)(splits["train"])}
+    others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}
+    return {s.id: not others.isdisjoint(origins(s)) for s in progress("digest", None)(splits["train"])}
 
 
 def read_samples(source: str, split: str) -> list:

@@ -111,16 +111,20 @@ def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _shared(found: Found) -> Iterator[tuple[str, str]]:
-    """Files whose contents two splits share, by name."""
+    """Files, and sources that rows name, which two splits share."""
     where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
     for split, samples in found.samples.items():
         for sample in samples:
             origins = found.media[f"{split} {sample.id}"].origins(sample)
-            where[split].update(dict(zip(origins, sample.places.values(), strict=True)))
+            where[split].update((one, sample.places[name]) for name, of in origins.items() for one in of)
     for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
-        both = [digest for digest in where.get(one, {}) if digest in where.get(other, {})]
+        both: dict[str, str] = {}  # files of one split, and what they are in the other
+        for origin, place in where.get(one, {}).items():
+            if origin in where.get(other, {}):
+                same = f" = {where[other][origin]} ({origin})" if origin.startswith("source ") else ""
+                both.setdefault(place, f"{place}{same}")
         if both:
-            names = ", ".join(where[one][digest] for digest in both[:NAMES])
+            names = ", ".join(list(both.values())[:NAMES])
             more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
             shared = f"{one} and {other} share {counted(len(both), 'file')}, so accuracy on {other} may be too high"
             yield "warning", f"{shared}: {names}{more}"

@@ -17,7 +17,7 @@ from echoink.config.schema import ModelConfig
 from echoink.data.media_check import check_media
 from echoink.data.readers import open_split
 from echoink.data.samples import Dropped, Sample, parse_rows
-from echoink.data.splits import sharing, video_caps
+from echoink.data.splits import joined, sharing, video_caps
 
 
 @dataclass
@@ -75,7 +75,7 @@ def divide(
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; mend or remove them")
-    media = [info.origins(sample) for sample, info in zip(samples, infos, strict=True)]
+    media = [joined(info.origins(sample)) for sample, info in zip(samples, infos, strict=True)]
     chosen = _assigned(samples, media, shares, wanted)
     if empty := [split for split in targets if split not in chosen]:
         groups = len(sharing(samples, media, wanted.seed))
@@ -96,7 +96,7 @@ def _value(sample: Sample, by: str) -> str:
 
 
 def _assigned(
-    samples: Sequence[Sample], media: Sequence[tuple[str, ...]], shares: dict[str, float], wanted: DivideConfig
+    samples: Sequence[Sample], media: Sequence[Sequence[str]], shares: dict[str, float], wanted: DivideConfig
 ) -> list[str]:
     """The split of each sample: groups that share media in a random order, each to where its kinds are most wanted."""
     chosen = ["train"] * len(samples)

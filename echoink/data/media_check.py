@@ -7,7 +7,7 @@ from functools import partial
 
 from echoink.common.errors import UserError
 from echoink.data import fingerprints
-from echoink.data.samples import SOURCE, Dropped, Sample, load_sound, with_soundtrack
+from echoink.data.samples import Dropped, Sample, load_sound, with_soundtrack
 from echoink.media import loaders
 from echoink.media.worker_pool import Died, isolated
 
@@ -38,13 +38,13 @@ class MediaInfo:
     fingerprints: tuple[tuple[str, bytes], ...] = ()
     """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
 
-    def origins(self, sample: Sample) -> tuple[str, ...]:
-        """What each of the sample's media comes from, as its row says (`image_source`, …), else the file itself."""
-        named = [sample.fields.get(f"{name}{SOURCE}") for name in sample.media]
-        return tuple(
-            f"{medium} {source}" if source else digest
-            for medium, source, digest in zip(sample.media, named, self.digests, strict=True)
-        )
+    def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
+        """By medium of the sample: its digest, and the source that its row names. Media that share one are the same."""
+        sources = sample.sources
+        return {
+            name: (digest, f"source {sources[name]}") if name in sources else (digest,)
+            for name, digest in zip(sample.media, self.digests, strict=True)
+        }
 
 
 def inspect(

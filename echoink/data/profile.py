@@ -22,10 +22,11 @@ def profile(
 ) -> dict[str, dict]:
     """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media
     shared by splits, kinds of question that another split has and this one has not."""
-    seen: dict[str, set[str]] = {
-        split: {origin for s in samples for origin in media_info[f"{split} {s.id}"].origins(s)}
+    media = {
+        split: {origins for s in samples for origins in media_info[f"{split} {s.id}"].origins(s).values()}
         for split, samples in splits.items()
     }
+    seen = {split: {origin for origins in of for origin in origins} for split, of in media.items()}
     kinds = {split: {s.fields["kind"] for s in samples if "kind" in s.fields} for split, samples in splits.items()}
     everywhere = set().union(*kinds.values())
     report = {}
@@ -46,7 +47,11 @@ def profile(
             "options": dict(Counter(len(s.options) for s in samples)),
             "missing_kinds": sorted(everywhere - kinds[split], key=str),
             "answer_positions": answer_positions(samples),
-            "media_also_in": {other: len(seen[split] & seen[other]) for other in splits if other != split},
+            "media_also_in": {
+                other: sum(not seen[other].isdisjoint(origins) for origins in media[split])
+                for other in splits
+                if other != split
+            },
             "audio": _spread([seconds for seconds, _ in heard]),
             "audio_kept": _spread([kept for _, kept in heard]),
             "audio_cut": sum(kept < seconds - 0.01 for seconds, kept in heard),

@@ -122,7 +122,7 @@ def _file(file: Path) -> Rows:
 
 
 def _tables():
-    """Of a library that takes a second to import, which rows in JSON need not wait for."""
+    """The module `tables`, imported late: `datasets` takes a second, and rows in JSON do not need it."""
     from echoink.data import tables
 
     return tables

@@ -137,6 +137,8 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
     """Refuse a field that holds a file, or names one of a kind that the sample does not have."""
     for key, value in row.items():
+        if re.fullmatch(rf"({'|'.join(KINDS)})_source", key) and isinstance(value, str):
+            continue  # it says what a medium was cut from, which may well be a file of another kind
         listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
         first = listed[0] if listed else None
         holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())

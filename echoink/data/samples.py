@@ -52,8 +52,8 @@ class DataType(Enum):
 
 MEDIA = ("image", "audio", "video")
 
-SOURCE = "_source"
-"""Ends the fields that name what a medium was cut or made from: `audio_source`, `image_source`, `video_source`."""
+SOURCES = {f"{name}_source": name for name in MEDIA}
+"""Fields that name what a medium was cut or made from, and the medium."""
 
 _KNOWN = {
     *("problem_id", "problem", "data_type", "problem_type", "options", "solution", "data_source"),
@@ -111,6 +111,11 @@ class Sample:
     def media(self) -> dict[str, Medium]:
         """Its pictures, sounds and videos by name."""
         return {name: medium for name in MEDIA if (medium := getattr(self, name)) is not None}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What its media were cut or made from, by their names, where the row says it."""
+        return {name: self.fields[key] for key, name in SOURCES.items() if self.fields.get(key) and name in self.media}
 
     @property
     def places(self) -> dict[str, str]:
@@ -181,6 +186,9 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     problem_type = _one_of(ProblemType, row.get("problem_type", "multiple choice"), f"{where}: problem_type")
     options = _options(row.get("options") or [], problem_type, where)
     _check_chance(row.get("chance"), where)
+    for key in SOURCES:
+        if not isinstance(row.get(key, ""), str | None):
+            raise UserError(f"{where}: {key} must be a text", "of a file that joins several, name one")
     check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
     hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,21 +46,21 @@ class Splits:
     """What dataset.json says: see `profile`."""
 
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, Clusters]:
-        """By id of samples of a split names that those which share media share.
+        """By id of samples of a split the names of their clusters: samples that share media share a name.
 
-        Media are one where their files are, or where their rows name one source (`MediaInfo.origins`). It is one name
-        for all that are connected by pictures, sounds or videos; or two, of the sound and of the sight, where that
-        makes more groups: recordings that each go with many pictures connect everything with everything.
+        Two media count as the same if their files are, or if their rows name one source (`MediaInfo.origins`). A sample
+        has one name, of all samples that are connected by pictures, sounds or videos. It has two, one of its sound and
+        one of its sight, where that makes more clusters: recordings that each go with many pictures connect everything.
         """
-        found = [self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples]
-        connected = sharing(samples, found, 0)
-        of = {sample.id: dict(zip(sample.media, own, strict=True)) for sample, own in zip(samples, found, strict=True)}
-        heard = {id: own.get("audio") or own.get("video") for id, own in of.items()}
-        seen = {id: own.get("image") or own.get("video") for id, own in of.items()}
+        found = {sample.id: self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples}
+        connected = sharing(samples, [joined(found[sample.id]) for sample in samples], 0)
+        sounds = {id: of.get("audio") or of.get("video") or () for id, of in found.items()}
+        sights = {id: of.get("image") or of.get("video") or () for id, of in found.items()}
+        heard, seen = map(_named, (sounds, sights))
         with_both = [sample for sample in samples if heard[sample.id] and seen[sample.id]]
         both = [(heard[sample.id], seen[sample.id]) for sample in with_both]
         if both and len(sharing(with_both, both, 0)) < min(len(set(each)) for each in zip(*both, strict=True)):
-            return {id: (f"sound {heard[id] or id}", f"sight {seen[id] or id}") for id in of}
+            return {id: (f"sound {heard[id] or id}", f"sight {seen[id] or id}") for id in found}
         return {samples[place].id: samples[places[0]].id for places in connected for place in places}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
@@ -116,7 +116,7 @@ def load(
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
     if holds_out:
-        media = [media_info[f"train {sample.id}"].origins(sample) for sample in found["train"]]
+        media = [joined(media_info[f"train {sample.id}"].origins(sample)) for sample in found["train"]]
         found["train"], found["dev"] = hold_out(found["train"], media, config.dev, config.seed)
         media_info |= {f"dev {sample.id}": media_info.pop(f"train {sample.id}") for sample in found["dev"]}
         dropped["dev"] = []
@@ -235,7 +235,7 @@ def _no_split(split: str, path: str) -> UserError:
 
 
 def hold_out(
-    samples: Sequence[Sample], media: Sequence[tuple[str, ...]], count: int | None, seed: int
+    samples: Sequence[Sample], media: Sequence[Sequence[str]], count: int | None, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
     """Training samples without, and with only, at most `count` development samples that share no medium with the rest.
 
@@ -244,7 +244,7 @@ def hold_out(
 
     Args:
         samples: of the training split.
-        media: of each sample, see `MediaInfo.origins`.
+        media: of each sample, see `joined`.
         count: how many.
         seed: dataset.seed.
 
@@ -263,12 +263,33 @@ def hold_out(
     return rest, [samples[place] for place in sorted(held)]
 
 
-def sharing(samples: Sequence[Sample], media: Sequence[tuple[str, ...]], seed: int) -> list[list[int]]:
+def joined(origins: Mapping[str, Sequence[str]]) -> list[str]:
+    """What may connect a sample with others, of all its media: see `MediaInfo.origins`."""
+    return [origin for of in origins.values() for origin in of]
+
+
+def _named(media: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """One name for all media of a sense that are the same, directly or through others; None where a sample has none.
+
+    Args:
+        media: by id the origins of the sample's medium.
+    """
+    from scipy.cluster.hierarchy import DisjointSet  # see `sharing`
+
+    connected = DisjointSet({origin for origins in media.values() for origin in origins})
+    for origins in media.values():
+        for origin in origins[1:]:
+            connected.merge(origins[0], origin)
+    names = {origin: min(same) for same in connected.subsets() for origin in same}
+    return {id: names[origins[0]] if origins else None for id, origins in media.items()}
+
+
+def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int) -> list[list[int]]:
     """Places of samples that share a medium, directly or through others; the groups in an order keyed by (seed, id).
 
     Args:
         samples: in any order, which changes nothing.
-        media: of each sample, see `MediaInfo.origins`.
+        media: of each sample, see `joined`.
         seed: of the order.
     """
     from scipy.cluster.hierarchy import DisjointSet  # half a second, which a mistyped command should not wait for

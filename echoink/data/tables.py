@@ -52,7 +52,8 @@ def _load(kind: str, **arguments) -> datasets.Dataset:
         return datasets.load_dataset(kind, **{"split": "train", **arguments})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"cannot read {arguments.get('data_files', kind)}: {reason}", "restore the files") from error
+        what = ", ".join(arguments.get("data_files", [kind]))
+        raise UserError(f"cannot read {what}: {reason}", "restore the files") from error
 
 
 def _table(table: datasets.Dataset, folder: Path, where: str) -> Rows:

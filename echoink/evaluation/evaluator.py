@@ -239,6 +239,8 @@ class Evaluator:
             bf16=self.bf16,
             batch=self.config.batch_prompts,
             engine=self.engine and self.engine.version,
+            # Who stands in for whom depends on what samples share, which rows may say (`Sample.sources`).
+            **({"clusters": sorted(self.clusters.items())} if variant in ablations.SWAPS else {}),
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 

@@ -7,7 +7,7 @@ from math import comb
 
 from echoink.common.clusters import count
 from echoink.common.statistics import Paired, mean_interval, paired
-from echoink.data.samples import SOURCE
+from echoink.data.samples import SOURCES
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
 from echoink.rewards.parsing import equal_options, option_letter, parse_letters
@@ -55,7 +55,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "by": {},
     }
     labels = [{**p.fields, "data_type": p.data_type, "problem_type": p.problem_type} for p in main]
-    for name in sorted({name for label in labels for name in label if not name.endswith(SOURCE)} - {"chance"}):
+    for name in sorted({name for label in labels for name in label} - {"chance", *SOURCES}):
         groups: dict[str, list[Prediction]] = {}
         for p, label in zip(main, labels, strict=True):
             groups.setdefault(label.get(name, ""), []).append(p)

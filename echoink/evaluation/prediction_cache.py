@@ -29,8 +29,8 @@ def key(model: torch.nn.Module, **depends_on: Any) -> str:
         depends_on: whatever else the answers depend on, with a `repr` that says all of it.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
-    media_info = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
-    return hashlib.sha256("\n".join(media_info).encode()).hexdigest()[:24]
+    parts = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 @once

@@ -171,7 +171,7 @@ def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Pred
 def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[str]) -> Tracker:
     config = job.config
     values = flatten(config)
-    # MLflow's table shows parameters as columns: what every run has, and what this one changed, not all 150 keys.
+    # MLflow's table shows parameters as columns: what every run has, and what this one changed, not every key.
     params = {key: values[key] for key in CORE}
     for override in sweep_job.descriptive(overrides):
         key, _, value = (short := sweep_job.shortened(override)).partition("=")

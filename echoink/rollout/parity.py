@@ -1,6 +1,6 @@
 """Whether vLLM computes what the trainer computes.
 
-In a run: whether the engine's language model gets the first prompt as ours does (`compare_once`).
+In a run: whether the engine's language model gets a prompt as ours does (`compare_prompt`).
 
 `python -m echoink.doctor engine=true`: prompts of every kind of medium are answered by the engine, and the model gives
 the log-probabilities of the same tokens. Where they part, the residual stream after each layer says from where on.
@@ -144,40 +144,49 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
 
 
 @torch.no_grad()
-def compare_once(model: PreTrainedModel, engine: Engine, prompts: Sequence[PromptInputs], ids: Sequence[str]) -> None:
-    """Compare what the engine's language model gets for the first prompt with media with what ours gets for it.
+def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[PromptInputs], ids: Sequence[str]) -> None:
+    """Compare what the engine's language model gets for a prompt with what ours gets for it.
 
-    Tokens, the towers' features and their places are all in the embedded prompt.
+    The prompt is the one with the most kinds of media; nothing is compared where none has any. Tokens, the towers'
+    features and their places are all in the embedded prompt.
 
     Args:
         model: the policy, whose weights the engine has; under the run's autocast.
-        engine: asked once; later calls do nothing.
+        engine: asked for one prompt.
         prompts: of a rollout.
         ids: of their samples.
 
     Raises:
-        UserError: positions are other ones, or the embedded prompt is.
+        UserError: positions differ, or the embedded text, or a medium.
     """
-    chosen = next((number for number, prompt in enumerate(prompts) if prompt.media), None)
-    if engine.compared or chosen is None:
+    placeholders = family_of(model).placeholders(model.config)
+
+    def kinds(number: int) -> int:
+        return sum(bool((prompts[number].input_ids == token).any()) for token in placeholders.values())
+
+    chosen = max(range(len(prompts)), key=kinds)
+    if not kinds(chosen):
         return
     prompt, place = prompts[chosen], f"sample {ids[chosen]}"
     positions, theirs = engine.given(prompt)
     hint = (
         f"vLLM {engine.version} reads this model otherwise: python -m echoink.doctor engine=true says for which media"
     )
-    if not torch.equal(positions.long(), prompt.position_ids.long()):
-        raise UserError(f"{place}: the engine has other positions than the trainer", hint)
+    if (wrong := (positions != prompt.position_ids).any(0).nonzero().flatten()).numel():
+        raise UserError(f"{place}: the engine has another position than the trainer for token {int(wrong[0])}", hint)
     ours = _embedded(model, prompt)
-    limit = PARTS[engine.dtype]
-    apart = (ours - theirs).norm(dim=1) / ours.norm(dim=1).clamp(min=1e-9)
-    if not apart.max() < limit:
-        first = int((~(apart < limit)).nonzero()[0])
-        raise UserError(
-            f"{place}: token {first} of {len(ours)} is embedded otherwise in the engine, by {apart[first]:.0%}", hint
-        )
-    engine.compared = True
-    say("engine", f"{place}: {len(ours)} tokens, positions as here, embedded tokens and media within {apart.max():.1e}")
+    parts = {name: prompt.input_ids == token for name, token in placeholders.items()}
+    parts = {"text": ~torch.stack(list(parts.values())).any(0), **parts}
+    gaps_of = {
+        name: float((ours[where] - theirs[where]).norm() / ours[where].norm())
+        for name, where in parts.items()
+        if where.any()
+    }
+    for name, gap in gaps_of.items():
+        if not gap < PARTS[engine.dtype]:
+            raise UserError(f"{place}: the engine embeds its {name} otherwise than the trainer, by {gap:.0%}", hint)
+    said = ", ".join(f"{name} within {gap:.0e}" for name, gap in gaps_of.items())
+    say("engine", f"{place}: {len(ours)} tokens, positions as here, embedded {said}")
 
 
 def _embedded(model: PreTrainedModel, prompt: PromptInputs) -> Tensor:

@@ -146,8 +146,6 @@ class Engine:
         self._sleeps = setup.sleeps and self._gpu is not None
         self._shares = setup.shares_memory
         self._has_weights = False
-        self.compared = False
-        """Whether what it makes of a prompt was compared with what the trainer makes of it, see `parity`."""
         if writes:
             weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
@@ -305,6 +303,7 @@ class Engine:
 
     def given(self, prompt: PromptInputs) -> tuple[Tensor, Tensor]:
         """What its language model gets for a prompt: positions [A, P] and the embedded prompt [P, D]; see `parity`."""
+        self._make_room()
         positions, embedded = self._ask("given", prompt=self._alone(prompt))
         return torch.from_numpy(positions), torch.from_numpy(embedded)
 

@@ -206,6 +206,8 @@ class Worker:
             hook.remove()
         length = len(prompt["tokens"])  # behind it is padding
         positions, embedded = found[0]
+        if len(embedded) < length:
+            raise ValueError(f"the prefill of {length} tokens was divided")
         return positions[:, :length].cpu().numpy(), embedded[:length].float().cpu().numpy()
 
     def residuals(self, prompt: dict) -> list[np.ndarray]:

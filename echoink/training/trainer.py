@@ -34,7 +34,7 @@ from trl.trainer.utils import pad
 
 from echoink.config.schema import Advantage, Loss, Scale
 from echoink.data.samples import Sample
-from echoink.distributed import watchdog
+from echoink.distributed import collectives, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
@@ -99,8 +99,9 @@ class EchoInkTrainer(Host):
                 if self._pushed != step:
                     with self.timer.section("time/push"):
                         self._engine.push(model)
+                    if self._pushed is None:  # all processes together: where one of them fails, all end
+                        collectives.each(lambda: parity.compare_prompt(model, self._engine, prompts, ids))
                     self._pushed = step
-                parity.compare_once(model, self._engine, prompts, ids)
                 completions, engine_logps = self._engine.generate(
                     prompts, [seed_of(seed, step, id) for id in ids], group
                 )

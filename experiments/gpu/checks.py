@@ -383,7 +383,7 @@ def fsdp_graph() -> Iterator[Row]:
             )
         yield Row("decoding under FSDP2's hooks", len(found), "rows", len(found) == G)
         seen, attend = set(), Layout.attend
-        Layout.attend = lambda self, *args: (seen.add(self), attend(self, *args))[1]
+        Layout.attend = lambda self, *of, **named: (seen.add(self), attend(self, *of, **named))[1]
         try:
             add_fused_lm_head(model)
             ids = torch.randint(20, 400, (G, length), device=DEVICE)

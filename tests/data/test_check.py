@@ -55,7 +55,9 @@ def test_files_that_are_cut_from_one_source_are_shared_by_their_splits(own, caps
         named = [{**row, "audio_source": source} for row, source in zip(two, sources[split], strict=True)]
         (own / f"{split}.jsonl").write_text("\n".join(map(json.dumps, named)))
     assert main(["check", str(own)]) == 0
-    assert "train and valid share 1 file, so accuracy on valid may be too high: " in said(capsys)
+    shown = said(capsys)
+    assert "train and valid share 1 file, so accuracy on valid may be too high: " in shown
+    assert f"{good[0]['path']['audio']} = " in shown and f"{good[2]['path']['audio']} (source tape)" in shown
 
 
 def test_check_reads_a_file_as_one_split_and_refuses_what_is_not_there(own, capsys):

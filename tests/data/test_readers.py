@@ -17,7 +17,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Dropped, Sample, parse_rows
-from echoink.data.splits import Splits, hold_out, load, read_split
+from echoink.data.splits import Splits, hold_out, joined, load, read_split
 from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
@@ -316,8 +316,10 @@ def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where
     def clusters(pairs, **fields):
         samples = [
             Sample(
-                str(n),
-                *("", (), ""),
+                id=str(n),
+                problem="",
+                options=(),
+                solution="",
                 image=seen and Path(f"{seen}.png"),
                 audio=heard and Path(f"{heard}.wav"),
                 fields={name: of[n] for name, of in fields.items()},
@@ -340,12 +342,18 @@ def test_samples_are_clustered_by_what_connects_them_or_by_sound_and_sight_where
     # Two files that are cut from one recording are one sound; where a row names no source, its file counts.
     cut = clusters([("a", "p"), ("b", "q"), ("c", "r")], audio_source=["tape", "tape", ""])
     assert cut["0"] == cut["1"] != cut["2"]
+    # A row that names no source has the same file still; and a frame and a sound may be of one film.
+    same = clusters([("a", "p"), ("a", "q")], audio_source=["tape", ""])
+    film = clusters([("a", None), (None, "p")], audio_source=["film", ""], image_source=["", "film"])
+    assert same["0"] == same["1"] and film["0"] == film["1"]
+    crossed = clusters([("a", "p"), ("b", "q"), ("c", "p"), ("c", "q")], audio_source=["tape", "tape", "", ""])
+    assert crossed["0"][0] == crossed["1"][0] != crossed["2"][0] and crossed["0"][1] == crossed["2"][1]
 
 
 def test_data_held_out_share_no_source_with_the_rest():
     samples = [
         Sample(str(n), "", (), "", audio=Path(f"{n}.wav"), fields={"audio_source": str(n // 2)}) for n in range(8)
     ]
-    media = [MediaInfo((f"digest {sample.id}",)).origins(sample) for sample in samples]
+    media = [joined(MediaInfo((f"digest {sample.id}",)).origins(sample)) for sample in samples]
     rest, held = hold_out(samples, media, 3, 0)
     assert len(held) == 2 and not {s.fields["audio_source"] for s in held} & {s.fields["audio_source"] for s in rest}

@@ -1,6 +1,7 @@
 """Rows as other trainers write them: their media are used, or the row is refused by name; nothing is lost unsaid."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
@@ -115,6 +116,14 @@ def test_a_videos_own_sound_is_used_where_there_is_one_and_leaving_it_out_is_not
     assert (sample.data_type.value, info.soundtrack) == (data_type, has_sound)
     assert sample.notes == ((note,) if note else ())
     assert (info.seconds is not None) == (data_type == "video_audio")
+
+
+def test_what_a_medium_was_cut_from_may_be_a_file_of_another_kind_and_is_one_name():
+    row = {**ROW, "audios": ["s.wav"], "audio_source": "film.mp4"}
+    (found,), _ = parse_rows([row], Path("."), "rows")
+    assert found.sources == {"audio": "film.mp4"}
+    _, (bad,) = parse_rows([{**row, "audio_source": ["a", "b"]}], Path("."), "rows")
+    assert "audio_source must be a text" in bad.reason
 
 
 def test_the_first_screen_says_what_the_samples_have_and_what_is_left_out(tmp_path):

@@ -114,6 +114,10 @@ def test_summary_by_hand():
     assert found["interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)
     assert set(found["by"]) == {"kind"}, "a field with one value tells nothing"
     assert found["by"]["kind"]["eye"]["accuracy"] == 0.5 and found["by"]["kind"]["eye"]["n"] == 2
+    named = [
+        replace(row, fields={**row.fields, "data_source": row.id, "audio_source": f"{row.id}.mp4"}) for row in rows
+    ]
+    assert set(summarize(named)["by"]) == {"kind", "data_source"}, "what media were cut from groups, and is no label"
 
 
 def test_summary_without_greedy_and_without_any_format():

@@ -88,7 +88,7 @@ def test_a_plan_says_what_it_takes_on_gpus(tmp_path):
 def test_a_frozen_language_model_has_no_adapters_kernels_and_projections_that_learn_want_their_towers(monkeypatch):
     seen = []
     seconds = step_time.seconds
-    monkeypatch.setattr(step_time, "seconds", lambda *given: seen.append(seconds(*given)) or seen[-1])
+    monkeypatch.setattr(step_time, "seconds", lambda *of, **named: seen.append(seconds(*of, **named)) or seen[-1])
 
     def one_gpu(freeze: str) -> step_time.Seconds:
         words = ["model=qwen2_5_omni_7b", "dataset=avqa_r1_6k", "dataset.path=x", f"model.freeze=[{freeze}]"]

@@ -362,12 +362,12 @@ def test_after_each_update_it_samples_from_the_model_that_learns(train, adapter)
 @pytest.mark.parametrize(
     ("fails", "says"),
     [
-        ("", "positions as here, embedded tokens and media within"),
-        ("shifts", r"sample \d: the engine has other positions than the trainer"),
-        ("blurs", r"sample \d: token 7 of \d+ is embedded otherwise in the engine, by 10%"),
+        ("", "positions as here, embedded text within"),
+        ("shifts", r"sample \d: the engine has another position than the trainer for token 0"),
+        ("blurs", r"sample \d: the engine embeds its audio otherwise than the trainer, by 10%"),
     ],
 )
-def test_the_first_prompt_of_a_run_is_compared_with_what_the_engine_makes_of_it(
+def test_a_prompt_of_the_first_rollout_is_compared_with_what_the_engine_makes_of_it(
     train, monkeypatch, capsys, fails, says
 ):
     if fails:
@@ -528,6 +528,11 @@ def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, pro
     model = loading.load_model("tiny")
     one = make_engine(model, processor, temperature, VLLM)
     one.push(model)
+    for prompt in of_all_kinds:
+        if prompt.media:
+            positions, embedded = one.given(prompt)
+            assert torch.equal(positions, prompt.position_ids)
+            assert (embedded - parity._embedded(model, prompt).detach()).abs().max() < 1e-4
     for _ in range(2):  # the second time with other weights
         rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
         difference = apart(model, of_all_kinds, rows, logps, temperature)
