@@ -284,10 +284,10 @@ def parity(config: Config) -> Iterator[Finding]:
     from echoink.distributed.process_group import processes
     from echoink.rollout.parity import measure
     from echoink.rollout.vllm_engine import EngineSetup
-    from echoink.training.setup import load
+    from echoink.training.setup import load_for_inference
 
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-        loaded = load(config, checkpoint.resolve(config.checkpoint or config.model.path))
+        loaded = load_for_inference(config, checkpoint.resolve(config.checkpoint or config.model.path))
         setup = EngineSetup(
             python=config.generation.vllm.python,
             sampling=replace(loaded.sampling, max_new_tokens=min(24, loaded.sampling.max_new_tokens)),

@@ -121,11 +121,11 @@ class Answerer:
     """A model that is loaded once and asked one sample at a time."""
 
     def __init__(self, arguments: argparse.Namespace):
-        from echoink.training.setup import load
+        from echoink.training.setup import load_for_inference
 
         self._arguments, self._config = arguments, configuration(arguments)
         path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else self._config.model.path
-        self._loaded = load(self._config, path)
+        self._loaded = load_for_inference(self._config, path)
 
     def __call__(self, sample: Sample) -> list[str]:
         """The completions.

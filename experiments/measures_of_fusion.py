@@ -44,7 +44,7 @@ from echoink.data.samples import Sample
 from echoink.data.splits import read_split, video_caps
 from echoink.data.synthetic_traces import Route, route
 from echoink.models import loading
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.rewards import integration
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.parsing import ANSWER, read_letters
@@ -99,7 +99,7 @@ class Scorer:
         """Log-probabilities [R, C] of completions under prompts."""
         prompt_index = [row // GROUP for row in range(len(ids))]
         return (
-            score(
+            packed_logprobs(
                 self.model,
                 [self.processor(s) for s in samples],
                 None,

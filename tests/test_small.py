@@ -14,7 +14,7 @@ from echoink.common import cli
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.models import pretrained_parts
-from echoink.training import naming
+from echoink.training import tower_alignment
 from tests.data.test_lessons import split  # noqa: F401
 from tests.models.test_pretrained_parts import llama, parts  # noqa: F401
 
@@ -39,7 +39,7 @@ def asked(monkeypatch, parts, split, tmp_path):  # noqa: F811
 
     monkeypatch.setattr(pretrained_parts, "from_pypi", lambda folder, wheels=None: parts)
     for name in ("PROJECTION", "TOWER"):
-        monkeypatch.setattr(naming, name, replace(getattr(naming, name), steps=2, batch=4))
+        monkeypatch.setattr(tower_alignment, name, replace(getattr(tower_alignment, name), steps=2, batch=4))
     monkeypatch.setattr(cli, "train", trained)
     return asked
 
@@ -79,7 +79,7 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="stage answers ended with exit status 1"):
         small.main(words(tmp_path))
     for gone in ("learn_sounds", "learn_pictures"):
-        monkeypatch.setattr(naming, gone, None)
+        monkeypatch.setattr(tower_alignment, gone, None)
     monkeypatch.setattr(pretrained_parts, "from_pypi", None)
     with pytest.raises(UserError, match="stage answers"):
         small.main(words(tmp_path))

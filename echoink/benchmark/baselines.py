@@ -19,7 +19,7 @@ from echoink.models import logprobs
 from echoink.models.batching import prompt_batch, row_media, row_positions
 from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.family import Features
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.rollout import generate as rollout
 from echoink.rollout.sampling import Sampling
 
@@ -116,7 +116,7 @@ class SharedPrefix(Step):
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         prompt, features = self.work.prompts[index], self.features
         chosen = None if features is None else [features[index]]
-        return score(
+        return packed_logprobs(
             model,
             [prompt],
             chosen,
@@ -177,7 +177,7 @@ class PlainRows(Step):
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
         ids, mask = self._rows(index, rows)
-        found, _ = logprobs.score_plain_rows(
+        found, _ = logprobs.plain_row_logprobs(
             model,
             self.work.prompts,
             [index] * self.work.group,

@@ -142,10 +142,10 @@ def _one_way(values: Sequence[float], clusters: Sequence[Hashable]) -> _Clustere
 def mean_interval(values: Sequence[float], clusters: Sequence[Clusters], confidence: float = 0.95) -> Interval:
     """Interval of the mean of values in [0, 1], of which those of a cluster are not independent.
 
-    Shares whose samples have clusters of their own get Wilson's interval. Otherwise it is Wilson's at the effective
-    sample size: as many independent samples as would have the standard error over clusters, Student's t in the place of
-    the normal (after Korn and Graubard 1998). Where all values are alike each cluster counts as one sample. One cluster
-    says nothing of others: [0, 1].
+    Shares whose samples have clusters of their own get Wilson's interval. Otherwise the standard error over clusters is
+    computed, and Wilson's interval is that of as many independent samples as have the same error, with Student's t in
+    the place of the normal (after Korn and Graubard 1998). Where all values are alike each cluster counts as one
+    sample. One cluster says nothing of others: [0, 1].
     """
     n, shares = len(values), set(values) <= {0.0, 1.0}
     if count(clusters) == n and shares:

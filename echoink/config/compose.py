@@ -167,7 +167,7 @@ def validate(raw: DictConfig) -> Config:
         raw.model.architecture = OmegaConf.merge(raw.model.architecture, raw.model.figures)
         raw.model.figures = {}
     config = typed(raw, Config)
-    config.trainer.processes = config.trainer.processes or started()
+    config.trainer.processes = config.trainer.processes or launched_processes()
     _check_together(config)
     if config.task is Task.sft:
         _supervise(config)
@@ -175,12 +175,12 @@ def validate(raw: DictConfig) -> Config:
 
 
 def _supervise(config: Config) -> None:
-    """What a supervised run is in the words of the others: its responses are a rollout that is given."""
+    """Set what a supervised run takes over from GRPO: its responses are a rollout that is given."""
     config.grpo.group_size, config.grpo.beta, config.grpo.updates_per_rollout = max(2, config.sft.responses), 0.0, 1
     config.generation.engine, config.reward.lambda_int = RolloutEngine.transformers, 0.0
 
 
-def started() -> int:
+def launched_processes() -> int:
     """How many processes a launcher such as torchrun has started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 

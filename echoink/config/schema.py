@@ -97,7 +97,7 @@ class Split(Enum):
 
 
 class Protocol(Enum):
-    """How base and trained model are compared; evaluation.py says what each does."""
+    """How base and trained model are compared; evaluation/evaluate.py says what each does."""
 
     matched = "matched"
     release = "release"
@@ -149,14 +149,14 @@ class Advantage(Enum):
 
 
 class RolloutEngine(Enum):
-    """What generates the rollouts: our decoder on the model itself, or vLLM beside it (engine.py)."""
+    """What generates the rollouts: our decoder on the model itself, or vLLM beside it (rollout/vllm_engine.py)."""
 
     transformers = "transformers"
     vllm = "vllm"
 
 
 class Correction(Enum):
-    """How the loss is weighted for what an engine's log-probabilities differ from the trainer's (TRL's modes).
+    """Importance weights of the loss, where an engine's log-probabilities differ from the trainer's (TRL's modes).
 
     `token_…` weights each token with its ratio, `sequence_…` each completion with the product; `…_truncate` cuts a
     ratio at `correction_max`, `…_mask` leaves out what is beyond it. `none` weights with 1.
@@ -383,7 +383,9 @@ class GrpoConfig:
 class VllmConfig:
     python: str | None = key("interpreter of the environment that has vLLM; null: the one of this run")
     sleep: bool = key("on a GPU: give its memory back between rollouts")
-    correction: Correction = key("of the loss for what its log-probabilities differ from the trainer's")
+    correction: Correction = key(
+        "importance weights of the loss, for the difference between its log-probabilities and the trainer's"
+    )
     correction_max: float = key("largest ratio of trainer's to engine's probability", gt=1)
     alarm: float = key("mean difference of the log-probabilities, in nats a token, that is warned of", gt=0)
 

@@ -4,9 +4,9 @@
     python -m echoink.curate mode=difficulty source=… checkpoint=… output=… needs=[both] pass_rate=[0,0.75] draws=8
     python -m echoink.curate mode=difficulty … settings=[model=qwen2_5_omni_7b,trainer.bf16=true]
 
-A model answers every training question k times, in full and without each sense (`needs.py` has the tests behind the
-labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an empty
-list keeps all), and that share no picture, sound or video with the validation split. The output has the official
+A model answers every training question k times, in full and without each sense (`modality_need.py` has the tests behind
+the labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an
+empty list keeps all), and that share no picture, sound or video with the validation split. The output has the official
 layout; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
 shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
 options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score

@@ -1,7 +1,7 @@
 """What the model is asked: the templates of `conf/prompt/` filled with a sample.
 
-The tags that a prompt asks for are the ones that `rewards` checks, because both come from `rewards.THINK` and
-`rewards.ANSWER`. A template may use
+The tags that a prompt asks for are the ones that the rewards check, because both come from `parsing.THINK` and
+`parsing.ANSWER`. A template may use
 
     {question}   the problem
     {options}    the options as `prompt.options` shows them; nothing where there are none

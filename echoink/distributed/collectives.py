@@ -1,5 +1,6 @@
-"""What the processes of one run do together: one works for all, all or none, leave at the same place, say where they
-are when they hang. With one process nothing of it costs anything.
+"""What the processes of one run do together: one works for all, all succeed or none, all leave at the same place.
+
+With one process nothing of it costs anything. (`watchdog` says where they are when they hang.)
 """
 
 from collections.abc import Callable

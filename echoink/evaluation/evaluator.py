@@ -134,7 +134,7 @@ class Evaluator:
             self.engine.rest()
         if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
             row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
-            if phase == BASE:  # the final numbers go with the checkpoint, see sync.py
+            if phase == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
                 self.tracker.row(row)
         return answers[Variant.full]
 

@@ -17,13 +17,13 @@ from echoink.rewards.types import ProblemType
 def summarize(predictions: Sequence[Prediction]) -> dict:
     """The numbers of one phase.
 
-    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` says of how many groups
+    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` is their number
     where samples share media), `format`,
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
     are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
     `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the accuracy with n and interval for every value
-    of data type, problem type and every field that takes at least 2 values (such as `kind`), where they are over 20 no
-    more than half as many as there are samples. `chance` is a guesser's accuracy; `positions` has the shares of the
+    of data type, problem type and every further field, such as `kind`, that has 2 to max(20, n / 2) values (more are
+    names of samples). `chance` is a guesser's accuracy; `positions` has the shares of the
     option letters among the right answers and among those given, their distance (half the sum of the differences: 0
     is no bias) and the accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection`
     count. With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy

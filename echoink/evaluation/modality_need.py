@@ -46,9 +46,9 @@ class Need(Enum):
 def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collection[str] = ("audio", "image")) -> Need:
     """What a question needs, from how many of its draws were right with each variant.
 
-    With a variant of `WITHOUT` the draws fall where they are right less often than the full ones (Fisher's exact test,
-    one-sided, `ALPHA`), and hold where they do not fall and are above chance (exact binomial test). A sense is not
-    needed where any of its variants holds, and needed where all of them fall. Everything else is undetermined: a
+    A variant of `WITHOUT` fails if it is right less often than the full prompt (Fisher's exact test, one-sided,
+    `ALPHA`). It suffices if it does not fail and is right more often than a guess (exact binomial test). A sense is not
+    needed if any of its variants suffices. It is needed if all of them fail. Everything else is undetermined: a
     question that the full prompt does not answer above chance, a sense of which neither can be said, or that was never
     taken away.
 

@@ -53,7 +53,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
                 shown = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
             table.add_row(f"  {label.format(k)}", *shown)
     if any("clusters" in phase for phase in phases.values()):
-        table.add_row("groups of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
+        table.add_row("clusters of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
         named = {value: group["n"] for value, group in groups.items() if value != ""}  # "": rows without it
         for value in [value for value in named if value in sorted(named, key=named.get, reverse=True)[:VALUES]]:

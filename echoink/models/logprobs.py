@@ -1,7 +1,9 @@
-"""Log-probabilities of completions: `score` computes each group's prompt once, `score_plain_rows` once per row.
+"""Log-probabilities of completions.
 
-`score_plain_rows` computes as TRL does: each completion is a row with its prompt and its media. It is the oracle for
-`score` in the tests, the baseline in the benchmark, and what `grpo.shared_prefix=false` runs.
+`packed_logprobs` computes each prompt once for its group.
+
+`plain_row_logprobs` computes as TRL does: each completion is a row with its prompt and its media. It is the oracle for
+`packed_logprobs` in the tests, the baseline in the benchmark, and what `grpo.shared_prefix=false` runs.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
@@ -16,7 +18,7 @@ from echoink.models.family import Features, PromptInputs
 from echoink.models.shared_prefix import pack
 
 
-def score_plain_rows(
+def plain_row_logprobs(
     model: torch.nn.Module,
     prompts: Sequence[PromptInputs],
     prompt_index: Sequence[int],
@@ -54,7 +56,7 @@ def score_plain_rows(
     return output.log_probs[:, -completion_width:], entropy
 
 
-def score(
+def packed_logprobs(
     model: torch.nn.Module,
     prompts: Sequence[PromptInputs],
     features: Sequence[Features] | None,
@@ -116,7 +118,7 @@ def without_silent_groups(
         silent: [R], True on the rows of silent groups.
 
     Returns:
-        [R, C] for `score`.
+        [R, C] for `packed_logprobs`.
     """
     scored = completion_mask & ~silent.unsqueeze(1)
     reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[prompt_index[row]].media}

@@ -24,7 +24,7 @@ from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
 from echoink.training import engine as vllm
 from echoink.training import fit, supervised
-from echoink.training.setup import Job, evaluation_prompts, load_model, longest_prompt
+from echoink.training.setup import Job, build_job, evaluation_batch_prompts, longest_prompt
 
 CORE = (
     "seed",
@@ -61,14 +61,14 @@ def execute(
         The tracker, closed.
     """
     first, last = _models(config)
-    job = load_model(config, splits, first)
+    job = build_job(config, splits, first)
     longest = longest_prompt(job)
     if config.task is Task.sft:
         supervised.check(splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
     files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
     with (
         _tracker(job, files, uri, overrides) as tracker,
-        system_metrics.Watch(files, tracker, config.tracking.machine_every),
+        system_metrics.SystemMonitor(files, tracker, config.tracking.machine_every),
         ExitStack() as stack,
     ):
         # Runs beside this one whose processes are gone get their end here, in their folders and in MLflow.
@@ -76,7 +76,7 @@ def execute(
             tracker.adopt_later(dead)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # a process that dies now leaves its run's id
-        batch = evaluation_prompts(job, longest)
+        batch = evaluation_batch_prompts(job, longest)
         engine = stack.enter_context(closing(vllm.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
@@ -93,7 +93,7 @@ def execute(
                 ).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
-                job = load_model(config, splits, last)
+                job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
             # task=eval of the base has asked its one model already.
             if config.task is not Task.eval or not evaluates_base:
@@ -142,7 +142,7 @@ def conclude(
             f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
             f"p = {sampled.p_value:.2g} · {console.counted(sampled.gained, 'sample')} gained, {sampled.lost} lost"
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
-            + (f" · groups of shared media: {tables.cluster_note(sampled.clusters)}" if shares_media else "")
+            + (f" · clusters of shared media: {tables.cluster_note(sampled.clusters)}" if shares_media else "")
             + how,
         )
     evaluated = {phase: files.summary[phase] for phase in ("base", "final") if files.summary[phase]}

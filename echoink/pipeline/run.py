@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.config.compose import started
+from echoink.config.compose import launched_processes
 from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, Task, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits
@@ -102,7 +102,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
 
 def _first(work: Callable[[], Any]) -> Any:
     """What the first of the run's processes finds, in all of them."""
-    if started() == 1:
+    if launched_processes() == 1:
         return work()
     from echoink.distributed import collectives  # imports torch; one process does without
 

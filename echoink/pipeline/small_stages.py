@@ -13,7 +13,7 @@ from echoink.data.open_media.lessons import Lessons
 from echoink.models import pretrained_parts, small_architecture
 from echoink.models.loading import load_model, load_processor
 from echoink.models.pretrained_parts import Parts
-from echoink.training import naming
+from echoink.training import tower_alignment
 
 if TYPE_CHECKING:
     from echoink.pipeline.stages import Made
@@ -55,14 +55,14 @@ def named(folder: Path, taught: Lessons, seed: int) -> "Made":
     model = load_model(str(folder))
     processor = load_processor(str(folder), caps.min_pixels, caps.max_pixels)
     torch.manual_seed(seed)
-    record = {"stage": "names", "hearing": naming.learn_sounds(model, processor, taught.sounds, progress)}
-    record["seeing"] = naming.learn_pictures(model, processor, taught.pictures, seed=seed, bar=progress)
+    record = {"stage": "names", "hearing": tower_alignment.learn_sounds(model, processor, taught.sounds, progress)}
+    record["seeing"] = tower_alignment.learn_pictures(model, processor, taught.pictures, seed=seed, bar=progress)
     for what, learned, held, heard in (
         ("recordings", taught.sounds, taught.held_sounds, True),
         ("pictures", taught.pictures, taught.held_pictures, False),
     ):
         names = sorted({name for _, name in learned})
-        right = naming.recognized(model, processor, held, names=names, heard=heard)
+        right = tower_alignment.recognized(model, processor, held, names=names, heard=heard)
         say("held out", f"{right} of {len(held)} {what} are nearest to their own name of {len(names)}")
         record[f"held_out_{what}"] = {"right": right, "of": len(held), "names": len(names)}
     return model, processor, record

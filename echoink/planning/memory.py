@@ -231,7 +231,7 @@ MOST_PROMPTS = 128
 """Of an evaluation's batch: more of them save little, and the last of a batch is waited for."""
 
 
-def evaluation_prompts(
+def prompts_that_fit(
     model: Model, beside: int, draws: int, longest: int, completion: int, bf16: bool, room: int
 ) -> int:
     """Prompts that an evaluation decodes together: as many as there is room for, at least 1, at most `MOST_PROMPTS`.

@@ -24,8 +24,9 @@ own answers are right more often than both: one-sided Fisher exact test at `ALPH
 draws asks for. At three equal rates it fires in less than 0.3 % of groups of 8, a bare "more often than both" in a
 quarter (and "more often than one" in two fifths).
 
-`twin` changes a sense instead of removing it: o_i^m is drawn with the noise of o_i from the prompt in which sense m is
-that of another sample, with another answer to the same question (`ablations.make`). A right answer is paid if it
+`twin` changes a sense instead of removing it. For each sense m that medium is replaced by another sample's, which has
+another answer to the same question (`ablations.make`), and the policy answers again with the same random numbers as
+o_i: this is o_i^m. A right answer is paid if it
 changes with each sense that the question needs (the field `need` of its row: audio, image or both) and stays right
 under a change of each other sense. A group's prompt is answered G more times for each sense. A question without such a
 label, or without a donor, is paid nothing. `redraw` is its control: it pays by the same formula, and its twins are

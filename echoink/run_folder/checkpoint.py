@@ -7,8 +7,8 @@ and SHA-256; a folder that does not agree with it is damaged. A checkpoint is wr
 then are old ones dropped.
 
 Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of
-the weights (`shard-….safetensors`, which `models.load_model` reads and `python -m echoink.export` puts together) and of
-the optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
+the weights (`shard-….safetensors`, which `loading.load_model` reads and `python -m echoink.export` puts together) and
+of the optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
 """
 
 import hashlib

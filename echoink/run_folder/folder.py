@@ -1,7 +1,7 @@
 """The run folder: every line goes to disk before anything else sees it, and that folder is the truth of a run.
 
 Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `metrics.jsonl` (training), `dev.jsonl` and
-`eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracker.py`) is a view of them.
+`eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracking/logger.py`) is a view of them.
 """
 
 import json

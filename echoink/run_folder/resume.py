@@ -274,7 +274,7 @@ def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
 
 
 def close_dead(folder: Path, tracked: bool) -> list[Path]:
-    """Call killed what says beside a run that it is going on, or has not come to its end, while its process is gone.
+    """Mark runs beside one as killed if their status says that they are going on but their process no longer exists.
 
     Args:
         folder: the run that starts.

@@ -7,7 +7,7 @@ from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
 
 
-class Watch:
+class SystemMonitor:
     """Looks at the machine every so many seconds from a thread of its own; a context manager.
 
     Args:
@@ -21,7 +21,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="machine", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "SystemMonitor":
         if self._every and self._files.writes:
             self._thread.start()
         return self

@@ -31,7 +31,7 @@ class Recorder(TrainerCallback):
         steps: steps in all.
         completions: B·G of a rollout, for the second axis `completions_seen`.
         updates_per_rollout: steps that share a rollout.
-        patience: steps in a row that may be skipped for a gradient that is not finite.
+        max_skipped: steps in a row that may be skipped for a gradient that is not finite.
         alarm: mean difference between an engine's log-probabilities and the trainer's that is warned of, once.
     """
 
@@ -42,12 +42,12 @@ class Recorder(TrainerCallback):
         steps: int,
         completions: int,
         updates_per_rollout: int,
-        patience: int,
+        max_skipped: int,
         alarm: float = float("inf"),
     ):
         self._files, self._tracker = files, tracker
         self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
-        self._patience, self._skipped = patience, 0
+        self._max_skipped, self._skipped = max_skipped, 0
         self._alarm, self._alarmed = alarm, False
         self._newest: dict[str, float] = {}
         self._bar = bar("train")
@@ -86,7 +86,7 @@ class Recorder(TrainerCallback):
             )
         if "train/skipped" in row:
             say("warning", f"step {step} is skipped: its loss or gradient is not finite")
-        if self._skipped > self._patience:
+        if self._skipped > self._max_skipped:
             raise UserError(
                 f"{self._skipped} steps in a row had a loss or gradient that is not finite",
                 "the weights are those before them; lower trainer.learning_rate, or look at the rewards",
@@ -105,7 +105,7 @@ class Recorder(TrainerCallback):
         self._bar.stop()
 
 
-class Regular(NamedTuple):
+class Periodic(NamedTuple):
     """What is done with the model every so many steps, and at the last."""
 
     every: int
@@ -139,8 +139,8 @@ class Keeper(TrainerCallback):
         files: RunFolder,
         every: int,
         keep: int,
-        development: Regular,
-        watch: Regular,
+        development: Periodic,
+        watch: Periodic,
         recorder: Recorder,
         provenance: Mapping[str, Any],
     ):

@@ -20,10 +20,16 @@ from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Recorder, Regular
+from echoink.training.callbacks import Keeper, Periodic, Recorder
 from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
-from echoink.training.rollout_log import Watch, every, keep_completions, keep_traces, with_question_and_total
+from echoink.training.rollout_log import (
+    LearningSignalMonitor,
+    every,
+    keep_completions,
+    keep_traces,
+    with_question_and_total,
+)
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.supervised import SupervisedTrainer
 from echoink.training.trainer import EchoInkTrainer
@@ -143,7 +149,7 @@ def _recorder(config: Config, files: RunFolder, tracker: Tracker, steps: int) ->
         steps,
         completions=completions,
         updates_per_rollout=updates,
-        patience=config.trainer.max_skipped_steps,
+        max_skipped=config.trainer.max_skipped_steps,
         alarm=alarm,
     )
 
@@ -156,8 +162,8 @@ def _keeper(
         files,
         config.trainer.save_every,
         config.trainer.keep_checkpoints,
-        development=Regular(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
-        watch=Regular(
+        development=Periodic(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
+        watch=Periodic(
             config.trainer.completions_every if config.eval.watched else 0,
             lambda model, step: evaluator.watch(model, job.splits.valid, step),
         ),
@@ -178,7 +184,9 @@ def _on_rollout(
     if (integration := scoring.integration) and integration.pays:
         weights["integration"] = integration.weight
     complete = with_question_and_total(job.splits.train, weights)
-    watch = Watch(config.generation.max_new_tokens, [name for name, weight in weights.items() if weight])
+    watch = LearningSignalMonitor(
+        config.generation.max_new_tokens, [name for name, weight in weights.items() if weight]
+    )
     lookers = (
         *(() if config.task is Task.sft else (watch,)),  # of runs that cannot learn from what they sample
         every(config.trainer.completions_every, updates, keep_completions(files)),

@@ -75,7 +75,7 @@ def kl(logps: Tensor, reference: Tensor) -> Tensor:
 
 
 def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, most: float) -> Tensor:
-    """Probability of what an engine sampled under the policy over that under the engine, bounded.
+    """Importance ratio π_policy / π_engine of the tokens that an engine sampled, truncated or masked.
 
     Args:
         logps: log-probabilities of the policy, [R, C].

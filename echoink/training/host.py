@@ -71,7 +71,7 @@ class Scoring:
 
 
 def _never(**_) -> list[float]:
-    raise AssertionError("TRL wants a reward function; ours are called by `EchoInkTrainer._score`")
+    raise AssertionError("TRL wants a reward function; ours are called by `EchoInkTrainer._compute_rewards`")
 
 
 class Host(Resumable):
@@ -112,7 +112,7 @@ class Host(Resumable):
             self._rewards.append(Reward("integration", self._integration_reward, self._integration.weight))
         self._engine = policy.engine
         self._pushed: int | None = None  # the step whose weights the engine has
-        self._correction, self._most = policy.correction, args.vllm_importance_sampling_clip_max
+        self._correction, self._largest_ratio = policy.correction, args.vllm_importance_sampling_clip_max
         # Sums of the step's micro-batches, over all processes, see `EchoInkTrainer._compute_loss`.
         self._token_sums: list[list[float]] = []
         self._engine_notes: list[Tensor] = []

@@ -16,7 +16,7 @@ from echoink.data.ablations import SENSES, SWAPS, has_both, make, without
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.models.family import Features, PromptInputs
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
 from echoink.rewards.parsing import parse_answer, read_letters
@@ -201,7 +201,7 @@ class IntegrationReward:
             for start in range(0, len(rows), self._rows):
                 part = slice(start, start + self._rows)
                 parts.append(
-                    score(
+                    packed_logprobs(
                         model.forward,
                         prompts,
                         features,

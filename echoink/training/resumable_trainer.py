@@ -103,8 +103,9 @@ class Resumable(GRPOTrainer):
         torch.save(self.rollout_state(), folder / own("rollout.pt"))
 
     def weights(self) -> dict[str, Tensor]:
-        """Names and weights as a checkpoint holds them: in the first process all, where FSDP2 divides its shares. All
-        processes take part.
+        """Names and weights that this process writes into a checkpoint. All processes must call it.
+
+        The first process gets all weights and the others none; under FSDP2 each gets its own shards.
         """
         if sharding.is_sharded(self.model_wrapped):
             return {name: sharding.local_shard(weight) for name, weight in self.model_wrapped.state_dict().items()}

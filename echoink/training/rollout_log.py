@@ -10,7 +10,7 @@ from echoink.tracking import traces
 from echoink.tracking.logger import Tracker
 
 
-class Watch:
+class LearningSignalMonitor:
     """Says what the first rollout gives to learn from; warns, once each, of what a run that cannot learn looks like.
 
     Args:

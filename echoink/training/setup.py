@@ -34,7 +34,7 @@ class Loaded:
     end_ids: list[int]
 
 
-def load(
+def load_for_inference(
     config: Config,
     path: str,
     freeze: tuple[str, ...] = (),
@@ -85,7 +85,7 @@ class Job:
     extra_rewards: Sequence[ExtraReward]
 
 
-def load_model(config: Config, splits: Splits, path: str) -> Job:
+def build_job(config: Config, splits: Splits, path: str) -> Job:
     """Model and processor of a path, with what the configuration says of caps, prompt, sampling and adapter.
 
     Raises:
@@ -94,7 +94,7 @@ def load_model(config: Config, splits: Splits, path: str) -> Job:
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
     frozen = tuple(part.name for part in config.model.freeze)
-    loaded = load(config, path, frozen, shard_plan=shard_plan_of(config), learns=trains)
+    loaded = load_for_inference(config, path, frozen, shard_plan=shard_plan_of(config), learns=trains)
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
@@ -160,9 +160,11 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     return replace(config.trainer, gradient_checkpointing=not fits)
 
 
-def evaluation_prompts(job: Job, longest: int) -> int:
-    """Prompts that an evaluation decodes together. Of a training run what stands beside it at its end counts from the
-    beginning, so that base and trained model are asked in the same batches.
+def evaluation_batch_prompts(job: Job, longest: int) -> int:
+    """Prompts that an evaluation decodes together: `eval.batch_prompts`, or as many as there is memory for.
+
+    In a training run the memory of optimizer and reference is left free from the beginning, so that base and trained
+    model are evaluated in the same batches.
     """
     config, model = job.config, memory.of(job.model)
     if config.eval.batch_prompts:
@@ -184,7 +186,7 @@ def evaluation_prompts(job: Job, longest: int) -> int:
     draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
     room = torch.cuda.mem_get_info(device)[1]
     completion, bf16 = config.generation.max_new_tokens, config.trainer.bf16
-    own = memory.evaluation_prompts(model, beside, draws, longest=longest, completion=completion, bf16=bf16, room=room)
+    own = memory.prompts_that_fit(model, beside, draws, longest=longest, completion=completion, bf16=bf16, room=room)
     chosen = min(collectives.share(lambda number, count: own))  # their rounds go together
     console.say("", f"{console.counted(chosen, 'prompt')} decoded together in evaluations (eval.batch_prompts)")
     return chosen

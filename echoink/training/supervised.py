@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (task=sft): the rows' responses in the place of a rollout, their likelihood in that of Eq. 2.
+"""Supervised fine-tuning (task=sft): responses of the rows instead of a rollout, their likelihood instead of Eq. 2.
 
     L = -1/N Σ_i Σ_t log pi_theta(y_it | q, y_i<t)       over the N tokens of all responses of an optimizer step
 

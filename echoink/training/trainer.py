@@ -5,7 +5,7 @@ The paper's algorithm (Section 3.2) and where each line happens:
     for each step
         draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
         sample o_1 … o_G from pi_theta(· | q)              _sample_completions → rollout.generate
-        r_i = Σ_k λ_k R_k(o_i)                             _score; grpo.total_reward, Eq. 5
+        r_i = Σ_k λ_k R_k(o_i)                             _compute_rewards; grpo.total_reward, Eq. 5
         A_i = (r_i - mean r) / (std r + 1e-4)              _advantages → grpo.advantages, Eq. 1
         log pi_theta(o_it), log pi_ref(o_it)               _log_probabilities → models.logprobs
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
@@ -15,8 +15,9 @@ TRL knows pictures but no sound, processes, encodes, prefills and back-propagate
 group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
 towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
 stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
-left out of the loss, which does not change it. (A micro-batch of such groups alone still computes one prompt with one
-token, for a gradient of zero.) So `grpo/entropy` is in every mode that of the groups whose rewards differ.
+left out of the loss, which does not change it. (Where all groups of a micro-batch are left out, one token is still
+computed, so that every parameter has a gradient of zero.) `grpo/entropy` is the mean over the groups whose rewards
+differ, whatever is left out.
 
 Departure from the paper's public code: M-RoPE positions in the loss.
 
@@ -37,12 +38,12 @@ from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
-from echoink.models.logprobs import score, score_plain_rows, without_silent_groups
+from echoink.models.logprobs import packed_logprobs, plain_row_logprobs, without_silent_groups
 from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
-from echoink.training import grpo, importance_sampling
+from echoink.training import engine_metrics, grpo
 from echoink.training.host import Host
 
 
@@ -55,10 +56,11 @@ class EchoInkTrainer(Host):
     # --- rollout, rewards, advantages, log-probabilities: in the order of the paper ---
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
+        # TRL wants a column called "prompt"; ours holds ids of samples.
         self.rollout = rollout = self._sample_completions([row["prompt"] for row in inputs])
         texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
         with self.timer.section("time/reward"):
-            rewards = self._score(rollout, texts)
+            rewards = self._compute_rewards(rollout, texts)
         advantages = self._advantages(rewards, len(texts))
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
@@ -131,7 +133,7 @@ class EchoInkTrainer(Host):
             samples, prompts, features, prompt_index=prompt_index, completions=completions, engine_logps=engine_logps
         )
 
-    def _score(self, rollout: Rollout, texts: list[str]) -> Tensor:
+    def _compute_rewards(self, rollout: Rollout, texts: list[str]) -> Tensor:
         """R_k(o_i) of the rows of all processes, [R, K]."""
         samples = [self._samples[id] for id in rollout.row_ids]
         columns = [reward.function(texts, samples) for reward in self._rewards]
@@ -309,7 +311,7 @@ class EchoInkTrainer(Host):
                 ids = inputs["completion_ids"][part]
                 if self._settings.shared_prefix:
                     found.append(
-                        score(
+                        packed_logprobs(
                             model,
                             prompts,
                             features,
@@ -322,7 +324,7 @@ class EchoInkTrainer(Host):
                     tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
                     mask = torch.cat([inputs["prompt_mask"][part], inputs["completion_mask"][part]], 1)
                     found.append(
-                        score_plain_rows(
+                        plain_row_logprobs(
                             model,
                             prompts,
                             prompt_index[part],
@@ -337,8 +339,8 @@ class EchoInkTrainer(Host):
     def _engine_ratio(self, logps: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """Weights of the loss for an engine's rollout; what they are is noted."""
         engine = inputs["sampling_per_token_logps"]
-        weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, most=self._most)
-        noted = importance_sampling.notes(logps, engine, mask, weights)
+        weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, most=self._largest_ratio)
+        noted = engine_metrics.notes(logps, engine, mask, weights)
         self._engine_notes.append(self.accelerator.gather(noted).view(-1, len(noted)))
         return weights
 
@@ -351,6 +353,6 @@ class EchoInkTrainer(Host):
             self._note("grpo/entropy", entropy / learning)
         self._token_sums.clear()
         if self._engine_notes:
-            for name, value in importance_sampling.metrics(torch.cat(self._engine_notes)).items():
+            for name, value in engine_metrics.metrics(torch.cat(self._engine_notes)).items():
                 self._note(name, value)
             self._engine_notes.clear()

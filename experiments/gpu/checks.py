@@ -28,7 +28,7 @@ from echoink.config.schema import Dimensions, Dtype
 from echoink.models import shared_prefix
 from echoink.models.family import PromptInputs
 from echoink.models.loading import lora
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.models.shared_prefix import Layout
 from echoink.rollout import decoder, generate, sampling, weight_transfer
 
@@ -308,7 +308,7 @@ def update() -> Iterator[Row]:
 
         def forward(one=asked, at=ids, of=mask) -> Tensor:
             with autocast():
-                return score(model, [one], None, prompt_index=[0] * G, completion_ids=at, scored=of)[0]
+                return packed_logprobs(model, [one], None, prompt_index=[0] * G, completion_ids=at, scored=of)[0]
 
         def reference(work=forward) -> None:
             with torch.no_grad():
@@ -388,7 +388,7 @@ def fsdp_graph() -> Iterator[Row]:
             add_fused_lm_head(model)
             ids = torch.randint(20, 400, (G, length), device=DEVICE)
             with autocast():
-                logps, _ = score(
+                logps, _ = packed_logprobs(
                     model.train(),
                     [text_prompt(60)],
                     None,

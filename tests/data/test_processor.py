@@ -131,7 +131,7 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
 
     from echoink.models import logprobs
     from echoink.models.encoders import encode_media
-    from echoink.models.logprobs import score
+    from echoink.models.logprobs import packed_logprobs
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     prompts = [processor(sample) for sample in one_of_each]
@@ -144,7 +144,7 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
         with torch.no_grad():
             if path == "packed":
                 features = encode_media(model.model, own)
-                return score(
+                return packed_logprobs(
                     model,
                     own,
                     features,
@@ -155,7 +155,7 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
             batch = prompt_batch([own[index] for index in prompt_index], 0)
             ids = torch.cat([batch["input_ids"], completions[rows]], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
-            return logprobs.score_plain_rows(
+            return logprobs.plain_row_logprobs(
                 model, own, prompt_index, input_ids=ids, attention_mask=mask, completion_width=5
             )[0]
 

@@ -22,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.models.shared_prefix import install
 from echoink.rollout import generate as rollout
 from echoink.rollout import weight_transfer
@@ -133,7 +133,9 @@ class StandIn:
             ids[number, : len(row)], scored[number, : len(row)] = torch.tensor(row), True
         prompt_index = [number for number in range(len(asked)) for _ in range(group)]
         with torch.no_grad():
-            logps, _ = score(self.model, asked, None, prompt_index=prompt_index, completion_ids=ids, scored=scored)
+            logps, _ = packed_logprobs(
+                self.model, asked, None, prompt_index=prompt_index, completion_ids=ids, scored=scored
+            )
         logps -= float(np.log(2)) if os.environ.get("STAND_IN") == "lies" else 0
         told = [logps[number, : len(row)].tolist() for number, row in enumerate(rows)]
         by_group = range(0, len(rows), group)

@@ -33,7 +33,7 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
     from echoink.models import logprobs
     from echoink.models.batching import prompt_batch
     from echoink.models.encoders import encode_media
-    from echoink.models.logprobs import score
+    from echoink.models.logprobs import packed_logprobs
 
     quantized.requires_grad_(False)
     model = PeftModel(quantized, lora(4, 8, 0.0, ["q_proj", "v_proj"]))
@@ -47,20 +47,20 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
     features = encode_media(quantized.model, prompts)
     model.eval()
     with torch.no_grad():
-        score(model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask)
+        packed_logprobs(model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask)
     model.train()
     gradients, logps = [], []
     for packed in (True, False):
         model.zero_grad()
         if packed:
-            found = score(model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask)[
-                0
-            ]
+            found = packed_logprobs(
+                model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask
+            )[0]
         else:
             batch = prompt_batch([prompts[0]] * 2, 0)
             ids = torch.cat([batch["input_ids"], completions], 1)
             ones = torch.cat([batch["attention_mask"], mask.long()], 1)
-            found = logprobs.score_plain_rows(
+            found = logprobs.plain_row_logprobs(
                 model, prompts, prompt_index, input_ids=ids, attention_mask=ones, completion_width=6
             )[0]
         found.sum().backward()
@@ -99,9 +99,9 @@ def test_under_bfloat16_its_linear_layers_compute_in_bfloat16():
     from dataclasses import replace
 
     from echoink.config.compose import compose
-    from echoink.training.setup import load
+    from echoink.training.setup import load_for_inference
 
     config = compose(["adapter=qlora"])[0].config
     for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        model = load(replace(config, trainer=replace(config.trainer, bf16=bf16)), "tiny").model
+        model = load_for_inference(replace(config, trainer=replace(config.trainer, bf16=bf16)), "tiny").model
         assert model.model.language_model.layers[0].self_attn.q_proj.compute_dtype is dtype

@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from echoink.models.encoders import encode_media
 from echoink.models.loading import lora
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.models.rounding import round_frozen, round_linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,7 +21,7 @@ def logps(model, prompts):
     index, mask = [0, 0, 1, 1, 2, 2], torch.ones_like(ids).bool()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = encode_media((model.get_base_model() if isinstance(model, PeftModel) else model).model, prompts[:3])
-        return score(model, prompts[:3], features, prompt_index=index, completion_ids=ids, scored=mask)[0]
+        return packed_logprobs(model, prompts[:3], features, prompt_index=index, completion_ids=ids, scored=mask)[0]
 
 
 def test_a_frozen_model_in_bfloat16_gives_what_autocast_gives(model, prompts):

@@ -16,7 +16,7 @@ from echoink.data.processor import encode
 from echoink.models import attention, logprobs, shared_prefix
 from echoink.models.encoders import encode_media, same_towers, towers_learn
 from echoink.models.loading import load_model, load_processor, lora
-from echoink.models.logprobs import score, without_silent_groups
+from echoink.models.logprobs import packed_logprobs, without_silent_groups
 from echoink.models.shared_prefix import Layout, install, pack
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -71,8 +71,10 @@ def both(model, prompts, features, completion_ids, mask, group):
     weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(7)) * mask
     found = []
     for logps, _ in (
-        score(model, prompts, features, prompt_index=prompt_index, completion_ids=completion_ids, scored=mask),
-        logprobs.score_plain_rows(
+        packed_logprobs(
+            model, prompts, features, prompt_index=prompt_index, completion_ids=completion_ids, scored=mask
+        ),
+        logprobs.plain_row_logprobs(
             model, prompts, prompt_index, input_ids=ids, attention_mask=attention, completion_width=mask.shape[1]
         ),
     ):
@@ -113,11 +115,13 @@ def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, ad
     if adapter:  # the reference is the same model with the adapter off
         prompt_index = [index for index in range(len(prompts)) for _ in range(3)]
         with torch.no_grad(), model.disable_adapter():
-            off, _ = score(model, prompts, features, prompt_index=prompt_index, completion_ids=ids, scored=mask)
+            off, _ = packed_logprobs(
+                model, prompts, features, prompt_index=prompt_index, completion_ids=ids, scored=mask
+            )
         untouched = load_model("tiny")
         add_fused_lm_head(untouched)
         with torch.no_grad():
-            expected, entropy = score(
+            expected, entropy = packed_logprobs(
                 untouched, prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=mask
             )
         assert entropy is None and (off - expected).abs().max() <= 1e-5
@@ -128,7 +132,9 @@ def test_entropies_are_those_of_plain_rows(model, prompts):
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     ids, mask = ragged(2, 3)
     with torch.no_grad():
-        _, entropy = score(model, prompts[:2], None, prompt_index=[0, 0, 0, 1, 1, 1], completion_ids=ids, scored=mask)
+        _, entropy = packed_logprobs(
+            model, prompts[:2], None, prompt_index=[0, 0, 0, 1, 1, 1], completion_ids=ids, scored=mask
+        )
         for row in range(6):
             prompt, length = prompts[row // 3], int(mask[row].sum())
             tokens = torch.cat([prompt.input_ids, ids[row, :length]])[None]
@@ -236,7 +242,7 @@ def test_a_packed_row_is_as_long_as_its_distinct_tokens_and_the_head_sees_comple
     )
     model.model.register_forward_hook(lambda _, args, output: seen.append(output.last_hidden_state.shape[1]))
     ids, mask = ragged(3, 4)
-    score(model, prompts[:3], None, prompt_index=[0] * 4 + [1] * 4 + [2] * 4, completion_ids=ids, scored=mask)
+    packed_logprobs(model, prompts[:3], None, prompt_index=[0] * 4 + [1] * 4 + [2] * 4, completion_ids=ids, scored=mask)
     completion_tokens = int(mask.sum())
     assert seen == [sum(len(p.input_ids) - 1 for p in prompts[:3]) + completion_tokens, completion_tokens]
 
@@ -253,7 +259,7 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
     ids = torch.cat([prompt.input_ids.expand(16, -1), completions], 1)
 
     def packed():
-        return score(
+        return packed_logprobs(
             model,
             [prompt],
             None,
@@ -263,7 +269,7 @@ def test_the_loss_takes_at_most_half_the_memory_of_plain_rows(model, monkeypatch
         )
 
     def plain():
-        return logprobs.score_plain_rows(
+        return logprobs.plain_row_logprobs(
             model, [prompt], [0] * 16, input_ids=ids, attention_mask=torch.ones_like(ids), completion_width=200
         )
 

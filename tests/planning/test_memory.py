@@ -12,7 +12,7 @@ from echoink.config.compose import compose
 from echoink.config.schema import Sharding
 from echoink.distributed.sharding import shard_group_size
 from echoink.models.encoders import encode_media
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.models.rounding import round_frozen
 from echoink.models.shared_prefix import install
 from echoink.planning import memory, plan
@@ -35,7 +35,7 @@ def kept(model, prompt, group, length, bf16):
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        score(
+        packed_logprobs(
             model,
             [prompt],
             features,

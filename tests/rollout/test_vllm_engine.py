@@ -30,7 +30,7 @@ from echoink.data.ablations import without
 from echoink.data.samples import DataType
 from echoink.models import loading
 from echoink.models.families import family_of
-from echoink.models.logprobs import score
+from echoink.models.logprobs import packed_logprobs
 from echoink.pipeline import canary
 from echoink.rewards.terms import of_config
 from echoink.rollout import parity, vllm_engine, vllm_environment, weight_transfer
@@ -38,7 +38,7 @@ from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
-from echoink.training import grpo, importance_sampling
+from echoink.training import engine_metrics, grpo
 from echoink.training.callbacks import Recorder
 from echoink.training.host import Policy, Scoring
 from echoink.training.metrics import metrics_of
@@ -132,7 +132,9 @@ def apart(model, prompts, rows, logps, temperature=1.0) -> torch.Tensor:
         told[number, : len(row)] = torch.tensor(own)
     prompt_index = [number // G for number in range(len(rows))]
     with torch.no_grad():
-        found, _ = score(model.eval(), prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=scored)
+        found, _ = packed_logprobs(
+            model.eval(), prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=scored
+        )
     return (found - told)[scored].abs()
 
 
@@ -455,13 +457,13 @@ def test_weights_by_hand():
             grpo.engine_ratio(logps, told, mask, how=how, most=3.0), torch.tensor(wanted[how.name]).float()
         )
     weights = grpo.engine_ratio(logps, told, mask, how=Correction.token_truncate, most=3.0)
-    empty = importance_sampling.notes(logps, told, torch.zeros_like(mask), weights)
-    found = importance_sampling.metrics(torch.stack([importance_sampling.notes(logps, told, mask, weights), empty]))
+    empty = engine_metrics.notes(logps, told, torch.zeros_like(mask), weights)
+    found = engine_metrics.metrics(torch.stack([engine_metrics.notes(logps, told, mask, weights), empty]))
     assert found["engine/logp_difference_mean"] == pytest.approx((1 + 1 + 3) / 5)
     assert found["engine/logp_difference_max"] == 3
     ratios = [found[f"engine/ratio_{name}"] for name in ("min", "mean", "max")]
     assert ratios == pytest.approx([1 / e, (1 + e + 1 / e + 3 + 1) / 5, 3])
-    assert importance_sampling.metrics(empty[None]) == {}
+    assert engine_metrics.metrics(empty[None]) == {}
 
 
 RUN = [*SMALL, "generation=vllm", "trainer.steps=3", "trainer.save_every=1", "trainer.keep_checkpoints=3"]

@@ -8,10 +8,10 @@ from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Recorder, Regular
+from echoink.training.callbacks import Keeper, Periodic, Recorder
 from tests.helpers.trainers import Catch, weights
 
-NEVER = Regular(0, lambda *_: None)
+NEVER = Periodic(0, lambda *_: None)
 
 # --- numbers that are not finite ---
 
@@ -60,7 +60,7 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
         record = Record("x", "x", {}, {})
         recorder = Recorder(
-            files, Tracker(None, record, files.path), 6, completions=8, updates_per_rollout=1, patience=2
+            files, Tracker(None, record, files.path), 6, completions=8, updates_per_rollout=1, max_skipped=2
         )
         trainer = make_trainer("trainer.steps=6", callbacks=[recorder])
         spoil(trainer, bad, float("nan"))
@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
             2,
             completions=8,
             updates_per_rollout=1,
-            patience=2,
+            max_skipped=2,
         )
         keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
 
@@ -112,7 +112,7 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
             3,
             completions=8,
             updates_per_rollout=1,
-            patience=2,
+            max_skipped=2,
         )
         keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
         trainer = keeper.trainer = make_trainer("trainer.steps=3", callbacks=[recorder, keeper])

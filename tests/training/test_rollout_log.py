@@ -41,9 +41,9 @@ def rollout_rows(step=1, n=8, **changes):
     ],
 )
 def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
-    from echoink.training.rollout_log import Watch
+    from echoink.training.rollout_log import LearningSignalMonitor
 
-    watch = Watch(cap=10)
+    watch = LearningSignalMonitor(cap=10)
     for step in range(1, rollouts + 1):
         watch(rollout_rows(step, **changes))
     assert len(watch.said) == len(said)
@@ -51,9 +51,9 @@ def test_a_run_that_cannot_learn_is_told_so_once(changes, rollouts, said):
 
 
 def test_one_good_rollout_starts_the_count_again():
-    from echoink.training.rollout_log import Watch
+    from echoink.training.rollout_log import LearningSignalMonitor
 
-    watch = Watch(cap=10)
+    watch = LearningSignalMonitor(cap=10)
     for step in range(2, 60):
         watch(rollout_rows(step, format=float(step % 15 == 0)))
     assert not watch.said
@@ -61,7 +61,7 @@ def test_one_good_rollout_starts_the_count_again():
 
 def test_the_first_rollout_says_in_how_many_groups_rewards_differ(capsys):
     """Three groups of two by hand: accuracy differs in the first, brevity in none, and in the third they cancel out."""
-    from echoink.training.rollout_log import Watch
+    from echoink.training.rollout_log import LearningSignalMonitor
 
     rewards = {"a": [(1, 1, 0.5), (0, 1, 0.5)], "b": [(1, 1, 0.5), (1, 1, 0.5)], "c": [(1, 0, 0.5), (0, 1, 0.5)]}
     rows = [
@@ -76,7 +76,7 @@ def test_the_first_rollout_says_in_how_many_groups_rewards_differ(capsys):
         for id, group in rewards.items()
         for accuracy, form, short in group
     ]
-    watch = Watch(10, ["accuracy", "format", "brevity"])
+    watch = LearningSignalMonitor(10, ["accuracy", "format", "brevity"])
     for step in (1, 2):
         watch([{**row, "step": step} for row in rows])
     said = " ".join(capsys.readouterr().out.split())

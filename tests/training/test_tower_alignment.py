@@ -1,4 +1,4 @@
-"""Names before words: what a projection and a new tower learn, and what stays."""
+"""NameEmbeddings before words: what a projection and a new tower learn, and what stays."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 from echoink.common.console import progress
 from echoink.models.loading import load_model
-from echoink.training import naming
-from echoink.training.naming import Names
+from echoink.training import tower_alignment
+from echoink.training.tower_alignment import NameEmbeddings
 from tests.helpers.files import picture, sound
 
 NAMES = ("bell", "ring", "beep")
@@ -23,7 +23,7 @@ def model():
 
 def test_the_loss_is_that_of_its_formula(model, processor):
     tokenizer = processor.processor.tokenizer
-    names = Names(model, tokenizer, NAMES)
+    names = NameEmbeddings(model, tokenizer, NAMES)
     embedding = model.get_input_embeddings().weight.detach().double()
     words = [embedding[tokenizer(f" {name}", add_special_tokens=False)["input_ids"]].mean(0) for name in NAMES]
     mean = sum(words) / len(words)
@@ -38,25 +38,27 @@ def test_the_loss_is_that_of_its_formula(model, processor):
 
 @pytest.mark.parametrize("sense", ["sounds", "pictures"])
 def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tmp_path, monkeypatch, capsys, sense):
-    monkeypatch.setattr(naming, "PROJECTION", replace(naming.PROJECTION, steps=60, batch=32))
-    monkeypatch.setattr(naming, "TOWER", replace(naming.TOWER, steps=60, batch=16, learning_rate=3e-3))
+    monkeypatch.setattr(tower_alignment, "PROJECTION", replace(tower_alignment.PROJECTION, steps=60, batch=32))
+    monkeypatch.setattr(
+        tower_alignment, "TOWER", replace(tower_alignment.TOWER, steps=60, batch=16, learning_rate=3e-3)
+    )
     made = [(number, NAMES[number % 3]) for number in range(6)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
     if sense == "sounds":
         files = [(sound(tmp_path / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
-        record = naming.learn_sounds(model, processor.processor, files, progress)
+        record = tower_alignment.learn_sounds(model, processor.processor, files, progress)
         moves = "audio_tower.proj."
     else:
         files = [(picture(tmp_path / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
-        record = naming.learn_pictures(model, processor.processor, files, seed=0, bar=progress)
+        record = tower_alignment.learn_pictures(model, processor.processor, files, seed=0, bar=progress)
         moves = "visual."
     heard = sense == "sounds"
-    assert naming.recognized(model, processor.processor, files, names=NAMES, heard=heard) >= 4, (
+    assert tower_alignment.recognized(model, processor.processor, files, names=NAMES, heard=heard) >= 4, (
         "of six that were learned"
     )
     wrong = [(file, NAMES[(NAMES.index(name) + 1) % 3]) for file, name in files]
-    assert naming.recognized(model, processor.processor, wrong, names=NAMES, heard=heard) <= 2
+    assert tower_alignment.recognized(model, processor.processor, wrong, names=NAMES, heard=heard) <= 2
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(moves in name for name in moved)
     label, said = capsys.readouterr().out.strip().splitlines()[-1].split(maxsplit=1)
@@ -69,6 +71,6 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
 def test_a_picture_is_varied_within_its_size():
     shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     rng = np.random.default_rng(1)
-    made = [naming.varied(shown, rng) for _ in range(3)]
+    made = [tower_alignment.varied(shown, rng) for _ in range(3)]
     assert all(one.size == (64, 64) for one in made)
     assert len({one.tobytes() for one in made}) == 3

@@ -32,7 +32,7 @@ SECONDS = 6.0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Schedule:
     """How long and how fast something learns."""
 
     label: str
@@ -42,13 +42,13 @@ class Lesson:
     weight_decay: float
 
 
-PROJECTION = Lesson("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
+PROJECTION = Schedule("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
 """Of a frozen encoder's features, which are computed once."""
-TOWER = Lesson("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
+TOWER = Schedule("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
 """Of a new tower: encoder and projection."""
 
 
-class Names:
+class NameEmbeddings:
     """The names, as the language model's embedding has them.
 
     Args:
@@ -107,7 +107,7 @@ def learn_sounds(
         return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
 
     return _learn(
-        projection, draw, model, processor=processor, named=[name for _, name in sounds], lesson=PROJECTION, bar=bar
+        projection, draw, model, processor=processor, named=[name for _, name in sounds], schedule=PROJECTION, bar=bar
     )
 
 
@@ -148,7 +148,9 @@ def learn_pictures(
         return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
     tower = getattr(model.model, family.TOWERS["vision"])
-    return _learn(tower, draw, model, processor=processor, named=[name for _, name in pictures], lesson=TOWER, bar=bar)
+    return _learn(
+        tower, draw, model, processor=processor, named=[name for _, name in pictures], schedule=TOWER, bar=bar
+    )
 
 
 @torch.no_grad()
@@ -169,7 +171,7 @@ def recognized(
         heard: whether they are sounds.
     """
     family, right = family_of(model), 0
-    known = Names(model, processor.tokenizer, names)
+    known = NameEmbeddings(model, processor.tokenizer, names)
     for file, name in media:
         if heard:
             features = family.encode(model.model, _heard(file, processor), run_all=False)["audio"]
@@ -199,21 +201,21 @@ def _learn(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     named: Sequence[str],
-    lesson: Lesson,
+    schedule: Schedule,
     bar: Callable,
 ) -> dict:
     """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another."""
     known = sorted(set(named))
-    names = Names(model, processor.tokenizer, known)
+    names = NameEmbeddings(model, processor.tokenizer, known)
     labels = torch.tensor([known.index(name) for name in named])
     rarity = 1 / torch.bincount(labels).float()
-    optimizer = torch.optim.AdamW(module.parameters(), lesson.learning_rate, weight_decay=lesson.weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lesson.learning_rate, total_steps=lesson.steps + 1, pct_start=0.1, cycle_momentum=False
+        optimizer, schedule.learning_rate, total_steps=schedule.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     losses = []
-    for _ in bar(lesson.label, lesson.steps)(range(lesson.steps)):
-        chosen = torch.multinomial(rarity[labels], lesson.batch, replacement=True)
+    for _ in bar(schedule.label, schedule.steps)(range(schedule.steps)):
+        chosen = torch.multinomial(rarity[labels], schedule.batch, replacement=True)
         loss = names.loss(draw(chosen), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -222,5 +224,5 @@ def _learn(
         schedule.step()
         losses.append(loss.item())
     first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
-    say(lesson.label, f"{len(known)} names, {lesson.steps} steps · loss {first:.2f} → {last:.2f}")
-    return {"names": len(known), "media": len(named), "steps": lesson.steps, "first_loss": first, "last_loss": last}
+    say(schedule.label, f"{len(known)} names, {schedule.steps} steps · loss {first:.2f} → {last:.2f}")
+    return {"names": len(known), "media": len(named), "steps": schedule.steps, "first_loss": first, "last_loss": last}
