@@ -32,7 +32,7 @@ SECONDS = 6.0
 
 
 @dataclass(frozen=True)
-class Schedule:
+class AlignmentSettings:
     """How long and how fast something learns."""
 
     label: str
@@ -42,9 +42,9 @@ class Schedule:
     weight_decay: float
 
 
-PROJECTION = Schedule("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
+PROJECTION = AlignmentSettings("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
 """Of a frozen encoder's features, which are computed once."""
-TOWER = Schedule("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
+TOWER = AlignmentSettings("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
 """Of a new tower: encoder and projection."""
 
 
@@ -107,7 +107,7 @@ def learn_sounds(
         return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
 
     return _learn(
-        projection, draw, model, processor=processor, named=[name for _, name in sounds], schedule=PROJECTION, bar=bar
+        projection, draw, model, processor=processor, named=[name for _, name in sounds], settings=PROJECTION, bar=bar
     )
 
 
@@ -149,7 +149,7 @@ def learn_pictures(
 
     tower = getattr(model.model, family.TOWERS["vision"])
     return _learn(
-        tower, draw, model, processor=processor, named=[name for _, name in pictures], schedule=TOWER, bar=bar
+        tower, draw, model, processor=processor, named=[name for _, name in pictures], settings=TOWER, bar=bar
     )
 
 
@@ -201,7 +201,7 @@ def _learn(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     named: Sequence[str],
-    schedule: Schedule,
+    settings: AlignmentSettings,
     bar: Callable,
 ) -> dict:
     """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another."""
@@ -209,13 +209,13 @@ def _learn(
     names = NameEmbeddings(model, processor.tokenizer, known)
     labels = torch.tensor([known.index(name) for name in named])
     rarity = 1 / torch.bincount(labels).float()
-    optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=schedule.steps + 1, pct_start=0.1, cycle_momentum=False
+        optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     losses = []
-    for _ in bar(schedule.label, schedule.steps)(range(schedule.steps)):
-        chosen = torch.multinomial(rarity[labels], schedule.batch, replacement=True)
+    for _ in bar(settings.label, settings.steps)(range(settings.steps)):
+        chosen = torch.multinomial(rarity[labels], settings.batch, replacement=True)
         loss = names.loss(draw(chosen), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -224,5 +224,5 @@ def _learn(
         schedule.step()
         losses.append(loss.item())
     first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
-    say(schedule.label, f"{len(known)} names, {schedule.steps} steps · loss {first:.2f} → {last:.2f}")
-    return {"names": len(known), "media": len(named), "steps": schedule.steps, "first_loss": first, "last_loss": last}
+    say(settings.label, f"{len(known)} names, {settings.steps} steps · loss {first:.2f} → {last:.2f}")
+    return {"names": len(known), "media": len(named), "steps": settings.steps, "first_loss": first, "last_loss": last}

@@ -400,7 +400,7 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
             3,
             completions=8,
             updates_per_rollout=1,
-            patience=2,
+            max_skipped=2,
             alarm=0.05,
         )
         wanted = dict.fromkeys(("reward/accuracy", "reward/format", "completion/mean_length", "time/step"), 1.0)
