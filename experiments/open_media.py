@@ -91,7 +91,14 @@ def answers(run: Run) -> Iterator[str]:
         for one in (of[place] for place in sorted(rng.choice(len(of), min(5, len(of)), replace=False))):
             heard, seen = one.fields.get("audio_source", ""), one.fields.get("image_source", "")
             said = [" ".join(text.replace("|", "¦").split()) for text in (before[one.id].completion, one.completion)]
-            cells = [one.id, f"{one.problem} {' '.join(one.options)}", heard, seen, one.gold, *said]
+            cells = [
+                one.id,
+                f"{one.problem} {' '.join(one.options)}",
+                heard,
+                seen,
+                one.gold,
+                *(f"`{text}`" for text in said),
+            ]
             yield f"| {' | '.join(cells)} | {'right' if right else 'wrong'} |"
 
 

@@ -190,7 +190,7 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[C
             p_value=mcnemar(gained, lost),
             clusters=n,
         )
-    if found.error:
+    if found.error and found.clusters > 1:  # of crossed clusters the rarer kind may be one
         reach = float(t.ppf(0.975, found.clusters - 1)) * found.error
         interval = found.mean - reach, found.mean + reach
         p_value = 2 * float(t.sf(abs(found.mean) / found.error, found.clusters - 1))

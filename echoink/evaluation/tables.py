@@ -100,6 +100,9 @@ def ablation_table(phases: dict[str, dict]) -> None:
             percent(last[variant]["parse_failures"]),
         )
         for field, groups in last[variant]["by"].items():
+            if len(groups) > VALUES:  # once for each variant would be hundreds of rows
+                table.add_row(f"  {field}: {len(groups)} values", "summary.json, report.html")
+                continue
             for value, group in groups.items():
                 fall = 100 * (group["full"] - group["accuracy"])
                 shares = (percent(one["by"][field][value]["accuracy"]) for one in summaries)

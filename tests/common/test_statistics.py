@@ -56,6 +56,9 @@ def test_a_unanimous_gain_is_evidence_and_one_cluster_is_none():
     assert unanimous.p_value < 0.001 and 0 < unanimous.interval[0] < 0.5 < unanimous.interval[1]
     one = paired([0.5] * 20, [1.0] * 20, ["one"] * 20)
     assert one.p_value == 1.0 and one.interval == (-1.0, 1.0)
+    # Four recordings before one picture: crossed clusters, of which the rarer kind is one.
+    crossed = paired([0.0] * 4, [1.0, 1.0, 0.0, 0.0], [(f"sound {place}", "sight") for place in range(4)])
+    assert crossed.p_value == 1.0 and crossed.interval == (-1.0, 1.0)
 
 
 def test_samples_must_pair_up():

@@ -7,6 +7,7 @@ import pytest
 
 from echoink.common.statistics import mcnemar
 from echoink.config.schema import Variant
+from echoink.evaluation import tables
 from echoink.evaluation.metrics import chance, summarize
 from echoink.evaluation.modality_need import FEWEST, Need, label, labels, rows
 from echoink.evaluation.modality_need import summarize as of_ablations
@@ -106,6 +107,14 @@ def test_the_summary_of_an_ablation():
         v: [replace(p, problem_type="free-form", options=()) for p in one] for v, one in ((FULL, full), (DEAF, deaf))
     }
     assert of_ablations(graded)["no_audio"]["by"]["kind"]["eye"]["p_value"] == pytest.approx(mcnemar(8, 0))
+
+
+def test_a_field_with_many_values_is_one_row_on_the_screen(capsys):
+    classes = [f"class {number}" for number in range(30)]
+    full, deaf = (answers(variant, [True, False] * 30, kinds=classes) for variant in (FULL, DEAF))
+    tables.ablation_table({"base": of_ablations({FULL: full, DEAF: deaf})})
+    shown = capsys.readouterr().out
+    assert "kind: 30 values" in shown and "class 7" not in shown
 
 
 def test_labels_take_the_sampled_draws_of_every_variant():
