@@ -58,6 +58,14 @@ def test_every_family_has_all_that_a_family_gives():
         assert not [name for name in names if not name.startswith("_") and not hasattr(family, name)]
 
 
+def test_functions_and_classes_are_no_longer_than_one_can_read():
+    for module in (ROOT / "echoink").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= (300 if isinstance(node, ast.ClassDef) else 60), f"{module.name}: {node.name}: {lines}"
+
+
 def test_calls_with_many_arguments_name_them():
     foreign = {"add_row", "ignore_patterns", "Progress"}  # they take any number of one kind
     tables = {"Gpu", "Benchmark"}  # rows of a table, whose columns stand above it

@@ -118,7 +118,6 @@ class Evaluator:
         )
         if found["parse_failures"] > UNREADABLE:
             console.say("warning", f"hardly any answer can be read, so accuracies and rewards say little. {WHAT_TO_DO}")
-        # The full prompt comes first and alone counts as the phase's accuracy; variants are compared with it by sample.
         for variant in dict.fromkeys(config.ablations):
             if variant is Variant.full:
                 continue
@@ -129,9 +128,8 @@ class Evaluator:
         if len(answers) > 1:
             found["ablations"] = modality_need.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
-        # Training, or the next model, wants the GPU's memory.
         if self.engine:
-            self.engine.rest()
+            self.engine.rest()  # training, or the next model, wants the GPU's memory
         if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
             row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
             if phase == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
@@ -167,12 +165,7 @@ class Evaluator:
         return found
 
     def _variant(
-        self,
-        model: PreTrainedModel,
-        samples: Sequence[Sample],
-        phase: str,
-        how: Setting,
-        variant: Variant,
+        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, how: Setting, variant: Variant
     ) -> list[Prediction]:
         """The answers to a variant of the samples; a base's may be those of an earlier run.
 
@@ -277,11 +270,10 @@ class Evaluator:
             self.engine.rest()
         found = summarize(answers)
         metrics = metrics_of_phase(found, "dev")
+        passed = ""
         if several := found["samples"]:
             metrics |= {"dev/accuracy": several["mean"], "dev/pass_at_k": several["pass"]}
-        passed = (
-            f" · pass@{found['samples']['k']} {console.percent(found['samples']['pass'])}" if found["samples"] else ""
-        )
+            passed = f" · pass@{several['k']} {console.percent(several['pass'])}"
         console.say(
             "dev",
             f"step {step} · accuracy {console.percent(metrics['dev/accuracy'])}{passed} · "
@@ -330,7 +322,6 @@ class Evaluator:
                 decoder=decoder,
                 engine=self.engine,
             )
-            # Everyone has all answers: all take the same decisions, and the first writes them.
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}

@@ -116,25 +116,20 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
             sharding = Sharding.fsdp2
         several = replace(config, trainer=replace(trainer, processes=min(count, step_time.NODE), sharding=sharding))
         needed = needs(several, parameters, max(each.total for each in tokens)).total
-        setting = {
-            "gpus": count,
-            "sharded": memory.SHARDED_PARTS[sharding],
-            "reference": reference,
-            "again": again,
-        }
+        setting = {"sharded": memory.SHARDED_PARTS[sharding], "reference": reference, "again": again}
         found[str(count)] = {
             "sharding": sharding.name,
             "memory_bytes": needed,
             **{
                 gpu.name: {
                     "fits": needed < memory.USABLE * gpu.memory,
-                    **step_time.hours(model, step, asked, gpu, **setting),
+                    **step_time.hours(model, step, asked, gpu, gpus=count, **setting),
                 }
                 for gpu in step_time.GPUS
             },
         }
         if count == step_time.NODE:
-            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], **setting)
+            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], gpus=count, **setting)
     return found
 
 

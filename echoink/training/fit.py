@@ -76,14 +76,7 @@ def train(
     if config.task is Task.sft:
         generation, kind = replace(generation, temperature=1.0), SupervisedTrainer  # responses are learned as they are
     trainer = kind(
-        Policy(
-            job.model,
-            reference,
-            job.processor,
-            adapter=lora,
-            engine=engine,
-            correction=config.generation.vllm.correction,
-        ),
+        Policy(job.model, reference, job.processor, lora, engine=engine, correction=config.generation.vllm.correction),
         job.splits.train,
         scoring,
         args=arguments(settings, config.grpo, generation, seed=config.seed, steps=steps, folder=str(files.path)),

@@ -310,29 +310,16 @@ class EchoInkTrainer(Host):
                 part = slice(start, start + size)
                 ids = inputs["completion_ids"][part]
                 if self._settings.shared_prefix:
-                    found.append(
-                        packed_logprobs(
-                            model,
-                            prompts,
-                            features,
-                            prompt_index=prompt_index[part],
-                            completion_ids=ids,
-                            scored=computed[part],
-                        )
+                    of_part = packed_logprobs(
+                        model, prompts, features, prompt_index[part], completion_ids=ids, scored=computed[part]
                     )
                 else:
                     tokens = torch.cat([inputs["prompt_ids"][part], ids], 1)
                     mask = torch.cat([inputs["prompt_mask"][part], inputs["completion_mask"][part]], 1)
-                    found.append(
-                        plain_row_logprobs(
-                            model,
-                            prompts,
-                            prompt_index[part],
-                            input_ids=tokens,
-                            attention_mask=mask,
-                            completion_width=ids.shape[1],
-                        )
+                    of_part = plain_row_logprobs(
+                        model, prompts, prompt_index[part], tokens, attention_mask=mask, completion_width=ids.shape[1]
                     )
+                found.append(of_part)
         logps, entropies = zip(*found, strict=True)
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)
 
