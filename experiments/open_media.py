@@ -21,13 +21,26 @@ from matplotlib import pyplot
 from echoink.common.files import read_rows
 from echoink.common.statistics import mean_interval, over_seeds
 from echoink.evaluation import metrics
-from echoink.evaluation.prediction import Prediction, of_row
+from echoink.evaluation.prediction import GREEDY, Prediction, of_row
 from echoink.report.figures import COLOURS
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
 
-HEADS = ("run", "questions", "n", "a guess", "base", "after", "difference", "p", "right since", "wrong since")
+HEADS = (
+    "run",
+    "questions",
+    "n",
+    "a guess",
+    "base",
+    "after",
+    "difference",
+    "p",
+    "right since",
+    "wrong since",
+    "greedy",
+    "p greedy",
+)
 
 
 def predictions(run: Run, phase: str) -> list[Prediction]:
@@ -59,9 +72,12 @@ def table(run: Run) -> Iterator[str]:
         cells = [f"seed {run.seed}", name, str(len(ids)), f"{100 * guess:.0f}", accuracy(before)]
         if after:
             change = metrics.compare(before, after)
+            greedy = metrics.compare(before, after, GREEDY)
             low, high = change.interval
             difference = f"{100 * change.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             cells += [accuracy(after), difference, f"{change.p_value:.2g}", str(change.gained), str(change.lost)]
+            low, high = greedy.interval
+            cells += [f"{100 * greedy.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{greedy.p_value:.2g}"]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -110,11 +126,9 @@ def figure(runs: Sequence[Run]) -> Path:
     for place, need in enumerate(senses):
         base = [one for one in metrics.headline(predictions(runs[0], "base")) if one.fields["need"] == need]
         bars = [("base", base)]
-        bars += [
-            ("after, a bar for each seed", [p for p in metrics.headline(predictions(run, "final")) if p.id in ids])
-            for ids in [{one.id for one in base}]
-            for run in runs
-        ]
+        for run in runs:
+            after = metrics.headline(predictions(run, "final"))
+            bars.append(("after, a bar for each seed", [one for one in after if one.fields["need"] == need]))
         for number, (label, of) in enumerate(bars):
             mean = sum(one.score for one in of) / len(of)
             ends = mean_interval([one.score for one in of], [one.cluster for one in of])

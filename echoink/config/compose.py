@@ -103,7 +103,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     params = _raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in parsed}
     parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
-    # Of an interval there are no jobs to list: a search draws from it. What is fixed can still be checked.
+    # An interval gives no list of jobs: a search draws from it. Only the fixed settings can be checked here.
     if any(override.is_sweep_override() and override.is_discrete_sweep() is False for override in parsed):
         return [[o.input_line for o in parsed if not o.is_sweep_override()]]
     # Hydra's own expansion, so that what is validated here is what will run.

@@ -32,8 +32,10 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
+from echoink.data.media_check import MediaInfo
 from echoink.data.readers import open_split
 from echoink.data.samples import parse_rows
+from echoink.data.splits import joined
 from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
@@ -199,7 +201,7 @@ def _elsewhere(source: str) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files, or one of the same source."""
 
     def origins(sample: "Sample") -> list[str]:
-        return [*map(digest, sample.media.values()), *(f"source {name}" for name in sample.sources.values())]
+        return joined(MediaInfo(tuple(map(digest, sample.media.values()))).origins(sample))
 
     splits = {name: samples for name in ("train", "dev", "valid") if (samples := read_samples(source, name))}
     others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}

@@ -56,11 +56,11 @@ class Splits:
         connected = sharing(samples, [joined(found[sample.id]) for sample in samples], 0)
         sounds = {id: of.get("audio") or of.get("video") or () for id, of in found.items()}
         sights = {id: of.get("image") or of.get("video") or () for id, of in found.items()}
-        heard, seen = map(_named, (sounds, sights))
-        with_both = [sample for sample in samples if heard[sample.id] and seen[sample.id]]
+        heard, seen = (_named(samples, media) for media in (sounds, sights))
+        with_both = [sample for sample in samples if sample.id in heard and sample.id in seen]
         both = [(heard[sample.id], seen[sample.id]) for sample in with_both]
         if both and len(sharing(with_both, both, 0)) < min(len(set(each)) for each in zip(*both, strict=True)):
-            return {id: (f"sound {heard[id] or id}", f"sight {seen[id] or id}") for id in found}
+            return {id: (f"sound {heard.get(id, id)}", f"sight {seen.get(id, id)}") for id in found}
         return {samples[place].id: samples[places[0]].id for places in connected for place in places}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
@@ -268,20 +268,20 @@ def joined(origins: Mapping[str, Sequence[str]]) -> list[str]:
     return [origin for of in origins.values() for origin in of]
 
 
-def _named(media: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
-    """One name for all media of a sense that are the same, directly or through others; None where a sample has none.
+def _named(samples: Sequence[Sample], media: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """By id one name for all media of a sense that are the same, directly or through others.
 
     Args:
-        media: by id the origins of the sample's medium.
+        samples: in any order.
+        media: by id the origins of the sample's medium; a sample without one gets no name.
     """
-    from scipy.cluster.hierarchy import DisjointSet  # see `sharing`
-
-    connected = DisjointSet({origin for origins in media.values() for origin in origins})
-    for origins in media.values():
-        for origin in origins[1:]:
-            connected.merge(origins[0], origin)
-    names = {origin: min(same) for same in connected.subsets() for origin in same}
-    return {id: names[origins[0]] if origins else None for id, origins in media.items()}
+    having = [sample for sample in samples if media[sample.id]]
+    origins = [media[sample.id] for sample in having]
+    return {
+        having[place].id: min(origin for each in places for origin in origins[each])
+        for places in sharing(having, origins, 0)
+        for place in places
+    }
 
 
 def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int) -> list[list[int]]:

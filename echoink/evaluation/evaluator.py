@@ -141,7 +141,7 @@ class Evaluator:
         if self.engine is None:
             return None
         self.engine.push(model)
-        # Greedy, so that both could give the same text: sampled draws of an engine are others in any case.
+        # Greedy, so that both can give the same text: an engine draws other samples in any case.
         setup = replace(self._setup(), draws=(GREEDY,))
         chosen = samples[:COMPARED]
         prompts = [self.processor(sample) for sample in chosen]
@@ -177,7 +177,7 @@ class Evaluator:
             rows = self.files.read(PREDICTIONS)
             return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
 
-        # Only a base is the same in many runs. Half-finished answers of this run go before those of another.
+        # Only a base is the same in many runs. Kept answers are not mixed into an evaluation that was begun before.
         if self.config.cache and phase == BASE and not collectives.first(started):
             kept = self._kept(model, how, samples[0], variant)
             if self.files.writes:
@@ -304,7 +304,7 @@ class Evaluator:
                 label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
         group.wait_for_everyone()  # everyone has read before anyone writes
-        # Samples go round the processes, so that a round answers the next ones of the file, whoever answers them.
+        # Samples are dealt to the processes in turn, so that every round answers the next samples of the file.
         own = open_samples[group.process_index :: group.num_processes]
         rounds, decoder = -(-len(open_samples) // (batch * group.num_processes)), decoder_for(model)
         for number in console.progress(label, rounds)(range(rounds)):

@@ -17,8 +17,8 @@ from echoink.rewards.types import ProblemType
 def summarize(predictions: Sequence[Prediction]) -> dict:
     """The numbers of one phase.
 
-    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` is their number
-    where samples share media), `format`,
+    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` is the number of
+    clusters where samples share media), `format`,
     `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
     are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
     `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the accuracy with n and interval for every value

@@ -174,7 +174,7 @@ def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[Pro
     )
     if (wrong := (positions != prompt.position_ids).any(0).nonzero().flatten()).numel():
         raise UserError(f"{place}: the engine has another position than the trainer for token {int(wrong[0])}", hint)
-    ours = _embedded(model, prompt)
+    ours = embedded_prompt(model, prompt)
     parts = {name: prompt.input_ids == token for name, token in placeholders.items()}
     parts = {"text": ~torch.stack(list(parts.values())).any(0), **parts}
     gaps_of = {
@@ -189,7 +189,7 @@ def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[Pro
     say("engine", f"{place}: {len(ours)} tokens, positions as here, embedded {said}")
 
 
-def _embedded(model: PreTrainedModel, prompt: PromptInputs) -> Tensor:
+def embedded_prompt(model: PreTrainedModel, prompt: PromptInputs) -> Tensor:
     """Tokens and media of a prompt as the language model gets them, [P, D] in float32 on the host."""
     family, ids = family_of(model), prompt.input_ids[None].to(model.device)
     return family.embed(model.model, ids, encode_media(model.model, [prompt]))["inputs_embeds"][0].float().cpu()

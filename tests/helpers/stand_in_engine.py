@@ -91,7 +91,7 @@ class StandIn:
 
         asked = self._prompt(prompt)
         with torch.no_grad():
-            embedded = parity._embedded(self.model, asked).numpy()
+            embedded = parity.embedded_prompt(self.model, asked).numpy()
         if os.environ.get("STAND_IN") == "blurs":
             sound = asked.input_ids == family_of(self.model).placeholders(self.model.config)["audio"]
             embedded[sound] *= 1.1

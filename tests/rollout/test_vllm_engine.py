@@ -534,7 +534,7 @@ def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, pro
         if prompt.media:
             positions, embedded = one.given(prompt)
             assert torch.equal(positions, prompt.position_ids)
-            assert (embedded - parity._embedded(model, prompt).detach()).abs().max() < 1e-4
+            assert (embedded - parity.embedded_prompt(model, prompt).detach()).abs().max() < 1e-4
     for _ in range(2):  # the second time with other weights
         rows, logps = one.generate(of_all_kinds, [7, 8, 9, 10, 11], G)
         difference = apart(model, of_all_kinds, rows, logps, temperature)
