@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common import cli
+from echoink.common.startup import imports
 
 
 @dataclass
@@ -29,8 +30,9 @@ def main(words: Sequence[str]) -> None:
     """Export as the settings say."""
     given = cli.settings(ExportConfig, words)
     # Heavy libraries are imported behind the check of the command line.
-    from echoink.common import console
-    from echoink.pipeline.export import export
+    with imports():
+        from echoink.common import console
+        from echoink.pipeline.export import export
 
     with console.quiet_libraries():
         folder = export(given.checkpoint, Path(given.output), given.merge, given.push_to)

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
+from echoink.common.startup import imports
 from echoink.config.compose import compose, typed
 from echoink.config.schema import Config, Prompt
 from echoink.data.choices import MAX_OPTIONS
@@ -121,7 +122,8 @@ class Answerer:
     """A model that is loaded once and asked one sample at a time."""
 
     def __init__(self, arguments: argparse.Namespace):
-        from echoink.training.setup import load_for_inference
+        with imports():
+            from echoink.training.setup import load_for_inference
 
         self._arguments, self._config = arguments, configuration(arguments)
         path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else self._config.model.path

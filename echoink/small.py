@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
+from echoink.common.startup import imports
 from echoink.config.compose import quoted
 from echoink.config.schema import key
 from echoink.data.open_media import lessons
@@ -71,8 +72,9 @@ def main(words: Sequence[str]) -> None:
     stages.check(answers)
     lessons.check(media)
     # PyTorch and transformers are imported behind these checks.
-    from echoink.pipeline import small_stages
-    from echoink.pipeline.export import export
+    with imports():
+        from echoink.pipeline import small_stages
+        from echoink.pipeline.export import export
 
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from echoink.common import signals
 from echoink.common.errors import UserError
+from echoink.common.startup import imports
 from echoink.config.compose import VERSION_BASE, compose, launched_processes, quoted, validate
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
@@ -68,7 +69,8 @@ def main() -> None:
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
             # Behind every check, as `execute` is for a run: MLflow, matplotlib and the report.
-            from echoink.pipeline import sweep_run
+            with imports():
+                from echoink.pipeline import sweep_run
 
             sys.exit(
                 sweep_run.run(run, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
@@ -88,9 +90,10 @@ def _agreed(folder: Path, multirun: bool) -> Path:
             "a sweep is started as one process; it gives its jobs theirs",
             "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
         )
-    from echoink.common import console
-    from echoink.distributed import collectives
-    from echoink.distributed.process_group import processes
+    with imports():
+        from echoink.common import console
+        from echoink.distributed import collectives
+        from echoink.distributed.process_group import processes
 
     state = processes()
     signals.share()

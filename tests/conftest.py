@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the model is tiny
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import gc
 from pathlib import Path
 
 import hypothesis
@@ -33,7 +34,12 @@ SLOW_FILES = (
 """They begin first, so that no process is left alone with one of them at the end."""
 
 
+gc.disable()  # until all is imported, see echoink/common/startup.py
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.freeze()
+    gc.enable()
     items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
 
 

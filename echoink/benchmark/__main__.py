@@ -22,6 +22,7 @@ from rich.table import Table
 from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
 from echoink.common import console
 from echoink.common.errors import UserError
+from echoink.common.startup import imports
 from echoink.config.compose import VERSION_BASE, closest, typed
 from echoink.config.paths import conf_dir
 
@@ -59,7 +60,8 @@ def run(config: BenchmarkConfig) -> None:
     busy = f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} processors at the start"
     console.say("load", f"{busy}; other work makes it slower, and the intervals wider")
     with console.quiet_libraries():
-        from echoink.benchmark.measure import benchmark, growth  # imports torch, behind the check of the settings
+        with imports():  # torch, behind the check of the settings
+            from echoink.benchmark.measure import benchmark, growth
 
         found = benchmark(config)
         (folder / "benchmark.json").write_text(json.dumps(found, indent=1))

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from echoink.common.startup import imports
+
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 _log = logging.getLogger("echoink")
@@ -124,8 +126,9 @@ def quiet_libraries():
     """Silence the chatter of the libraries below us, their progress bars too."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    import torch
-    from transformers.utils import logging as transformers_logging
+    with imports():
+        import torch
+        from transformers.utils import logging as transformers_logging
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it looked for another

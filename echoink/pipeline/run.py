@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from echoink.common import console
 from echoink.common.errors import UserError
+from echoink.common.startup import imports
 from echoink.config.compose import launched_processes
 from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, Task, to_yaml
 from echoink.data.ablations import has_both
@@ -66,7 +67,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         with console.quiet_libraries():
             # The one boundary: all that needs torch, transformers and TRL is imported here, behind every check that
             # does without them.
-            from echoink.pipeline.execute import execute
+            with imports():
+                from echoink.pipeline.execute import execute
 
             tracker = execute(config, files, splits, start=start, uri=uri, overrides=overrides)
         if tracker.run_id:
