@@ -261,7 +261,7 @@ def _engine(config: Config) -> tuple[Verdict, str]:
 
 
 def _data(config: Config) -> tuple[Verdict, str]:
-    from echoink.data.splits import first
+    from echoink.data.splits import first_samples
 
     dataset = config.dataset
     if dataset.source is Source.synthetic and not Path(dataset.path).exists():
@@ -269,7 +269,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
     trains = config.trains and dataset.source in (Source.synthetic, Source.rows)
     counts, worst = [], 0.0
     for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):
-        samples, dropped = first(dataset, split, limit)
+        samples, dropped = first_samples(dataset, split, limit)
         wrong = [f"{row.where}: {row.reason}" for row in dropped]
         for sample in samples:
             gone = [medium for medium in sample.media.values() if isinstance(medium, Path) and not medium.is_file()]

@@ -97,7 +97,7 @@ def _agreed(folder: Path, multirun: bool) -> Path:
 
     state = processes()
     signals.share()
-    folder = collectives.first(lambda: folder)
+    folder = collectives.on_main_process(lambda: folder)
     if not state.is_main_process:
         console.console.quiet = True
         log = quoted(folder / f"train.rank{state.process_index}.log")

@@ -118,7 +118,7 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
     # PyTorch and transformers are imported behind the check of the keys.
     from echoink.data import show as showing
 
-    shown, bad = showing.first(config, split, n)
+    shown, bad = showing.first_shown(config, split, n)
     made = list(progress("show", n)(shown))
     if output.suffix == ".html":
         showing.page(made, bad, f"{split} of {config.dataset.path}", output)

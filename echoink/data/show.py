@@ -64,13 +64,13 @@ class Shown:
         return f"{self.tokens.total:,} tokens: " + " · ".join(f"{n:,} {name}" for name, n in named.items() if n)
 
 
-def first(config: Config, split: str, n: int) -> tuple[Iterator[Shown], list[str]]:
+def first_shown(config: Config, split: str, n: int) -> tuple[Iterator[Shown], list[str]]:
     """The first n samples of a split, and what is wrong with the bad rows among them.
 
     Raises:
         UserError: there is no such split.
     """
-    samples, bad = splits.first(config.dataset, split, n)
+    samples, bad = splits.first_samples(config.dataset, split, n)
     infos = check_media(samples, config.model.max_audio_seconds, splits.video_caps(config.model))
     bad += [info for info in infos if isinstance(info, Dropped)]
     usable = [(s, info) for s, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]

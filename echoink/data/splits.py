@@ -76,7 +76,7 @@ def load(
     evaluation: EvalConfig,
     model: ModelConfig,
     train: bool,
-    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    on_main_process: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> Splits:
     """Read the splits, after writing the synthetic set where it is missing, and decode every file once.
 
@@ -85,13 +85,13 @@ def load(
         evaluation: the group `eval`: its split and limit.
         model: the caps on media.
         train: whether the training split is needed.
-        first: does something in the first of the run's processes, for all of them: what takes long.
+        on_main_process: does something in the first of the run's processes, for all of them: what takes long.
 
     Raises:
         UserError: naming the folder, the file or the sample; more samples are broken than dataset.max_skipped allows.
     """
     if config.source is Source.synthetic:
-        first(partial(_write_synthetic, config, Path(config.path)))
+        on_main_process(partial(_write_synthetic, config, Path(config.path)))
     evaluated = evaluation.split.name
     needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and evaluation.every else []), evaluated])
     found: dict[str, list[Sample]] = {}
@@ -108,7 +108,7 @@ def load(
     for split in found:
         check = progress(f"check {split}", len(found[split]))
         decode = partial(check_media, found[split], model.max_audio_seconds, video_caps(model), progress=check)
-        checked = list(zip(found[split], first(partial(decode, soundtrack=config.soundtrack)), strict=True))
+        checked = list(zip(found[split], on_main_process(partial(decode, soundtrack=config.soundtrack)), strict=True))
         found[split], broken, infos = sorted_out(checked, split, config.soundtrack)
         dropped[split] += broken
         media_info |= infos
@@ -153,7 +153,7 @@ def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> lis
     return [sample for need in needs for sample in samples if sample.fields.get("need") == need]
 
 
-def first(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
+def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
     """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))

@@ -24,7 +24,7 @@ def several() -> bool:
     return processes().num_processes > 1
 
 
-def first(work: Callable[[], Result]) -> Result:
+def on_main_process(work: Callable[[], Result]) -> Result:
     """What `work` returns, or raises, in the first process: in all of them."""
     if not several():
         return work()

@@ -98,7 +98,7 @@ def evaluate(
     *,
     clusters: Mapping[str, Clusters] | None = None,
     variant: Variant = Variant.full,
-    first: int = 0,
+    first_draw: int = 0,
     decoder: Decoder | None = None,
     engine: Engine | None = None,
 ) -> Iterator[Prediction]:
@@ -111,7 +111,7 @@ def evaluate(
         phase: `base`, `final` or `step-N`.
         clusters: by id, names that samples which share media share; without it none do.
         variant: what the samples are, see `ablations`.
-        first: the number, from 0, of the first draw: its noise is that of this draw among more.
+        first_draw: the number, from 0, of the first draw: its noise is that of this draw among more.
         decoder: the model's, of earlier samples; None makes one.
         engine: answers in the place of the model, whose weights it has.
     """
@@ -124,9 +124,9 @@ def evaluate(
         prompts = prefetcher.take(batch)
         prefetcher.ask(following)
         if engine is not None:
-            completions = by_engine(engine, prompts, batch, setup=setup, first=first)
+            completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
         else:
-            completions = _by_model(model, prompts, batch, setup=setup, first=first, decoder=decoder)
+            completions = _by_model(model, prompts, batch, setup=setup, first_draw=first_draw, decoder=decoder)
         texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
         for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
             sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
@@ -156,13 +156,13 @@ def _by_model(
     prompts: Sequence[PromptInputs],
     samples: Sequence[Sample],
     setup: EvaluationSetup,
-    first: int,
+    first_draw: int,
     decoder: Decoder,
 ) -> list[list[int]]:
     sampling, draws, pad_id = setup.sampling, setup.draws, setup.processor.processor.tokenizer.pad_token_id
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     # Noise belongs to a sample and a draw, not to a batch: an answer does not depend on who is asked beside it.
-    noise = torch.stack([noise_of(setup, sample, first + len(draws))[first:] for sample in samples])
+    noise = torch.stack([noise_of(setup, sample, first_draw + len(draws))[first_draw:] for sample in samples])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
         return generate(
             model,
@@ -177,7 +177,11 @@ def _by_model(
 
 
 def by_engine(
-    engine: Engine, prompts: Sequence[PromptInputs], samples: Sequence[Sample], setup: EvaluationSetup, first: int = 0
+    engine: Engine,
+    prompts: Sequence[PromptInputs],
+    samples: Sequence[Sample],
+    setup: EvaluationSetup,
+    first_draw: int = 0,
 ) -> list[list[int]]:
     """Completions of an engine in the order of `generate`. Its noise is its own: seeded by the same key, another draw.
 
@@ -186,9 +190,9 @@ def by_engine(
         prompts: of the samples.
         samples: B samples.
         setup: whose draws are asked.
-        first: see `evaluate`.
+        first_draw: see `evaluate`.
     """
-    seeds = [seed_of(setup.seed, first, f"eval {setup.split} {sample.id}") for sample in samples]
+    seeds = [seed_of(setup.seed, first_draw, f"eval {setup.split} {sample.id}") for sample in samples]
     # An engine takes one temperature for all rows: sampled draws and greedy ones are two calls, put together again.
     sampled, rows = sum(draw != GREEDY for draw in setup.draws), iter(())
     if sampled:

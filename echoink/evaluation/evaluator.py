@@ -178,16 +178,17 @@ class Evaluator:
             return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
 
         # Only a base is the same in many runs. Kept answers are not mixed into an evaluation that was begun before.
-        if self.config.cache and phase == BASE and not collectives.first(started):
+        if self.config.cache and phase == BASE and not collectives.on_main_process(started):
             kept = self._kept(model, how, samples[0], variant)
             if self.files.writes:
                 self._take(kept, samples, how)
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
-        for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
-            asked = ablations.make(samples, variant, self.seed + first, self.clusters)
+        parts = [(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]
+        for first, draws in enumerate(parts):
+            asked, part = ablations.make(samples, variant, self.seed + first, self.clusters), replace(how, draws=draws)
             answers += self._answers(
-                model, asked, phase, how=replace(how, draws=draws), clusters=self.clusters, variant=variant, first=first
+                model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
             )
         if kept and self.files.writes and not kept.is_file():
             prediction_cache.keep(kept, answers)
@@ -289,7 +290,7 @@ class Evaluator:
         how: Setting,
         clusters: Mapping[str, Clusters],
         variant: Variant = Variant.full,
-        first: int = 0,
+        first_draw: int = 0,
         split: Split | None = None,
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
@@ -318,7 +319,7 @@ class Evaluator:
                 phase,
                 clusters=clusters,
                 variant=variant,
-                first=first,
+                first_draw=first_draw,
                 decoder=decoder,
                 engine=self.engine,
             )

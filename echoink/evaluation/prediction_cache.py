@@ -18,7 +18,7 @@ import torch
 
 from echoink.common.files import read_rows, write_atomic
 from echoink.evaluation.prediction import Prediction, of_row
-from echoink.models.fingerprint import weights
+from echoink.models.fingerprint import weights_digest
 
 
 def key(model: torch.nn.Module, **depends_on: Any) -> str:
@@ -29,7 +29,13 @@ def key(model: torch.nn.Module, **depends_on: Any) -> str:
         depends_on: whatever else the answers depend on, with a `repr` that says all of it.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
-    parts = [weights(model), model.device.type, code(), *versions, *(f"{k}={v!r}" for k, v in depends_on.items())]
+    parts = [
+        weights_digest(model),
+        model.device.type,
+        code(),
+        *versions,
+        *(f"{k}={v!r}" for k, v in depends_on.items()),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

@@ -7,7 +7,7 @@ import torch
 from echoink.distributed import sharding
 
 
-def weights(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """Digest of a model's parameters and buffers: names, types and values. Of a divided one all processes take part."""
     digest = hashlib.sha256()
     sharded = sharding.is_sharded(model)  # its state_dict would take it apart where it is whole for a while

@@ -42,7 +42,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
     writes = int(os.environ.get("RANK", "0")) == 0
-    start = _first(lambda: resume.begin(config, folder))
+    start = _on_main_process(lambda: resume.begin(config, folder))
     if config.resume != resume.NEVER:
         console.say("resume", start.describe())
         if config.resume == resume.AUTO and not start.again and (other := resume.left_beside(config, folder)):
@@ -97,18 +97,18 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
     store = None if client.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
-    _first(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
+    _on_main_process(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
     if config.uses_vllm:
-        _first(lambda: vllm_environment.check(config.generation.vllm.python))
+        _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
 
 
-def _first(work: Callable[[], Any]) -> Any:
+def _on_main_process(work: Callable[[], Any]) -> Any:
     """What the first of the run's processes finds, in all of them."""
     if launched_processes() == 1:
         return work()
     from echoink.distributed import collectives  # imports torch; one process does without
 
-    return collectives.first(work)
+    return collectives.on_main_process(work)
 
 
 def summary_line(config: Config) -> str:
@@ -144,7 +144,7 @@ def summary_line(config: Config) -> str:
 
 def _load_data(config: Config) -> Splits:
     trains = config.trains
-    splits = load_splits(config.dataset, config.eval, config.model, train=trains, first=_first)
+    splits = load_splits(config.dataset, config.eval, config.model, train=trains, on_main_process=_on_main_process)
     for line in describe_splits(splits, config.eval.split.name, config.dataset):
         console.say("data", line)
     if trains:

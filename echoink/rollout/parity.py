@@ -55,7 +55,7 @@ class Parity:
     good: bool
 
 
-def samples() -> dict[str, Sample]:
+def sample_of_each_kind() -> dict[str, Sample]:
     """One question of each kind, with media that are made here."""
     rng = np.random.default_rng(0)
     picture, sound = io.BytesIO(), io.BytesIO()
@@ -109,7 +109,7 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
         setup: what the engine is started for; its rows and longest prompt are decided here.
         folder: for the engine's log and the weights.
     """
-    asked = {kind: processor(sample) for kind, sample in samples().items()}
+    asked = {kind: processor(sample) for kind, sample in sample_of_each_kind().items()}
     prompts = list(asked.values())
     longest = max(len(prompt.input_ids) for prompt in prompts)
     model.eval()

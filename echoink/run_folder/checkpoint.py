@@ -67,7 +67,7 @@ def save(
     write: Callable[[Path], None],
     keep: int,
     provenance: dict[str, Any] | None = None,
-    first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    on_main_process: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     each: Callable[[Callable[[], None]], None] = lambda work: work(),
     share: Callable[[Callable[[int, int], Any]], list] = lambda work: [work(0, 1)],
 ) -> Path:
@@ -81,7 +81,7 @@ def save(
         write: writes the files.
         keep: newest checkpoints kept.
         provenance: what else the manifest says, such as what the weights were trained on.
-        first: does something in the first of the run's processes, for all of them.
+        on_main_process: does something in the first of the run's processes, for all of them.
         each: does something in each of them; it fails in all where it fails in one.
         share: does something in each of them by its number and how many they are; what came of it, in all.
     """
@@ -103,16 +103,16 @@ def save(
         os.rename(part, final)
         _flush(final.parent)
 
-    part = first(begin)
+    part = on_main_process(begin)
     try:
         each(lambda: write(part))
         # 100 GB are read once more here: each process reads its share, several files at a time.
-        names = first(lambda: _largest_first(part))  # one list: over a network others may see a file later
+        names = on_main_process(lambda: _largest_first(part))  # one list: over a network others may see a file later
         shares = share(lambda number, processes: _flushed_and_seen(part, names[number::processes]))
-        first(lambda: finish({name: seen for one in shares for name, seen in one.items()}))
+        on_main_process(lambda: finish({name: seen for one in shares for name, seen in one.items()}))
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    first(lambda: rotate(run, keep))
+    on_main_process(lambda: rotate(run, keep))
     return final
 
 

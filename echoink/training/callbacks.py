@@ -148,8 +148,10 @@ class Keeper(TrainerCallback):
         self._files, self._every, self._keep, self._provenance = files, every, keep, provenance
         self.trainer: EchoInkTrainer | None = None
         self.best: dict[str, float] | None = None
-        self.newest: Path | None = collectives.first(lambda: next(reversed(checkpoint.steps(files.path)), None))
-        for row in collectives.first(lambda: files.read("dev.jsonl")):
+        self.newest: Path | None = collectives.on_main_process(
+            lambda: next(reversed(checkpoint.steps(files.path)), None)
+        )
+        for row in collectives.on_main_process(lambda: files.read("dev.jsonl")):
             self._compare(row)
         if self.best and self.newest and files.writes:
             checkpoint.note_best(files.path, self.best)
@@ -177,7 +179,7 @@ class Keeper(TrainerCallback):
             return any(row["step"] == step for row in self._files.read(name))
 
         # The first process decides for all: only it sees what an earlier process has left in the files.
-        watches, evaluates = collectives.first(
+        watches, evaluates = collectives.on_main_process(
             lambda: (
                 due(self._watch.every) and not done("watched.jsonl"),
                 bool(step) and due(self._development.every) and not done("dev.jsonl"),
@@ -219,7 +221,7 @@ class Keeper(TrainerCallback):
         if self.newest and checkpoint.step_of(self.newest) == step:
             return
         watchdog.at(f"step {step}, its checkpoint")
-        weights = self.trainer.weights()
+        weights = self.trainer.checkpoint_weights()
 
         def check() -> None:
             if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
@@ -243,7 +245,7 @@ class Keeper(TrainerCallback):
                     write,
                     keep=self._keep,
                     provenance=provenance,
-                    first=collectives.first,
+                    on_main_process=collectives.on_main_process,
                     each=collectives.each,
                     share=collectives.share,
                 )

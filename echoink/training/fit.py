@@ -198,7 +198,7 @@ def _sum_up(files: RunFolder, trainer: EchoInkTrainer, keeper: Keeper) -> None:
     """What came of training, into the summary."""
     files.summary |= {
         "steps": trainer.state.global_step,
-        "train": collectives.first(lambda: _first_and_last(files)),
+        "train": collectives.on_main_process(lambda: _first_and_last(files)),
         "checkpoint": str(keeper.newest.relative_to(files.path)),
         "best": keeper.best,
     }
@@ -219,7 +219,7 @@ def _provenance(job: Job) -> dict[str, Any]:
     here, splits = environment(), job.splits
     asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))
     return {
-        "model": fingerprint.weights(job.model)[:16],
+        "model": fingerprint.weights_digest(job.model)[:16],
         "data": " ".join(splits.digest(name, samples)[:12] for name, samples in asked if samples),
         "processes": processes().num_processes,
         "versions": here["versions"],

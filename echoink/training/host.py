@@ -38,7 +38,7 @@ from echoink.rollout.types import Rollout
 from echoink.rollout.vllm_engine import Engine
 from echoink.training import rng_state
 from echoink.training.integration_reward import IntegrationReward
-from echoink.training.resumable_trainer import Resumable
+from echoink.training.resumable_trainer import ResumableTrainer
 from echoink.training.step_timer import StepTimer
 
 
@@ -74,7 +74,7 @@ def _never(**_) -> list[float]:
     raise AssertionError("TRL wants a reward function; ours are called by `EchoInkTrainer._compute_rewards`")
 
 
-class Host(Resumable):
+class TRLHost(ResumableTrainer):
     """TRL's GRPO trainer for prompts with a picture and a sound.
 
     Args:

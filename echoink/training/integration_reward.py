@@ -177,7 +177,7 @@ class IntegrationReward:
         group = prompt_index.count(prompt_index[0])
         return senses * integration.PAYS[self.rule](right, self._right_without, group)
 
-    def weights(self, right: Tensor, group: int) -> Tensor:
+    def needs_both(self, right: Tensor, group: int) -> Tensor:
         """For each row [R] whether the rule `need` weighs its group: 1 or 0."""
         fires = integration.needs_both(right, self._right_without, group).float()
         self.notes["integration/fires"] = fires.mean().item(), len(fires)

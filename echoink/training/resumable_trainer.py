@@ -20,7 +20,7 @@ from echoink.run_folder.checkpoint import drop_universal, manifest, of_process
 from echoink.training import rng_state
 
 
-class Resumable(GRPOTrainer):
+class ResumableTrainer(GRPOTrainer):
     """TRL's trainer with our checkpoints: `callbacks.Keeper` says when, `checkpoint.save` makes them whole or absent.
 
     Attributes:
@@ -61,7 +61,7 @@ class Resumable(GRPOTrainer):
         if self.state.global_step < self.args.max_steps:
             if self._reads_universal(checkpoint):
                 watchdog.at(f"the shares of {checkpoint} for another number of processes")
-                collectives.first(lambda: sharded_checkpoint.make_universal(checkpoint))
+                collectives.on_main_process(lambda: sharded_checkpoint.make_universal(checkpoint))
                 watchdog.at(f"reading the shares of {checkpoint}")
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             self.train(resume_from_checkpoint=str(checkpoint))
@@ -102,7 +102,7 @@ class Resumable(GRPOTrainer):
         torch.save(self._random_state, folder / own("rng_state.pth"))
         torch.save(self.rollout_state(), folder / own("rollout.pt"))
 
-    def weights(self) -> dict[str, Tensor]:
+    def checkpoint_weights(self) -> dict[str, Tensor]:
         """Names and weights that this process writes into a checkpoint. All processes must call it.
 
         The first process gets all weights and the others none; under FSDP2 each gets its own shards.
@@ -146,7 +146,7 @@ class Resumable(GRPOTrainer):
             collectives.each(
                 lambda: sharded_checkpoint.part_groups(inner, (self.args.weight_decay, 0.0))
             )  # all have read by then
-            collectives.first(lambda: drop_universal(folder))
+            collectives.on_main_process(lambda: drop_universal(folder))
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if kept := self._rollout_of(folder):
             self.take_rollout(kept)

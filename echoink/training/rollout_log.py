@@ -30,7 +30,7 @@ class LearningSignalMonitor:
         self.said: list[str] = []
 
     def __call__(self, rows: list[dict]) -> None:
-        """Look at the rows of one rollout, see `on_rollout` of `host.Host`."""
+        """Look at the rows of one rollout, see `on_rollout` of `host.TRLHost`."""
         n = len(rows)
         if all(not row["text"].strip() for row in rows):
             self._say("every completion is empty: the prompt or the end tokens do not fit this model")

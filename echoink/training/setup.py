@@ -149,7 +149,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     among = sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
     needs = alone.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
     there = available_memory(job.model.device)
-    fits = collectives.first(
+    fits = collectives.on_main_process(
         lambda: needs.total <= memory.USABLE * there
     )  # they gather a divided model in the same order
     console.say(

@@ -44,13 +44,13 @@ from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
 from echoink.training import engine_metrics, grpo
-from echoink.training.host import Host
+from echoink.training.host import TRLHost
 
 
-class EchoInkTrainer(Host):
+class EchoInkTrainer(TRLHost):
     """GRPO for prompts with a picture and a sound: a rollout, its rewards and advantages, the loss.
 
-    Its arguments are those of `Host`, which runs it inside `transformers.Trainer`.
+    Its arguments are those of `TRLHost`, which runs it inside `transformers.Trainer`.
     """
 
     # --- rollout, rewards, advantages, log-probabilities: in the order of the paper ---
@@ -162,7 +162,7 @@ class EchoInkTrainer(Host):
             return grpo.rejection(right)
         advantages = grpo.advantages(total, group, scale)[own]
         if self._integration and not self._integration.pays:  # the rule weighs groups instead of rewarding rows
-            advantages = advantages * (1 + self._integration.weight * self._integration.weights(right, group))
+            advantages = advantages * (1 + self._integration.weight * self._integration.needs_both(right, group))
         return advantages
 
     def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from echoink.common.files import read_rows
 from echoink.distributed import sharded_checkpoint
 from echoink.models.loading import load_model
 from echoink.run_folder import checkpoint
-from echoink.training.resumable_trainer import Resumable
+from echoink.training.resumable_trainer import ResumableTrainer
 from tests.helpers import processes
 from tests.helpers.entry import SMALL, lines, mlflow_runs, until
 from tests.helpers.paths import ROOT
@@ -258,7 +258,7 @@ def test_shares_that_cannot_go_to_another_number_of_processes_say_why(tmp_path, 
 
 
 def test_the_middle_of_a_rollout_is_for_the_number_of_processes_that_began_it(tmp_path):
-    one = object.__new__(Resumable)
+    one = object.__new__(ResumableTrainer)
     one.accelerator = SimpleNamespace(device="cpu")
     torch.save({"micro_batches": [1, 2]}, tmp_path / "rollout.pt")
     (tmp_path / checkpoint.MANIFEST).write_text(json.dumps({"processes": 1}))
@@ -273,7 +273,7 @@ def test_the_middle_of_a_rollout_is_for_the_number_of_processes_that_began_it(tm
 
 @pytest.mark.parametrize("now", [True, False])
 def test_an_optimizers_state_is_for_the_library_that_wrote_it(tmp_path, now):
-    one = object.__new__(Resumable)
+    one = object.__new__(ResumableTrainer)
     one.is_deepspeed_enabled = now
     (tmp_path / ("optimizer" if now else "global_step2")).mkdir()
     with pytest.raises(UserError, match=f"the optimizer's state {'not as' if now else 'as'} DeepSpeed writes it"):

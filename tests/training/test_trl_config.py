@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from echoink.config.compose import compose
-from echoink.training.host import Host
+from echoink.training.host import TRLHost
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 
@@ -51,7 +51,7 @@ SIGNATURES = {
 def test_what_is_overridden_in_trl_has_not_changed(name):
     from trl import GRPOTrainer
 
-    assert name in {*vars(EchoInkTrainer), *vars(Host)}
+    assert name in {*vars(EchoInkTrainer), *vars(TRLHost)}
     assert str(inspect.signature(getattr(GRPOTrainer, name))).startswith(SIGNATURES[name])
 
 
