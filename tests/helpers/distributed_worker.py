@@ -5,27 +5,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.distributed
-from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from echoink.common.startup import imports
 
-from echoink.config.compose import compose
-from echoink.config.schema import Adapter, Sharding, Variant
-from echoink.data.ablations import without
-from echoink.data.processor import Caps, PromptProcessor
-from echoink.data.samples import DataType, Sample
-from echoink.data.splits import read_split, video_caps
-from echoink.distributed import sharding
-from echoink.distributed.process_group import processes
-from echoink.models.loading import load_model, load_processor, load_reference, lora
-from echoink.rewards.terms import of_config
-from echoink.training.host import Policy, Scoring
-from echoink.training.integration_reward import integration_of
-from echoink.training.metrics import metrics_of
-from echoink.training.trainer import EchoInkTrainer
-from echoink.training.trl_config import arguments
-from tests.helpers import files
+with imports():
+    import torch
+    import torch.distributed
+    from torch.distributed.tensor import DTensor
+    from transformers import TrainerCallback
+
+    from echoink.config.compose import compose
+    from echoink.config.schema import Adapter, Sharding, Variant
+    from echoink.data.ablations import without
+    from echoink.data.processor import Caps, PromptProcessor
+    from echoink.data.samples import DataType, Sample
+    from echoink.data.splits import read_split, video_caps
+    from echoink.distributed import sharding
+    from echoink.distributed.process_group import processes
+    from echoink.models.loading import load_model, load_processor, load_reference, lora
+    from echoink.rewards.terms import of_config
+    from echoink.training.host import Policy, Scoring
+    from echoink.training.integration_reward import integration_of
+    from echoink.training.metrics import metrics_of
+    from echoink.training.trainer import EchoInkTrainer
+    from echoink.training.trl_config import arguments
+    from tests.helpers import files
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

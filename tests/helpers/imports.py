@@ -1,10 +1,13 @@
 """What `processes` imports once, for all that it forks."""
 
-import mlflow  # noqa: F401
-import torch  # noqa: F401
-import trl.trainer.grpo_trainer  # noqa: F401
-from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni, processing_qwen2_5_omni  # noqa: F401
+from echoink.common.startup import imports
 
-import echoink.report.build
-import echoink.report.figures
-import echoink.training.callbacks  # noqa: F401
+with imports():
+    import mlflow  # noqa: F401
+    import torch  # noqa: F401
+    import trl.trainer.grpo_trainer  # noqa: F401
+    from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni, processing_qwen2_5_omni  # noqa: F401
+
+    import echoink.report.build
+    import echoink.report.figures
+    import echoink.training.callbacks  # noqa: F401
