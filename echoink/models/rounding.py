@@ -5,6 +5,7 @@ learn, and repeats it for those that do not: at every token of a rollout. What i
 the last bit; norms, embeddings and convolutions stay as they are.
 """
 
+import time
 from collections.abc import Container, Iterator
 
 import torch
@@ -40,6 +41,21 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast rounds to; None where it is off."""
     on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if on else None
+
+
+def bf16_slowdown() -> float:
+    """How many times as long as in float32 a matrix product takes in bfloat16 on this machine's CPU, measured now.
+
+    One without instructions for bfloat16 (AVX512_BF16, AMX, those of ARM) converts at every use.
+    """
+    least = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(10):  # in turns and the least of each, because other work disturbs
+        for dtype in least:
+            one = torch.ones(512, 512, dtype=dtype)
+            started = time.perf_counter()
+            one @ one
+            least[dtype] = min(least[dtype], time.perf_counter() - started)
+    return least[torch.bfloat16] / least[torch.float32]
 
 
 def round_linear(

@@ -17,11 +17,14 @@ from echoink.data.token_counts import prompt_tokens
 from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
-from echoink.models.rounding import round_frozen
+from echoink.models.rounding import bf16_slowdown, round_frozen
 from echoink.planning import memory
 from echoink.rewards import terms
 from echoink.rewards.terms import ExtraReward
 from echoink.rollout.sampling import Sampling
+
+SLOW = 1.5
+"""Above this ratio of times bfloat16 on a CPU is warned of."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ def load_for_inference(
     """
     if processes().device.type == "cpu":
         allocator.keep_freed()
+        if config.trainer.bf16 and (slower := bf16_slowdown()) > SLOW:
+            slow = f"this CPU multiplies bfloat16 about {slower:.0f} times as slowly as float32"
+            console.say("warning", f"{slow}; faster: trainer.bf16=false")
     wanted, generation = config.model, config.generation
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None

@@ -1,0 +1,22 @@
+import math
+
+import pytest
+
+from echoink.config.compose import compose
+from echoink.models.rounding import bf16_slowdown
+from echoink.training import setup
+
+
+@pytest.mark.parametrize(
+    ("words", "slower", "warned"),
+    [(["trainer.bf16=true"], 4.2, True), (["trainer.bf16=true"], 0.4, False), (["trainer.bf16=false"], 4.2, False)],
+)
+def test_bfloat16_on_a_cpu_that_is_slow_with_it_is_warned_of(words, slower, warned, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "bf16_slowdown", lambda: slower)
+    setup.load_for_inference(compose(words)[0].config, "tiny")
+    said = "this CPU multiplies bfloat16 about 4 times as slowly as float32; faster: trainer.bf16=false"
+    assert (said in " ".join(capsys.readouterr().out.split())) == warned
+
+
+def test_the_slowdown_is_a_ratio_of_times():
+    assert 0 < bf16_slowdown() < math.inf
