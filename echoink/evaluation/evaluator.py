@@ -184,8 +184,7 @@ class Evaluator:
                 self._take(kept, samples, how)
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
-        parts = [(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]
-        for first, draws in enumerate(parts):
+        for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
             asked, part = ablations.make(samples, variant, self.seed + first, self.clusters), replace(how, draws=draws)
             answers += self._answers(
                 model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
