@@ -56,7 +56,7 @@ class SmallConfig:
     answers: int = key("questions with a reasoned answer, and as many namings", 1600, ge=1)
     seed: int = key("of new weights, variants and training", 0, ge=0)
     train: list[str] = field(default_factory=list)
-    """Further words for the run of `echoink.train`, such as trainer.bf16=false."""
+    """Further words for the run of `echoink.train`, such as trainer.bf16=false on a CPU that is slow with bfloat16."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -79,7 +79,8 @@ def main(words: Sequence[str]) -> None:
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
 
-    work = stages.begin(output, settings, ("media", "copies", "answers", "seed", "train"))
+    # Without `train`: the answers' run sees itself whether it was begun with other settings, and the names stay.
+    work = stages.begin(output, settings, ("media", "copies", "answers", "seed"))
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())
     assembled = stages.made_once(work / "assembled", assemble)

@@ -83,6 +83,8 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained_parts, "from_pypi", None)
     with pytest.raises(UserError, match="stage answers"):
         small.main(words(tmp_path))
+    with pytest.raises(UserError, match="stage answers"):
+        small.main([*words(tmp_path), "train=[trainer.bf16=false,trainer.steps=3]"])
     with pytest.raises(UserError, match="begun with another copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
 
