@@ -1,9 +1,9 @@
 """What it costs a rollout on a CPU that waiting threads spin, alone and beside other programs.
 
-    python experiments/waiting_threads.py rounds=3
+    python experiments/waiting_threads.py rounds=3 others=0,1,2
 
 Rollouts of the embedded model (8 prompts, G = 8), with GNU OpenMP's own GOMP_SPINCOUNT and with that of
-`common/startup.py`, while 0, 1 or 2 other processes compute all the time. The ways take turns, each in a process of its
+`common/startup.py`, while so many other processes compute all the time. The ways take turns, each in a process of its
 own: five rollouts after one that is not counted. Prints the median seconds of a rollout.
 """
 
@@ -18,7 +18,6 @@ import time
 from echoink.common.startup import SPIN
 
 WAYS = {"300,000 turns": "300000", f"{int(SPIN):,} turns": SPIN}
-OTHERS = (0, 1, 2)
 PROMPTS, GROUP, ROLLOUTS = 8, 8, 6
 
 
@@ -61,11 +60,12 @@ def main(words: list[str]) -> None:
     if "folder" in settings:
         print(json.dumps(measure(settings["folder"])))
         return
-    taken = {(way, others): [] for others in OTHERS for way in WAYS}
+    others = map(int, settings.get("others", "0,1,2").split(","))
+    taken = {(way, number): [] for number in others for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(int(settings.get("rounds", 3))):
-            for (way, others), seconds in taken.items():
-                busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+            for (way, number), seconds in taken.items():
+                busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
                 command = [sys.executable, __file__, f"folder={folder}/set"]
                 environment = {**os.environ, "GOMP_SPINCOUNT": WAYS[way]}
                 said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -73,8 +73,8 @@ def main(words: list[str]) -> None:
                     process.kill()
                 seconds.extend(json.loads(said.splitlines()[-1]))
     print("| other processes | waiting threads spin | seconds a rollout, median | least to most |\n|---|---|---|---|")
-    for (way, others), seconds in taken.items():
-        print(f"| {others} | {way} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} |")
+    for (way, number), seconds in taken.items():
+        print(f"| {number} | {way} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from echoink.common.files import read_rows
 from echoink.common.statistics import Seeds
 from echoink.config.paths import conf_dir
 from echoink.evaluation import reflection
+from echoink.evaluation.tables import VALUES
 from echoink.media.previews import encoded, picture, sound
 from echoink.report import arms as report_arms
 from echoink.report import case_studies, figures
@@ -137,6 +138,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         ],
         "settings": _settings(runs),
         "breakdowns": _breakdowns(shown),
+        "most_values": VALUES,
         "varied": [report_arms.SHORT.get(key, key) for key in report_arms.differing(runs)],
         "senses": case_studies.matrix(arms),
         "cases": [{**case, "exhibits": exhibits(case["media"])} for case in case_studies.found_by_rules(shown)],

@@ -119,6 +119,18 @@ def test_a_single_run_is_compared_with_its_base(tmp_path, dataset):
     assert "python -m echoink.train trainer.learning_rate=1e-4" in html.read_text()
 
 
+def test_a_field_of_many_values_is_one_line_in_markdown_and_whole_in_html(tmp_path):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    for phase in ("base", "final"):
+        group = {"n": 2, "accuracy": 0.5, "interval": [0.1, 0.9]}
+        summary[phase]["by"] = {"heard": {f"bird {n}": group for n in range(21)}, "need": {"ear": group, "eye": group}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html, markdown = write([run], run)
+    assert "By heard: 21 values, in report.html." in markdown.read_text() and "bird 7" not in markdown.read_text()
+    assert "| ear | 2 | 50.0 |" in markdown.read_text() and "bird 7" in html.read_text()
+
+
 def test_a_file_that_is_gone_is_said(tmp_path, dataset):
     run = make_run(tmp_path / "run", dataset=dataset)
     file = run / "flips.jsonl"
