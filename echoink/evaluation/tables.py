@@ -8,8 +8,8 @@ from echoink.common.console import console, interval, percent, say
 from echoink.common.statistics import FEW_CLUSTERS
 
 VALUES = 20
-"""Of a field so many are shown on the screen, those with the most samples; report.md says only how many more there are
-than that, report.html has all."""
+"""So many values of a field are shown on the screen, those with the most samples. For a field with more report.md gives
+only their number; report.html has all."""
 
 
 def cluster_note(clusters: int) -> str:

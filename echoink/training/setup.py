@@ -58,9 +58,6 @@ def load_for_inference(
     """
     if processes().device.type == "cpu":
         allocator.keep_freed()
-        if config.trainer.bf16 and (slower := bf16_slowdown()) > SLOW:
-            slow = f"this CPU multiplies bfloat16 about {slower:.0f} times as slowly as float32"
-            console.say("warning", f"{slow}; faster: trainer.bf16=false")
     wanted, generation = config.model, config.generation
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
@@ -109,6 +106,9 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
+    if config.trainer.bf16 and model.device.type == "cpu" and (slower := bf16_slowdown()) > SLOW:
+        slow = f"this CPU multiplies bfloat16 about {slower:.0f} times as slowly as float32"
+        console.say("warning", f"{slow}; faster: trainer.bf16=false")
     if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
         console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
     return Job(
