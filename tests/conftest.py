@@ -6,13 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the model is tiny
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import gc
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
+from echoink.common.startup import imports
 from echoink.config.compose import compose
 from echoink.data import synthetic
 from echoink.data.samples import Sample
@@ -34,12 +34,13 @@ SLOW_FILES = (
 """They begin first, so that no process is left alone with one of them at the end."""
 
 
-gc.disable()  # until all is imported, see echoink/common/startup.py
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    with imports():  # of all test files
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    gc.freeze()
-    gc.enable()
     items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
 
 

@@ -85,6 +85,10 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
         small.main(words(tmp_path))
     with pytest.raises(UserError, match="stage answers"):
         small.main([*words(tmp_path), "train=[trainer.bf16=false,trainer.steps=3]"])
+    told = tmp_path / "small_stages" / "settings.json"  # of an earlier release, with a setting that decides nothing now
+    told.write_text(json.dumps({**json.loads(told.read_text()), "train": ["trainer.steps=9"]}))
+    with pytest.raises(UserError, match="stage answers"):
+        small.main(words(tmp_path))
     with pytest.raises(UserError, match="begun with another copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
 

@@ -87,8 +87,8 @@ def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
         raise UserError(f"{output} is there already", "give a new folder: output=…")
     work = output.with_name(f"{output.name}_stages")
     told, wanted = work / "settings.json", {name: settings[name] for name in decides}
-    if told.is_file() and (before := json.loads(told.read_text(encoding="utf-8"))) != wanted:
-        different = ", ".join(name for name, value in wanted.items() if before.get(name) != value)
+    before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else wanted
+    if different := ", ".join(name for name, value in wanted.items() if before.get(name) != value):
         raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(told, as_json(wanted))
