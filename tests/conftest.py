@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from echoink.common.startup import imports
-from echoink.config.compose import compose
 from echoink.data import synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split
 from echoink.media.loaders import VideoCaps
+from tests.helpers.configs import config_of
 
 hypothesis.settings.register_profile("ours", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("ours")
@@ -31,6 +31,7 @@ SLOW_FILES = (
     "test_tiny",
     "test_sync",
 )
+
 """They begin first, so that no process is left alone with one of them at the end."""
 
 
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
 
 
-PROMPT = compose([])[0].config.prompt
+PROMPT = config_of().prompt
 """What the embedded base has learnt to answer."""
 
 VIDEO = VideoCaps(fps=2, max_frames=4, max_pixels=112 * 112, grid=28)
@@ -62,22 +63,12 @@ def samples(dataset) -> list[Sample]:
     return read_split(dataset, "train")
 
 
-@pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory) -> Path:
-    """An MLflow database without a run, to be copied: to make one takes seconds."""
-    from echoink.tracking.client import connect
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{file}")
-    return file
-
-
 @pytest.fixture
 def model():
-    from echoink.models.loading import load_model
+    from tests.helpers.tiny import tiny_model
 
     torch.manual_seed(0)
-    return load_model("tiny")
+    return tiny_model()
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +89,8 @@ def processor(make_processor, model):
 @pytest.fixture(scope="session")
 def prompts(make_processor, samples):
     """Model inputs of eight samples whose prompts differ in length."""
-    from echoink.models.loading import load_model
+    from tests.helpers.tiny import tiny_model
 
-    made = [make_processor(load_model("tiny"))(sample) for sample in samples[:8]]
+    made = [make_processor(tiny_model())(sample) for sample in samples[:8]]
     assert len({len(prompt.input_ids) for prompt in made}) > 1
     return made

@@ -13,7 +13,6 @@ import torch
 
 from echoink import doctor, predict, rescore
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.splits import load
@@ -22,6 +21,7 @@ from echoink.pipeline import export
 from echoink.planning import memory, plan, preflight
 from echoink.rewards.types import Match
 from tests.helpers import processes
+from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
 
 
@@ -33,7 +33,7 @@ def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 
 def planned(dataset, *overrides):
-    config = compose([f"dataset.path={dataset}", *overrides])[0].config
+    config = config_of(f"dataset.path={dataset}", *overrides)
     return plan.make(config, load(config.dataset, config.eval, config.model, train=True))
 
 
@@ -61,7 +61,7 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
 
 
 def test_the_tiny_dimensions_are_the_models(model):
-    sizes = compose([])[0].config.model.architecture
+    sizes = config_of().model.architecture
     found = memory.of(model).dimensions
     assert (sizes.layers, sizes.width, sizes.feed_forward, sizes.heads, sizes.key_heads) == (
         found.layers,
@@ -70,7 +70,7 @@ def test_the_tiny_dimensions_are_the_models(model):
         found.heads,
         found.key_heads,
     )
-    parts = plan.count_parameters(compose([])[0].config)
+    parts = plan.count_parameters(config_of())
     assert parts["language"] == sum(p.numel() for p in model.model.language_model.parameters())
     assert parts["audio"] == sum(p.numel() for p in model.model.audio_tower.parameters())
     assert parts["vision"] == sum(p.numel() for p in model.model.visual.parameters())
@@ -82,7 +82,7 @@ def test_the_published_dimensions_give_the_parameters_of_their_architecture(name
     """Built without weights; what conf/ does not say is the published configuration's."""
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
-    config = compose(["dataset.path=x", f"model={name}", "trainer.bf16=true"])[0].config
+    config = config_of("dataset.path=x", f"model={name}", "trainer.bf16=true")
     sizes = config.model.architecture
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(
@@ -117,7 +117,7 @@ def test_the_small_models_dimensions_are_those_of_its_parts():
     from echoink.models.small_architecture import thinker_config
     from echoink.models.tiny_architecture import make_tokenizer, processor_around
 
-    config = compose(["model=small"])[0].config
+    config = config_of("model=small")
     language = LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
@@ -147,7 +147,7 @@ def test_an_adapters_parameters_are_counted_as_peft_makes_them(model):
         ["q_proj", "v_proj"],
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     ):
-        config = compose(["adapter=lora", f"adapter.targets=[{','.join(targets)}]", "adapter.rank=4"])[0].config
+        config = config_of("adapter=lora", f"adapter.targets=[{','.join(targets)}]", "adapter.rank=4")
         made = get_peft_model(load_model("tiny"), lora(4, 8, 0.0, targets))
         learning, total = made.get_nb_trainable_parameters()
         counted = plan.count_parameters(config)
@@ -244,10 +244,10 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
 
 def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = {finding.what: finding for finding in doctor.examine(compose([])[0].config)}
+    found = {finding.what: finding for finding in doctor.examine(config_of())}
     for what in ("torch", "picture", "sound", "video", "disk", "tracking", "model", "data"):
         assert found[what].verdict is doctor.Verdict.good, found[what]
-    sick = compose(["dataset=rows", "dataset.path=nowhere", "model.path=me/mine"])[0].config
+    sick = config_of("dataset=rows", "dataset.path=nowhere", "model.path=me/mine")
     bad = {finding.what: finding.text for finding in doctor.examine(sick) if finding.verdict is doctor.Verdict.bad}
     assert set(bad) == {"model", "data"}
     assert "model.path=<folder>" in bad["model"] and "dataset folder not found" in bad["data"]
@@ -260,7 +260,7 @@ def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
     synthetic.write(data, seed=0, sizes={"train": 6, "dev": 2, "valid": 4})
 
     def found(*words) -> dict:
-        config = compose(["dataset=rows", f"dataset.path={data}", f"model.path={model}", *words])[0].config
+        config = config_of("dataset=rows", f"dataset.path={data}", f"model.path={model}", *words)
         return {finding.what: (finding.verdict, finding.text) for finding in doctor.examine(config)}
 
     assert found()["model"][0] is found()["data"][0] is doctor.Verdict.good

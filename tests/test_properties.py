@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose, typed
+from echoink.config.compose import typed
 from echoink.config.schema import Config, fields_of, flatten, to_yaml
 from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample, parse_rows
@@ -16,6 +16,7 @@ from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
+from tests.helpers.configs import config_of
 from tests.helpers.fuzz import fuzz
 
 OPTIONS = ("A. a dog", "B. a bell", "C. rain", "D. B")
@@ -36,6 +37,7 @@ TAGS = (
     "ｂ",
     "\u2028",
 )
+
 texts = st.one_of(st.text(), st.lists(st.sampled_from(TAGS)).map("".join))
 
 
@@ -66,7 +68,7 @@ def test_a_right_and_well_formed_answer_earns_both_rewards_whatever_was_thought(
         assert rewards[:2] == [float(letter == gold)] * 2
 
 
-PLAIN = compose([])[0].config
+PLAIN = config_of()
 KEYS = {key: value for key, _, value in fields_of(PLAIN)}
 
 

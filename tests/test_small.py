@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from echoink import small
 from echoink.common import cli
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.models import pretrained_parts
 from echoink.training import tower_alignment
 from tests.data.test_lessons import split  # noqa: F401
+from tests.helpers.configs import config_of
 from tests.models.test_pretrained_parts import llama, parts  # noqa: F401
 
 
@@ -26,7 +26,7 @@ def asked(monkeypatch, parts, split, tmp_path):  # noqa: F811
 
     def trained(words):
         asked.append(words)
-        config = compose(words)[0].config
+        config = config_of(*words)
         run = Path(config_value(words, "hydra.run.dir"))
         step = run / "checkpoints" / "step-1"
         step.parent.mkdir(parents=True)
@@ -55,7 +55,7 @@ def words(tmp_path, *more: str) -> list[str]:
 
 def test_the_answers_begin_from_the_names_and_the_folder_says_how_it_was_made(asked, tmp_path):
     small.main(words(tmp_path, "seed=3", "train=[trainer.bf16=false]"))
-    (config,) = (compose(words)[0].config for words in asked)
+    (config,) = (config_of(*words) for words in asked)
     work = tmp_path / "small_stages"
     assert config.model.path == str(work / "named") and Path(config.dataset.path) == work / "lessons"
     assert config.dataset.outside == [str(tmp_path / "recordings"), str(work / "lessons")]

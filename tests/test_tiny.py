@@ -11,7 +11,6 @@ from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalG
 from echoink import tiny
 from echoink.common import cli
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.splits import read_split
@@ -26,6 +25,7 @@ from echoink.rewards.parsing import parse_answer
 from echoink.rewards.types import Match, ProblemType
 from echoink.rollout.sampling import Sampling
 from echoink.tiny import TinyConfig, main, write_lessons
+from tests.helpers.configs import config_of
 from tests.helpers.entry import lines
 
 
@@ -149,7 +149,7 @@ def test_the_stages_are_supervised_runs_with_the_commands_numbers(tmp_path, monk
     monkeypatch.setattr(cli, "train", lambda words: asked.append(words) or 9)
     with pytest.raises(UserError, match="stage clean"):
         main([f"output={tmp_path}/base", "pool=8", "steps=30", "sloppy_steps=2", "batch=8", "seed=4"])
-    (config,) = (compose(words)[0].config for words in asked)
+    (config,) = (config_of(*words) for words in asked)
     trainer = config.trainer
     assert (trainer.steps, trainer.learning_rate, trainer.prompts_per_step, trainer.warmup_steps) == (30, 2e-3, 8, 7)
     assert config.task.name == "sft" and config.seed == 4 and config.adapter.kind.value == "none"

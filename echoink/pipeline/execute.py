@@ -14,8 +14,7 @@ from echoink.evaluation import metrics, reflection, tables
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
-from echoink.report import figures
-from echoink.report.build import try_to_write
+from echoink.report.build import FIGURE, try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import git
@@ -152,14 +151,15 @@ def conclude(
 
 
 def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:
-    """Compare, write the summary, the figure and the report, show one sample."""
+    """Compare, write the summary and the report with its figure, show one sample."""
     conclude(files, base, final, job.config.eval.protocol)
     files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
     files.write_summary()
     if files.writes:
-        if figure := figures.curves({files.path.name: files.path}, files.path / "figures" / "curves.png"):
+        page = try_to_write([files.path], files.path)
+        if (figure := files.path / FIGURE).is_file():
             console.say("figure", str(figure))
-        if page := try_to_write([files.path], files.path):
+        if page:
             console.say("report", str(page))
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)

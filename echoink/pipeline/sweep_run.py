@@ -29,7 +29,7 @@ from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import Composed, quoted
 from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
 from echoink.report import figures
-from echoink.report.build import question, try_to_write
+from echoink.report.build import FIGURE, question, try_to_write
 from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
 from echoink.run_folder.folder import mlflow_id, read_summary, status_of
@@ -153,9 +153,14 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
     _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
     runs = [run for path in places if (run := reader.read(path))]
     _table(summaries, parent)
-    if figure := figures.overlay(runs, folder / "figures" / "curves.png"):
+    page = None
+    if any(run.finished and run.result for run in runs):
+        page = try_to_write([folder], folder)
+    else:
+        figures.overlay(runs, folder / FIGURE)
+    if (figure := folder / FIGURE).is_file():
         say("figure", str(figure))
-    if any(run.finished and run.result for run in runs) and (page := try_to_write([folder], folder)):
+    if page:
         say("report", str(page))
     stopped = status is not None and len(summaries) < definition["jobs"]
     return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries or stopped else 0

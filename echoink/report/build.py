@@ -27,6 +27,9 @@ from echoink.run_folder.reader import Run
 EXAMPLES = 4
 """Samples that got better, and as many that got worse, are shown."""
 
+FIGURE = "figures/curves.png"
+"""The curves, in the folder of the report."""
+
 SECONDS = 10
 """A longer sound is cut in a report."""
 
@@ -48,17 +51,15 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
         UserError: a folder holds no run.
     """
     runs = reader.find(folders)
-
-    def draw(name: str) -> Path | None:
-        file = target / "figures" / name
-        return figures.overlay(runs, file) if len(runs) > 1 else figures.curves({"": runs[0].folder}, file)
-
-    figure, drawn = draw("curves.png"), draw(".curves.svg")
+    figure, drawn = target / FIGURE, target / "figures/.curves.svg"
+    if len(runs) > 1:
+        has_curves = figures.overlay(runs, figure, drawn)
+    else:
+        has_curves = figures.curves({"": runs[0].folder}, figure, drawn)
     content = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
-    content["figure"] = figure and figure.relative_to(target).as_posix()
-    content["curves"] = drawn and encoded(drawn.read_bytes())
-    if drawn:
-        drawn.unlink()
+    content["figure"] = FIGURE if has_curves else None
+    content["curves"] = encoded(drawn.read_bytes()) if has_curves else None
+    drawn.unlink(missing_ok=True)
     templates = Environment(
         loader=PackageLoader("echoink.report", "templates"),
         autoescape=lambda name: name is not None and ".html" in name,  # model output is text, never markup

@@ -39,7 +39,7 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return smoothed
 
 
-def curves(runs: dict[str, Path], target: Path) -> Path | None:
+def curves(runs: dict[str, Path], *targets: Path) -> Path | None:
     """Draw the curves of runs from their `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
 
     Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel, those on the
@@ -47,7 +47,10 @@ def curves(runs: dict[str, Path], target: Path) -> Path | None:
 
     Args:
         runs: folders by the label of their line.
-        target: the PNG to write.
+        targets: the files to write, each PNG or SVG by its name.
+
+    Returns:
+        The first of them.
     """
     found = {
         label: [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()
@@ -67,10 +70,15 @@ def curves(runs: dict[str, Path], target: Path) -> Path | None:
         axes[0].legend(frameon=False, fontsize="small")
     else:
         _evaluations(axes[0], *((runs[label], rows[-1]["step"]) for label, rows in found.items()))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    return _save(figure, targets)
+
+
+def _save(figure: pyplot.Figure, targets: Sequence[Path]) -> Path:
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=130)
     pyplot.close(figure)
-    return target
+    return targets[0]
 
 
 def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
@@ -81,14 +89,17 @@ def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
         axis.set_ylim(0, 1.02)
 
 
-def overlay(runs: Sequence[Run], target: Path) -> Path | None:
+def overlay(runs: Sequence[Run], *targets: Path) -> Path | None:
     """Draw the curves of an ablation: runs faint, the mean of each arm over its seeds bold, in the band of their range.
 
     Curves of several seeds are smoothed, then averaged and bounded step by step.
 
     Args:
         runs: of the ablation; those without a step are left out.
-        target: the PNG or SVG to write.
+        targets: the files to write, each PNG or SVG by its name.
+
+    Returns:
+        The first of them.
     """
     found = arms.arms([run for run in runs if run.metrics]) if any(run.metrics for run in runs) else []
     if not found:
@@ -103,10 +114,7 @@ def overlay(runs: Sequence[Run], target: Path) -> Path | None:
     if len(found) > 1:
         columns = max(1, min(4, 150 // (max(len(arm.label) for arm in found) + 6)))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
-    pyplot.close(figure)
-    return target
+    return _save(figure, targets)
 
 
 def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:

@@ -3,16 +3,16 @@
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
 from echoink.data.samples import DataType, Sample
 from echoink.rewards.format import format_reward
 from echoink.rewards.types import ProblemType
+from tests.helpers.configs import config_of
 
 
 def test_picture_then_sound_then_question(samples):
-    (turn,) = build_messages(samples[0], compose([])[0].config.prompt)
+    (turn,) = build_messages(samples[0], config_of().prompt)
     assert [part["type"] for part in turn["content"]] == ["image", "audio", "text"]
     text = turn["content"][-1]["text"]
     assert text.startswith(samples[0].problem) and all(option in text for option in samples[0].options)
@@ -46,7 +46,7 @@ def test_bad_templates():
 
 def test_a_prompt_fits_its_sample():
     """No options, no heading; what there is to perceive, and what is wanted, are named."""
-    prompt = compose([])[0].config.prompt
+    prompt = config_of().prompt
 
     def text(**fields):
         return build_messages(Sample("1", "How many?", **fields), prompt)[0]["content"][-1]["text"]
@@ -59,7 +59,7 @@ def test_a_prompt_fits_its_sample():
 
 @pytest.mark.parametrize("data_type", DataType)
 def test_media_stand_before_the_question(data_type):
-    prompt = compose([])[0].config.prompt
+    prompt = config_of().prompt
     (turn,) = build_messages(Sample("1", "What?", ("A. 1", "B. 2"), "A", data_type=data_type), prompt)
     kinds = [part["type"] for part in turn["content"]]
     shown = ("video",) if data_type is DataType.video_audio else data_type.media
@@ -67,6 +67,6 @@ def test_media_stand_before_the_question(data_type):
 
 
 def test_the_direct_prompt_does_not_think():
-    config = compose(["prompt=direct"])[0].config
-    assert not config.prompt.thinks and compose([])[0].config.prompt.thinks
+    config = config_of("prompt=direct")
+    assert not config.prompt.thinks and config_of().prompt.thinks
     assert vars(config.eval.direct) == vars(config.prompt)

@@ -6,12 +6,12 @@ import datasets
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.public_benchmarks import BENCHMARKS, choices, open_benchmark
 from echoink.data.samples import parse_rows
 from echoink.data.splits import load
 from tests.conftest import VIDEO
+from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
 
 
@@ -208,7 +208,7 @@ def test_nothing_there_says_what_was_looked_for(tmp_path, name):
 def test_a_benchmark_is_for_evaluation(tmp_path):
     (tmp_path / "mmau-test-mini.json").write_text(json.dumps([MMAU]))
     sound(tmp_path / "test-mini-audios/3fe64f3d.wav")
-    config = compose(["dataset=mmau", f"dataset.path={tmp_path}", "task=eval"])[0].config
+    config = config_of("dataset=mmau", f"dataset.path={tmp_path}", "task=eval")
     assert len(load(config.dataset, config.eval, config.model, train=False).valid) == 1
     with pytest.raises(UserError, match="no split train"):
         load(config.dataset, config.eval, config.model, train=True)

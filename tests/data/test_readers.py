@@ -12,7 +12,6 @@ import soundfile
 from PIL import Image
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
 from echoink.data.readers import open_split
@@ -20,6 +19,7 @@ from echoink.data.samples import DataType, Dropped, Sample, parse_rows
 from echoink.data.splits import Splits, hold_out, joined, load, read_split
 from echoink.media.loaders import Embedded, load_image
 from tests.conftest import VIDEO
+from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
 
 
@@ -178,7 +178,7 @@ def test_null_is_absent_and_reading_stops_at_the_limit():
 
 
 def settings(*overrides, groups=("dataset", "eval", "model")):
-    config = compose(["dataset=rows", *overrides])[0].config
+    config = config_of("dataset=rows", *overrides)
     return [getattr(config, group) for group in groups]
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-from echoink.config.compose import compose
 from echoink.data import splits
 from echoink.data.media_check import inspect
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, parse_rows, with_soundtrack
 from echoink.media.loaders import Embedded
 from tests.conftest import VIDEO
+from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
 
 ROW = {"problem": "Q?", "options": ["A. x", "B. y"], "solution": "<answer>B</answer>"}
@@ -136,7 +136,7 @@ def test_the_first_screen_says_what_the_samples_have_and_what_is_left_out(tmp_pa
     ]
     for split in ("train", "valid"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = compose(["dataset=rows", f"dataset.path={tmp_path}", "eval.every=0"])[0].config
+    config = config_of("dataset=rows", f"dataset.path={tmp_path}", "eval.every=0")
     found = splits.load(config.dataset, config.eval, config.model, True)
     lines = list(splits.describe(found, "valid", config.dataset))
     assert "train: 1 with a picture and a sound · 1 with a sound · 1 with text alone" in lines

@@ -3,9 +3,9 @@
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.data.sampler import GroupSampler
 from echoink.planning.steps import training_steps
+from tests.helpers.configs import config_of
 
 
 def test_the_sampler_visits_every_prompt_and_fills_the_last_block_by_wrapping():
@@ -31,11 +31,11 @@ def test_the_sampler_is_seeded_by_seed_and_epoch():
 
 
 def test_the_papers_steps():
-    config = compose(["experiment=echoink_r1_7b", "dataset.path=data"])[0].config
+    config = config_of("experiment=echoink_r1_7b", "dataset.path=data")
     assert training_steps(config.trainer, config.grpo.updates_per_rollout, 4_490) == 562
 
 
 def test_a_step_takes_no_prompt_twice():
 
     with pytest.raises(UserError, match="7 training samples are fewer than trainer.prompts_per_step=8"):
-        training_steps(compose([])[0].config.trainer, 1, 7)
+        training_steps(config_of().trainer, 1, 7)

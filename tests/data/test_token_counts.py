@@ -2,13 +2,13 @@
 
 import pytest
 
-from echoink.config.compose import compose
 from echoink.data.media_check import inspect
 from echoink.data.processor import Caps
 from echoink.data.samples import DataType, Sample
 from echoink.data.token_counts import prompt_tokens
 from echoink.media.loaders import VideoCaps, load_video
 from echoink.models.qwen2_5_omni_tokens import audio_tokens, image_tokens
+from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
 
 
@@ -27,7 +27,7 @@ def test_a_prompt_has_as_many_tokens_as_its_files_say(processor, tmp_path, data_
     caps = VideoCaps(2, 6, 80 * 80, 28)
     wider = replace(processor, caps=Caps(5.0, caps, 4096))
     media_info = inspect(sample, 5.0, caps)
-    found = prompt_tokens(media_info, wider.text_tokens(sample), compose([])[0].config.model)
+    found = prompt_tokens(media_info, wider.text_tokens(sample), config_of().model)
     prompt = wider(sample)
     config = processor.model.config
     counts = {

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,23 +21,8 @@ from echoink.training.resumable_trainer import ResumableTrainer
 from tests.helpers import processes
 from tests.helpers.entry import SMALL, lines, mlflow_runs, until
 from tests.helpers.paths import ROOT
+from tests.helpers.several import DIES_AFTER_STEP_2, RUN, logged, start
 
-RUN = [
-    *SMALL,
-    "trainer=fsdp2",
-    "trainer.micro_batch_prompts=1",
-    "trainer.steps=8",
-    "trainer.save_every=2",
-    "trainer.learning_rate=1e-3",
-    "trainer.completions_every=1",
-    "grpo.beta=0.04",
-    "eval.every=4",
-    "eval.watched=1",
-    "eval.batch_prompts=2",
-    "eval.cache=null",
-    "tracking.machine_every=0",
-]
-COMMAND = "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
 DIES_IN_A_SAVE = """
 import os, signal
 from echoink.training.trainer import EchoInkTrainer
@@ -48,17 +32,6 @@ def dies(self, folder):
     if self.state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 EchoInkTrainer.save_state_beside = dies
-"""
-DIES_AFTER_STEP_2 = """
-import os
-from echoink.training.trainer import EchoInkTrainer
-from tests.helpers.paths import ROOT
-log = EchoInkTrainer.log
-def dies(self, *words, **more):
-    log(self, *words, **more)
-    if self.state.global_step == 2:
-        os._exit(3)
-EchoInkTrainer.log = dies
 """
 DIES_AT_THE_END = """
 import os
@@ -70,26 +43,6 @@ import time
 from echoink.training import trainer
 trainer.generate = lambda *_, **__: time.sleep(600)
 """
-
-
-def start(place: Path, words: list[str], before: dict[int, str] | None = None, n: int = 2) -> list[processes.Started]:
-    """The processes of a run, as torchrun starts them, each with code of its own before the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        processes.start(
-            place, *words, code=(before or {}).get(rank, "") + COMMAND, RANK=str(rank), LOCAL_RANK=str(rank), **common
-        )
-        for rank in range(n)
-    ]
-
-
-def told(folder: Path) -> list[dict]:
-    """What a run logged, but for times."""
-    timed = ("time/", "perf/", "timestamp")
-    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in lines(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +85,7 @@ def test_killed_in_a_save_stopped_by_one_signal_and_taken_up_by_one_process_it_e
     done = processes.run(place, *words)
     assert done.returncode == 0, done.stderr
     assert "processes 1 (was 2)" in done.stdout
-    for row, wanted in zip(told(folder), told(whole), strict=True):
+    for row, wanted in zip(logged(folder), logged(whole), strict=True):
         assert row == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in wanted.items()}
     for step in range(1, 9):
         rows, wanted = (lines(run / f"completions/step-{step}.jsonl") for run in (folder, whole))
@@ -171,7 +124,7 @@ def test_an_adapter_around_a_divided_model_is_saved_and_taken_up(place):
             ]
             assert before or [one.returncode for one in ended] == [0, 0], ended[0].stderr
             said += ended[0].stdout
-        found[name] = told(place / f"outputs/{name}")
+        found[name] = logged(place / f"outputs/{name}")
     assert "from step " in said and "answers of an earlier run of the same base" in said
     assert len(found["adapter"]) == 3 and found["adapter"] == found["adapter-again"]
 
@@ -228,7 +181,7 @@ def test_another_number_of_processes_goes_on_to_the_same_weights(place, trainer,
     assert [one.returncode for one in ended] == [0] * numbers[-1], ended[0].stderr
     assert f"processes {numbers[-1]} (was {numbers[-2]})" in ended[0].stdout
     assert not list(folder.glob("checkpoints/*/*universal*"))
-    for row, wanted in zip(told(folder), told(through), strict=True):
+    for row, wanted in zip(logged(folder), logged(through), strict=True):
         assert row == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in wanted.items()}
     for step in range(1, 5):
         rows, wanted = (lines(run / f"completions/step-{step}.jsonl") for run in (folder, through))

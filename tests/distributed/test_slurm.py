@@ -9,9 +9,9 @@ import time
 import pytest
 
 from echoink.run_folder import checkpoint
-from tests.distributed.test_sharded_runs import RUN
 from tests.helpers.entry import lines
 from tests.helpers.paths import ROOT
+from tests.helpers.several import RUN
 
 SCRIPT = ROOT / "experiments/slurm/train.sbatch"
 SRUN = """#!/usr/bin/env bash

@@ -3,16 +3,14 @@ way the model is divided between them.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from echoink.distributed.process_group import PATIENCE
-from tests.helpers.paths import ROOT
+from tests.helpers import processes
+from tests.helpers.several import start
 
 COMMON = [
     "grpo.group_size=4",
@@ -26,7 +24,6 @@ KINDS = {
     "kl": ["grpo.beta=0.05"],
     "silent groups": ["grpo.beta=0"],
     "lora": ["grpo.beta=0.05", "adapter=lora"],
-    "plain rows": ["grpo.beta=0.05", "grpo.shared_prefix=false"],
     "integration": ["reward=integration", "two senses"],
     "mixed media": ["grpo.beta=0.05", "mixed"],
     "mixed media, plain rows": ["grpo.beta=0.05", "mixed", "grpo.shared_prefix=false"],
@@ -51,18 +48,11 @@ def train(dataset: Path, folder: Path, trainers: tuple[str, ...]) -> dict:
     several = trainers != ("single",)
     asked = [(trainer, kind) for trainer in trainers for kind in KINDS if (trainer, kind) not in NEEDS_A_GPU]
     cases = json.dumps([[f"trainer={trainer}", *COMMON, *KINDS[kind]] for trainer, kind in asked])
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if several else []
-    worker = str(ROOT / "tests/helpers/distributed_worker.py")
-    # one thread each: sums in another order are not what is compared here
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, *launcher, worker, str(dataset), str(folder), cases],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    words, worker = [str(dataset), str(folder), cases], "from tests.helpers.distributed_worker import main; main()"
+    # Of one thread each, as all tests are: sums in another order are not what is compared here.
+    started = start(folder, words, n=2, code=worker) if several else [processes.start(folder, *words, code=worker)]
+    ended = [one.wait(600) for one in started]
+    assert not any(one.returncode for one in ended), "".join(one.stderr[-3000:] for one in ended)
     return dict(zip(asked, torch.load(folder / "found.pt"), strict=True))
 
 

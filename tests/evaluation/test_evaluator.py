@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from echoink.config.compose import compose
 from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
 from echoink.evaluation.evaluate import setting
@@ -23,8 +22,9 @@ from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
 from tests.evaluation.test_evaluate import made
+from tests.helpers.configs import config_of
 
-CONFIG = compose([])[0].config
+CONFIG = config_of()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Trains on however many processes it was started on and writes what came out; started by test_two_processes.py."""
+"""Trains on however many processes it was started on and writes what came out, for test_two_processes.py."""
 
 import json
 import sys
@@ -13,7 +13,6 @@ with imports():
     from torch.distributed.tensor import DTensor
     from transformers import TrainerCallback
 
-    from echoink.config.compose import compose
     from echoink.config.schema import Adapter, Sharding, Variant
     from echoink.data.ablations import without
     from echoink.data.processor import Caps, PromptProcessor
@@ -29,6 +28,7 @@ with imports():
     from echoink.training.trainer import EchoInkTrainer
     from echoink.training.trl_config import arguments
     from tests.helpers import files
+    from tests.helpers.configs import config_of
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def mixed(samples: list[Sample], folder: Path) -> list[Sample]:
 def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     is_mixed, some_have_both = "mixed" in settings, "two senses" in settings
     settings = [word for word in settings if word not in ("mixed", "two senses")]
-    config = compose(settings)[0].config
+    config = config_of(*settings)
     torch.manual_seed(0)  # an adapter's initial weights
     shard_plan = None
     if config.trainer.sharding is Sharding.fsdp2:
@@ -131,7 +131,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     dataset, folder, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     found = [train(dataset, folder, settings) for settings in cases]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:

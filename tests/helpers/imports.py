@@ -3,7 +3,10 @@
 from echoink.common.startup import imports
 
 with imports():
-    import mlflow  # noqa: F401
+    import av  # noqa: F401
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracing  # noqa: F401
+    import scipy.stats  # noqa: F401
     import torch  # noqa: F401
     import trl.trainer.grpo_trainer  # noqa: F401
     from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni, processing_qwen2_5_omni  # noqa: F401

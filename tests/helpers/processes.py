@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.helpers import stores
 from tests.helpers.paths import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -109,7 +110,9 @@ class Started:
 def start(
     folder: Path, *arguments: str, module: str = "echoink.train", code: str | None = None, **environment: str
 ) -> Started:
-    """Start `python -m <module>`, or `python -c <code>`, in a folder."""
+    """Start `python -m <module>`, or `python -c <code>`, in a folder, where MLflow's database is there already."""
+    if module == "echoink.train" and "tracking=off" not in arguments:
+        stores.put(Path(folder))
     return Started(None if code else module, code, arguments, folder, environment)
 
 

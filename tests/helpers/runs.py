@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from echoink.config.compose import compose
 from echoink.config.schema import to_yaml
 from echoink.tracking.client import Record
+from tests.helpers.configs import config_of
 
 PICTURE, SOUND = "valid/images/sample_0.jpg", "valid/audios/sample_0.wav"
 
@@ -19,7 +19,7 @@ def make_run(
     parent: str | None = None,
 ) -> Path:
     """A run of two steps with its evaluations, samples that changed, a trace; media are of `dataset`."""
-    config = compose(list(overrides))[0].config
+    config = config_of(*overrides)
     media = {"image": str(dataset / PICTURE), "audio": str(dataset / SOUND)} if dataset else {}
     asked = {"id": "valid_0", "problem": "What <b>is</b> it?", "options": ["A. x", "B. y"], "gold": "B", "media": media}
     (folder / "figures").mkdir(parents=True)

@@ -3,10 +3,10 @@
 import torch
 from transformers import TrainerCallback
 
-from echoink.models.loading import load_model
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
 from echoink.training.metrics import metrics_of
+from tests.helpers.tiny import tiny_model
 
 G = 4
 
@@ -63,7 +63,7 @@ def oracle(trainer, model, reference, ids, scored, weights=(1.0, 1.0), beta=0.05
 
 def one_step(make_trainer, samples, *settings, model=None, **extra):
     """Rollout and gradient of one step of three groups."""
-    trainer = make_trainer(*settings, model=model or load_model("tiny"), chosen=samples[:3], **extra)
+    trainer = make_trainer(*settings, model=model or tiny_model(), chosen=samples[:3], **extra)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     ids = [sample.id for sample in samples[:3] for _ in range(trainer.num_generations)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.models import loading
 from echoink.models.encoders import towers_learn
 from echoink.models.families import FAMILIES
 from echoink.models.shared_prefix import pack
 from echoink.planning import plan
+from tests.helpers.configs import config_of
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
@@ -50,7 +50,7 @@ def test_what_is_frozen_does_not_learn_and_the_plan_counts_what_does(freeze, lea
             projection = next((p for p in ("audio_tower.proj", "visual.merger") if f"{p}." in name), None)
             found.add(projection or part)
     assert found == learns
-    config = compose([f"model.freeze=[{','.join(freeze)}]"])[0].config
+    config = config_of(f"model.freeze=[{','.join(freeze)}]")
     counted = plan.count_parameters(config)["learning"]
     assert counted == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert towers_learn(model.model) == any(part.startswith(("audio", "visual")) for part in learns)

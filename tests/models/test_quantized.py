@@ -6,6 +6,7 @@ from peft import PeftModel
 
 from echoink.common.errors import UserError
 from echoink.models.loading import load_model, load_processor, lora
+from tests.helpers.configs import config_of
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -98,10 +99,9 @@ def test_without_bitsandbytes_the_way_out_is_named(monkeypatch):
 def test_under_bfloat16_its_linear_layers_compute_in_bfloat16():
     from dataclasses import replace
 
-    from echoink.config.compose import compose
     from echoink.training.setup import load_for_inference
 
-    config = compose(["adapter=qlora"])[0].config
+    config = config_of("adapter=qlora")
     for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         model = load_for_inference(replace(config, trainer=replace(config.trainer, bf16=bf16)), "tiny").model
         assert model.model.language_model.layers[0].self_attn.q_proj.compute_dtype is dtype

@@ -14,11 +14,12 @@ from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import read_summary
+from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
 
 def config(*overrides):
-    return compose(list(overrides))[0].config
+    return config_of(*overrides)
 
 
 def test_swept_keys_are_those_that_differ():

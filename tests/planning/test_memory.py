@@ -8,7 +8,6 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink.config.compose import compose
 from echoink.config.schema import Sharding
 from echoink.distributed.sharding import shard_group_size
 from echoink.models.encoders import encode_media
@@ -16,6 +15,7 @@ from echoink.models.logprobs import packed_logprobs
 from echoink.models.rounding import round_frozen
 from echoink.models.shared_prefix import install
 from echoink.planning import memory, plan
+from tests.helpers.configs import config_of
 
 
 def kept(model, prompt, group, length, bf16):
@@ -91,7 +91,7 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
     words = ["experiment=echoink_r1_7b", "dataset.path=x", "trainer.prompts_per_step=16", "trainer.sharding="]
     found = {}
     for sharding, processes in (("fsdp2", 8), ("fsdp2", 16), ("zero3", 8), ("zero3", 16)):
-        config = compose([*words[:3], words[3] + sharding, f"trainer.processes={processes}"])[0].config
+        config = config_of(*words[:3], words[3] + sharding, f"trainer.processes={processes}")
         found[sharding, processes] = plan.needs(config, plan.count_parameters(config), 580)
     assert found["fsdp2", 16].weights == found["fsdp2", 8].weights == 2 * found["zero3", 16].weights
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
@@ -103,9 +103,9 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
 @pytest.mark.parametrize("sleeps", [True, False])
 def test_a_runs_engine_is_counted(model, sleeps):
     words = ["generation=vllm", "trainer.prompts_per_step=8", "grpo.group_size=4", "generation.max_new_tokens=100"]
-    config, parameters = compose(words)[0].config, model.num_parameters()
+    config, parameters = config_of(*words), model.num_parameters()
     found = memory.of_run(config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert found.engine == 4 * parameters + memory.cache(memory.of(model), memory.Rows(8 * 4, 1, 0, 400), False)
     assert found.engine_between == (0 if sleeps else found.engine)
-    alone = memory.of_run(compose(words[1:])[0].config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
+    alone = memory.of_run(config_of(*words[1:]), memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache

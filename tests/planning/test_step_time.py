@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from echoink.benchmark.measure import executed_flops, make_systems, phases
-from echoink.config.compose import compose
 from echoink.config.schema import Dimensions
 from echoink.data.token_counts import Tokens
 from echoink.planning import plan, step_time
 from experiments.step_time import predicted
 from tests.benchmark.test_benchmark import MINI, composed
 from tests.helpers import processes
+from tests.helpers.configs import config_of
 
 DIMENSIONS = Dimensions(layers=28, width=3584, feed_forward=18944, heads=28, key_heads=4, vocabulary=152_064)
 MODEL = step_time.Model(
@@ -92,7 +92,7 @@ def test_a_frozen_language_model_has_no_adapters_kernels_and_projections_that_le
 
     def one_gpu(freeze: str) -> step_time.Seconds:
         words = ["model=qwen2_5_omni_7b", "dataset=avqa_r1_6k", "dataset.path=x", f"model.freeze=[{freeze}]"]
-        config = compose([*words, "trainer.bf16=true"])[0].config
+        config = config_of(*words, "trainer.bf16=true")
         seen.clear()
         plan.gpus(config, plan.count_parameters(config), 8 * [Tokens(text=100, image=256, audio=250, video=0)])
         return seen[0]

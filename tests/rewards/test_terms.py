@@ -1,10 +1,7 @@
 """The terms of the total reward: a new one is three edits and is seen everywhere; several files of one's own."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -42,10 +39,17 @@ def test_a_first_class_reward_is_three_edits_and_is_seen_everywhere(with_brevity
     words = [*SMALL, "reward.lambda_brevity=0.5", "trainer.completions_every=1", f"hydra.run.dir={run}"]
 
     def command(module: str, *words: str):
-        # Not forked: the fork server has imported the package as it is here.
-        own = os.environ | {"PYTHONPATH": str(with_brevity), "HF_HUB_OFFLINE": "1"}
-        asked = [sys.executable, "-m", module, *words]
-        return subprocess.run(asked, cwd=tmp_path, env=own, capture_output=True, text=True)
+        # The fork server has imported some of the package as it is here.
+        own = f"""
+import runpy, sys
+from omegaconf import OmegaConf
+OmegaConf.clear_resolver("conf")
+for name in [name for name in sys.modules if name.partition(".")[0] == "echoink"]:
+    del sys.modules[name]
+sys.path.insert(0, {str(with_brevity)!r})
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+        return processes.run(tmp_path, *words, code=own, PYTHONPATH=str(with_brevity))
 
     done = command("echoink.train", *words)
     assert done.returncode == 0, done.stderr

@@ -9,12 +9,12 @@ from transformers import DynamicCache
 
 from echoink.benchmark.config import ShapeConfig
 from echoink.benchmark.workload import make_model
-from echoink.config.compose import compose
 from echoink.config.schema import Dtype
 from echoink.models.loading import lora
 from echoink.models.shared_prefix import install
 from echoink.planning import step_time
 from echoink.rollout.decoder import Decoder
+from tests.helpers.configs import config_of
 
 VIEWS = {"view", "_unsafe_view", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "permute"}
 VIEWS |= {"detach", "alias", "split", "split_with_sizes", "unflatten", "as_strided", "unbind", "narrow", "empty"}
@@ -53,7 +53,7 @@ def size(of) -> int:
 
 
 def shape_of(layers: int) -> ShapeConfig:
-    d = compose(["model=qwen2_5_omni_7b", "dataset.path=x"])[0].config.model.architecture
+    d = config_of("model=qwen2_5_omni_7b", "dataset.path=x").model.architecture
     return ShapeConfig(
         layers=layers,
         width=d.width,

@@ -23,7 +23,6 @@ from transformers import TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.config.paths import TINY
 from echoink.config.schema import Correction, Variant
 from echoink.data.ablations import without
@@ -44,10 +43,12 @@ from echoink.training.host import Policy, Scoring
 from echoink.training.metrics import metrics_of
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
-from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2, start, told
 from tests.helpers import files, processes, stand_in_engine
+from tests.helpers.configs import config_of
 from tests.helpers.entry import SMALL, lines
 from tests.helpers.paths import ROOT
+from tests.helpers.several import DIES_AFTER_STEP_2, logged, start
+from tests.helpers.tiny import tiny_model, tiny_reference
 
 STAND_IN = ROOT / "tests/helpers/stand_in_engine.py"
 G, LENGTH = 4, 24
@@ -181,7 +182,7 @@ def test_weights_in_4_bits_are_sent_as_what_they_stand_for(prompts):
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    whole = loading.load_model("tiny")
+    whole = tiny_model()
     names = {vllm_engine.published_name(family_of(whole), name): name for name, _ in whole.named_parameters()}
     found = dict(vllm_engine.published(quantized, everything=True))
     assert not torch.equal(
@@ -316,21 +317,19 @@ def train(make_engine, make_processor, samples, tmp_path):
     """Three steps by an engine: the metrics of each and the trainer."""
 
     def go(*settings, adapter=None, spoil=lambda trainer: None):
-        config = compose(
-            [
-                f"grpo.group_size={G}",
-                f"generation.max_new_tokens={LENGTH}",
-                "generation.engine=vllm",
-                "trainer.prompts_per_step=2",
-                "trainer.micro_batch_prompts=1",
-                "trainer.learning_rate=1e-2",
-                *settings,
-            ]
-        )[0].config
-        model, catch = loading.load_model("tiny"), Catch()
+        config = config_of(
+            f"grpo.group_size={G}",
+            f"generation.max_new_tokens={LENGTH}",
+            "generation.engine=vllm",
+            "trainer.prompts_per_step=2",
+            "trainer.micro_batch_prompts=1",
+            "trainer.learning_rate=1e-2",
+            *settings,
+        )
+        model, catch = tiny_model(), Catch()
         processor = make_processor(model)
         generator = make_engine(model, processor, config.generation.temperature)
-        reference = None if adapter else loading.load_reference("tiny")
+        reference = None if adapter else tiny_reference()
         trainer = EchoInkTrainer(
             Policy(
                 model,
@@ -494,7 +493,7 @@ def test_a_run_that_is_taken_up_goes_on_the_same(whole):
     assert processes.run(place, *words, code=DIES_AFTER_STEP_2 + COMMAND).returncode == 3
     done = processes.run(place, *words, code=COMMAND)
     assert done.returncode == 0 and "from step 1" in done.stdout, done.stderr
-    assert told(place / "outputs/again") == told(whole)
+    assert logged(place / "outputs/again") == logged(whole)
     for step in (1, 2, 3):
         assert lines(place / f"outputs/again/completions/step-{step}.jsonl") == lines(
             whole / f"completions/step-{step}.jsonl"
@@ -517,7 +516,7 @@ def test_two_processes_with_an_engine_each_do_what_one_does(whole, trainer):
     words = [*RUN, f"trainer={trainer}", f"hydra.run.dir=outputs/{trainer}"]
     for one in start(place, words, dict.fromkeys((0, 1), AS_STAND_IN)):
         assert (done := one.wait()).returncode == 0, done.stderr
-    for row, wanted in zip(told(place / f"outputs/{trainer}"), told(whole), strict=True):
+    for row, wanted in zip(logged(place / f"outputs/{trainer}"), logged(whole), strict=True):
         assert row == {name: pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in wanted.items()}
     assert (place / f"outputs/{trainer}/engine.rank1.log").is_file()
     assert not list(vllm_engine.MEMORY.glob("echoink-*.safetensors"))
@@ -527,7 +526,7 @@ def test_two_processes_with_an_engine_each_do_what_one_does(whole, trainer):
 @pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, processor, of_all_kinds, temperature):
-    model = loading.load_model("tiny")
+    model = tiny_model()
     one = make_engine(model, processor, temperature, VLLM)
     one.push(model)
     for prompt in of_all_kinds:
@@ -561,7 +560,7 @@ def test_a_run_by_vllm(tmp_path, words):
     words = [*RUN, *words, f"generation.vllm.python={VLLM}", "trainer.learning_rate=1e-3", "hydra.run.dir=outputs/run"]
     done = processes.run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    rows = told(tmp_path / "outputs/run")
+    rows = logged(tmp_path / "outputs/run")
     assert len(rows) == 3 and all(row["engine/logp_difference_mean"] < 1e-4 for row in rows)
     assert json.loads((tmp_path / "outputs/run/summary.json").read_text())["status"] == "finished"
 

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from echoink import runs, sync
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows, write_atomic
-from echoink.config.compose import compose
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
 from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes
+from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
 SMALL = [
@@ -315,7 +315,7 @@ def stopped(place, plain, tmp_path) -> Path:
 
 
 def start(folder: Path, *overrides: str) -> resume.Start:
-    return resume.begin(compose([*SMALL, "resume=auto", *overrides])[0].config, folder)
+    return resume.begin(config_of(*SMALL, "resume=auto", *overrides), folder)
 
 
 def test_files_are_cut_back_to_the_checkpoint(stopped):
@@ -377,7 +377,7 @@ def test_another_configuration_is_refused_with_its_differences(stopped, other):
     with pytest.raises(UserError, match=rf"{key}=.*{value}.* \(was .*(.|\n)*resume_allow="):
         start(stopped, other)
     assert (stopped / "metrics.jsonl").read_bytes() == before
-    wanted = compose([*SMALL, "resume=auto", other])[0].config
+    wanted = config_of(*SMALL, "resume=auto", other)
     changed = resume._differences(
         resume.reader.method((stopped / "config.yaml").read_text()),
         resume.reader.method(resume.to_yaml(wanted)),
@@ -485,7 +485,7 @@ def test_a_run_that_cannot_go_on_is_no_dead_end_and_what_cannot_be_read_is_passe
 
 
 def place_of(folder: Path, *overrides: str) -> Path:
-    return resume.place(compose([*SMALL, *overrides])[0].config, folder)
+    return resume.place(config_of(*SMALL, *overrides), folder)
 
 
 def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none(stopped, tmp_path, plain):
@@ -514,7 +514,7 @@ def test_auto_takes_this_folder_else_the_newest_unfinished_run_like_it_else_none
 
 def test_a_fresh_start_names_the_unfinished_run_beside_it_and_what_differs(stopped, tmp_path):
     def left(*overrides):
-        return resume.left_beside(compose([*SMALL, *overrides])[0].config, tmp_path / "new")
+        return resume.left_beside(config_of(*SMALL, *overrides), tmp_path / "new")
 
     assert left() is None, "the same run is taken up and not named"
     text = left("grpo.group_size=8", "seed=1")

@@ -1,7 +1,6 @@
 """MLflow as a view: true statuses, a store that several processes may start, a run that survives without it."""
 
 import json
-import shutil
 import sqlite3
 import subprocess
 import textwrap
@@ -14,14 +13,13 @@ from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record, StoredRun, absolute_uri, compare_page, connect, curves_page
 from echoink.tracking.logger import Tracker
-from tests.helpers import processes
+from tests.helpers import processes, stores
 
 
 @pytest.fixture
-def tmp_path(tmp_path, fresh_store):
+def tmp_path(tmp_path):
     """With a store that is there already."""
-    (tmp_path / "outputs").mkdir()
-    shutil.copy(fresh_store, tmp_path / "outputs/mlflow.db")
+    stores.put(tmp_path)
     return tmp_path
 
 

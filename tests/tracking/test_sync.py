@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from echoink.common.errors import UserError
 from echoink.run_folder.environment import environment
 from echoink.tracking import sync
 from echoink.tracking.client import Record, StoredRun, connect, read_record
+from tests.helpers import stores
 from tests.helpers.runs import make_run
 
 
@@ -28,12 +28,12 @@ def content(folder: Path) -> dict[str, list]:
 
 
 @pytest.fixture
-def outputs(tmp_path, dataset, fresh_store, monkeypatch):
+def outputs(tmp_path, dataset, monkeypatch):
     """A sweep of two jobs, one of which failed, and a run."""
     monkeypatch.chdir(tmp_path)
     sweep = tmp_path / "outputs/sweep"
     sweep.mkdir(parents=True)
-    shutil.copy(fresh_store, tmp_path / "outputs/mlflow.db")
+    stores.put(tmp_path)
     (sweep / "sweep.json").write_text(json.dumps({"status": "failed", "overrides": []}))
     parent = Record("made", "sweep", {}, {}, parent=None).kept(sweep)
     make_run(sweep / "0", ["seed=0"], dataset=dataset, parent=parent.id)

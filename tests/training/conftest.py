@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from echoink.config.compose import compose
 from echoink.config.schema import Adapter
-from echoink.models.loading import load_model, load_reference, lora
+from echoink.models.loading import lora
 from echoink.planning.steps import training_steps
 from echoink.rewards.terms import of_config
 from echoink.rewards.types import Match, Rule
@@ -15,6 +14,8 @@ from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
+from tests.helpers.configs import config_of
+from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import G
 
 
@@ -36,16 +37,14 @@ def make_trainer(make_processor, samples, tmp_path):
         kind=EchoInkTrainer,
         **extra,
     ):
-        config = compose(
-            [
-                f"grpo.group_size={G}",
-                "generation.max_new_tokens=24",
-                "trainer.prompts_per_step=2",
-                "trainer.micro_batch_prompts=2",
-                *settings,
-            ]
-        )[0].config
-        model = model or load_model("tiny")
+        config = config_of(
+            f"grpo.group_size={G}",
+            "generation.max_new_tokens=24",
+            "trainer.prompts_per_step=2",
+            "trainer.micro_batch_prompts=2",
+            *settings,
+        )
+        model = model or tiny_model()
         processor = replace(make_processor(model), workers=workers)
         wanted = replace(config.reward, integration=rule, lambda_int=rule_weight, match=Match.lenient)
         rows = config.trainer.micro_batch_prompts * config.grpo.group_size
@@ -56,7 +55,7 @@ def make_trainer(make_processor, samples, tmp_path):
         adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
         engine = {name: extra.pop(name) for name in ("engine", "correction") if name in extra}
         return kind(
-            Policy(model, None if adapter else reference or load_reference("tiny"), processor, adapter, **engine),
+            Policy(model, None if adapter else reference or tiny_reference(), processor, adapter, **engine),
             chosen,
             Scoring(
                 rewards or of_config(wanted, processor.prompt.thinks, extra_rewards),

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
 from echoink.data import synthetic
 from echoink.data.sampler import GroupSampler
 from echoink.data.splits import load
+from tests.helpers.configs import config_of
 
 NEEDS = ["both", "audio", "both", "undetermined", "image", "undetermined"]
 
@@ -23,7 +23,7 @@ def labelled(tmp_path):
 
 
 def loaded(path, *words, train=True):
-    config = compose(["dataset=rows", f"dataset.path={path}", *words])[0].config
+    config = config_of("dataset=rows", f"dataset.path={path}", *words)
     return load(config.dataset, config.eval, config.model, train)
 
 

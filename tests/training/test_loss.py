@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from echoink.models.loading import load_model, load_reference
 from echoink.rewards.terms import Reward
+from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import Catch, G, one_step, oracle, weights
 
 
@@ -15,8 +15,8 @@ from tests.helpers.trainers import Catch, G, one_step, oracle, weights
 def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
     make_trainer, samples, lambda_acc, lambda_fmt, scale, packed
 ):
-    reference = load_reference("tiny").double()
-    policy = load_model("tiny").double()
+    reference = tiny_reference().double()
+    policy = tiny_model().double()
     with torch.no_grad():  # away from the reference, so that the KL term counts
         for parameter in policy.parameters():
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -46,7 +46,7 @@ def test_loss_and_gradient_are_those_of_a_handwritten_float64_grpo(
 @pytest.mark.parametrize("packed", ["true", "false"])
 def test_rejection_is_a_supervised_step_on_the_right_completions(make_trainer, samples, packed):
     """Cross-entropy on the right completions alone, each by its mean, over all G; a group that is all right counts."""
-    rows, model = [], load_model("tiny")
+    rows, model = [], tiny_model()
     batch = ("trainer.prompts_per_step=3", "trainer.micro_batch_prompts=3", "grpo.beta=0")
     # whatever the tiny model says: all of the first group is right, and one of each other
     right = Reward("accuracy", lambda texts, _: [float(row < G or row % G == 1) for row in range(len(texts))], 1.0)
@@ -117,7 +117,7 @@ def test_log_probabilities_of_a_batch_are_those_of_its_prompts_one_by_one(make_t
             prompt = trainer.rollout.prompts[row // G]
             length = int(scored["completion_mask"][row].sum())
             ids = torch.cat([prompt.input_ids, scored["completion_ids"][row, :length]])[None]
-            logits = load_model("tiny").eval()(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits
+            logits = tiny_model().eval()(ids, attention_mask=torch.ones_like(ids), **prompt.media).logits
             alone = logits[0, len(prompt.input_ids) - 1 : -1].log_softmax(-1).gather(1, ids[0, -length:, None])[:, 0]
             assert (together[row, :length] - alone).abs().max() <= 1e-5
 

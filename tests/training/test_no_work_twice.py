@@ -9,8 +9,9 @@ import torch
 
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import DataType
-from echoink.models.loading import load_model, load_reference
+from echoink.models.loading import load_model
 from tests.helpers.files import video
+from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import Catch, G, weights
 
 
@@ -27,7 +28,7 @@ from tests.helpers.trainers import Catch, G, weights
     ids=["frozen", "full", "full, no reference", "lora", "two updates", "micro-batches"],
 )
 def test_each_medium_is_encoded_once_per_prompt_and_step(make_trainer, counts, settings, freeze, encodings):
-    model, reference = load_model("tiny", freeze=freeze), load_reference("tiny")
+    model, reference = load_model("tiny", freeze=freeze), tiny_reference()
     counts(model), counts(reference)
     make_trainer("trainer.steps=1", *settings, model=model, reference=reference).train()
     assert counts.seen["patches"] == encodings * 2 * 64
@@ -36,7 +37,7 @@ def test_each_medium_is_encoded_once_per_prompt_and_step(make_trainer, counts, s
 
 def test_loss_and_reference_compute_each_prompt_once(make_trainer, counts):
     """B·P + the completions' tokens, where plain rows take B·G·(P + C)."""
-    model, reference, rows = load_model("tiny"), load_reference("tiny"), []
+    model, reference, rows = tiny_model(), tiny_reference(), []
     trainer = make_trainer("trainer.steps=1", model=model, reference=reference, on_rollout=rows.extend)
     loss = counts(reference)
     trainer.train()
@@ -50,7 +51,7 @@ def test_groups_without_a_signal_are_left_out_where_that_changes_nothing(make_tr
     """beta = 0, one group silent: gradient and loss of all groups, fewer tokens; a second update too."""
     found = {}
     for packed in ("true", "false"):
-        model = load_model("tiny")
+        model = tiny_model()
         trainer = make_trainer("grpo.beta=0", f"grpo.shared_prefix={packed}", model=model)
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
@@ -91,7 +92,7 @@ def test_a_step_without_any_signal_is_a_zero_gradient_and_not_none(make_trainer,
         assert "grpo/entropy" not in catch.rows[0]
         found.append(weights(trainer.model))
     assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], weights(load_model("tiny")))
+    assert not torch.equal(found[0], weights(tiny_model()))
 
 
 @pytest.mark.parametrize("mode", [("0", "true"), ("0", "false"), ("0.04", "true"), ("0.04", "false")], ids=str)

@@ -12,9 +12,10 @@ from echoink.data.samples import parse_rows
 from echoink.models.loading import load_model
 from echoink.training import supervised
 from echoink.training.supervised import SupervisedTrainer
-from tests.distributed.test_sharded_runs import DIES_AFTER_STEP_2, start
 from tests.helpers import processes
 from tests.helpers.entry import lines
+from tests.helpers.several import DIES_AFTER_STEP_2, start
+from tests.helpers.tiny import tiny_model
 from tests.helpers.trainers import G
 
 THREE = ("<think>a</think>\n<answer>A</answer>", "<think>it is heard</think>\n<answer>A</answer>", "<answer>A</answer>")
@@ -42,7 +43,7 @@ def cross_entropy(model, processor, samples) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [[], ["grpo.shared_prefix=false"]], ids=["packed", "plain rows"])
 def test_loss_and_gradient_are_those_of_plain_cross_entropy(make_trainer, make_processor, samples, settings):
-    chosen, model = given(samples), load_model("tiny").double()
+    chosen, model = given(samples), tiny_model().double()
     trainer = make_trainer("grpo.beta=0", *settings, model=model, chosen=chosen, kind=SupervisedTrainer)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()

@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 
 from echoink.common.console import progress
-from echoink.models.loading import load_model
 from echoink.training import tower_alignment
 from echoink.training.tower_alignment import NameEmbeddings
 from tests.helpers.files import picture, sound
+from tests.helpers.tiny import tiny_model
 
 NAMES = ("bell", "ring", "beep")
 
 
 @pytest.fixture
 def model():
-    return load_model("tiny")
+    return tiny_model()
 
 
 def test_the_loss_is_that_of_its_formula(model, processor):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from echoink.data.samples import DataType, Sample
-from echoink.models.loading import load_model, load_reference
+from echoink.models.loading import load_model
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.types import ProblemType
 from tests.helpers.files import picture, sound, video
+from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import G, weights
 
 
@@ -19,7 +20,7 @@ def test_micro_batches_do_not_change_the_update(make_trainer):
         trainer = make_trainer("trainer.prompts_per_step=4", f"trainer.micro_batch_prompts={micro}", "trainer.steps=1")
         trainer.train()
         found.append(weights(trainer.model))
-    before = weights(load_model("tiny"))
+    before = weights(tiny_model())
     assert (found[0] - before).abs().max() > 1e-5
     assert all((other - found[0]).abs().max() <= 2e-6 for other in found[1:])
 
@@ -63,7 +64,7 @@ def test_the_reference_stays_and_frozen_towers_stay(make_trainer):
     trainer.train()
     assert torch.equal(towers, torch.cat([weights(policy.model.audio_tower), weights(policy.model.visual)]))
     assert not torch.equal(language, weights(policy.model.language_model))
-    assert torch.equal(weights(trainer.ref_model), weights(load_reference("tiny")))
+    assert torch.equal(weights(trainer.ref_model), weights(tiny_reference()))
 
 
 def test_the_same_seed_trains_the_same_model_and_another_does_not(make_trainer):

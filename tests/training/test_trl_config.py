@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 
-from echoink.config.compose import compose
 from echoink.training.host import TRLHost
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
+from tests.helpers.configs import config_of
 
 
 def test_every_setting_reaches_trl():
@@ -31,7 +31,7 @@ def test_every_setting_reaches_trl():
         "trainer.gradient_checkpointing=true": ("gradient_checkpointing", True),
         "seed=9": ("seed", 9),
     }
-    config = compose(list(given))[0].config
+    config = config_of(*given)
     args = arguments(config.trainer, config.grpo, config.generation, seed=config.seed, steps=11, folder="x")
     assert {name: getattr(args, name) for name, _ in given.values()} == dict(given.values())
     assert args.max_steps == 11 and args.per_device_train_batch_size == 2 * 4
@@ -71,6 +71,6 @@ def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
     stub = cached_property(four)
     stub.__set_name__(TrainingArguments, "_setup_devices")
     monkeypatch.setattr(TrainingArguments, "_setup_devices", stub)
-    config = compose([])[0].config
+    config = config_of()
     made = arguments(config.trainer, config.grpo, config.generation, seed=0, steps=3, folder=str(tmp_path))
     assert made.n_gpu == 1 and made.train_batch_size == made.per_device_train_batch_size
