@@ -20,14 +20,18 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("place")
 
 
-def test_a_failing_job_stops_no_other_and_is_named(place):
-    done = echoink(
-        place, "--multirun", *SMALL, "eval.base=false", "name=sweep", "trainer.steps=1", "model.path=not_there_yet,tiny"
-    )
+def test_jobs_are_processes_that_know_the_users_folder_and_one_that_fails_stops_no_other(place):
+    (place / "mine/trainer").mkdir(parents=True)
+    (place / "mine/trainer/short.yaml").write_text("defaults: [default]\nsteps: 1\n")
+    own = ["--config-dir", "mine", "trainer=short"]
+    small = ["dataset.train=16", "dataset.dev=3", "dataset.valid=12", "eval.base=false", "eval.limit=3", "name=sweep"]
+    done = echoink(place, "--multirun", *own, *small, "model.path=not_there_yet,tiny")
     (folder,) = (place / "outputs/sweep").iterdir()
     assert done.returncode == 1
-    statuses = [json.loads((folder / str(job) / "summary.json").read_text())["status"] for job in (0, 1)]
-    assert statuses == ["failed", "finished"]
+    summaries = [json.loads((folder / str(job) / "summary.json").read_text()) for job in (0, 1)]
+    assert [summary["status"] for summary in summaries] == ["failed", "finished"] and summaries[1]["steps"] == 1
+    ran = {json.loads((folder / str(job) / "environment.json").read_text())["process"] for job in (0, 1)}
+    assert len(ran) == 2, "a process each"
     table = done.stdout[done.stdout.index("job  overrides") :]
     assert "model.path=not_there_yet" in table and "model.path=tiny" in table and "failed" in table
     assert "1 of 2 jobs did not finish" in done.stderr and "cannot load a model from not_there_yet" in done.stderr
@@ -51,20 +55,6 @@ def test_a_failing_job_stops_no_other_and_is_named(place):
     assert (folder / "report.html").is_file() and "model.path" in (folder / "report.md").read_text()
     runs = [run for run in mlflow_runs(place) if run.data.tags["folder"].startswith(str(folder))]
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3, "the same parent went on"
-
-
-def test_jobs_are_processes_of_their_own_and_know_the_users_folder(place):
-    (place / "mine/trainer").mkdir(parents=True)
-    (place / "mine/trainer/short.yaml").write_text("defaults: [default]\nsteps: 1\n")
-    own = ["--config-dir", "mine", "trainer=short", "eval.base=false", "eval.limit=3", "name=own"]
-    data = ["dataset.train=16", "dataset.dev=3", "dataset.valid=12"]
-    done = echoink(place, "--multirun", *own, *data, "seed=0,1")
-    assert done.returncode == 0, done.stderr
-    (folder,) = (place / "outputs/own").iterdir()
-    summaries = [json.loads((folder / str(job) / "summary.json").read_text()) for job in (0, 1)]
-    assert [summary["seed"] for summary in summaries] == [0, 1]
-    processes = {json.loads((folder / str(job) / "environment.json").read_text())["process"] for job in (0, 1)}
-    assert len(processes) == 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.helpers.runs import make_run
 
 SMALL = [
     "experiment=quickstart",
-    "dataset.train=20",
+    "dataset.train=10",
     "dataset.dev=4",
     "dataset.valid=8",
     "eval.batch_prompts=3",
@@ -36,8 +36,8 @@ SMALL = [
     "eval.watched=1",
     "generation.max_new_tokens=32",
     "trainer.steps=8",
-    "trainer.prompts_per_step=8",  # 20 prompts: an epoch is 3 steps
-    "trainer.micro_batch_prompts=4",
+    "trainer.prompts_per_step=4",  # 10 prompts: an epoch is 3 steps
+    "trainer.micro_batch_prompts=2",
     "trainer.save_every=1",
     "trainer.completions_every=1",
     "trainer.learning_rate=1e-3",
@@ -368,7 +368,7 @@ def test_what_a_killed_save_left_is_cleared_and_never_chosen(stopped):
 
 @pytest.mark.parametrize(
     "other",
-    ["seed=1", "grpo.group_size=2", "trainer.prompts_per_step=4", "adapter=lora", "dataset.seed=3", "model.path=other"],
+    ["seed=1", "grpo.group_size=2", "trainer.prompts_per_step=8", "adapter=lora", "dataset.seed=3", "model.path=other"],
 )
 def test_another_configuration_is_refused_with_its_differences(stopped, other):
     before = (stopped / "metrics.jsonl").read_bytes()
