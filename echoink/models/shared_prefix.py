@@ -161,13 +161,13 @@ def install(model: PreTrainedModel) -> None:
     """
     attention.select(model)
     base, family = model.model, family_of(model)
-    plain = base.forward
+    plain = type(base).forward  # not the bound one: a copy of the model would go on calling this model's
 
-    @functools.wraps(type(base).forward)
+    @functools.wraps(plain)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
         # Plain rows: evaluation by transformers, and `grpo.shared_prefix=false`.
         if layout is None:
-            return plain(*args, **(_embedded(self, kwargs) if in_loss and self.run_all_towers else kwargs))
+            return plain(self, *args, **(_embedded(self, kwargs) if in_loss and self.run_all_towers else kwargs))
         # Frozen towers were run in the rollout; towers that learn run here, with gradients.
         features = encode_media(self, prompts, self.run_all_towers) if features is None else features
         hidden = family.language_model(self)(

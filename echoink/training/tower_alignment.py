@@ -11,6 +11,7 @@ are given.
 Shapes: B media, C names, D width of the language model, N tokens of a medium.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,15 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.console import say
+from echoink.common.files import write_aside
 from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
 from echoink.models.families import family_of
 
 TEMPERATURE = 0.07
 SECONDS = 6.0
 """Of a sound."""
+KEPT_EVERY = 50
+"""Steps."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class NameEmbeddings:
 
 
 def learn_sounds(
-    model: PreTrainedModel, processor: ProcessorMixin, sounds: Sequence[tuple[Path, str]], bar: Callable
+    model: PreTrainedModel, processor: ProcessorMixin, sounds: Sequence[tuple[Path, str]], bar: Callable, kept: Path
 ) -> dict:
     """Teach the audio tower's projection; its encoder stays, and hears each sound once.
 
@@ -87,28 +91,32 @@ def learn_sounds(
         processor: the model's.
         sounds: B files and their names.
         bar: makes a progress bar over an iterable, of a label and a number of items.
+        kept: file for what is learned so far; a call that finds it goes on from there.
 
     Returns:
         How many names and media there were, steps, and the first and last loss.
     """
-    family, caught = family_of(model), []
+    family = family_of(model)
     projection = getattr(model.model, family.TOWERS["audio"]).get_submodule(family.PROJECTIONS["audio"])
-    hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
-    try:
-        with torch.no_grad():
-            for file, _ in bar("listening", len(sounds))(sounds):
-                family.encode(model.model, _heard(file, processor), run_all=False)
-    finally:
-        hook.remove()
-    pooled = torch.stack(caught)
-    spread = 0.3 * pooled.std(0)
+
+    @functools.cache
+    def pooled() -> Tensor:
+        caught: list[Tensor] = []
+        hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
+        try:
+            with torch.no_grad():
+                for file, _ in bar("listening", len(sounds))(sounds):
+                    family.encode(model.model, _heard(file, processor), run_all=False)
+        finally:
+            hook.remove()
+        return torch.stack(caught)
 
     def draw(chosen: Tensor) -> Tensor:
-        return projection(pooled[chosen] + spread * torch.randn(len(chosen), pooled.shape[1]))
+        heard = pooled()
+        return projection(heard[chosen] + 0.3 * heard.std(0) * torch.randn(len(chosen), heard.shape[1]))
 
-    return _learn(
-        projection, draw, model, processor=processor, named=[name for _, name in sounds], settings=PROJECTION, bar=bar
-    )
+    names = [name for _, name in sounds]
+    return _learn(projection, draw, model, processor=processor, named=names, settings=PROJECTION, bar=bar, kept=kept)
 
 
 def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
@@ -125,7 +133,12 @@ def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
 
 
 def learn_pictures(
-    model: PreTrainedModel, processor: ProcessorMixin, pictures: Sequence[tuple[Path, str]], seed: int, bar: Callable
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pictures: Sequence[tuple[Path, str]],
+    seed: int,
+    bar: Callable,
+    kept: Path,
 ) -> dict:
     """Teach the vision tower, encoder and projection, on pictures that are varied each time.
 
@@ -135,6 +148,7 @@ def learn_pictures(
         pictures: B files of square pictures and their names.
         seed: of the variants.
         bar: makes a progress bar over an iterable, of a label and a number of items.
+        kept: file for what is learned so far; a call that finds it goes on from there.
 
     Returns:
         As `learn_sounds`.
@@ -148,8 +162,9 @@ def learn_pictures(
         return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
     tower = getattr(model.model, family.TOWERS["vision"])
+    names = [name for _, name in pictures]
     return _learn(
-        tower, draw, model, processor=processor, named=[name for _, name in pictures], settings=TOWER, bar=bar
+        tower, draw, model, processor=processor, named=names, settings=TOWER, bar=bar, kept=kept, variants=rng
     )
 
 
@@ -203,8 +218,14 @@ def _learn(
     named: Sequence[str],
     settings: AlignmentSettings,
     bar: Callable,
+    kept: Path,
+    variants: np.random.Generator | None = None,
 ) -> dict:
-    """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another."""
+    """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another.
+
+    What an interrupted call has kept is gone on from, to the same weights: with it the states of PyTorch's generator
+    and of `variants`, from which `draw` draws.
+    """
     known = sorted(set(named))
     names = NameEmbeddings(model, processor.tokenizer, known)
     labels = torch.tensor([known.index(name) for name in named])
@@ -213,8 +234,17 @@ def _learn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
     )
-    losses = []
-    for _ in bar(settings.label, settings.steps)(range(settings.steps)):
+    parts, losses = {"module": module, "optimizer": optimizer, "schedule": schedule}, []
+    if kept.is_file():
+        found = torch.load(kept, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(found[name])
+        losses = found["losses"]
+        torch.set_rng_state(found["random"])
+        if variants:
+            variants.bit_generator.state = found["variants"]
+        say(settings.label, f"{len(losses)} of {settings.steps} steps are learned already")
+    for step in bar(settings.label, settings.steps - len(losses))(range(len(losses) + 1, settings.steps + 1)):
         chosen = torch.multinomial(rarity[labels], settings.batch, replacement=True)
         loss = names.loss(draw(chosen), labels[chosen])
         optimizer.zero_grad()
@@ -223,6 +253,11 @@ def _learn(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+        if step % KEPT_EVERY == 0 or step == settings.steps:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"losses": losses, "random": torch.get_rng_state()}
+            state |= {"variants": variants.bit_generator.state} if variants else {}
+            write_aside(kept, functools.partial(torch.save, state))
     first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
     say(settings.label, f"{len(known)} names, {settings.steps} steps · loss {first:.2f} → {last:.2f}")
     return {"names": len(known), "media": len(named), "steps": settings.steps, "first_loss": first, "last_loss": last}

@@ -1,5 +1,7 @@
 """The packed row against plain rows: same log-probabilities, same gradients, whatever the media, with less work."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -329,6 +331,18 @@ def test_a_model_that_sharing_would_change_is_refused(what):
         text.layer_types = ["sliding_attention", *text.layer_types[1:]]
     with pytest.raises(UserError, match=f"attention has {what}"):
         install(Qwen2_5OmniThinkerForConditionalGeneration(config))
+
+
+def test_a_copy_of_a_model_computes_with_its_own_weights(model, prompts):
+    ids, copied = prompts[0].input_ids[None], copy.deepcopy(model)
+    with torch.no_grad():
+        before = model(ids).logits
+        copied.lm_head.weight.zero_()
+        for weight in copied.model.parameters():
+            weight.zero_()
+        assert copied(ids).logits.abs().max() == 0
+        hidden = copied.model(ids).last_hidden_state
+        assert hidden.abs().max() == 0 and torch.equal(model(ids).logits, before)
 
 
 def test_a_saved_model_knows_nothing_of_sharing(model, tmp_path):

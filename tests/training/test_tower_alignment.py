@@ -36,24 +36,31 @@ def test_the_loss_is_that_of_its_formula(model, processor):
     assert names.loss(given, labels).item() == pytest.approx(total.item() / 4, rel=1e-4)
 
 
-@pytest.mark.parametrize("sense", ["sounds", "pictures"])
-def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tmp_path, monkeypatch, capsys, sense):
+@pytest.fixture
+def short(monkeypatch):
+    """Few and small steps."""
     monkeypatch.setattr(tower_alignment, "PROJECTION", replace(tower_alignment.PROJECTION, steps=60, batch=32))
     monkeypatch.setattr(
         tower_alignment, "TOWER", replace(tower_alignment.TOWER, steps=60, batch=16, learning_rate=3e-3)
     )
-    made = [(number, NAMES[number % 3]) for number in range(6)]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def learn(sense, model, processor, folder, bar=progress):
+    """Six media learned: their files, the record."""
+    made, kept = [(number, NAMES[number % 3]) for number in range(6)], folder / "kept.pt"
     torch.manual_seed(0)
     if sense == "sounds":
-        files = [(sound(tmp_path / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
-        record = tower_alignment.learn_sounds(model, processor.processor, files, progress)
-        moves = "audio_tower.proj."
-    else:
-        files = [(picture(tmp_path / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
-        record = tower_alignment.learn_pictures(model, processor.processor, files, seed=0, bar=progress)
-        moves = "visual."
-    heard = sense == "sounds"
+        files = [(sound(folder / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
+        return files, tower_alignment.learn_sounds(model, processor.processor, files, bar=bar, kept=kept)
+    files = [(picture(folder / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
+    return files, tower_alignment.learn_pictures(model, processor.processor, files, seed=0, bar=bar, kept=kept)
+
+
+@pytest.mark.parametrize("sense", ["sounds", "pictures"])
+def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tmp_path, short, capsys, sense):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    files, record = learn(sense, model, processor, tmp_path)
+    heard, moves = sense == "sounds", {"sounds": "audio_tower.proj.", "pictures": "visual."}[sense]
     assert tower_alignment.recognized(model, processor.processor, files, names=NAMES, heard=heard) >= 4, (
         "of six that were learned"
     )
@@ -66,6 +73,42 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
     assert (record["names"], record["media"], record["steps"]) == (3, 6, 60)
     assert record["last_loss"] < record["first_loss"]
     assert label == ("hearing" if sense == "sounds" else "seeing") and last < 0.7 * first
+
+
+@pytest.mark.parametrize("sense", ["sounds", "pictures"])
+def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, short, monkeypatch, capsys, sense):
+    monkeypatch.setattr(tower_alignment, "KEPT_EVERY", 8)
+    found, steps = [], []
+
+    def bar(stops):
+        def of(label, total):
+            def items(given):
+                for number, item in enumerate(given):
+                    if label != "listening":
+                        if number == stops:
+                            raise KeyboardInterrupt
+                        steps.append(item)
+                    yield item
+
+            return items
+
+        return of
+
+    for folder, stops in (("whole", None), ("interrupted", 20), ("interrupted", None)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        model = tiny_model()
+        try:
+            _, record = learn(sense, model, processor, tmp_path / folder, bar(stops))
+            found.append((record, model.state_dict()))
+        except KeyboardInterrupt:
+            assert stops
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+    assert steps == [*range(1, 61), *range(1, 21), *range(17, 61)]
+    assert "16 of 60 steps are learned already" in capsys.readouterr().out
+    steps.clear()
+    learn(sense, tiny_model(), processor, tmp_path / "whole", bar(None))
+    assert not steps, "what is learned is not learned again"
 
 
 def test_a_picture_is_varied_within_its_size():
