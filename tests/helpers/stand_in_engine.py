@@ -7,6 +7,7 @@ is `stale`: keeps the first weights and says that it took the later ones.
 """
 
 import os
+import pickle
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -14,20 +15,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
-from trl.trainer.utils import add_fused_lm_head
+from echoink.common.startup import imports
 
-from echoink.models.families import family_of
-from echoink.models.family import PromptInputs
-from echoink.models.logprobs import packed_logprobs
-from echoink.models.shared_prefix import install
-from echoink.rollout import generate as rollout
-from echoink.rollout import weight_transfer
-from echoink.rollout.sampling import Sampling
-from echoink.rollout.vllm_engine import published_name
+with imports():
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
+    from trl.trainer.utils import add_fused_lm_head
+
+    from echoink.models.families import family_of
+    from echoink.models.family import PromptInputs
+    from echoink.models.logprobs import packed_logprobs
+    from echoink.models.shared_prefix import install
+    from echoink.rollout import generate as rollout
+    from echoink.rollout import weight_transfer
+    from echoink.rollout.sampling import Sampling
+    from echoink.rollout.vllm_engine import published_name
 
 IN_TRANSFORMERS = (
     ("thinker.model.", "model.language_model."),
@@ -169,6 +173,22 @@ def answer(engine, method, arguments):
         return "done", getattr(engine, method)(**arguments)
     except Exception:
         return "failed", traceback.format_exc()
+
+
+class Near:
+    """A connection to a stand-in in this process; what passes is pickled all the same."""
+
+    def __init__(self):
+        self._engine = StandIn()
+
+    def send(self, asked):
+        self._answer = pickle.dumps(answer(self._engine, *pickle.loads(pickle.dumps(asked))))
+
+    def poll(self, seconds):
+        return True
+
+    def recv(self):
+        return pickle.loads(self._answer)
 
 
 def main():

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 import os
-import pickle
 import signal
 import sys
 from dataclasses import replace
@@ -47,28 +46,13 @@ from tests.helpers import files, processes, stand_in_engine
 from tests.helpers.configs import config_of
 from tests.helpers.entry import SMALL, lines
 from tests.helpers.paths import ROOT
+from tests.helpers.several import COMMAND as MAIN
 from tests.helpers.several import DIES_AFTER_STEP_2, logged, start
 from tests.helpers.tiny import tiny_model, tiny_reference
 
 STAND_IN = ROOT / "tests/helpers/stand_in_engine.py"
 G, LENGTH = 4, 24
 VLLM = os.environ.get("ECHOINK_VLLM")
-
-
-class Near:
-    """A connection to a stand-in in this process; what passes is pickled all the same."""
-
-    def __init__(self):
-        self._engine = stand_in_engine.StandIn()
-
-    def send(self, asked):
-        self._answer = pickle.dumps(stand_in_engine.answer(self._engine, *pickle.loads(pickle.dumps(asked))))
-
-    def poll(self, seconds):
-        return True
-
-    def recv(self):
-        return pickle.loads(self._answer)
 
 
 @pytest.fixture
@@ -80,7 +64,7 @@ def make_engine(tmp_path, monkeypatch):
         if python is None:
             monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
             if near:
-                monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, Near()))
+                monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, stand_in_engine.Near()))
         one = vllm_engine.Engine(
             model,
             processor.processor,
@@ -474,7 +458,13 @@ from echoink.rollout import vllm_engine as engine, vllm_environment
 engine.WORKER = pathlib.Path({str(STAND_IN)!r})
 vllm_environment.check = lambda python: "stand-in"
 """
-COMMAND = AS_STAND_IN + "import sys; sys.argv[0] = 'echoink'; from echoink.train import main; main()"
+AS_NEAR = """
+from echoink.rollout import vllm_engine as engine, vllm_environment
+from tests.helpers import stand_in_engine
+engine._start = lambda *_: (None, stand_in_engine.Near())
+vllm_environment.check = lambda python: "stand-in"
+"""
+COMMAND = AS_STAND_IN + MAIN
 
 
 @pytest.fixture(scope="module")
@@ -568,7 +558,7 @@ def test_a_run_by_vllm(tmp_path, words):
 @pytest.mark.parametrize("engine", ["true", "lies"])
 def test_the_parity_table_names_the_layer_where_they_part(model, processor, tmp_path, monkeypatch, engine):
     monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
-    monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, Near()))
+    monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, stand_in_engine.Near()))
     monkeypatch.setenv("STAND_IN", engine)
     setup = vllm_engine.EngineSetup(
         python=None,
@@ -596,7 +586,7 @@ def test_the_canary_passes_only_where_updates_reach_the_engine(tmp_path, monkeyp
     monkeypatch.setattr(canary, "modes", lambda gpu: {"lora": ["adapter=lora"]})
 
     def train(words, folder):
-        done = processes.run(folder, *words, code=COMMAND, STAND_IN=engine)
+        done = processes.run(folder, *words, code=AS_NEAR + MAIN, STAND_IN=engine)
         return "" if not done.returncode else done.stderr.strip().splitlines()[-1]
 
     words = [word for word in SMALL if word.startswith("dataset")] + ["generation.vllm.alarm=100"]
@@ -620,7 +610,7 @@ def test_an_evaluation_by_an_engine_says_how_far_it_is_from_the_models_own(tmp_p
     found = {}
     for engine in ("transformers", "vllm"):
         out = f"hydra.run.dir=outputs/{engine}"
-        done = processes.run(tmp_path, *words, f"eval.engine={engine}", out, code=COMMAND)
+        done = processes.run(tmp_path, *words, f"eval.engine={engine}", out, code=AS_NEAR + MAIN)
         assert done.returncode == 0, done.stderr
         found[engine] = lines(tmp_path / f"outputs/{engine}/predictions.jsonl")
     assert "greedy answers alike in 12 of 12" in done.stdout
