@@ -86,6 +86,12 @@ def test_lessons_come_of_the_training_side_alone_and_every_recording_is_varied(s
         first, second, third = (soundfile.read(file)[0] for file, _ in made.sounds[place : place + 3])
         assert len(first) == 4800 and not np.array_equal(second[:4000], third[:4000])
         assert max(abs(second).max(), abs(third).max()) <= 1
+    written = {file: file.stat().st_mtime_ns for file, _ in made.sounds}
+    again = lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=0, bar=progress)
+    assert again == made and read(again.answers, "train") == rows
+    assert written == {file: file.stat().st_mtime_ns for file, _ in again.sounds}, "variants are not written again"
+    others = lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=1, bar=progress)
+    assert all(written[file] != file.stat().st_mtime_ns for file, _ in others.sounds)
     captions = [row for row in rows if len(row["path"]) == 1 and row["kind"] in ("heard_name", "seen_name")]
     assert len(captions) == 20 and len(rows) - len(captions) == 20
     assert len(read(made.answers, "valid")) == 66

@@ -15,7 +15,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json
+from echoink.common.files import as_json, write_atomic
 from echoink.rewards.parsing import ANSWER, THINK
 
 Row = dict[str, Any]
@@ -57,7 +57,8 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
 
     Args:
         split: `recordings` or `packages` of `data get open_media`.
-        output: the folder; what is there is written again. Rows name the split's media by absolute paths.
+        output: the folder; rows are written again, variants of recordings unless the same are there. Rows name the
+            split's media by absolute paths.
         copies: of each recording, the first as it is.
         answers: questions with a response, or as many as there are; as many rows name a single recording or picture.
         seed: of all draws.
@@ -178,6 +179,12 @@ def _varied(
     sounds: dict[str, str], split: Path, folder: Path, copies: int, rng: np.random.Generator, bar: Callable
 ) -> list[tuple[Path, str]]:
     folder.mkdir(parents=True, exist_ok=True)
+    record, wanted = folder / "variants.json", {"of": sounds, "copies": copies, "random": rng.bit_generator.state}
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        if before["wanted"] == wanted:
+            rng.bit_generator.state = before["random"]  # what is drawn next is the same as where they were made
+            return [(folder.resolve() / file, name) for file, name in before["made"]]
     made = []
     for file, name in bar("variants", len(sounds))(sounds.items()):
         samples, rate = soundfile.read(split / "train" / file, dtype="float32")
@@ -185,6 +192,8 @@ def _varied(
             varied = (folder / f"{Path(file).stem}_{number}.flac").resolve()
             soundfile.write(varied, vary(samples, rate, rng) if number else samples, rate, subtype="PCM_16")
             made.append((varied, name))
+    told = {"wanted": wanted, "random": rng.bit_generator.state, "made": [(file.name, name) for file, name in made]}
+    write_atomic(record, as_json(told))
     return made
 
 
