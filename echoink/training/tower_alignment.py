@@ -13,7 +13,7 @@ Shapes: B media, C names, D width of the language model, N tokens of a medium.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.console import say
 from echoink.common.files import write_aside
-from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
+from echoink.media.loaders import SAMPLING_RATE, digest, load_audio, load_image
 from echoink.models.families import family_of
+from echoink.training import rng_state
 
 TEMPERATURE = 0.07
 SECONDS = 6.0
@@ -91,7 +92,7 @@ def learn_sounds(
         processor: the model's.
         sounds: B files and their names.
         bar: makes a progress bar over an iterable, of a label and a number of items.
-        kept: file for what is learned so far; a call that finds it goes on from there.
+        kept: file for what is learned so far; a call with the same media and settings goes on from it.
 
     Returns:
         How many names and media there were, steps, and the first and last loss.
@@ -100,7 +101,8 @@ def learn_sounds(
     projection = getattr(model.model, family.TOWERS["audio"]).get_submodule(family.PROJECTIONS["audio"])
 
     @functools.cache
-    def pooled() -> Tensor:
+    def pooled() -> tuple[Tensor, Tensor]:
+        """The mean of each sound's tokens [B, D], and the noise's standard deviation [D]."""
         caught: list[Tensor] = []
         hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
         try:
@@ -109,14 +111,14 @@ def learn_sounds(
                     family.encode(model.model, _heard(file, processor), run_all=False)
         finally:
             hook.remove()
-        return torch.stack(caught)
+        means = torch.stack(caught)
+        return means, 0.3 * means.std(0)
 
     def draw(chosen: Tensor) -> Tensor:
-        heard = pooled()
-        return projection(heard[chosen] + 0.3 * heard.std(0) * torch.randn(len(chosen), heard.shape[1]))
+        means, spread = pooled()
+        return projection(means[chosen] + spread * torch.randn(len(chosen), means.shape[1]))
 
-    names = [name for _, name in sounds]
-    return _learn(projection, draw, model, processor=processor, named=names, settings=PROJECTION, bar=bar, kept=kept)
+    return _learn(projection, draw, model, processor=processor, media=sounds, settings=PROJECTION, bar=bar, kept=kept)
 
 
 def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
@@ -148,7 +150,7 @@ def learn_pictures(
         pictures: B files of square pictures and their names.
         seed: of the variants.
         bar: makes a progress bar over an iterable, of a label and a number of items.
-        kept: file for what is learned so far; a call that finds it goes on from there.
+        kept: file for what is learned so far; a call with the same media and settings goes on from it.
 
     Returns:
         As `learn_sounds`.
@@ -162,9 +164,8 @@ def learn_pictures(
         return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
     tower = getattr(model.model, family.TOWERS["vision"])
-    names = [name for _, name in pictures]
     return _learn(
-        tower, draw, model, processor=processor, named=names, settings=TOWER, bar=bar, kept=kept, variants=rng
+        tower, draw, model, processor=processor, media=pictures, settings=TOWER, bar=bar, kept=kept, variants=rng
     )
 
 
@@ -215,7 +216,7 @@ def _learn(
     draw: Callable[[Tensor], Tensor],
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    named: Sequence[str],
+    media: Sequence[tuple[Path, str]],
     settings: AlignmentSettings,
     bar: Callable,
     kept: Path,
@@ -223,9 +224,10 @@ def _learn(
 ) -> dict:
     """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another.
 
-    What an interrupted call has kept is gone on from, to the same weights: with it the states of PyTorch's generator
-    and of `variants`, from which `draw` draws.
+    A call that was interrupted is continued from `kept`, to the same weights: the file has the states of the global
+    generators and of `variants`, from which `draw` draws.
     """
+    named = [name for _, name in media]
     known = sorted(set(named))
     names = NameEmbeddings(model, processor.tokenizer, known)
     labels = torch.tensor([known.index(name) for name in named])
@@ -235,12 +237,15 @@ def _learn(
         optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     parts, losses = {"module": module, "optimizer": optimizer, "schedule": schedule}, []
-    if kept.is_file():
-        found = torch.load(kept, weights_only=True)
+    learned = {"settings": asdict(settings), "media": [[digest(file), name] for file, name in media]}
+    found = torch.load(kept, weights_only=True) if kept.is_file() else None
+    if found and found["learned"] != learned:
+        say(settings.label, f"{kept} is of other media or settings, and is not used")
+    elif found:
         for name, part in parts.items():
             part.load_state_dict(found[name])
         losses = found["losses"]
-        torch.set_rng_state(found["random"])
+        rng_state.restore(found["random"])
         if variants:
             variants.bit_generator.state = found["variants"]
         say(settings.label, f"{len(losses)} of {settings.steps} steps are learned already")
@@ -255,7 +260,7 @@ def _learn(
         losses.append(loss.item())
         if step % KEPT_EVERY == 0 or step == settings.steps:
             state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"losses": losses, "random": torch.get_rng_state()}
+            state |= {"learned": learned, "losses": losses, "random": rng_state.state()}
             state |= {"variants": variants.bit_generator.state} if variants else {}
             write_aside(kept, functools.partial(torch.save, state))
     first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])

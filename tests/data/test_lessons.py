@@ -90,6 +90,14 @@ def test_lessons_come_of_the_training_side_alone_and_every_recording_is_varied(s
     again = lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=0, bar=progress)
     assert again == made and read(again.answers, "train") == rows
     assert written == {file: file.stat().st_mtime_ns for file, _ in again.sounds}, "variants are not written again"
+    made.sounds[0][0].unlink()
+    assert lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=0, bar=progress) == made
+    assert made.sounds[0][0].is_file(), "what is missing is written"
+    written = {file: file.stat().st_mtime_ns for file, _ in made.sounds}
+    source = next((split / "train/audios").glob(f"{made.sounds[0][0].stem.removesuffix('_0')}.wav"))
+    sound(source, seed=7, seconds=0.3)
+    lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=0, bar=progress)
+    assert all(written[file] != file.stat().st_mtime_ns for file, _ in made.sounds), "a recording has changed"
     others = lessons.write(split, tmp_path / "lessons", copies=3, answers=20, seed=1, bar=progress)
     assert all(written[file] != file.stat().st_mtime_ns for file, _ in others.sounds)
     captions = [row for row in rows if len(row["path"]) == 1 and row["kind"] in ("heard_name", "seen_name")]

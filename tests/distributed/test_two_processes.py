@@ -24,6 +24,7 @@ KINDS = {
     "kl": ["grpo.beta=0.05"],
     "silent groups": ["grpo.beta=0"],
     "lora": ["grpo.beta=0.05", "adapter=lora"],
+    "plain rows": ["grpo.beta=0.05", "grpo.shared_prefix=false"],
     "integration": ["reward=integration", "two senses"],
     "mixed media": ["grpo.beta=0.05", "mixed"],
     "mixed media, plain rows": ["grpo.beta=0.05", "mixed", "grpo.shared_prefix=false"],
@@ -49,8 +50,7 @@ def train(dataset: Path, folder: Path, trainers: tuple[str, ...]) -> dict:
     asked = [(trainer, kind) for trainer in trainers for kind in KINDS if (trainer, kind) not in NEEDS_A_GPU]
     cases = json.dumps([[f"trainer={trainer}", *COMMON, *KINDS[kind]] for trainer, kind in asked])
     words, worker = [str(dataset), str(folder), cases], "from tests.helpers.distributed_worker import main; main()"
-    # Of one thread each, as all tests are: sums in another order are not what is compared here.
-    started = start(folder, words, n=2, code=worker) if several else [processes.start(folder, *words, code=worker)]
+    started = start(folder, words, code=worker) if several else [processes.start(folder, *words, code=worker)]
     ended = [one.wait(600) for one in started]
     assert not any(one.returncode for one in ended), "".join(one.stderr[-3000:] for one in ended)
     return dict(zip(asked, torch.load(folder / "found.pt"), strict=True))

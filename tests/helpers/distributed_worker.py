@@ -132,6 +132,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # sums in another order are not what is compared here
     dataset, folder, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     found = [train(dataset, folder, settings) for settings in cases]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:

@@ -110,7 +110,7 @@ class Started:
 def start(
     folder: Path, *arguments: str, module: str = "echoink.train", code: str | None = None, **environment: str
 ) -> Started:
-    """Start `python -m <module>`, or `python -c <code>`, in a folder, where MLflow's database is there already."""
+    """Start `python -m <module>`, or `python -c <code>`, in a folder that has MLflow's database already."""
     if module == "echoink.train" and "tracking=off" not in arguments:
         stores.put(Path(folder))
     return Started(None if code else module, code, arguments, folder, environment)

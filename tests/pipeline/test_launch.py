@@ -30,6 +30,8 @@ def test_jobs_are_processes_that_know_the_users_folder_and_one_that_fails_stops_
     assert done.returncode == 1
     summaries = [json.loads((folder / str(job) / "summary.json").read_text()) for job in (0, 1)]
     assert [summary["status"] for summary in summaries] == ["failed", "finished"] and summaries[1]["steps"] == 1
+    configs = [yaml.safe_load((folder / str(job) / "config.yaml").read_text()) for job in (0, 1)]
+    assert [config["model"]["path"] for config in configs] == ["not_there_yet", "tiny"]
     ran = {json.loads((folder / str(job) / "environment.json").read_text())["process"] for job in (0, 1)}
     assert len(ran) == 2, "a process each"
     table = done.stdout[done.stdout.index("job  overrides") :]

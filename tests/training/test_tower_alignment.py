@@ -109,6 +109,11 @@ def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, sh
     steps.clear()
     learn(sense, tiny_model(), processor, tmp_path / "whole", bar(None))
     assert not steps, "what is learned is not learned again"
+    capsys.readouterr()
+    monkeypatch.setattr(tower_alignment, "PROJECTION", replace(tower_alignment.PROJECTION, steps=3))
+    monkeypatch.setattr(tower_alignment, "TOWER", replace(tower_alignment.TOWER, steps=3))
+    learn(sense, tiny_model(), processor, tmp_path / "whole", bar(None))
+    assert steps == [1, 2, 3] and "is of other media or settings" in capsys.readouterr().out
 
 
 def test_a_picture_is_varied_within_its_size():

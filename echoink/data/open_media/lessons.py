@@ -16,6 +16,7 @@ from scipy.signal import resample_poly
 
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
+from echoink.media.loaders import digest
 from echoink.rewards.parsing import ANSWER, THINK
 
 Row = dict[str, Any]
@@ -179,12 +180,15 @@ def _varied(
     sounds: dict[str, str], split: Path, folder: Path, copies: int, rng: np.random.Generator, bar: Callable
 ) -> list[tuple[Path, str]]:
     folder.mkdir(parents=True, exist_ok=True)
-    record, wanted = folder / "variants.json", {"of": sounds, "copies": copies, "random": rng.bit_generator.state}
+    record = folder / "variants.json"
+    of = [[file, digest(split / "train" / file), name] for file, name in sounds.items()]
+    wanted = {"of": of, "copies": copies, "random": rng.bit_generator.state}
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8"))
-        if before["wanted"] == wanted:
-            rng.bit_generator.state = before["random"]  # what is drawn next is the same as where they were made
-            return [(folder.resolve() / file, name) for file, name in before["made"]]
+        there = [(folder.resolve() / file, name) for file, name in before["made"]]
+        if before["wanted"] == wanted and all(file.is_file() for file, _ in there):
+            rng.bit_generator.state = before["random"]  # as if they had been made now
+            return there
     made = []
     for file, name in bar("variants", len(sounds))(sounds.items()):
         samples, rate = soundfile.read(split / "train" / file, dtype="float32")
