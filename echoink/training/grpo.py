@@ -12,6 +12,7 @@ Shapes: B prompts, G group, R = B·G rows (completions), K rewards, C completion
 count.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -98,42 +99,55 @@ def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, m
     return ratio.masked_fill(ratio > most, 0)
 
 
-def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, loss: Loss, clip: float) -> Tensor:
+@dataclass(frozen=True)
+class Variant:
+    """Which Eq. 2 a run minimizes."""
+
+    loss: Loss
+    """How token losses become one number, see `reduce`; CISPO also changes the token loss."""
+    clip: float
+    """ε, the bound on the ratio of new and old policy."""
+    beta: float
+    """β, the weight of the KL term."""
+    max_tokens: int
+    """The cap on a completion's tokens, by which Dr. GRPO divides."""
+
+
+def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, variant: Variant) -> Tensor:
     """-min(ρ A, clip(ρ, 1-ε, 1+ε) A) per token, with ρ = π_θ / π_old; CISPO: -min(ρ, 1+ε) A log π_θ, ρ as a constant.
 
     Args:
         logps: log π_θ [R, C].
         old: log π_old [R, C], of the policy that sampled.
         advantages: [R].
-        loss: the variant.
-        clip: ε.
+        variant: gives ε and says whether it is CISPO.
 
     Returns:
         [R, C].
     """
-    ratio, advantages = torch.exp(logps - old), advantages.unsqueeze(1)
-    if loss is Loss.cispo:
+    ratio, advantages, clip = torch.exp(logps - old), advantages.unsqueeze(1), variant.clip
+    if variant.loss is Loss.cispo:
+        # The ratio is a constant here: the gradient flows through log π_θ of every token, clipped or not.
         return -ratio.clamp(max=1 + clip).detach() * advantages * logps
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def reduce(losses: Tensor, mask: Tensor, loss: Loss, width: int, tokens: Tensor | float) -> Tensor:
-    """One number of token losses [R, C]: the mean that each variant takes.
+def reduce(losses: Tensor, mask: Tensor, variant: Variant, tokens: Tensor | float) -> Tensor:
+    """One number of token losses [R, C].
 
     Args:
         losses: [R, C].
         mask: [R, C].
-        loss: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
-            R times `width`; `dapo` and `cispo` by `tokens`.
-        width: the cap on a completion's tokens.
+        variant: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
+            R times the cap on a completion's tokens; `dapo` and `cispo` by `tokens`.
         tokens: those of an optimizer step, for one micro-batch of one process.
     """
-    summed = losses * mask
+    summed, loss = losses * mask, variant.loss
     if loss is Loss.grpo:
         return (summed.sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
     if loss is Loss.bnpo:
         return summed.sum() / mask.sum().clamp(min=1.0)
-    return summed.sum() / (len(losses) * width if loss is Loss.dr_grpo else tokens)
+    return summed.sum() / (len(losses) * variant.max_tokens if loss is Loss.dr_grpo else tokens)
 
 
 class Objective(NamedTuple):
@@ -151,12 +165,9 @@ def objective(
     advantages: Tensor,
     mask: Tensor,
     *,
-    loss: Loss,
-    clip: float,
-    width: int,
+    variant: Variant,
     tokens: Tensor | float,
     reference: Tensor | None = None,
-    beta: float = 0.0,
     weights: Tensor | None = None,
 ) -> Objective:
     """L = -1/G Σ_i 1/|o_i| Σ_t [w min(ρ A_i, clip(ρ) A_i) - β KL_it], Eq. 2, or a variant of it.
@@ -166,18 +177,15 @@ def objective(
         old: log π_old [R, C].
         advantages: [R].
         mask: [R, C].
-        loss: the variant.
-        clip: ε.
-        width: see `reduce`.
+        variant: the loss, ε and β.
         tokens: see `reduce`.
         reference: log π_ref [R, C]; None where β is 0.
-        beta: β.
         weights: w, see `engine_ratio`; None: 1.
     """
     divergence = None if reference is None else kl(logps, reference)
-    losses = token_losses(logps, old, advantages, loss=loss, clip=clip)
+    losses = token_losses(logps, old, advantages, variant)
     if weights is not None:
         losses = losses * weights
     if divergence is not None:
-        losses = losses + beta * divergence
-    return Objective(reduce(losses, mask, loss, width=width, tokens=tokens), divergence)
+        losses = losses + variant.beta * divergence
+    return Objective(reduce(losses, mask, variant, tokens), divergence)

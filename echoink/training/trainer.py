@@ -262,12 +262,9 @@ class EchoInkTrainer(TRLHost):
             logps.detach() if old is None else old,
             advantages,
             mask,
-            loss=loss,
-            clip=self._settings.clip,
-            width=self.max_completion_length,
+            variant=grpo.Variant(loss, self._settings.clip, self.beta, self.max_completion_length),
             tokens=self._tokens_of_step(inputs),
             reference=inputs.get("ref_per_token_logps"),
-            beta=self.beta,
             weights=weights,
         )
         with torch.no_grad():

@@ -94,12 +94,9 @@ def test_loss_and_gradient_of_every_variant_equal_trl(rows, loss, beta, on_polic
         logps.detach() if on_policy else rows.old,
         rows.advantages,
         rows.mask,
-        loss=loss,
-        clip=clip,
-        width=CAP,
+        variant=grpo.Variant(loss, clip, beta, CAP),
         tokens=tokens * accumulation / trainer.args.steps_per_generation,
         reference=rows.reference if beta else None,
-        beta=beta,
         weights=weights,
     ).loss
     found = found if loss in (Loss.dapo, Loss.cispo) else found / accumulation
