@@ -291,7 +291,6 @@ def parity(config: Config) -> Iterator[Finding]:
         setup = EngineSetup(
             python=config.generation.vllm.python,
             sampling=replace(loaded.sampling, max_new_tokens=min(24, loaded.sampling.max_new_tokens)),
-            end_ids=loaded.end_ids,
             rows=1,
             longest=1,
             bf16=config.trainer.bf16 or config.model.dtype is Dtype.bfloat16,

@@ -152,8 +152,6 @@ class Answerer:
                 uniforms(given.seed, 0, sample.id, group_size=draws, length=sampling.max_new_tokens)[None],
                 temperatures=[sampling.temperature if given.samples else 0.0] * draws,
                 sampling=sampling,
-                end_ids=loaded.end_ids,
-                pad_id=tokenizer.pad_token_id,
             )
         return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
 

@@ -71,9 +71,8 @@ class Scorer:
         self.omni = loading.load_processor(path, config.model.min_pixels, config.model.max_pixels)
         caps = Caps(config.model.max_audio_seconds, video_caps(config.model), config.model.max_prompt_tokens)
         self.processor = PromptProcessor(self.omni, self.model, config.prompt, caps)
-        self.ends, self.pad = loading.end_ids(self.model, self.omni), self.omni.tokenizer.pad_token_id
-        made = config.generation
-        self.sampling = Sampling(made.temperature, made.top_p, made.top_k, made.max_new_tokens)
+        made, ends = config.generation, loading.end_ids(self.model, self.omni)
+        self.sampling = Sampling(made.temperature, made.top_p, made.top_k, made.max_new_tokens, ends)
 
     def complete(self, samples: Sequence[Sample], step: int) -> list[list[int]]:
         """GROUP completions of each, with the noise of a step."""
@@ -81,15 +80,7 @@ class Scorer:
         noise = torch.stack([uniforms(0, step, sample.id, group_size=GROUP, length=length) for sample in samples])
         prompts = [self.processor(sample) for sample in samples]
         temperatures = [self.sampling.temperature] * GROUP
-        return generate(
-            self.model,
-            prompts,
-            noise,
-            temperatures=temperatures,
-            sampling=self.sampling,
-            end_ids=self.ends,
-            pad_id=self.pad,
-        )
+        return generate(self.model, prompts, noise, temperatures=temperatures, sampling=self.sampling)
 
     def texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         return self.omni.batch_decode(completions, skip_special_tokens=True)

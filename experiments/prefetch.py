@@ -28,10 +28,10 @@ def seconds(samples: list[Sample], workers: int) -> float:
     model, omni = loading.load_model("tiny"), loading.load_processor("tiny", 112 * 112, 112 * 112)
     caps = Caps(10.0, video_caps(config.model), 4096)
     processor = PromptProcessor(omni, model, config.prompt, caps=caps, workers=workers)
-    sampling, ends = Sampling(1.0, 0.95, 50, 64), loading.end_ids(model, omni)
+    sampling = Sampling(1.0, 0.95, 50, 64, loading.end_ids(model, omni))
     started = time.perf_counter()
     setup = evaluate.EvaluationSetup(
-        processor, sampling, ends, match=Match.lenient, seed=0, batch_prompts=4, draws=("sample",)
+        processor, sampling, match=Match.lenient, seed=0, batch_prompts=4, draws=("sample",)
     )
     answers = evaluate.evaluate(model, samples, setup, "videos")
     assert len(list(answers)) == len(samples)

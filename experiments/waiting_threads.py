@@ -47,8 +47,6 @@ def measure(folder: str) -> list[float]:
             torch.stack(noise),
             temperatures=[sampling.temperature] * GROUP,
             sampling=sampling,
-            end_ids=loaded.end_ids,
-            pad_id=loaded.processor.processor.tokenizer.pad_token_id,
             decoder=decoder,
         )
         seconds.append(time.perf_counter() - began)

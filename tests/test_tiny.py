@@ -187,8 +187,8 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     samples = read_split(tmp_path / "set", "valid")
     omni = make_processor(model).processor
     processor = make_processor(model)
-    sampling = Sampling(1.0, 0.95, 50, 96)
-    setup = EvaluationSetup(processor, sampling, end_ids(model, omni), match=Match.lenient, seed=0, batch_prompts=150)
+    sampling = Sampling(1.0, 0.95, 50, 96, end_ids(model, omni))
+    setup = EvaluationSetup(processor, sampling, match=Match.lenient, seed=0, batch_prompts=150)
     found = evaluate(model, samples, setup, "base")
     summary = summarize(list(found))
     assert 0.25 <= summary["accuracy"] <= 0.60

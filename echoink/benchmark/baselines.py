@@ -38,7 +38,6 @@ class Step:
         self.model, self.reference, self.work, self.beta = model, reference, work, beta
         self.unwrapped = model.get_base_model() if isinstance(model, PeftModel) else model
         self.device = self.unwrapped.device
-        self.pad = self.unwrapped.generation_config.pad_token_id
         self.ids, self.mask = work.completion_ids.to(self.device), work.mask.to(self.device)
         self.advantages = work.advantages.to(self.device)
         # A learning rate of 0 leaves the weights alone, so that every repetition does the same.
@@ -90,7 +89,7 @@ class SharedPrefix(Step):
 
     def prefill(self) -> None:
         """Towers and prompts, up to the logits of the first token."""
-        rollout.prefill(self.unwrapped.eval(), self.work.prompts, self.pad)
+        rollout.prefill(self.unwrapped.eval(), self.work.prompts)
 
     def rollout(self) -> list[list[int]]:
         """The whole rollout; finished rows leave."""
@@ -98,8 +97,7 @@ class SharedPrefix(Step):
             features = encode_media(self.unwrapped.model, self.work.prompts)
         self.features = None if towers_learn(self.unwrapped.model) else features
         script = self.work.completion_ids.view(len(self.work.prompts), self.work.group, -1).double()
-        ends = [self.unwrapped.generation_config.eos_token_id]
-        sampling = Sampling(1.0, 1.0, 0, script.shape[-1])
+        sampling = Sampling(1.0, 1.0, 0, script.shape[-1], end_ids=(self.unwrapped.generation_config.eos_token_id,))
         temperatures = [1.0] * self.work.group
         return rollout.generate(
             self.unwrapped,
@@ -107,8 +105,6 @@ class SharedPrefix(Step):
             script,
             temperatures=temperatures,
             sampling=sampling,
-            end_ids=ends,
-            pad_id=self.pad,
             features=features,
             choose=_replay,
         )
@@ -155,7 +151,7 @@ class PlainRows(Step):
         return self._decode([self.work.prompts[index] for index in prompt_index], self.ids, tokens)
 
     def _decode(self, prompts: Sequence, script: Tensor, tokens: int, copies: int = 1) -> Tensor:
-        batch = {name: value.to(self.device) for name, value in prompt_batch(prompts, self.pad).items()}
+        batch = {name: value.to(self.device) for name, value in prompt_batch(prompts).items()}
         media = row_media(prompts, range(len(prompts)))
         batch |= {name: value.to(self.device) for name, value in media.items()}
         batch.pop("position_ids")  # generate() derives them

@@ -74,7 +74,6 @@ class EvaluationSetup:
     processor: PromptProcessor
     """Turns a sample into model inputs."""
     sampling: Sampling
-    end_ids: Sequence[int]
     match: Match
     seed: int
     """Of the sampled draws."""
@@ -143,7 +142,7 @@ def evaluate(
                 completion=text,
                 gold=sample.solution,
                 tokens=len(tokens),
-                truncated=tokens[-1] not in setup.end_ids,
+                truncated=tokens[-1] not in setup.sampling.end_ids,
                 cluster=(clusters or {}).get(sample.id, sample.id),
                 fields=sample.fields,
                 media=sample.places,
@@ -159,21 +158,12 @@ def _by_model(
     first_draw: int,
     decoder: Decoder,
 ) -> list[list[int]]:
-    sampling, draws, pad_id = setup.sampling, setup.draws, setup.processor.processor.tokenizer.pad_token_id
+    sampling, draws = setup.sampling, setup.draws
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
     # Noise belongs to a sample and a draw, not to a batch: an answer does not depend on who is asked beside it.
     noise = torch.stack([noise_of(setup, sample, first_draw + len(draws))[first_draw:] for sample in samples])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
-        return generate(
-            model,
-            prompts,
-            noise,
-            temperatures=temperatures,
-            sampling=sampling,
-            end_ids=setup.end_ids,
-            pad_id=pad_id,
-            decoder=decoder,
-        )
+        return generate(model, prompts, noise, temperatures=temperatures, sampling=sampling, decoder=decoder)
 
 
 def by_engine(

@@ -55,7 +55,6 @@ class Evaluator:
         direct: the prompt without reasoning, for the public protocols.
         processor: turns a sample into model inputs, with the prompt of training.
         sampling: as in training.
-        end_ids: tokens that end a completion.
         match: how an answer is read.
         extra_rewards: those beside accuracy and format.
         seed: of the sampled draws.
@@ -72,7 +71,6 @@ class Evaluator:
     direct: Prompt
     processor: PromptProcessor
     sampling: Sampling
-    end_ids: Sequence[int]
     match: Match
     extra_rewards: Sequence[ExtraReward]
     seed: int
@@ -204,7 +202,6 @@ class Evaluator:
         return EvaluationSetup(
             processor=self.processor,
             sampling=self.sampling,
-            end_ids=self.end_ids,
             match=self.match,
             seed=self.seed,
             batch_prompts=self.config.batch_prompts,
@@ -226,7 +223,6 @@ class Evaluator:
             pixels=self.processor.processor.image_processor.size,
             tokens=example.input_ids.tolist(),
             sampling=self.sampling,
-            ends=sorted(self.end_ids),
             seed=self.seed,
             split=self.config.split.name,
             bf16=self.bf16,

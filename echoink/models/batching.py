@@ -11,11 +11,14 @@ from torch import Tensor
 
 from echoink.models.family import PromptInputs
 
+_PADDING = 0
+"""Nothing attends to it: any token will do that stands for no medium."""
 
-def prompt_batch(prompts: Sequence[PromptInputs], pad_id: int) -> dict[str, Tensor]:
+
+def prompt_batch(prompts: Sequence[PromptInputs]) -> dict[str, Tensor]:
     """Left-padded inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [A, B, P] and media."""
     width = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), pad_id)
+    input_ids = torch.full((len(prompts), width), _PADDING)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         input_ids[row, width - len(prompt.input_ids) :] = prompt.input_ids

@@ -198,11 +198,11 @@ def lora(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> Lor
     )
 
 
-def end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+def end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> tuple[int, ...]:
     """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
     configured = model.generation_config.eos_token_id
     configured = [configured] if isinstance(configured, int) else configured or []
-    return sorted({processor.tokenizer.eos_token_id, *configured})
+    return tuple(sorted({processor.tokenizer.eos_token_id, *configured}))
 
 
 def load_processor(path: str, min_pixels: int, max_pixels: int) -> ProcessorMixin:

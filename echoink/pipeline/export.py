@@ -57,7 +57,7 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
             (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         else:
             model.save_pretrained(part)
-        ends = loading.end_ids(model, processor)
+        ends = [*loading.end_ids(model, processor)]
         generation = GenerationConfig.from_dict(model.generation_config.to_dict() | {"eos_token_id": ends})
         generation.save_pretrained(part)
         processor.save_pretrained(part)

@@ -40,7 +40,6 @@ class Prefilled:
 def prefill(
     model: PreTrainedModel,
     prompts: Sequence[PromptInputs],
-    pad_id: int,
     features: Sequence[Features] | None = None,
 ) -> Prefilled:
     """Run each of B prompts through towers and language model once, the head on its last position only.
@@ -48,12 +47,11 @@ def prefill(
     Args:
         model: the model, not wrapped.
         prompts: B prompts.
-        pad_id: the padding token.
         features: what the towers made of the prompts' media; None encodes them here.
     """
     features = encode_media(model.model, prompts) if features is None else features
     family = family_of(model)
-    batch = {name: value.to(model.device) for name, value in prompt_batch(prompts, pad_id).items()}
+    batch = {name: value.to(model.device) for name, value in prompt_batch(prompts).items()}
     cache = DynamicCache(config=model.config.get_text_config())
     hidden = family.language_model(model.model)(
         **family.embed(model.model, batch["input_ids"], features),
@@ -78,8 +76,6 @@ def generate(
     noise: Tensor,
     temperatures: Sequence[float],
     sampling: Sampling,
-    end_ids: Sequence[int],
-    pad_id: int,
     features: Sequence[Features] | None = None,
     choose: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
     decoder: Decoder | None = None,
@@ -91,9 +87,7 @@ def generate(
         prompts: B prompts.
         noise: uniform numbers [B, G, C].
         temperatures: one per completion of a group, length G; 0 is greedy.
-        sampling: top-p, top-k and the cap C on new tokens.
-        end_ids: tokens that end a completion.
-        pad_id: the padding token.
+        sampling: top-p, top-k, the cap C on new tokens, the tokens that end a completion.
         features: what the towers made of the prompts' media; None encodes them here.
         choose: turns logits into tokens; a benchmark replays given ones.
         decoder: the model's, of an earlier rollout; None makes one.
@@ -103,7 +97,7 @@ def generate(
     """
     device, group, was_training = model.device, len(temperatures), model.training
     model.eval()
-    start = prefill(model, prompts, pad_id, features)
+    start = prefill(model, prompts, features)
     logits = start.logits.repeat_interleave(group, 0)
     positions = start.next_positions.repeat_interleave(group)
     decoder = decoder or decoder_for(model)
@@ -114,7 +108,7 @@ def generate(
     # A sampled placeholder would stand for a picture or a sound that is not there.
     media_tokens = list(family_of(model).placeholders(model.config).values())
     completions: list[list[int]] = [[] for _ in range(len(logits))]
-    rows, ends = list(range(len(logits))), set(end_ids)
+    rows, ends = list(range(len(logits))), set(sampling.end_ids)
     for position in range(sampling.max_new_tokens):
         logits[:, media_tokens] = float("-inf")
         tokens = choose(logits, noise[:, position], temperature, top_p=sampling.top_p, top_k=sampling.top_k)

@@ -19,6 +19,8 @@ class Sampling:
     top_p: float
     top_k: int
     max_new_tokens: int
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end a completion; without any each has `max_new_tokens`."""
 
 
 def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int) -> Tensor:

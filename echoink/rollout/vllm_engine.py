@@ -59,9 +59,7 @@ class EngineSetup:
     python: str | None
     """The interpreter that has vLLM; None: this one."""
     sampling: Sampling
-    """How a token is chosen."""
-    end_ids: Sequence[int]
-    """Tokens that end a completion."""
+    """How a token is chosen, and which ends a completion."""
     rows: int
     """Completions that are decoded together."""
     longest: int
@@ -139,7 +137,7 @@ class Engine:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "max_tokens": sampling.max_new_tokens,
-            "stop_token_ids": list(setup.end_ids),
+            "stop_token_ids": list(sampling.end_ids),
             # A sampled placeholder would stand for a picture or a sound that is not there.
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }

@@ -40,7 +40,6 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
                 vllm_engine.EngineSetup(
                     python=settings.python,
                     sampling=job.sampling,
-                    end_ids=job.end_ids,
                     rows=rows,
                     longest=longest,
                     bf16=bf16,

@@ -99,23 +99,13 @@ class IntegrationReward:
         """Whether twin and redraw can pay for a prompt: its need is known, and both senses are there and can change."""
         return has_both(sample) and all(sample.id in twins for twins in self._twins)
 
-    def answer_again(
-        self,
-        model,
-        noise: Tensor,
-        sampling: Sampling,
-        end_ids: Sequence[int],
-        pad_id: int,
-        decoder: Decoder | None = None,
-    ) -> None:
+    def answer_again(self, model, noise: Tensor, sampling: Sampling, decoder: Decoder | None = None) -> None:
         """Complete the changed prompts with the noise of the full ones, where the rule needs it.
 
         Args:
             model: the policy, not wrapped.
             noise: [B, G, C] of the rollout.
             sampling: of the rollout.
-            end_ids: tokens that end a completion.
-            pad_id: the padding token.
             decoder: the policy's, of the rollout.
         """
         if self.rule not in ANSWERS_AGAIN:
@@ -137,8 +127,6 @@ class IntegrationReward:
                     drawn[self._both],
                     temperatures=temperatures,
                     sampling=sampling,
-                    end_ids=end_ids,
-                    pad_id=pad_id,
                     features=features,
                     decoder=decoder,
                 )

@@ -34,7 +34,6 @@ class Loaded:
     model: PreTrainedModel
     processor: PromptProcessor
     sampling: Sampling
-    end_ids: list[int]
 
 
 def load_for_inference(
@@ -68,9 +67,15 @@ def load_for_inference(
         round_frozen(model.requires_grad_(False), torch.bfloat16)
     processor = loading.load_processor(path, wanted.min_pixels, wanted.max_pixels)
     caps = Caps(wanted.max_audio_seconds, video_caps(wanted), wanted.max_prompt_tokens)
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.max_new_tokens)
+    sampling = Sampling(
+        generation.temperature,
+        generation.top_p,
+        generation.top_k,
+        max_new_tokens=generation.max_new_tokens,
+        end_ids=loading.end_ids(model, processor),
+    )
     prompts = PromptProcessor(processor, model, config.prompt, caps=caps, workers=config.dataset.workers)
-    return Loaded(model, prompts, sampling, loading.end_ids(model, processor))
+    return Loaded(model, prompts, sampling)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,6 @@ class Job:
     model: PreTrainedModel
     processor: PromptProcessor
     sampling: Sampling
-    end_ids: list[int]
     extra_rewards: Sequence[ExtraReward]
 
 
@@ -118,7 +122,6 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
         model=model,
         processor=loaded.processor,
         sampling=loaded.sampling,
-        end_ids=loaded.end_ids,
         extra_rewards=extra,
     )
 

@@ -86,10 +86,15 @@ class EchoInkTrainer(TRLHost):
         with self.timer.section("time/media"):
             samples = [self._shown(self._samples[id]) for id in ids]
             prompts = self._prefetcher.take(samples)
-        sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_completion_length)
+        sampling = Sampling(
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            max_new_tokens=self.max_completion_length,
+            end_ids=tuple(self.eos_token_ids),
+        )
         seed, step = self.args.seed, self.state.global_step
         noise = torch.stack([uniforms(seed, step, id, group_size=group, length=sampling.max_new_tokens) for id in ids])
-        ends, pad = self.eos_token_ids, self._tokenizer.pad_token_id
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
             # Media are encoded here where our decoder needs them, or where they can serve the loss as well.
             features = engine_logps = None
@@ -116,17 +121,13 @@ class EchoInkTrainer(TRLHost):
                     noise,
                     temperatures=temperatures,
                     sampling=sampling,
-                    end_ids=ends,
-                    pad_id=pad,
                     features=features,
                     decoder=self._decoder,
                 )
             if self._integration:
                 with self.timer.section("time/integration"):
                     self._integration.take(samples, prompts, features)
-                    self._integration.answer_again(
-                        model, noise, sampling, end_ids=ends, pad_id=pad, decoder=self._decoder
-                    )
+                    self._integration.answer_again(model, noise, sampling, self._decoder)
             # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
             features = None if towers_learn(model.model) else features
         return Rollout(

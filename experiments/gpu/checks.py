@@ -224,8 +224,7 @@ def graph() -> Iterator[Row]:
     length = 12 if SMALL else 64
     prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(2)]
     noise = torch.stack([sampling.uniforms(0, 0, str(seed), group_size=G, length=length) for seed in range(2)])
-    ends = list(range(20, 60))  # rows leave along the way
-    how = sampling.Sampling(1.0, 0.95, 50, length)
+    how = sampling.Sampling(1.0, 0.95, 50, length, tuple(range(20, 60)))  # rows leave along the way
     kinds = {
         "float32": ("float32", False, False),
         "float32 masters under autocast": ("float32", False, True),
@@ -240,9 +239,7 @@ def graph() -> Iterator[Row]:
 
         def rollout(one: decoder.Decoder, of=model, casts=cast) -> list[list[int]]:
             with autocast(casts):
-                return generate.generate(
-                    of, prompts, noise, temperatures=[1.0] * G, sampling=how, end_ids=ends, pad_id=0, decoder=one
-                )
+                return generate.generate(of, prompts, noise, temperatures=[1.0] * G, sampling=how, decoder=one)
 
         found = rollout(captured), rollout(plain)
         same, first = sum(one == other for one, other in zip(*found, strict=True)), len(captures)
@@ -375,12 +372,10 @@ def fsdp_graph() -> Iterator[Row]:
         length = 8 if SMALL else 48
         noise, how = (
             sampling.uniforms(0, 0, "a", group_size=G, length=length)[None],
-            sampling.Sampling(1.0, 0.95, 50, length),
+            sampling.Sampling(1.0, 0.95, 50, length, (21,)),
         )
         with autocast(), sharding.unsharded(model):
-            found = generate.generate(
-                model, [text_prompt(60)], noise, temperatures=[1.0] * G, sampling=how, end_ids=[21], pad_id=0
-            )
+            found = generate.generate(model, [text_prompt(60)], noise, temperatures=[1.0] * G, sampling=how)
         yield Row("decoding under FSDP2's hooks", len(found), "rows", len(found) == G)
         seen, attend = set(), Layout.attend
         Layout.attend = lambda self, *of, **named: (seen.add(self), attend(self, *of, **named))[1]

@@ -13,7 +13,7 @@ from tests.helpers.files import picture, sound, video
 
 def logits_of(model, prompts, completions):
     """Log-probabilities of each row's completion, [R, C], computed with left-padded prompts."""
-    batch = prompt_batch(prompts, 0)
+    batch = prompt_batch(prompts)
     width, length = batch["input_ids"].shape[1], completions.shape[1]
     prompt_index = range(len(prompts))
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_every_data_type_in_one_batch_gives_what_each_gives_alone(processor, mod
                     completion_ids=completions[rows],
                     scored=torch.ones(len(rows), 5).bool(),
                 )[0]
-            batch = prompt_batch([own[index] for index in prompt_index], 0)
+            batch = prompt_batch([own[index] for index in prompt_index])
             ids = torch.cat([batch["input_ids"], completions[rows]], 1)
             mask = torch.cat([batch["attention_mask"], torch.ones(len(rows), 5, dtype=torch.long)], 1)
             return logprobs.plain_row_logprobs(
@@ -169,7 +169,7 @@ def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_ea
     from echoink.rollout.generate import generate
     from echoink.rollout.sampling import Sampling, uniforms
 
-    sampling, ends = Sampling(1.0, 0.95, 50, 12), end_ids(model, processor.processor)
+    sampling = Sampling(1.0, 0.95, 50, 12, end_ids(model, processor.processor))
 
     def texts(samples):
         noise = torch.stack([uniforms(0, 0, sample.id, group_size=2, length=12) for sample in samples])
@@ -179,8 +179,6 @@ def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_ea
             noise,
             temperatures=[1.0, 1.0],
             sampling=sampling,
-            end_ids=ends,
-            pad_id=0,
         )
 
     assert texts(one_of_each) == [row for sample in one_of_each for row in texts([sample])]

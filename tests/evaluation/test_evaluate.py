@@ -18,8 +18,8 @@ SAMPLING = Sampling(1.0, 0.95, 50, 64)
 
 
 def answers(model, processor, samples, batch=8, seed=0, draws=(SAMPLED, GREEDY), match=Match.lenient):
-    ends = end_ids(model, processor.processor)
-    setup = EvaluationSetup(processor, SAMPLING, ends, match=match, seed=seed, batch_prompts=batch, draws=draws)
+    sampling = replace(SAMPLING, end_ids=end_ids(model, processor.processor))
+    setup = EvaluationSetup(processor, sampling, match=match, seed=seed, batch_prompts=batch, draws=draws)
     return list(evaluate(model, samples, setup, "base"))
 
 
@@ -49,7 +49,7 @@ def test_the_sampled_draw_is_keyed_by_seed_and_the_greedy_one_is_not(model, proc
 
 
 def test_noise_is_that_of_no_rollout_and_of_no_other_split(processor, samples):
-    valid = EvaluationSetup(processor, SAMPLING, [0], match=Match.lenient, seed=0, batch_prompts=8)
+    valid = EvaluationSetup(processor, SAMPLING, match=Match.lenient, seed=0, batch_prompts=8)
     drawn = [noise_of(valid, samples[0], 2), noise_of(replace(valid, split="dev"), samples[0], 2)]
     drawn.append(
         uniforms(0, 0, samples[0].id, group_size=2, length=SAMPLING.max_new_tokens)
@@ -59,13 +59,12 @@ def test_noise_is_that_of_no_rollout_and_of_no_other_split(processor, samples):
 
 
 def test_a_truncated_completion_says_so(model, processor, samples):
-    ends = end_ids(model, processor.processor)
-    short = replace(SAMPLING, max_new_tokens=3)
+    short = replace(SAMPLING, max_new_tokens=3, end_ids=end_ids(model, processor.processor))
     found = list(
         evaluate(
             model,
             samples[:2],
-            EvaluationSetup(processor, short, ends, match=Match.lenient, seed=0, batch_prompts=2),
+            EvaluationSetup(processor, short, match=Match.lenient, seed=0, batch_prompts=2),
             "base",
         )
     )

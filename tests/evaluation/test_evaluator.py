@@ -34,8 +34,7 @@ def make_evaluator(model, processor, tmp_path):
             config=replace(CONFIG.eval, **{"batch_prompts": 4, "cache": None, **settings}),
             direct=CONFIG.eval.direct,
             processor=processor,
-            sampling=Sampling(1.0, 0.95, 50, 48),
-            end_ids=end_ids(model, processor.processor),
+            sampling=Sampling(1.0, 0.95, 50, 48, end_ids(model, processor.processor)),
             match=Match.lenient,
             extra_rewards=(),
             seed=0,
@@ -260,16 +259,7 @@ def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluato
 def evaluate_alone(model, evaluator, samples, noise):
     omni = evaluator.processor.processor
     prompts = [evaluator.processor(sample) for sample in samples]
-    ends, pad = evaluator.end_ids, omni.tokenizer.pad_token_id
-    made = generate(
-        model,
-        prompts,
-        torch.stack(noise)[:, None],
-        temperatures=[1.0],
-        sampling=evaluator.sampling,
-        end_ids=ends,
-        pad_id=pad,
-    )
+    made = generate(model, prompts, torch.stack(noise)[:, None], temperatures=[1.0], sampling=evaluator.sampling)
     return omni.batch_decode(made, skip_special_tokens=True)
 
 

@@ -119,8 +119,8 @@ class StandIn:
         group, length = prompts[0]["n"], sampling["max_tokens"]
         assert len(prompts) * group <= self.settings["max_num_seqs"]
         noise = [np.random.default_rng(prompt["seed"]).random((group, length), dtype=np.float32) for prompt in prompts]
-        wanted = Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length)
-        ends = sampling["stop_token_ids"]
+        ends = tuple(sampling["stop_token_ids"])
+        wanted = Sampling(self.temperature, sampling["top_p"], sampling["top_k"], length, ends)
         temperatures = [self.temperature * sampling["temperature"]] * group
         rows = rollout.generate(
             self.model,
@@ -128,8 +128,6 @@ class StandIn:
             torch.from_numpy(np.stack(noise)),
             temperatures=temperatures,
             sampling=wanted,
-            end_ids=ends,
-            pad_id=ends[0],
         )
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         scored = torch.zeros_like(ids, dtype=torch.bool)

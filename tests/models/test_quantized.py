@@ -58,7 +58,7 @@ def test_it_learns_after_it_was_evaluated_and_the_shared_prefix_is_exact(quantiz
                 model, prompts, features, prompt_index=prompt_index, completion_ids=completions, scored=mask
             )[0]
         else:
-            batch = prompt_batch([prompts[0]] * 2, 0)
+            batch = prompt_batch([prompts[0]] * 2)
             ids = torch.cat([batch["input_ids"], completions], 1)
             ones = torch.cat([batch["attention_mask"], mask.long()], 1)
             found = logprobs.plain_row_logprobs(

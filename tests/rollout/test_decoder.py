@@ -16,7 +16,7 @@ from tests.rollout.test_generate import noise_of, run
 
 def decode(model, prompts, group, fixed, leaving, length=8, decoder=None):
     """Logits of steps between which all but the `leaving` rows leave; and the decoder."""
-    start = rollout.prefill(model.eval(), prompts, 0)
+    start = rollout.prefill(model.eval(), prompts)
     decoder = decoder or Decoder(model, replayed if fixed else None)
     decoder.begin(start.cache, start.mask, group, length)
     positions, found = start.next_positions.repeat_interleave(group), []
@@ -164,7 +164,7 @@ def test_a_step_under_autocast_rounds_no_weight_and_frozen_ones_least_of_all(mod
             return function(*args, **(kwargs or {}))
 
     with torch.autocast("cpu", torch.bfloat16):
-        start = rollout.prefill(model.eval(), prompts[:1], 0)
+        start = rollout.prefill(model.eval(), prompts[:1])
         decoder = Decoder(model)
         decoder.begin(start.cache, start.mask, 2, 4)
         with torch.no_grad(), Casts() as casts:
@@ -184,13 +184,13 @@ def test_a_shared_prefill_samples_what_num_return_sequences_does(model, prompts,
     """With transformers' own random numbers and the same seed; three prompts are padded on the left."""
     model.eval()
     group, chosen = 4, prompts[:count]
-    batch = prompt_batch(chosen, model.generation_config.pad_token_id)
+    batch = prompt_batch(chosen)
     batch.pop("position_ids")
     settings = {"do_sample": True, "max_new_tokens": 20, "top_k": 50, "top_p": 0.95}
     set_seed(3)
     expected = model.generate(**batch, num_return_sequences=group, **settings)
 
-    start = rollout.prefill(model, chosen, model.generation_config.pad_token_id)
+    start = rollout.prefill(model, chosen)
     # generate() wants the last prompt token not yet in the cache, and the offset of positions that it would have found
     start.cache.crop(-1)
     start.cache.batch_repeat_interleave(group)

@@ -1,5 +1,7 @@
 """The rollout: right samples, noise that no batching changes, and no work done twice."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,30 +18,19 @@ def noise_of(count, group, seed=0):
 
 
 def ends(model):
-    return (
-        [model.generation_config.eos_token_id]
-        if isinstance(model.generation_config.eos_token_id, int)
-        else list(model.generation_config.eos_token_id)
-    )
+    configured = model.generation_config.eos_token_id
+    return (configured,) if isinstance(configured, int) else tuple(configured)
 
 
 def run(model, prompts, noise, temperatures, sampling=SAMPLING):
-    return generate(
-        model,
-        prompts,
-        noise,
-        temperatures=temperatures,
-        sampling=sampling,
-        end_ids=ends(model),
-        pad_id=model.generation_config.pad_token_id,
-    )
+    return generate(model, prompts, noise, temperatures=temperatures, sampling=replace(sampling, end_ids=ends(model)))
 
 
 def test_greedy_is_what_transformers_generates(model, prompts):
     from echoink.models.batching import prompt_batch
 
     for prompt in prompts[:4]:
-        batch = prompt_batch([prompt], 0)
+        batch = prompt_batch([prompt])
         batch.pop("position_ids")  # let transformers derive them
         expected = model.eval().generate(**batch, do_sample=False, max_new_tokens=24)[0, len(prompt.input_ids) :]
         assert run(model, [prompt], noise_of(1, 1), [0.0])[0] == expected.tolist()

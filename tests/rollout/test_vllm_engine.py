@@ -70,8 +70,7 @@ def make_engine(tmp_path, monkeypatch):
             processor.processor,
             vllm_engine.EngineSetup(
                 python=python,
-                sampling=Sampling(temperature, 0.95, 50, length),
-                end_ids=loading.end_ids(model, processor.processor),
+                sampling=Sampling(temperature, 0.95, 50, length, loading.end_ids(model, processor.processor)),
                 rows=rows,
                 longest=longest,
                 bf16=False,
@@ -562,8 +561,7 @@ def test_the_parity_table_names_the_layer_where_they_part(model, processor, tmp_
     monkeypatch.setenv("STAND_IN", engine)
     setup = vllm_engine.EngineSetup(
         python=None,
-        sampling=Sampling(0.8, 0.95, 50, LENGTH),
-        end_ids=loading.end_ids(model, processor.processor),
+        sampling=Sampling(0.8, 0.95, 50, LENGTH, loading.end_ids(model, processor.processor)),
         rows=1,
         longest=1,
         bf16=False,

@@ -100,15 +100,13 @@ def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_
     noise = torch.stack(
         [uniforms(trainer.args.seed, 0, s.id, group_size=G, length=trainer.max_completion_length) for s in chosen]
     )
-    sampling = Sampling(trainer.temperature, trainer.top_p, trainer.top_k, trainer.max_completion_length)
-    ends, pad = trainer.eos_token_ids, trainer._tokenizer.pad_token_id
+    how = trainer.temperature, trainer.top_p, trainer.top_k, trainer.max_completion_length
+    sampling = Sampling(*how, tuple(trainer.eos_token_ids))
     for sense, twins in enumerate(reward._twins):
         changed = [twins[s.id] for s in chosen]
         assert all(one.problem == other.problem for one, other in zip(changed, chosen, strict=True))
         prompts = [trainer._prompt_processor(sample) for sample in changed]
-        rows = generate(
-            trainer.model, prompts, noise, temperatures=[1.0] * G, sampling=sampling, end_ids=ends, pad_id=pad
-        )
+        rows = generate(trainer.model, prompts, noise, temperatures=[1.0] * G, sampling=sampling)
         texts = trainer.processing_class.batch_decode(rows, skip_special_tokens=True)
         asked = [sample for sample in chosen for _ in range(G)]
         right = accuracy_of(Match.lenient)(texts, asked)
