@@ -143,60 +143,6 @@ def cache(model: Model, rows: Rows, bf16: bool) -> int:
     return model.dimensions.layers * rows.tokens * 2 * model.dimensions.key_width * (2 if bf16 else model.itemsize)
 
 
-def estimate(
-    model: Model,
-    learning: int,
-    reference: bool,
-    rows: Rows,
-    bf16: bool,
-    checkpointing: bool = False,
-    rollout_prompts: int | None = None,
-    engine: Rows | None = None,
-    engine_sleeps: bool = True,
-    adapts: bool = False,
-    divided: bool = False,
-    samples: bool = True,
-) -> Estimate:
-    """Memory of one training step, on one process that holds everything.
-
-    Args:
-        model: the policy.
-        learning: how many parameters learn.
-        reference: whether a second model stands beside it.
-        rows: of a micro-batch.
-        bf16: whether it computes in bfloat16 under autocast.
-        checkpointing: whether activations are computed again.
-        rollout_prompts: prompts that are decoded together; those of a micro-batch where None.
-        engine: rows that vLLM decodes together, where there is one.
-        engine_sleeps: whether it gives its memory back between rollouts.
-        adapts: whether only an adapter learns.
-        divided: whether the processes will share it out.
-        samples: whether completions are sampled in training.
-    """
-    weights = reference_bytes = model.weight_bytes
-    if bf16 and model.itemsize > 2 and divided:
-        weights += 2 * model.parameters  # gathered in bfloat16; the shares stay as they are
-    elif bf16 and model.itemsize > 2:
-        # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
-        # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
-        saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
-        reference_bytes -= saved
-        copied = learning if adapts else max(learning, model.dimensions.linear)
-        weights += 2 * learning + 2 * copied - (saved if adapts else 0)
-    decoded = replace(rows, prompts=rollout_prompts or rows.prompts)
-    beside = gathered_bytes(model, bf16) + cache(model, engine, bf16) if engine else 0
-    return Estimate(
-        weights=weights,
-        reference=reference_bytes if reference else 0,
-        gradients=learning * model.itemsize,
-        optimizer=2 * learning * model.itemsize,
-        activations=activations(model, rows, bf16, checkpointing),
-        cache=cache(model, decoded, bf16) if samples and not engine else 0,
-        engine=beside,
-        engine_between=0 if engine_sleeps else beside,
-    )
-
-
 def of_run(config: Config, model: Model, learning: int, longest: int, engine_sleeps: bool) -> Estimate:
     """Memory of a run's training step, on one process that holds everything.
 
@@ -208,23 +154,46 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         engine_sleeps: whether vLLM, where the run has it, gives its memory back between rollouts.
     """
     trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
+    bf16, adapts = trainer.bf16, config.adapter.kind is not Adapter.none
+    weights, reference = _weights(model, learning, adapts, bf16=bf16, divided=trainer.sharding is not Sharding.none)
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
-    decoded = -(-trainer.prompts_per_step // trainer.processes)
-    by_vllm = config.uses_vllm
-    return estimate(
-        model,
-        learning,
-        config.grpo.beta > 0 and config.adapter.kind is Adapter.none,
-        rows=Rows(trainer.micro_batch_prompts, group, *packed),
-        bf16=trainer.bf16,
-        checkpointing=bool(trainer.gradient_checkpointing),
-        rollout_prompts=decoded,
-        engine=Rows(decoded * group, 1, 0, longest + completion) if by_vllm else None,
-        engine_sleeps=engine_sleeps,
-        adapts=config.adapter.kind is not Adapter.none,
-        divided=trainer.sharding is not Sharding.none,
-        samples=config.task is not Task.sft,
+    rows = Rows(trainer.micro_batch_prompts, group, *packed)
+    decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
+    in_engine, engine = Rows(decoded.prompts * group, 1, 0, longest + completion), 0
+    if config.uses_vllm:
+        engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
+    return Estimate(
+        weights=weights,
+        reference=reference if config.grpo.beta > 0 and not adapts else 0,
+        gradients=learning * model.itemsize,
+        optimizer=2 * learning * model.itemsize,
+        activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
+        cache=0 if config.task is Task.sft or config.uses_vllm else cache(model, decoded, bf16),
+        engine=engine,
+        engine_between=0 if engine_sleeps else engine,
     )
+
+
+def _weights(model: Model, learning: int, adapts: bool, bf16: bool, divided: bool) -> tuple[int, int]:
+    """Bytes of the policy's weights and of the reference's, with the copies that computing in bfloat16 takes.
+
+    Args:
+        model: the policy.
+        learning: how many parameters learn.
+        adapts: whether only an adapter learns.
+        bf16: whether it computes in bfloat16 under autocast.
+        divided: whether the processes will share it out.
+    """
+    held = model.weight_bytes
+    if not bf16 or model.itemsize <= 2:
+        return held, held
+    if divided:
+        return held + 2 * model.parameters, held  # gathered in bfloat16; the shares stay as they are
+    # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
+    # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
+    saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
+    copied = learning if adapts else max(learning, model.dimensions.linear)
+    return held + 2 * learning + 2 * copied - (saved if adapts else 0), held - saved
 
 
 MOST_PROMPTS = 128

@@ -65,13 +65,20 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
 
 def test_the_whole_of_a_step(model):
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    full = memory.estimate(memory.of(model), parameters, True, rows=memory.Rows(1, 4, 200, 200), bf16=False)
+
+    def estimate(learning, *words):
+        words = [*words, "trainer.prompts_per_step=1", "trainer.micro_batch_prompts=1", "grpo.group_size=4"]
+        words += ["generation.max_new_tokens=200"]
+        return memory.of_run(config_of(*words), memory.of(model), learning, longest=200, engine_sleeps=True)
+
+    full = estimate(parameters, "grpo.beta=0.04")
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
     assert full.optimizer == 8 * parameters
     assert full.total == 20 * parameters + full.activations + full.cache
-    lean = memory.estimate(memory.of(model), 0, False, rows=memory.Rows(1, 4, 200, 200), bf16=True, adapts=True)
+    assert estimate(parameters, "grpo.beta=0").reference == 0
+    lean = estimate(0, "adapter=lora", "trainer.bf16=true")
     assert (lean.reference, lean.gradients, lean.optimizer) == (0, 0, 0)
-    half = memory.estimate(memory.of(model), parameters, True, rows=memory.Rows(1, 4, 200, 200), bf16=True)
+    half = estimate(parameters, "trainer.bf16=true", "grpo.beta=0.04")
     assert half.weights == 8 * parameters  # in float32, the decoder's copies and autocast's
     held = copy.deepcopy(model).requires_grad_(False)
     round_frozen(held, torch.bfloat16)
