@@ -13,6 +13,7 @@ from echoink import small
 from echoink.common import cli
 from echoink.common.errors import UserError
 from echoink.models import pretrained_parts
+from echoink.pipeline import small_stages
 from echoink.training import tower_alignment
 from tests.data.test_lessons import split  # noqa: F401
 from tests.helpers.configs import config_of
@@ -78,8 +79,7 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "train", lambda words: 1)
     with pytest.raises(UserError, match="stage answers ended with exit status 1"):
         small.main(words(tmp_path))
-    for gone in ("learn_sounds", "learn_pictures"):
-        monkeypatch.setattr(tower_alignment, gone, None)
+    monkeypatch.setattr(small_stages, "Teacher", None)
     monkeypatch.setattr(pretrained_parts, "from_pypi", None)
     with pytest.raises(UserError, match="stage answers"):
         small.main(words(tmp_path))

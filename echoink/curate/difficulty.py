@@ -23,7 +23,7 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +51,6 @@ UNLABELLED = "unlabelled"
 
 SELECTS = ("needs", "pass_rate", "shuffle")
 """Settings that the first measurement does not depend on: with others it is not made again."""
-INDEX = "omni_rl_format_{}.json"
 
 
 @dataclass
@@ -88,7 +87,8 @@ def main(words: Sequence[str]) -> None:
             "(all), pass_rate=[0,1] (all)",
         )
     say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
-    _write(given, kept, measured, output=output, dropped=dropped)
+    labels = {id: {"need": measured[id]["need"], "pass_rate": round(_rate(measured[id]), 4)} for id in kept}
+    write_splits(given.source, output, labels, seed=given.seed, shuffle=given.shuffle)
     say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
     report = {
@@ -214,91 +214,63 @@ def read_samples(source: str, split: str) -> list:
     return parse_rows(found.rows, found.folder, found.where)[0] if found else []
 
 
-def _write(given: DifficultyConfig, kept: Sequence[str], measured: dict, output: Path, dropped: Counter[str]) -> None:
-    """The official layout: what was kept of train, and the other splits as they are."""
-    for split in ("train", "dev", "valid"):
-        samples = read_samples(given.source, split)
-        if not samples:
-            continue
-        rows = []
-        turns: Counter[tuple[int, int]] = Counter()
-        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
-            extra = {}
-            if split == "train":
-                if sample.id not in set(kept):
-                    continue
-                extra = {"need": measured[sample.id]["need"], "pass_rate": round(_rate(measured[sample.id]), 4)}
-            rows.append(
-                row_of(
-                    sample,
-                    number,
-                    split,
-                    output=output,
-                    extra=extra,
-                    seed=given.seed,
-                    shuffle=given.shuffle and split == "train",
-                    turns=turns,
-                )
-            )
-        write_atomic(output / INDEX.format(split), as_json(rows))
-
-
-def row_of(
-    sample: "Sample", number: int, split: str, output: Path, extra: dict, seed: int, shuffle: bool, turns: Counter
-) -> dict:
-    """A sample as a row of the official layout, its files copied.
+def write_splits(source: str, output: Path, extra: Mapping[str, dict], seed: int = 0, shuffle: bool = False) -> None:
+    """The official layout with every file copied: of train the samples of `extra`, the other splits as they are.
 
     Args:
-        sample: what is written.
-        number: names its files.
-        split: it belongs to.
-        output: the dataset's folder.
-        extra: further fields.
-        seed: of the order of its options.
-        shuffle: whether they are put into another order.
-        turns: see `balanced`.
+        source: the dataset.
+        output: the folder of the new one.
+        extra: by id of a training sample what its row says besides.
+        seed: of the order of options.
+        shuffle: whether those of the training samples are put into another order, see `balanced`.
     """
-    options, solution = (
-        balanced(sample.id, sample.options, sample.gold, seed=seed, turns=turns)
-        if shuffle and sample.problem_type is ProblemType.multiple_choice and not _names_others(sample.options)
-        else (sample.options, sample.solution)
-    )
-    path = {}
-    for kind, medium in sample.media.items():
-        name = f"sample_{number}" + (medium.suffix if isinstance(medium, Path) else "")
-        target = output / split / f"{kind}s" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(medium, target)
-        path[kind] = f"{kind}s/{target.name}"
-    fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
-    # A video of which no data_type was given is used with its own sound; to write one would take the sound away.
-    data_type = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
-    return {
-        "problem_id": sample.id,
-        "problem": sample.problem,
-        **data_type,
-        "problem_type": sample.problem_type.value,
-        "options": list(options),
-        "solution": f"<answer>{solution}</answer>",
-        "path": path,
-        **fields,
-        **extra,
-    }
+    for split in ("train", "dev", "valid"):
+        samples, turns = read_samples(source, split), Counter()
+        rows = []
+        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
+            if split == "train" and sample.id not in extra:
+                continue
+            options, solution = sample.options, sample.solution
+            if shuffle and split == "train" and may_move(sample):
+                options, solution = balanced(sample.id, options, sample.gold, seed=seed, turns=turns)
+            path = {kind: _copied(medium, output / split / f"{kind}s", number) for kind, medium in sample.media.items()}
+            fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
+            # A video of which no data_type was given is used with its own sound; to write one would take it away.
+            data_type = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
+            rows.append(
+                {
+                    "problem_id": sample.id,
+                    "problem": sample.problem,
+                    **data_type,
+                    "problem_type": sample.problem_type.value,
+                    "options": list(options),
+                    "solution": f"<answer>{solution}</answer>",
+                    "path": path,
+                    **fields,
+                    **(extra[sample.id] if split == "train" else {}),
+                }
+            )
+        if rows:
+            write_atomic(output / f"omni_rl_format_{split}.json", as_json(rows))
 
 
 _OTHERS = re.compile(r"\b(?:above|below|both|neither|[A-H] (?:and|or|nor) [A-H])\b", re.IGNORECASE)
 
 
-def _names_others(options: Sequence[str]) -> bool:
-    """Whether an option speaks of others by their place."""
-    return any(_OTHERS.search(option_text(option)) for option in options)
+def may_move(sample: "Sample") -> bool:
+    """Whether its options may change places: none speaks of others by theirs."""
+    choice = sample.problem_type is ProblemType.multiple_choice
+    return choice and not any(_OTHERS.search(option_text(option)) for option in sample.options)
 
 
-def _copy(medium, target: Path) -> None:
-    if target.exists():  # of a run that was stopped
-        return
-    with open(medium, "rb") if isinstance(medium, Path) else io.BytesIO(medium.read()) as content:
-        write_aside(target, lambda file: shutil.copyfileobj(content, file))
+def _copied(medium, folder: Path, number: int) -> str:
+    """The place of a sample's file in the rows."""
+    target = folder / (f"sample_{number}" + (medium.suffix if isinstance(medium, Path) else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not target.exists():  # else of a run that was stopped
+        with open(medium, "rb") if isinstance(medium, Path) else io.BytesIO(medium.read()) as content:
+            write_aside(target, lambda file: shutil.copyfileobj(content, file))
+    return f"{folder.name}/{target.name}"
 
 
 def balanced(

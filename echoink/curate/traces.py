@@ -19,10 +19,10 @@ from enum import Enum
 from pathlib import Path
 
 from echoink.common import cli
-from echoink.common.console import progress, say
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
-from echoink.curate.difficulty import INDEX, answer, begin, read_samples, row_of
+from echoink.curate.difficulty import answer, begin, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> None:
             "a stronger checkpoint=, or more draws=",
         )
     say("phase 2", f"{len(chosen):,} questions and their files are written to {output}")
-    _write(given, chosen, output)
+    write_splits(given.source, output, {id: {"responses": texts} for id, texts in chosen.items()})
     kept = sum(map(len, chosen.values()))
     report = {**recipe, "questions": len(chosen), "responses": kept, "right_answers": dict(sorted(counts.items()))}
     write_atomic(output / "traces.json", as_json(report))
@@ -104,26 +104,3 @@ def diverse(texts: Sequence[str], count: int) -> list[str]:
     while left and len(chosen) < count:
         chosen.append(left.pop(max(range(len(left)), key=lambda at: min(apart(left[at], one) for one in chosen))))
     return chosen
-
-
-def _write(given: TracesConfig, chosen: dict[str, list[str]], output: Path) -> None:
-    for split in ("train", "dev", "valid"):
-        samples = read_samples(given.source, split)
-        rows = []
-        for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
-            if split != "train" or sample.id in chosen:
-                extra = {"responses": chosen[sample.id]} if split == "train" else {}
-                rows.append(
-                    row_of(
-                        sample,
-                        number,
-                        split,
-                        output=output,
-                        extra=extra,
-                        seed=given.seed,
-                        shuffle=False,
-                        turns=Counter(),
-                    )
-                )
-        if rows:
-            write_atomic(output / INDEX.format(split), as_json(rows))

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from echoink.common.clusters import Clusters
-from echoink.config.schema import Prompt, Protocol, Variant
+from echoink.config.schema import EvalConfig, Protocol, Variant
 from echoink.data.prefetch import Prefetcher
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
@@ -34,37 +34,6 @@ from echoink.rollout.decoder import Decoder
 from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.vllm_engine import Engine
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a phase is evaluated."""
-
-    prompt: Prompt
-    draws: tuple[str, ...]
-    """The first is the one whose accuracy is reported."""
-    match: Match
-
-
-def setting(
-    protocol: Protocol, phase: str, prompt: Prompt, direct: Prompt, samples: int, greedy: bool, match: Match
-) -> Setting:
-    """How a protocol evaluates a phase.
-
-    Args:
-        protocol: see the module's docstring.
-        phase: `base`, or anything else for a trained model.
-        prompt: the one of training.
-        direct: the one without reasoning.
-        samples: sampled draws per sample.
-        greedy: whether a greedy draw is added, where the protocol does not say.
-        match: how an answer is read, where the protocol does not say.
-    """
-    if protocol is Protocol.matched:
-        return Setting(prompt, tuple(draw_names(samples, greedy)), match)
-    asked = replace(direct if phase == BASE else prompt, options="{options}")
-    draws = (GREEDY,) if protocol is Protocol.may19 and phase == BASE else tuple(draw_names(samples, False))
-    return Setting(asked, draws, Match.first_letter)
 
 
 @dataclass(frozen=True)
@@ -87,6 +56,23 @@ class EvaluationSetup:
     """See `draw_names`."""
     extra_rewards: Sequence[ExtraReward] = ()
     """Those beside accuracy and format."""
+
+
+def of_phase(setup: EvaluationSetup, config: EvalConfig, phase: str) -> EvaluationSetup:
+    """How `config.protocol` (see the module's docstring) evaluates a phase: its prompt, draws and parser.
+
+    Args:
+        setup: as training asks and reads.
+        config: the group `eval`.
+        phase: `base`, or anything else for a trained model.
+    """
+    if config.protocol is Protocol.matched:
+        return replace(setup, draws=tuple(draw_names(config.samples, config.greedy)))
+    prompt = replace(config.direct if phase == BASE else setup.processor.prompt, options="{options}")
+    greedy = config.protocol is Protocol.may19 and phase == BASE
+    draws = (GREEDY,) if greedy else tuple(draw_names(config.samples, False))
+    processor = replace(setup.processor, prompt=prompt)
+    return replace(setup, processor=processor, draws=draws, match=Match.first_letter)
 
 
 def evaluate(

@@ -14,21 +14,17 @@ from transformers import PreTrainedModel
 
 from echoink.common import console
 from echoink.common.clusters import Clusters
-from echoink.config.schema import EvalConfig, Prompt, Split, Variant
+from echoink.config.schema import EvalConfig, Split, Variant
 from echoink.data import ablations
-from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
 from echoink.evaluation import evaluate, modality_need, prediction_cache
-from echoink.evaluation.evaluate import EvaluationSetup, Setting
+from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged, of_row
-from echoink.rewards.terms import ExtraReward
-from echoink.rewards.types import Match
 from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for
-from echoink.rollout.sampling import Sampling
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
 from echoink.tracking.logger import Tracker
@@ -52,13 +48,7 @@ class Evaluator:
 
     Args:
         config: the group `eval`.
-        direct: the prompt without reasoning, for the public protocols.
-        processor: turns a sample into model inputs, with the prompt of training.
-        sampling: as in training.
-        match: how an answer is read.
-        extra_rewards: those beside accuracy and format.
-        seed: of the sampled draws.
-        bf16: autocast to bfloat16.
+        setup: how training asks and reads; a phase may do so otherwise, see `evaluate.of_phase`.
         clusters: by id, names that evaluated samples which share media share.
         dev_clusters: the same of the development split.
         data: digest of the evaluated samples and their files.
@@ -68,13 +58,7 @@ class Evaluator:
     """
 
     config: EvalConfig
-    direct: Prompt
-    processor: PromptProcessor
-    sampling: Sampling
-    match: Match
-    extra_rewards: Sequence[ExtraReward]
-    seed: int
-    bf16: bool
+    setup: EvaluationSetup
     clusters: Mapping[str, Clusters]
     dev_clusters: Mapping[str, Clusters]
     data: str
@@ -92,15 +76,7 @@ class Evaluator:
             step: of training, for MLflow.
         """
         config = self.config
-        how = evaluate.setting(
-            config.protocol,
-            phase,
-            self.processor.prompt,
-            direct=self.direct,
-            samples=config.samples,
-            greedy=config.greedy,
-            match=self.match,
-        )
+        how = evaluate.of_phase(self.setup, config, phase)
         differs = self._hand_over(model, samples, phase)
         answers = {Variant.full: self._variant(model, samples, phase, how=how, variant=Variant.full)}
         found = self.files.summary[phase] = summarize(answers[Variant.full])
@@ -140,16 +116,16 @@ class Evaluator:
             return None
         self.engine.push(model)
         # Greedy, so that both can give the same text: an engine draws other samples in any case.
-        setup = replace(self._setup(), draws=(GREEDY,))
+        setup = replace(self.setup, draws=(GREEDY,))
         chosen = samples[:COMPARED]
-        prompts = [self.processor(sample) for sample in chosen]
+        prompts = [self.setup.processor(sample) for sample in chosen]
         rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
         gaps = [
             parity.gaps(model, prompt, [row], logps=[own], temperature=setup.sampling.temperature, bf16=setup.bf16)
             for prompt, row, own in zip(prompts, rows, logps, strict=True)
         ]
         ours = evaluate.evaluate(model, chosen, setup, phase)
-        decode = self.processor.processor.batch_decode
+        decode = self.setup.processor.processor.batch_decode
         alike = sum(
             own.completion == text for own, text in zip(ours, decode(rows, skip_special_tokens=True), strict=True)
         )
@@ -163,7 +139,7 @@ class Evaluator:
         return found
 
     def _variant(
-        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, how: Setting, variant: Variant
+        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, how: EvaluationSetup, variant: Variant
     ) -> list[Prediction]:
         """The answers to a variant of the samples; a base's may be those of an earlier run.
 
@@ -183,7 +159,7 @@ class Evaluator:
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
-            asked, part = ablations.make(samples, variant, self.seed + first, self.clusters), replace(how, draws=draws)
+            asked, part = ablations.make(samples, variant, how.seed + first, self.clusters), replace(how, draws=draws)
             answers += self._answers(
                 model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
             )
@@ -193,47 +169,34 @@ class Evaluator:
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
         """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
-        setup = replace(self._setup(), draws=(SAMPLED,), extra_rewards=())
+        setup = replace(self.setup, draws=(SAMPLED,), extra_rewards=())
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _setup(self) -> EvaluationSetup:
-        """As training asks."""
-        return EvaluationSetup(
-            processor=self.processor,
-            sampling=self.sampling,
-            match=self.match,
-            seed=self.seed,
-            batch_prompts=self.config.batch_prompts,
-            bf16=self.bf16,
-            split=self.config.split.name,
-            extra_rewards=self.extra_rewards,
-        )
-
-    def _kept(self, model: PreTrainedModel, how: Setting, sample: Sample, variant: Variant) -> Path:
+    def _kept(self, model: PreTrainedModel, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
         """Where the answers of this base are kept for other runs."""
-        example = replace(self.processor, prompt=how.prompt)(sample)  # for the tokenizer and its template
+        example = how.processor(sample)  # for the tokenizer and its template
         name = prediction_cache.key(
             model,
             data=self.data,
             variant=variant.name,
-            prompt=how.prompt,
+            prompt=how.processor.prompt,
             draws=how.draws,
-            caps=self.processor.caps,
-            pixels=self.processor.processor.image_processor.size,
+            caps=how.processor.caps,
+            pixels=how.processor.processor.image_processor.size,
             tokens=example.input_ids.tolist(),
-            sampling=self.sampling,
-            seed=self.seed,
-            split=self.config.split.name,
-            bf16=self.bf16,
-            batch=self.config.batch_prompts,
+            sampling=how.sampling,
+            seed=how.seed,
+            split=how.split,
+            bf16=how.bf16,
+            batch=how.batch_prompts,
             engine=self.engine and self.engine.version,
             # Who stands in for whom depends on what samples share, which rows may say (`Sample.sources`).
             **({"clusters": sorted(self.clusters.items())} if variant in ablations.SWAPS else {}),
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
-    def _take(self, kept: Path, samples: Sequence[Sample], how: Setting) -> None:
+    def _take(self, kept: Path, samples: Sequence[Sample], how: EvaluationSetup) -> None:
         """Take kept answers into this run's predictions, judged as this run judges."""
         # The texts are the base's; parser, rewards, clusters and labels may have changed since they were kept.
         of_id = {sample.id: sample for sample in samples}
@@ -243,7 +206,7 @@ class Evaluator:
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-                **judged(p.completion, of_id[p.id], how.match, thinks=p.thinks, extra_rewards=self.extra_rewards),
+                **judged(p.completion, of_id[p.id], how.match, thinks=p.thinks, extra_rewards=how.extra_rewards),
             )
             for p in prediction_cache.take(kept)
         ]
@@ -260,8 +223,8 @@ class Evaluator:
         if self.engine:
             self.engine.push(model)
         draws = tuple(draw_names(self.config.dev_samples, greedy=False))
-        how = Setting(self.processor.prompt, draws, self.match)
-        answers = self._answers(model, samples, f"step-{step}", how=how, clusters=self.dev_clusters, split=Split.dev)
+        how = replace(self.setup, draws=draws, split=Split.dev.name)
+        answers = self._answers(model, samples, f"step-{step}", how=how, clusters=self.dev_clusters)
         if self.engine:
             self.engine.rest()
         found = summarize(answers)
@@ -282,17 +245,13 @@ class Evaluator:
         model: PreTrainedModel,
         samples: Sequence[Sample],
         phase: str,
-        how: Setting,
+        how: EvaluationSetup,
         clusters: Mapping[str, Clusters],
         variant: Variant = Variant.full,
         first_draw: int = 0,
-        split: Split | None = None,
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
-        processor = replace(self.processor, prompt=how.prompt)
-        name = (split or self.config.split).name
-        setup = replace(self._setup(), processor=processor, match=how.match, draws=draws, split=name)
-        group, batch = processes(), self.config.batch_prompts
+        group, batch = processes(), how.batch_prompts
         have = self._have(phase, variant, samples, draws=draws, round_size=batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
@@ -310,7 +269,7 @@ class Evaluator:
             answers = evaluate.evaluate(
                 model,
                 part,
-                setup,
+                how,
                 phase,
                 clusters=clusters,
                 variant=variant,

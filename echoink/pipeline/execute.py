@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from echoink.common import console
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
@@ -11,6 +11,7 @@ from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
 from echoink.evaluation import metrics, reflection, tables
+from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
@@ -206,18 +207,22 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
 
 def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int, engine: Engine | None) -> Evaluator:
     config = job.config
-    return Evaluator(
-        config=replace(config.eval, batch_prompts=batch_prompts),
-        direct=config.eval.direct,
-        processor=job.processor,
-        sampling=job.sampling,
+    setup = EvaluationSetup(
+        job.processor,
+        job.sampling,
         match=config.reward.match,
-        extra_rewards=job.extra_rewards,
         seed=config.seed,
+        batch_prompts=batch_prompts,
         bf16=config.trainer.bf16,
-        clusters=job.splits.clusters(config.eval.split.name, job.splits.valid),
+        split=config.eval.split.name,
+        extra_rewards=job.extra_rewards,
+    )
+    return Evaluator(
+        config.eval,
+        setup,
+        clusters=job.splits.clusters(setup.split, job.splits.valid),
         dev_clusters=job.splits.clusters("dev", job.splits.dev),
-        data=job.splits.digest(config.eval.split.name, job.splits.valid),
+        data=job.splits.digest(setup.split, job.splits.valid),
         files=files,
         tracker=tracker,
         engine=engine if config.eval.engine is RolloutEngine.vllm else None,

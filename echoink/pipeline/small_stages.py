@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import OmegaConf
 
-from echoink.common.console import progress, say
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.config.paths import conf_dir
 from echoink.data.open_media.lessons import Lessons
 from echoink.models import pretrained_parts, small_architecture
 from echoink.models.loading import load_model, load_processor
 from echoink.models.pretrained_parts import Parts
-from echoink.training import tower_alignment
+from echoink.training.tower_alignment import Teacher
 
 if TYPE_CHECKING:
     from echoink.pipeline.stages import Made
@@ -57,24 +57,22 @@ def named(folder: Path, taught: Lessons, seed: int) -> "Made":
         taught: what is learned.
         seed: of new weights and draws.
     """
-    hearing, seeing = folder / "hearing.pt", folder / "seeing.pt"
     caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
     model = load_model(str(folder))
     processor = load_processor(str(folder), caps.min_pixels, caps.max_pixels)
     torch.manual_seed(seed)
+    teacher = Teacher(model, processor)
     record = {
         "stage": "names",
-        "hearing": tower_alignment.learn_sounds(model, processor, taught.sounds, bar=progress, kept=hearing),
-        "seeing": tower_alignment.learn_pictures(
-            model, processor, taught.pictures, seed=seed, bar=progress, kept=seeing
-        ),
+        "hearing": teacher.sounds(taught.sounds, folder / "hearing.pt"),
+        "seeing": teacher.pictures(taught.pictures, seed, folder / "seeing.pt"),
     }
     for what, learned, held, heard in (
         ("recordings", taught.sounds, taught.held_sounds, True),
         ("pictures", taught.pictures, taught.held_pictures, False),
     ):
         names = sorted({name for _, name in learned})
-        right = tower_alignment.recognized(model, processor, held, names=names, heard=heard)
+        right = teacher.recognized(held, names, heard)
         say("held out", f"{right} of {len(held)} {what} are nearest to their own name of {len(names)}")
         record[f"held_out_{what}"] = {"right": right, "of": len(held), "names": len(names)}
     return model, processor, record

@@ -2,23 +2,25 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerState
 
 from echoink.common import signals
 from echoink.common.console import bar, console, say
 from echoink.common.errors import UserError
+from echoink.config.schema import Config
 from echoink.distributed import collectives, watchdog
+from echoink.evaluation.evaluator import Evaluator
 from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client
 from echoink.tracking.logger import Tracker
 from echoink.training.metrics import metrics_of
+from echoink.training.setup import Job
 from echoink.training.trainer import EchoInkTrainer
 
 
@@ -26,29 +28,17 @@ class Recorder(TrainerCallback):
     """Writes every logged step to `metrics.jsonl`, then to MLflow, and shows it on the progress bar.
 
     Args:
-        files: the run's folder.
+        config: the run's.
+        files: its folder.
         tracker: the run in MLflow.
         steps: steps in all.
-        completions: B·G of a rollout, for the second axis `completions_seen`.
-        updates_per_rollout: steps that share a rollout.
-        max_skipped: steps in a row that may be skipped for a gradient that is not finite.
-        alarm: mean difference between an engine's log-probabilities and the trainer's that is warned of, once.
     """
 
-    def __init__(
-        self,
-        files: RunFolder,
-        tracker: Tracker,
-        steps: int,
-        completions: int,
-        updates_per_rollout: int,
-        max_skipped: int,
-        alarm: float = float("inf"),
-    ):
-        self._files, self._tracker = files, tracker
-        self._steps, self._completions, self._updates = steps, completions, updates_per_rollout
-        self._max_skipped, self._skipped = max_skipped, 0
-        self._alarm, self._alarmed = alarm, False
+    def __init__(self, config: Config, files: RunFolder, tracker: Tracker, steps: int):
+        self._files, self._tracker, self._steps = files, tracker, steps
+        self._completions = config.trainer.prompts_per_step * config.grpo.group_size
+        self._updates, self._alarm = config.grpo.updates_per_rollout, config.generation.vllm.alarm
+        self._max_skipped, self._skipped, self._alarmed = config.trainer.max_skipped_steps, 0, False
         self._newest: dict[str, float] = {}
         self._bar = bar("train")
         self._task = self._bar.add_task("train", total=steps, text="")
@@ -105,15 +95,6 @@ class Recorder(TrainerCallback):
         self._bar.stop()
 
 
-class Periodic(NamedTuple):
-    """What is done with the model every so many steps, and at the last."""
-
-    every: int
-    """0: never."""
-    work: Callable[[torch.nn.Module, int], Any]
-    """Of the model and the step."""
-
-
 class Keeper(TrainerCallback):
     """What is due after a step: a checkpoint every so many steps, at the end, and where the development split is
     answered best so far; evaluations on that split; answers to the watched samples.
@@ -121,12 +102,10 @@ class Keeper(TrainerCallback):
     What is on disk already is not done again, so that a run that is taken up goes on in the middle of it.
 
     Args:
-        files: the run's folder.
-        every: steps between checkpoints, 0 for only the last.
-        keep: newest checkpoints kept; the best is kept besides.
-        development: the evaluation on the development split, whose metrics have `dev/accuracy`.
-        watch: answers the watched samples.
-        recorder: takes those metrics.
+        job: what the run works with.
+        files: the run's folder; it keeps the best checkpoint beside the newest.
+        evaluator: asks the development split and the watched samples.
+        recorder: takes the metrics of the development split.
         provenance: what the manifest of a checkpoint says beside its step.
 
     Attributes:
@@ -135,17 +114,10 @@ class Keeper(TrainerCallback):
     """
 
     def __init__(
-        self,
-        files: RunFolder,
-        every: int,
-        keep: int,
-        development: Periodic,
-        watch: Periodic,
-        recorder: Recorder,
-        provenance: Mapping[str, Any],
+        self, job: Job, files: RunFolder, evaluator: Evaluator, recorder: Recorder, provenance: Mapping[str, Any]
     ):
-        self._development, self._watch, self._recorder = development, watch, recorder
-        self._files, self._every, self._keep, self._provenance = files, every, keep, provenance
+        self._job, self._files, self._evaluator = job, files, evaluator
+        self._recorder, self._provenance, self._keep = recorder, provenance, job.config.trainer.keep_checkpoints
         self.trainer: EchoInkTrainer | None = None
         self.best: dict[str, float] | None = None
         self.newest: Path | None = collectives.on_main_process(
@@ -170,7 +142,8 @@ class Keeper(TrainerCallback):
         self._do_what_is_due(state)
 
     def _do_what_is_due(self, state: TrainerState) -> None:
-        step, last = state.global_step, state.global_step == state.max_steps
+        step, last, splits = state.global_step, state.global_step == state.max_steps, self._job.splits
+        trainer, evaluation = self._job.config.trainer, self._job.config.eval
 
         def due(every: int) -> bool:
             return bool(every) and (last or step % every == 0)
@@ -181,21 +154,21 @@ class Keeper(TrainerCallback):
         # The first process decides for all: only it sees what an earlier process has left in the files.
         watches, evaluates = collectives.on_main_process(
             lambda: (
-                due(self._watch.every) and not done("watched.jsonl"),
-                bool(step) and due(self._development.every) and not done("dev.jsonl"),
+                evaluation.watched and due(trainer.completions_every) and not done("watched.jsonl"),
+                bool(step) and due(evaluation.every) and not done("dev.jsonl"),
             )
         )
         # Saving and asking must not move what training draws next, or a resumed run would end otherwise.
         with self.trainer.apart():
-            if step and (last or due(self._every)):
+            if step and (last or due(trainer.save_every)):
                 self._save(step, last)
             if watches:
                 watchdog.at(f"step {step}, the watched samples")
                 with self.trainer.unsharded() as model:
-                    self._watch.work(model, step)
+                    self._evaluator.watch(model, splits.valid, step)
             if evaluates:
                 with self.trainer.unsharded() as model:
-                    metrics = self._development.work(model, step)
+                    metrics = self._evaluator.development(model, splits.dev, step)
                 self._recorder.development(step, metrics)
                 if self._compare({"step": step, **metrics}):
                     self._save(step, last)

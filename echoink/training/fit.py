@@ -1,6 +1,6 @@
 """The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Config, Sharding, Task
+from echoink.config.schema import Adapter, Sharding, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.evaluation.evaluator import Evaluator
@@ -20,7 +20,7 @@ from echoink.run_folder import resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Periodic, Recorder
+from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import (
@@ -70,8 +70,8 @@ def train(
         resume.check_provenance(start.checkpoint, provenance, config.resume_allow)
     lora, reference = _adapter_and_reference(job)
     settings = with_checkpointing_decided(job, longest)
-    recorder = _recorder(config, files, tracker, steps)
-    keeper = _keeper(job, files, evaluator, recorder=recorder, provenance=provenance)
+    recorder = Recorder(config, files, tracker, steps)
+    keeper = Keeper(job, files, evaluator, recorder=recorder, provenance=provenance)
     scoring, generation, kind = _scoring(job), config.generation, EchoInkTrainer
     if config.task is Task.sft:
         generation, kind = replace(generation, temperature=1.0), SupervisedTrainer  # responses are learned as they are
@@ -131,38 +131,6 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
     if config.trainer.bf16 and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
         dtype = "bfloat16"  # DeepSpeed would round it, after each process has held it whole in float32
     return None, loading.load_reference(job.path, dtype, wanted.attention.name, shards)
-
-
-def _recorder(config: Config, files: RunFolder, tracker: Tracker, steps: int) -> Recorder:
-    completions, updates = config.trainer.prompts_per_step * config.grpo.group_size, config.grpo.updates_per_rollout
-    alarm = config.generation.vllm.alarm
-    return Recorder(
-        files,
-        tracker,
-        steps,
-        completions=completions,
-        updates_per_rollout=updates,
-        max_skipped=config.trainer.max_skipped_steps,
-        alarm=alarm,
-    )
-
-
-def _keeper(
-    job: Job, files: RunFolder, evaluator: Evaluator, recorder: Recorder, provenance: Mapping[str, Any]
-) -> Keeper:
-    config = job.config
-    return Keeper(
-        files,
-        config.trainer.save_every,
-        config.trainer.keep_checkpoints,
-        development=Periodic(config.eval.every, lambda model, step: evaluator.development(model, job.splits.dev, step)),
-        watch=Periodic(
-            config.trainer.completions_every if config.eval.watched else 0,
-            lambda model, step: evaluator.watch(model, job.splits.valid, step),
-        ),
-        recorder=recorder,
-        provenance=provenance,
-    )
 
 
 def _on_rollout(

@@ -20,7 +20,7 @@ from echoink.models.logprobs import packed_logprobs
 from echoink.rewards import integration
 from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
 from echoink.rewards.parsing import parse_answer, read_letters
-from echoink.rewards.terms import RewardFunction, accuracy_of
+from echoink.rewards.terms import accuracy_of
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout.decoder import Decoder
 from echoink.rollout.generate import generate
@@ -32,11 +32,8 @@ class IntegrationReward:
     """A rule, and the rollout that it judges.
 
     Args:
-        rule: see `integration`.
-        scale: s of the rule counterfactual.
-        weight: lambda_int, of the reward or of the weighting.
+        config: the group `reward`: the rule, its scale and weight, how answers are read.
         processor: turns a sample into model inputs.
-        accuracy: R_acc of completions and the samples that they answer.
         rows: R of one scoring pass.
         twins: for the rules twin and redraw, by sense and sample id: the training samples with that sense changed.
 
@@ -47,17 +44,10 @@ class IntegrationReward:
     """
 
     def __init__(
-        self,
-        rule: Rule,
-        scale: float,
-        weight: float,
-        processor: PromptProcessor,
-        accuracy: RewardFunction,
-        rows: int,
-        twins: Sequence[Mapping[str, Sample]] = (),
+        self, config: RewardConfig, processor: PromptProcessor, rows: int, twins: Sequence[Mapping[str, Sample]] = ()
     ):
-        self.rule, self._scale, self._processor, self._accuracy, self._rows = rule, scale, processor, accuracy, rows
-        self.weight, self._twins = weight, twins
+        self.rule, self._scale, self.weight = config.integration, config.integration_scale, config.lambda_int
+        self._processor, self._accuracy, self._rows, self._twins = processor, accuracy_of(config.match), rows, twins
         self.notes: dict[str, tuple[float, int]] = {}
         self._samples: list[Sample] = []
         self._both: list[int] = []
@@ -259,13 +249,4 @@ def integration_of(
             raise UserError(
                 f"reward.integration={rule.name}: no question whose need is known has a donor", "more samples"
             )
-    accuracy = accuracy_of(config.match)
-    return IntegrationReward(
-        rule,
-        config.integration_scale,
-        config.lambda_int,
-        processor=processor,
-        accuracy=accuracy,
-        rows=rows,
-        twins=twins,
-    )
+    return IntegrationReward(config, processor, rows, twins)

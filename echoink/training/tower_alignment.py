@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from echoink.common.console import say
+from echoink.common.console import progress, say
 from echoink.common.files import write_aside
 from echoink.media.loaders import SAMPLING_RATE, digest, load_audio, load_image
 from echoink.models.families import family_of
@@ -53,6 +53,10 @@ TOWER = AlignmentSettings("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.
 """Of a new tower: encoder and projection."""
 
 
+Media = Sequence[tuple[Path, str]]
+"""Files and their names."""
+
+
 class NameEmbeddings:
     """The names, as the language model's embedding has them.
 
@@ -79,123 +83,151 @@ class NameEmbeddings:
         return cross_entropy(self.similarity(features) / TEMPERATURE, labels) + apart
 
 
-def learn_sounds(
-    model: PreTrainedModel, processor: ProcessorMixin, sounds: Sequence[tuple[Path, str]], bar: Callable, kept: Path
-) -> dict:
-    """Teach the audio tower's projection; its encoder stays, and hears each sound once.
-
-    The mean over tokens commutes with a linear map, so that each sound is one vector; normal noise of 0.3 times the
-    vectors' standard deviation is added to it at every draw.
+class Teacher:
+    """Teaches a model's towers, and asks what they have learned.
 
     Args:
-        model: whose projection learns.
+        model: whose towers learn.
         processor: the model's.
-        sounds: B files and their names.
-        bar: makes a progress bar over an iterable, of a label and a number of items.
-        kept: file for what is learned so far; a call with the same media and settings goes on from it.
-
-    Returns:
-        How many names and media there were, steps, and the first and last loss.
     """
-    family = family_of(model)
-    projection = getattr(model.model, family.TOWERS["audio"]).get_submodule(family.PROJECTIONS["audio"])
 
-    @functools.cache
-    def pooled() -> tuple[Tensor, Tensor]:
-        """The mean of each sound's tokens [B, D], and the noise's standard deviation [D]."""
-        caught: list[Tensor] = []
-        hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
-        try:
-            with torch.no_grad():
-                for file, _ in bar("listening", len(sounds))(sounds):
-                    family.encode(model.model, _heard(file, processor), run_all=False)
-        finally:
-            hook.remove()
-        means = torch.stack(caught)
-        return means, 0.3 * means.std(0)
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        self._model, self._processor, self._family = model, processor, family_of(model)
 
-    def draw(chosen: Tensor) -> Tensor:
-        means, spread = pooled()
-        return projection(means[chosen] + spread * torch.randn(len(chosen), means.shape[1]))
+    def sounds(self, sounds: Media, kept: Path) -> dict:
+        """Teach the audio tower's projection; its encoder stays, and hears each sound once.
 
-    return _learn(projection, draw, model, processor=processor, media=sounds, settings=PROJECTION, bar=bar, kept=kept)
+        The mean over tokens commutes with a linear map, so that each sound is one vector; normal noise of 0.3 times the
+        vectors' standard deviation is added to it at every draw.
 
+        Args:
+            sounds: B files and their names.
+            kept: file for what is learned so far; a call with the same media and settings goes on from it.
 
-def _heard(file: Path, processor: ProcessorMixin) -> dict[str, Tensor]:
-    extractor, samples = processor.feature_extractor, load_audio(file, SECONDS)
-    heard = extractor(
-        samples,
-        sampling_rate=SAMPLING_RATE,
-        padding="max_length",
-        max_length=(len(samples) // extractor.hop_length + 4) * extractor.hop_length,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    return {"input_features": heard.input_features, "feature_attention_mask": heard.attention_mask}
+        Returns:
+            How many names and media there were, steps, and the first and last loss.
+        """
+        tower = getattr(self._model.model, self._family.TOWERS["audio"])
+        projection = tower.get_submodule(self._family.PROJECTIONS["audio"])
 
+        @functools.cache
+        def pooled() -> tuple[Tensor, Tensor]:
+            """The mean of each sound's tokens [B, D], and the noise's standard deviation [D]."""
+            caught: list[Tensor] = []
+            hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
+            try:
+                with torch.no_grad():
+                    for file, _ in progress("listening", len(sounds))(sounds):
+                        self._hear(file)
+            finally:
+                hook.remove()
+            means = torch.stack(caught)
+            return means, 0.3 * means.std(0)
 
-def learn_pictures(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    pictures: Sequence[tuple[Path, str]],
-    seed: int,
-    bar: Callable,
-    kept: Path,
-) -> dict:
-    """Teach the vision tower, encoder and projection, on pictures that are varied each time.
+        def draw(chosen: Tensor) -> Tensor:
+            means, spread = pooled()
+            return projection(means[chosen] + spread * torch.randn(len(chosen), means.shape[1]))
 
-    Args:
-        model: whose tower learns.
-        processor: the model's.
-        pictures: B files of square pictures and their names.
-        seed: of the variants.
-        bar: makes a progress bar over an iterable, of a label and a number of items.
-        kept: file for what is learned so far; a call with the same media and settings goes on from it.
+        return self._learn(projection, draw, sounds, settings=PROJECTION, kept=kept)
 
-    Returns:
-        As `learn_sounds`.
-    """
-    family, rng = family_of(model), np.random.default_rng(seed)
-    shown = [load_image(file) for file, _ in pictures]
+    def pictures(self, pictures: Media, seed: int, kept: Path) -> dict:
+        """Teach the vision tower, encoder and projection, on square pictures, varied by the seed each time; else as
+        `sounds`.
+        """
+        rng, shown = np.random.default_rng(seed), [load_image(file) for file, _ in pictures]
 
-    def draw(chosen: Tensor) -> Tensor:
-        media = processor.image_processor([varied(shown[n], rng) for n in chosen], return_tensors="pt")
-        features = family.encode(model.model, dict(media), run_all=False)["image"]
-        return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
+        def draw(chosen: Tensor) -> Tensor:
+            features = self._see([varied(shown[n], rng) for n in chosen])
+            return features.view(len(chosen), -1, features.shape[1]).mean(1)  # all pictures have as many tokens
 
-    tower = getattr(model.model, family.TOWERS["vision"])
-    return _learn(
-        tower, draw, model, processor=processor, media=pictures, settings=TOWER, bar=bar, kept=kept, variants=rng
-    )
+        tower = getattr(self._model.model, self._family.TOWERS["vision"])
+        return self._learn(tower, draw, pictures, settings=TOWER, kept=kept, variants=rng)
 
+    @torch.no_grad()
+    def recognized(self, media: Media, names: Sequence[str], heard: bool) -> int:
+        """Of how many sounds, or pictures, the features are nearer to their own name than to any other of `names`."""
+        known, right = NameEmbeddings(self._model, self._processor.tokenizer, names), 0
+        for file, name in media:
+            features = self._hear(file) if heard else self._see([load_image(file)])
+            right += names[int(known.similarity(features.mean(0, keepdim=True)).argmax())] == name
+        return right
 
-@torch.no_grad()
-def recognized(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    media: Sequence[tuple[Path, str]],
-    names: Sequence[str],
-    heard: bool,
-) -> int:
-    """Of how many sounds, or pictures, the features are nearer to their own name than to any of the others.
+    def _hear(self, file: Path) -> Tensor:
+        extractor, samples = self._processor.feature_extractor, load_audio(file, SECONDS)
+        heard = extractor(
+            samples,
+            sampling_rate=SAMPLING_RATE,
+            padding="max_length",
+            max_length=(len(samples) // extractor.hop_length + 4) * extractor.hop_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        media = {"input_features": heard.input_features, "feature_attention_mask": heard.attention_mask}
+        return self._family.encode(self._model.model, media, run_all=False)["audio"]
 
-    Args:
-        model: what listens and looks.
-        processor: the model's.
-        media: files and their names, which are among `names`.
-        names: C of them.
-        heard: whether they are sounds.
-    """
-    family, right = family_of(model), 0
-    known = NameEmbeddings(model, processor.tokenizer, names)
-    for file, name in media:
-        if heard:
-            features = family.encode(model.model, _heard(file, processor), run_all=False)["audio"]
-        else:
-            shown = processor.image_processor([load_image(file)], return_tensors="pt")
-            features = family.encode(model.model, dict(shown), run_all=False)["image"]
-        right += names[int(known.similarity(features.mean(0, keepdim=True)).argmax())] == name
-    return right
+    def _see(self, pictures: list[Image.Image]) -> Tensor:
+        media = self._processor.image_processor(pictures, return_tensors="pt")
+        return self._family.encode(self._model.model, dict(media), run_all=False)["image"]
+
+    def _learn(
+        self,
+        module: nn.Module,
+        draw: Callable[[Tensor], Tensor],
+        media: Media,
+        settings: AlignmentSettings,
+        kept: Path,
+        variants: np.random.Generator | None = None,
+    ) -> dict:
+        """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another.
+
+        A call that was interrupted is continued from `kept`, to the same weights: the file has the states of the global
+        generators and of `variants`, from which `draw` draws.
+        """
+        named = [name for _, name in media]
+        known = sorted(set(named))
+        names = NameEmbeddings(self._model, self._processor.tokenizer, known)
+        labels = torch.tensor([known.index(name) for name in named])
+        rarity = 1 / torch.bincount(labels).float()
+        optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
+        )
+        parts, losses = {"module": module, "optimizer": optimizer, "schedule": schedule}, []
+        learned = {"settings": asdict(settings), "media": [[digest(file), name] for file, name in media]}
+        found = torch.load(kept, weights_only=True) if kept.is_file() else None
+        if found and found["learned"] != learned:
+            say(settings.label, f"{kept} is of other media or settings, and is not used")
+        elif found:
+            for name, part in parts.items():
+                part.load_state_dict(found[name])
+            losses = found["losses"]
+            rng_state.restore(found["random"])
+            if variants:
+                variants.bit_generator.state = found["variants"]
+            say(settings.label, f"{len(losses)} of {settings.steps} steps are learned already")
+        for step in progress(settings.label, settings.steps - len(losses))(range(len(losses) + 1, settings.steps + 1)):
+            chosen = torch.multinomial(rarity[labels], settings.batch, replacement=True)
+            loss = names.loss(draw(chosen), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if step % KEPT_EVERY == 0 or step == settings.steps:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {"learned": learned, "losses": losses, "random": rng_state.state()}
+                state |= {"variants": variants.bit_generator.state} if variants else {}
+                write_aside(kept, functools.partial(torch.save, state))
+        first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
+        say(settings.label, f"{len(known)} names, {settings.steps} steps · loss {first:.2f} → {last:.2f}")
+        return {
+            "names": len(known),
+            "media": len(named),
+            "steps": settings.steps,
+            "first_loss": first,
+            "last_loss": last,
+        }
 
 
 def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -209,60 +241,3 @@ def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         other = kind(other).enhance(rng.uniform(0.6, 1.4))
     return other
-
-
-def _learn(
-    module: nn.Module,
-    draw: Callable[[Tensor], Tensor],
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    media: Sequence[tuple[Path, str]],
-    settings: AlignmentSettings,
-    bar: Callable,
-    kept: Path,
-    variants: np.random.Generator | None = None,
-) -> dict:
-    """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another.
-
-    A call that was interrupted is continued from `kept`, to the same weights: the file has the states of the global
-    generators and of `variants`, from which `draw` draws.
-    """
-    named = [name for _, name in media]
-    known = sorted(set(named))
-    names = NameEmbeddings(model, processor.tokenizer, known)
-    labels = torch.tensor([known.index(name) for name in named])
-    rarity = 1 / torch.bincount(labels).float()
-    optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=0.1, cycle_momentum=False
-    )
-    parts, losses = {"module": module, "optimizer": optimizer, "schedule": schedule}, []
-    learned = {"settings": asdict(settings), "media": [[digest(file), name] for file, name in media]}
-    found = torch.load(kept, weights_only=True) if kept.is_file() else None
-    if found and found["learned"] != learned:
-        say(settings.label, f"{kept} is of other media or settings, and is not used")
-    elif found:
-        for name, part in parts.items():
-            part.load_state_dict(found[name])
-        losses = found["losses"]
-        rng_state.restore(found["random"])
-        if variants:
-            variants.bit_generator.state = found["variants"]
-        say(settings.label, f"{len(losses)} of {settings.steps} steps are learned already")
-    for step in bar(settings.label, settings.steps - len(losses))(range(len(losses) + 1, settings.steps + 1)):
-        chosen = torch.multinomial(rarity[labels], settings.batch, replacement=True)
-        loss = names.loss(draw(chosen), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % KEPT_EVERY == 0 or step == settings.steps:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"learned": learned, "losses": losses, "random": rng_state.state()}
-            state |= {"variants": variants.bit_generator.state} if variants else {}
-            write_aside(kept, functools.partial(torch.save, state))
-    first, last = losses[0], sum(losses[-20:]) / len(losses[-20:])
-    say(settings.label, f"{len(known)} names, {settings.steps} steps · loss {first:.2f} → {last:.2f}")
-    return {"names": len(known), "media": len(named), "steps": settings.steps, "first_loss": first, "last_loss": last}

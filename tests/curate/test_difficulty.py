@@ -12,6 +12,7 @@ from echoink.config.paths import TINY
 from echoink.curate import difficulty
 from echoink.curate.difficulty import balanced
 from echoink.data import synthetic
+from echoink.data.samples import Sample
 from echoink.data.splits import read_split
 
 
@@ -196,30 +197,28 @@ def test_files_of_ids_that_look_alike_stay_apart(source, tmp_path, measured):
 
 
 def test_options_that_name_others_keep_their_places():
-    assert difficulty._names_others(("A. dog", "B. cat", "C. both A and B"))
-    assert difficulty._names_others(("A. dog", "B. none of the above"))
-    assert not difficulty._names_others(("A. a dog and a cat", "B. bell"))
+    def moves(*options):
+        return difficulty.may_move(Sample("", "", options, "A"))
+
+    assert not moves("A. dog", "B. cat", "C. both A and B")
+    assert not moves("A. dog", "B. none of the above")
+    assert moves("A. a dog and a cat", "B. bell")
 
 
 def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
     """A row that names a video and no data_type is asked with the video's own sound; written as "video" it is not."""
-    from collections import Counter
-
-    from echoink.data.samples import parse_rows
     from tests.helpers.files import video
 
-    video(tmp_path / "v.mp4", seconds=1)
-    given = {"problem": "What is heard?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
-    (sample,), _ = parse_rows([{**given, "path": {"video": "v.mp4"}}], tmp_path, "here")
-    (silent,), _ = parse_rows([{**given, "data_type": "video", "path": {"video": "v.mp4"}}], tmp_path, "here")
-    written = difficulty.row_of(
-        sample, 0, "dev", output=tmp_path / "out", extra={}, seed=0, shuffle=False, turns=Counter()
-    )
-    (again,), _ = parse_rows([written], tmp_path / "out/dev", "there")
-    assert sample.asks_for_soundtrack and again.asks_for_soundtrack
-    assert (
-        difficulty.row_of(silent, 1, "dev", output=tmp_path / "out", extra={}, seed=0, shuffle=False, turns=Counter())[
-            "data_type"
-        ]
-        == "video"
-    )
+    source, row = tmp_path / "source", {"problem": "What is heard?", "options": ["A. x", "B. y"]}
+    row |= {"solution": "<answer>A</answer>", "path": {"video": "v.mp4"}}
+    (source / "train").mkdir(parents=True)
+    video(source / "train/v.mp4", seconds=1)
+    rows = [{"problem_id": "0", **row}, {"problem_id": "1", **row, "data_type": "video"}]
+    (source / "omni_rl_format_train.json").write_text(json.dumps(rows))
+    difficulty.write_splits(str(source), tmp_path / "out", {"0": {}, "1": {}})
+    written = json.loads((tmp_path / "out/omni_rl_format_train.json").read_text())
+    assert [row.get("data_type") for row in written] == [None, "video"]
+    assert [sample.asks_for_soundtrack for sample in difficulty.read_samples(str(tmp_path / "out"), "train")] == [
+        True,
+        False,
+    ]

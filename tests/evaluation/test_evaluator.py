@@ -8,7 +8,7 @@ import torch
 
 from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
-from echoink.evaluation.evaluate import setting
+from echoink.evaluation.evaluate import EvaluationSetup, of_phase
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.metrics import compare, flips
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
@@ -30,15 +30,10 @@ CONFIG = config_of()
 @pytest.fixture
 def make_evaluator(model, processor, tmp_path):
     def make(folder=None, **settings):
+        sampling = Sampling(1.0, 0.95, 50, 48, end_ids(model, processor.processor))
         return Evaluator(
-            config=replace(CONFIG.eval, **{"batch_prompts": 4, "cache": None, **settings}),
-            direct=CONFIG.eval.direct,
-            processor=processor,
-            sampling=Sampling(1.0, 0.95, 50, 48, end_ids(model, processor.processor)),
-            match=Match.lenient,
-            extra_rewards=(),
-            seed=0,
-            bf16=False,
+            replace(CONFIG.eval, **{"cache": None, **settings}),
+            EvaluationSetup(processor, sampling, Match.lenient, seed=0, batch_prompts=4),
             clusters={},
             dev_clusters={},
             data="data",
@@ -57,9 +52,8 @@ def test_answers_that_cannot_be_read_are_warned_of(make_evaluator, model, sample
     evaluator = make_evaluator(greedy=False)
     evaluator.phase(model, samples[:4], FINAL, 0)
     assert "hardly any answer" not in capsys.readouterr().out
-    cut = replace(
-        evaluator, sampling=Sampling(1.0, 0.95, 50, 2), files=RunFolder(evaluator.files.path / "cut", "e", "x", 0)
-    )
+    setup = replace(evaluator.setup, sampling=Sampling(1.0, 0.95, 50, 2))
+    cut = replace(evaluator, setup=setup, files=RunFolder(evaluator.files.path / "cut", "e", "x", 0))
     cut.phase(model, samples[:4], FINAL, 0)
     assert "hardly any answer can be read" in " ".join(capsys.readouterr().out.split())
 
@@ -89,19 +83,21 @@ def test_answered_samples_are_not_answered_again(make_evaluator, model, samples,
     assert len(evaluator.phase(model, samples[:5], FINAL, 0)) == 10
 
 
-def test_what_each_protocol_asks_draws_and_reads():
-    prompt, direct = CONFIG.prompt, CONFIG.eval.direct
+def test_what_each_protocol_asks_draws_and_reads(make_evaluator):
+    setup, direct = replace(make_evaluator().setup, match=Match.exact), CONFIG.eval.direct
+    prompt = setup.processor.prompt
 
     def of(protocol, phase):
-        return setting(protocol, phase, prompt, direct=direct, samples=1, greedy=True, match=Match.exact)
+        return of_phase(setup, replace(CONFIG.eval, protocol=protocol), phase)
 
     base, final = of(Protocol.matched, "base"), of(Protocol.matched, "final")
-    assert base == final and base.draws == (SAMPLED, GREEDY) and base.match is Match.exact and base.prompt == prompt
+    assert base == final == setup and base.draws == (SAMPLED, GREEDY)
     for protocol, drawn in ((Protocol.release, SAMPLED), (Protocol.may19, GREEDY)):
         base, final = of(protocol, "base"), of(protocol, "final")
         assert (base.draws, final.draws) == ((drawn,), (SAMPLED,))
-        assert (base.prompt.template, final.prompt.template) == (direct.template, prompt.template)
-        assert base.prompt.options == final.prompt.options == "{options}", "no heading before the options"
+        asked = [one.processor.prompt for one in (base, final)]
+        assert [one.template for one in asked] == [direct.template, prompt.template]
+        assert {one.options for one in asked} == {"{options}"}, "no heading before the options"
         assert base.match is final.match is Match.first_letter
 
 
@@ -166,11 +162,10 @@ def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samp
     first = make_evaluator(tmp_path / "first", **kept)
     wanted = first.phase(model, samples[:4], BASE, 0)
     (file,) = (tmp_path / "cache").iterdir()
-    second = replace(
-        make_evaluator(tmp_path / "second", **kept),
-        extra_rewards=[ExtraReward("custom", lambda text, sample: float(len(text)), 1)],
-        clusters={sample.id: "one" for sample in samples},
-    )
+    second = make_evaluator(tmp_path / "second", **kept)
+    by_length = [ExtraReward("custom", lambda text, sample: float(len(text)), 1)]
+    clusters = {sample.id: "one" for sample in samples}
+    second = replace(second, setup=replace(second.setup, extra_rewards=by_length), clusters=clusters)
     with monkeypatch.context() as patch:
         patch.setattr("echoink.evaluation.evaluate.generate", lambda *_: pytest.fail("answered again"))
         taken = second.phase(model, samples[:4], BASE, 0)
@@ -190,10 +185,13 @@ def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path,
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] += 1e-3
     elif change == "prompt":
-        other = replace(other, processor=replace(other.processor, prompt=other.direct))
+        direct = replace(other.setup.processor, prompt=other.config.direct)
+        other = replace(other, setup=replace(other.setup, processor=direct))
+    elif change == "data":
+        other = replace(other, data="other")
     else:
-        value = {"seed": 1, "data": "other", "sampling": Sampling(0.5, 0.95, 50, 48)}[change]
-        other = replace(other, **{change: value})
+        value = {"seed": 1, "sampling": replace(other.setup.sampling, temperature=0.5)}[change]
+        other = replace(other, setup=replace(other.setup, **{change: value}))
     other.phase(model, samples[:2], BASE, 0)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -250,16 +248,16 @@ def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluato
         heard.setdefault(row["id"], []).append(row["media"]["audio"])
     assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
     for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
-        alone = make(samples, Variant.swapped_audio, evaluator.seed + number)
+        alone = make(samples, Variant.swapped_audio, evaluator.setup.seed + number)
         noise = [uniforms(0, 0, f"eval valid {sample.id}", group_size=3, length=48)[number] for sample in alone]
         found = evaluate_alone(model, evaluator, alone, noise)
         assert found == [row["completion"] for row in rows if row["draw"] == draw]
 
 
 def evaluate_alone(model, evaluator, samples, noise):
-    omni = evaluator.processor.processor
-    prompts = [evaluator.processor(sample) for sample in samples]
-    made = generate(model, prompts, torch.stack(noise)[:, None], temperatures=[1.0], sampling=evaluator.sampling)
+    setup, omni = evaluator.setup, evaluator.setup.processor.processor
+    prompts = [setup.processor(sample) for sample in samples]
+    made = generate(model, prompts, torch.stack(noise)[:, None], temperatures=[1.0], sampling=setup.sampling)
     return omni.batch_decode(made, skip_special_tokens=True)
 
 

@@ -376,15 +376,8 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
     rows, _ = train(spoil=forget)
     assert rows[0]["engine/logp_difference_mean"] < 1e-4 < 0.05 < rows[2]["engine/logp_difference_mean"]
     with RunFolder(tmp_path / "run", "train", "run", 0) as folder:
-        recorder = Recorder(
-            folder,
-            Tracker(None, Record("x", "x", {}, {}), folder.path),
-            3,
-            completions=8,
-            updates_per_rollout=1,
-            max_skipped=2,
-            alarm=0.05,
-        )
+        tracker = Tracker(None, Record("x", "x", {}, {}), folder.path)
+        recorder = Recorder(config_of("generation.vllm.alarm=0.05"), folder, tracker, 3)
         wanted = dict.fromkeys(("reward/accuracy", "reward/format", "completion/mean_length", "time/step"), 1.0)
         for step, row in enumerate(rows):
             logs = {"loss": 0.0, "engine/logp_difference_mean": row["engine/logp_difference_mean"]}

@@ -1,17 +1,37 @@
 """Numbers that are not finite: a step is left out, a run stops, nothing is saved."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from echoink.common.errors import UserError
+from echoink.data.splits import Splits
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
-from echoink.training.callbacks import Keeper, Periodic, Recorder
+from echoink.training.callbacks import Keeper, Recorder
+from tests.helpers.configs import config_of
 from tests.helpers.trainers import Catch, weights
 
-NEVER = Periodic(0, lambda *_: None)
+CONFIG = config_of(
+    "trainer.max_skipped_steps=2",
+    "trainer.save_every=1",
+    "trainer.keep_checkpoints=2",
+    "eval.every=0",
+    "eval.watched=0",
+)
+
+
+def recorder_of(files, steps):
+    return Recorder(CONFIG, files, Tracker(None, Record("x", "x", {}, {}), files.path), steps)
+
+
+def keeper_of(files, recorder):
+    """It evaluates nothing."""
+    return Keeper(SimpleNamespace(config=CONFIG, splits=Splits([], [], [])), files, None, recorder, provenance={})
+
 
 # --- numbers that are not finite ---
 
@@ -58,10 +78,7 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
     make_trainer, tmp_path, bad, stops_after
 ):
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
-        record = Record("x", "x", {}, {})
-        recorder = Recorder(
-            files, Tracker(None, record, files.path), 6, completions=8, updates_per_rollout=1, max_skipped=2
-        )
+        recorder = recorder_of(files, 6)
         trainer = make_trainer("trainer.steps=6", callbacks=[recorder])
         spoil(trainer, bad, float("nan"))
         if stops_after:
@@ -80,15 +97,8 @@ def test_several_such_steps_in_a_row_stop_the_run_and_no_number_that_is_not_fini
 
 def test_weights_that_are_not_finite_are_never_saved(make_trainer, tmp_path):
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
-        recorder = Recorder(
-            files,
-            Tracker(None, Record("x", "x", {}, {}), files.path),
-            2,
-            completions=8,
-            updates_per_rollout=1,
-            max_skipped=2,
-        )
-        keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
+        recorder = recorder_of(files, 2)
+        keeper = keeper_of(files, recorder)
 
         class Break(TrainerCallback):
             def on_optimizer_step(self, args, state, control, **_):
@@ -106,15 +116,8 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
         raise RuntimeError("unexpected pos 64 vs 0: No space left on device")
 
     with RunFolder(tmp_path / "run", "train", "x", 0) as files:
-        recorder = Recorder(
-            files,
-            Tracker(None, Record("x", "x", {}, {}), files.path),
-            3,
-            completions=8,
-            updates_per_rollout=1,
-            max_skipped=2,
-        )
-        keeper = Keeper(files, 1, 2, development=NEVER, watch=NEVER, recorder=recorder, provenance={})
+        recorder = recorder_of(files, 3)
+        keeper = keeper_of(files, recorder)
         trainer = keeper.trainer = make_trainer("trainer.steps=3", callbacks=[recorder, keeper])
         monkeypatch.setattr(trainer, "save_state_beside", lambda folder: trainer.state.global_step == 1 or full())
         with pytest.raises(UserError, match=r"step 3 could not be saved \(unexpected pos .*\); .* GiB are free"):

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from echoink.common.console import progress
 from echoink.training import tower_alignment
-from echoink.training.tower_alignment import NameEmbeddings
+from echoink.training.tower_alignment import NameEmbeddings, Teacher
 from tests.helpers.files import picture, sound
 from tests.helpers.tiny import tiny_model
 
@@ -45,15 +44,15 @@ def short(monkeypatch):
     )
 
 
-def learn(sense, model, processor, folder, bar=progress):
+def learn(sense, model, processor, folder):
     """Six media learned: their files, the record."""
     made, kept = [(number, NAMES[number % 3]) for number in range(6)], folder / "kept.pt"
     torch.manual_seed(0)
     if sense == "sounds":
         files = [(sound(folder / f"{n}.wav", seed=n % 3, seconds=0.4), name) for n, name in made]
-        return files, tower_alignment.learn_sounds(model, processor.processor, files, bar=bar, kept=kept)
+        return files, Teacher(model, processor.processor).sounds(files, kept)
     files = [(picture(folder / f"{n}.png", seed=n % 3, size=(112, 112)), name) for n, name in made]
-    return files, tower_alignment.learn_pictures(model, processor.processor, files, seed=0, bar=bar, kept=kept)
+    return files, Teacher(model, processor.processor).pictures(files, 0, kept)
 
 
 @pytest.mark.parametrize("sense", ["sounds", "pictures"])
@@ -61,11 +60,10 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
     before = {name: value.clone() for name, value in model.state_dict().items()}
     files, record = learn(sense, model, processor, tmp_path)
     heard, moves = sense == "sounds", {"sounds": "audio_tower.proj.", "pictures": "visual."}[sense]
-    assert tower_alignment.recognized(model, processor.processor, files, names=NAMES, heard=heard) >= 4, (
-        "of six that were learned"
-    )
+    teacher = Teacher(model, processor.processor)
+    assert teacher.recognized(files, NAMES, heard) >= 4, "of six that were learned"
     wrong = [(file, NAMES[(NAMES.index(name) + 1) % 3]) for file, name in files]
-    assert tower_alignment.recognized(model, processor.processor, wrong, names=NAMES, heard=heard) <= 2
+    assert teacher.recognized(wrong, NAMES, heard) <= 2
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(moves in name for name in moved)
     label, said = capsys.readouterr().out.strip().splitlines()[-1].split(maxsplit=1)
@@ -98,7 +96,8 @@ def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, sh
         (tmp_path / folder).mkdir(exist_ok=True)
         model = tiny_model()
         try:
-            _, record = learn(sense, model, processor, tmp_path / folder, bar(stops))
+            monkeypatch.setattr(tower_alignment, "progress", bar(stops))
+            _, record = learn(sense, model, processor, tmp_path / folder)
             found.append((record, model.state_dict()))
         except KeyboardInterrupt:
             assert stops
@@ -107,12 +106,12 @@ def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, sh
     assert steps == [*range(1, 61), *range(1, 21), *range(17, 61)]
     assert "16 of 60 steps are learned already" in capsys.readouterr().out
     steps.clear()
-    learn(sense, tiny_model(), processor, tmp_path / "whole", bar(None))
+    learn(sense, tiny_model(), processor, tmp_path / "whole")
     assert not steps, "what is learned is not learned again"
     capsys.readouterr()
     monkeypatch.setattr(tower_alignment, "PROJECTION", replace(tower_alignment.PROJECTION, steps=3))
     monkeypatch.setattr(tower_alignment, "TOWER", replace(tower_alignment.TOWER, steps=3))
-    learn(sense, tiny_model(), processor, tmp_path / "whole", bar(None))
+    learn(sense, tiny_model(), processor, tmp_path / "whole")
     assert steps == [1, 2, 3] and "is of other media or settings" in capsys.readouterr().out
 
 

@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 from echoink.common.errors import UserError
+from echoink.config.paths import ASSETS
 
 MIRROR = "https://deb.debian.org/debian"
 _BLOCK = 2**18
@@ -44,71 +45,13 @@ class Package:
         return f"{self.name}_{self.version}_all.deb"
 
 
-PACKAGES = (
-    Package(
-        key="tuxpaint",
-        name="tuxpaint-stamps-default",
-        version="2022.06.04-1",
-        place="t/tuxpaint-stamps",
-        size=160_880_444,
-        sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
-        licence="GPL-2",
-    ),
-    Package(
-        key="gcompris",
-        name="gcompris-qt-data",
-        version="3.1-2",
-        place="g/gcompris-qt",
-        size=44_196_292,
-        sha256="e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
-        licence="by file: GPL-3+, CC-BY, CC-BY-SA, CC0, public domain",
-    ),
-    Package(
-        key="scratch",
-        name="scratch",
-        version="1.4.0.6~dfsg1-6.1",
-        place="s/scratch",
-        size=25_654_320,
-        sha256="36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10",
-        licence="CC-BY-SA-3.0",
-    ),
-    Package(
-        key="opensfx",
-        name="openttd-opensfx",
-        version="1.0.3-2",
-        place="o/openttd-opensfx",
-        size=9_895_076,
-        sha256="2898b4677a3caccc4abc08fb4cf83319047b5a04729291deb5c77a8cd713c006",
-        licence="by sound: CC-BY, CC0, CC-BY-SA-3.0",
-    ),
-    Package(
-        key="sonic-pi",
-        name="sonic-pi-samples",
-        version="3.2.2~repack-8",
-        place="s/sonic-pi",
-        size=21_882_696,
-        sha256="25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",
-        licence="by file: mainly CC0",
-    ),
-    Package(
-        key="sound-icons",
-        name="sound-icons",
-        version="0.1-8",
-        place="s/sound-icons",
-        size=472_388,
-        sha256="cbb7defa9cab0c86c9151e72c6c8a99a0ed21d244bc4c7cffdde7a0e4d9fa5b3",
-        licence="GPL-2+",
-    ),
-    Package(
-        key="pomodoro",
-        name="gnome-shell-pomodoro-data",
-        version="0.22.1-1",
-        place="g/gnome-shell-pomodoro",
-        size=6_056_268,
-        sha256="15a5e49f27b433b2615f4e2ac9878f6d065c1a75b9f31101bd4dbd05f80e1777",
-        licence="GPL-2+ and GPL-3+",
-    ),
-)
+def _pinned() -> Iterator[Package]:
+    for line in (ASSETS / "open_media_packages.tsv").read_text(encoding="utf-8").splitlines():
+        key, name, version, place, size, sha256, licence = line.split("\t")
+        yield Package(key, name, version, place=place, size=int(size), sha256=sha256, licence=licence)
+
+
+PACKAGES = tuple(_pinned())
 
 
 def obtain(package: Package, folder: Path, given: Path | None, advance: Callable[[int], None], mirror: str) -> Path:

@@ -52,7 +52,7 @@ class Question:
     """Without letters; empty where the answer is free."""
     answer: str
     """Letters, a word or a number."""
-    problem_type: str
+    problem_type: str = "multiple choice"
     heard: tuple[str, ...] = ()
     """Recordings in their order, by `package:file`."""
     seen: str = ""
@@ -163,7 +163,6 @@ class Writer:
             "What is seen, and what is heard?",
             options=options,
             answer=answer,
-            problem_type="multiple choice",
             **self._media(heard, seen),
         )
 
@@ -171,15 +170,7 @@ class Writer:
         heard, seen = self._pair()
         options, answer = self._choice("yes" if heard == seen else "no", ["no" if heard == seen else "yes"])
         text = "Is what makes the sound the thing in the picture?"
-        return Question(
-            "together",
-            "both",
-            text,
-            options=options,
-            answer=answer,
-            problem_type="multiple choice",
-            **self._media(heard, seen),
-        )
+        return Question("together", "both", text, options=options, answer=answer, **self._media(heard, seen))
 
     def _rule(self) -> Question:
         heard, seen = self._pair(OPTIONS)  # no option is right more often than another
@@ -187,15 +178,7 @@ class Writer:
         wrong = ["the same", seen, heard, *self._side.like(heard, self._heard, self._rng)]
         options, answer = self._choice(right, wrong)
         text = "What is heard? Where the picture shows it too, answer: the same."
-        return Question(
-            "rule",
-            "both",
-            text,
-            options=options,
-            answer=answer,
-            problem_type="multiple choice",
-            **self._media(heard, seen),
-        )
+        return Question("rule", "both", text, options=options, answer=answer, **self._media(heard, seen))
 
     def _two(self) -> tuple[str, str, list[str]]:
         """Two classes that are heard one after the other, and further ones like them."""
@@ -210,14 +193,7 @@ class Writer:
         heard = (self._sound(one), self._sound(other))
         text = "Two things are heard, one after the other. Which is the first?"
         return Question(
-            "first",
-            "audio",
-            text,
-            options=options,
-            answer=answer,
-            problem_type="multiple choice",
-            heard=heard,
-            heard_class=f"{one}, {other}",
+            "first", "audio", text, options=options, answer=answer, heard=heard, heard_class=f"{one}, {other}"
         )
 
     def _several(self) -> Question:
@@ -228,14 +204,7 @@ class Writer:
         heard = (self._sound(one), self._sound(other))
         text = "Which of these are heard? Two options are right."
         return Question(
-            "several",
-            "audio",
-            text,
-            options=tuple(shown),
-            answer=answer,
-            problem_type="multiple choice",
-            heard=heard,
-            heard_class=f"{one}, {other}",
+            "several", "audio", text, options=tuple(shown), answer=answer, heard=heard, heard_class=f"{one}, {other}"
         )
 
     def _count(self) -> Question:
@@ -261,7 +230,7 @@ class Writer:
         options, answer = self._choice(right, wrong)
         noun = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle", "tool": "a tool"}
         text = f"Which of these is {noun.get(kind, f'of the kind: {kind}')}?"
-        return Question("words", "none", text, options=options, answer=answer, problem_type="multiple choice")
+        return Question("words", "none", text, options=options, answer=answer)
 
 
 FORMS: dict[str, Callable[[Writer], Question]] = {
