@@ -32,7 +32,7 @@ from echoink.rewards.types import Match, OnError
 
 
 @dataclass
-class Reward:
+class RewardKeys:
     """The keys of the group `reward` that matter here."""
 
     match: Match = Match.lenient
@@ -46,7 +46,7 @@ class Reward:
 class RescoreConfig:
     """`reward.match` and `reward.file` as in training; `output` is a new file."""
 
-    reward: Reward = field(default_factory=Reward)
+    reward: RewardKeys = field(default_factory=RewardKeys)
     output: str | None = None
 
 
@@ -97,7 +97,7 @@ def about(values: Sequence[float], predictions: Sequence[Prediction], clock: Clo
     yield f"slowest call {1000 * clock.slowest:.1f} ms, sample {clock.of}"
 
 
-def rescore(path: Path, given: Reward) -> tuple[list[Prediction], list[Prediction], dict[str, Clock]]:
+def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Prediction], dict[str, Clock]]:
     """Predictions before and after, and the clocks of the rewards of one's own by name.
 
     Raises:

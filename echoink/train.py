@@ -43,12 +43,12 @@ def main() -> None:
         sys.stdout.write(help_text())
         return
     shows_only = arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion
-    run = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
+    launch = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
     try:
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
         sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser wants all overrides side by side
         if shows_only:
-            run()
+            launch()
             return
         given = arguments.overrides
         overrides, again, remembered = sweep.settled(given) if arguments.multirun else sweep.Settled(given)
@@ -73,9 +73,9 @@ def main() -> None:
                 from echoink.pipeline import sweep_run
 
             sys.exit(
-                sweep_run.run(run, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
+                sweep_run.run(launch, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
             )
-        run()
+        launch()
     except UserError as error:
         _say(error)
         sys.exit(2)
@@ -96,7 +96,7 @@ def _agreed(folder: Path, multirun: bool) -> Path:
         from echoink.distributed.process_group import processes
 
     state = processes()
-    signals.share()
+    signals.only_note()
     folder = collectives.on_main_process(lambda: folder)
     if not state.is_main_process:
         console.console.quiet = True

@@ -45,7 +45,7 @@ def predicted(system: Step) -> dict[str, float]:
     thinker, work = system.unwrapped, system.work
     tower = lambda part: sum(p.numel() for p in part.parameters())  # noqa: E731
     model = step_time.Model(
-        memory.of(thinker).dimensions,
+        memory.model_of(thinker).dimensions,
         audio=tower(thinker.model.audio_tower),
         vision=tower(thinker.model.visual),
         learning=thinker.num_parameters(),

@@ -62,7 +62,7 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
 
 def test_the_tiny_dimensions_are_the_models(model):
     sizes = config_of().model.architecture
-    found = memory.of(model).dimensions
+    found = memory.model_of(model).dimensions
     assert (sizes.layers, sizes.width, sizes.feed_forward, sizes.heads, sizes.key_heads) == (
         found.layers,
         found.width,
@@ -511,7 +511,7 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     file = run / "predictions.jsonl"
     own = tmp_path / "mine.py"
     own.write_text("def reward(completion, sample):\n    return len(completion) / 1000\n")
-    before, after, clocks = rescore.rescore(file, rescore.Reward(Match.exact, str(own)))
+    before, after, clocks = rescore.rescore(file, rescore.RewardKeys(Match.exact, str(own)))
     clock = clocks["custom"]
     assert clock.slowest > 0 and clock.of in {p.id for p in before}
     assert [p.completion for p in before] == [p.completion for p in after]

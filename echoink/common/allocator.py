@@ -11,7 +11,7 @@ def keep_freed() -> None:
     """Keep freed memory in the process. Does nothing where the C library is not glibc.
 
     A tensor on a CPU is an allocation like any other, and glibc maps each large one anew: the system clears it, page by
-    page, at every layer of every step. Kept memory costs nothing of that (experiments/cpu_step.md).
+    page, at every layer of every step. Memory that is kept need not be cleared again (experiments/cpu_step.md).
     """
     if not sys.platform.startswith("linux"):
         return

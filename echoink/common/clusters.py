@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 Clusters = str | tuple[str, ...]
-"""What a sample is clustered by: one name; or one for each of several that are crossed, such as its recording and its
-picture, where recordings go with several pictures that go with several recordings. All samples have the same number.
+"""The clusters that a sample is in: one name, or a tuple with a name for each way of clustering, such as its recording
+and its picture. There are two ways where recordings go with several pictures, which go with several recordings. All
+samples have the same number of names.
 """
 
 

@@ -3,8 +3,8 @@
 The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or, where the program is at
 something that must not be left half done (`held`), right after it. The second leaves the process at once.
 
-Of several processes of a run none may leave alone. There (`share`) a signal is noted, and all leave together where they
-next ask each other (`collectives.heed`).
+With several processes a signal is only noted (`only_note`): all of them leave together, at the next
+`collectives.heed`.
 """
 
 import os
@@ -45,7 +45,7 @@ def install() -> None:
         signal.signal(signal.SIGUSR1, _handle)
 
 
-def share() -> None:
+def only_note() -> None:
     """From now on a signal is only noted."""
     global _shared
     _shared = True

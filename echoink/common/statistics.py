@@ -56,7 +56,7 @@ class Paired:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """p of McNemar's test (1947), without a correction for continuity: at that level `tango` just reaches 0."""
+    """p of McNemar's test (1947), without a correction for continuity; `tango`'s interval of level 1 - p ends at 0."""
     return 2 * float(norm.sf(abs(gained - lost) / (gained + lost) ** 0.5)) if gained + lost else 1.0
 
 

@@ -50,7 +50,7 @@ UNLABELLED = "unlabelled"
 """In `needs`: questions that get no label, such as those whose score is graded."""
 
 SELECTS = ("needs", "pass_rate", "shuffle")
-"""Settings that the first measurement does not depend on: with others it is not made again."""
+"""Settings that the first measurement does not depend on: changing them does not repeat it."""
 
 
 @dataclass
@@ -148,12 +148,12 @@ def _check(given: DifficultyConfig) -> None:
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
     """By id what each training question needs and how often it was answered right with each variant."""
     words = [f"eval.ablations={ABLATIONS}", f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
-    answer(source, given.checkpoint, seed, folder=folder, words=words)
+    answer_training_split(source, given.checkpoint, seed, folder=folder, words=words)
     (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
     return {row["id"]: row for row in read_rows(rows)}
 
 
-def answer(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
+def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
     """Let a model answer every training question: an evaluation by the entry point, which goes on where an earlier one
     stopped.
 

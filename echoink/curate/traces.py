@@ -22,7 +22,7 @@ from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
-from echoink.curate.difficulty import answer, begin, write_splits
+from echoink.curate.difficulty import answer_training_split, begin, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> None:
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
-    answer(given.source, given.checkpoint, given.seed, folder=work / "answers", words=settings)
+    answer_training_split(given.source, given.checkpoint, given.seed, folder=work / "answers", words=settings)
     chosen, counts = _choose(work / "answers", given)
     if not chosen:
         raise UserError(

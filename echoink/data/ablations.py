@@ -145,7 +145,7 @@ def _swapped_image(sample: Sample, donor: Sample) -> Sample:
 
 
 def _donors(samples: Sequence[Sample], seed: int, clusters: Mapping[str, Clusters]) -> dict[str, Sample]:
-    """For each sample another of the same kind of question and another answer: of the same question where there is one,
+    """For each sample a donor of its media: another one with another answer, to the same question where there is one,
     else of the same `kind` (where the data have such a field), data type and problem type.
     """
     found: dict[str, Sample] = {}

@@ -98,7 +98,9 @@ def _value(sample: Sample, by: str) -> str:
 def _assigned(
     samples: Sequence[Sample], media: Sequence[Sequence[str]], shares: dict[str, float], wanted: DivideConfig
 ) -> list[str]:
-    """The split of each sample: groups that share media in a random order, each to where its kinds are most wanted."""
+    """The split of each sample. Groups that share media are taken in a random order; each goes to the split that still
+    lacks most of its kinds.
+    """
     chosen = ["train"] * len(samples)
     kinds = [_value(sample, wanted.by) for sample in samples]
     # What each split still lacks of each kind; a split gets at least one of a kind that has enough to give.

@@ -20,7 +20,7 @@ BANDS, SEGMENTS, FRAME = 16, 32, 2048
 LOWEST, HIGHEST, RATE = 100, 7000, 16_000
 """Hertz."""
 NEAR = {"picture": 0.15, "sound": 0.27}
-"""Share of the bits that either has, in which near-duplicates differ at most.
+"""Near-duplicates differ in at most this share of the bits that are set in either.
 
 Of 150 pictures and 150 sounds of the synthetic set, nine in ten that were compressed (JPEG, MP3, Ogg) or scaled are
 found (tests/data/test_fingerprints.py asks for eight in ten of 30). Of all 5.3 million pairs of that set 186 pictures

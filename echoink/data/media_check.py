@@ -39,7 +39,10 @@ class MediaInfo:
     """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
 
     def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
-        """By medium of the sample: its digest, and the source that its row names. Media that share one are the same."""
+        """What identifies each medium of the sample: its digest, and the source that its row names.
+
+        Two media with one of these in common count as the same.
+        """
         sources = sample.sources
         return {
             name: (digest, f"source {sources[name]}") if name in sources else (digest,)

@@ -99,7 +99,7 @@ def encode(
 ) -> PromptInputs:
     """Tokenize a conversation with at most one picture, sound and video, and compute its positions.
 
-    A sound without a place of its own in the conversation is the video's own.
+    A sound that the conversation does not mention is the video's soundtrack.
 
     Args:
         processor: the model's.

@@ -89,7 +89,7 @@ def _shown(sample: Sample, info: MediaInfo, config: Config, processor: Any) -> S
 def _given(sample: Sample, model: ModelConfig) -> Iterator[Given]:
     if sample.image:
         image = loaders.load_image(sample.image)
-        count = media_tokens.of(model.architecture.family)
+        count = media_tokens.arithmetic_of(model.architecture.family)
         width, height = count.image_size(*image.size, model.min_pixels, model.max_pixels)
         scaled = image.resize((width, height), Image.Resampling.BICUBIC)
         yield Given("picture", f"{image.width}x{image.height} → {width}x{height}", _png(scaled), ".png")

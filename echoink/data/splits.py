@@ -49,8 +49,8 @@ class Splits:
         """By id of samples of a split the names of their clusters: samples that share media share a name.
 
         Two media count as the same if their files are, or if their rows name one source (`MediaInfo.origins`). A sample
-        has one name, of all samples that are connected by pictures, sounds or videos. It has two, one of its sound and
-        one of its sight, where that makes more clusters: recordings that each go with many pictures connect everything.
+        has one name, of all samples that are connected by pictures, sounds or videos. It has two names, one by sound
+        and one by sight, where that makes more clusters: recordings that each go with many pictures connect everything.
         """
         found = {sample.id: self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples}
         connected = sharing(samples, [joined(found[sample.id]) for sample in samples], 0)
@@ -181,7 +181,7 @@ def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Drop
 
 def video_caps(model: ModelConfig) -> VideoCaps:
     """The caps on videos in the group `model`."""
-    grid = media_tokens.of(model.architecture.family).GRID
+    grid = media_tokens.arithmetic_of(model.architecture.family).GRID
     return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels, grid)
 
 

@@ -30,7 +30,7 @@ def prompt_tokens(media_info: MediaInfo, text: int, model: ModelConfig) -> Token
         text: tokens of the text, one placeholder for each medium among them.
         model: its family, and the caps on pictures.
     """
-    count = media_tokens.of(model.architecture.family)
+    count = media_tokens.arithmetic_of(model.architecture.family)
     image = count.image_tokens(*media_info.image, model.min_pixels, model.max_pixels) if media_info.image else 0
     audio = count.audio_tokens(round(media_info.kept * SAMPLING_RATE)) if media_info.kept else 0
     video = count.video_tokens(media_info.frames, *media_info.frame) if media_info.frame else 0

@@ -84,7 +84,7 @@ def _exchange(operation: Callable, *arguments):
 
 
 def heed() -> None:
-    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.share`.
+    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.only_note`.
 
     One process was interrupted at once, unless the signal came where Python passes over exceptions.
     """

@@ -120,8 +120,10 @@ def make_universal(folder: Path) -> None:
 
 
 def part_groups(optimizer: torch.optim.Optimizer, decays: tuple[float, ...]) -> None:
-    """Give each group of weights what is its own: of a universal checkpoint DeepSpeed's ZeRO-3 reads the first group's
-    hyperparameters and its count of steps for all of them, and the count as one tensor, which each group would raise.
+    """Give each group of weights its own weight decay and count of steps again.
+
+    From a universal checkpoint ZeRO-3 gives all groups the first one's settings, and one tensor as their count, which
+    each of them would then raise.
 
     Args:
         optimizer: PyTorch's, inside DeepSpeed's.

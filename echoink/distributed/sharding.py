@@ -117,8 +117,8 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
-    # A layer that is called by itself takes itself for the root, and lets streams wait on this one to gather what comes
-    # next: inside a CUDA graph's capture nobody would wait for them again. Here the root is known, and nothing gathers.
+    # Called alone, a layer would take itself for FSDP's root and let its streams wait for this one. While a CUDA graph
+    # is captured that must not be, for nobody would wait for these streams again. So the root is said here.
     root = units[0]._get_fsdp_state() if units else None
     if root:
         root._state_ctx.iter_forward_root = root

@@ -24,7 +24,7 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image, ImageOps
 
 from echoink.common.errors import UserError
-from echoink.media import lengths
+from echoink.media import truncation
 
 SAMPLING_RATE = 16_000
 """Hz; the rate of the Whisper features that Qwen2.5-Omni listens through."""
@@ -165,8 +165,8 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
         UserError: the file is missing, is no sound, is broken or cut off, holds non-finite samples, or is shorter than
             50 ms.
     """
-    lengths.check_sound(_open(medium, "sound"), str(medium))
-    if not lengths.known_to_sndfile(_open(medium, "sound")):
+    truncation.check_sound(_open(medium, "sound"), str(medium))
+    if not truncation.known_to_sndfile(_open(medium, "sound")):
         return _load_sound_by_ffmpeg(medium, max_seconds)
     try:
         with soundfile.SoundFile(_stream(medium)) as file:
@@ -194,7 +194,7 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
         declared = float(container.duration / time_base) if container.duration else None
     found = len(samples) / rate
     if mp3:  # its length is a guess from the first frames; damaged ones are missing in what is found
-        lengths.check_mp3(_open(medium, "sound"), str(medium))
+        truncation.check_mp3(_open(medium, "sound"), str(medium))
         declared = None if ended else declared
     if ended and declared and found < declared - max(0.15, 0.02 * declared):
         raise UserError(
@@ -315,7 +315,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
     Raises:
         UserError: the file is missing, is no video, is broken or cut off, or claims an absurd size or length.
     """
-    lengths.check_container(_open(medium, "video"), str(medium))
+    truncation.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
         if not container.streams.video:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
@@ -369,7 +369,7 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     Raises:
         UserError: as `load_video`, or the video has no sound.
     """
-    lengths.check_container(_open(medium, "video"), str(medium))
+    truncation.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
         if not container.streams.audio:
             raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")

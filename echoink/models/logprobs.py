@@ -107,9 +107,9 @@ def without_silent_groups(
 ) -> Tensor:
     """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
 
-    A weight that only silent groups would have reached must still get a gradient, of zero: an optimizer with momentum
-    or weight decay treats none differently. So a silent group stays with one token where its media are in no group
-    that counts, and the first group does where none counts.
+    A weight that only silent groups use still needs a gradient, of zero: where there is none an optimizer with momentum
+    or weight decay does something else. So a silent group stays with one token where its media are in no group that
+    counts, and the first group does where none counts.
 
     Args:
         prompts: the unique prompts.

@@ -25,6 +25,6 @@ class MediaTokens(Protocol):
         """Of so many frames, scaled."""
 
 
-def of(family: ModelFamily) -> MediaTokens:
+def arithmetic_of(family: ModelFamily) -> MediaTokens:
     """The arithmetic of a family."""
     return importlib.import_module(f"echoink.models.{family.name}_tokens")

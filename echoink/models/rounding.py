@@ -1,4 +1,4 @@
-"""Weights as bfloat16 autocast would make them at every use, made once.
+"""Rounds weights to bfloat16 once, where autocast would round them at every use.
 
 Under autocast each linear layer rounds its float32 weights when it is called. PyTorch remembers that for weights that
 learn, and repeats it for those that do not: at every token of a rollout. What is rounded here gives the same numbers to

@@ -22,8 +22,7 @@ from echoink.run_folder.environment import git
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
-from echoink.training import engine as vllm
-from echoink.training import fit, supervised
+from echoink.training import fit, start_engine, supervised
 from echoink.training.setup import Job, build_job, evaluation_batch_prompts, longest_prompt
 
 CORE = (
@@ -77,7 +76,7 @@ def execute(
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # a process that dies now leaves its run's id
         batch = evaluation_batch_prompts(job, longest)
-        engine = stack.enter_context(closing(vllm.start(job, files, longest))) if config.uses_vllm else None
+        engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.

@@ -31,7 +31,7 @@ class Model:
     """Without a GPU the keys and values of prefix and completion are joined for each completion."""
 
 
-def of(model: "PreTrainedModel") -> Model:
+def model_of(model: "PreTrainedModel") -> Model:
     """The dimensions of a loaded model."""
     text = model.config.get_text_config()
     return Model(
@@ -101,7 +101,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRow:
     """A packed row: so many prompts of P tokens, each with G completions of C tokens. In plain rows the prompt
     counts as part of each completion: P = 0, C = prompt and completion."""
 
@@ -116,7 +116,7 @@ class Rows:
         return self.prompts * (self.prompt + self.group * self.completion)
 
 
-def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = False) -> int:
+def activations(model: Model, rows: PackedRow, bf16: bool, checkpointing: bool = False) -> int:
     """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
 
     Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
@@ -138,7 +138,7 @@ def activations(model: Model, rows: Rows, bf16: bool, checkpointing: bool = Fals
     return d.layers * rows.tokens * d.width * model.itemsize + layer if checkpointing else d.layers * layer
 
 
-def cache(model: Model, rows: Rows, bf16: bool) -> int:
+def cache(model: Model, rows: PackedRow, bf16: bool) -> int:
     """Bytes of a rollout's keys and values, each prompt's held once for its group."""
     return model.dimensions.layers * rows.tokens * 2 * model.dimensions.key_width * (2 if bf16 else model.itemsize)
 
@@ -157,9 +157,9 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     bf16, adapts = trainer.bf16, config.adapter.kind is not Adapter.none
     weights, reference = _weights(model, learning, adapts, bf16=bf16, divided=trainer.sharding is not Sharding.none)
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
-    rows = Rows(trainer.micro_batch_prompts, group, *packed)
+    rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
-    in_engine, engine = Rows(decoded.prompts * group, 1, 0, longest + completion), 0
+    in_engine, engine = PackedRow(decoded.prompts * group, 1, 0, longest + completion), 0
     if config.uses_vllm:
         engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
     return Estimate(
@@ -219,7 +219,7 @@ def prompts_that_fit(
         room: bytes of memory.
     """
     d, size = model.dimensions, 2 if bf16 else model.itemsize
-    kept = cache(model, Rows(1, draws, 4 * longest, completion), bf16)
+    kept = cache(model, PackedRow(1, draws, 4 * longest, completion), bf16)
     passing = longest * (3 * d.feed_forward + 8 * d.width) * size + draws * d.vocabulary * 12
     return max(1, min(MOST_PROMPTS, int((USABLE * room - beside) // (kept + passing))))
 

@@ -110,5 +110,5 @@ def check_hub(repository: str) -> None:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"cannot push to {repository}: {reason}", hint) from error
     owners = {user["name"], *(each["name"] for each in user.get("orgs", []))}
-    if (prompt_index := repository.partition("/")[0]) not in owners:
-        raise UserError(f"cannot push to {repository}: {user['name']} is no member of {prompt_index}", hint)
+    if (owner := repository.partition("/")[0]) not in owners:
+        raise UserError(f"cannot push to {repository}: {user['name']} is no member of {owner}", hint)

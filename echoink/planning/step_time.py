@@ -14,11 +14,11 @@ from echoink.config.schema import Dimensions
 LENGTH = 200
 """Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
 KERNELS = 52
-"""That a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them)."""
+"""Kernels that a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them)."""
 OF_LORA = 42
-"""More of them, with LoRA in all seven linear layers."""
+"""Further ones with LoRA in all seven linear layers."""
 LARGE = 7
-"""Of these, products with a matrix of weights: their time is that of their bytes."""
+"""Those of a layer's kernels that read a matrix of weights: they take as long as its bytes."""
 NODE = 8
 """GPUs of one machine; FSDP2 and ZeRO divide within it."""
 

@@ -26,12 +26,11 @@ quarter (and "more often than one" in two fifths).
 
 `twin` changes a sense instead of removing it. For each sense m that medium is replaced by another sample's, which has
 another answer to the same question (`ablations.make`), and the policy answers again with the same random numbers as
-o_i: this is o_i^m. A right answer is paid if it
-changes with each sense that the question needs (the field `need` of its row: audio, image or both) and stays right
-under a change of each other sense. A group's prompt is answered G more times for each sense. A question without such a
-label, or without a donor, is paid nothing. `redraw` is its control: it pays by the same formula, and its twins are
-asked the same question with the same media and the noise of the group's next two completions, so G is at least 3. It
-knows the same labels and draws as many answers, and touches no medium.
+o_i: this is o_i^m. A right answer is paid if it changes with each sense that the question needs (the field `need` of
+its row: audio, image or both), and stays right when another sense changes. A group's prompt is answered G more times
+for each sense. A question without such a label, or without a donor, is paid nothing. `redraw` is its control: it pays
+by the same formula, and its twins are asked the same question with the same media and the noise of the group's next two
+completions, so G is at least 3. It knows the same labels and draws as many answers, and touches no medium.
 
 Two published rules, for comparison, with the same further rollouts:
 

@@ -94,7 +94,7 @@ class Decoder:
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=unseen.device)
             self._filled = torch.zeros(1, dtype=torch.long, device=unseen.device)
         start = sizes[1] - tokens  # prompts end where their rooms end
-        # What an earlier rollout left is masked, and masked values count as 0 times themselves: they must be finite.
+        # What an earlier rollout left is masked: it is multiplied by 0. It has to be finite, for 0 · nan is nan.
         for room in chain(*self._shared_room, *self._own_room):
             room.zero_()
         for room, part in zip(chain(*self._shared_room), chain(*prefix), strict=True):

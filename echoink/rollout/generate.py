@@ -112,7 +112,7 @@ def generate(
     for position in range(sampling.max_new_tokens):
         logits[:, media_tokens] = float("-inf")
         tokens = choose(logits, noise[:, position], temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        sampled = tokens.tolist()  # here a step waits for the device, and nowhere else but in a nucleus without top-k
+        sampled = tokens.tolist()  # the only place where a step waits for the device, but for a nucleus without top-k
         for row, token in zip(rows, sampled, strict=True):
             completions[row].append(token)
         kept = [index for index, token in enumerate(sampled) if token not in ends]

@@ -44,7 +44,7 @@ WORKER = Path(__file__).parent / "vllm_worker.py"
 MEMORY = Path("/dev/shm")
 """Where weights pass from trainer to engine without a GPU, if there is room: a container's may have 64 MB."""
 CHUNK = 2**30
-"""Bytes of weights, in the type of the engine, made ready at a time; the weight that fills them is the last."""
+"""Bytes of weights, in the engine's type, that are sent at a time; the weight that passes this ends the chunk."""
 MORE = object()
 """The engine's answer where it wants more weights."""
 _BLOCK = 32
@@ -100,7 +100,7 @@ class Pushed:
     parts: int
     """Parts of layers that were sent."""
     compared: int
-    """Of these, whose bits were found in the engine as they were sent. It packs the others: on a CPU linear layers."""
+    """How many of these could be compared bit for bit. The engine packs the others: on a CPU linear layers."""
 
 
 class Engine:
@@ -415,8 +415,8 @@ def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 def cache_bytes(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> int:
     """Keys and values of `rows` completions with their prompts, `length` tokens each: nobody waits for room."""
-    blocks = memory.Rows(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
-    return memory.cache(memory.of(model), blocks, dtype is torch.bfloat16)
+    blocks = memory.PackedRow(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
+    return memory.cache(memory.model_of(model), blocks, dtype is torch.bfloat16)
 
 
 def published_name(family: Family, name: str) -> str:

@@ -60,7 +60,7 @@ class History:
         self.traces = traces.sent(stored)
 
     def missing(self, rows) -> Iterator[dict]:
-        """The numbers of rows that are not there yet: a step has one, also where a run was taken up and took it again.
+        """The numbers of rows that are not there yet: one per step and name, if a resumed run took a step twice too.
 
         Base and final evaluation may be of one step; they are told apart by their time. Rows of an older version have
         no time, only an order.

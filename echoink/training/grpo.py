@@ -60,7 +60,7 @@ def rejection(accuracy: Tensor) -> Tensor:
 def silent_rows(advantages: Tensor, group: int, rejects: bool) -> Tensor:
     """The rows of groups that add nothing to the loss at β = 0: [R], True where all of a group's advantages are equal.
 
-    With `rejects` equal advantages of 1 do count: there a group is silent only where nothing in it is right.
+    With `rejects` (advantages are 1 or 0, see `rejection`) a group is silent only where nothing in it is right.
     """
     grouped = advantages.view(-1, group)
     silent = grouped.amax(1) == grouped.amin(1)

@@ -137,11 +137,11 @@ class TRLHost(ResumableTrainer):
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
-        # With an adapter the model is its own reference, the adapter switched off.
         # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
         frozen = reference if policy.adapter is None else self.model
         if args.bf16 and frozen is not None:
             round_frozen(frozen, torch.bfloat16)
+        # With an adapter the model is its own reference, the adapter switched off.
         self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for each in filter(None, (model, reference)):

@@ -152,7 +152,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
-    model, trainer = memory.of(job.model), config.trainer
+    model, trainer = memory.model_of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
     alone = memory.of_run(config, model, learning, longest=longest, engine_sleeps=sleeps)
     among = sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
@@ -175,7 +175,7 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
     In a training run the memory of optimizer and reference is left free from the beginning, so that base and trained
     model are evaluated in the same batches.
     """
-    config, model = job.config, memory.of(job.model)
+    config, model = job.config, memory.model_of(job.model)
     if config.eval.batch_prompts:
         return config.eval.batch_prompts
     device = job.model.device
@@ -190,7 +190,8 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
         among, gathered = processes().num_processes, memory.gathered_bytes(model, config.trainer.bf16)
         needs = needs.sharded(config.trainer.sharding, among, gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
-        if config.adapter.kind is not Adapter.none:  # before training its base is not rounded yet, and the decoder's is
+        if config.adapter.kind is not Adapter.none:
+            # Before training both its float32 base and the decoder's rounded copy are held.
             beside = max(beside, model.weight_bytes + 2 * model.parameters * config.trainer.bf16)
     draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
     room = torch.cuda.mem_get_info(device)[1]

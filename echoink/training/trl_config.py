@@ -19,7 +19,8 @@ def arguments(
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
     at_once = _prompts_at_once(config)
     zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
-    bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None  # there TRL clips the ratio to it, not to 1 + it
+    # For CISPO TRL's `epsilon_high` is the bound of the ratio itself, not what is added to 1.
+    bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None
     made = GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=config.micro_batch_prompts * grpo.group_size,

@@ -37,7 +37,7 @@ def answered(monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    monkeypatch.setattr(traces, "answer", answer)
+    monkeypatch.setattr(traces, "answer_training_split", answer)
     return asked
 
 

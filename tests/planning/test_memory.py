@@ -59,7 +59,9 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(model, prompts, widt
         install(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     measured = kept(model.train(), prompts[0], group, length, bf16)
-    estimated = memory.activations(memory.of(model), memory.Rows(1, group, len(prompts[0].input_ids), length), bf16)
+    estimated = memory.activations(
+        memory.model_of(model), memory.PackedRow(1, group, len(prompts[0].input_ids), length), bf16
+    )
     assert 0.9 <= estimated / measured <= 1.25
 
 
@@ -69,7 +71,7 @@ def test_the_whole_of_a_step(model):
     def estimate(learning, *words):
         words = [*words, "trainer.prompts_per_step=1", "trainer.micro_batch_prompts=1", "grpo.group_size=4"]
         words += ["generation.max_new_tokens=200"]
-        return memory.of_run(config_of(*words), memory.of(model), learning, longest=200, engine_sleeps=True)
+        return memory.of_run(config_of(*words), memory.model_of(model), learning, longest=200, engine_sleeps=True)
 
     full = estimate(parameters, "grpo.beta=0.04")
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
@@ -111,8 +113,10 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
 def test_a_runs_engine_is_counted(model, sleeps):
     words = ["generation=vllm", "trainer.prompts_per_step=8", "grpo.group_size=4", "generation.max_new_tokens=100"]
     config, parameters = config_of(*words), model.num_parameters()
-    found = memory.of_run(config, memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
-    assert found.engine == 4 * parameters + memory.cache(memory.of(model), memory.Rows(8 * 4, 1, 0, 400), False)
+    found = memory.of_run(config, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    assert found.engine == 4 * parameters + memory.cache(
+        memory.model_of(model), memory.PackedRow(8 * 4, 1, 0, 400), False
+    )
     assert found.engine_between == (0 if sleeps else found.engine)
-    alone = memory.of_run(config_of(*words[1:]), memory.of(model), parameters, longest=300, engine_sleeps=sleeps)
+    alone = memory.of_run(config_of(*words[1:]), memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache

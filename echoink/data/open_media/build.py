@@ -31,7 +31,7 @@ TRAINS = ("tuxpaint", "gcompris")
 HELD_OUT = 0.25
 """Share of a class's pictures that are validated on; of its recordings one, where there are several."""
 CONTROLS = 0.04
-"""Share of the questions that want no medium; the other forms share the rest alike."""
+"""Share of the questions that want no medium; the other forms have equal shares of the rest."""
 
 
 @dataclass

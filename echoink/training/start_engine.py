@@ -24,7 +24,7 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
     trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
     bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
     weights = collectives.on_main_process(
-        lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.of(job.model), bf16))
+        lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.model_of(job.model), bf16))
     )
     own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
     rows = memory.MOST_PROMPTS

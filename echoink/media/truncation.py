@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from echoink.common.errors import UserError
 
 UNKNOWN = 2**31 - 2**20
-"""A writer that could not know the length says the most there is; from here on a 32-bit length says nothing."""
+"""A program that writes to a pipe cannot know the length and puts the largest number: from here on it means unknown."""
 
 
 def check_sound(file: io.BufferedIOBase, name: str) -> None:
