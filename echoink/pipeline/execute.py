@@ -1,9 +1,12 @@
 """The part of a run that needs the model: evaluation of the base, training, evaluation again, comparison, report."""
 
+import gc
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
+
+import torch
 
 from echoink.common import console
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
@@ -92,6 +95,8 @@ def execute(
                 ).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
+                gc.collect()  # a model refers to itself, so that nothing else frees it
+                torch.cuda.empty_cache()
                 job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
             # task=eval of the base has asked its one model already.

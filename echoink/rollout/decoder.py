@@ -13,6 +13,7 @@ Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, W 
 key-value heads, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import chain, count, takewhile
 
@@ -31,6 +32,8 @@ WINDOW = 64
 
 Step = Callable[[], Tensor]
 """One step of all slots: logits [S, V]."""
+Capture = Callable[[Step], Step]
+"""Makes the replay of a step, which wants fixed shapes and addresses."""
 
 
 class Decoder:
@@ -38,13 +41,16 @@ class Decoder:
 
     Args:
         model: the model with our attention (`attention.select`), in evaluation mode.
-        capture: makes the replay of a step, which wants fixed shapes and addresses; None runs steps as they come.
+        capturing: gives what captures steps, anew whenever all replays are void; None runs steps as they come.
     """
 
-    def __init__(self, model: PreTrainedModel, capture: Callable[[Step], Step] | None = None):
-        self._capture, self._layers = capture, _Layers(model)
+    def __init__(self, model: PreTrainedModel, capturing: Callable[[], Capture] | None = None):
+        self._capturing, self._layers = capturing, _Layers(model)
         self._replays: dict[tuple[int, ...], Step] = {}
         self._sizes, self._relies_on = (0, 0, 0, 0), None  # of the rooms; what the replays rely on
+        self._shared_room: list[tuple[Tensor, Tensor]] = []
+        self._own_room: list[tuple[Tensor, Tensor]] = []
+        self._own: list[tuple[Tensor, Tensor]] = []
         self.captures = 0
         """Steps that were captured so far."""
 
@@ -65,7 +71,7 @@ class Decoder:
         self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # of each slot
         self._slots = list(range(len(self._prompt)))  # of each running row
         self._calls = 0
-        if self._capture:
+        if self._capturing:
             self._move_in(length)
         else:
             self._own = self._room(len(self._prompt), length)
@@ -89,7 +95,11 @@ class Decoder:
         if relies_on != self._relies_on:
             self._sizes, self._relies_on = sizes, relies_on
             self._replays.clear()
-            self._shared_room, self._own_room = self._room(sizes[0], sizes[1]), self._room(sizes[2], sizes[3])
+            self._capture = self._capturing()
+            # An old room goes before the new one is made: both at once would not fit.
+            self._own.clear()
+            self._shared_room = self._fitting(self._shared_room, sizes[0], sizes[1])
+            self._own_room = self._fitting(self._own_room, sizes[2], sizes[3])
             self._unseen_room = unseen.new_empty(sizes[:2])
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=unseen.device)
             self._filled = torch.zeros(1, dtype=torch.long, device=unseen.device)
@@ -104,6 +114,14 @@ class Decoder:
         self._filled.zero_()
         self._lead(prompts, len(self._prompt))
 
+    def _fitting(self, room: list[tuple[Tensor, Tensor]], rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """The room, or in its place one of this size and of the prompts' type."""
+        wanted = (rows, tokens, self._prefix[0][0].dtype)
+        if room and (len(room[0][0]), room[0][0].shape[2], room[0][0].dtype) == wanted:
+            return room
+        room.clear()
+        return self._room(rows, tokens)
+
     def _lead(self, prompts: int, slots: int) -> None:
         """Use the first places of the rooms."""
         self._prefix = [(keys[:prompts], values[:prompts]) for keys, values in self._shared_room]
@@ -117,7 +135,7 @@ class Decoder:
         for slot in self._slots:
             running.setdefault(self._prompt[slot], []).append(slot)
         places = max(map(len, running.values()))
-        if self._capture:
+        if self._capturing:
             # A move costs copies and perhaps a capture: not before half of the slots are free. Every prompt then has as
             # many slots as the next, some of them idle.
             if len(running) * places > len(self._prompt) // 2:
@@ -135,7 +153,7 @@ class Decoder:
         slots = torch.tensor([slot for of_prompt in kept for slot in of_prompt], device=device)
         stay = torch.tensor(prompts, device=device)
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
-        if self._capture:
+        if self._capturing:
             own, prefix, unseen = self._own, self._prefix, self._unseen[stay]
             self._lead(len(prompts), len(slots))
             for rooms, parts, index in ((self._own, own, slots), (self._prefix, prefix, stay)):
@@ -174,7 +192,7 @@ class Decoder:
         running = slice(None) if self._running is None else self._running
         self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
-        if self._capture:
+        if self._capturing:
             self._window = next(w for w in _windows(self._own_room[0][0].shape[2]) if w >= self._calls)
             shapes = (len(self._unseen), self._places, self._window)
             if shapes not in self._replays:
@@ -283,13 +301,20 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
     return torch.bmm(one.flatten(0, 1), other.flatten(0, 1), out_dtype=torch.float32).unflatten(0, one.shape[:2])
 
 
-def cuda_graphs() -> Callable[[Step], Step]:
+@functools.cache
+def _aside() -> torch.cuda.Stream:
+    # One for the whole process: for each stream that multiplies cuBLAS keeps memory for good.
+    return torch.cuda.Stream()
+
+
+def cuda_graphs() -> Capture:
     """Captures steps as CUDA graphs, which share one pool of memory."""
+    # A pool that no graph uses any more is gone with its last graph: who drops all of them asks for a new one.
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Step) -> Step:
         # A graph wants a run outside first. What that writes the replay writes again.
-        aside = torch.cuda.Stream()
+        aside = _aside()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             step()

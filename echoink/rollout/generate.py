@@ -66,7 +66,7 @@ def prefill(
 
 def decoder_for(model: PreTrainedModel) -> Decoder:
     """A decoder that captures its steps where there is a GPU."""
-    return Decoder(model, cuda_graphs() if model.device.type == "cuda" else None)
+    return Decoder(model, cuda_graphs if model.device.type == "cuda" else None)
 
 
 @torch.no_grad()
@@ -106,11 +106,11 @@ def generate(
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)
     # A sampled placeholder would stand for a picture or a sound that is not there.
-    media_tokens = list(family_of(model).placeholders(model.config).values())
+    media_tokens = torch.tensor(list(family_of(model).placeholders(model.config).values()), device=device)
     completions: list[list[int]] = [[] for _ in range(len(logits))]
     rows, ends = list(range(len(logits))), set(sampling.end_ids)
     for position in range(sampling.max_new_tokens):
-        logits[:, media_tokens] = float("-inf")
+        logits.index_fill_(1, media_tokens, float("-inf"))  # a list of numbers would be copied to the device each time
         tokens = choose(logits, noise[:, position], temperature, top_p=sampling.top_p, top_k=sampling.top_k)
         sampled = tokens.tolist()  # the only place where a step waits for the device, but for a nucleus without top-k
         for row, token in zip(rows, sampled, strict=True):

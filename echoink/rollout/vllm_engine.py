@@ -172,7 +172,7 @@ class Engine:
             "max_model_len": length,
             "max_num_seqs": setup.rows,
             # On a CPU vLLM cannot divide the prefill of a prompt whose sampling has a seed.
-            "max_num_batched_tokens": max(4096, setup.longest if self._gpu else setup.rows * setup.longest),
+            "max_num_batched_tokens": max(4096, setup.rows, setup.longest if self._gpu else setup.rows * setup.longest),
             "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self.dtype),
             "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
@@ -207,7 +207,9 @@ class Engine:
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
         """Handles to weights in this process's memory, so many bytes at a time; the engine asks for the next."""
         self._make_room()
-        weights = ((name, weight.to(self.dtype).contiguous()) for name, weight in published(model, everything))
+        # Always a copy: memory that is handed out again and again piles up a context of CUDA's for each time.
+        made = ((name, weight.to(self.dtype, copy=True)) for name, weight in published(model, everything))
+        weights = ((name, weight.contiguous()) for name, weight in made)
         sent: dict[str, int] = {}
         self._send(("weights", {"path": None, "whole": everything}))
         while (answer := self._receive("weights")) is MORE:

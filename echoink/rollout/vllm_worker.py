@@ -117,7 +117,8 @@ class Worker:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         if whole and (lacking := sorted(self._names - self._loaded)):
             raise ValueError(f"{len(lacking)} weights did not arrive: {', '.join(lacking[:5])}")
-        self._llm.reset_prefix_cache()
+        if self._llm.reset_prefix_cache() is False:
+            raise ValueError("keys and values of the old weights are still in use: the prefix cache was not cleared")
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
         held, buffers = self._llm.apply_model(self._seen)[0]

@@ -1,5 +1,7 @@
 """vLLM as a run wants it: started beside each process."""
 
+import torch
+
 from echoink.common import console
 from echoink.config.schema import Dtype
 from echoink.distributed import collectives
@@ -27,9 +29,9 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
         lambda: vllm_engine.passage(files.path, memory.gathered_bytes(memory.model_of(job.model), bf16))
     )
     own = f"engine.rank{state.process_index}.log" if state.process_index else "engine.log"
-    rows = memory.MOST_PROMPTS
-    if job.config.trains:
-        rows = trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size
+    rows = trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size
+    if not job.config.trains:
+        rows = rows_of_evaluation(job, longest, bf16)
     started: list[vllm_engine.Engine] = []
 
     def begin() -> None:
@@ -62,3 +64,16 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
         raise
     console.say("engine", f"vLLM {started[0].version} after {started[0].seconds:.0f} s, beside each process")
     return started[0]
+
+
+def rows_of_evaluation(job: Job, longest: int, bf16: bool) -> int:
+    """Completions that vLLM decodes together for an evaluation: as many as its cache has room for. The rest waits."""
+    device = processes().device
+    if device.type != "cuda":
+        return memory.MOST_PROMPTS
+    model = memory.model_of(job.model)
+    taken = model.weight_bytes + memory.gathered_bytes(model, bf16)  # the model's, and the engine's
+    room = memory.USABLE * torch.cuda.mem_get_info(device)[1] - taken
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    each = vllm_engine.cache_bytes(job.model, 1, longest + job.sampling.max_new_tokens, dtype)
+    return max(1, min(memory.MOST_PROMPTS, int(room // each)))

@@ -204,19 +204,23 @@ def head() -> Iterator[Row]:
 # --- decoding ---
 
 
-def capturing(seconds: list[float]) -> Callable[[decoder.Step], decoder.Step]:
-    """How a step is captured: as a CUDA graph; on a CPU it is computed again in the same slots. Notes the seconds."""
-    make = (lambda step: step) if SMALL else decoder.cuda_graphs()
+def capturing(seconds: list[float]) -> Callable[[], decoder.Capture]:
+    """How steps are captured: as CUDA graphs; on a CPU they are computed again in the same slots. Notes the seconds."""
 
-    def capture(step: decoder.Step) -> decoder.Step:
-        synchronize()
-        began = time.perf_counter()
-        replay = make(step)
-        synchronize()
-        seconds.append(time.perf_counter() - began)
-        return replay
+    def graphs() -> decoder.Capture:
+        make = (lambda step: step) if SMALL else decoder.cuda_graphs()
 
-    return capture
+        def capture(step: decoder.Step) -> decoder.Step:
+            synchronize()
+            began = time.perf_counter()
+            replay = make(step)
+            synchronize()
+            seconds.append(time.perf_counter() - began)
+            return replay
+
+        return capture
+
+    return graphs
 
 
 def graph() -> Iterator[Row]:

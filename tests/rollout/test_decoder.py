@@ -1,6 +1,7 @@
 """Decoding from shared prompt caches: the right logits whoever has left, and what is computed and held."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.rollout.test_generate import noise_of, run
 def decode(model, prompts, group, fixed, leaving, length=8, decoder=None):
     """Logits of steps between which all but the `leaving` rows leave; and the decoder."""
     start = rollout.prefill(model.eval(), prompts)
-    decoder = decoder or Decoder(model, replayed if fixed else None)
+    decoder = decoder or Decoder(model, (lambda: replayed) if fixed else None)
     decoder.begin(start.cache, start.mask, group, length)
     positions, found = start.next_positions.repeat_interleave(group), []
     rows = torch.arange(len(prompts) * group)
@@ -107,7 +108,7 @@ def test_the_prompts_cache_is_held_once_per_prompt_and_rows_leave(model, prompts
 
 
 def test_one_decoder_serves_rollouts_of_other_prompts_without_another_capture(model, prompts):
-    decoder = Decoder(model, replayed)
+    decoder = Decoder(model, lambda: replayed)
     captures = []
     for chosen in (prompts[:3], prompts[3:6], prompts[:3], prompts[1:3]):
         everyone = [list(range(4 * len(chosen)))] * 2
@@ -119,10 +120,34 @@ def test_one_decoder_serves_rollouts_of_other_prompts_without_another_capture(mo
     assert captures[3] == 2, "two prompts are other shapes"
 
 
+def test_a_room_that_grows_is_released_before_the_next_is_made(model, prompts, monkeypatch):
+    """An evaluation's prompts grow past a multiple of BLOCK; the rooms are most of what it holds."""
+    monkeypatch.setattr("echoink.rollout.decoder.BLOCK", 8)
+    made, alive, room = [], [], Decoder._room
+
+    def noted(self, rows, tokens):
+        alive.append(sum(size for size, ref in made if ref() is not None))
+        new = room(self, rows, tokens)
+        made.extend((layer.nbytes, weakref.ref(layer)) for pair in new for layer in pair)
+        return new
+
+    monkeypatch.setattr(Decoder, "_room", noted)
+    decoder = Decoder(model, lambda: replayed)
+    by_length = sorted(prompts, key=lambda prompt: len(prompt.input_ids))
+    everyone = [list(range(4))] * 2
+    for chosen in (by_length[:1], by_length[-1:]):
+        decode(model, chosen, 4, True, everyone, decoder=decoder)
+    sizes = [size for size, _ in made]
+    layers = 2 * len(model.model.language_model.layers)
+    shared, own = sum(sizes[:layers]), sum(sizes[layers : 2 * layers])
+    assert alive[:2] == [0, shared]
+    assert decoder._sizes[1] > 8 and alive[-1] == own, "beside the longer prompts' room only the completions' own"
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_that_moved_are_captured_anew_and_weights_that_learned_are_seen(model, prompts, autocast):
     model = copy.deepcopy(model)
-    decoder = Decoder(model, replayed)
+    decoder = Decoder(model, lambda: replayed)
 
     def both():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -175,7 +200,7 @@ def test_a_step_under_autocast_rounds_no_weight_and_frozen_ones_least_of_all(mod
 def test_fixed_slots_sample_the_same_rollout(model, prompts, monkeypatch):
     expected = run(model, prompts[:5], noise_of(5, 4), [1.0] * 4)
     assert len({len(row) for row in expected}) > 1, "wants rows that leave at different times"
-    monkeypatch.setattr(rollout, "decoder_for", lambda model: Decoder(model, replayed))
+    monkeypatch.setattr(rollout, "decoder_for", lambda model: Decoder(model, lambda: replayed))
     assert run(model, prompts[:5], noise_of(5, 4), [1.0] * 4) == expected
 
 

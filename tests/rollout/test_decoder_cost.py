@@ -93,7 +93,7 @@ def counted(layers: int, adapter: bool, own_tokens: int, prompts: int = 1) -> tu
             prompts, shape.key_heads, 1000, shape.width // shape.heads, dtype=torch.bfloat16, device=meta
         )
         cache.update(keys, keys, layer)
-    decoder = Decoder(model, lambda step: step)
+    decoder = Decoder(model, lambda: lambda step: step)
     decoder.begin(cache, torch.ones(prompts, 1000, device=meta), shape.group_size, 768)
     decoder._calls = own_tokens
     rows = torch.zeros(prompts * shape.group_size, dtype=torch.long, device=meta)

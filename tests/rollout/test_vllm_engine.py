@@ -363,6 +363,15 @@ def test_a_prompt_of_the_first_rollout_is_compared_with_what_the_engine_makes_of
         assert capsys.readouterr().out.count(says) == 1
 
 
+def test_media_that_are_embedded_a_little_otherwise_are_warned_of(train, monkeypatch, capsys):
+    """As two kernels of a tower in bfloat16 may."""
+    monkeypatch.setenv("STAND_IN", "blurs")
+    monkeypatch.setattr(parity, "OTHER", {torch.float32: 0.2})
+    train()
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("the engine embeds its audio otherwise than the trainer, by 10%; vLLM") == 1
+
+
 def test_updates_that_share_a_rollout_need_one_push(train):
     rows, trainer = train("grpo.updates_per_rollout=3")
     assert trainer._pushed == 0 and ["engine/ratio_mean" in row for row in rows] == [True, False, False]

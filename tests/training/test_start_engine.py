@@ -1,0 +1,23 @@
+"""How vLLM is started beside a run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from echoink.planning import memory
+from echoink.rollout import vllm_engine
+from echoink.rollout.sampling import Sampling
+from echoink.training import start_engine
+
+
+@pytest.mark.parametrize(("gpu_has", "rows"), [(80 * 2**30, memory.MOST_PROMPTS), (None, 10), (0, 1)])
+def test_an_evaluation_decodes_as_many_completions_together_as_there_is_room_for(model, monkeypatch, gpu_has, rows):
+    of = memory.model_of(model)
+    taken = of.weight_bytes + memory.gathered_bytes(of, bf16=True)
+    each = vllm_engine.cache_bytes(model, 1, 300 + 100, torch.bfloat16)
+    room = gpu_has if gpu_has is not None else int((taken + 10.5 * each) / memory.USABLE)
+    monkeypatch.setattr(start_engine, "processes", lambda: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, room))
+    job = SimpleNamespace(model=model, sampling=Sampling(1.0, 1.0, 0, 100))
+    assert start_engine.rows_of_evaluation(job, longest=300, bf16=True) == rows
