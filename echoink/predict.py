@@ -25,7 +25,15 @@ from echoink.config.compose import compose, typed
 from echoink.config.schema import Config, Prompt
 from echoink.data.choices import MAX_OPTIONS
 from echoink.data.readers import open_split
-from echoink.data.samples import DataType, Sample, check_text, parse_rows, with_any_solution, with_soundtrack
+from echoink.data.samples import (
+    DataType,
+    Sample,
+    check_text,
+    load_sound,
+    parse_rows,
+    with_any_solution,
+    with_soundtrack,
+)
 from echoink.media import loaders
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
@@ -62,6 +70,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     Raises:
         UserError: see `compose`.
     """
+    if arguments.checkpoint == "":
+        raise UserError("--checkpoint is empty", "is a variable of the shell not set? Leave it out for the model's own")
     run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
@@ -90,6 +100,8 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
     """
     if not arguments.question.strip():
         raise UserError("the question is empty", '--question "What is making the sound?"')
+    if len({option.strip().lower() for option in arguments.options}) < len(arguments.options):
+        raise UserError("two --options are the same", "an answer must name one of them")
     if len(arguments.options) == 1 or len(arguments.options) > MAX_OPTIONS:
         raise UserError(f"{len(arguments.options)} --options", f"give none, or 2 to {MAX_OPTIONS}")
     check_text([arguments.question, *arguments.options], "the question")
@@ -145,6 +157,10 @@ class Answerer:
         if sample.asks_for_soundtrack:
             sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
         prompt, draws = loaded.processor(sample), max(1, given.samples)
+        cap = loaded.processor.caps.audio_seconds
+        if (sound := load_sound(sample, cap)) and sound.seconds > cap + 0.01:
+            heard = f"the first {cap:g} of {sound.seconds:.0f} s"
+            console.say("warning", f"sample {sample.id}: only {heard} are heard (model.max_audio_seconds)")
         with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=self._config.trainer.bf16):
             completions = generate(
                 loaded.model,
@@ -198,11 +214,18 @@ def answer_all(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         raise UserError("--questions needs --output", "--output answers.jsonl")
     samples = questions(arguments.questions)
-    answered = read_rows(arguments.output)
+    if not samples:
+        raise UserError(f"{arguments.questions} holds no question", "a question a line")
+    if not arguments.output.parent.is_dir():
+        raise UserError(f"--output: no such folder: {arguments.output.parent}", "make it first")
+    try:
+        answered = read_rows(arguments.output)
+    except ValueError as error:
+        raise UserError(f"{arguments.output} is no file of answers: {error}", "give a new --output") from error
     prompt = configuration(arguments).prompt
     asked = {sample.id: identity(sample, arguments, prompt) for sample in samples}
-    if other := next((row for row in answered if asked.get(row["id"]) != row.get("asked")), None):
-        other_than = f"another question {other['id']}, or of another model, prompt, seed or number of samples"
+    if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
+        other_than = f"another question {other.get('id')}, or of another model, prompt, seed or number of samples"
         raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}

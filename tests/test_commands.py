@@ -435,8 +435,10 @@ def test_predict_answers_about_files_of_ones_own(run, tmp_path):
     assert len(asked(*files, *question, "--samples", "3")) == 3
     (seen,) = asked("--video", str(video(tmp_path / "v.mp4")), "--question", "How many?", "--type", "counting")
     assert isinstance(seen, str)
+    files[-1] = str(sound(tmp_path / "long.wav", seconds=12))
     done = command("echoink.predict", *files, *question)
-    assert done.returncode == 0 and "→" in done.stdout and base.splitlines()[0] in done.stdout
+    assert done.returncode == 0 and "→" in done.stdout
+    assert "only the first 10 of 12 s are heard" in " ".join(done.stdout.split())
 
 
 def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, dataset, tmp_path, capsys):
@@ -499,12 +501,28 @@ def test_predict_takes_a_prompt_of_ones_own(tmp_path):
         (["--image", "a.png", "--video", "b.mp4"], "not both"),
         (["--type", "counting", "--options", "a", "b"], "do not go together"),
         (["--checkpoint", "nowhere"], "no such folder"),
+        (["--checkpoint", ""], "--checkpoint is empty"),
+        (["--options", "a", "A"], "two --options are the same"),
         (["--model", "tinny"], "did you mean tiny"),
     ],
 )
 def test_predict_says_what_is_wrong(words, message):
     with pytest.raises(UserError, match=message):
         asked("--question", "What?", *words)
+
+
+@pytest.mark.parametrize(
+    ("rows", "output", "message"),
+    [
+        ("", "a.jsonl", "holds no question"),
+        ('{"problem": "What?", "problem_type": "free-form"}', "gone/a.jsonl", "no such folder: .*gone"),
+        ('{"problem": "What?", "problem_type": "free-form"}', "q.jsonl", "holds an answer to another question None"),
+    ],
+)
+def test_predict_says_what_is_wrong_with_a_file_of_questions_or_of_answers(tmp_path, rows, output, message):
+    (tmp_path / "q.jsonl").write_text(rows + "\n")
+    with pytest.raises(UserError, match=message):
+        predict.main(["--questions", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / output)])
 
 
 def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):

@@ -73,6 +73,10 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     for word in overrides:
         _refuse_secret(word.partition("=")[0], word)
     own = Path(config_dir).resolve() if config_dir else None
+    if own and not own.is_dir():
+        raise UserError(
+            f"--config-dir {config_dir}: no such folder", "it holds files for the groups, such as prompt/mine.yaml"
+        )
     found = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
     jobs = _expand(overrides, found, own) if multirun else [list(overrides)]
     jobs = [[*job, *found] for job in jobs]
@@ -137,6 +141,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
+        given = {override.partition("=")[0] for override in overrides}
+        if "reward.lambda_file" in given and not config.reward.file and not multirun:
+            raise UserError("reward.lambda_file without reward.file weighs nothing", "reward.file=mine.py names it")
         return Composed(config, folder, tuple(overrides))
     except UserError as error:
         raise _with_place(error, overrides, own) from error
@@ -202,6 +209,8 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         raise _explained(error, []) from error
     for key, spec, value in fields_of(config):
         check_range(key, spec, value)
+        if value == "" and spec.type == (str | None):
+            raise UserError(f"{key}= is empty", f"give a value, or {key}=null; is a variable of the shell not set?")
         _refuse_secret(key, str(value))
     return config
 
@@ -224,6 +233,10 @@ def _refuse_secret(key: str, text: str) -> None:
 
 def _check_together(config: Config) -> None:
     trainer = config.trainer
+    if ".." in (place := Path(config.name)).parts or place.is_absolute():
+        raise UserError(
+            f"name={config.name} leads out of outputs/", "a name without ..; hydra.run.dir=… is for another place"
+        )
     if trainer.prompts_per_step % trainer.micro_batch_prompts:
         raise UserError(
             f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of "
@@ -294,7 +307,9 @@ def _check_reward_files(reward: RewardConfig) -> None:
 
 
 def _known(tried: str, keys: Sequence[str]) -> str:
-    """A hint: the closest key, and those of its group."""
+    """A hint: the same key in its group, else the closest one and those of its group."""
+    if there := [key for key in keys if key.rpartition(".")[2] == tried.rpartition(".")[2]]:
+        return f"did you mean {' or '.join(there)}?"
     same_depth = [key for key in keys if key.count(".") == tried.count(".")]
     siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
     return f"{closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
@@ -345,6 +360,8 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
     tried = tried.lstrip("+~")
     if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
         return UserError(f"unknown key {tried}", _known(tried, keys))
+    if tried and "is not a ListConfig" in text:
+        return UserError(f"{tried} takes a list", f"{tried}=[…], its items separated by commas")
     detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
 

@@ -48,7 +48,7 @@ def get(name: str, output: Path) -> Path:
         UserError: it is not known, cannot be reached, or is not what was published.
     """
     if name not in HUBS:
-        raise UserError(f"{name} is not known", f"known: {', '.join(HUBS)}")
+        raise UserError(f"{name} is not known", f"known: {', '.join([*HUBS, 'open_media'])}")
     from huggingface_hub import hf_hub_download
 
     refused = []

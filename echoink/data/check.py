@@ -11,6 +11,7 @@ from echoink.config.schema import Config
 from echoink.data import fingerprints, splits
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
+from echoink.data.readers import holds_one_split
 from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
@@ -27,11 +28,13 @@ class Found:
     """Rows that are no valid question, and samples whose media cannot be read."""
     media: dict[str, MediaInfo]
     """By split and id."""
+    one_split: bool = False
+    """Whether the dataset is a single table, which can hold one split only."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether every row can be used."""
-        return not any(self.bad.values())
+        """Whether there are rows, and every one can be used."""
+        return any(self.samples.values()) and not any(self.bad.values())
 
 
 def look_through(config: Config, progress: Callable[[str, int | None], Callable[[Iterable], Iterable]]) -> Found:
@@ -44,7 +47,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
     Raises:
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
-    found, model = Found({}, {}, {}), config.model
+    found, model = Found({}, {}, {}, holds_one_split(config.dataset.path)), config.model
     for split in SPLITS:
         rows = splits.all_rows(config.dataset, split)
         if rows is None:
@@ -73,7 +76,12 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
     for each in (each for bad in found.bad.values() for each in bad):
         yield "bad row", bad_row(each)
     profiles = profile(found.samples, found.bad, found.media)
+    for split in () if found.one_split else ("train", "valid"):
+        if not found.samples.get(split) and not found.bad.get(split):
+            yield "warning", f"there is no row of {split}"
     for split, about in profiles.items():
+        if not about["samples"] and not found.bad[split]:
+            continue
         total = about["samples"] + len(found.bad[split])
         yield split, f"{about['samples']:,} of {counted(total, 'row')} can be used"
         yield "", " · ".join(f"{number:,} with {kind}" for kind, number in about["media"].items())
@@ -91,7 +99,9 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
             repeated = "; ".join(_repeated(found.samples[split], found.media, split)[:NAMES])
             yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another: {repeated}"
         if about["audio_cut"]:
-            yield "", f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
+            lost = about["audio"]["total"] - about["audio_kept"]["total"]
+            cut = f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
+            yield "", f"{cut}, {lost:,.0f} of {about['audio']['total']:,.0f} s lost"
     yield from _shared(found)
     yield from _near(found)
 

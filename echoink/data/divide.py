@@ -60,6 +60,8 @@ def divide(
     if wanted.valid <= 0 or wanted.dev < 0 or wanted.valid + wanted.dev >= 1:
         raise UserError(f"valid={wanted.valid} dev={wanted.dev} leave nothing", "shares of the questions, such as 0.2")
     if file.suffix not in (".jsonl", ".json") or not file.is_file():
+        if not file.exists():
+            raise UserError(f"no such file: {file}", "give one file of rows, .jsonl or .json")
         raise UserError(f"{file} is no .jsonl or .json file", "give one file of rows")
     targets = {split: file.parent / f"{split}.jsonl" for split in ("train", *(name for name in shares if shares[name]))}
     there = [str(target) for target in targets.values() if target.exists()]

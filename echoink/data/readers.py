@@ -64,12 +64,19 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
         if HUB_ID.fullmatch(path) and not path.startswith("outputs/"):
             return _tables().of_hub(path, names)
         raise UserError(f"dataset folder not found: {path}", "set dataset.path to a folder, a .jsonl file or a hub id")
+    lines = next((file for each in names if (file := root / f"{each}.jsonl").is_file()), None)
     for place in (root / sub / part for sub in OFFICIAL_ROOTS for part in ("", split)):
         if (index := place / f"omni_rl_format_{split}.json").is_file():
+            if lines:
+                raise UserError(f"{index} and {lines} both hold {split}", "keep one of them in dataset.path")
+            if name and name != split:
+                raise UserError(
+                    f"dataset.split={name}, and {index} is in the official layout, which has one {split} split",
+                    "leave dataset.split out",
+                )
             return Rows(_json(index), place if place.name == split else place / split, str(index))
-    for each in names:
-        if (lines := root / f"{each}.jsonl").is_file():
-            return _file(lines)
+    if lines:
+        return _file(lines)
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
         return _tables().of_folder(root, names)
     for each in names:
@@ -94,6 +101,8 @@ def holds_one_split(path: str) -> bool:
 def _json(index: Path) -> list[dict]:
     try:
         rows = json.loads(index.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{index} is not in UTF-8: {error}", 'write it again with encoding="utf-8"') from error
     except NOT_JSON as error:
         raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
     if not isinstance(rows, list) or not rows:
@@ -108,8 +117,15 @@ def _file(file: Path) -> Rows:
         return _tables().of_parquet([file], file.parent, str(file))
     if file.suffix != ".jsonl":
         raise UserError(f"{file}: a dataset file is .jsonl, .json or .parquet", "or give the folder that holds it")
-    rows, broken = [], []
-    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    rows, broken, content = [], [], file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{file}, line {line} is not in UTF-8: {error}", 'write the file again with encoding="utf-8"'
+        ) from error
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
             if line.strip():
                 rows.append(json.loads(line))

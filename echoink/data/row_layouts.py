@@ -7,7 +7,7 @@ about without a word.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
 
 _COLUMN = re.compile(r"(image|audio|video)s?(?:_?(?:path|file|filename|filepath)s?)?", re.IGNORECASE)
 
+_HELD = re.compile(r"(image|audio|video)s?_?(?:ur[il]|href|b64|base64|bytes|data|content)s?", re.IGNORECASE)
+"""Names under which others give a file's content or its place elsewhere."""
+
 _SYNONYM = re.compile(
     r"(?:img|picture|photo|frame|sound|speech|wav|waveform|clip|movie|media|multi_modal_data|pixel_value|input_feature)s?",
     re.IGNORECASE,
@@ -27,11 +30,16 @@ _SYNONYM = re.compile(
 """Names that others give to media."""
 
 _EXTENSIONS = {
-    "image": "jpg jpeg png gif bmp webp tif tiff avif heic",
-    "audio": "wav mp3 flac ogg opus m4a aac aiff aif au wma",
-    "video": "mp4 mkv webm mov avi m4v mpg mpeg ts 3gp flv",
+    "image": "jpg jpeg png gif bmp webp tif tiff avif heic heif jxl jp2",
+    "audio": "wav mp3 flac ogg opus m4a aac aiff aif au wma amr caf w64 mp2 ac3 spx mka",
+    "video": "mp4 mkv webm mov avi m4v mpg mpeg ts 3gp flv wmv ogv mxf m2ts",
 }
 _BY_EXTENSION = {extension: kind for kind, names in _EXTENSIONS.items() for extension in names.split()}
+
+_FILE = re.compile(r"(?:\w+_)?(?:file|path|name|src|ur[il])(?:_?names?)?s?", re.IGNORECASE)
+"""Names whose value may be a file's with blanks in it; elsewhere such a text may be a sentence."""
+
+_TEXTS = ("problem", "options", "solution", "response", "responses", "problem_id")
 
 _CHATS = ("messages", "conversations", "prompt")
 
@@ -70,13 +78,13 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
             raise UserError(f"{where}: path holds {key!r}", f"it may hold {', '.join(KINDS)}")
         _add(found, null, match.group(1).lower(), value, where=where)
     in_path = set(found)
+    notes = [f"path.{key} is an empty text" for key, value in (paths or {}).items() if value == ""]
     for key, value in row.items():
         if match := _COLUMN.fullmatch(key):
             used.add(key)
             if match.group(1).lower() not in in_path:
                 _add(found, null, match.group(1).lower(), value, where=where)
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
-    notes = []
     for chat in _CHATS:
         if isinstance(rest.get(chat), list | tuple):
             text, parts, systems = _chat(rest.pop(chat), f"{where}, {chat}")
@@ -135,22 +143,40 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 
 
 def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
-    """Refuse a field that holds a file, or names one of a kind that the sample does not have."""
+    """Refuse a field that holds a file, or names one of a kind that the sample does not have, however deep."""
     for key, value in row.items():
+        if key in _TEXTS:
+            continue
         if re.fullmatch(rf"({'|'.join(KINDS)})_source", key) and isinstance(value, str):
             continue  # it says what a medium was cut from, which may well be a file of another kind
         listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
         first = listed[0] if listed else None
         holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())
-        named = None
-        if isinstance(first, str) and re.fullmatch(r"\S+\.\w{2,4}", first.strip()):
-            named = _BY_EXTENSION.get(first.strip().rpartition(".")[2].lower())
+        named, shown = next(((kind, text) for kind, text in _named(key, value) if kind not in found), (None, first))
         unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
-        if holds or unread or (named and named not in found):
+        if holds or unread or named:
             raise UserError(
-                f"{where}: the field {key!r} looks like a medium and is not read: {str(first)[:80]!r}",
+                f"{where}: the field {key!r} looks like a medium and is not read: {str(shown)[:80]!r}",
                 f"call it {named or 'image, audio or video'}, or remove it where the question is not about it",
             )
+
+
+def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Kind and text of what a field, or one inside it, names: by its own name, by a file's ending, or by a path."""
+    if isinstance(value, Mapping):
+        for name, inside in value.items():
+            yield from _named(str(name), inside)
+    elif isinstance(value, list | tuple):
+        for each in value[:3]:
+            yield from _named(key, each)
+    elif isinstance(value, str) and (text := value.strip()):
+        ending = _BY_EXTENSION.get(text.rpartition(".")[2].lower())
+        if match := _COLUMN.fullmatch(key) or _HELD.fullmatch(key):
+            yield match.group(1).lower(), text
+        elif ending and ("\n" not in text and ("/" in text or " " not in text or _FILE.fullmatch(key))):
+            yield ending, text
+        elif _SYNONYM.fullmatch(key) and re.fullmatch(r"\S*[/\\]\S*", text):
+            yield "image, audio or video", text
 
 
 def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:

@@ -14,6 +14,7 @@ be bytes, {"bytes": …}, base64 in JSON. Media may also stand in columns as oth
 
 import base64
 import binascii
+import difflib
 import hashlib
 import re
 from collections import Counter
@@ -276,8 +277,10 @@ def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
     try:
         return kind(value)
     except ValueError:
-        known = ", ".join(str(member.value) for member in kind)
-        raise UserError(f"{where} {value!r} is not known", f"known: {known}") from None
+        names = [str(member.value) for member in kind]
+        close = difflib.get_close_matches(str(value).lower().replace("_", " "), names, 1, 0.75)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"{where} {value!r} is not known", f"{meant}known: {', '.join(names)}") from None
 
 
 def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
@@ -285,14 +288,18 @@ def _options(options: object, problem_type: ProblemType, where: str) -> tuple[st
         raise UserError(f"{where}: options must be a list of texts")
     if problem_type is not ProblemType.multiple_choice and not options:
         return ()
+    if not options:
+        others = ", ".join(kind.value for kind in ProblemType if kind is not ProblemType.multiple_choice)
+        hint = f'give options ["A. …", "B. …"], or a problem_type without them: {others}'
+        raise UserError(f"{where}: a multiple choice question without options", hint)
     if not 2 <= len(options) <= MAX_OPTIONS:
         raise UserError(f"{where}: options must be a list of at least two texts, at most {MAX_OPTIONS}")
-    expected = [chr(ord("A") + position) for position in range(len(options))]
-    if [option_letter(option) for option in options] != expected:
-        raise UserError(
-            f"{where}: options must start with {', '.join(f'{letter}.' for letter in expected)} in order",
-            f'write "A. {options[0]}" and so on',
-        )
+    for place, option in enumerate(options):
+        letter = chr(ord("A") + place)
+        if option_letter(option) != letter:
+            bare = re.sub(r"^\s*\(?[A-Za-z0-9][.):]\s*", "", option).strip()
+            hint = f'write "{letter}. {bare}"' if bare else "it is empty: remove it"
+            raise UserError(f"{where}: option {place + 1} must start with {letter}., and is {option!r}", hint)
     return tuple(options)
 
 

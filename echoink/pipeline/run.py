@@ -21,7 +21,7 @@ from echoink.planning import plan, preflight
 from echoink.planning.steps import training_steps
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
-from echoink.run_folder import checkpoint, resume
+from echoink.run_folder import checkpoint, resume, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
@@ -56,6 +56,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes) as files:
         files.write_text("config.yaml", to_yaml(config))
+        for name, text in reward_files.texts(config.reward).items():
+            files.write_text(name, text)
         files.write_json("environment.json", environment())
         if config.checkpoint:
             config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))

@@ -20,7 +20,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import quoted
 from echoink.config.schema import Config, to_yaml
-from echoink.run_folder import checkpoint, reader, resume
+from echoink.run_folder import checkpoint, reader, resume, reward_files
 from echoink.run_folder.environment import git, process_is_gone
 from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
@@ -109,7 +109,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     summary = read_summary(folder)
     wanted = reader.method(to_yaml(config))
     before = reader.read(folder)
-    same = before is not None and before.config == wanted
+    same = before is not None and before.config == wanted and not reward_files.changed(config.reward, folder)
     if same and resume.has_ended(summary):
         return _done(folder, "finished before")
     if summary["status"] == "running" and not process_is_gone(folder):
@@ -220,14 +220,15 @@ def devices() -> list[str]:
 def shared(config: Config, below: Path, but: Path) -> Run | None:
     """A finished run below a folder that had this configuration; a key that it lacks, for it is older, had its default.
 
-    The dataset is compared by its path and settings, the code not at all: `_other_code` says where it differs.
+    Rewards of the user's own are compared by what their files hold, the dataset by its path and settings, the code not
+    at all: `_other_code` says where it differs.
     """
     wanted = reader.method(to_yaml(config))
     for path in sorted(below.rglob("summary.json")):
         run = reader.read(path.parent) if path.parent.resolve() != but.resolve() else None
         if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
             continue
-        if run.config == wanted:
+        if run.config == wanted and not reward_files.changed(config.reward, run.folder):
             return run
     return None
 

@@ -13,6 +13,7 @@ import math
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -73,8 +74,12 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
             with _at_most(max_seconds):
                 return _number(function(completion, sample))
         except (Exception, SystemExit) as error:
-            problem = f"reward.file={path} failed on sample {sample.id}: {type(error).__name__}: {error}"
+            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == spec.origin]
+            place = f"{path}, line {lines[-1]}" if lines else path
+            problem = f"reward.file={place} failed on sample {sample.id}: {type(error).__name__}: {error}"
             hint = f"the completion was {completion[:200]!r}"
+            if tried:
+                raise UserError(problem, f"{hint}: a right answer, on which it has to work") from error
             if on_error is OnError.stop:
                 raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
             if type(error).__name__ not in said:
@@ -82,9 +87,9 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
                 say("warning", f"{problem}; it counts as 0, as will others of the kind ({hint})")
             return 0.0
 
-    on_error, policy = OnError.stop, on_error
+    tried = True
     checked(f"<think>because</think><answer>{example.solution}</answer>", example)
-    on_error = policy
+    tried = False
     return checked
 
 

@@ -192,17 +192,19 @@ def manifest(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def damage(folder: Path, thorough: bool = True) -> str | None:
+def damage(folder: Path, thorough: bool = True, trains: bool = True) -> str | None:
     """What is wrong with a checkpoint; None where it is as it was written.
 
     Args:
         folder: `step-N`.
         thorough: compare the contents too, not only the sizes.
+        trains: look at what training goes on from too, not only at the model.
     """
     said = manifest(folder)
     if not isinstance(said.get("files"), dict):
         return f"{MANIFEST} is missing or cannot be read"
-    for name, wanted in said["files"].items():
+    files = {name: wanted for name, wanted in said["files"].items() if trains or not _is_of_training(name)}
+    for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -210,8 +212,8 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
     if thorough:
         with ThreadPoolExecutor(_THREADS) as threads:
-            found = threads.map(lambda name: _seen(folder / name), said["files"])
-            for (name, wanted), seen in zip(said["files"].items(), found, strict=True):
+            found = threads.map(lambda name: _seen(folder / name), files)
+            for (name, wanted), seen in zip(files.items(), found, strict=True):
                 if seen != wanted:
                     return f"{name} has changed since it was written"
     return None
@@ -261,16 +263,19 @@ def resolve(checkpoint: str) -> str:
     """What to load for `checkpoint=`: of a run folder the best step, else the newest; a step or model folder; a hub id.
 
     Raises:
-        UserError: the folder is neither, or there is no such folder and the text is no hub id.
+        UserError: the folder is neither, its model is damaged, or there is no such folder and the text is no hub id.
     """
     folder = Path(checkpoint)
     if folder.is_dir():
+        chosen = None
         if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-            return str(folder)
-        if found := steps(folder):
+            chosen = folder
+        elif found := steps(folder):
             chosen = best(folder) or found[-1]
-            if (chosen / MANIFEST).exists() and (wrong := damage(chosen, thorough=False)):
-                raise UserError(f"{chosen} is damaged: {wrong}", f"choose another of {chosen.parent}")
+        if chosen:
+            if (chosen / MANIFEST).exists() and (wrong := damage(chosen, trains=False)):
+                hint = f"choose another checkpoint; if you changed it on purpose, remove its {MANIFEST}"
+                raise UserError(f"{chosen} is damaged: {wrong}", hint)
             return str(chosen)
         raise UserError(
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",

@@ -20,7 +20,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_aside, write_atomic
 from echoink.config.schema import Config, to_yaml
-from echoink.run_folder import checkpoint, reader
+from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
 
@@ -106,7 +106,7 @@ def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, 
         if run is None or run.summary["task"] != config.task.name or run.summary["name"] != config.name:
             continue
         if checkpoint.can_go_on(path) and not in_use(path):
-            yield path, _differences(run.config, wanted, config.resume_allow)
+            yield path, _differences(run.config, wanted, config.resume_allow) | _other_rewards(config, path)
 
 
 def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -202,7 +202,19 @@ def _check_same(config: Config, folder: Path) -> list[str]:
             "it goes on only with the same configuration; choose another hydra.run.dir, or name the keys that may "
             f"differ: resume_allow=[{','.join(changed)}]",
         )
+    if other := _other_rewards(config, folder):
+        listed = ", ".join(file for _, file in other.values())
+        allow = f"resume_allow=[{','.join(other)}]"
+        raise UserError(
+            f"{listed} has changed since {folder} was begun, whose rewards/ has a copy", f"restore it, or {allow}"
+        )
     return list(_differences(before, now, []))
+
+
+def _other_rewards(config: Config, folder: Path) -> dict[str, tuple[str, str]]:
+    """The rewards of the user's own whose files have changed since a run was begun."""
+    changed = reward_files.changed(config.reward, folder)
+    return {key: (f"another {file}", file) for key, file in changed.items() if key not in config.resume_allow}
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:

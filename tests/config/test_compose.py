@@ -64,6 +64,12 @@ REFUSED = [
     ("eval.protocol=may20", "matched, release, may19"),
     ("model.attention=flash_attention_2", "trainer.bf16=true"),
     ("name=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
+    ("checkpoint=", "checkpoint= is empty"),
+    ("learning_rate=1e-4", "did you mean trainer.learning_rate?"),
+    ("eval.ablations=no_audio", "eval.ablations=[…]"),
+    ("name=../x", "leads out of outputs/"),
+    ("reward.file=", "reward.file= is empty"),
+    ("reward.lambda_file=0.5", "without reward.file"),
 ]
 
 

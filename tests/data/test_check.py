@@ -35,7 +35,9 @@ def said(capsys):
 def test_check_names_every_bad_row_at_once_and_says_so_to_scripts(own, capsys):
     assert main(["check", str(own)]) == 1
     text = said(capsys)
-    assert "(problem_id 1): problem_type 'multiple chioce' is not known → known: multiple choice" in text
+    assert (
+        "(problem_id 1): problem_type 'multiple chioce' is not known → did you mean 'multiple choice'? known: " in text
+    )
     assert "(problem_id 3): the answer 'Q' is not among the options" in text and "gone.jpg" in text
     assert "9 of 12 rows can be used" in text and "2 of 2 rows can be used" in text
     assert "train and valid share 4 files" in text and "sample_6.jpg" in text

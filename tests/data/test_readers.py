@@ -94,7 +94,7 @@ def test_media_are_read_late(forms, monkeypatch):
     ("content", "message"),
     [
         ('{"problem": 1}\n[{', "line 2 is not valid JSON"),
-        (b"\xff\xfe", "is not valid JSON"),
+        (b'{"problem": 1}\n{"problem": "\xe9"}', "line 2 is not in UTF-8(.|\n)*encoding="),
     ],
 )
 def test_broken_lines_are_named(tmp_path, content, message):
@@ -357,3 +357,16 @@ def test_data_held_out_share_no_source_with_the_rest():
     media = [joined(MediaInfo((f"digest {sample.id}",)).origins(sample)) for sample in samples]
     rest, held = hold_out(samples, media, 3, 0)
     assert len(held) == 2 and not {s.fields["audio_source"] for s in held} & {s.fields["audio_source"] for s in rest}
+
+
+def test_two_forms_of_one_split_are_refused(forms, dataset, tmp_path):
+    (tmp_path / "omni_rl_format_train.json").write_text((dataset / "omni_rl_format_train.json").read_text())
+    (tmp_path / "train.jsonl").write_text((forms / "lines/train.jsonl").read_text())
+    with pytest.raises(UserError, match="both hold train"):
+        open_split(str(tmp_path), "train")
+
+
+def test_another_name_of_the_validation_split_is_refused_in_the_official_layout(dataset):
+    assert open_split(str(dataset), "valid", "valid") is not None
+    with pytest.raises(UserError, match="dataset.split=test, and .*one valid split"):
+        open_split(str(dataset), "valid", "test")

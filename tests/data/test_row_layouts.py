@@ -45,6 +45,8 @@ READ = [  # row, data type, question
     (chat([{"type": "image"}, {"type": "text", "text": "Q?"}], images=["p.png"]), "image", "Q?"),
     (chat([{"type": "image", "image": "p.png"}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
     ({**ROW, "path": {"audio": "s.wav"}, "audio_type": "speech", "clip": 7, "origin": "a.wav"}, "audio", "Q?"),
+    ({**ROW, "image": "p.png", "image_url": "https://x.org/p.png", "sound": "bark"}, "image", "Q?"),
+    ({**ROW, "caption": "A man shows a file called p.jpg", "picture": "two dogs", "image_class": "dog"}, "text", "Q?"),
     (ROW, "text", "Q?"),
 ]
 
@@ -67,6 +69,16 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**ROW, "picture": {"bytes": b"x"}}, "the field 'picture' looks like a medium"),
         ({**ROW, "file_name": "p.jpg"}, "the field 'file_name' looks like a medium"),
         ({**ROW, "clip": "v.mp4", "images": ["p.png"]}, "the field 'clip' looks like a medium"),
+        ({**ROW, "image_url": {"url": "media/b.jpg"}}, "the field 'image_url' looks like a medium"),
+        ({**ROW, "image_url": "https://x.org/1"}, "the field 'image_url' looks like a medium"),
+        ({**ROW, "paths": {"image": "p"}}, "the field 'paths' looks like a medium"),
+        ({**ROW, "files": [{"image": "p"}]}, "the field 'files' looks like a medium"),
+        ({**ROW, "inputs": {"more": {"image_path": "p"}}}, "the field 'inputs' looks like a medium"),
+        ({**ROW, "img": "media/my photo.jpg"}, "the field 'img' looks like a medium"),
+        ({**ROW, "file": "my photo 1.jpg"}, "the field 'file' looks like a medium"),
+        ({**ROW, "picture": "media/b"}, "the field 'picture' looks like a medium"),
+        ({**ROW, "file": "a.amr"}, "the field 'file' looks like a medium"),
+        ({**ROW, "audio_b64": "UklGRg=="}, "the field 'audio_b64' looks like a medium"),
         ({**ROW, "content": b"x"}, "the field 'content' looks like a medium"),
         ({**ROW, "frames": ["1", "2"]}, "the field 'frames' looks like a medium"),
         ({**ROW, "multi_modal_data": {"image": ["p.png"]}}, "the field 'multi_modal_data' looks like a medium"),
@@ -81,6 +93,11 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
 def test_what_cannot_be_read_is_refused_by_name(row, reason, tmp_path):
     samples, (dropped,) = parse_rows([row], tmp_path, "here")
     assert not samples and reason in dropped.reason, dropped.reason
+
+
+def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
+    (sample,), _ = parse_rows([{**ROW, "path": {"audio": ""}}], tmp_path, "here")
+    assert sample.notes == ("path.audio is an empty text",)
 
 
 def test_what_of_a_row_is_not_used_is_noted(tmp_path):

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from echoink.common.errors import UserError
 from echoink.config.compose import _expand, compose
 from echoink.pipeline import sweep, sweep_job, sweep_run
-from echoink.run_folder import checkpoint, reader
+from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import read_summary
 from tests.helpers.configs import config_of
@@ -112,6 +112,29 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
     with pytest.raises(Starts):
         sweep_job.run_job(config("grpo.beta=0.04"), [], job, flags=[], side_by_side=1)
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
+
+
+def test_a_job_whose_reward_file_has_changed_is_run_again_and_not_shared(tmp_path, monkeypatch):
+    class Starts(Exception):
+        pass
+
+    def starts(*_):
+        raise Starts
+
+    monkeypatch.setattr(sweep_job, "_device", starts)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def reward(completion, sample): return 1.0\n")
+    words = [f"reward.file={mine}"]
+    job = make_run(tmp_path / "3", words)
+    for name, text in reward_files.texts(config(*words).reward).items():
+        (job / name).parent.mkdir()
+        (job / name).write_text(text)
+    assert sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1) == 0.8
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
+    mine.write_text("def reward(completion, sample): return 0.0\n")
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
+    with pytest.raises(Starts):
+        sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1)
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])

@@ -78,8 +78,14 @@ def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, sampl
 
 
 def test_zero_does_not_forgive_a_function_that_never_works(tmp_path, samples):
-    with pytest.raises(UserError, match="failed on sample"):
+    with pytest.raises(UserError, match="failed on sample.*\n.*a right answer, on which it has to work$"):
         custom_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)
+
+
+def test_a_fault_is_named_with_its_line(tmp_path, samples):
+    text = "def reward(a, b):\n    return length(a)\ndef length(a):\n    return a['x']\n"
+    with pytest.raises(UserError, match=r"\.py, line 4 failed on sample .*TypeError"):
+        custom_reward.load(written(tmp_path, text), samples[0])
 
 
 def test_a_module_beside_the_file_can_be_imported(tmp_path, samples):

@@ -20,6 +20,24 @@ def test_saves_keeps_the_newest_and_resolves(tmp_path):
     assert checkpoint.resolve(str(tmp_path)) == checkpoint.resolve(newest) == newest
 
 
+def test_a_model_that_has_changed_since_it_was_saved_is_not_used(tmp_path):
+    def weights(folder):
+        write(folder)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "optimizer.pt").write_bytes(b"moments")
+
+    checkpoint.save(tmp_path, 1, weights, keep=1)
+    step = tmp_path / "checkpoints/step-1"
+    (step / "optimizer.pt").write_bytes(b"other")  # which only training needs
+    assert checkpoint.resolve(str(tmp_path)) == checkpoint.resolve(str(step)) == str(step)
+    (step / "model.safetensors").write_bytes(b"weightz")
+    for given in (tmp_path, step):
+        with pytest.raises(UserError, match=r"damaged: model.safetensors has changed(.|\n)*remove its manifest.json"):
+            checkpoint.resolve(str(given))
+    (step / "manifest.json").unlink()
+    assert checkpoint.resolve(str(step)) == str(step)
+
+
 def test_a_failed_save_leaves_the_others_and_no_rest(tmp_path):
     checkpoint.save(tmp_path, 1, write, keep=1)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from echoink import runs, sync
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows, write_atomic
+from echoink.config.schema import to_yaml
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
@@ -384,6 +385,22 @@ def test_another_configuration_is_refused_with_its_differences(stopped, other):
         [],
     )
     assert start(stopped, other, f"resume_allow=[{','.join(changed)}]").step == 5
+
+
+def test_a_reward_that_has_changed_is_refused_by_its_file_and_begins_anew_beside(stopped, tmp_path):
+    mine, words = tmp_path / "mine.py", [f"reward.file={tmp_path / 'mine.py'}", "reward.lambda_file=0"]
+    mine.write_text("def reward(completion, sample): return 1.0\n")
+    config = config_of(*SMALL, "resume=auto", *words)
+    (stopped / "config.yaml").write_text(to_yaml(config))
+    (stopped / "rewards").mkdir()
+    (stopped / "rewards/custom.py").write_text(mine.read_text())
+    assert start(stopped, *words).step == 5 and resume.place(config, stopped.with_name("new")) == stopped
+    mine.write_text("def reward(completion, sample): return 0.0\n")
+    with pytest.raises(UserError, match=r"mine\.py has changed since .*(.|\n)*resume_allow=\[reward\.file\]"):
+        start(stopped, *words)
+    assert resume.place(config, stopped.with_name("new")) == stopped.with_name("new")
+    assert "reward.file is another" in resume.left_beside(config, stopped.with_name("new"))
+    assert start(stopped, *words, "resume_allow=[reward.file]").step == 5
 
 
 @pytest.mark.parametrize("other", ["trainer.save_every=3", "trainer.keep_checkpoints=9", "name=x", "tracking=mlflow"])
