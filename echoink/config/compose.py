@@ -360,7 +360,7 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
     tried = tried.lstrip("+~")
     if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
         return UserError(f"unknown key {tried}", _known(tried, keys))
-    if tried and "is not a ListConfig" in text:
+    if tried and "is not a ListConfig" in str(cause):
         return UserError(f"{tried} takes a list", f"{tried}=[…], its items separated by commas")
     detail = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     return UserError(f"{tried}: {detail}" if tried else detail, "python -m echoink.train --help explains every key")
