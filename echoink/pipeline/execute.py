@@ -95,8 +95,7 @@ def execute(
                 ).unsharded
             elif last != first:
                 del job, evaluator  # two models need not fit side by side
-                gc.collect()  # a model refers to itself, so that nothing else frees it
-                torch.cuda.empty_cache()
+                _free_memory()
                 job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
             # task=eval of the base has asked its one model already.
@@ -107,6 +106,11 @@ def execute(
         if config.trains and config.trainer.push_to_hub and files.writes:
             _push(files, config.trainer.push_to_hub)
     return tracker
+
+
+def _free_memory() -> None:
+    gc.collect()  # a model refers to itself: what was dropped is freed here at last
+    torch.cuda.empty_cache()
 
 
 def _base(config: Config) -> str:
