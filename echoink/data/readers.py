@@ -63,7 +63,10 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     if not root.is_dir():
         if HUB_ID.fullmatch(path) and not path.startswith("outputs/"):
             return _tables().of_hub(path, names)
-        raise UserError(f"dataset folder not found: {path}", "set dataset.path to a folder, a .jsonl file or a hub id")
+        hint = "set dataset.path to a folder, a .jsonl file or a hub id"
+        if "open_media" in path:
+            hint += "; python -m echoink.data get open_media makes it"
+        raise UserError(f"dataset folder not found: {path}", hint)
     lines = next((file for each in names if (file := root / f"{each}.jsonl").is_file()), None)
     for place in (root / sub / part for sub in OFFICIAL_ROOTS for part in ("", split)):
         if (index := place / f"omni_rl_format_{split}.json").is_file():

@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 from echoink.common.files import read_rows
 from echoink.data.splits import read_split
@@ -23,6 +24,8 @@ PANELS = (
     ("reward/format", "format reward"),
 )
 """The curves of the paper's Figure 4, and the format reward."""
+
+EVALUATED = ("evaluation, 95 %", "development split")
 
 COLOURS = ("#1f4e79", "#c05a1c", "#3a7d44", "#7d3c98", "#b03a48", "#4a4a4a", "#8a6d1a", "#2a7f8e")
 
@@ -63,8 +66,10 @@ def curves(runs: dict[str, Path], *targets: Path) -> Path | None:
         for number, (label, rows) in enumerate(found.items()):
             colour = COLOURS[number % len(COLOURS)]
             steps, values = [row["step"] for row in rows], [row[name] for row in rows]
+            # A line through one point would not be seen.
+            mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}
             axis.plot(steps, values, color=colour, alpha=0.25 if len(found) == 1 else 0.12, linewidth=1)
-            axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
+            axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label, **mark)
         _dress(axis, name, title)
     if len(found) > 1:
         axes[0].legend(frameon=False, fontsize="small")
@@ -83,6 +88,7 @@ def _save(figure: pyplot.Figure, targets: Sequence[Path]) -> Path:
 
 def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
     axis.set(xlabel="step", title=title)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if name != "completion/mean_length":
@@ -144,11 +150,14 @@ def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None
             low, high = found["interval"]
             # An interval ends at its value where that is 0 or 1, up to rounding.
             error = [[max(0.0, found["accuracy"] - low)], [max(0.0, high - found["accuracy"])]]
-            axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3)
+            label = EVALUATED[0] if phase == "base" or not summary.get("base") else None
+            axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3, label=label)
     if points := read_rows(run / "dev.jsonl"):
-        axis.plot(
-            [row["step"] for row in points], [row["dev/accuracy"] for row in points], "s--", color="#3a7d44", ms=4
-        )
+        steps, found = [row["step"] for row in points], [row["dev/accuracy"] for row in points]
+        axis.plot(steps, found, "s--", color="#3a7d44", ms=4, label=EVALUATED[1])
+    own = [(handle, name) for handle, name in zip(*axis.get_legend_handles_labels(), strict=True) if name in EVALUATED]
+    if own:
+        axis.legend(*zip(*own, strict=True), frameon=False, fontsize="small", loc="lower right")
 
 
 def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
