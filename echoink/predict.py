@@ -222,8 +222,8 @@ def answer_all(arguments: argparse.Namespace) -> None:
         answered = read_rows(arguments.output)
     except ValueError as error:
         raise UserError(f"{arguments.output} is no file of answers: {error}", "give a new --output") from error
-    prompt = configuration(arguments).prompt
-    asked = {sample.id: identity(sample, arguments, prompt) for sample in samples}
+    prompt, model = configuration(arguments).prompt, _model_of(arguments)
+    asked = {sample.id: identity(sample, arguments, prompt, model) for sample in samples}
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
         other_than = f"another question {other.get('id')}, or of another model, prompt, seed or number of samples"
         raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
@@ -252,11 +252,15 @@ def answer_all(arguments: argparse.Namespace) -> None:
     console.say("answered", f"{console.counted(len(rows), 'question')}, {read:,} with an answer that can be read")
 
 
-def identity(sample: Sample, arguments: argparse.Namespace, prompt: Prompt) -> str:
-    """A digest of what an answer depends on: the question with the places of its media, the model, how it is asked."""
+def _model_of(arguments: argparse.Namespace) -> str | None:
+    """The place of the model that is asked."""
     model = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else arguments.model
-    place = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    how = (place, prompt.system, prompt.template, prompt.options, arguments.samples, arguments.seed)
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+
+
+def identity(sample: Sample, arguments: argparse.Namespace, prompt: Prompt, model: str | None) -> str:
+    """A digest of what an answer depends on: the question with the places of its media, the model, how it is asked."""
+    how = (model, prompt.system, prompt.template, prompt.options, arguments.samples, arguments.seed)
     what = (sample.problem, sample.options, sample.problem_type.value, sorted(sample.places.items()))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 

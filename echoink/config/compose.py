@@ -142,7 +142,7 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
         given = {override.partition("=")[0] for override in overrides}
-        if "reward.lambda_file" in given and not config.reward.file and not multirun:
+        if "reward.lambda_file" in given and "reward.file" not in given and not config.reward.file:
             raise UserError("reward.lambda_file without reward.file weighs nothing", "reward.file=mine.py names it")
         return Composed(config, folder, tuple(overrides))
     except UserError as error:

@@ -56,11 +56,12 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes) as files:
         files.write_text("config.yaml", to_yaml(config))
-        for name, text in reward_files.texts(config.reward).items():
-            files.write_text(name, text)
+        if writes:
+            reward_files.keep(config.reward, folder)
         files.write_json("environment.json", environment())
         if config.checkpoint:
-            config = replace(config, checkpoint=checkpoint.resolve(config.checkpoint))
+            # The first process compares the model's digests: gigabytes are read.
+            config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
             if other := prompt_of(Path(config.checkpoint), config.prompt):
                 console.say("warning", other)
         _preflight(config, files, uri)

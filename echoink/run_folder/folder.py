@@ -104,9 +104,9 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: aside, then renamed."""
-        if self.writes:
-            (self.path / name).parent.mkdir(exist_ok=True)
-            write_atomic(self.path / name, text)
+        if not self.writes:
+            return
+        write_atomic(self.path / name, text)
 
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""

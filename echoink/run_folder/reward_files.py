@@ -1,5 +1,6 @@
 """The rewards of the user's own that a run was begun with: `rewards/<name in metrics>.py` in its folder."""
 
+import shutil
 from pathlib import Path
 
 from echoink.config.schema import RewardConfig
@@ -13,9 +14,11 @@ def _files(reward: RewardConfig) -> dict[str, tuple[str, Path]]:
     return found | {f"{each.metric_name}.py": ("reward.files", Path(each.path)) for each in reward.files}
 
 
-def texts(reward: RewardConfig) -> dict[str, str]:
-    """By the place of each copy in the run's folder what the file holds now."""
-    return {f"{FOLDER}/{name}": file.read_text(encoding="utf-8") for name, (_, file) in _files(reward).items()}
+def keep(reward: RewardConfig, run: Path) -> None:
+    """Copy the files, as they are now, into a run's folder."""
+    for name, (_, file) in _files(reward).items():
+        (run / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(file, run / FOLDER / name)
 
 
 def changed(reward: RewardConfig, run: Path) -> dict[str, str]:

@@ -126,9 +126,7 @@ def test_a_job_whose_reward_file_has_changed_is_run_again_and_not_shared(tmp_pat
     mine.write_text("def reward(completion, sample): return 1.0\n")
     words = [f"reward.file={mine}"]
     job = make_run(tmp_path / "3", words)
-    for name, text in reward_files.texts(config(*words).reward).items():
-        (job / name).parent.mkdir()
-        (job / name).write_text(text)
+    reward_files.keep(config(*words).reward, job)
     assert sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1) == 0.8
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
     mine.write_text("def reward(completion, sample): return 0.0\n")

@@ -80,6 +80,7 @@ def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes
     parts = first["reward/accuracy"] + first["reward/format"] + 0.25 - 0.5
     assert first["reward/total"] == pytest.approx(parts)
     assert json.loads((run / "summary.json").read_text())["final"]["rewards"] == {"one": 1.0, "penalty": 0.5}
+    assert (run / "rewards/penalty.py").read_text() == (tmp_path / "two.py").read_text()
 
 
 @pytest.mark.parametrize(
