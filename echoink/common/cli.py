@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from echoink.common.errors import UserError
 from echoink.common.ranges import check_range
@@ -104,6 +104,9 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         if missing := sorted(OmegaConf.missing_keys(given)):
             raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
         found = OmegaConf.to_object(given)
+    except ConfigKeyError as error:
+        known = ", ".join(f"{error.full_key.rpartition('.')[0]}.{key}" for key in error.parent_node)
+        raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0], "--help explains the settings") from error
     for field in dataclasses.fields(schema):

@@ -358,6 +358,8 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
     keys = _keys()
     tried = getattr(cause, "full_key", None) or next((key for key in given if key.lstrip("+~") in text), "")
     tried = tried.lstrip("+~")
+    if "reward.files" in given and tried and tried not in keys and "." not in tried:
+        return UserError(f"reward.files: unknown key {tried}", "known: path, weight, name")
     if tried and re.sub(r"\[\d+\]$", "", tried) not in keys:
         return UserError(f"unknown key {tried}", _known(tried, keys))
     if tried and "is not a ListConfig" in str(cause):

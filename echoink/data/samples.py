@@ -29,8 +29,8 @@ from echoink.data.choices import MAX_OPTIONS
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
 from echoink.rewards.accuracy import problem_with
-from echoink.rewards.parsing import ANSWER, option_letter, parse_answer, parse_letters
-from echoink.rewards.types import ProblemType
+from echoink.rewards.parsing import ANSWER, option_letter, option_text, parse_answer, parse_letters
+from echoink.rewards.types import NEEDED, ProblemType
 
 
 class DataType(Enum):
@@ -206,6 +206,11 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     responses, odd = _responses(row)
+    texts = [option_text(option).lower() for option in options]
+    odd += ("two options are the same",) if len(set(texts)) < len(texts) else ()
+    odd += ("an option is empty",) if "" in texts else ()
+    if (need := str(row.get("need"))) not in NEEDED and need.strip().lower() in NEEDED:
+        odd += (f"need {need!r} is not read: it is {need.strip().lower()!r}",)
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),

@@ -100,6 +100,22 @@ def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
     assert sample.notes == ("path.audio is an empty text",)
 
 
+def test_odd_options_and_needs_are_noted(tmp_path):
+    odd = [
+        {**ROW, "options": ["A. x", "B. X"]},
+        {**ROW, "options": ["A.", "B. y"]},
+        {**ROW, "need": "Both"},
+        {**ROW, "need": "either"},
+    ]
+    samples, _ = parse_rows([{**row, "problem_id": number} for number, row in enumerate(odd)], tmp_path, "here")
+    assert [sample.notes for sample in samples] == [
+        ("two options are the same",),
+        ("an option is empty",),
+        ("need 'Both' is not read: it is 'both'",),
+        (),
+    ]
+
+
 def test_what_of_a_row_is_not_used_is_noted(tmp_path):
     rows = [
         {**ROW, "path": {"image": None, "audio": "s.wav"}},
