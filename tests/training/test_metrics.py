@@ -32,7 +32,6 @@ def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):
     rows, catch = [], Catch()
     trainer = make_trainer(
         "trainer.steps=1",
-        "reward.lambda_file=0.5",
         callbacks=[catch],
         on_rollout=rows.extend,
         extra_rewards=[ExtraReward("custom", lambda completion, sample: float(len(completion)), 0.5)],
