@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
 
@@ -204,6 +205,9 @@ def damage(folder: Path, thorough: bool = True, trains: bool = True) -> str | No
     if not isinstance(said.get("files"), dict):
         return f"{MANIFEST} is missing or cannot be read"
     files = {name: wanted for name, wanted in said["files"].items() if trains or not _is_of_training(name)}
+    size = sum(wanted["bytes"] for wanted in files.values())
+    if thorough and size > 2**31:  # which takes seconds to read
+        say("checkpoint", f"{size / 2**30:.0f} GiB of {folder} are compared with their digests")
     for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
