@@ -29,7 +29,6 @@ from echoink.data.samples import (
     DataType,
     Sample,
     check_text,
-    load_sound,
     parse_rows,
     with_any_solution,
     with_soundtrack,
@@ -70,8 +69,6 @@ def configuration(arguments: argparse.Namespace) -> Config:
     Raises:
         UserError: see `compose`.
     """
-    if arguments.checkpoint == "":
-        raise UserError("--checkpoint is empty", "is a variable of the shell not set? Leave it out for the model's own")
     run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
@@ -133,13 +130,12 @@ def sample_of(arguments: argparse.Namespace) -> Sample:
 class Answerer:
     """A model that is loaded once and asked one sample at a time."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, checkpoint_folder: str | None):
         with imports():
             from echoink.training.setup import load_for_inference
 
         self._arguments, self._config = arguments, configuration(arguments)
-        path = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else self._config.model.path
-        self._loaded = load_for_inference(self._config, path)
+        self._loaded = load_for_inference(self._config, checkpoint_folder or self._config.model.path)
 
     def __call__(self, sample: Sample) -> list[str]:
         """The completions.
@@ -156,11 +152,11 @@ class Answerer:
         tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
         if sample.asks_for_soundtrack:
             sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
-        prompt, draws = loaded.processor(sample), max(1, given.samples)
-        cap = loaded.processor.caps.audio_seconds
-        if (sound := load_sound(sample, cap)) and sound.seconds > cap + 0.01:
-            heard = f"the first {cap:g} of {sound.seconds:.0f} s"
+        media, cap = loaded.processor.load(sample), loaded.processor.caps.audio_seconds
+        if media.sound and media.sound.seconds > cap + 0.01:
+            heard = f"the first {cap:g} of {media.sound.seconds:.0f} s"
             console.say("warning", f"sample {sample.id}: only {heard} are heard (model.max_audio_seconds)")
+        prompt, draws = loaded.processor.encoded(sample, media), max(1, given.samples)
         with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=self._config.trainer.bf16):
             completions = generate(
                 loaded.model,
@@ -178,9 +174,9 @@ def predict(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UserError: a file, the checkpoint or the configuration is wrong.
     """
-    sample = sample_of(arguments)
+    sample, resolved = sample_of(arguments), _resolved(arguments)
     with console.quiet_libraries():
-        answer = Answerer(arguments)
+        answer = Answerer(arguments, resolved)
         try:
             return answer(sample)
         except UserError as error:
@@ -222,7 +218,9 @@ def answer_all(arguments: argparse.Namespace) -> None:
         answered = read_rows(arguments.output)
     except ValueError as error:
         raise UserError(f"{arguments.output} is no file of answers: {error}", "give a new --output") from error
-    prompt, model = configuration(arguments).prompt, _model_of(arguments)
+    prompt, resolved = configuration(arguments).prompt, _resolved(arguments)
+    model = resolved or arguments.model
+    model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
     asked = {sample.id: identity(sample, arguments, prompt, model) for sample in samples}
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
         other_than = f"another question {other.get('id')}, or of another model, prompt, seed or number of samples"
@@ -234,7 +232,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
     if not left:
         return
     with console.quiet_libraries():
-        answer = Answerer(arguments)
+        answer = Answerer(arguments, resolved)
         with open(arguments.output, "a", encoding="utf-8") as file:
             for sample in console.progress("predict", len(left))(left):
                 try:
@@ -252,10 +250,11 @@ def answer_all(arguments: argparse.Namespace) -> None:
     console.say("answered", f"{console.counted(len(rows), 'question')}, {read:,} with an answer that can be read")
 
 
-def _model_of(arguments: argparse.Namespace) -> str | None:
-    """The place of the model that is asked."""
-    model = checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else arguments.model
-    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+def _resolved(arguments: argparse.Namespace) -> str | None:
+    """The folder or hub id that `--checkpoint` stands for, its model compared with its digests; None without it."""
+    if arguments.checkpoint == "":
+        raise UserError("--checkpoint is empty", "is a variable of the shell not set? Leave it out for the model's own")
+    return checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else None
 
 
 def identity(sample: Sample, arguments: argparse.Namespace, prompt: Prompt, model: str | None) -> str:

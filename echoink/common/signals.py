@@ -31,7 +31,7 @@ class Preempted(SystemExit):
 KINDS = (None, KeyboardInterrupt, Preempted)
 """What `asked` counts."""
 
-_shared = False
+_only_noted = False
 _asked: tuple[float, type[BaseException]] | None = None
 _raised = False
 _holds = 0
@@ -47,8 +47,8 @@ def install() -> None:
 
 def only_note() -> None:
     """From now on a signal is only noted."""
-    global _shared
-    _shared = True
+    global _only_noted
+    _only_noted = True
 
 
 def asked() -> int:
@@ -79,7 +79,7 @@ def release() -> None:
     """End it; a signal that came meanwhile is raised here."""
     global _holds
     _holds -= _main()
-    if _holds == 0 and _asked and not _raised and not _shared:
+    if _holds == 0 and _asked and not _raised and not _only_noted:
         _leave()
 
 
@@ -97,7 +97,7 @@ def _handle(number: int, _frame) -> None:
     global _asked
     if _asked is None:
         _asked = time.monotonic(), KeyboardInterrupt if number == signal.SIGINT else Preempted
-        if _holds == 0 and not _shared:
+        if _holds == 0 and not _only_noted:
             _leave()
     elif time.monotonic() - _asked[0] > SAME:
         os._exit(130 if number == signal.SIGINT else PREEMPTED)

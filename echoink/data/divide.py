@@ -100,8 +100,8 @@ def _value(sample: Sample, by: str) -> str:
 def _assigned(
     samples: Sequence[Sample], media: Sequence[Sequence[str]], shares: dict[str, float], wanted: DivideConfig
 ) -> list[str]:
-    """The split of each sample. Groups that share media are taken in a random order; each goes to the split that still
-    lacks most of its kinds.
+    """The split of each sample. Groups that share media are taken in a random order; each goes to the first split that
+    still lacks as many questions of each of its kinds, else to train.
     """
     chosen = ["train"] * len(samples)
     kinds = [_value(sample, wanted.by) for sample in samples]

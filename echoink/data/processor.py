@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 from PIL.Image import Image
@@ -30,6 +31,14 @@ class Caps:
     prompt_tokens: int
 
 
+class Media(NamedTuple):
+    """A sample's media, decoded and within their caps; None where it has none of the kind."""
+
+    image: Image | None
+    video: loaders.Video | None
+    sound: loaders.Sound | None
+
+
 @dataclass(frozen=True)
 class PromptProcessor:
     """Turns samples into `PromptInputs` with one model's processor, one prompt and one set of caps."""
@@ -48,12 +57,30 @@ class PromptProcessor:
         Raises:
             UserError: a file cannot be read, or the prompt is longer than its cap (media are never cut).
         """
+        return self.encoded(sample, self.load(sample))
+
+    def load(self, sample: Sample) -> Media:
+        """Decode the sample's media.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         try:
-            image = loaders.load_image(sample.image) if sample.image else None
-            video = loaders.load_video(sample.video, self.caps.video) if sample.video else None
-            sound = load_sound(sample, self.caps.audio_seconds)
+            return Media(
+                loaders.load_image(sample.image) if sample.image else None,
+                loaders.load_video(sample.video, self.caps.video) if sample.video else None,
+                load_sound(sample, self.caps.audio_seconds),
+            )
         except UserError as error:
             raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+
+    def encoded(self, sample: Sample, media: Media) -> PromptInputs:
+        """Tokenize a sample's prompt with its media.
+
+        Raises:
+            UserError: the prompt is longer than its cap.
+        """
+        image, video, sound = media
         prompt = encode(
             self.processor,
             self.model,

@@ -152,9 +152,12 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
         listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
         first = listed[0] if listed else None
         holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())
-        named, shown = next(((kind, text) for kind, text in _named(key, value) if kind not in found), (None, first))
+        named, shown = next(
+            ((kind, text) for kind, text in _named(key, value) if (kind not in found if kind else not found)),
+            (None, first),
+        )
         unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
-        if holds or unread or named:
+        if holds or unread or named is not None:
             raise UserError(
                 f"{where}: the field {key!r} looks like a medium and is not read: {str(shown)[:80]!r}",
                 f"call it {named or 'image, audio or video'}, or remove it where the question is not about it",
@@ -162,7 +165,9 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
 
 
 def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Kind and text of what a field, or one inside it, names: by its own name, by a file's ending, or by a path."""
+    """Kind and text of what a field, or one inside it, names: by its own name or a file's ending; of a path without one
+    the kind is empty.
+    """
     if isinstance(value, Mapping):
         for name, inside in value.items():
             yield from _named(str(name), inside)
@@ -176,7 +181,7 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
         elif ending and ("\n" not in text and ("/" in text or " " not in text or _FILE.fullmatch(key))):
             yield ending, text
         elif _SYNONYM.fullmatch(key) and re.fullmatch(r"\S*[/\\]\S*", text):
-            yield "image, audio or video", text
+            yield "", text
 
 
 def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:

@@ -47,6 +47,7 @@ READ = [  # row, data type, question
     ({**ROW, "path": {"audio": "s.wav"}, "audio_type": "speech", "clip": 7, "origin": "a.wav"}, "audio", "Q?"),
     ({**ROW, "image": "p.png", "image_url": "https://x.org/p.png", "sound": "bark"}, "image", "Q?"),
     ({**ROW, "caption": "A man shows a file called p.jpg", "picture": "two dogs", "image_class": "dog"}, "text", "Q?"),
+    ({**ROW, "audio": "s.wav", "sound": "woodwind/flute"}, "audio", "Q?"),
     (ROW, "text", "Q?"),
 ]
 

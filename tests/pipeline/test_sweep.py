@@ -97,15 +97,16 @@ def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatc
     assert "from " in (said := capsys.readouterr().out) and "finished before" in said
 
 
+class Starts(Exception):
+    """A job would be started."""
+
+
+def starts(*_):
+    raise Starts
+
+
 def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch):
     """The experiment's file changed since: the number of the job is not enough."""
-
-    class Starts(Exception):
-        pass
-
-    def starts(*_):
-        raise Starts
-
     monkeypatch.setattr(sweep_job, "_device", starts)
     job = make_run(tmp_path / "3", ["grpo.beta=0"])
     assert sweep_job.run_job(config("grpo.beta=0"), [], job, flags=[], side_by_side=1) == 0.8
@@ -115,12 +116,6 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
 
 
 def test_a_job_whose_reward_file_has_changed_is_run_again_and_not_shared(tmp_path, monkeypatch):
-    class Starts(Exception):
-        pass
-
-    def starts(*_):
-        raise Starts
-
     monkeypatch.setattr(sweep_job, "_device", starts)
     mine = tmp_path / "mine.py"
     mine.write_text("def reward(completion, sample): return 1.0\n")
