@@ -149,8 +149,14 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "watched": _watched(shown),
         "commands": list(dict.fromkeys(_command(one["command"]) for one in asked)) or _commands(runs),
         "machine": _machine(runs),
-        "unfinished": [f"{run.folder.name}: {run.summary['status']}" for run in runs if not run.finished],
+        "unfinished": [_ended(run) for run in runs if not run.finished],
     }
+
+
+def _ended(run: Run) -> str:
+    """A run that did not finish: its folder, its status and why."""
+    error = run.summary.get("error")
+    return f"{run.folder.name}: {run.summary['status']}" + (f" ({error})" if error else "")
 
 
 def _asked(run: Run) -> str:

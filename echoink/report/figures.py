@@ -82,6 +82,7 @@ def _save(figure: pyplot.Figure, targets: Sequence[Path]) -> Path:
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=130)
+        figure.set_layout_engine("none")  # what the first one laid out stays: it is half the time of a drawing
     pyplot.close(figure)
     return targets[0]
 

@@ -238,3 +238,12 @@ def test_arms_are_averaged_over_seeds_without_each_sense(tmp_path):
     write([tmp_path], tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| β 0.001 | 81.0 | 30.0 (-51.0) | 25.0 |" in text and "| β 0.04 | 60.5 | 30.0 (-30.5) | 25.0 |" in text
+
+
+def test_a_run_that_failed_says_why(tmp_path):
+    run = make_run(tmp_path / "run", status="failed")
+    summary = json.loads((run / "summary.json").read_text()) | {"error": "UserError: no <weights> | there"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html, markdown = write([run], run)
+    assert "run: failed (UserError: no &lt;weights&gt; | there)" in html.read_text()
+    assert r"run: failed (UserError: no \<weights\> \| there)" in markdown.read_text()
