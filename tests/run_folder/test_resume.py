@@ -205,7 +205,7 @@ def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain)
     [
         ("plain", signal.SIGTERM),
         ("several", signal.SIGUSR1),
-        # Which signal it is changes the status alone, whatever the updates of a rollout (test_a_signal_leaves_a_true_status).
+        # Which signal it is changes the status alone (test_a_signal_leaves_a_true_status).
         pytest.param("plain", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("several", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("plain", signal.SIGUSR1, marks=pytest.mark.slow),
