@@ -106,7 +106,7 @@ class SharedPrefix(Step):
             temperatures=temperatures,
             sampling=sampling,
             features=features,
-            choose=_replay,
+            pick=_replay,
         )
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:

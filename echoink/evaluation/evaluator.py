@@ -77,7 +77,7 @@ class Evaluator:
         """
         config = self.config
         how = evaluate.of_phase(self.setup, config, phase)
-        differs = self._hand_over(model, samples, phase)
+        differs = self._push_and_compare(model, samples, phase)
         answers = {Variant.full: self._variant(model, samples, phase, how=how, variant=Variant.full)}
         found = self.files.summary[phase] = summarize(answers[Variant.full])
         if differs:
@@ -110,7 +110,9 @@ class Evaluator:
                 self.tracker.row(row)
         return answers[Variant.full]
 
-    def _hand_over(self, model: PreTrainedModel, samples: Sequence[Sample], phase: str) -> dict[str, float] | None:
+    def _push_and_compare(
+        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str
+    ) -> dict[str, float] | None:
         """Give an engine the model's weights, and measure on the first samples how far its answers are the model's."""
         if self.engine is None:
             return None
@@ -121,14 +123,15 @@ class Evaluator:
         prompts = [self.setup.processor(sample) for sample in chosen]
         rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
         gaps = [
-            parity.gaps(model, prompt, [row], logps=[own], temperature=setup.sampling.temperature, bf16=setup.bf16)
-            for prompt, row, own in zip(prompts, rows, logps, strict=True)
+            parity.gaps(
+                model, prompt, [row], logps=[of_engine], temperature=setup.sampling.temperature, bf16=setup.bf16
+            )
+            for prompt, row, of_engine in zip(prompts, rows, logps, strict=True)
         ]
         ours = evaluate.evaluate(model, chosen, setup, phase)
         decode = self.setup.processor.processor.batch_decode
-        alike = sum(
-            own.completion == text for own, text in zip(ours, decode(rows, skip_special_tokens=True), strict=True)
-        )
+        texts = decode(rows, skip_special_tokens=True)
+        alike = sum(answer.completion == text for answer, text in zip(ours, texts, strict=True))
         nats = torch.cat(gaps)
         found = {"alike": alike, "of": len(chosen), "logp_difference_mean": nats.mean().item()}
         console.say(
@@ -143,9 +146,9 @@ class Evaluator:
     ) -> list[Prediction]:
         """The answers to a variant of the samples; a base's may be those of an earlier run.
 
-        Each draw of a swap has a donor of its own: one donor in four may by chance leave the answer as it was.
+        In a swap each draw takes another donor: one donor in four has by chance the same right answer.
         """
-        kept = None
+        cache_file = None
 
         def started() -> bool:  # by an earlier process
             rows = self.files.read(PREDICTIONS)
@@ -153,9 +156,9 @@ class Evaluator:
 
         # Only a base is the same in many runs. Kept answers are not mixed into an evaluation that was begun before.
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
-            kept = self._kept(model, how, samples[0], variant)
+            cache_file = self._cache_file(model, how, samples[0], variant)
             if self.files.writes:
-                self._take(kept, samples, how)
+                self._load_cached(cache_file, samples, how)
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
@@ -163,8 +166,8 @@ class Evaluator:
             answers += self._answers(
                 model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
             )
-        if kept and self.files.writes and not kept.is_file():
-            prediction_cache.keep(kept, answers)
+        if cache_file and self.files.writes and not cache_file.is_file():
+            prediction_cache.keep(cache_file, answers)
         return answers
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
@@ -173,7 +176,7 @@ class Evaluator:
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _kept(self, model: PreTrainedModel, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
+    def _cache_file(self, model: PreTrainedModel, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
         """Where the answers of this base are kept for other runs."""
         example = how.processor(sample)  # for the tokenizer and its template
         name = prediction_cache.key(
@@ -196,7 +199,7 @@ class Evaluator:
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
-    def _take(self, kept: Path, samples: Sequence[Sample], how: EvaluationSetup) -> None:
+    def _load_cached(self, cache_file: Path, samples: Sequence[Sample], how: EvaluationSetup) -> None:
         """Take kept answers into this run's predictions, judged as this run judges."""
         # The texts are the base's; parser, rewards, clusters and labels may have changed since they were kept.
         of_id = {sample.id: sample for sample in samples}
@@ -208,11 +211,11 @@ class Evaluator:
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
                 **judged(p.completion, of_id[p.id], how.match, thinks=p.thinks, extra_rewards=how.extra_rewards),
             )
-            for p in prediction_cache.take(kept)
+            for p in prediction_cache.take(cache_file)
         ]
         if taken:
             self.files.append(PREDICTIONS, map(asdict, taken))
-            console.say(BASE, f"answers of an earlier run of the same base, from {kept}")
+            console.say(BASE, f"answers of an earlier run of the same base, from {cache_file}")
 
     def development(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> dict[str, float]:
         """Evaluate on the development split during training, always with the prompt and parser of training.
@@ -252,7 +255,7 @@ class Evaluator:
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
         group, batch = processes(), how.batch_prompts
-        have = self._have(phase, variant, samples, draws=draws, round_size=batch * group.num_processes)
+        have = self._answers_on_disk(phase, variant, samples, draws=draws, round_size=batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
             console.say(
@@ -282,7 +285,7 @@ class Evaluator:
             have |= {(p.id, p.draw): p for p in new}
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
-    def _have(
+    def _answers_on_disk(
         self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], round_size: int
     ) -> dict[tuple[str, str], Prediction]:
         """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
@@ -297,8 +300,8 @@ class Evaluator:
         done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
         if have and done < len(samples):
             complete = {sample.id for sample in samples[: done // round_size * round_size]}
-            cut = [row for row in rows if not ours(row) or row["id"] in complete]
-            if len(cut) < len(rows):
-                self.files.write_rows(PREDICTIONS, cut)
+            remaining = [row for row in rows if not ours(row) or row["id"] in complete]
+            if len(remaining) < len(rows):
+                self.files.write_rows(PREDICTIONS, remaining)
             have = {key: answer for key, answer in have.items() if key[0] in complete}
         return have

@@ -1,6 +1,7 @@
 """What a family of models gives to the rest of the package; the rest names no model class.
 
 A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/families.py` lists them.
+Beside it stands `<family>_tokens.py`, see `models/media_tokens.py`.
 
 Shapes: A position axes (3 for M-RoPE), P prompt tokens, T tokens of a row, N placeholder tokens of a medium, D width of
 the language model, V vocabulary.

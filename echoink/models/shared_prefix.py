@@ -1,8 +1,8 @@
 """Log-probabilities of a group's completions with the prompt computed once: exact, in one packed forward and backward.
 
 A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
-group takes P - 1 + Σ C_g tokens, of which each completion starts again from the prompt's last token, so that what
-predicts its first token is an ordinary position. A row holds several groups: all prefixes first, then all completions,
+group takes P - 1 + Σ C_g tokens. Each completion begins with a copy of the prompt's last token; that copy predicts the
+completion's first token. A row holds several groups: all prefixes first, then all completions,
 so that what is scored is the end of the row.
 
     x_1 … x_{P-1} | y_1 … y_{Q-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | y_P c_1 … c_{C-1}
@@ -154,7 +154,7 @@ def install(model: PreTrainedModel) -> None:
     alone, so that the head runs on nothing else.
 
     `base.run_all_towers` is off. A trainer switches it on: then each forward of the loss runs all towers, see
-    `encoders.encode_media`.
+    `encoders.encode_media`. `in_loss=` says so of plain rows.
 
     Raises:
         UserError: see `attention.select`.
@@ -226,6 +226,7 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
                 for before, after in ((keys[n], own_key), (values[n], own_value))
             )
             longest = max(lengths)
+            # A completion's token t sees the whole prefix and its own tokens up to t.
             causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
             found = scaled_dot_product_attention(own_query, all_keys, all_values, attn_mask=causal, **settings)
             completions += [row[:, :length] for row, length in zip(found, lengths, strict=True)]

@@ -28,7 +28,7 @@ from echoink.tracking.logger import Tracker
 from echoink.training import fit, start_engine, supervised
 from echoink.training.setup import Job, build_job, evaluation_batch_prompts, longest_prompt
 
-CORE = (
+MLFLOW_PARAMETERS = (
     "seed",
     "model.path",
     "adapter.kind",
@@ -62,7 +62,7 @@ def execute(
     Returns:
         The tracker, closed.
     """
-    first, last = _models(config)
+    first, last = _first_and_last(config)
     job = build_job(config, splits, first)
     longest = longest_prompt(job)
     if config.task is Task.sft:
@@ -81,6 +81,7 @@ def execute(
         batch = evaluation_batch_prompts(job, longest)
         engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
+        # task=eval of a checkpoint has no base: its weights are not those of model.path.
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.
         base, final, gathered = [], [], nullcontext
@@ -98,7 +99,7 @@ def execute(
                 _free_memory()
                 job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
-            # task=eval of the base has asked its one model already.
+            # task=eval without a checkpoint has evaluated its one model above, as the base.
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
@@ -118,7 +119,7 @@ def _base(config: Config) -> str:
     return (config.checkpoint or config.model.path) if config.trains else config.model.path
 
 
-def _models(config: Config) -> tuple[str, str]:
+def _first_and_last(config: Config) -> tuple[str, str]:
     """The weights that a run begins with, and those that it ends with where it does not train."""
     if config.task is Task.compare:
         return config.model.path, config.checkpoint
@@ -162,7 +163,7 @@ def conclude(
 def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:
     """Compare, write the summary and the report with its figure, show one sample."""
     conclude(files, base, final, job.config.eval.protocol)
-    files.summary["status"] = "finished"  # the last thing a run does; a failure after this is written over it
+    files.summary["status"] = "finished"  # before the report, which reads it; a later failure is written over it
     files.write_summary()
     if files.writes:
         page = try_to_write([files.path], files.path)
@@ -181,7 +182,7 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     config = job.config
     values = flatten(config)
     # MLflow's table shows parameters as columns: what every run has, and what this one changed, not every key.
-    params = {key: values[key] for key in CORE}
+    params = {key: values[key] for key in MLFLOW_PARAMETERS}
     for override in sweep_job.descriptive(overrides):
         key, _, value = (short := sweep_job.shortened(override)).partition("=")
         if len(value) <= 100:

@@ -1,4 +1,4 @@
-"""One run, read like a table of contents: what comes before the model here, the rest in `pipeline/execute.py`."""
+"""Runs one job. Everything before the model is loaded is here; `pipeline/execute.py` does the rest."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -62,8 +62,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             # The first process compares the model's digests: gigabytes are read.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
-            if other := prompt_of(Path(config.checkpoint), config.prompt):
-                console.say("warning", other)
+            if warning := other_prompt(Path(config.checkpoint), config.prompt):
+                console.say("warning", warning)
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
@@ -82,7 +82,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     return (files.summary["final"] or files.summary["base"])["accuracy"]
 
 
-def prompt_of(checkpoint_folder: Path, prompt: Prompt) -> str | None:
+def other_prompt(checkpoint_folder: Path, prompt: Prompt) -> str | None:
     """A warning where a checkpoint's run was trained with another prompt than the one it is asked with now."""
     run = next((place for place in checkpoint_folder.parents if (place / "config.yaml").is_file()), None)
     trained = OmegaConf.load(run / "config.yaml").get("prompt") if run else None
@@ -99,7 +99,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
     if warning := preflight.check_gpus(config.trainer.bf16):
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
-    store = None if client.PARENT in os.environ else uri  # a sweep has asked; later it goes on without
+    store = None if client.PARENT in os.environ else uri  # a job of a sweep goes on where the store has gone meanwhile
     _on_main_process(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
@@ -172,6 +172,7 @@ def _load_data(config: Config) -> Splits:
                 'each row wants "response": "<think>…</think>\\n<answer>B</answer>", or "responses": a list of them; '
                 "python -m echoink.curate mode=traces makes them",
             )
+        # Raises where there are fewer samples than a step takes.
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 

@@ -1,4 +1,4 @@
-"""The terms of the total reward (Eq. 5): each a name, a function of completions and their samples, and a weight λ.
+"""The rewards of a run, whose sum `grpo.total_reward` makes (Eq. 5): each a name, a function and its weight λ.
 
 A new reward needs three things. `echoink/rewards/brevity.py` with `reward(completion, sample) -> float`; in
 `RewardConfig` the field `lambda_brevity`; its value in `conf/reward/accuracy_format.yaml`. It is called by that name in

@@ -77,7 +77,7 @@ def generate(
     temperatures: Sequence[float],
     sampling: Sampling,
     features: Sequence[Features] | None = None,
-    choose: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
+    pick: Callable[[Tensor, Tensor, Tensor, float, int], Tensor] = choose,
     decoder: Decoder | None = None,
 ) -> list[list[int]]:
     """Decode G completions for each prompt.
@@ -89,7 +89,7 @@ def generate(
         temperatures: one per completion of a group, length G; 0 is greedy.
         sampling: top-p, top-k, the cap C on new tokens, the tokens that end a completion.
         features: what the towers made of the prompts' media; None encodes them here.
-        choose: turns logits into tokens; a benchmark replays given ones.
+        pick: turns logits into tokens; a benchmark replays given ones.
         decoder: the model's, of an earlier rollout; None makes one.
 
     Returns:
@@ -109,20 +109,20 @@ def generate(
     media_tokens = torch.tensor(list(family_of(model).placeholders(model.config).values()), device=device)
     completions: list[list[int]] = [[] for _ in range(len(logits))]
     rows, ends = list(range(len(logits))), set(sampling.end_ids)
-    for position in range(sampling.max_new_tokens):
+    for step in range(sampling.max_new_tokens):
         logits.index_fill_(1, media_tokens, float("-inf"))  # a list of numbers would be copied to the device each time
-        tokens = choose(logits, noise[:, position], temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        sampled = tokens.tolist()  # the only place where a step waits for the device, but for a nucleus without top-k
+        tokens = pick(logits, noise[:, step], temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+        sampled = tokens.tolist()  # the only wait for the device in a step; top-p without top-k adds one in `choose`
         for row, token in zip(rows, sampled, strict=True):
             completions[row].append(token)
         kept = [index for index, token in enumerate(sampled) if token not in ends]
-        if position + 1 == sampling.max_new_tokens or not kept:
+        if step + 1 == sampling.max_new_tokens or not kept:
             break
         if len(kept) < len(rows):  # finished rows leave
             rows = [rows[index] for index in kept]
             index = torch.tensor(kept, device=device)
             tokens, noise, temperature, positions = tokens[index], noise[index], temperature[index], positions[index]
             decoder.keep(kept)
-        logits = decoder(tokens, positions + position)
+        logits = decoder(tokens, positions + step)
     model.train(was_training)
     return completions

@@ -75,7 +75,7 @@ def kl(logps: Tensor, reference: Tensor) -> Tensor:
     return torch.exp(difference) - difference - 1
 
 
-def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, most: float) -> Tensor:
+def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, largest: float) -> Tensor:
     """Importance ratio π_policy / π_engine of the tokens that an engine sampled, truncated or masked.
 
     Args:
@@ -83,7 +83,7 @@ def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, m
         engine: log-probabilities of the engine, [R, C]; NaN where it gave none, which counts as a ratio of 1.
         mask: [R, C].
         how: truncate or mask ratios, by token or by sequence; see `Correction`.
-        most: the bound.
+        largest: the bound on a ratio.
 
     Returns:
         Weights of the token losses: [R, C] for tokens, [R, 1] for sequences.
@@ -95,13 +95,13 @@ def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, m
         difference = difference.sum(1, keepdim=True)
     ratio = difference.exp()
     if how in (Correction.token_truncate, Correction.sequence_truncate):
-        return ratio.clamp(max=most)
-    return ratio.masked_fill(ratio > most, 0)
+        return ratio.clamp(max=largest)
+    return ratio.masked_fill(ratio > largest, 0)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Which Eq. 2 a run minimizes."""
+class ObjectiveSettings:
+    """Which variant of Eq. 2 a run minimizes."""
 
     loss: Loss
     """How token losses become one number, see `reduce`; CISPO also changes the token loss."""
@@ -113,41 +113,41 @@ class Variant:
     """The cap on a completion's tokens, by which Dr. GRPO divides."""
 
 
-def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, variant: Variant) -> Tensor:
+def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, settings: ObjectiveSettings) -> Tensor:
     """-min(ρ A, clip(ρ, 1-ε, 1+ε) A) per token, with ρ = π_θ / π_old; CISPO: -min(ρ, 1+ε) A log π_θ, ρ as a constant.
 
     Args:
         logps: log π_θ [R, C].
         old: log π_old [R, C], of the policy that sampled.
         advantages: [R].
-        variant: gives ε and says whether it is CISPO.
+        settings: gives ε and says whether it is CISPO.
 
     Returns:
         [R, C].
     """
-    ratio, advantages, clip = torch.exp(logps - old), advantages.unsqueeze(1), variant.clip
-    if variant.loss is Loss.cispo:
+    ratio, advantages, clip = torch.exp(logps - old), advantages.unsqueeze(1), settings.clip
+    if settings.loss is Loss.cispo:
         # The ratio is a constant here: the gradient flows through log π_θ of every token, clipped or not.
         return -ratio.clamp(max=1 + clip).detach() * advantages * logps
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def reduce(losses: Tensor, mask: Tensor, variant: Variant, tokens: Tensor | float) -> Tensor:
+def reduce(losses: Tensor, mask: Tensor, settings: ObjectiveSettings, tokens: Tensor | float) -> Tensor:
     """One number of token losses [R, C].
 
     Args:
         losses: [R, C].
         mask: [R, C].
-        variant: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
+        settings: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
             R times the cap on a completion's tokens; `dapo` and `cispo` by `tokens`.
-        tokens: those of an optimizer step, for one micro-batch of one process.
+        tokens: the divisor of `dapo` and `cispo`, see `EchoInkTrainer._tokens_of_step`.
     """
-    summed, loss = losses * mask, variant.loss
+    summed, loss = losses * mask, settings.loss
     if loss is Loss.grpo:
         return (summed.sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
     if loss is Loss.bnpo:
         return summed.sum() / mask.sum().clamp(min=1.0)
-    return summed.sum() / (len(losses) * variant.max_tokens if loss is Loss.dr_grpo else tokens)
+    return summed.sum() / (len(losses) * settings.max_tokens if loss is Loss.dr_grpo else tokens)
 
 
 class Objective(NamedTuple):
@@ -165,7 +165,7 @@ def objective(
     advantages: Tensor,
     mask: Tensor,
     *,
-    variant: Variant,
+    settings: ObjectiveSettings,
     tokens: Tensor | float,
     reference: Tensor | None = None,
     weights: Tensor | None = None,
@@ -177,15 +177,15 @@ def objective(
         old: log π_old [R, C].
         advantages: [R].
         mask: [R, C].
-        variant: the loss, ε and β.
+        settings: the loss, ε and β.
         tokens: see `reduce`.
         reference: log π_ref [R, C]; None where β is 0.
         weights: w, see `engine_ratio`; None: 1.
     """
     divergence = None if reference is None else kl(logps, reference)
-    losses = token_losses(logps, old, advantages, variant)
+    losses = token_losses(logps, old, advantages, settings)
     if weights is not None:
         losses = losses * weights
     if divergence is not None:
-        losses = losses + variant.beta * divergence
-    return Objective(reduce(losses, mask, variant, tokens), divergence)
+        losses = losses + settings.beta * divergence
+    return Objective(reduce(losses, mask, settings, tokens), divergence)

@@ -5,7 +5,8 @@ The paper's algorithm (Section 3.2) and where each line happens:
     for each step
         draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
         sample o_1 … o_G from pi_theta(· | q)              _sample_completions → rollout.generate
-        r_i = Σ_k λ_k R_k(o_i)                             _compute_rewards; grpo.total_reward, Eq. 5
+        R_k(o_i)                                           _compute_rewards → echoink/rewards, Eq. 3 and 4
+        r_i = Σ_k λ_k R_k(o_i)                             _advantages → grpo.total_reward, Eq. 5
         A_i = (r_i - mean r) / (std r + 1e-4)              _advantages → grpo.advantages, Eq. 1
         log pi_theta(o_it), log pi_ref(o_it)               _log_probabilities → models.logprobs
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
@@ -19,7 +20,7 @@ left out of the loss, which does not change it. (Where all groups of a micro-bat
 computed, so that every parameter has a gradient of zero.) `grpo/entropy` is the mean over the groups whose rewards
 differ, whatever is left out.
 
-Departure from the paper's public code: M-RoPE positions in the loss.
+Departure from the paper's public code: the loss gives the tokens their M-RoPE positions, as the rollout does.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
@@ -106,7 +107,7 @@ class EchoInkTrainer(TRLHost):
                 if self._pushed != step:
                     with self.timer.section("time/push"):
                         self._engine.push(model)
-                    if self._pushed is None:  # all processes together: where one of them fails, all end
+                    if self._pushed is None:  # once in a run; where the comparison fails in one process, all end
                         collectives.each(lambda: parity.compare_prompt(model, self._engine, prompts, ids))
                     self._pushed = step
                 completions, engine_logps = self._engine.generate(
@@ -146,24 +147,24 @@ class EchoInkTrainer(TRLHost):
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
     def _advantages(self, rewards: Tensor, rows: int) -> Tensor:
-        """A_i of this process's rows, [R]; a deviation from the mean of the batch needs the rows of all."""
+        """A_i of this process's rows, [R], from the rewards of all processes; the means are noted as metrics."""
         group, scale = self.num_generations, self._settings.scale
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
         # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
         spread = grpo.standard_deviation(total, group, Scale.group)  # of each group, whatever divides advantages
-        silent = torch.isclose(spread, torch.zeros_like(spread))
+        no_spread = torch.isclose(spread, torch.zeros_like(spread))  # as TRL's metric counts it
         for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
         self._note("reward/total", total.mean())
-        self._note("grpo/zero_std_ratio", silent.float().mean())
+        self._note("grpo/zero_std_ratio", no_spread.float().mean())
         own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
-        right = rewards[own, names.index("accuracy")]
+        accuracy = rewards[own, names.index("accuracy")]
         if self._settings.advantage is Advantage.rejection:
-            return grpo.rejection(right)
+            return grpo.rejection(accuracy)
         advantages = grpo.advantages(total, group, scale)[own]
         if self._integration and not self._integration.pays:  # the rule weighs groups instead of rewarding rows
-            advantages = advantages * (1 + self._integration.weight * self._integration.needs_both(right, group))
+            advantages = advantages * (1 + self._integration.weight * self._integration.needs_both(accuracy, group))
         return advantages
 
     def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -240,14 +241,16 @@ class EchoInkTrainer(TRLHost):
         prompt_index = inputs["prompt_index"].tolist()
         ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
-        # Masks: tokens of completions, those whose log-probabilities are known, those that the model computes.
+        # Three masks [R, C]: the tokens of completions; those whose log-probabilities are wanted; those that the model
+        # computes, which are one token more where else a parameter would get no gradient.
         mask = known = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
         rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
         silent = grpo.silent_rows(advantages, self.num_generations, rejects)
         learning = mask & ~silent.unsqueeze(1)
         if self._settings.shared_prefix and self.beta == 0:
-            # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it.
+            # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it: its
+            # advantages are equal, and 0 up to the rounding of their mean.
             advantages, known = advantages.masked_fill(silent, 0), learning
             computed = without_silent_groups(self.rollout.prompts, prompt_index, mask, silent)
             if old is not None:  # a ratio of 1 where nothing is computed
@@ -263,7 +266,7 @@ class EchoInkTrainer(TRLHost):
             logps.detach() if old is None else old,
             advantages,
             mask,
-            variant=grpo.Variant(loss, self._settings.clip, self.beta, self.max_completion_length),
+            settings=grpo.ObjectiveSettings(loss, self._settings.clip, self.beta, self.max_completion_length),
             tokens=self._tokens_of_step(inputs),
             reference=inputs.get("ref_per_token_logps"),
             weights=weights,
@@ -272,15 +275,17 @@ class EchoInkTrainer(TRLHost):
             divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
             entropy = logps.new_zeros(()) if entropies is None else (entropies * learning).sum()
             self._note_sums(divergence, mask.sum(), entropy, learning.sum())
+        # DAPO and CISPO divide by the tokens of the whole step, the others by those of a micro-batch.
         return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
 
     def _tokens_of_step(self, inputs: dict[str, Tensor]) -> Tensor:
-        """What DAPO and CISPO divide by: the tokens of an optimizer step; DDP's mean over processes multiplies back."""
+        """What DAPO and CISPO divide by: the completion tokens of an optimizer step, per process."""
+        # The gradient is averaged over processes, so the divisor is too. A step takes a part of the rollout's tokens.
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
 
     def _note_sums(self, *sums: Tensor) -> None:
-        """Sums of divergence, tokens, entropy, tokens that learn: the log divides once a step."""
+        """Keep sums over tokens: divergence, tokens, entropy, tokens of groups that learn; see `_note_means`."""
         self._token_sums.append(self.accelerator.reduce(torch.stack(sums).detach(), reduction="sum").tolist())
 
     def _log_probabilities(
@@ -324,7 +329,7 @@ class EchoInkTrainer(TRLHost):
     def _engine_ratio(self, logps: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         """Weights of the loss for an engine's rollout; what they are is noted."""
         engine = inputs["sampling_per_token_logps"]
-        weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, most=self._largest_ratio)
+        weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, largest=self._largest_ratio)
         noted = engine_metrics.notes(logps, engine, mask, weights)
         self._engine_notes.append(self.accelerator.gather(noted).view(-1, len(noted)))
         return weights

@@ -120,18 +120,18 @@ def test_one_decoder_serves_rollouts_of_other_prompts_without_another_capture(mo
     assert captures[3] == 2, "two prompts are other shapes"
 
 
-def test_a_room_that_grows_is_released_before_the_next_is_made(model, prompts, monkeypatch):
-    """An evaluation's prompts grow past a multiple of BLOCK; the rooms are most of what it holds."""
+def test_a_buffer_that_grows_is_released_before_the_next_is_made(model, prompts, monkeypatch):
+    """An evaluation's prompts grow past a multiple of BLOCK; the buffers are most of what it holds."""
     monkeypatch.setattr("echoink.rollout.decoder.BLOCK", 8)
-    made, alive, room = [], [], Decoder._room
+    made, alive, make = [], [], Decoder._new_buffers
 
     def noted(self, rows, tokens):
         alive.append(sum(size for size, ref in made if ref() is not None))
-        new = room(self, rows, tokens)
+        new = make(self, rows, tokens)
         made.extend((layer.nbytes, weakref.ref(layer)) for pair in new for layer in pair)
         return new
 
-    monkeypatch.setattr(Decoder, "_room", noted)
+    monkeypatch.setattr(Decoder, "_new_buffers", noted)
     decoder = Decoder(model, lambda: replayed)
     by_length = sorted(prompts, key=lambda prompt: len(prompt.input_ids))
     everyone = [list(range(4))] * 2
@@ -141,7 +141,7 @@ def test_a_room_that_grows_is_released_before_the_next_is_made(model, prompts, m
     layers = 2 * len(model.model.language_model.layers)
     shared, own = sum(sizes[:layers]), sum(sizes[layers : 2 * layers])
     assert alive[:2] == [0, shared]
-    assert decoder._sizes[1] > 8 and alive[-1] == own, "beside the longer prompts' room only the completions' own"
+    assert decoder._sizes[1] > 8 and alive[-1] == own, "beside the longer prompts' buffers only the completions' own"
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -438,9 +438,9 @@ def test_weights_by_hand():
     }
     for how in Correction:
         assert torch.allclose(
-            grpo.engine_ratio(logps, told, mask, how=how, most=3.0), torch.tensor(wanted[how.name]).float()
+            grpo.engine_ratio(logps, told, mask, how=how, largest=3.0), torch.tensor(wanted[how.name]).float()
         )
-    weights = grpo.engine_ratio(logps, told, mask, how=Correction.token_truncate, most=3.0)
+    weights = grpo.engine_ratio(logps, told, mask, how=Correction.token_truncate, largest=3.0)
     empty = engine_metrics.notes(logps, told, torch.zeros_like(mask), weights)
     found = engine_metrics.metrics(torch.stack([engine_metrics.notes(logps, told, mask, weights), empty]))
     assert found["engine/logp_difference_mean"] == pytest.approx((1 + 1 + 3) / 5)

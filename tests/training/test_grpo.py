@@ -72,7 +72,7 @@ def trl_trainer(logps, **settings):
 def test_loss_and_gradient_of_every_variant_equal_trl(rows, loss, beta, on_policy, weighted):
     clip, accumulation, tokens = 0.2, 2, torch.tensor(40)
     weights = (
-        grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, most=1.5)
+        grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, largest=1.5)
         if weighted
         else None
     )
@@ -94,7 +94,7 @@ def test_loss_and_gradient_of_every_variant_equal_trl(rows, loss, beta, on_polic
         logps.detach() if on_policy else rows.old,
         rows.advantages,
         rows.mask,
-        variant=grpo.Variant(loss, clip, beta, CAP),
+        settings=grpo.ObjectiveSettings(loss, clip, beta, CAP),
         tokens=tokens * accumulation / trainer.args.steps_per_generation,
         reference=rows.reference if beta else None,
         weights=weights,
@@ -142,7 +142,7 @@ def test_the_correction_for_an_engine_equals_trl(rows, mode):
     settings |= {"use_vllm": True, "vllm_importance_sampling_correction": True}
     theirs, _ = trl_rollout(rows, random(ROWS, 1), torch.ones(1, dtype=torch.float64), **settings)
     wanted = theirs["importance_sampling_ratio"]
-    found = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=mode, most=1.5)
+    found = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=mode, largest=1.5)
     if mode in (Correction.token_truncate, Correction.token_mask):  # beyond a completion's end neither counts
         found, wanted = found * rows.mask, wanted * rows.mask
     assert (found - wanted).abs().max() <= 1e-6  # TRL takes an engine's numbers in float32
@@ -151,7 +151,7 @@ def test_the_correction_for_an_engine_equals_trl(rows, mode):
 
 def test_an_unknown_log_probability_of_an_engine_counts_as_a_ratio_of_one(rows):
     rows.engine[0, 0] = float("nan")
-    ratio = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, most=1.5)
+    ratio = grpo.engine_ratio(rows.old, rows.engine, rows.mask, how=Correction.token_truncate, largest=1.5)
     assert ratio[0, 0] == 1 and ratio.isfinite().all()
 
 
