@@ -155,8 +155,8 @@ def main(words: Sequence[str]) -> None:
     Raises:
         UserError: see `page` and `serve`.
     """
-    folders = [Path(word) for word in words if "=" not in word]
-    given = cli.settings(OpenConfig, [word for word in words if "=" in word])
+    places, others = cli.places_and_settings(words)
+    folders, given = [Path(place) for place in places], cli.settings(OpenConfig, others)
     if len(folders) > 1:
         raise UserError("give one folder", "of a run or a sweep; python -m echoink.runs lists them")
     shown = page(folders[0] if folders else newest(Path("outputs")))

@@ -36,7 +36,7 @@ from echoink.data.samples import (
 from echoink.media import loaders
 from echoink.rewards.parsing import parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
-from echoink.run_folder import checkpoint
+from echoink.run_folder import checkpoint, reader
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,11 +77,22 @@ def configuration(arguments: argparse.Namespace) -> Config:
     chosen = compose([*overrides, *half], config_dir=arguments.config_dir)[0].config
     if run is None:
         return chosen
-    config = typed(OmegaConf.load(run / "config.yaml"), Config)
+    config = _of_run(run)
     for group in ("model", "prompt"):
         if getattr(arguments, group):
             setattr(config, group, getattr(chosen, group))
     return config
+
+
+def _of_run(run: Path) -> Config:
+    """A run's configuration; a key that an older one lacks has its default, one that is gone is left out."""
+    default = compose([])[0].config
+    keys = OmegaConf.structured(default)
+    flat = reader.flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True))
+    known = [(key, value) for key, value in flat if OmegaConf.select(keys, key, default=run) is not run]
+    for key, value in known:
+        OmegaConf.update(keys, key, value)
+    return typed(keys, Config)
 
 
 def _run_of(folder: Path) -> Path | None:

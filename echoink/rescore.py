@@ -25,7 +25,7 @@ from echoink.common.errors import UserError
 from echoink.config.schema import RewardFile
 from echoink.data.samples import Sample
 from echoink.evaluation import metrics, tables
-from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_row, rejudged
+from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_row, rejudged, sample_of
 from echoink.rewards import custom
 from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match, OnError
@@ -107,15 +107,17 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             before += [of_row(json.loads(line))] if line else []
         except (json.JSONDecodeError, TypeError, KeyError) as error:
+            if number == len(lines):  # without an end of line: a run was killed while it wrote
+                break
             raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error
     if not before:
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
-    first = before[0]
-    example = Sample(first.id, first.problem, first.options, first.gold, fields=first.fields)
+    example = sample_of(before[0])
     files = {"custom": given.file} if given.file else {}
     files |= {each.metric_name: each.path for each in given.files}
     clocks = {
@@ -127,8 +129,7 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
 
 def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
-    paths = [word for word in words if "=" not in word or Path(word).is_file()]
-    others = [word for word in words if word not in paths]
+    paths, others = cli.places_and_settings(words)
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = cli.settings(RescoreConfig, others)

@@ -25,7 +25,7 @@ from echoink.config.schema import Task
 from echoink.pipeline.sweep_job import changed_overrides, descriptive
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
-from echoink.run_folder.folder import read_summary
+from echoink.run_folder.folder import in_use, read_summary
 from echoink.run_folder.reader import Run
 
 UNFINISHED = "unfinished"
@@ -54,7 +54,7 @@ def going_on(run: Run) -> str | None:
     if (
         resume.has_ended(run.summary)
         or run.summary.get("task") not in (Task.train.name, Task.sft.name)
-        or resume.in_use(run.folder)
+        or in_use(run.folder)
     ):
         return None
     if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
@@ -77,7 +77,7 @@ def sweep_command(sweep: Path) -> str:
 
 def status(run: Run) -> str:
     """What a run's folder says, and whether that is still so: a process that was killed could not say it."""
-    if resume.in_use(run.folder):
+    if in_use(run.folder):
         return "running"
     said = str(run.summary["status"])
     return "killed" if said == "running" else said
@@ -117,10 +117,11 @@ def main(words: Sequence[str]) -> None:
     Raises:
         UserError: a folder is missing, or a word is not known.
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    places, others = cli.places_and_settings(words)
+    given = dict(word.split("=", 1) for word in others)
     if unknown := [key for key in given if key != "status"]:
         raise UserError(f"{unknown[0]}= is not known", "status=unfinished, or folders")
-    folders = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    folders = [Path(place) for place in places] or [Path("outputs")]
     runs = reader.find(folders)
     ways = {run.folder: going_on(run) for run in runs}
     wanted = given.get("status")

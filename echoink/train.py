@@ -64,7 +64,9 @@ def main() -> None:
         else:
             where, folder = "run", resume.place(first.config, first.folder)
         if launched_processes() > 1:
-            folder = _agreed(folder, arguments.multirun)
+            folder = _agreed(folder, first.config, arguments.multirun)
+        elif not arguments.multirun:
+            resume.refuse(first.config, folder)  # before Hydra writes into the folder what this command line is
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
@@ -83,8 +85,8 @@ def main() -> None:
         sys.exit(130)
 
 
-def _agreed(folder: Path, multirun: bool) -> Path:
-    """The first process's folder, for all of them; the others leave writing to it."""
+def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
+    """The first process's folder, for all of them, if it is no other run's; the others leave writing to it."""
     if multirun:
         raise UserError(
             "a sweep is started as one process; it gives its jobs theirs",
@@ -97,7 +99,7 @@ def _agreed(folder: Path, multirun: bool) -> Path:
 
     state = processes()
     signals.only_note()
-    folder = collectives.on_main_process(lambda: folder)
+    folder = collectives.on_main_process(lambda: (folder, resume.refuse(config, folder))[0])
     if not state.is_main_process:
         console.console.quiet = True
         log = quoted(folder / f"train.rank{state.process_index}.log")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 from echoink import doctor, predict, rescore
 from echoink.common.errors import UserError
@@ -494,6 +495,19 @@ def test_predict_takes_a_prompt_of_ones_own(tmp_path):
     assert predict.configuration(predict.parser().parse_args(words)).prompt.template == template
 
 
+def test_predict_reads_the_configuration_of_an_older_run(run, tmp_path):
+    """A key that came later has its default, one that is gone is passed over."""
+    shutil.copytree(run / ".hydra", tmp_path / "old/.hydra")
+    (tmp_path / "old/checkpoints/step-2").mkdir(parents=True)
+    config = OmegaConf.load(run / "config.yaml")
+    del config.sft, config.reward.files, config.reward.max_seconds, config.eval.direct
+    config.generation.top_k, config.reward.gone = 7, 1
+    OmegaConf.save(config, tmp_path / "old/config.yaml")
+    words = ["--checkpoint", str(tmp_path / "old/checkpoints/step-2"), "--question", "What?"]
+    found = predict.configuration(predict.parser().parse_args(words))
+    assert found.generation.top_k == 7 and found.reward.max_seconds > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -545,6 +559,19 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             rescore.main(words)
+
+
+def test_rescore_asks_a_reward_about_the_sample_that_training_shows_it(run, tmp_path):
+    """With its media and its type; and a line that a kill has cut off is none."""
+    file, own = tmp_path / "k=v.jsonl", tmp_path / "mine.py"
+    file.write_bytes((run / "predictions.jsonl").read_bytes() + b'{"phase": "fi')
+    own.write_text(
+        "def reward(completion, sample):\n"
+        "    return float(sample.audio is not None) + float(sample.problem_type.value == 'multiple choice')\n"
+    )
+    _, after, _ = rescore.rescore(file, rescore.RewardKeys(file=str(own)))
+    assert after and {p.custom for p in after} == {2}
+    rescore.main([str(file), f"reward.file={own}"])
 
 
 def test_rescore_takes_several_files_and_goes_on_where_one_fails(run, tmp_path, capsys):

@@ -5,6 +5,7 @@ import difflib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import OmegaConf
@@ -84,6 +85,12 @@ def help_of(doc: str | None, schema: type) -> str:
     return f"{(doc or '').strip()}\n\nSettings, as key=value, and their defaults (??? must be given):\n\n" + "".join(
         f"    {line}\n" for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines()
     )
+
+
+def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are files or folders, and those that are `key=value`; what is there on disk is no setting."""
+    places = [word for word in words if "=" not in word or Path(word).exists()]
+    return places, [word for word in words if word not in places]
 
 
 def settings(schema: type[Settings], words: Sequence[str]) -> Settings:

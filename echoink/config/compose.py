@@ -87,9 +87,13 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
 
 def quoted(text: object) -> str:
     """A text, such as a path, as a value in Hydra's grammar of overrides, quoted where it must be."""
-    if re.fullmatch(r"[A-Za-z_./][\w./-]*", str(text)):
+    plain = re.fullmatch(
+        r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", str(text), re.ASCII
+    )  # Hydra's grammar knows no other letters
+    if plain and str(text).lower() not in ("null", "true", "false", "inf", "nan"):
         return str(text)
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # A backslash is one, but before a quote it escapes.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"
 
 
 def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | None = None) -> list[list[str]]:
@@ -299,6 +303,8 @@ def _check_reward_files(reward: RewardConfig) -> None:
     taken = ["accuracy", "format", "integration", "total", *(["custom"] if reward.file else [])]
     taken += [field.name.removeprefix("lambda_") for field in dataclasses.fields(reward)]
     for place, each in enumerate(reward.files):
+        for spec in dataclasses.fields(each):
+            check_range(f"reward.files[{place}].{spec.name}", spec, getattr(each, spec.name))
         if each.metric_name in taken or not each.metric_name.isidentifier():
             problem = "is taken" if each.metric_name in taken else "is no name"
             hint = "reward.files=[{path: …, name: …}] gives a name of letters, digits and _"

@@ -32,6 +32,7 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
+from echoink.config.compose import quoted
 from echoink.data.media_check import MediaInfo
 from echoink.data.readers import open_split
 from echoink.data.samples import parse_rows
@@ -169,8 +170,9 @@ def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path,
     """
     if read_summary(folder)["status"] == "finished":
         return
-    own = ["task=eval", "dataset=rows", f"dataset.path={Path(source).resolve()}", f"checkpoint={checkpoint}"]
-    own += ["eval.split=train", f"seed={seed}", "tracking=off", f"hydra.run.dir={folder}"]
+    own = ["task=eval", "dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
+    own += [f"checkpoint={quoted(checkpoint)}", "eval.split=train", f"seed={seed}", "tracking=off"]
+    own += [f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
 

@@ -11,6 +11,7 @@ ones remain for GRPO. The other splits are written as they are. traces.json says
 answers. A run that was stopped goes on where it was.
 """
 
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
+from echoink.config.compose import quoted
 from echoink.curate.difficulty import answer_training_split, begin, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
@@ -72,7 +74,8 @@ def main(words: Sequence[str]) -> None:
     shutil.rmtree(work)
     say("kept", f"{len(chosen):,} of {counts.total():,} questions, {kept:,} responses")
     say("", f"{counts[0]:,} dropped: no right answer in the form among {given.draws}")
-    say("train", f"python -m echoink.train task=sft dataset=rows dataset.path={output}")
+    place = shlex.quote(f"dataset.path={quoted(output)}")
+    say("train", f"python -m echoink.train task=sft dataset=rows {place}")
 
 
 def _choose(answers: Path, given: TracesConfig) -> tuple[dict[str, list[str]], Counter[int]]:

@@ -149,12 +149,12 @@ def _print(shown: "Shown", place: Path) -> None:
 
 def split(words: Sequence[str]) -> int:
     """Divide a file of rows, and say what is where."""
-    files = [word for word in words if "=" not in word]
+    files, others = cli.places_and_settings(words)
     if len(files) != 1:
         raise UserError(
             f"cannot read {' '.join(words)}", "python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1"
         )
-    given = cli.settings(divide.DivideConfig, [word for word in words if "=" in word])
+    given = cli.settings(divide.DivideConfig, others)
     made = divide.divide(Path(files[0]), given, compose([])[0].config.model, progress("check", None))
     for name, path in made.files.items():
         counts = made.kinds[name]
@@ -181,12 +181,12 @@ def begin(folder: Path) -> int:
 
 def check(words: Sequence[str], config_dir: str | None = None) -> int:
     """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
-    folder = [word for word in words if "=" not in word]
+    folder, others = cli.places_and_settings(words)
     if len(folder) > 1:
         raise UserError(f"cannot read {' '.join(words)}", "one folder, file or hub id, or dataset=…")
     named = [f"dataset.path={quoted(one)}" for one in folder]
-    chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in words) else []
-    given = [*chosen, *named, *(word for word in words if "=" in word)]
+    chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in others) else []
+    given = [*chosen, *named, *others]
     config = compose(given, config_dir=config_dir)[0].config
     found = checking.look_through(config, progress)
     for label, text in checking.lines(found):

@@ -93,7 +93,9 @@ def load(
     if config.source is Source.synthetic:
         on_main_process(partial(_write_synthetic, config, Path(config.path)))
     evaluated = evaluation.split.name
-    needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and evaluation.every else []), evaluated])
+    # What dataset.dev holds out of train is never learned, whether this run asks it or a later evaluation does.
+    asks = evaluation.every or (config.dev and config.source is not Source.synthetic and not has_dev(config))
+    needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and asks else []), evaluated])
     found: dict[str, list[Sample]] = {}
     dropped: dict[str, list[Dropped]] = {}
     for split in needed:
@@ -162,6 +164,11 @@ def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sampl
         with_soundtrack(s, loaders.has_soundtrack(s.video), config.soundtrack) if s.asks_for_soundtrack else s
         for s in samples
     ], dropped
+
+
+def has_dev(config: DatasetConfig) -> bool:
+    """Whether the data have a development split of their own."""
+    return config.source.name not in BENCHMARKS and _open(config, "dev") is not None
 
 
 def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]] | None:

@@ -4,26 +4,27 @@ An evaluation that was killed goes on where it stopped: what predictions.jsonl a
 each answer stands there once. Several processes share the samples; the first of them writes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from echoink.common import console
 from echoink.common.clusters import Clusters
-from echoink.config.schema import EvalConfig, Split, Variant
+from echoink.common.errors import UserError
+from echoink.config.schema import EvalConfig, Split, Task, Variant
 from echoink.data import ablations
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
-from echoink.evaluation import evaluate, modality_need, prediction_cache
+from echoink.evaluation import engine_difference, evaluate, modality_need, prediction_cache
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.metrics import metrics_of_phase, summarize
-from echoink.evaluation.prediction import BASE, GREEDY, SAMPLED, Prediction, draw_names, judged, of_row
-from echoink.rollout import parity
+from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
+from echoink.models.fingerprint import weights_digest
 from echoink.rollout.generate import decoder_for
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder
@@ -32,8 +33,8 @@ from echoink.tracking.logger import Tracker
 UNREADABLE = 0.9
 """Parse failures from which on a warning is due."""
 
-COMPARED = 16
-"""Samples that the model answers too, where an engine answers them all."""
+ANSWERED = "answered.json"
+"""What the answers of a phase are of: digests of weights and data."""
 
 WHAT_TO_DO = (
     "predictions.jsonl has them. The embedded model (model.path=tiny) knows the synthetic questions only: for others "
@@ -77,8 +78,11 @@ class Evaluator:
         """
         config = self.config
         how = evaluate.of_phase(self.setup, config, phase)
-        differs = self._push_and_compare(model, samples, phase)
-        answers = {Variant.full: self._variant(model, samples, phase, how=how, variant=Variant.full)}
+        weights = self._check_answers_on_disk(model, phase)
+        differs = self.engine and engine_difference.push_and_compare(
+            self.engine, model, samples, self.setup, phase=phase
+        )
+        answers = {Variant.full: self._variant(model, samples, phase, how=how, variant=Variant.full, weights=weights)}
         found = self.files.summary[phase] = summarize(answers[Variant.full])
         if differs:
             found["engine"] = differs
@@ -96,7 +100,7 @@ class Evaluator:
             if variant is Variant.full:
                 continue
             if any(ablations.applies(variant, sample) for sample in samples):
-                answers[variant] = self._variant(model, samples, phase, how=how, variant=variant)
+                answers[variant] = self._variant(model, samples, phase, how=how, variant=variant, weights=weights)
             else:
                 console.say(phase, f"no sample has what {variant.name} takes away")
         if len(answers) > 1:
@@ -110,39 +114,39 @@ class Evaluator:
                 self.tracker.row(row)
         return answers[Variant.full]
 
-    def _push_and_compare(
-        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str
-    ) -> dict[str, float] | None:
-        """Give an engine the model's weights, and measure on the first samples how far its answers are the model's."""
-        if self.engine is None:
-            return None
-        self.engine.push(model)
-        # Greedy, so that both can give the same text: an engine draws other samples in any case.
-        setup = replace(self.setup, draws=(GREEDY,))
-        chosen = samples[:COMPARED]
-        prompts = [self.setup.processor(sample) for sample in chosen]
-        rows, logps = self.engine.generate(prompts, [0] * len(prompts), 1, greedy=True, rests=False)
-        gaps = [
-            parity.gaps(
-                model, prompt, [row], logps=[of_engine], temperature=setup.sampling.temperature, bf16=setup.bf16
-            )
-            for prompt, row, of_engine in zip(prompts, rows, logps, strict=True)
-        ]
-        ours = evaluate.evaluate(model, chosen, setup, phase)
-        decode = self.setup.processor.processor.batch_decode
-        texts = decode(rows, skip_special_tokens=True)
-        alike = sum(answer.completion == text for answer, text in zip(ours, texts, strict=True))
-        nats = torch.cat(gaps)
-        found = {"alike": alike, "of": len(chosen), "logp_difference_mean": nats.mean().item()}
-        console.say(
-            phase,
-            f"by vLLM {self.engine.version}: log-probabilities differ by {nats.mean():.1e} nats on average, "
-            f"{nats.max():.1e} at most; greedy answers alike in {alike} of {len(chosen)}",
-        )
-        return found
+    def _check_answers_on_disk(self, model: PreTrainedModel, phase: str) -> str:
+        """The digest of the weights, after answers of other weights or to other questions are refused.
+
+        Raises:
+            UserError: an earlier process began this evaluation with them.
+        """
+        if phase != BASE and self.files.summary["task"] in (Task.train.name, Task.sft.name):
+            return ""  # what a training run has made itself: `resume.begin` has looked at it
+        asked = {"weights": weights_digest(model), "data": self.data}
+
+        def check() -> None:
+            file = self.files.path / ANSWERED
+            before = json.loads(file.read_text()) if file.is_file() else {}
+            begun = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))
+            if begun and before.get(phase, asked) != asked:
+                others = [name for name in asked if asked[name] != before[phase][name]]
+                raise UserError(
+                    f"{self.files.path} has answers ({phase}) of other {' and '.join(others)} than there are now",
+                    "choose another hydra.run.dir; or delete its predictions.jsonl",
+                )
+            self.files.write_json(ANSWERED, before | {phase: asked})
+
+        collectives.on_main_process(check)
+        return asked["weights"]
 
     def _variant(
-        self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, how: EvaluationSetup, variant: Variant
+        self,
+        model: PreTrainedModel,
+        samples: Sequence[Sample],
+        phase: str,
+        how: EvaluationSetup,
+        variant: Variant,
+        weights: str,
     ) -> list[Prediction]:
         """The answers to a variant of the samples; a base's may be those of an earlier run.
 
@@ -156,7 +160,7 @@ class Evaluator:
 
         # Only a base is the same in many runs. Kept answers are not mixed into an evaluation that was begun before.
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
-            cache_file = self._cache_file(model, how, samples[0], variant)
+            cache_file = self._cache_file(weights, model.device.type, how, sample=samples[0], variant=variant)
             if self.files.writes:
                 self._load_cached(cache_file, samples, how)
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
@@ -167,7 +171,10 @@ class Evaluator:
                 model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
             )
         if cache_file and self.files.writes and not cache_file.is_file():
-            prediction_cache.keep(cache_file, answers)
+            try:
+                prediction_cache.keep(cache_file, answers)
+            except OSError as error:
+                console.say("warning", f"the base's answers are not kept for other runs: {error}")
         return answers
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
@@ -176,11 +183,12 @@ class Evaluator:
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _cache_file(self, model: PreTrainedModel, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
+    def _cache_file(self, weights: str, device: str, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
         """Where the answers of this base are kept for other runs."""
         example = how.processor(sample)  # for the tokenizer and its template
         name = prediction_cache.key(
-            model,
+            weights,
+            device,
             data=self.data,
             variant=variant.name,
             prompt=how.processor.prompt,
@@ -255,7 +263,7 @@ class Evaluator:
     ) -> list[Prediction]:
         label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
         group, batch = processes(), how.batch_prompts
-        have = self._answers_on_disk(phase, variant, samples, draws=draws, round_size=batch * group.num_processes)
+        have = self._answers_on_disk(phase, variant, samples, how=how, round_size=batch * group.num_processes)
         open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
         if have and open_samples:
             console.say(
@@ -286,12 +294,12 @@ class Evaluator:
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
     def _answers_on_disk(
-        self, phase: str, variant: Variant, samples: Sequence[Sample], draws: Sequence[str], round_size: int
+        self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup, round_size: int
     ) -> dict[tuple[str, str], Prediction]:
-        """The answers of earlier processes. A round that was cut off is answered again, so that the batches are those
-        of an evaluation that nothing interrupted.
+        """The answers of earlier processes, judged as this one judges. A round that was cut off is answered again, so
+        that the batches are those of an evaluation that nothing interrupted.
         """
-        rows = self.files.read(PREDICTIONS)
+        rows, draws = self._judged_again(phase, variant, samples, how), how.draws
 
         def ours(row: dict) -> bool:
             return row["phase"] == phase and row["variant"] == variant.name and row["draw"] in draws
@@ -305,3 +313,20 @@ class Evaluator:
                 self.files.write_rows(PREDICTIONS, remaining)
             have = {key: answer for key, answer in have.items() if key[0] in complete}
         return have
+
+    def _judged_again(
+        self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup
+    ) -> list[dict]:
+        """The rows of predictions.jsonl, of which those of a variant say what today's parser and rewards say."""
+        rows, of_id, changed = self.files.read(PREDICTIONS), {sample.id: sample for sample in samples}, 0
+        for number, row in enumerate(rows):
+            if row["phase"] == phase and row["variant"] == variant.name and row["id"] in of_id:
+                sample, text = of_id[row["id"]], row["completion"]
+                says = judged(text, sample, how.match, thinks=row["thinks"], extra_rewards=how.extra_rewards)
+                if any(row.get(name, value) != value for name, value in says.items()):
+                    rows[number], changed = row | says, changed + 1
+        if changed:
+            console.say(phase, f"{changed:,} answers on disk are judged otherwise now")
+            self.files.write_rows(PREDICTIONS, rows)
+            self.files.write_rows("eval.jsonl", [row for row in self.files.read("eval.jsonl") if row["phase"] != phase])
+        return rows

@@ -10,7 +10,9 @@ from echoink.common.statistics import Paired, mean_interval, paired
 from echoink.data.samples import SOURCES
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
+from echoink.rewards.accuracy import NUMBERS, number_in
 from echoink.rewards.parsing import equal_options, option_letter, parse_letters
+from echoink.rewards.text import comparable
 from echoink.rewards.types import ProblemType
 
 
@@ -152,8 +154,16 @@ def _several(predictions: Sequence[Prediction]) -> dict | None:
 
 def _majority(group: Sequence[Prediction]) -> float:
     # most_common keeps the order of first appearance among equals
-    top = Counter(p.letters for p in group if p.letters).most_common(1)
-    return next((p.score for p in group if top and p.letters == top[0][0]), 0.0)
+    top = Counter(_vote(p) for p in group if p.letters).most_common(1)
+    return next((p.score for p in group if top and p.letters and _vote(p) == top[0][0]), 0.0)
+
+
+def _vote(p: Prediction) -> str | float:
+    """What answers that say the same have in common: letters, a number ("7", "7 knocks"), or words."""
+    if p.problem_type == ProblemType.multiple_choice.value:
+        return p.letters
+    number = number_in(p.letters) if ProblemType(p.problem_type) in NUMBERS else None
+    return comparable(p.letters) if number is None else number
 
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict:

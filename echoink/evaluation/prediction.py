@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from echoink.common.clusters import Clusters
 from echoink.data.samples import DataType, Sample
@@ -91,9 +92,9 @@ def judged(
     }
 
 
-def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[ExtraReward]) -> Prediction:
-    """A stored answer under another parser or reward; no model is needed."""
-    sample = Sample(
+def sample_of(prediction: Prediction) -> Sample:
+    """The sample that was answered, as its line has it."""
+    return Sample(
         id=prediction.id,
         problem=prediction.problem,
         options=prediction.options,
@@ -101,8 +102,11 @@ def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[Extra
         problem_type=ProblemType(prediction.problem_type),
         data_type=DataType(prediction.data_type),
         fields=prediction.fields,
+        **{kind: Path(place) for kind, place in prediction.media.items()},
     )
-    return replace(
-        prediction,
-        **judged(prediction.completion, sample, match, thinks=prediction.thinks, extra_rewards=extra_rewards),
-    )
+
+
+def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[ExtraReward]) -> Prediction:
+    """A stored answer under another parser or reward; no model is needed."""
+    sample, text, thinks = sample_of(prediction), prediction.completion, prediction.thinks
+    return replace(prediction, **judged(text, sample, match, thinks=thinks, extra_rewards=extra_rewards))

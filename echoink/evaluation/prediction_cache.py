@@ -14,24 +14,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from echoink.common.files import read_rows, write_atomic
 from echoink.evaluation.prediction import Prediction, of_row
-from echoink.models.fingerprint import weights_digest
 
 
-def key(model: torch.nn.Module, **depends_on: Any) -> str:
+def key(weights: str, device: str, **depends_on: Any) -> str:
     """The name under which the answers of a model are kept.
 
     Args:
-        model: its weights and the kind of its device.
+        weights: the digest of the model's.
+        device: the kind of its device.
         depends_on: whatever else the answers depend on, with a `repr` that says all of it.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
     parts = [
-        weights_digest(model),
-        model.device.type,
+        weights,
+        device,
         code(),
         *versions,
         *(f"{k}={v!r}" for k, v in depends_on.items()),

@@ -81,7 +81,6 @@ def execute(
         batch = evaluation_batch_prompts(job, longest)
         engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
-        # task=eval of a checkpoint has no base: its weights are not those of model.path.
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.
         base, final, gathered = [], [], nullcontext
@@ -115,7 +114,7 @@ def _free_memory() -> None:
 
 
 def _base(config: Config) -> str:
-    """Where a training run starts: what is called its base."""
+    """Where training starts; of task=eval model.path alone: a checkpoint is no base."""
     return (config.checkpoint or config.model.path) if config.trains else config.model.path
 
 

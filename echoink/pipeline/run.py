@@ -12,9 +12,9 @@ from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config.compose import launched_processes
-from echoink.config.schema import Adapter, Advantage, Config, Prompt, Protocol, Task, to_yaml
+from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
 from echoink.data.ablations import has_both
-from echoink.data.splits import Splits
+from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
 from echoink.data.splits import load as load_splits
 from echoink.planning import plan, preflight
@@ -62,7 +62,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             # The first process compares the model's digests: gigabytes are read.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
-            if warning := other_prompt(Path(config.checkpoint), config.prompt):
+            for warning in filter(None, (other_prompt(config), other_hold_out(config))):
                 console.say("warning", warning)
         _preflight(config, files, uri)
         splits = _load_data(config)
@@ -82,15 +82,33 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     return (files.summary["final"] or files.summary["base"])["accuracy"]
 
 
-def other_prompt(checkpoint_folder: Path, prompt: Prompt) -> str | None:
+def other_prompt(config: Config) -> str | None:
     """A warning where a checkpoint's run was trained with another prompt than the one it is asked with now."""
-    run = next((place for place in checkpoint_folder.parents if (place / "config.yaml").is_file()), None)
-    trained = OmegaConf.load(run / "config.yaml").get("prompt") if run else None
-    if not trained or " ".join(trained.template.split()) == " ".join(prompt.template.split()):
+    run, trained = _trained(config, "prompt")
+    if not trained or " ".join(trained.template.split()) == " ".join(config.prompt.template.split()):
         return None
     shown = " ".join(trained.template.split())
     shown = shown if len(shown) <= 90 else shown[:89] + "…"
     return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir where it is your own"
+
+
+def other_hold_out(config: Config) -> str | None:
+    """A warning where the development split, which is held out of train, may be what a checkpoint has learned."""
+    run, trained = _trained(config, "dataset")
+    if not trained or config.eval.split is not Split.dev or has_dev(config.dataset):
+        return None
+    keys = ("dev", "train", "seed", "max_skipped")
+    if others := [key for key in keys if trained.get(key) != getattr(config.dataset, key)]:
+        listed = ", ".join(f"dataset.{key}={trained.get(key)}" for key in others)
+        return f"{run} was trained with {listed}: what is held out here may be among what it learned"
+    return None
+
+
+def _trained(config: Config, group: str) -> tuple[Path | None, Any]:
+    """The folder of the run that a checkpoint is of, and a group of its configuration."""
+    folders = Path(config.checkpoint).parents
+    run = next((place for place in folders if (place / "config.yaml").is_file()), None)
+    return run, OmegaConf.load(run / "config.yaml").get(group) if run else None
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:

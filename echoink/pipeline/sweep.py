@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from echoink.common.errors import UserError
 
 
@@ -24,9 +26,10 @@ def settled(overrides: list[str]) -> Settled:
         UserError: it is no sweep's folder, or other overrides than its own are given beside.
     """
     given = [override for override in overrides if override.startswith("sweep.resume=")]
-    folder = Path(given[-1].partition("=")[2].strip("'\"")) if given else None
-    if folder is None or str(folder) == "null":
+    value = OverridesParser.create().parse_override(given[-1]).value() if given else None
+    if value is None:
         return Settled(overrides)
+    folder = Path(str(value))
     if not (folder / "sweep.json").is_file():
         raise UserError(f"sweep.resume={folder} is no folder of a sweep", "it has a sweep.json")
     definition = json.loads((folder / "sweep.json").read_text())

@@ -88,17 +88,18 @@ def _plain_number(text: str) -> float | None:
         return None
 
 
-def _number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
     """The number that an answer gives: `_plain_number`, a number word below 100, a currency sign before it, or one or
     two words of a unit behind it ("7 knocks", "$3", "seven"); None where it is ambiguous.
     """
-    text = normalize(text).strip("*`\"' ").removesuffix(".")
+    text = re.sub(r"^\u2013(?=[\d.])", "-", normalize(text).strip("*`\"' ")).removesuffix(".")  # a dash for a minus
     text = re.fullmatch(r"\(([^()]*)\)|(.*)", text, re.DOTALL).group(1) or text
     text = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", text)
     if (plain := _plain_number(text)) is not None:
         return plain
-    first, *unit = text.casefold().split()[:4] or [""]
-    units = all(re.fullmatch(r"[^\W\d_]+[²³]?", word) and word not in _NO_UNITS for word in unit)
+    # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
+    first, *unit = re.sub(r"(?<=\d)(?=[^\W\d_]{1,4}\d?$)", " ", text.casefold()).split()[:4] or [""]
+    units = all(re.fullmatch(r"°?[^\W\d_]+[23]?", word) and word not in _NO_UNITS for word in unit)
     if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
     return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else _plain_number(first) if unit else None
@@ -106,13 +107,13 @@ def _number(text: str) -> float | None:
 
 def _numerical(answer: str, solution: str) -> float:
     """1 where both numbers are equal after rounding to two decimals."""
-    found, gold = _number(answer), _number(solution)
+    found, gold = number_in(answer), number_in(solution)
     return float(found is not None and gold is not None and round(found, 2) == round(gold, 2))
 
 
 def _regression(answer: str, solution: str) -> float:
     """1 - |answer - gold| / |gold|, at least 0; for a gold value of 0 only 0 is right."""
-    found, gold = _number(answer), _number(solution)
+    found, gold = number_in(answer), number_in(solution)
     if found is None or gold is None:
         return 0.0
     return max(0.0, 1 - abs(found - gold) / abs(gold)) if gold else float(found == 0)
@@ -174,7 +175,7 @@ def _temporal(answer: str, solution: str) -> float:
 
 def _counting(answer: str, solution: str) -> float:
     """1 where both are the same expression: "7", "7.0", "14/2"."""
-    found, gold = _number(answer), _number(solution)
+    found, gold = number_in(answer), number_in(solution)
     if found is not None and gold is not None and "%" not in answer:
         return float(found == gold)
     answer = normalize(answer)
@@ -201,6 +202,9 @@ _PLAIN_GOLD: dict[ProblemType, Callable[[str], object]] = {
     ProblemType.counting: lambda gold: _plain_number(gold) is not None or _EXPRESSION.fullmatch(gold),
 }
 """What a right answer must be: a number in digits. A model may write "seven"; a gold answer may not."""
+
+NUMBERS = frozenset(_PLAIN_GOLD)
+"""Those whose answer is a number."""
 
 GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
 """Those whose scores lie between 0 and 1, too."""

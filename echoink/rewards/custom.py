@@ -9,7 +9,6 @@ user's own configuration, never by a dataset or a checkpoint.
 
 import hashlib
 import importlib.util
-import math
 import signal
 import sys
 import threading
@@ -96,7 +95,9 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
 def _number(value: object) -> float:
     if not isinstance(value, Real | np.number | np.bool_):
         raise TypeError(f"it gave {str(value)[:100]!r}, a {type(value).__name__}, not a number")
-    if not math.isfinite(value):
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(np.float32(value))  # rewards are added and compared in float32
+    if not fits:
         raise ValueError(f"it gave {value}")
     return float(value)
 

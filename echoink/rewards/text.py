@@ -36,11 +36,12 @@ def normalize(text: str) -> str:
 
 def same(one: str, other: str) -> bool:
     """Whether two texts are equal but for normalization, case, blanks and closing punctuation."""
-    return _key(one) == _key(other)
+    return comparable(one) == comparable(other)
 
 
 @functools.lru_cache(maxsize=8192)
-def _key(text: str) -> str:
+def comparable(text: str) -> str:
+    """What texts that are the `same` have in common."""
     text = "".join(normalize(text).casefold().split())
     return text.rstrip(CLOSING) or text
 

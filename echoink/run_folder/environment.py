@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from echoink.run_folder.folder import in_use
+
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
 
 
@@ -43,9 +45,11 @@ def process_is_gone(folder: Path) -> bool:
     if found.get("host") != socket.gethostname():
         return False
     try:
-        return abs(psutil.Process(found["process"]).create_time() - found["process_started"]) > 1
+        began = psutil.Process(found["process"]).create_time()
     except psutil.NoSuchProcess:
         return True
+    # Another process has its number, or it is this one and the clock was set: then the folder's lock is held.
+    return abs(began - found["process_started"]) > 1 and not in_use(folder)
 
 
 def git() -> dict[str, str | bool | None]:

@@ -134,6 +134,19 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder / LOCK)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process is writing to a run's folder, or nobody may."""
+    held = lock(folder)
+    try:
+        held.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    except NotImplementedError:  # a file system without locks
+        return False
+    held.release()
+    return False
+
+
 def take(folder: Path) -> None:
     """Keep other processes from writing to a folder.
 

@@ -124,7 +124,8 @@ def find(folders: Iterable[Path]) -> list[Run]:
             raise UserError(f"no such folder: {folder}", "give folders of runs or sweeps")
         summaries = [path.parent for path in folder.rglob("summary.json")]
         places = sorted(summaries, key=lambda p: (str(p.parent), int(p.name) if is_job(p) else 0, p.name))
-        runs = [run for place in places if not NO_RUNS & {*place.parts} and (run := read(place))]
+        below = [place for place in places if not NO_RUNS & {*place.relative_to(folder).parts}]
+        runs = [run for place in below if (run := read(place))]
         if not runs:
             raise UserError(f"{folder} holds no run", "a run's folder has summary.json and config.yaml")
         found |= {run.folder.resolve(): run for run in runs}

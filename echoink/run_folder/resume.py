@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_aside, write_atomic
-from echoink.config.schema import Config, to_yaml
+from echoink.config.schema import Config, Sharding, to_yaml
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
+from echoink.run_folder.folder import in_use
 
 AUTO, NEVER = "auto", "never"
 
@@ -123,17 +122,28 @@ def has_ended(summary: dict[str, Any]) -> bool:
     return summary.get("status") == "finished" and bool(summary.get("ended"))
 
 
-def in_use(folder: Path) -> bool:
-    """Whether another process is writing to a run's folder, or nobody may."""
-    lock = run_folder.lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    except NotImplementedError:  # a file system without locks
-        return False
-    lock.release()
-    return False
+def refuse(config: Config, folder: Path) -> list[str] | None:
+    """Refuse a folder that is another run's. Nothing of the folder is changed, but for its lock.
+
+    Returns:
+        The keys that differ from those of the run that is there, and may; None where there is nothing to go on with.
+
+    Raises:
+        UserError: the folder holds another run; or one that is not to be taken up, or is going on.
+    """
+    if config.dry_run:
+        if run_folder.read_summary(folder).get("task", "plan") != "plan":
+            raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
+        return None
+    if not folder.is_dir():
+        return None
+    # A lock first: two processes on one folder would each cut what the other writes.
+    run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
+    left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
+    answered = (folder / run_folder.PREDICTIONS).is_file()
+    if config.resume == NEVER and left and (config.trains or not answered):
+        raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
+    return _check_same(config, folder) if left else None
 
 
 def begin(config: Config, folder: Path) -> Start:
@@ -142,20 +152,16 @@ def begin(config: Config, folder: Path) -> Start:
     Raises:
         UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
     """
-    summary = run_folder.read_summary(folder)
-    if config.dry_run:
-        if summary.get("task", "plan") != "plan":
-            raise UserError(f"{folder} holds a run", "choose another hydra.run.dir for the plan")
-        return Start()
-    # A lock first: two processes on one folder would each cut what the other writes.
-    run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
-    left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
-    answered, resumes = (folder / run_folder.PREDICTIONS).is_file(), config.resume != NEVER
-    if not resumes and left and (config.trains or not answered):
-        raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
-    if not left:
-        return Start(again=resumes and summary["status"] != "missing")
-    changed = _check_same(config, folder)
+    changed = refuse(config, folder)
+    if changed is None:
+        there = run_folder.read_summary(folder)["status"] != "missing"
+        return Start(again=config.resume != NEVER and there and not config.dry_run)
+    kept = {"trainer.learning_rate", "trainer.weight_decay"} & set(changed)
+    if kept and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
+        raise UserError(
+            f"DeepSpeed goes on with the {' and '.join(sorted(kept))} that {folder} was begun with",
+            "begin another run with its weights: checkpoint=<its newest checkpoint>",
+        )
     if not config.trains:
         _cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
         return Start(again=True)
@@ -170,7 +176,7 @@ def begin(config: Config, folder: Path) -> Start:
     # left to do, or keeps its answers.
     said = checkpoint.manifest(found) if found else {}
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
-    if last and has_ended(summary):
+    if last and has_ended(run_folder.read_summary(folder)):
         return Start(step, found, again=True, finished=True)
     _set_aside(damaged)
     checkpoint.tidy(folder)

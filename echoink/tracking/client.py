@@ -45,8 +45,9 @@ class Record:
     started: int = field(default_factory=milliseconds)
 
     def kept(self, folder: Path) -> "Record":
-        """Write it, or take the one that the folder has: an evaluation that goes on stays the same run."""
-        if before := read_record(folder):
+        """Write it, or take the one that the folder has: a run that goes on, or has moved, stays the same run."""
+        before = read_record(folder)
+        if before and not is_copy(before, folder):
             return before
         write_atomic(folder / "tracking.json", as_json(asdict(self)))
         return self
@@ -56,6 +57,13 @@ def read_record(folder: Path) -> Record | None:
     """A folder's record; None where it has none."""
     file = folder / "tracking.json"
     return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def is_copy(record: Record, folder: Path) -> bool:
+    """Whether a record came with a copy of its run's folder, which is still where it was."""
+    home = Path(record.tags.get("folder", folder))
+    original = read_record(home) if home.resolve() != folder.resolve() else None
+    return original is not None and original.id == record.id
 
 
 def absolute_uri(uri: str, root: Path) -> str:

@@ -3,14 +3,16 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import NOT_METRICS, ROWS
 from echoink.tracking import traces
-from echoink.tracking.client import StoredRun, read_record
+from echoink.tracking.client import StoredRun, is_copy, read_record
 
 ARTIFACTS = (
     "config.yaml",
@@ -155,6 +157,9 @@ def folder(place: Path, uri: str) -> StoredRun:
         raise UserError(f"{place} has no tracking.json", "it is no folder of a run or a sweep, or of an older version")
     if _ended(place)[0] is None:
         raise UserError(f"{place} is still running", "sync it when it has ended")
+    if is_copy(record, place):  # it becomes a run of its own, beside the one that it was copied from
+        own = replace(record, id=uuid4().hex, tags=record.tags | {"folder": str(place.resolve())})
+        record = own.kept(place)
     stored = StoredRun(uri, record)
     complete(stored, place)
     status, ended = _ended(place)

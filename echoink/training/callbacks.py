@@ -123,17 +123,19 @@ class Keeper(TrainerCallback):
         self.newest: Path | None = collectives.on_main_process(
             lambda: next(reversed(checkpoint.steps(files.path)), None)
         )
+        saved = collectives.on_main_process(lambda: [checkpoint.step_of(path) for path in checkpoint.steps(files.path)])
         for row in collectives.on_main_process(lambda: files.read("dev.jsonl")):
-            self._compare(row)
+            if row["step"] in saved and self._is_best(row["dev/accuracy"]):
+                self._take_best(row["step"], row["dev/accuracy"])
         if self.best and self.newest and files.writes:
             checkpoint.note_best(files.path, self.best)
 
-    def _compare(self, row: dict[str, float]) -> bool:
+    def _is_best(self, accuracy: float) -> bool:
         # Of equals the later: it has learned longer, and is the one that training goes on from.
-        better = self.best is None or row["dev/accuracy"] >= self.best["accuracy"]
-        if better:
-            self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
-        return better
+        return self.best is None or accuracy >= self.best["accuracy"]
+
+    def _take_best(self, step: int, accuracy: float) -> None:
+        self.best = {"step": step, "accuracy": accuracy}
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._do_what_is_due(state)
@@ -170,11 +172,14 @@ class Keeper(TrainerCallback):
                 with self.trainer.unsharded() as model:
                     metrics = self._evaluator.development(model, splits.dev, step)
                 self._recorder.development(step, metrics)
-                if self._compare({"step": step, **metrics}):
+                if self._is_best(metrics["dev/accuracy"]):
                     self._save(step, last)
-                    if state.is_world_process_zero:
-                        checkpoint.note_best(self._files.path, self.best)
-                        checkpoint.rotate(self._files.path, self._keep)
+                    # Where it could not be saved, the best of those that are there stays.
+                    if self.newest and checkpoint.step_of(self.newest) == step:
+                        self._take_best(step, metrics["dev/accuracy"])
+                        if state.is_world_process_zero:
+                            checkpoint.note_best(self._files.path, self.best)
+                            checkpoint.rotate(self._files.path, self._keep)
 
     def leave(self) -> None:
         """Keep what there is when the process is asked to go."""

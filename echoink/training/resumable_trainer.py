@@ -132,7 +132,7 @@ class ResumableTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        folder = Path(checkpoint)
+        folder, asked = Path(checkpoint), self._rates()
         if self._divides_what_learns or (folder / sharded_checkpoint.OPTIMIZER).is_dir():
             if (folder / sharded_checkpoint.OPTIMIZER).is_dir():
                 sharded_checkpoint.load_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
@@ -147,9 +147,24 @@ class ResumableTrainer(GRPOTrainer):
                 lambda: sharded_checkpoint.part_groups(inner, (self.args.weight_decay, 0.0))
             )  # all have read by then
             collectives.on_main_process(lambda: drop_universal(folder))
+        if not self.is_deepspeed_enabled and self._rates() != asked:  # `resume_allow`: begin refuses it with DeepSpeed
+            self._set_rates(asked)
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if kept := self._rollout_of(folder):
             self.take_rollout(kept)
+
+    def _rates(self) -> list[tuple[float, float]]:
+        """Learning rate before the schedule, and weight decay, of each group of parameters."""
+        return [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
+
+    def _set_rates(self, rates: list[tuple[float, float]]) -> None:
+        """Go on with these, from where the schedule is."""
+        schedule = self.lr_scheduler
+        schedule.base_lrs = [rate for rate, _ in rates]
+        groups = zip(self.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True)
+        for group, (rate, decay), factor in groups:
+            group |= {"initial_lr": rate, "lr": rate * factor(schedule.last_epoch), "weight_decay": decay}
+        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _rollout_of(self, checkpoint: Path) -> dict[str, Any]:
         """The rollout in whose middle a checkpoint is; empty where it is not.

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose, groups
+from echoink.config.compose import compose, groups, quoted
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
@@ -339,3 +339,37 @@ def test_the_former_name_of_a_group_still_works_and_says_so():
         config = compose(["+model.figures.layers=5"])[0].config
     assert config.model.architecture.layers == 5 and config.model.architecture.width == 128
     assert config.model.figures == {} and "model.figures" not in flatten(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/x/dá",
+        "实验",
+        "a b",
+        "it's",
+        "a\\b",
+        "a\\",
+        "a\\'b",
+        "null",
+        "True",
+        "nan",
+        ".5",
+        "../b",
+        "x=1",
+        "a,b",
+        "(1)",
+        "#1",
+        "~a",
+    ],
+)
+def test_any_text_is_quoted_so_that_hydra_reads_it_back(text):
+    (found,) = compose([f"model.path={quoted(text)}"])
+    assert found.config.model.path == text
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf"])
+def test_the_weight_of_a_reward_of_ones_own_is_finite(tmp_path, weight):
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(UserError, match=r"reward\.files\[0\]\.weight=.* is not a finite number"):
+        compose([f"reward.files=[{{path: {tmp_path}/mine.py, weight: {weight}}}]"])

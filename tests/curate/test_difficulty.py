@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
@@ -222,3 +223,14 @@ def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("name", ["dá", "My Drive (1)", "a,b", "x=1", "it's", "#1"])
+def test_folders_of_any_name_are_measured(tmp_path, monkeypatch, name):
+    started = []
+    monkeypatch.setattr("echoink.common.cli.train", lambda words: started.extend(words) and 0)
+    work = tmp_path / name
+    difficulty.answer_training_split(str(work), f"{work}/model", 0, folder=work / "answers", words=[])
+    said = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(started)}
+    assert said["dataset.path"] == str(work) and said["checkpoint"] == f"{work}/model"
+    assert said["hydra.run.dir"] == str(work / "answers")

@@ -253,6 +253,8 @@ def test_copies_of_a_file_do_not_cross_the_held_out_split(tmp_path):
     assert len(splits.dev) == 4 and splits.profile["train"]["media_also_in"]["dev"] == 0
     only = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4", "eval.split=dev"), train=False)
     assert only.valid == splits.dev and not only.train
+    unasked = load(*settings(f"dataset.path={tmp_path}", "dataset.dev=4"), train=True)
+    assert unasked.train == splits.train, "an evaluation may ask later: what is held out is never learned"
 
 
 def test_a_held_out_split_leaves_train(forms):

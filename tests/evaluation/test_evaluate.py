@@ -150,3 +150,16 @@ def test_compare_pairs_by_sample_whatever_the_order():
     final = [made("3", True), made("1", True), made("2", False), made("1", False, GREEDY)]
     assert (compare(base, final, SAMPLED).gained, compare(base, final, SAMPLED).lost) == (2, 1)
     assert (compare(base, final, GREEDY).gained, compare(base, final, GREEDY).lost) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [("counting", ("7", "7.0", "7 knocks", "8", "8")), ("free-form", ("A dog", "a dog", "A dog.", "cat", "cat"))],
+)
+def test_a_majority_counts_answers_that_say_the_same(kind, answers):
+    names = draw_names(len(answers), greedy=False)
+    rows = [
+        replace(made("1", place < 3, name, letters=text), problem_type=kind)
+        for place, (name, text) in enumerate(zip(names, answers, strict=True))
+    ]
+    assert summarize(rows)["samples"]["majority"] == 1

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from echoink.common.errors import UserError
 from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
 from echoink.evaluation.evaluate import EvaluationSetup, of_phase
@@ -273,3 +274,38 @@ def test_a_bases_ablations_are_kept_for_other_runs(make_evaluator, model, sample
     two = make_evaluator(tmp_path / "two", ablations=[Variant.no_image], cache=str(tmp_path / "cache"))
     two.phase(model, samples[:4], BASE, 0)
     assert two.files.summary[BASE]["ablations"] == one.files.summary[BASE]["ablations"]
+
+
+@pytest.mark.parametrize("change", ["weights", "data"])
+def test_answers_of_another_model_or_to_other_questions_are_not_gone_on_with(make_evaluator, model, samples, change):
+    evaluator = make_evaluator(greedy=False)
+    evaluator.phase(model, samples[:2], FINAL, 0)
+    if change == "weights":
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1e-3
+    else:
+        evaluator = replace(evaluator, data="other")
+    before = lines(evaluator)
+    with pytest.raises(UserError, match=rf"has answers \(final\) of other {change} than there are now"):
+        evaluator.phase(model, samples[:2], FINAL, 0)
+    assert lines(evaluator) == before
+
+
+def test_answers_on_disk_are_judged_as_this_run_judges(make_evaluator, model, samples, capsys):
+    evaluator = make_evaluator(greedy=False)
+    before = evaluator.phase(model, samples[:3], FINAL, 0)
+    own = [ExtraReward("custom", lambda text, sample: len(text) + 1000 * (sample.audio is not None), 1)]
+    other = replace(evaluator, setup=replace(evaluator.setup, extra_rewards=own))
+    after = other.phase(model, samples[:3], FINAL, 0)
+    assert [p.completion for p in after] == [p.completion for p in before]
+    assert [p.custom for p in after] == [len(p.completion) + 1000 for p in after] == [r["custom"] for r in lines(other)]
+    assert "3 answers on disk are judged otherwise now" in capsys.readouterr().out
+    assert other.files.summary[FINAL]["custom"] == sum(p.custom for p in after) / 3
+    assert len(other.files.read("eval.jsonl")) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answers(make_evaluator, model, samples, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    evaluator = make_evaluator(cache=str(tmp_path / "file/cache"), greedy=False)
+    assert len(evaluator.phase(model, samples[:2], BASE, 0)) == 2
+    assert "the base's answers are not kept for other runs" in " ".join(capsys.readouterr().out.split())

@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import shlex
+import shutil
 import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import _expand, compose
+from echoink.config.compose import _expand, compose, quoted
 from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder.environment import environment
@@ -220,6 +221,9 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
         sweep.settled([*again, "grpo.beta=1"])
     with pytest.raises(UserError, match=r"it has a sweep\.json"):
         sweep.settled(["sweep.resume=nowhere"])
+    odd = tmp_path / "it's here"
+    shutil.copytree(tmp_path, odd, ignore=shutil.ignore_patterns("it*"))
+    assert sweep.settled([f"sweep.resume={quoted(odd)}"]).folder == odd
     (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["hydra/sweeper=optuna"]}))
     with pytest.raises(UserError, match="a search"):
         sweep.settled(again)

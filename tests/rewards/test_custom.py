@@ -33,6 +33,7 @@ def test_it_may_be_any_python(tmp_path, samples):
         ("def reward(", "cannot be imported: SyntaxError"),
         ("def reward(completion, sample):\n    return None", "failed on sample 0: TypeError"),
         ("def reward(completion, sample):\n    return float('nan')", "failed on sample 0: ValueError: it gave nan"),
+        ("def reward(completion, sample):\n    return 1e39", "failed on sample 0: ValueError: it gave 1e\\+39"),
         ("def reward(completion, sample):\n    return 'good'", "failed on sample 0: TypeError: it gave 'good', a str"),
         ("def reward(completion, sample):\n    return [1.0]", "failed on sample 0: TypeError"),
         ("def reward(completion, sample):\n    raise SystemError('x')", "failed on sample 0: SystemError"),

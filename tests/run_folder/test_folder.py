@@ -1,5 +1,6 @@
 """The run folder: rows and JSON on disk, and what a result depends on."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from echoink.common.files import as_lines, read_rows
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import environment, git, process_is_gone
+from tests.helpers import processes
+from tests.helpers.entry import until
 
 
 def test_environment_names_versions_and_commit():
@@ -56,8 +59,6 @@ def test_a_row_that_is_being_written_is_no_row_yet(tmp_path):
 
 
 def test_a_process_that_ended_is_told_from_one_that_runs(tmp_path):
-    import json
-
     written = environment()
     assert written["process"] == os.getpid()
     (tmp_path / "environment.json").write_text(json.dumps(written))
@@ -73,3 +74,15 @@ def test_the_first_word_on_how_a_run_ended_stands(tmp_path):
     with run_folder.RunFolder(tmp_path, "train", "x", 0) as files:
         files.settle(KeyboardInterrupt())
     assert files.summary["status"] == "killed"
+
+
+def test_a_process_whose_clock_was_set_holds_its_lock_and_is_not_gone(tmp_path):
+    """What the system says of when a process began moves with the clock."""
+    (tmp_path / "environment.json").write_text(json.dumps(environment() | {"process_started": 0}))
+    holds = f"from echoink.run_folder.folder import take; import pathlib, time; take(pathlib.Path({str(tmp_path)!r}))"
+    started = processes.start(tmp_path, code=f"{holds}; print('held', flush=True); time.sleep(60)")
+    until(lambda: "held" in started.text()[0], started)
+    assert not process_is_gone(tmp_path)
+    started.kill()
+    started.wait()
+    assert process_is_gone(tmp_path)

@@ -691,3 +691,28 @@ def test_pickles_in_a_checkpoint_are_never_run(stopped, place):
         (stopped / "checkpoints/step-5/manifest.json").write_text(json.dumps(said))
     done = processes.run(place, *SMALL, "resume=auto", f"hydra.run.dir={stopped}")
     assert done.returncode != 0 and not (stopped / "owned").exists()
+
+
+def test_a_refused_command_leaves_the_runs_folder_as_it_was(place, plain):
+    """Hydra writes what a command line is before the run begins; `runs` tells from it how to go on."""
+    folder = place / "outputs/plain"
+    before = (folder / ".hydra/overrides.yaml").read_text()
+    done = processes.run(place, "grpo.beta=0.5", "tracking=off", f"hydra.run.dir={folder}")
+    assert done.returncode == 2 and "holds a run already" in done.stderr
+    assert (folder / ".hydra/overrides.yaml").read_text() == before
+
+
+def test_another_learning_rate_that_is_allowed_is_gone_on_with(place, plain):
+    folder = place / "outputs/faster"
+    shutil.copytree(place / "outputs/plain", folder)
+    shutil.rmtree(folder / "checkpoints/step-8")
+    rates = [row["train/lr"] for row in read_rows(folder / "metrics.jsonl")]
+    other = ["trainer.learning_rate=5e-4", "trainer.weight_decay=0.5", "eval.base=false"]
+    allow = "resume_allow=[trainer.learning_rate,trainer.weight_decay,eval.base]"
+    done = processes.run(place, *SMALL, *other, allow, "resume=auto", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    found = [row["train/lr"] for row in read_rows(folder / "metrics.jsonl")]
+    assert found[:7] == rates[:7] and found[7] == pytest.approx(rates[7] / 2)
+    groups = torch.load(folder / "checkpoints/step-8/optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert {group["initial_lr"] for group in groups} == {5e-4}

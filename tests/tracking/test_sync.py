@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -145,3 +146,15 @@ def test_no_folder_is_an_error(tmp_path):
         echoink_sync.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"no folder there has a tracking\.json"):
         echoink_sync.main([str(tmp_path)])
+
+
+def test_a_copy_of_a_run_becomes_a_run_of_its_own_and_one_that_was_moved_stays_the_same(outputs):
+    run, copy, moved = (outputs / name for name in ("run", "copy", "moved"))
+    (run / "tracking.json").unlink()
+    first = Record("made", "run", {}, {"folder": str(run)}).kept(run)
+    shutil.copytree(run, copy)
+    assert echoink_sync.main(["outputs/copy"]) == 0
+    own = read_record(copy)
+    assert own.id != first.id and own.tags["folder"] == str(copy) and read_record(run) == first
+    run.rename(moved)
+    assert Record("made", "run", {}, {"folder": str(moved)}).kept(moved).id == first.id

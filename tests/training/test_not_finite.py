@@ -1,5 +1,6 @@
 """Numbers that are not finite: a step is left out, a run stops, nothing is saved."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import TrainerCallback
 
 from echoink.common.errors import UserError
 from echoink.data.splits import Splits
+from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.client import Record
 from echoink.tracking.logger import Tracker
@@ -125,3 +127,29 @@ def test_a_save_that_fails_is_said_and_training_goes_on_but_for_the_last(make_tr
     said = " ".join(capsys.readouterr().out.split())
     assert "step 2 could not be saved" in said and "the newest checkpoint is" in said
     assert [path.name for path in (files.path / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_a_best_that_cannot_be_saved_leaves_the_best_before_it(make_trainer, tmp_path, monkeypatch):
+    class Answers:
+        def development(self, model, samples, step):
+            return {"dev/accuracy": {1: 0.5, 2: 0.9, 3: 0.95, 4: 0.1}[step]}
+
+    config = replace(CONFIG, eval=replace(CONFIG.eval, every=1), trainer=replace(CONFIG.trainer, keep_checkpoints=1))
+    with RunFolder(tmp_path / "run", "train", "x", 0) as files:
+        recorder = recorder_of(files, 4)
+        job = SimpleNamespace(config=config, splits=Splits([], [], []))
+        keeper = Keeper(job, files, Answers(), recorder, provenance={})
+        trainer = keeper.trainer = make_trainer("trainer.steps=4", callbacks=[recorder, keeper])
+        save = trainer.save_state_beside
+
+        def full_at_step_3(folder):
+            if trainer.state.global_step == 3:
+                raise OSError("No space left on device")
+            save(folder)
+
+        monkeypatch.setattr(trainer, "save_state_beside", full_at_step_3)
+        trainer.train()
+        again = Keeper(job, files, Answers(), recorder, provenance={})
+    assert keeper.best == again.best == {"step": 2, "accuracy": 0.9}
+    assert checkpoint.best(files.path).name == "step-2"
+    assert sorted(path.name for path in checkpoint.steps(files.path)) == ["step-2", "step-4"]
