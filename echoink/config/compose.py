@@ -41,6 +41,9 @@ from echoink.rewards.types import Rule
 
 VERSION_BASE = "1.3"
 
+MAY_BE_EMPTY = (".system", ".template", ".options")
+"""The texts of a prompt."""
+
 Schema = TypeVar("Schema")
 
 
@@ -213,8 +216,9 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         raise _explained(error, []) from error
     for key, spec, value in fields_of(config):
         check_range(key, spec, value)
-        if value == "" and spec.type == (str | None):
-            raise UserError(f"{key}= is empty", f"give a value, or {key}=null; is a variable of the shell not set?")
+        if value == "" and spec.type in (str, str | None) and not key.endswith(MAY_BE_EMPTY):
+            or_null = "" if spec.type is str else f", or {key}=null"
+            raise UserError(f"{key}= is empty", f"give a value{or_null}; is a variable of the shell not set?")
         _refuse_secret(key, str(value))
     return config
 
