@@ -27,7 +27,7 @@ from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Attention, Config, Dtype, Source
+from echoink.config.schema import Config, Dtype, Source
 from echoink.run_folder import checkpoint
 
 PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
@@ -109,13 +109,10 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     """Accelerators with their memory, and whether the configured attention kernel is there."""
     import torch
 
-    wanted = config.model.attention
+    from echoink.planning import preflight
+
+    preflight.check_attention(config.model.attention)
     flash = _version("flash-attn")
-    if wanted is Attention.flash_attention_2 and not flash:
-        return (
-            Verdict.bad,
-            "model.attention=flash_attention_2 needs the package flash-attn; model.attention=sdpa does not",
-        )
     kernels = "attention: sdpa" + (f", flash-attn {flash}" if flash else "")
     if not torch.cuda.is_available():
         return Verdict.note, f"none, everything runs on the CPU · {kernels}"

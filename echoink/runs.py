@@ -22,7 +22,7 @@ from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import Task
-from echoink.pipeline.sweep_job import changed_overrides, descriptive
+from echoink.pipeline.sweep_job import descriptive
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
@@ -35,7 +35,7 @@ CHANGED = 4
 
 def changed(run: Run) -> str:
     """What a run's command line changed, its first words; without one the first keys other than the default's."""
-    given = [word for word in descriptive(changed_overrides(run.folder)) if not word.startswith(("seed=", "name="))]
+    given = [word for word in descriptive(reader.overrides(run.folder)) if not word.startswith(("seed=", "name="))]
     if not given:
         default = reader.defaults()
         keys = [key for key in run.config if run.config[key] not in (None, default.get(key)) and key != "seed"]
@@ -63,8 +63,7 @@ def going_on(run: Run) -> str | None:
     written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
     if not written or not checkpoint.can_go_on(run.folder):
         return None
-    given = [str(word) for word in OmegaConf.load(own / "overrides.yaml")]
-    given = [word for word in given if not word.startswith(("resume=", "hydra."))]
+    given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
     sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
     return shlex.join(["python", "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])

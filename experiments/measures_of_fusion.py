@@ -4,7 +4,7 @@
         data=outputs/data/described_0.9_seed0_2000_256_500
 
 Samples completions of a base that knows several routes to training questions of the set with a shortcut. The route of a
-completion is known from its text (`synthetic_traces.route`): reasoned, the cue, or a false sum; the two wrong ones
+completion is known from its text (`shortcut.route`): reasoned, the cue, or a false sum; the two wrong ones
 describe both media as well, at the same length. Of the right completions to questions for both senses whose right
 letter is that of the cue it prints how well each measure separates the reasoned ones from the others: AUC, the area
 under the ROC curve, with a 95 % interval by the bootstrap over questions. 0.5 is none, below 0.5 the measure prefers
@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from scipy.stats import rankdata
+from shortcut import Route, route
 from trl.trainer.utils import add_fused_lm_head
 
 from echoink.config.compose import compose
@@ -42,7 +43,6 @@ from echoink.data import ablations, synthetic
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split, video_caps
-from echoink.data.synthetic_traces import Route, route
 from echoink.models import loading
 from echoink.models.logprobs import packed_logprobs
 from echoink.rewards import integration

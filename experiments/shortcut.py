@@ -7,21 +7,77 @@ For each arm, over seeds: accuracy of the final answers to validation questions 
 the letter of the cue is wrong and where it is right; how much of the gap between plain GRPO with and without the
 shortcut in training an arm closes (mean over seeds of arm - plain, by mean of clean - plain, both with their errors:
 Fieller's interval, paired by seed); how many answers stand at the cue's letter; the way that their texts took
-(`synthetic_traces.route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
+(`route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
 """
 
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 
+import numpy as np
+from scipy.stats import t
+
 from echoink.common.files import read_rows
-from echoink.common.statistics import over_seeds, ratio
+from echoink.common.statistics import over_seeds
 from echoink.data import synthetic
-from echoink.data.synthetic_traces import Route, route
+from echoink.data.synthetic import Scene
 from echoink.run_folder import reader
 from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
+
+
+class Route(Enum):
+    """How an answer to a `both` question was reached, as its text says."""
+
+    reasoned = "reasoned"
+    """Both counts are right, and so is the remainder of their sum."""
+    cue = "cue"
+    """The timbre or the colour is said to tell the letter."""
+    false_sum = "false_sum"
+    """Both media are described, and what is said to remain of their sum is wrong."""
+    hasty = "hasty"
+    """Nothing is described."""
+    other = "other"
+    """None of these, such as wrong counts."""
+
+
+def route(text: str, scene: Scene, options: int) -> Route:
+    """Which way a completion took: the ground truth that measures of fusion are held against."""
+    counts = re.search(r"hear (\d) (\w+), see (\d) (\w+) (\w+)", text)
+    if counts is None:
+        return Route.hasty if "no need to check" in text else Route.other
+    if "check" in text:
+        return Route.cue
+    rest = re.search(r"mod \d = (\d)", text)
+    if rest is None:
+        return Route.other
+    seen = (int(counts[1]), int(counts[3])) == (scene.sounds, scene.shapes)
+    if int(rest[1]) != synthetic.remainder(int(counts[1]), int(counts[3]), options):
+        return Route.false_sum
+    return Route.reasoned if seen else Route.other
+
+
+def ratio(values: Sequence[float], of: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Interval of mean(values) / mean(of), both with their errors, paired by seed (Fieller 1954).
+
+    None where the denominator may be 0 at that level: no share of it can be given.
+    """
+    x, y = np.asarray(values, float), np.asarray(of, float)
+    if len(x) < 2:
+        return None
+    covariance = np.cov(x, y) / len(x)
+    wide = float(t.ppf((1 + confidence) / 2, len(x) - 1)) ** 2
+    a = y.mean() ** 2 - wide * covariance[1, 1]
+    b = x.mean() * y.mean() - wide * covariance[0, 1]
+    c = x.mean() ** 2 - wide * covariance[0, 0]
+    if a <= 0:
+        return None
+    root = max(0.0, b * b - a * c) ** 0.5
+    return (float((b - root) / a), float((b + root) / a))
+
 
 PLAIN, CLEAN = "plain GRPO", "no shortcut in training"
 

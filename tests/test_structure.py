@@ -85,7 +85,7 @@ LATE = {
     ),
     "what is missing or broken is a finding": ("doctor.py",),
     "not every run needs the library, which is an extra or takes a second": (
-        *("data/readers.py", "data/open_media/catalogue.py", "data/open_media/packages.py", "rewards/accuracy.py"),
+        *("data/readers.py", "data/open_media/catalogue.py", "rewards/accuracy.py"),
         *("models/loading.py", "models/pretrained_parts.py", "models/qwen2_5_omni_tokens.py"),
         *("distributed/sharding.py", "tracking/client.py", "tracking/sync.py", "tracking/traces.py"),
         "tracking/system_metrics.py",

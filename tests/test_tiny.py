@@ -14,7 +14,7 @@ from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.splits import read_split
-from echoink.data.synthetic_traces import Route, Sloppiness, route, trace
+from echoink.data.synthetic_traces import Sloppiness, trace
 from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import summarize
 from echoink.models.loading import end_ids, load_model, load_processor
@@ -25,6 +25,7 @@ from echoink.rewards.parsing import parse_answer
 from echoink.rewards.types import Match, ProblemType
 from echoink.rollout.sampling import Sampling
 from echoink.tiny import TinyConfig, main, write_lessons
+from experiments.shortcut import Route, route
 from tests.helpers.configs import config_of
 from tests.helpers.entry import lines
 

@@ -16,6 +16,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -64,12 +65,12 @@ def interval(bounds: Iterable[float]) -> str:
     return "[" + ", ".join(f"{100 * bound:.1f}" for bound in bounds) + "]"
 
 
-def bar(label: str) -> Progress:
+def bar(label: str, count: ProgressColumn | None = None) -> Progress:
     """A progress bar with a text field `text`; silent where the output is no terminal."""
     return Progress(
         TextColumn(f"[bold]{label:<9}[/]"),
         BarColumn(bar_width=28),
-        MofNCompleteColumn(),
+        count or MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(compact=True),
         console=console,
@@ -99,24 +100,15 @@ def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
 @contextmanager
 def bytes_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar of bytes: it gives what advances it; in a file a line every 20 s."""
-    shown = Progress(
-        TextColumn(f"[bold]{label:<9}[/]"),
-        BarColumn(bar_width=28),
-        DownloadColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    with shown:
-        task, state = shown.add_task(label, total=total), {"bytes": 0, "said": time.monotonic()}
+    with bar(label, DownloadColumn()) as shown:
+        task, last_line = shown.add_task(label, total=total, text=""), time.monotonic()
 
         def advance(count: int) -> None:
+            nonlocal last_line
             shown.advance(task, count)
-            state["bytes"] += count
-            if not console.is_terminal and time.monotonic() - state["said"] > LINES_EVERY:
-                state["said"] = time.monotonic()
-                say(label, f"{state['bytes'] / 1e6:,.0f}/{total / 1e6:,.0f} MB")
+            if not console.is_terminal and time.monotonic() - last_line > LINES_EVERY:
+                last_line = time.monotonic()
+                say(label, f"{shown.tasks[task].completed / 1e6:,.0f}/{total / 1e6:,.0f} MB")
 
         yield advance
 

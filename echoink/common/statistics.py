@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, fisher_exact, norm, t
+from scipy.stats import binomtest, fisher_exact, norm, t, ttest_1samp
 
 from echoink.common.clusters import Clusters, count, names
 
@@ -15,20 +16,19 @@ FEW_CLUSTERS = 30
 """Below so many the intervals over clusters are said to be rough."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A two-sided confidence interval, such as of a share."""
+class Interval(NamedTuple):
+    """A two-sided confidence interval of 95 %, such as of a share."""
 
     low: float
     high: float
 
 
-def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(hits: int, n: int) -> Interval:
     """Wilson's score interval for `hits` of `n` (Wilson 1927).
 
     Example: 50 of 100 gives [0.404, 0.596].
     """
-    found = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    found = binomtest(hits, n).proportion_ci(method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -78,13 +78,13 @@ def above_chance(hits: int, n: int, chance: float) -> float:
     return float(binomtest(hits, n, chance, alternative="greater").pvalue)
 
 
-def tango(gained: int, lost: int, n: int, confidence: float = 0.95) -> Interval:
+def tango(gained: int, lost: int, n: int) -> Interval:
     """Score interval of a difference of two paired shares, (gained - lost) / n (Tango 1998).
 
     It holds 0 exactly where McNemar's test (`mcnemar`) does not reject at the same level, and has a width where nothing
     or everything changed. Example: 9 gained and 1 lost of 50 gives [0.045, 0.293].
     """
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(norm.ppf(0.975))
     difference = (gained - lost) / n
 
     def score(delta: float) -> float:
@@ -139,7 +139,7 @@ def _one_way(values: Sequence[float], clusters: Sequence[Hashable]) -> _Clustere
     return _Clustered(mean, 0.0 if error < 1e-9 else float(error), k)
 
 
-def mean_interval(values: Sequence[float], clusters: Sequence[Clusters], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], clusters: Sequence[Clusters]) -> Interval:
     """Interval of the mean of values in [0, 1], of which those of a cluster are not independent.
 
     Shares whose samples have clusters of their own get Wilson's interval. Otherwise the standard error over clusters is
@@ -149,11 +149,11 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Clusters], confide
     """
     n, shares = len(values), set(values) <= {0.0, 1.0}
     if count(clusters) == n and shares:
-        return wilson(round(sum(values)), n, confidence)
+        return wilson(round(sum(values)), n)
     found = _clustered(values, clusters)
     if found.clusters == 1:
         return Interval(0.0, 1.0)
-    z, wide = norm.ppf((1 + confidence) / 2), t.ppf((1 + confidence) / 2, found.clusters - 1)
+    z, wide = norm.ppf(0.975), t.ppf(0.975, found.clusters - 1)
     spread = found.mean * (1 - found.mean)
     samples = spread / found.error**2 if found.error else found.clusters
     samples = min(n, samples) if shares else samples  # graded scores may spread less than shares do
@@ -180,25 +180,14 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[C
     n, gained, lost = len(differences), sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     found = _clustered(differences, clusters)
     if found.clusters == n and {*first, *second} <= {0.0, 1.0}:
-        interval = tango(gained, lost, n)
-        return Paired(
-            "McNemar",
-            found.mean,
-            (interval.low, interval.high),
-            gained=gained,
-            lost=lost,
-            p_value=mcnemar(gained, lost),
-            clusters=n,
-        )
-    if found.error and found.clusters > 1:  # of crossed clusters the rarer kind may be one
+        test, interval, p_value = "McNemar", tango(gained, lost, n), mcnemar(gained, lost)
+    elif found.error and found.clusters > 1:  # of crossed clusters the rarer kind may be one
         reach = float(t.ppf(0.975, found.clusters - 1)) * found.error
-        interval = found.mean - reach, found.mean + reach
+        test, interval = "clustered t", (found.mean - reach, found.mean + reach)
         p_value = 2 * float(t.sf(abs(found.mean) / found.error, found.clusters - 1))
     else:
-        interval, p_value = _all_alike(found.mean, found.clusters)
-    return Paired(
-        "clustered t", found.mean, interval, gained=gained, lost=lost, p_value=p_value, clusters=found.clusters
-    )
+        test, (interval, p_value) = "clustered t", _all_alike(found.mean, found.clusters)
+    return Paired(test, found.mean, interval, gained=gained, lost=lost, p_value=p_value, clusters=found.clusters)
 
 
 def _all_alike(difference: float, clusters: int) -> tuple[tuple[float, float], float]:
@@ -226,7 +215,7 @@ class Seeds:
     """Two-sided t test of a mean of 0; None where there is no interval."""
 
 
-def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Seeds:
+def over_seeds(values: Sequence[float]) -> Seeds:
     """Mean, t interval and t test of one number per seed.
 
     Example: 0.1, 0.2, 0.3 gives 0.2 [-0.048, 0.448], p = 0.074.
@@ -238,28 +227,9 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Seeds:
     error = float(array.std(ddof=1)) / len(array) ** 0.5
     if error < 1e-9:  # seeds that agree by chance, or by construction, say nothing of their spread
         return Seeds(tuple(values), mean, None, None)
-    reach = float(t.ppf((1 + confidence) / 2, len(array) - 1)) * error
-    p_value = 2 * float(t.sf(abs(mean) / error, len(array) - 1))
-    return Seeds(tuple(values), mean, (mean - reach, mean + reach), p_value)
-
-
-def ratio(values: Sequence[float], of: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval of mean(values) / mean(of), both with their errors, paired by seed (Fieller 1954).
-
-    None where the denominator may be 0 at that level: no share of it can be given.
-    """
-    x, y = np.asarray(values, float), np.asarray(of, float)
-    if len(x) < 2:
-        return None
-    covariance = np.cov(x, y) / len(x)
-    wide = float(t.ppf((1 + confidence) / 2, len(x) - 1)) ** 2
-    a = y.mean() ** 2 - wide * covariance[1, 1]
-    b = x.mean() * y.mean() - wide * covariance[0, 1]
-    c = x.mean() ** 2 - wide * covariance[0, 0]
-    if a <= 0:
-        return None
-    root = max(0.0, b * b - a * c) ** 0.5
-    return (float((b - root) / a), float((b + root) / a))
+    found = ttest_1samp(array, 0)
+    low, high = found.confidence_interval()
+    return Seeds(tuple(values), mean, (float(low), float(high)), float(found.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

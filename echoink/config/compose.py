@@ -245,12 +245,6 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"name={config.name} leads out of outputs/", "a name without ..; hydra.run.dir=… is for another place"
         )
-    if trainer.prompts_per_step % trainer.micro_batch_prompts:
-        raise UserError(
-            f"trainer.prompts_per_step={trainer.prompts_per_step} is not a multiple of "
-            f"trainer.micro_batch_prompts={trainer.micro_batch_prompts}",
-            "gradients are accumulated over whole micro-batches",
-        )
     reward = config.reward
     pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
     apart = ("lambda_file", "lambda_int")

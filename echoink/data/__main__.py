@@ -22,7 +22,7 @@ import shlex
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from echoink.common import cli
 from echoink.common.console import bytes_bar, console, counted, progress, say
@@ -31,9 +31,6 @@ from echoink.config.compose import compose, quoted
 from echoink.data import check as checking
 from echoink.data import divide, starter
 from echoink.data.splits import read_split
-
-if TYPE_CHECKING:
-    from echoink.data.show import Shown
 
 HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
 """Published copies, tried in this order."""
@@ -126,7 +123,7 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
     else:
         output.mkdir(parents=True, exist_ok=True)
         for each in made:
-            _print(each, output / f"{split}_{each.sample.id}".replace("/", "_"))
+            _print(each, output / f"{split}_{each['id']}".replace("/", "_"))
     for text in bad:
         say("bad row", text)
     if bad:
@@ -134,17 +131,17 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
     return int(bool(bad))
 
 
-def _print(shown: "Shown", place: Path) -> None:
+def _print(shown: dict[str, Any], place: Path) -> None:
     """Print a sample, and write its media to files whose names begin with `place`."""
-    say("sample", shown.title)
-    for note in shown.sample.notes:
+    say("sample", shown["title"])
+    for note in shown["notes"]:
         say("", note)
-    console.print(shown.prompt, markup=False)
-    for one in shown.media:
-        file = f"{place}{'_frames' if one.kind == 'video' else ''}{one.suffix}"
-        Path(file).write_bytes(one.data)
-        say(one.kind, f"{one.change}  {file}")
-    say("tokens", shown.lengths)
+    console.print(shown["prompt"], markup=False)
+    for one in shown["media"]:
+        file = f"{place}{'_frames' if one['kind'] == 'video' else ''}{one['suffix']}"
+        Path(file).write_bytes(one["data"])
+        say(one["kind"], f"{one['change']}  {file}")
+    say("tokens", shown["tokens"])
 
 
 def split(words: Sequence[str]) -> int:

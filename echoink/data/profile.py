@@ -52,16 +52,17 @@ def profile(
                 for other in splits
                 if other != split
             },
-            "audio": _spread([seconds for seconds, _ in heard]),
-            "audio_kept": _spread([kept for _, kept in heard]),
+            "audio": spread([seconds for seconds, _ in heard]),
+            "audio_kept": spread([kept for _, kept in heard]),
             "audio_cut": sum(kept < seconds - 0.01 for seconds, kept in heard),
-            "image_pixels": _spread([width * height for width, height in pictures]),
-            "video_frames": _spread([f.frames for f in own if f.frames]),
+            "image_pixels": spread([width * height for width, height in pictures]),
+            "video_frames": spread([f.frames for f in own if f.frames]),
         }
     return report
 
 
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Least, median, most and total; None of nothing."""
     if not values:
         return None
     return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}

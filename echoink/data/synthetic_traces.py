@@ -1,10 +1,6 @@
-"""Reasoning about synthetic scenes as text: what a base is taught, in how many ways it may go wrong, and how an answer
-was reached, as its text says.
-"""
+"""Reasoning about synthetic scenes as text: what a base is taught, and in how many ways it may go wrong."""
 
-import re
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 
@@ -39,7 +35,6 @@ def trace(
     shortcut: str = "ear",
 ) -> str:
     """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the aim, the verdicts.
-    `route` tells which way a trace took.
 
     Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.
     </think><answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
@@ -91,34 +86,3 @@ def trace(
             case "more":
                 parts.append("\ndone.")
     return "".join(parts)
-
-
-class Route(Enum):
-    """How an answer to a `both` question was reached, as its text says."""
-
-    reasoned = "reasoned"
-    """Both counts are right, and so is the remainder of their sum."""
-    cue = "cue"
-    """The timbre or the colour is said to tell the letter."""
-    false_sum = "false_sum"
-    """Both media are described, and what is said to remain of their sum is wrong."""
-    hasty = "hasty"
-    """Nothing is described."""
-    other = "other"
-    """None of these, such as wrong counts."""
-
-
-def route(text: str, scene: Scene, options: int) -> Route:
-    """Which way a completion took: the ground truth that measures of fusion are held against."""
-    counts = re.search(r"hear (\d) (\w+), see (\d) (\w+) (\w+)", text)
-    if counts is None:
-        return Route.hasty if "no need to check" in text else Route.other
-    if "check" in text:
-        return Route.cue
-    rest = re.search(r"mod \d = (\d)", text)
-    if rest is None:
-        return Route.other
-    seen = (int(counts[1]), int(counts[3])) == (scene.sounds, scene.shapes)
-    if int(rest[1]) != synthetic.remainder(int(counts[1]), int(counts[3]), options):
-        return Route.false_sum
-    return Route.reasoned if seen else Route.other

@@ -142,11 +142,10 @@ def _several(predictions: Sequence[Prediction]) -> dict | None:
     if k == 1:
         return None
     means = [_mean(p.score for p in group) for group in draws.values()]
-    interval = mean_interval(means, [group[0].cluster for group in draws.values()])
     return {
         "k": k,
         "mean": _mean(p.score for p in predictions),
-        "interval": [interval.low, interval.high],
+        "interval": list(mean_interval(means, [group[0].cluster for group in draws.values()])),
         "majority": _mean(_majority(group) for group in draws.values()),
         "pass": _mean(any(p.correct for p in group) for group in draws.values()),
     }
@@ -169,9 +168,8 @@ def _vote(p: Prediction) -> str | float:
 def _accuracy(predictions: Sequence[Prediction]) -> dict:
     scores, n = [p.score for p in predictions], len(predictions)
     clusters = [p.cluster for p in predictions]
-    interval = mean_interval(scores, clusters)
     groups = count(clusters)
-    found = {"accuracy": sum(scores) / n, "n": n, "interval": [interval.low, interval.high]}
+    found = {"accuracy": sum(scores) / n, "n": n, "interval": list(mean_interval(scores, clusters))}
     return found | ({"clusters": groups} if groups < n else {})
 
 

@@ -8,25 +8,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from echoink.models.family import PromptInputs
-
-_PADDING = 0
-"""Nothing attends to it: any token will do that stands for no medium."""
 
 
 def prompt_batch(prompts: Sequence[PromptInputs]) -> dict[str, Tensor]:
     """Left-padded inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [A, B, P] and media."""
-    width = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), _PADDING)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt.input_ids) :] = prompt.input_ids
-        mask[row, width - len(prompt.input_ids) :] = 1
+    rows = [prompt.input_ids for prompt in prompts]
+    # With token 0: nothing attends to it, so any will do that stands for no medium.
+    ids, mask = (
+        pad_sequence(of, batch_first=True, padding_side="left") for of in (rows, [torch.ones_like(row) for row in rows])
+    )
     prompt_index = range(len(prompts))
-    positions = row_positions(prompts, prompt_index, width, 0)
-    media = row_media(prompts, prompt_index)
-    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, **media}
+    positions = row_positions(prompts, prompt_index, ids.shape[1], 0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **row_media(prompts, prompt_index)}
 
 
 def row_positions(

@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
@@ -167,7 +166,7 @@ def _done(folder: Path, how: str) -> float:
     summary = read_summary(folder)
     accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
     took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
-    say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(changed_overrides(folder))}")
+    say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(reader.overrides(folder))}")
     return float("nan") if accuracy is None else accuracy
 
 
@@ -248,7 +247,7 @@ def _copy(run: Run, folder: Path) -> None:
     shutil.copytree(run.folder, part, ignore=skip)
     if (run.folder / "checkpoints").is_dir():
         (part / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
-    before, name = read_record(run.folder), run_name(changed_overrides(folder))
+    before, name = read_record(run.folder), run_name(reader.overrides(folder))
     Record(
         experiment=before.experiment if before else run.summary["name"],
         name=name,
@@ -274,8 +273,3 @@ def _set_aside(folder: Path) -> None:
         place.mkdir(parents=True)
         for path in left:
             path.rename(place / path.name)
-
-
-def changed_overrides(job: Path) -> list[str]:
-    file = job / ".hydra" / "overrides.yaml"
-    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []

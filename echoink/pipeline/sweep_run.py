@@ -27,7 +27,7 @@ from rich.table import Table
 from echoink.common.console import SERVER, console, interval, percent, say, say_mlflow
 from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import Composed, quoted
-from echoink.pipeline.sweep_job import BELOW, SWEPT, changed_overrides, common_folders, run_name
+from echoink.pipeline.sweep_job import BELOW, SWEPT, common_folders, run_name
 from echoink.report import figures
 from echoink.report.build import FIGURE, question, try_to_write
 from echoink.run_folder import reader
@@ -211,7 +211,7 @@ def _table(summaries: dict[Path, dict], parent: Tracker) -> None:
         page = f"{SERVER}{client.run_page(id, parent.experiment_id)}" if id else ""
         table.add_row(
             path.name,
-            escape(run_name(changed_overrides(path))),
+            escape(run_name(reader.overrides(path))),
             summary["status"] + (" (shared)" if summary.get("shared") else ""),
             percent(base.get("accuracy")),
             percent(final.get("accuracy")),

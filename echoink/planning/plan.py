@@ -11,6 +11,7 @@ from typing import Any
 
 from echoink.common.console import counted
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task
+from echoink.data.profile import spread
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
 from echoink.data.splits import Splits
@@ -55,11 +56,11 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "world_size": trainer.processes,
         "accumulation": trainer.prompts_per_step // (trainer.micro_batch_prompts * trainer.processes),
         "prompt_tokens": {
-            "text (estimated)": _spread([each.text for each in tokens]),
-            "image": _spread([each.image for each in tokens]),
-            "audio": _spread([each.audio for each in tokens]),
-            "video": _spread([each.video for each in tokens]),
-            "total": _spread([each.total for each in tokens]),
+            "text (estimated)": spread([each.text for each in tokens]),
+            "image": spread([each.image for each in tokens]),
+            "audio": spread([each.audio for each in tokens]),
+            "video": spread([each.video for each in tokens]),
+            "total": spread([each.total for each in tokens]),
         },
         "completion_tokens_at_most": config.generation.max_new_tokens,
         "parameters": parameters,
@@ -137,10 +138,6 @@ def _tokens(sample: Sample, media_info, prompt: Prompt, model: ModelConfig) -> T
     written = sum(len(part.get("text", "")) for turn in build_messages(sample, prompt) for part in turn["content"])
     media = bool(media_info.image) + bool(media_info.frame) + (media_info.kept is not None and not media_info.frame)
     return prompt_tokens(media_info, written // CHARACTERS + CHAT + media, model)
-
-
-def _spread(values: list[int]) -> dict[str, float]:
-    return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}
 
 
 def count_parameters(config: Config) -> dict[str, int]:

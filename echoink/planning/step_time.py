@@ -7,7 +7,7 @@ number of hours is good for comparing plans and for asking for a queue, not for 
 Shapes: B prompts a step, P prompt tokens, G completions of C tokens each, the longest of a rollout 2 C.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from echoink.config.schema import Dimensions
 
@@ -92,20 +92,6 @@ class Step:
     """Whether the completions are given and none is sampled."""
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Of one step."""
-
-    rollout: float
-    reference: float
-    update: float
-    optimizer: float
-
-    @property
-    def total(self) -> float:
-        return sum(getattr(self, part.name) for part in fields(self))
-
-
 def operations(model: Model, step: Step) -> dict[str, float]:
     """Floating-point operations of one pass over a rollout of B prompts.
 
@@ -125,8 +111,8 @@ def operations(model: Model, step: Step) -> dict[str, float]:
 
 def seconds(
     model: Model, step: Step, gpu: Gpu, gpus: int, sharded: tuple[str, ...], reference: bool, again: bool
-) -> Seconds:
-    """Time of one step.
+) -> dict[str, float]:
+    """Seconds of one step: `rollout`, `reference`, `update`, `optimizer`, and the `total`.
 
     Args:
         model: the policy.
@@ -165,7 +151,9 @@ def seconds(
     looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first of them
     update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
     own = model.learning / (within if "optimizer" in sharded else 1)
-    return Seconds(rollout, looked_at, update, step.updates * 7 * 4 * own / memory)
+    optimizer = step.updates * 7 * 4 * own / memory
+    parts = {"rollout": rollout, "reference": looked_at, "update": update, "optimizer": optimizer}
+    return parts | {"total": sum(parts.values())}
 
 
 def hours(
@@ -188,13 +176,13 @@ def hours(
         step = replace(step, prompts=least)
     steps = -(-samples // step.prompts) * step.updates
     once = seconds(model, step, gpu, gpus=gpus, sharded=sharded, reference=reference, again=again)
-    whole = steps / step.updates * once.total / 3600
+    whole = steps / step.updates * once["total"] / 3600
     return {
         "prompts_per_step": step.prompts,
         "steps": int(steps),
         "hours": whole,
         "gpu_hours": whole * gpus,
-        "seconds_per_step": {**asdict(once), "total": once.total},
+        "seconds_per_step": once,
     }
 
 

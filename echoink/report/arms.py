@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from echoink.common.statistics import Seeds, holm, over_seeds
-from echoink.run_folder.reader import Run, defaults
+from echoink.run_folder.reader import Run, defaults, overrides
 
 SHORT = {
     "grpo.group_size": "G",
@@ -60,9 +58,8 @@ class Arm:
     @property
     def _prompt(self) -> str | None:
         """The name of the prompt's file, which the command line said; its text is long."""
-        file = self.runs[0].folder / ".hydra/overrides.yaml"
-        words = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
-        return next((str(word).partition("=")[2] for word in words if str(word).startswith("prompt=")), None)
+        words = overrides(self.runs[0].folder)
+        return next((word.partition("=")[2] for word in words if word.startswith("prompt=")), None)
 
     def of_seed(self, name: str) -> dict[int, float]:
         """A number of the final evaluation, such as `accuracy`, by seed."""

@@ -5,7 +5,6 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
-from echoink.common.statistics import Seeds
 from echoink.config.paths import conf_dir
 from echoink.evaluation import reflection
 from echoink.evaluation.tables import VALUES
@@ -55,7 +53,7 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     if len(runs) > 1:
         has_curves = figures.overlay(runs, figure, drawn)
     else:
-        has_curves = figures.curves({"": runs[0].folder}, figure, drawn)
+        has_curves = figures.curves(runs[0].folder, figure, drawn)
     content = story(runs, [folder for folder in folders if (folder / "sweep.json").is_file()])
     content["figure"] = FIGURE if has_curves else None
     content["curves"] = encoded(drawn.read_bytes()) if has_curves else None
@@ -90,25 +88,6 @@ def try_to_write(folders: Sequence[Path], target: Path) -> Path | None:
         return None
 
 
-@dataclass(frozen=True)
-class Row:
-    """An arm in the table."""
-
-    label: str
-    seeds: str
-    base: float | None
-    final: float | None
-    interval: tuple[float, float] | None
-    per_seed: str
-    greedy: float | None
-    format: float | None
-    rewards: dict[str, float]
-    """Means of the rewards beside accuracy and format, by name."""
-    lengths: tuple[float, float] | None
-    difference: Difference | None
-    is_reference: bool
-
-
 def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     """What the templates tell.
 
@@ -128,7 +107,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "questions": [question for one in asked if (question := one.get("question"))],
         "asked": _asked(shown),
         "rows": rows,
-        "extra_rewards": list(dict.fromkeys(name for row in rows for name in row.rewards)),
+        "extra_rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
         "reference": reference.label if reference else "",
         "several": len(arms) > 1,
         "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
@@ -171,7 +150,8 @@ def _asked(run: Run) -> str:
     return f"one {drawn} answer to each of {run.result['n']:,} samples of {split}{media}{guess}"
 
 
-def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
+def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> dict[str, Any]:
+    """An arm in the table; `rewards`: means of those beside accuracy and format, by name."""
     done = [run for run in arm.runs if run.finished and run.result]
     final = arm.over_seeds("accuracy")
     interval = final.interval if final else None
@@ -182,20 +162,20 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> Row:
     base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
     lengths = [run.lengths for run in done if run.lengths]
     by_seed = arm.of_seed("accuracy")
-    return Row(
-        label=arm.label,
-        seeds=", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
-        base=mean(base),
-        final=final and final.mean,
-        interval=interval,
-        per_seed=" / ".join(f"{100 * by_seed[seed]:.1f}" for seed in sorted(by_seed)),
-        greedy=_mean_of(arm.over_seeds("greedy_accuracy")),
-        format=_mean_of(arm.over_seeds("format")),
-        rewards=_extra_rewards(done),
-        lengths=(mean(x[0] for x in lengths), mean(x[1] for x in lengths)) if lengths else None,
-        difference=difference,
-        is_reference=is_reference,
-    )
+    return {
+        "label": arm.label,
+        "seeds": ", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
+        "base": mean(base),
+        "final": final and final.mean,
+        "interval": interval,
+        "per_seed": " / ".join(f"{100 * by_seed[seed]:.1f}" for seed in sorted(by_seed)),
+        "greedy": mean(arm.of_seed("greedy_accuracy").values()),
+        "format": mean(arm.of_seed("format").values()),
+        "rewards": _extra_rewards(done),
+        "lengths": (mean(x[0] for x in lengths), mean(x[1] for x in lengths)) if lengths else None,
+        "difference": difference,
+        "is_reference": is_reference,
+    }
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -233,10 +213,6 @@ def _extra_rewards(runs: Sequence[Run]) -> dict[str, float]:
         for name, value in {**own, **run.result.get("rewards", {})}.items():
             found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def _mean_of(seeds: Seeds | None) -> float | None:
-    return seeds.mean if seeds else None
 
 
 def verdict(found: Difference, reference: Arm) -> str:

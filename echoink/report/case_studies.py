@@ -3,7 +3,7 @@ reflection find.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from echoink.common.files import read_rows
@@ -18,19 +18,11 @@ CASES = 2
 """Of each rule are shown."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A model under a variant."""
+def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[dict | None]]]] | None:
+    """Names of variants, and for the base and each arm their `accuracy` and its `fall` from full on the same samples,
+    means over seeds; None without any.
 
-    accuracy: float
-    fall: float | None
-    """From full, of the same samples; None for full itself."""
-
-
-def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]] | None:
-    """Names of variants, and for the base and each arm their accuracies and falls, means over seeds; None without any.
-
-    The first column is `full`; the last is a guesser's accuracy.
+    The first column is `full`; the last is a guesser's accuracy. Neither has a fall.
     """
     done = [(arm, [run for run in arm.runs if run.finished and (run.result or {}).get("ablations")]) for arm in arms]
     done = [(arm, runs) for arm, runs in done if runs]
@@ -39,7 +31,9 @@ def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[Cell | 
     first = done[0][1][0].result["ablations"]
     names = [name for name in Variant.__members__ if name in first]
     rows = []
-    bases = [run.summary["base"] for _, runs in done for run in runs if _ablated(run.summary.get("base"))]
+    bases = [
+        run.summary["base"] for _, runs in done for run in runs if (run.summary.get("base") or {}).get("ablations")
+    ]
     several = [run for run in done[0][1] if run.summary.get("final")]
     if bases and several and len({run.config["model.path"] for _, runs in done for run in runs}) == 1:
         rows.append(("base", _row(bases, names)))
@@ -50,21 +44,13 @@ def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[Cell | 
     return ["full", *names, "a guess"], rows
 
 
-def _ablated(found: dict | None) -> bool:
-    return bool(found and found.get("ablations"))
+def _row(results: Sequence[dict], names: Sequence[str]) -> list[dict | None]:
+    def cell(ones: Sequence[dict], of: str = "accuracy") -> dict | None:
+        falls = [one["drop"]["difference"] for one in ones if "drop" in one]
+        return {"accuracy": fmean(one[of] for one in ones), "fall": fmean(falls) if falls else None} if ones else None
 
-
-def _row(results: Sequence[dict], names: Sequence[str]) -> list[Cell | None]:
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    cells = [Cell(mean([found["accuracy"] for found in results]), None)]
-    for name in names:
-        ones = [found["ablations"][name] for found in results if name in found["ablations"]]
-        cells.append(
-            Cell(mean([t["accuracy"] for t in ones]), mean([t["drop"]["difference"] for t in ones])) if ones else None
-        )
-    return [*cells, Cell(mean([found["chance"] for found in results]), None)]
+    ablated = [[found["ablations"][name] for found in results if name in found["ablations"]] for name in names]
+    return [cell(results), *map(cell, ablated), cell(results, "chance")]
 
 
 def found_by_rules(run: Run) -> list[dict[str, Any]]:

@@ -42,39 +42,31 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return smoothed
 
 
-def curves(runs: dict[str, Path], *targets: Path) -> Path | None:
-    """Draw the curves of runs from their `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
+def curves(run: Path, *targets: Path) -> Path | None:
+    """Draw the curves of a run from its `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
 
-    Evaluations in the `summary.json` of a single run are points with 95 % intervals on the accuracy panel, those on the
-    development split squares.
+    Evaluations in its `summary.json` are points with 95 % intervals on the accuracy panel, those on the development
+    split squares.
 
     Args:
-        runs: folders by the label of their line.
+        run: its folder.
         targets: the files to write, each PNG or SVG by its name.
 
     Returns:
         The first of them.
     """
-    found = {
-        label: [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row] for label, run in runs.items()
-    }
-    found = {label: rows for label, rows in found.items() if rows}
-    if not found:
+    rows = [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row]
+    if not rows:
         return None
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
+    steps = [row["step"] for row in rows]
+    mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point would not be seen
     for axis, (name, title) in zip(axes, PANELS, strict=True):
-        for number, (label, rows) in enumerate(found.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
-            # A line through one point would not be seen.
-            mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}
-            axis.plot(steps, values, color=colour, alpha=0.25 if len(found) == 1 else 0.12, linewidth=1)
-            axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label, **mark)
+        values = [row[name] for row in rows]
+        axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=1)
+        axis.plot(steps, smooth(values), color=COLOURS[0], linewidth=2, **mark)
         _dress(axis, name, title)
-    if len(found) > 1:
-        axes[0].legend(frameon=False, fontsize="small")
-    else:
-        _evaluations(axes[0], *((runs[label], rows[-1]["step"]) for label, rows in found.items()))
+    _evaluations(axes[0], run, steps[-1])
     return _save(figure, targets)
 
 
@@ -143,8 +135,7 @@ def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
         )
 
 
-def _evaluations(axis: pyplot.Axes, run_and_last_step: tuple[Path, int]) -> None:
-    run, last = run_and_last_step
+def _evaluations(axis: pyplot.Axes, run: Path, last: int) -> None:
     summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").is_file() else {}
     for phase, step in (("base", 0), ("final", last)):
         if found := summary.get(phase):

@@ -48,6 +48,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from echoink.common.statistics import more_often
 from echoink.rewards.types import Rule
@@ -124,10 +125,6 @@ PAYS = {Rule.omnivideo_r1: omnivideo_r1, Rule.video_r1: video_r1}
 
 def padded(completions: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids [R, C] and their mask, padded at the end."""
-    width = max(map(len, completions))
-    ids = torch.zeros((len(completions), width), dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for row, tokens in enumerate(completions):
-        ids[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        mask[row, : len(tokens)] = True
-    return ids, mask
+    rows = [torch.tensor(tokens) for tokens in completions]
+    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True).to(device), mask.to(device)

@@ -98,6 +98,12 @@ def flat(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def overrides(run: Path) -> list[str]:
+    """What a run's command line said."""
+    file = run / ".hydra/overrides.yaml"
+    return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []
+
+
 def is_job(folder: Path) -> bool:
     """Whether a folder is a job of a sweep: they are numbered."""
     return folder.is_dir() and folder.name.isdigit()

@@ -26,7 +26,6 @@ from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import (
     LearningSignalMonitor,
     every,
-    keep_completions,
     keep_traces,
     with_question_and_total,
 )
@@ -150,7 +149,11 @@ def _on_rollout(
     )
     lookers = (
         *(() if config.task is Task.sft else (watch,)),  # of runs that cannot learn from what they sample
-        every(config.trainer.completions_every, updates, keep_completions(files)),
+        every(
+            config.trainer.completions_every,
+            updates,
+            lambda rows: files.append(f"completions/step-{rows[0]['step']}.jsonl", rows),
+        ),
         every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups)),
     )
 

@@ -49,12 +49,6 @@ class IntegrationReward:
         self.rule, self._scale, self.weight = config.integration, config.integration_scale, config.lambda_int
         self._processor, self._accuracy, self._rows, self._twins = processor, accuracy_of(config.match), rows, twins
         self.notes: dict[str, tuple[float, int]] = {}
-        self._samples: list[Sample] = []
-        self._both: list[int] = []
-        self._full: tuple[list[PromptInputs], list[Features]] = [], []
-        self._ablated: list[tuple[list[PromptInputs], list[Features] | None]] = []
-        self._right_without = torch.empty(0)
-        self._readable = torch.empty(0)
 
     @property
     def pays(self) -> bool:
@@ -139,21 +133,19 @@ class IntegrationReward:
         completions, prompt_index = rollout.completions, list(rollout.prompt_index)
         senses = torch.tensor([float(index in self._both) for index in prompt_index], device=right.device)
         if self.rule is Rule.counterfactual:
-            gain = self._gain(model, completions, prompt_index)
-            paid = senses * integration.counterfactual(right, gain, self._scale)
-            if (of := (senses > 0) & (right == 1)).any():
-                self.notes["integration/gain"] = gain[of].mean().item(), int(of.sum())
-            return paid
-        if self.rule in TWINS:
+            noted = self._gain(model, completions, prompt_index)
+            paid = senses * integration.counterfactual(right, noted, self._scale)
+        elif self.rule in TWINS:
             needs = [NEEDED.get(sample.fields.get("need"), (False, False)) for sample in samples]
-            paid = senses * integration.twin(
-                right, self._right_without, self._readable, torch.tensor(needs, device=device).T
-            )
-            if (of := (senses > 0) & (right == 1)).any():
-                self.notes["integration/paid"] = paid[of].mean().item(), int(of.sum())
-            return paid
-        group = prompt_index.count(prompt_index[0])
-        return senses * integration.PAYS[self.rule](right, self._right_without, group)
+            needed = torch.tensor(needs, device=device).T
+            noted = paid = senses * integration.twin(right, self._right_without, self._readable, needed)
+        else:
+            group = prompt_index.count(prompt_index[0])
+            return senses * integration.PAYS[self.rule](right, self._right_without, group)
+        if (of := (senses > 0) & (right == 1)).any():
+            name = "paid" if self.rule in TWINS else "gain"
+            self.notes[f"integration/{name}"] = noted[of].mean().item(), int(of.sum())
+        return paid
 
     def needs_both(self, right: Tensor, group: int) -> Tensor:
         """For each row [R] whether the rule `need` weighs its group: 1 or 0."""
@@ -199,24 +191,6 @@ def has_answer(text: str, sample: Sample) -> bool:
     return bool(read_letters(text, sample.options)) if sample.options else parse_answer(text) is not None
 
 
-def twins_of(
-    samples: Sequence[Sample], seed: int, clusters: Mapping[str, Clusters], changed: bool
-) -> list[dict[str, Sample]]:
-    """By sense and sample id: the samples whose need is known, with the sound or the picture of a donor.
-
-    Args:
-        samples: the training set.
-        seed: of the choice of donors.
-        clusters: by id, names that samples which share media share.
-        changed: False leaves the samples as they are, for the control.
-    """
-    found = []
-    for variant in SWAPS:  # the same donors for all labels: of the same kind of question
-        made = make(samples, variant, seed, clusters) if changed else samples
-        found.append({sample.id: sample for sample in made if sample.fields.get("need") in NEEDED})
-    return found
-
-
 def integration_of(
     config: RewardConfig,
     processor: PromptProcessor,
@@ -242,7 +216,9 @@ def integration_of(
         return None
     rule, twins = config.integration, []
     if rule in TWINS:
-        twins = twins_of(samples, seed, clusters or {}, changed=rule is Rule.twin)
+        for variant in SWAPS:  # the same donors for all labels: of the same kind of question
+            changed = make(samples, variant, seed, clusters) if rule is Rule.twin else samples
+            twins.append({sample.id: sample for sample in changed if sample.fields.get("need") in NEEDED})
         payable = sum(all(sample.id in each for each in twins) for sample in samples)
         console.say(rule.name, f"{payable:,} of {len(samples):,} training samples can be paid")
         if not payable:

@@ -116,11 +116,6 @@ def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Call
     return pass_on
 
 
-def keep_completions(files: RunFolder) -> Callable[[list[dict]], None]:
-    """Writes a rollout to `completions/step-N.jsonl`."""
-    return lambda rows: files.append(f"completions/step-{rows[0]['step']}.jsonl", rows)
-
-
 def keep_traces(files: RunFolder, tracker: Tracker, groups: int) -> Callable[[list[dict]], None]:
     """Writes the first groups of a rollout to `traces.jsonl` and sends them as traces."""
 

@@ -115,15 +115,7 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
         console.say("warning", f"{slow}; faster: trainer.bf16=false")
     if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
         console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
-    return Job(
-        config,
-        splits,
-        path,
-        model=model,
-        processor=loaded.processor,
-        sampling=loaded.sampling,
-        extra_rewards=extra,
-    )
+    return Job(config, splits, path, **vars(loaded), extra_rewards=extra)
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:

@@ -3,7 +3,6 @@
 import torch
 from trl import GRPOConfig
 
-from echoink.common.errors import UserError
 from echoink.config.schema import GenerationConfig, GrpoConfig, Loss, Schedule, Sharding, TrainerConfig
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
@@ -17,7 +16,7 @@ def arguments(
     """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
-    at_once = _prompts_at_once(config)
+    at_once = config.micro_batch_prompts * processes().num_processes  # a divisor, see `compose.validate`
     zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
     # For CISPO TRL's `epsilon_high` is the bound of the ratio itself, not what is added to 1.
     bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None
@@ -68,15 +67,3 @@ def arguments(
     # model in DataParallel, which splits a group.
     made._n_gpu = min(made.n_gpu, 1)
     return made
-
-
-def _prompts_at_once(config: TrainerConfig) -> int:
-    """Prompts of a micro-batch of all processes; a step is a whole number of these."""
-    at_once = config.micro_batch_prompts * processes().num_processes
-    if config.prompts_per_step % at_once:
-        raise UserError(
-            f"trainer.prompts_per_step={config.prompts_per_step} is not a multiple of trainer.micro_batch_prompts="
-            f"{config.micro_batch_prompts} times {processes().num_processes} processes",
-            "gradients are accumulated over whole micro-batches",
-        )
-    return at_once

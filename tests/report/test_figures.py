@@ -17,16 +17,16 @@ def test_smoothing_by_hand():
 
 def test_curves_are_drawn_from_the_folder_alone(tmp_path):
     target = tmp_path / "figures/curves.png"
-    assert curves({"run": tmp_path}, target) is None
+    assert curves(tmp_path, target) is None
     rows = [
         {"step": s, "reward/accuracy": s / 9, "reward/format": 1.0, "completion/mean_length": 50.0 + s}
         for s in range(1, 10)
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    plain = Image.open(curves({"run": tmp_path}, target)).convert("RGB")
+    plain = Image.open(curves(tmp_path, target)).convert("RGB")
     summary = {"base": {"accuracy": 0.3, "interval": [0.2, 0.4]}, "final": None}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    marked = Image.open(curves({"run": tmp_path}, target)).convert("RGB")
+    marked = Image.open(curves(tmp_path, target)).convert("RGB")
     assert plain.size[0] > 1000 and len(plain.getcolors(1 << 20)) > 50
     assert plain.tobytes() != marked.tobytes(), "the base's accuracy is a point with its interval"
 
@@ -61,4 +61,4 @@ def test_an_accuracy_at_the_end_of_its_interval_is_drawn(tmp_path):
         "final": {"accuracy": 1.0, "interval": [0.1, 1 - 1e-16]},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert curves({"run": tmp_path}, tmp_path / "figures/curves.png").stat().st_size > 10_000
+    assert curves(tmp_path, tmp_path / "figures/curves.png").stat().st_size > 10_000

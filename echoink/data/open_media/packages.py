@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+
 from echoink.common.errors import UserError
 from echoink.config.paths import ASSETS
 
@@ -184,19 +186,11 @@ def resources(data: bytes) -> dict[str, bytes]:
         if flags & 1:
             held = zlib.decompress(held[4:])
         elif flags & 4:
-            held = _zstandard(held)
+            held = pa.CompressedInputStream(pa.BufferReader(held), "zstd").read()
         found[path] = held
 
     walk(0, "")
     return found
-
-
-def _zstandard(held: bytes) -> bytes:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError("open_media needs zstandard", 'pip install "echoink[open_media]"') from error
-    return zstandard.ZstdDecompressor().decompress(held, max_output_size=2**27)
 
 
 def sounds_of_cat(data: bytes) -> list[bytes]:

@@ -5,7 +5,6 @@ A model that is no better than these has learned no more than they have. They st
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from itertools import pairwise
 from typing import Any
 
@@ -48,7 +47,7 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
                     "n": len(questions),
                     "right": right,
                     "accuracy": right / len(questions),
-                    "interval": list(astuple(wilson(right, len(questions)))),
+                    "interval": list(wilson(right, len(questions))),
                     "chance": float(np.mean([1 / len(question.options) for question in questions])),
                 }
     return measured
