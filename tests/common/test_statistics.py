@@ -138,7 +138,7 @@ def test_no_interval_has_the_width_zero():
 def test_tangos_interval_solves_its_equation():
     """At both ends the score of the constrained likelihood is the quantile, here found by a grid."""
     gained, lost, n, z = 9, 1, 50, 1.959963984540054
-    for delta in vars(tango(gained, lost, n)).values():
+    for delta in tango(gained, lost, n):
         shares = np.linspace(max(0, -delta), (1 - delta) / 2, 200_001)[1:-1]
         likelihood = gained * np.log(shares + delta) + lost * np.log(shares)
         likelihood += (n - gained - lost) * np.log(1 - 2 * shares - delta)
