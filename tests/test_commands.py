@@ -619,3 +619,8 @@ def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsy
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")
     assert done.returncode == 0 and f"echoink.{name}" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_getting_open_media_has_help_of_its_own():
+    done = command("echoink.data", "get", "open_media", "--help")
+    assert done.returncode == 0 and "mirror" in done.stdout and "seed" in done.stdout and "data split" not in done.stdout

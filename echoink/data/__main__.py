@@ -67,9 +67,6 @@ def get_open_media(words: Sequence[str]) -> int:
     """Build the set of real recordings and pictures, see `open_media.build`."""
     from echoink.data.open_media.build import OpenMediaConfig, build
 
-    if {"-h", "--help"} & set(words):
-        print(cli.help_of(get_open_media.__doc__, OpenMediaConfig))
-        return 0
     config = cli.settings(OpenMediaConfig, words)
     for label, text in build(config, progress, bytes_bar):
         say(label, text)
@@ -200,9 +197,6 @@ def main(words: Sequence[str]) -> int:
     what, *rest = words
     if words[:2] == ["get", "open_media"]:
         return get_open_media(words[2:])
-    if {"-h", "--help"} & set(rest):
-        print(__doc__.strip())
-        return 0
     rest, config_dir = cli.without_config_dir(rest)
     if what == "check":
         return check(rest, config_dir)
@@ -221,5 +215,13 @@ def main(words: Sequence[str]) -> int:
     raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")
 
 
+def _help(words: Sequence[str]) -> str:
+    if words[:2] != ["get", "open_media"]:
+        return __doc__
+    from echoink.data.open_media.build import OpenMediaConfig
+
+    return cli.help_of(get_open_media.__doc__, OpenMediaConfig)
+
+
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, _help)

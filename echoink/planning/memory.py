@@ -155,7 +155,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     """
     trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
     bf16, adapts = trainer.bf16, config.adapter.kind is not Adapter.none
-    weights, reference = _weights(model, learning, adapts, bf16=bf16, divided=trainer.sharding is not Sharding.none)
+    weights, reference = _weights(model, learning, adapts, bf16=bf16, sharding=trainer.sharding)
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
@@ -174,7 +174,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     )
 
 
-def _weights(model: Model, learning: int, adapts: bool, bf16: bool, divided: bool) -> tuple[int, int]:
+def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sharding) -> tuple[int, int]:
     """Bytes of the policy's weights and of the reference's, with the copies that computing in bfloat16 takes.
 
     Args:
@@ -182,13 +182,14 @@ def _weights(model: Model, learning: int, adapts: bool, bf16: bool, divided: boo
         learning: how many parameters learn.
         adapts: whether only an adapter learns.
         bf16: whether it computes in bfloat16 under autocast.
-        divided: whether the processes will share it out.
+        sharding: how the processes will share it out.
     """
     held = model.weight_bytes
     if not bf16 or model.itemsize <= 2:
         return held, held
-    if divided:
-        return held + 2 * model.parameters, held  # gathered in bfloat16; the shares stay as they are
+    if sharding is not Sharding.none:  # gathered in bfloat16; the shares stay as they are
+        reference = held if sharding is Sharding.fsdp2 else 2 * model.parameters  # `fit` loads it so for DeepSpeed
+        return held + 2 * model.parameters, reference
     # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
     # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
     saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
