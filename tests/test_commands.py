@@ -623,4 +623,6 @@ def test_every_command_has_help(name):
 
 def test_getting_open_media_has_help_of_its_own():
     done = command("echoink.data", "get", "open_media", "--help")
-    assert done.returncode == 0 and "mirror" in done.stdout and "seed" in done.stdout and "data split" not in done.stdout
+    assert (
+        done.returncode == 0 and "mirror" in done.stdout and "seed" in done.stdout and "data split" not in done.stdout
+    )

@@ -132,7 +132,7 @@ class Evaluator:
                 others = [name for name in asked if asked[name] != before[phase][name]]
                 raise UserError(
                     f"{self.files.path} has answers ({phase}) of other {' and '.join(others)} than there are now",
-                    "choose another hydra.run.dir; or delete its predictions.jsonl",
+                    "choose another hydra.run.dir",
                 )
             self.files.write_json(ANSWERED, before | {phase: asked})
 
