@@ -11,6 +11,7 @@ from typing import TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.ranges import check_range
 
@@ -48,9 +49,11 @@ def run(
 def train(words: Sequence[str]) -> int:
     """Run `python -m echoink.train` in a process of its own; its exit status.
 
-    Ctrl-C reaches both processes. The run ends by itself then, with a checkpoint, and is waited for.
+    Ctrl-C reaches both processes. The run ends by itself then, with a checkpoint, and is waited for. Where this process
+    is killed the run ends too.
     """
-    process, interrupted = subprocess.Popen([sys.executable, "-m", "echoink.train", *words]), False
+    command, interrupted = [sys.executable, "-m", "echoink.train", *words], False
+    process = subprocess.Popen(command, preexec_fn=signals.end_with_parent)
     while True:
         try:
             status = process.wait()

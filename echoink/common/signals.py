@@ -7,8 +7,10 @@ With several processes a signal is only noted (`only_note`): all of them leave t
 `collectives.heed`.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -112,3 +114,9 @@ def _leave() -> None:
 def _main() -> bool:
     """Whether this is the main thread; no other is interrupted."""
     return threading.current_thread() is threading.main_thread()
+
+
+def end_with_parent() -> None:
+    """In a process that was just started: it is told to stop when the one that started it is killed (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

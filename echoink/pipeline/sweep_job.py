@@ -1,6 +1,5 @@
 """One job of a sweep, in a process of its own."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from echoink.common import signals
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
@@ -151,7 +151,9 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
         environment = {**os.environ, **device}
         if not alone:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, preexec_fn=signals.end_with_parent
+        )
         try:
             return process.wait()
         except BaseException as error:
@@ -177,12 +179,6 @@ def _wait(process: subprocess.Popen) -> None:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             insist()
-
-
-def _end_with_parent() -> None:
-    """A worker that is killed takes its job along (Linux only; elsewhere the job ends by itself)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager
