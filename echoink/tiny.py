@@ -2,7 +2,7 @@
 
     python -m echoink.tiny output=my_base
     python -m echoink.tiny output=my_base seed=1
-    python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=4000 sloppiness.follows=0.6
+    python -m echoink.tiny output=my_base start=tiny steps=0 pool=4000 sloppiness.follows=0.6
                                                      # as the embedded one, but prone to a shortcut
 
 Two supervised stages on reasoning traces (`data/synthetic_traces.py`), both runs of `echoink.train` with task=sft:

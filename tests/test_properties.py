@@ -168,7 +168,7 @@ def test_an_epoch_has_every_prompt_in_whole_groups_and_its_steps_do_not_depend_o
 
 
 def test_damaged_files_give_our_own_error_or_none():
-    """The short form; `python -m tests.fuzz 1800` is the long one."""
+    """The short form; `python -m tests.helpers.fuzz 1800` is the long one."""
     counts, bad = fuzz(5, seed=2)
     assert not bad, next(iter(bad.values()))
     outcomes = {outcome for _, outcome in counts}

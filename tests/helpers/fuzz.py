@@ -1,6 +1,6 @@
 """Broken files by the thousand for the readers of datasets and media: nothing but our own error may come out.
 
-    python -m tests.fuzz 900 [seed]
+    python -m tests.helpers.fuzz 900 [seed]
 
 Each case is a valid file, damaged at random: bytes changed, cut, repeated, numbers in it made extreme. Prints how many
 were read, how many refused, and the first case of every other outcome; leaves with 1 where there was one.
