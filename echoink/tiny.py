@@ -2,8 +2,8 @@
 
     python -m echoink.tiny output=my_base
     python -m echoink.tiny output=my_base seed=1
-    python -m echoink.tiny output=my_base start=tiny steps=0 pool=4000 sloppiness.follows=0.6
-                                                     # as the embedded one, but prone to a shortcut
+    python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=3000 kinds=[both] sloppy_steps=350 \\
+        sloppy_learning_rate=1e-3 sloppiness.follows=0.95    # from the embedded one: prone to a shortcut
 
 Two supervised stages on reasoning traces (`data/synthetic_traces.py`), both runs of `echoink.train` with task=sft:
 first correct ones, so that the model can listen, look, add and match; then a short stage on sloppy ones (`Sloppiness`),

@@ -52,6 +52,7 @@ def test_the_run_folder_has_everything(first):
         ".lock",
         "config.yaml",
         "environment.json",
+        "answered.json",
         "dataset.json",
         "flips.jsonl",
         "train.log",

@@ -1,4 +1,4 @@
-"""The only place that opens a picture, a sound or a video; every limit on media is applied here.
+"""Opens pictures, sounds and videos for all but the makers of data sets; every limit on media is applied here.
 
 An image is returned as 8-bit RGB, upright; the model's own processor then scales it down to `model.max_pixels`. A sound
 is returned as mono float32 samples at 16 kHz, cut to its first `max_seconds`. A video is returned as frames at a steady
