@@ -195,6 +195,9 @@ def main(words: Sequence[str]) -> int:
         UserError: an unknown command or key, or what the command says.
     """
     what, *rest = words
+    if {"-h", "--help"} & set(rest):
+        print(_help(words).strip())
+        return 0
     if words[:2] == ["get", "open_media"]:
         return get_open_media(words[2:])
     rest, config_dir = cli.without_config_dir(rest)
