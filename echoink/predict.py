@@ -86,13 +86,12 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 def _of_run(run: Path) -> Config:
     """A run's configuration; a key that an older one lacks has its default, one that is gone is left out."""
-    default = compose([])[0].config
-    keys = OmegaConf.structured(default)
-    flat = reader.flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True))
-    known = [(key, value) for key, value in flat if OmegaConf.select(keys, key, default=run) is not run]
-    for key, value in known:
-        OmegaConf.update(keys, key, value)
-    return typed(keys, Config)
+    config, missing = OmegaConf.structured(compose([])[0].config), object()
+    written = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    for key, value in reader.flat(written):
+        if OmegaConf.select(config, key, default=missing) is not missing:
+            OmegaConf.update(config, key, value)
+    return typed(config, Config)
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -112,7 +112,8 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
         try:
             before += [of_row(json.loads(line))] if line else []
         except (json.JSONDecodeError, TypeError, KeyError) as error:
-            if number == len(lines):  # without an end of line: a run was killed while it wrote
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+                console.say("warning", f"the last line of {path} is cut off and left out; was the run killed?")
                 break
             raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error
     if not before:

@@ -90,12 +90,11 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
 
 def quoted(text: object) -> str:
     """A text, such as a path, as a value in Hydra's grammar of overrides, quoted where it must be."""
-    plain = re.fullmatch(
-        r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", str(text), re.ASCII
-    )  # Hydra's grammar knows no other letters
+    # Outside of quotes Hydra's grammar knows the letters of ASCII alone.
+    plain = re.fullmatch(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", str(text), re.ASCII)
     if plain and str(text).lower() not in ("null", "true", "false", "inf", "nan"):
         return str(text)
-    # A backslash is one, but before a quote it escapes.
+    # Within quotes a backslash stands for itself, but before a quote it escapes it.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"
 
 

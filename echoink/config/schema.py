@@ -352,7 +352,7 @@ class RewardConfig:
     lambda_acc: float = key("weight of the accuracy reward (Eq. 5)", ge=0)
     lambda_fmt: float = key("weight of the format reward (Eq. 5)", ge=0)
     match: Match = key(
-        "lenient: 'B. dog' counts as B; exact: the bare letter, as in the paper's run; first_letter: as its evaluation"
+        "lenient: 'B. dog' counts as B; exact: the bare letter, as the paper trains; first_letter: as it evaluates"
     )
     lambda_int: float = key("weight of integration; 0 computes nothing of it", ge=0)
     integration: Rule = key("what is paid for using both senses: twin (redraw is its control), counterfactual, …")

@@ -89,8 +89,7 @@ def page(shown: Sequence[dict[str, Any]], bad: Sequence[str], title: str, file: 
     templates = Environment(
         loader=PackageLoader("echoink.data", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    for one in (one for each in shown for one in each["media"]):
-        one["uri"] = f"data:{TYPES[one['suffix']]};base64,{encoded(one['data'])}"
+    templates.filters["uri"] = lambda medium: f"data:{TYPES[medium['suffix']]};base64,{encoded(medium['data'])}"
     text = templates.get_template("show.html.jinja").render(title=title, samples=shown, bad=bad)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")

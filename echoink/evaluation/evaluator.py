@@ -122,22 +122,22 @@ class Evaluator:
         """
         if phase != BASE and self.files.summary["task"] in (Task.train.name, Task.sft.name):
             return ""  # what a training run has made itself: `resume.begin` has looked at it
-        asked = {"weights": weights_digest(model), "data": self.data}
+        here = {"weights": weights_digest(model), "data": self.data}
 
         def check() -> None:
             file = self.files.path / ANSWERED
             before = json.loads(file.read_text()) if file.is_file() else {}
             begun = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))
-            if begun and before.get(phase, asked) != asked:
-                others = [name for name in asked if asked[name] != before[phase][name]]
+            if begun and before.get(phase, here) != here:
+                others = [name for name in here if here[name] != before[phase][name]]
                 raise UserError(
                     f"{self.files.path} has answers ({phase}) of other {' and '.join(others)} than there are now",
                     "choose another hydra.run.dir",
                 )
-            self.files.write_json(ANSWERED, before | {phase: asked})
+            self.files.write_json(ANSWERED, before | {phase: here})
 
         collectives.on_main_process(check)
-        return asked["weights"]
+        return here["weights"]
 
     def _variant(
         self,
@@ -162,7 +162,7 @@ class Evaluator:
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
             cache_file = self._cache_file(weights, model.device.type, how, sample=samples[0], variant=variant)
             if self.files.writes:
-                self._load_cached(cache_file, samples, how)
+                self._load_cached(cache_file, samples)
         processes().wait_for_everyone()  # what was taken is on disk before the others look for it
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
@@ -207,9 +207,9 @@ class Evaluator:
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
-    def _load_cached(self, cache_file: Path, samples: Sequence[Sample], how: EvaluationSetup) -> None:
-        """Take kept answers into this run's predictions, judged as this run judges."""
-        # The texts are the base's; parser, rewards, clusters and labels may have changed since they were kept.
+    def _load_cached(self, cache_file: Path, samples: Sequence[Sample]) -> None:
+        """Take kept answers into this run's predictions; `_judged_again` judges them as this run does."""
+        # The texts are the base's; clusters and labels may have changed since they were kept.
         of_id = {sample.id: sample for sample in samples}
         taken = [
             replace(
@@ -217,7 +217,6 @@ class Evaluator:
                 cluster=self.clusters.get(p.id, p.id),
                 fields=of_id[p.id].fields,
                 media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-                **judged(p.completion, of_id[p.id], how.match, thinks=p.thinks, extra_rewards=how.extra_rewards),
             )
             for p in prediction_cache.take(cache_file)
         ]

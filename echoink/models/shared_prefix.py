@@ -154,7 +154,7 @@ def install(model: PreTrainedModel) -> None:
     alone, so that the head runs on nothing else.
 
     `base.run_all_towers` is off. A trainer switches it on: then each forward of the loss runs all towers, see
-    `encoders.encode_media`. `in_loss=` says so of plain rows.
+    `encoders.encode_media`. Of plain rows only those with `in_loss=True` do.
 
     Raises:
         UserError: see `attention.select`.

@@ -114,7 +114,7 @@ def _free_memory() -> None:
 
 
 def _base(config: Config) -> str:
-    """Where training starts; of task=eval model.path alone: a checkpoint is no base."""
+    """The weights that are called the base: where training starts, or model.path where nothing is trained."""
     return (config.checkpoint or config.model.path) if config.trains else config.model.path
 
 

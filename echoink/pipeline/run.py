@@ -97,7 +97,7 @@ def other_hold_out(config: Config) -> str | None:
     run, trained = _trained(config, "dataset")
     if not trained or config.eval.split is not Split.dev or has_dev(config.dataset):
         return None
-    keys = ("dev", "train", "seed", "max_skipped")
+    keys = ("dev", "train", "seed")
     if others := [key for key in keys if trained.get(key) != getattr(config.dataset, key)]:
         listed = ", ".join(f"dataset.{key}={trained.get(key)}" for key in others)
         return f"{run} was trained with {listed}: what is held out here may be among what it learned"
@@ -117,7 +117,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
     if warning := preflight.check_gpus(config.trainer.bf16):
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
-    store = None if client.PARENT in os.environ else uri  # a job of a sweep goes on where the store has gone meanwhile
+    store = None if client.PARENT in os.environ else uri  # the sweep has looked; a job goes on without the store
     _on_main_process(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))

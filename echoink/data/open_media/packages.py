@@ -24,6 +24,8 @@ from echoink.config.paths import ASSETS
 
 MIRROR = "https://deb.debian.org/debian"
 _BLOCK = 2**18
+_LARGEST = 2**27
+"""Bytes of an unpacked resource that are read."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def resources(data: bytes) -> dict[str, bytes]:
         if flags & 1:
             held = zlib.decompress(held[4:])
         elif flags & 4:
-            held = pa.CompressedInputStream(pa.BufferReader(held), "zstd").read()
+            held = pa.CompressedInputStream(pa.BufferReader(held), "zstd").read(_LARGEST)
         found[path] = held
 
     walk(0, "")
