@@ -43,11 +43,15 @@ TOGETHER = (("single",), ("ddp", "fsdp2"), ("zero2", "zero3"))
 NEEDS_A_GPU = {("zero2", "half precision"), ("zero3", "half precision")}
 """There transformers refuses bfloat16."""
 
+SLOW = {("ddp", kind) for kind in ("lora", "plain rows", "integration", "mixed media, plain rows")}
+"""FSDP2 does all kinds, and differs from one process in more than DDP."""
 
-def train(dataset: Path, folder: Path, trainers: tuple[str, ...]) -> dict:
-    """Every kind of run with each of the trainers, in one launch."""
+
+def train(dataset: Path, folder: Path, trainers: tuple[str, ...], slow: bool) -> dict:
+    """Every kind of run with each of the trainers, those that are slow or the others, in one launch."""
     several = trainers != ("single",)
-    asked = [(trainer, kind) for trainer in trainers for kind in KINDS if (trainer, kind) not in NEEDS_A_GPU]
+    pairs = [(trainer, kind) for trainer in trainers for kind in KINDS]
+    asked = [pair for pair in pairs if pair not in NEEDS_A_GPU and (pair in SLOW) == slow]
     cases = json.dumps([[f"trainer={trainer}", *COMMON, *KINDS[kind]] for trainer, kind in asked])
     words, worker = [str(dataset), str(folder), cases], "from tests.helpers.distributed_worker import main; main()"
     started = start(folder, words, code=worker) if several else [processes.start(folder, *words, code=worker)]
@@ -66,14 +70,22 @@ def found(dataset, tmp_path_factory):
             pytest.importorskip("deepspeed", reason='needs pip install "echoink[zero]"')
         if (trainer, kind) not in results:
             trainers = next(names for names in TOGETHER if trainer in names)
-            results.update(train(dataset, tmp_path_factory.mktemp(trainers[0]), trainers))
+            folder = tmp_path_factory.mktemp(trainers[0])
+            results.update(train(dataset, folder, trainers, (trainer, kind) in SLOW))
         return results[trainer, kind]
 
     return of
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "half precision"])
-@pytest.mark.parametrize("trainer", WRAPPED)
+@pytest.mark.parametrize(
+    ("trainer", "kind"),
+    [
+        pytest.param(trainer, kind, marks=pytest.mark.slow if (trainer, kind) in SLOW else [], id=f"{trainer}-{kind}")
+        for trainer in WRAPPED
+        for kind in KINDS
+        if kind != "half precision"
+    ],
+)
 def test_two_processes_do_what_one_does(found, trainer, kind):
     two = found(trainer, kind)
     one = found("single", kind)
@@ -120,7 +132,7 @@ def test_in_the_case_of_silent_groups_one_rank_has_a_signal_while_the_other_has_
 
 def test_in_the_case_of_mixed_media_one_rank_has_a_video_while_the_other_has_text_alone(found):
     """Else it would show nothing: of the samples (see `mixed`) 0 and 4 have a video, 3 and 7 nothing."""
-    ids = list(dict.fromkeys(row["id"] for row in found("ddp", "mixed media")["rollouts"]))
+    ids = list(dict.fromkeys(row["id"] for row in found("fsdp2", "mixed media")["rollouts"]))
     kinds = [int(id) % 4 for id in ids]
     pairs = [{kinds[step + k], kinds[step + 2 + k]} for step in (0, 4) for k in (0, 1)]
     assert {0, 3} in pairs, ids

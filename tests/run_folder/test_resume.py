@@ -114,21 +114,6 @@ def killed_until_done(place: Path, name: str, settings: list[str], seconds: list
     return where
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        # One update of each rollout is the simpler case; the test with an adapter below kills it at two of its steps.
-        pytest.param("plain", marks=pytest.mark.slow),
-        "several",
-    ],
-)
-def test_killed_at_some_instants_it_ends_the_same(place, request, kind):
-    expected, takes = request.getfixturevalue(kind)
-    settings = SMALL if kind == "plain" else SEVERAL
-    where = killed_until_done(place, f"killed-{kind}", settings, [0.55 * takes, 0.5 * takes])
-    assert left(place / "outputs" / f"killed-{kind}") == expected, where
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("kind", ["plain", "several"])
@@ -154,8 +139,8 @@ def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> 
 
 
 def test_an_adapter_with_dropout_that_is_killed_ends_the_same(place, plain):
-    """Dropout draws from the random state that the checkpoint holds."""
-    settings = [*SMALL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
+    """In the middle of a rollout. Dropout draws from the random state that the checkpoint holds."""
+    settings = [*SEVERAL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
     expected, _ = whole(place, "lora", settings)
     folder = place / "outputs/lora-killed"
     again = [*settings, "resume=auto", f"hydra.run.dir={folder}"]
