@@ -267,6 +267,8 @@ def _data(config: Config) -> tuple[Verdict, str]:
     counts, worst = [], 0.0
     for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):
         samples, dropped = first_samples(dataset, split, limit)
+        if not samples and not dropped:
+            return Verdict.bad, f"{dataset.path}: {split} has no rows"
         wrong = [f"{row.where}: {row.reason}" for row in dropped]
         for sample in samples:
             gone = [medium for medium in sample.media.values() if isinstance(medium, Path) and not medium.is_file()]

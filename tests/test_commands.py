@@ -278,6 +278,9 @@ def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
     verdict, text = found()["data"]
     assert verdict is doctor.Verdict.bad and "1 cannot be used" in text and gone.name in text
     assert found("dataset.max_skipped=0.5")["data"][0] is doctor.Verdict.good
+    (data / "omni_rl_format_train.json").unlink()
+    (data / "train.jsonl").touch()
+    assert found()["data"] == (doctor.Verdict.bad, f"{data}: train has no rows")
     verdict, text = found("generation=vllm")["engine"]
     assert verdict is doctor.Verdict.bad and "has no vLLM" in text
 
@@ -453,6 +456,7 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
             name: f"valid/{Path(path).parent.name}/{Path(path).name}" for name, path in row["path"].items()
         }
     without[3] = {"problem": "How many?", "problem_type": "counting", "path": {"audio": without[3]["path"]["audio"]}}
+    without[0]["solution"], without[1]["solution"] = "B", "<answer>Z</answer>"  # not looked at
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, without)))
     words = [
         "--checkpoint",

@@ -69,7 +69,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     ours, rows, groups = (medians[name] for name in SYSTEMS)
 
     def ratio(other: dict[str, float], name: str) -> dict[str, float]:
-        ratios = {phase: other[phase] / ours[phase] for phase in PARTS if ours[phase]}
+        there = [phase for phase in PARTS if phase != "reference" or config.beta]  # else ours does nothing
+        ratios = {phase: other[phase] / ours[phase] for phase in there}
         return ratios | {"peak_memory": memory[name] / memory["ours"]}
 
     found = {
@@ -250,7 +251,7 @@ def needed_flops(system: Step) -> dict[str, float]:
     forward, adapter = language + head, 2 * added * tokens
     return {
         "rollout": forward + adapter + towers,
-        "reference": forward + (towers if tower_learns else 0),
+        "reference": forward + (towers if tower_learns else 0) if system.beta else 0,
         "update": forward * (3 if learns else 2) + 3 * adapter + (3 * towers if tower_learns else 0),
     }
 

@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echoink.common import cli
-from echoink.common.console import progress, say
+from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
-from echoink.config.compose import quoted
+from echoink.config.compose import compose, quoted
+from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
-from echoink.data.readers import open_split
+from echoink.data.readers import holds_one_split, open_split
 from echoink.data.samples import parse_rows
-from echoink.data.splits import joined
+from echoink.data.splits import joined, refuse_too_many
 from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
@@ -89,7 +90,7 @@ def main(words: Sequence[str]) -> None:
         )
     say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
     labels = {id: {"need": measured[id]["need"], "pass_rate": round(_rate(measured[id]), 4)} for id in kept}
-    write_splits(given.source, output, labels, seed=given.seed, shuffle=given.shuffle)
+    write_splits(dataset(given.source, given.settings), output, labels, seed=given.seed, shuffle=given.shuffle)
     say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
     report = {
@@ -170,8 +171,14 @@ def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path,
     """
     if read_summary(folder)["status"] == "finished":
         return
-    own = ["task=eval", "dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
-    own += [f"checkpoint={quoted(checkpoint)}", "eval.split=train", f"seed={seed}", "tracking=off"]
+    own = [
+        "task=eval",
+        *_of_source(source),
+        f"checkpoint={quoted(checkpoint)}",
+        "eval.split=train",
+        f"seed={seed}",
+        "tracking=off",
+    ]
     own += [f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
@@ -185,7 +192,7 @@ def _rate(row: dict) -> float:
 def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[str], Counter[str]]:
     """Ids that are kept, and counts of the others by reason."""
     low, high = given.pass_rate
-    taken = _elsewhere(given.source)
+    taken = _elsewhere(dataset(given.source, given.settings))
     kept, dropped = [], Counter()
     for id, row in measured.items():
         if not low <= _rate(row) <= high:
@@ -199,41 +206,66 @@ def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[st
     return kept, dropped
 
 
-def _elsewhere(source: str) -> dict[str, bool]:
+def _elsewhere(data: DatasetConfig) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files, or one of the same source."""
 
     def origins(sample: "Sample") -> list[str]:
         return joined(MediaInfo(tuple(map(digest, sample.media.values()))).origins(sample))
 
-    splits = {name: samples for name in ("train", "dev", "valid") if (samples := read_samples(source, name))}
+    splits = {name: samples for name in SPLITS if (samples := read_samples(data, name))}
     others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}
     return {s.id: not others.isdisjoint(origins(s)) for s in progress("digest", None)(splits["train"])}
 
 
-def read_samples(source: str, split: str) -> list:
-    """The samples of a split; none where it is not there."""
-    found = open_split(source, split)
-    return parse_rows(found.rows, found.folder, found.where)[0] if found else []
+SPLITS = ("train", "dev", "valid")
 
 
-def write_splits(source: str, output: Path, extra: Mapping[str, dict], seed: int = 0, shuffle: bool = False) -> None:
+def dataset(source: str, settings: Sequence[str]) -> DatasetConfig:
+    """The source as the evaluation with these settings reads it."""
+    return compose([*_of_source(source), *settings])[0].config.dataset
+
+
+def _of_source(source: str) -> list[str]:
+    return ["dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
+
+
+def read_samples(data: DatasetConfig, split: str) -> list:
+    """The samples of a split; none where it is not there.
+
+    Raises:
+        UserError: more of its rows are no valid question than dataset.max_skipped allows.
+    """
+    alone = holds_one_split(data.path)
+    if (alone and split != "train") or not (found := open_split(data.path, split)):
+        return []
+    samples, dropped = parse_rows(found.rows, found.folder, found.where, outside=data.outside)
+    refuse_too_many(dropped, len(samples) + len(dropped), data.max_skipped, split)
+    if dropped:
+        say("", f"{counted(len(dropped), 'row')} of {split} cannot be used and are left out ({dropped[0].reason})")
+    return samples
+
+
+def write_splits(
+    data: DatasetConfig, output: Path, extra: Mapping[str, dict], seed: int = 0, shuffle: bool = False
+) -> None:
     """The official layout with every file copied: of train the samples of `extra`, the other splits as they are.
 
     Args:
-        source: the dataset.
+        data: the dataset, see `dataset`.
         output: the folder of the new one.
         extra: by id of a training sample what its row says besides.
         seed: of the order of options.
         shuffle: whether those of the training samples are put into another order, see `balanced`.
     """
-    for split in ("train", "dev", "valid"):
-        samples, turns = read_samples(source, split), Counter()
+    for split in SPLITS:
+        samples, turns = read_samples(data, split), Counter()
         rows = []
         for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             if split == "train" and sample.id not in extra:
                 continue
             options, solution = sample.options, sample.solution
-            if shuffle and split == "train" and may_move(sample):
+            moved = shuffle and split == "train" and may_move(sample)
+            if moved:
                 options, solution = balanced(sample.id, options, sample.gold, seed=seed, turns=turns)
             path = {kind: _copied(medium, output / split / f"{kind}s", number) for kind, medium in sample.media.items()}
             fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
@@ -249,6 +281,7 @@ def write_splits(source: str, output: Path, extra: Mapping[str, dict], seed: int
                     "solution": f"<answer>{solution}</answer>",
                     "path": path,
                     **fields,
+                    **({"responses": list(sample.responses)} if sample.responses and not moved else {}),
                     **(extra[sample.id] if split == "train" else {}),
                 }
             )
@@ -256,7 +289,12 @@ def write_splits(source: str, output: Path, extra: Mapping[str, dict], seed: int
             write_atomic(output / f"omni_rl_format_{split}.json", as_json(rows))
 
 
-_OTHERS = re.compile(r"\b(?:above|below|both|neither|[A-H] (?:and|or|nor) [A-H])\b", re.IGNORECASE)
+_ONE = r"(?:[A-H]|[1-8])"
+_OTHERS = re.compile(
+    rf"\b(?:above|below|both|neither|{_ONE}\s*(?:,|/|&|\+|and|or|nor)\s*{_ONE}|(?:only|options?)\s+{_ONE})\b"
+    r"|\b(?:all|none|any|either) of (?:these|them|the (?:options|others))\b",
+    re.IGNORECASE,
+)
 
 
 def may_move(sample: "Sample") -> bool:

@@ -24,7 +24,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.config.compose import quoted
-from echoink.curate.difficulty import answer_training_split, begin, write_splits
+from echoink.curate.difficulty import answer_training_split, begin, dataset, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -67,7 +67,9 @@ def main(words: Sequence[str]) -> None:
             "a stronger checkpoint=, or more draws=",
         )
     say("phase 2", f"{len(chosen):,} questions and their files are written to {output}")
-    write_splits(given.source, output, {id: {"responses": texts} for id, texts in chosen.items()})
+    write_splits(
+        dataset(given.source, given.settings), output, {id: {"responses": texts} for id, texts in chosen.items()}
+    )
     kept = sum(map(len, chosen.values()))
     report = {**recipe, "questions": len(chosen), "responses": kept, "right_answers": dict(sorted(counts.items()))}
     write_atomic(output / "traces.json", as_json(report))

@@ -83,7 +83,10 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
         return _tables().of_folder(root, names)
     for each in names:
-        if files := sorted([*root.glob(f"{each}*.parquet"), *root.glob(f"data/{each}*.parquet")]):
+        # train.parquet, train-00000-of-00002.parquet, train_0.parquet, but not train_hard.parquet
+        shard = re.compile(rf"{re.escape(each)}(?:[-_.]?\d[\w.-]*)?\.parquet")
+        found = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+        if files := sorted(file for file in found if shard.fullmatch(file.name)):
             return _tables().of_parquet(files, root, f"{root} ({each})")
     return None
 

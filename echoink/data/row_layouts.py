@@ -89,7 +89,12 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
         if isinstance(rest.get(chat), list | tuple):
             text, parts, systems = _chat(rest.pop(chat), f"{where}, {chat}")
             for kind, value in parts:
-                _add(found, null, kind, value, where=where)
+                if value is not None:
+                    _add(found, null, kind, value, where=where)
+            if lost := [kind for kind, _ in parts if kind not in found]:
+                raise UserError(
+                    f"{where}: the user's turn has a part of type {lost[0]}, and the row no {NOUNS[lost[0]]}"
+                )
             rest.setdefault("problem", text)
             notes += ["the system turn is left out (prompt.system has the run's)"] if systems else []
     _refuse_lost_media(rest, found, where)
@@ -114,7 +119,7 @@ def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: st
 
 
 def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]], int]:
-    """The user's text, the media among its parts, and how many system turns there are."""
+    """The user's text, the media among its parts (None: one of a column), and how many system turns there are."""
     texts, media, systems = [], [], 0
     for turn in turns:
         if not isinstance(turn, Mapping):
@@ -133,7 +138,15 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
             elif isinstance(part, Mapping) and (match := _COLUMN.fullmatch(str(part.get("type", "")))):
                 kind = match.group(1).lower()
                 value = next((part[key] for key in (part["type"], kind, "path", "bytes") if part.get(key)), None)
-                media += [(kind, value)] if value is not None else []  # else it stands for a column
+                unread = sorted(
+                    k for k, v in part.items() if k != "type" and isinstance(v, str | bytes | Mapping) and v
+                )
+                if value is None and unread:
+                    raise UserError(
+                        f"{where}: a part of type {part['type']} has {', '.join(unread)}, which is not read",
+                        f"call it {kind}: a path below the dataset, or the file's bytes",
+                    )
+                media.append((kind, value))  # without a value it stands for a column
             else:
                 raise UserError(f"{where}: a part of the user's turn is not known: {str(part)[:100]}")
         texts.append(" ".join(words))

@@ -71,6 +71,9 @@ _EXAMPLES = {
 
 _CONTROL = re.compile(r"<\|\w+\|>")
 
+MOST_OF_A_PATH = 4096
+"""Characters; no system takes longer ones."""
+
 _HALF = re.compile("[\ud800-\udfff]")
 """Halves of a surrogate pair, which JSON may hold and no file can."""
 
@@ -242,8 +245,8 @@ def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def with_any_solution(row: object) -> object:
-    """A row that is only asked: with a solution of its type in the place of a missing one, which nobody looks at."""
-    if not isinstance(row, dict) or row.get("solution") is not None:
+    """A row that is only asked: with a solution of its type in the place of what it has, which nobody looks at."""
+    if not isinstance(row, dict):
         return row
     kind = next((kind for kind in ProblemType if kind.value == row.get("problem_type", "multiple choice")), None)
     example = _EXAMPLES.get(kind, "<answer>B</answer>")
@@ -337,6 +340,8 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
+    if value.startswith("data:") or len(value) > MOST_OF_A_PATH:
+        raise UserError(f"{where}: {value[:40]!r}… is no path", 'bytes in JSON are {"bytes": "<base64>"}')
     path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
         raise UserError(

@@ -114,7 +114,7 @@ def load(
         found[split], broken, infos = sorted_out(checked, split, config.soundtrack)
         dropped[split] += broken
         media_info |= infos
-        _refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
+        refuse_too_many(dropped[split], len(found[split]) + len(dropped[split]), config.max_skipped, split)
         if not found[split]:
             raise UserError(f"the split {split} of {config.path} has no samples", "set dataset.path, or dataset.split")
     if holds_out:
@@ -230,7 +230,7 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
     if rows is None:
         raise _no_split(split, str(path))
     samples, dropped = parse_rows(rows.rows, rows.folder, rows.where, limit)
-    _refuse_too_many(dropped, len(samples) + len(dropped), 0, split)
+    refuse_too_many(dropped, len(samples) + len(dropped), 0, split)
     return samples
 
 
@@ -313,7 +313,7 @@ def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int
     return sorted((sorted(places) for places in connected.subsets()), key=key)
 
 
-def _refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
+def refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
     if len(dropped) <= allowed * total:
         return
     # The hint of the first stands at the end; others say theirs where it is another.

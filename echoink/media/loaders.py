@@ -129,7 +129,13 @@ def load_image(medium: Medium) -> Image.Image:
                 raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits, of which Pillow would clip all over 255
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                values = np.asarray(image)
+                if image.mode == "I" or 0 < values.max() < 2**12:  # 12 bits in 16, as microscopes write them
+                    raise UserError(
+                        f"{medium}: its pixels are integers of an unknown range, at most {values.max()}",
+                        "convert it to 8 bits",
+                    )
+                image = Image.fromarray((values >> 8).astype(np.uint8))
             if image.mode in ("RGBA", "LA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -185,18 +191,25 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
     return _load_sound_by_ffmpeg(medium, max_seconds)
 
 
+_LENGTH_IS_A_GUESS = ("mp3", "aac", "ac3", "eac3", "amr")
+"""Formats of FFmpeg without a header: it tells the length from the bit rate of the first frames."""
+
+
 def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
     with _container(medium, "sound") as container:
         if not container.streams.audio:
             raise UserError(f"{medium} has no sound", "replace the file or drop the sample")
-        mp3 = container.format.name == "mp3"
-        samples, rate, ended = _decode_sound(container, max_seconds, None, medium, skips_bad_packets=mp3)
+        form, track = container.format.name, container.streams.audio[0]
+        samples, rate, ended = _decode_sound(container, max_seconds, None, medium, skips_bad_packets=form == "mp3")
         declared = float(container.duration / time_base) if container.duration else None
+        if track.duration:
+            declared = float(track.duration * track.time_base)
+        # Of an MP3 damaged frames are missing in what is found too; beside a sound its pictures may be longer.
+        certain = form not in _LENGTH_IS_A_GUESS and (track.duration or not container.streams.video)
     found = len(samples) / rate
-    if mp3:  # its length is a guess from the first frames; damaged ones are missing in what is found
+    if form == "mp3":
         truncation.check_mp3(_open(medium, "sound"), str(medium))
-        declared = None if ended else declared
-    if ended and declared and found < declared - max(0.15, 0.02 * declared):
+    if ended and certain and declared and found < declared - max(0.15, 0.02 * declared):
         raise UserError(
             f"the sound {medium} is cut off: {found:.2f} of {declared:.2f} s can be read",
             "replace the file or drop the sample",
@@ -412,8 +425,16 @@ def _upright(pixels: np.ndarray, frame) -> np.ndarray:
 def _duration(container, stream, medium: Medium) -> float:
     if stream.duration:
         seconds = float(stream.duration * stream.time_base)
-    else:  # of the whole file, whose clock need not start at 0
-        seconds = ((container.duration or 0) - max(0, container.start_time or 0)) / time_base
+    elif container.duration:  # of the whole file, whose clock need not start at 0
+        seconds = (container.duration - max(0, container.start_time or 0)) / time_base
+    else:  # a browser's recorder writes none: from the first packet to the last
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None and packet.time_base]
+        if not packets:
+            hint = "write it again: ffmpeg -i in -c copy out.mkv"
+            raise UserError(f"the video {medium} does not say how long it is", hint)
+        begins = min(packet.pts * packet.time_base for packet in packets)
+        seconds = float(max((packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets) - begins)
+        container.seek(0)
     if not 0 < seconds <= MAX_VIDEO_SECONDS:
         raise UserError(f"the video {medium} claims to last {seconds:.0f} s", f"at most {MAX_VIDEO_SECONDS} s are read")
     return seconds

@@ -108,7 +108,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     )
     rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
     asked = rollouts * step.prompts
-    reference = config.grpo.beta > 0 and not adapts
+    reference = config.grpo.beta > 0
     again = bool(trainer.gradient_checkpointing)
     found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
     for count in (1, step_time.NODE, 8 * step_time.NODE):

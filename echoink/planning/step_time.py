@@ -120,7 +120,7 @@ def seconds(
         gpu: one of them.
         gpus: how many, each with a process; they have whole prompts.
         sharded: of "weights", "gradients", "optimizer" what they divide, within a machine.
-        reference: whether pi_ref is a second model.
+        reference: whether pi_ref is computed.
         again: whether activations are computed again in the backward pass.
     """
     does = operations(model, step)

@@ -59,6 +59,7 @@ def test_without_a_kl_term_only_one_group_at_a_time_runs_a_reference():
     for system in made.values():
         system.infer()
     assert [system.reference_logps is not None for system in made.values()] == [False, False, True]
+    assert measure.needed_flops(made["ours"])["reference"] == 0
 
 
 def test_systems_that_differ_are_no_benchmark(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
+from echoink.config.compose import quoted
 from echoink.config.paths import TINY
 from echoink.curate import difficulty
 from echoink.curate.difficulty import balanced
@@ -203,6 +204,8 @@ def test_options_that_name_others_keep_their_places():
 
     assert not moves("A. dog", "B. cat", "C. both A and B")
     assert not moves("A. dog", "B. none of the above")
+    for names_others in ("A & B", "A/B", "A + B", "1 and 2", "Only A", "All of them"):
+        assert not moves("A. violin", "B. flute", "C. drum", f"D. {names_others}"), names_others
     assert moves("A. a dog and a cat", "B. bell")
 
 
@@ -216,13 +219,32 @@ def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
     video(source / "train/v.mp4", seconds=1)
     rows = [{"problem_id": "0", **row}, {"problem_id": "1", **row, "data_type": "video"}]
     (source / "omni_rl_format_train.json").write_text(json.dumps(rows))
-    difficulty.write_splits(str(source), tmp_path / "out", {"0": {}, "1": {}})
+    difficulty.write_splits(difficulty.dataset(str(source), []), tmp_path / "out", {"0": {}, "1": {}})
     written = json.loads((tmp_path / "out/omni_rl_format_train.json").read_text())
     assert [row.get("data_type") for row in written] == [None, "video"]
-    assert [sample.asks_for_soundtrack for sample in difficulty.read_samples(str(tmp_path / "out"), "train")] == [
-        True,
-        False,
-    ]
+    samples = difficulty.read_samples(difficulty.dataset(str(tmp_path / "out"), []), "train")
+    assert [sample.asks_for_soundtrack for sample in samples] == [True, False]
+
+
+def test_a_bad_row_of_another_split_is_no_row_that_is_left_out_in_silence(source, tmp_path, capsys):
+    index = source / "omni_rl_format_valid.json"
+    rows = json.loads(index.read_text())
+    beside = shutil.move(source / "valid" / rows[1]["path"]["audio"], tmp_path / "beside.wav")
+    rows[0]["solution"], rows[1]["path"]["audio"] = "B", str(beside)
+    rows[2]["response"] = "<think>heard</think> <answer>A</answer>"
+    index.write_text(json.dumps(rows))
+
+    def write(*settings):
+        output = tmp_path / f"out{len(settings)}"
+        difficulty.write_splits(difficulty.dataset(str(source), settings), output, {})
+        return json.loads((output / index.name).read_text())
+
+    with pytest.raises(UserError, match="has no answer in"):
+        write()
+    written = write(f"dataset.outside=[{quoted(tmp_path)}]", "dataset.max_skipped=0.5")
+    assert "1 row of valid cannot be used" in capsys.readouterr().out
+    assert [row["problem_id"] for row in written] == [str(row["problem_id"]) for row in rows[1:]]
+    assert [row.get("responses") for row in written[:2]] == [None, [rows[2]["response"]]]
 
 
 @pytest.mark.parametrize("name", ["dá", "My Drive (1)", "a,b", "x=1", "it's", "#1"])

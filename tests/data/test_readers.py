@@ -69,6 +69,16 @@ def test_every_form_gives_the_same_samples(dataset, forms, form):
     assert isinstance(found[0].image, Embedded) == (form != "lines")
 
 
+def test_parquet_files_whose_names_begin_alike_are_splits_of_their_own(tmp_path):
+    names = ("train-00000-of-00002-1a2b", "train-00001-of-00002-3c4d", "train_hard", "test_0", "testmini")
+    for size, name in enumerate(names, 1):
+        rows = [{"problem": f"{name} {n}", "options": ["A. x", "B. y"], "solution": "B"} for n in range(size)]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"data/{name}.parquet")
+    sizes = {split: len(list(open_split(str(tmp_path), split).rows)) for split in ("train", "valid")}
+    assert sizes == {"train": 1 + 2, "valid": 4}
+    assert len(list(open_split(str(tmp_path), "valid", "testmini").rows)) == 5
+
+
 def test_a_file_is_one_split_and_validation_has_other_names(forms):
     assert len(read_split(forms / "lines" / "train.jsonl", "valid")) == 6
     assert [sample.id for sample in read_split(forms / "saved", "valid")] == ["5", "0"]

@@ -44,6 +44,7 @@ READ = [  # row, data type, question
     (chat("<audio>Q?", audios=["s.wav"]), "audio", "Q?"),
     (chat([{"type": "image"}, {"type": "text", "text": "Q?"}], images=["p.png"]), "image", "Q?"),
     (chat([{"type": "image", "image": "p.png"}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
+    (chat([{"type": "image", "image": "p.png", "max_pixels": 9}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
     ({**ROW, "path": {"audio": "s.wav"}, "audio_type": "speech", "clip": 7, "origin": "a.wav"}, "audio", "Q?"),
     ({**ROW, "image": "p.png", "image_url": "https://x.org/p.png", "sound": "bark"}, "image", "Q?"),
     ({**ROW, "caption": "A man shows a file called p.jpg", "picture": "two dogs", "image_class": "dog"}, "text", "Q?"),
@@ -89,6 +90,9 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**ROW, "problem": "<image><image>Q?", "images": ["p.png"]}, "<image> 2 times"),
         ({**ROW, "path": {"face": "p.png"}}, "path holds 'face'"),
         ({"messages": [{"role": "assistant", "content": "B"}], **ROW}, "has 0 user turns"),
+        (chat([{"type": "image", "url": "p.png"}, {"type": "text", "text": "Q?"}]), "of type image has url, which"),
+        (chat([{"type": "audio", "audio_url": "s.wav"}, {"type": "text", "text": "Q?"}]), "has audio_url, which"),
+        (chat([{"type": "image"}, {"type": "text", "text": "Q?"}]), "a part of type image, and the row no picture"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(row, reason, tmp_path):

@@ -35,10 +35,12 @@ def video(
     start: float = 0,
     sound_start: float = 0,
     half: bool = False,
+    sound_seconds: float | None = None,
 ) -> Path:
     """A video whose frame at second t has the grey level 20 t, and a tone.
 
-    Its clock begins at `start`, its sound `sound_start` later; with `half` the left half of the frames is white.
+    Its clock begins at `start`, its sound `sound_start` later, and lasts `sound_seconds` where that is given; with
+    `half` the left half of the frames is white.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -55,7 +57,8 @@ def video(
         for packet in stream.encode():
             container.mux(packet)
         if heard:
-            wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16_000)) / 16_000).astype(np.float32)
+            moments = np.arange(int((sound_seconds or seconds) * 16_000)) / 16_000
+            wave = 0.3 * np.sin(2 * np.pi * hertz * moments).astype(np.float32)
             first = int((start + sound_start) * 16_000)
             for place in range(0, len(wave), 1024):
                 frame = av.AudioFrame.from_ndarray(wave[None, place : place + 1024], format="fltp", layout="mono")

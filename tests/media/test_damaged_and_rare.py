@@ -13,9 +13,58 @@ from PIL import Image
 
 from echoink.common.errors import UserError
 from echoink.media.loaders import VideoCaps, load_image, load_sound, load_soundtrack, load_video
+from tests.helpers import files
 
 RATE = 44_100
 CAPS = VideoCaps(10, 100, 128 * 128, 28)
+
+
+def browser_recording(path):
+    """Four seconds of picture and sound as a browser's recorder writes them: nothing says how long they are."""
+    with av.open(str(path), "w", format="webm", container_options={"live": "1"}) as container:
+        shown, heard = container.add_stream("libvpx", rate=10), container.add_stream("libopus", rate=48_000)
+        shown.width, shown.height, shown.pix_fmt = 160, 96, "yuv420p"
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 160, 3), 6 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(shown.encode(frame))
+        wave = tone(4.0, 48_000)
+        for place in range(0, len(wave), 960):
+            frame = av.AudioFrame.from_ndarray(wave[None, place : place + 960], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, place, Fraction(1, 48_000)
+            container.mux(heard.encode(frame))
+        container.mux(shown.encode())
+        container.mux(heard.encode())
+    return path
+
+
+def test_a_recording_that_declares_no_length_is_read_to_its_end(tmp_path):
+    path = browser_recording(tmp_path / "live.webm")
+    found = load_video(path, CAPS)
+    assert found.seconds == pytest.approx(4.0, abs=0.11) and len(found.frames) == 40
+    assert found.frames[0].mean() < 10 < 225 < found.frames[-1].mean()
+    assert load_sound(path, 60).seconds == pytest.approx(4.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv"])
+def test_a_sound_that_is_shorter_than_its_pictures_is_no_sound_that_is_cut_off(tmp_path, name):
+    files.video(tmp_path / name, seconds=10, sound_seconds=5)
+    assert load_sound(tmp_path / name, 60).seconds == pytest.approx(5.0, abs=0.2)
+    assert load_sound(tmp_path / name, 2).seconds > 4, "and its length is known where it is capped"
+
+
+def test_an_aac_stream_whose_bit_rate_changes_is_whole(tmp_path):
+    """Without a header, FFmpeg tells its length from the bit rate of what it has seen."""
+    quiet, loud = 1e-4 * tone(10.0), np.random.default_rng(0).uniform(-1, 1, 10 * RATE).astype(np.float32)
+    with av.open(str(tmp_path / "x.aac"), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        wave = np.concatenate([quiet, loud])
+        for place in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, place : place + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, place, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert load_sound(tmp_path / "x.aac", 60).seconds == pytest.approx(20.0, abs=0.2)
 
 
 def tone(seconds=3.0, rate=RATE):

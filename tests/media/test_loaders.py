@@ -120,6 +120,13 @@ def test_every_kind_of_picture_keeps_its_brightness(tmp_path, kind):
     assert seen.shape == (8, 8, 3) and np.abs(seen - expected[..., None]).max() <= (8 if kind == "CMYK" else 1)
 
 
+@pytest.mark.parametrize("values", [np.int32, np.uint16])
+def test_integers_of_an_unknown_range_are_refused(tmp_path, values):
+    Image.fromarray((np.arange(64).reshape(8, 8) * 60).astype(values)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match="of an unknown range, at most 3780"):
+        load_image(tmp_path / "x.tif")
+
+
 def test_of_an_animation_the_first_frame_is_shown(tmp_path):
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     for name in ("a.gif", "a.webp"):

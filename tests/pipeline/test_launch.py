@@ -94,7 +94,9 @@ def test_a_search_through_another_launcher_goes_on_after_a_failed_trial(place):
         "hydra.sweeper.n_jobs=2",
         "hydra/launcher=submitit_local",
     ]
-    done = echoink(place, "--multirun", *SMALL, "name=search", "eval.base=false", "tracking=off", *space, *search, *size)
+    done = echoink(
+        place, "--multirun", *SMALL, "name=search", "eval.base=false", "tracking=off", *space, *search, *size
+    )
     (folder,) = (place / "outputs/search").iterdir()
     summaries = [json.loads((folder / str(job) / "summary.json").read_text()) for job in (0, 1)]
     assert [summary["status"] for summary in summaries] == ["failed", "finished"], done.stderr

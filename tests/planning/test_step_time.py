@@ -101,3 +101,15 @@ def test_a_frozen_language_model_has_no_adapters_kernels_and_projections_that_le
 
     assert one_gpu("language")["rollout"] == one_gpu("")["rollout"]
     assert one_gpu("audio_encoder,vision_encoder")["update"] > one_gpu("audio,vision")["update"]
+
+
+def test_with_an_adapter_the_reference_is_computed_too_and_takes_no_memory():
+    config = config_of("experiment=echoink_r1_3b_lora", "dataset=rows", "dataset.path=x")
+    parameters = {"total": 4_700_000_000, "learning": 30_000_000, "adapter": 30_000_000}
+    with_kl, without = (
+        plan.gpus(one, parameters, [Tokens(text=200, image=256, audio=125, video=0)] * 16)["1"]
+        for one in (config, replace(config, grpo=replace(config.grpo, beta=0.0)))
+    )
+    assert with_kl["H100 80 GB"]["seconds_per_step"]["reference"] > 0
+    assert without["H100 80 GB"]["seconds_per_step"]["reference"] == 0
+    assert with_kl["memory_bytes"] == without["memory_bytes"]
