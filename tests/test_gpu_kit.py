@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from tests.helpers.paths import ROOT
@@ -50,6 +51,22 @@ def test_what_fails_or_crashes_is_said_and_leaves_the_others(monkeypatch, tmp_pa
     for words, message in ((["checks=grpah"], "grpah is no check"), (["chekcs=flex"], "chekcs= is not known")):
         with pytest.raises(SystemExit, match=message):
             module.main(words)
+
+
+def test_a_check_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(KIT.parent))
+    import kit as module
+
+    starts = tmp_path / "starts.py"
+    starts.write_text(
+        "import json, subprocess, time\nchild = subprocess.Popen(['sleep', '60'])\n"
+        "print('row', json.dumps(child.pid), flush=True)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(module, "__file__", str(starts))
+    found = module.run("train", 2.0)
+    assert found["error"] == "stopped after 2 s"
+    child = psutil.Process(found["rows"][0]) if psutil.pid_exists(found["rows"][0]) else None
+    assert child is None or child.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from echoink.pipeline import export, sweep_job
 from echoink.report.build import FIGURE, try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
-from echoink.run_folder.environment import git
+from echoink.run_folder.environment import device, environment, git
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
@@ -62,6 +62,7 @@ def execute(
     Returns:
         The tracker, closed.
     """
+    files.write_json("environment.json", environment() | {"device": device()})
     first, last = _first_and_last(config)
     job = build_job(config, splits, first)
     longest = longest_prompt(job)

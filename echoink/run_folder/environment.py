@@ -15,6 +15,7 @@ import psutil
 from echoink.run_folder.folder import in_use
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
+_LIBRARIES += ("triton", "bitsandbytes", "deepspeed")
 
 
 def environment() -> dict[str, Any]:
@@ -36,6 +37,15 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         **git(),
     }
+
+
+def device() -> str:
+    """The accelerator that computes, such as "NVIDIA H200, CUDA 13.0"; "cpu" where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def process_is_gone(folder: Path) -> bool:

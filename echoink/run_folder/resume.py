@@ -229,6 +229,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -
     return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
 
 
+_MACHINE = ("processes", "commit", "device")
+"""On which a run's last digits depend, beside versions of libraries."""
+
+
 def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
     """Refuse a checkpoint that was made of another model or other data; say where versions differ.
 
@@ -242,9 +246,10 @@ def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> 
         raise UserError(
             f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(changed)}]"
         )
-    before = said.get("versions", {}) | {"processes": said.get("processes"), "commit": said.get("commit")}
-    now = here["versions"] | {"processes": here["processes"], "commit": here["commit"]}
-    if others := [f"{key} {now[key]} (was {before.get(key)})" for key in now if now[key] != before.get(key)]:
+    before, now = (each.get("versions", {}) | {key: each.get(key) for key in _MACHINE} for each in (said, here))
+    # What an older version did not write down is no difference.
+    changed = [key for key in now if before.get(key) is not None and now[key] != before[key]]
+    if others := [f"{key} {now[key]} (was {before[key]})" for key in changed]:
         say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
 
 

@@ -99,8 +99,9 @@ class Tracker:
         """Show a group of completions as a trace, some time soon; see `traces.send`."""
 
         def send() -> None:
-            new = traces.name(rows) not in self._have.traces if self._have else not self._stored.known
-            if new:
+            if self._have:
+                self._have.send(rows)
+            elif not self._stored.known:
                 traces.send(self._stored, rows)
 
         self._later(send)

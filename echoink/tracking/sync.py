@@ -1,7 +1,9 @@
 """MLflow rebuilt from run folders: what a server did not take is completed, and a second pass changes nothing."""
 
 import json
+import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +47,7 @@ def complete(stored: StoredRun, folder: Path) -> None:
     final = [row for row in evaluations if row["phase"] == "final"]
     stored.log(have.missing(final), _model(stored, folder))
     for rows in traces.groups(folder):
-        if traces.name(rows) not in have.traces:
-            traces.send(stored, rows)
+        have.send(rows)
 
 
 class History:
@@ -55,14 +56,26 @@ class History:
     def __init__(self, stored: StoredRun):
         self._stored = stored
         data = stored.client.get_run(stored.run_id).data
-        self._points = {
-            name: {(point.step, point.timestamp) for point in stored.client.get_metric_history(stored.run_id, name)}
-            for name in data.metrics
-        }
-        self.traces = traces.sent(stored)
+        self._times: set[tuple[str, int, int]] = set()  # name, step, timestamp
+        self._values: dict[tuple[str, int], list[float]] = defaultdict(list)  # of each name and step
+        for name in data.metrics:
+            for point in stored.client.get_metric_history(stored.run_id, name):
+                self._times.add((name, point.step, point.timestamp))
+                self._values[name, point.step].append(point.value)
+        self._traces = traces.sent(stored)
+
+    def send(self, rows: list[dict]) -> None:
+        """Send a group as a trace where it is not there; one of a step that came out otherwise takes its place."""
+        there = self._traces.get(traces.name(rows))
+        if there and there.digest not in (traces.digest(rows), None):
+            self._stored.client.delete_traces(self._stored.experiment_id, trace_ids=[there.id])
+            there = None
+        if not there:
+            traces.send(self._stored, rows)
 
     def missing(self, rows) -> Iterator[dict]:
-        """The numbers of rows that are not there yet: one per step and name, if a resumed run took a step twice too.
+        """The numbers of rows that are not there yet. A step that a resumed run took again is there already, unless it
+        came out otherwise (another GPU, a setting that `resume_allow` let change): then the new number comes after it.
 
         Base and final evaluation may be of one step; they are told apart by their time. Rows of an older version have
         no time, only an order.
@@ -74,10 +87,10 @@ class History:
                 yield new
 
     def _has(self, name: str, row: dict) -> bool:
-        points = self._points.get(name, ())
         if "phase" in row:
-            return (row["step"], row["timestamp"]) in points
-        return any(step == row["step"] for step, _ in points)
+            return (name, row["step"], row["timestamp"]) in self._times
+        there = self._values.get((name, row["step"]), ())
+        return any(math.isclose(value, row[name], rel_tol=1e-9) or math.isnan(value) for value in there)
 
 
 def _inputs(stored: StoredRun) -> None:

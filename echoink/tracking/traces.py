@@ -6,7 +6,9 @@ total reward and advantage as feedback, the gold answer the trace's expectation.
 """
 
 import atexit
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from echoink.media.previews import encoded, picture, sound
 
 FILE = "traces.jsonl"
 TAG = "echoink.trace"
+DIGEST = "echoink.digest"
 SECONDS = 30
 """A longer sound is cut in a trace."""
 PIXELS = 512
@@ -35,14 +38,29 @@ def groups(folder: Path) -> Iterator[list[dict]]:
     yield from found.values()
 
 
-def sent(stored) -> set[str]:
-    """The names of the groups that a store has of a run."""
-    found, page = set(), None
+def digest(rows: list[dict]) -> str:
+    """Of the completions of a group."""
+    return hashlib.sha256("\0".join(row["text"] for row in rows).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A group that a store has."""
+
+    id: str
+    digest: str | None
+    """None: sent by an older version."""
+
+
+def sent(stored) -> dict[str, Sent]:
+    """By name the groups that a store has of a run."""
+    found, page = {}, None
     while True:
         traces = stored.client.search_traces(
             locations=[stored.experiment_id], run_id=stored.run_id, include_spans=False, page_token=page
         )
-        found |= {trace.info.tags[TAG] for trace in traces if TAG in trace.info.tags}
+        whole = [trace.info for trace in traces if TAG in trace.info.tags]
+        found |= {info.tags[TAG]: Sent(info.trace_id, info.tags.get(DIGEST)) for info in whole}
         page = traces.token
         if not page:
             return found
@@ -86,6 +104,7 @@ def send(stored, rows: list[dict]) -> None:
             if isinstance(value, float):
                 mlflow.log_feedback(trace_id=root.trace_id, name=feedback, value=value, source=source, span_id=span)
     mlflow.log_expectation(trace_id=root.trace_id, name="gold", value=first["gold"], source=source)
+    client.set_trace_tag(root.trace_id, DIGEST, digest(rows))
     client.set_trace_tag(root.trace_id, TAG, name(rows))  # last: it says that the trace is whole
 
 

@@ -137,6 +137,10 @@ class TRLHost(ResumableTrainer):
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
+        # TRL rounds an adapter on 4-bit weights to bfloat16, in which AdamW's small steps are lost.
+        if policy.adapter is not None:
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
         # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
         frozen = reference if policy.adapter is None else self.model
         if args.bf16 and frozen is not None:

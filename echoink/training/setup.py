@@ -138,6 +138,11 @@ def longest_prompt(job: Job) -> int:
     return longest
 
 
+def divided_among(trainer: TrainerConfig) -> int:
+    """Processes that a model is divided among: FSDP2 divides it within a machine."""
+    return sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
+
+
 def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     """The trainer's settings, activations recomputed where they are estimated not to fit."""
     config = job.config
@@ -147,8 +152,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     model, trainer = memory.model_of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
     alone = memory.of_run(config, model, learning, longest=longest, engine_sleeps=sleeps)
-    among = sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
-    needs = alone.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
+    needs = alone.sharded(trainer.sharding, divided_among(trainer), memory.gathered_bytes(model, trainer.bf16))
     there = available_memory(job.model.device)
     fits = collectives.on_main_process(
         lambda: needs.total <= memory.USABLE * there
@@ -179,8 +183,8 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
         if config.adapter.kind is not Adapter.none:
             learning = 0  # not yet there, and few
         needs = memory.of_run(config, model, learning, longest=longest, engine_sleeps=config.generation.vllm.sleep)
-        among, gathered = processes().num_processes, memory.gathered_bytes(model, config.trainer.bf16)
-        needs = needs.sharded(config.trainer.sharding, among, gathered)
+        gathered = memory.gathered_bytes(model, config.trainer.bf16)
+        needs = needs.sharded(config.trainer.sharding, divided_among(config.trainer), gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
         if config.adapter.kind is not Adapter.none:
             # Before training both its float32 base and the decoder's rounded copy are held.

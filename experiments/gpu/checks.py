@@ -274,7 +274,8 @@ def decode() -> Iterator[Row]:
                 rows = G * count
                 tokens = torch.zeros(rows, dtype=torch.long, device=DEVICE)
                 places = torch.full((rows,), 580, device=DEVICE)
-                one(tokens, places)
+                for _ in range(length // 2):  # to the middle of a completion: attention reads what is there by then
+                    one(tokens, places)
                 step = timed(lambda d=one, t=tokens, p=places: d(t, p), min(length - 4, 40) // 2, 1)
                 logits = start.logits.repeat_interleave(G, 0)
                 noise, warm = torch.rand(rows, device=DEVICE), torch.ones(rows, device=DEVICE)

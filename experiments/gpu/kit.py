@@ -13,6 +13,7 @@ is measured, or passes or fails. The exit status is 1 where one fails.
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -49,11 +50,14 @@ def run(name: str, seconds: float) -> dict:
     """One check in a process of its own: its rows, and how it ended."""
     began = time.monotonic()
     command = [sys.executable, __file__, f"only={name}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=dict(os.environ))
-        text, ended = done.stdout, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1][:300]
-    except subprocess.TimeoutExpired as error:
-        text, ended = (error.stdout or b"").decode(), f"stopped after {seconds:.0f} s"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            text, said = process.communicate(timeout=seconds)
+            ended = "" if process.returncode == 0 else (said.strip().splitlines() or ["?"])[-1][:300]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the trainings that it has started
+            text, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
     rows = [json.loads(line[4:]) for line in text.splitlines() if line.startswith("row ")]
     return {"check": name, "rows": rows, "error": ended, "seconds": round(time.monotonic() - began, 1)}
 

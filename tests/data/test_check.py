@@ -10,6 +10,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.data.__main__ import main
+from tests.helpers import processes
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):
     assert main([*words[:3], "split=valid", words[-1]]) == 0
 
 
-def test_a_starter_set_is_sound_and_the_printed_command_trains_on_it(tmp_path, capsys, monkeypatch):
+def test_a_starter_set_is_sound_and_the_printed_command_trains_on_it(tmp_path, capsys):
     folder = tmp_path / "my set"
     assert main(["new", str(folder)]) == 0
     command = shlex.split(capsys.readouterr().out.partition("\ntrain ")[2].strip())
@@ -96,9 +97,8 @@ def test_a_starter_set_is_sound_and_the_printed_command_trains_on_it(tmp_path, c
     with pytest.raises(UserError, match="is not empty"):
         main(["new", str(folder)])
     assert command[:3] == ["python", "-m", "echoink.train"]
-    words = [*command[1:], "grpo.group_size=2", "generation.max_new_tokens=8", "tracking=off", "eval.base=false"]
-    monkeypatch.chdir(tmp_path)
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    words = [*command[3:], "grpo.group_size=2", "generation.max_new_tokens=8", "tracking=off", "eval.base=false"]
+    done = processes.run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
 
 

@@ -23,7 +23,7 @@ WHOLE = ("weights", "gradients", "optimizer")
 H100 = step_time.GPUS[1]
 
 
-@pytest.mark.parametrize("words", [[], ["shape.group_size=8"], ["shape.completion_tokens=40"], ["shape.prompts=2"]])
+@pytest.mark.parametrize("words", [[], ["shape.group_size=8"], ["shape.completion_tokens=40"], ["shape.prompts=3"]])
 def test_operations_are_those_that_run(words):
     import torch
 

@@ -452,7 +452,7 @@ def test_weights_by_hand():
 
 RUN = [*SMALL, "generation=vllm", "trainer.steps=3", "trainer.save_every=1", "trainer.keep_checkpoints=3"]
 RUN += ["trainer.completions_every=1", "trainer.micro_batch_prompts=1", "grpo.beta=0.04", "tracking=off"]
-RUN += ["eval.base=false", "eval.watched=0", "eval.cache=null"]
+RUN += ["eval.base=false", "eval.watched=0", "eval.cache=null", "eval.greedy=false", "eval.limit=2"]
 AS_STAND_IN = f"""
 import pathlib
 from echoink.rollout import vllm_engine as engine, vllm_environment

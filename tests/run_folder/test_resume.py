@@ -400,6 +400,18 @@ def test_what_changes_no_number_may_differ(stopped, other):
     assert start(stopped, other).step == 5
 
 
+def test_another_gpu_is_warned_of_and_what_was_not_written_down_is_not(stopped, capsys):
+    manifest = stopped / "checkpoints/step-5/manifest.json"
+    said = json.loads(manifest.read_text())
+    assert said["device"] == "cpu"
+    older = {key: value for key, value in said.items() if key != "device"}
+    here = said | {"versions": said["versions"] | {"a library": "1"}, "device": "NVIDIA H200, CUDA 13.0"}
+    for kept, warns in ((older, False), (said, True)):
+        manifest.write_text(json.dumps(kept))
+        resume.check_provenance(stopped / "checkpoints/step-5", here, [])
+        assert ("device NVIDIA H200, CUDA 13.0 (was cpu)" in " ".join(capsys.readouterr().out.split())) == warns
+
+
 def test_other_data_or_another_model_is_refused(stopped):
     provenance = {
         key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")

@@ -100,6 +100,24 @@ def test_what_a_store_has_already_is_completed(outputs):
     assert [m.step for m in again.client.get_metric_history(again.run_id, "reward/accuracy")] == [1, 2]
 
 
+def test_a_step_that_was_taken_again_and_came_out_otherwise_has_its_new_numbers_and_completions(outputs):
+    place, uri = outputs / "run", f"sqlite:///{outputs}/mlflow.db"
+    stored = sync.folder(place, uri)
+    metrics, texts = ([json.loads(line) for line in (place / f"{name}.jsonl").open()] for name in ("metrics", "traces"))
+    metrics[1] |= {"reward/accuracy": 0.125, "timestamp": metrics[1]["timestamp"] + 60}
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    new = [row | {"text": f"taken again {row['g']}"} for row in texts]
+    (place / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+    sync.folder(place, uri)
+    sync.folder(place, uri)
+    history = stored.client.get_metric_history(stored.run_id, "reward/accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.8), (2, 0.8), (2, 0.125)]
+    assert stored.client.get_run(stored.run_id).data.metrics["reward/accuracy"] == 0.125
+    assert len(stored.client.get_metric_history(stored.run_id, "reward/format")) == 2, "what is the same stays single"
+    (trace,) = stored.client.search_traces(locations=[stored.experiment_id], run_id=stored.run_id)
+    assert "taken again 1" in [span.outputs for span in trace.data.spans]
+
+
 def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(outputs):
     place = outputs / "run"
     summary = json.loads((place / "summary.json").read_text())

@@ -245,6 +245,9 @@ def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
         *SMALL,
         "reward=integration",
         "tracking=off",
+        "eval.base=false",
+        "eval.greedy=false",
+        "eval.limit=2",
         f"hydra.run.dir={tmp_path / 'run'}",
     )
     assert found.returncode == 0, found.stderr

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -21,3 +22,10 @@ def test_bfloat16_on_a_cpu_that_is_slow_with_it_is_warned_of(words, slower, warn
 
 def test_the_slowdown_is_a_ratio_of_times():
     assert 0 < bf16_slowdown() < math.inf
+
+
+@pytest.mark.parametrize(("trainer", "among"), [("fsdp2", 8), ("zero3", 64), ("none", 64)])
+def test_fsdp2_divides_a_model_within_a_machine_and_zero3_among_all(monkeypatch, trainer, among):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    config = config_of("experiment=echoink_r1_7b", "dataset.path=x", f"trainer.sharding={trainer}")
+    assert setup.divided_among(replace(config.trainer, processes=64)) == among

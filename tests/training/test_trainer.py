@@ -123,3 +123,16 @@ def test_every_data_and_problem_type_trains_in_one_batch(make_trainer, shared_pr
         sample = trainer._samples[row["id"]]
         assert row["accuracy"] == accuracy_reward(row["text"], sample.problem_type, sample.options, sample.solution)
     assert not torch.equal(weights(trainer.model), before)
+
+
+def test_an_adapter_on_4_bit_weights_learns_in_float32(make_trainer):
+    """TRL makes it bfloat16, in which a step of 1e-6 of a weight is lost, and AdamW's moments with it."""
+    pytest.importorskip("bitsandbytes")
+    trainer = make_trainer("trainer.steps=2", "adapter=lora", model=load_model("tiny", quantized="float32"))
+    learns = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in learns.items()}
+    assert learns and {p.dtype for p in learns.values()} == {torch.float32}
+    trainer.train()
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.ndim]
+    assert {value.dtype for value in moments} == {torch.float32}
+    assert all((learns[name] != before[name]).float().mean() > 0.9 for name in learns if "lora_A" in name)
