@@ -465,7 +465,7 @@ from tests.helpers import stand_in_engine
 engine._start = lambda *_: (None, stand_in_engine.Near())
 vllm_environment.check = lambda python: "stand-in"
 """
-COMMAND = AS_STAND_IN + MAIN
+COMMAND = AS_NEAR + MAIN
 
 
 @pytest.fixture(scope="module")
