@@ -51,6 +51,8 @@ ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
 UNLABELLED = "unlabelled"
 """In `needs`: questions that get no label, such as those whose score is graded."""
 
+SPLITS = ("train", "dev", "valid")
+
 SELECTS = ("needs", "pass_rate", "shuffle")
 """Settings that the first measurement does not depend on: changing them does not repeat it."""
 
@@ -215,9 +217,6 @@ def _elsewhere(data: DatasetConfig) -> dict[str, bool]:
     splits = {name: samples for name in SPLITS if (samples := read_samples(data, name))}
     others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}
     return {s.id: not others.isdisjoint(origins(s)) for s in progress("digest", None)(splits["train"])}
-
-
-SPLITS = ("train", "dev", "valid")
 
 
 def dataset(source: str, settings: Sequence[str]) -> DatasetConfig:

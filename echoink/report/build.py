@@ -330,7 +330,7 @@ def _machine(runs: Sequence[Run]) -> list[str]:
     for name, read in (
         ("commit", lambda e: (e["commit"] or "unknown")[:7] + (" with changes" if e["uncommitted_changes"] else "")),
         ("machine", lambda e: f"{e['platform']}, {e['processors']} processors, Python {e['python']}"),
-        ("device", lambda e: e.get("device") or "cpu"),
+        ("device", lambda e: e.get("device") or "not written down"),
         ("versions", lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items() if v)),
     ):
         if texts := dict.fromkeys(read(one) for one in found):

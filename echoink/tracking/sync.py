@@ -50,6 +50,10 @@ def complete(stored: StoredRun, folder: Path) -> None:
         have.send(rows)
 
 
+CLOCKS = ("time/", "perf/")
+"""Metrics that differ each time a step is taken; MLflow keeps the first."""
+
+
 class History:
     """What a store has of a run already."""
 
@@ -90,6 +94,8 @@ class History:
         if "phase" in row:
             return (name, row["step"], row["timestamp"]) in self._times
         there = self._values.get((name, row["step"]), ())
+        if name.startswith(CLOCKS):
+            return bool(there)
         return any(math.isclose(value, row[name], rel_tol=1e-9) or math.isnan(value) for value in there)
 
 
