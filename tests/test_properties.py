@@ -1,11 +1,13 @@
 """What holds for every text, configuration, row and order of prompts (hypothesis looks for one where it does not)."""
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from echoink.common.errors import UserError
 from echoink.config.compose import typed
@@ -69,6 +71,7 @@ def test_a_right_and_well_formed_answer_earns_both_rewards_whatever_was_thought(
 
 
 PLAIN = config_of()
+RAW = OmegaConf.create(to_yaml(PLAIN))
 KEYS = {key: value for key, _, value in fields_of(PLAIN)}
 
 
@@ -78,9 +81,7 @@ KEYS = {key: value for key, _, value in fields_of(PLAIN)}
     value=st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=9)),
 )
 def test_any_value_of_any_key_is_taken_as_it_is_or_refused_by_name(key, value):
-    from omegaconf import OmegaConf
-
-    raw = OmegaConf.create(to_yaml(PLAIN))
+    raw = copy.deepcopy(RAW)
     try:
         OmegaConf.update(raw, key, value, force_add=True)
         config = typed(raw, Config)

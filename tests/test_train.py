@@ -177,6 +177,7 @@ def test_an_adapter_is_trained_saved_and_evaluated_from_its_checkpoint(place):
     assert sum(same) >= 0.95 * len(same)  # merging rounds differently
 
 
+@pytest.mark.slow  # test_resume.py compares runs of separate processes byte for byte
 def test_the_same_command_gives_the_same_run(first, place):
     _, folder = first
     done = echoink(place, *SMALL, "trainer.save_every=1", "name=twin", "tracking=off")
@@ -215,7 +216,9 @@ def test_bfloat16_several_updates_accumulation_and_checkpointing_go_through(plac
     assert summary["final"]["samples"]["k"] == 2 and summary["final"]["greedy_accuracy"] is None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_true_status(place, number, code):
     name = f"signal{int(number)}"
     started = processes.start(place, *SMALL, f"name={name}", "trainer.steps=500", "eval.base=false")
@@ -345,6 +348,7 @@ def test_a_wheel_works_in_another_folder(tmp_path):
     assert where.stdout.count(str(tmp_path / "site")) == 2
 
 
+@pytest.mark.slow  # test_evaluator.py cuts the file at several lines, test_resume.py stops a base evaluation
 def test_an_evaluation_that_is_killed_goes_on_where_it_was(place):
     """kill -9 in the middle; the same command in the same folder ends as if nothing had been."""
     folder = place / "outputs/interrupted"

@@ -90,7 +90,7 @@ def test_both_weights_zero_is_refused():
 
 def test_a_sweep_is_checked_for_every_job():
     assert len(compose(["reward.lambda_fmt=0,0.5,1", "seed=0,1"], multirun=True)) == 6
-    assert len(compose(["experiment=glob(*)", "seed=0,1"], multirun=True)) >= 1
+    assert len(compose(["experiment=glob(ablate_*)"], multirun=True)) == 1, "Hydra expands it, later"
     with pytest.raises(UserError, match="must be >= 0"):
         compose(["grpo.beta=0,0.1,-1"], multirun=True)
 

@@ -131,7 +131,7 @@ def probe_data():
 def probe(features: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     """Hits and n of a random forest on the last third, trained on the rest."""
     cut = 2 * len(target) // 3
-    forest = RandomForestClassifier(300, random_state=0).fit(features[:cut], target[:cut])
+    forest = RandomForestClassifier(100, random_state=0).fit(features[:cut], target[:cut])
     return int((forest.predict(features[cut:]) == target[cut:]).sum()), len(target) - cut
 
 

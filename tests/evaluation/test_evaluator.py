@@ -208,21 +208,21 @@ def test_watched_samples_are_answered_with_the_same_noise(make_evaluator, model,
 def test_ablations_are_answered_told_and_resumed(make_evaluator, model, samples, tmp_path):
     chosen = [Variant.full, Variant.no_audio, Variant.swapped_image]
     whole = make_evaluator(tmp_path / "whole", ablations=chosen, samples=4, greedy=False)
-    whole.phase(model, samples[:6], FINAL, 3)
+    whole.phase(model, samples[:4], FINAL, 3)
     found = whole.files.summary[FINAL]["ablations"]
     assert [name for name in found if name != "needs"] == ["no_audio", "swapped_image"]
-    assert found["no_audio"]["n"] == 6 and sum(found["needs"].values()) == 6
+    assert found["no_audio"]["n"] == 4 and sum(found["needs"].values()) == 4
     rows = lines(whole)
     assert {row["variant"] for row in rows} == {"full", "no_audio", "swapped_image"}
     (logged,) = whole.files.read("eval.jsonl")
     assert logged["eval/no_audio/accuracy"] == found["no_audio"]["accuracy"]
     assert logged["eval/no_audio/drop"] == found["no_audio"]["drop"]["difference"]
     needs = whole.files.read("needs-final.jsonl")
-    assert len(needs) == 6 and needs[0]["full"][1] == needs[0]["no_audio"][1] == 4
-    for kept in (3, 31):  # in the middle of full, in the middle of a variant
+    assert len(needs) == 4 and needs[0]["full"][1] == needs[0]["no_audio"][1] == 4
+    for kept in (3, 21):  # in the middle of full, in the middle of a variant
         cut = make_evaluator(tmp_path / f"cut{kept}", ablations=chosen, samples=4, greedy=False)
         cut.files.append("predictions.jsonl", rows[:kept])
-        cut.phase(model, samples[:6], FINAL, 3)
+        cut.phase(model, samples[:4], FINAL, 3)
         key = lambda row: (row["variant"], row["id"], row["draw"])  # noqa: E731
         assert sorted(lines(cut), key=key) == sorted(rows, key=key)
         assert cut.files.summary[FINAL] == whole.files.summary[FINAL]
@@ -239,6 +239,7 @@ def test_a_variant_has_the_noise_and_options_of_the_full_prompt(make_evaluator, 
 
 
 def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluator, model, samples):
+    samples = samples[:9]
     evaluator = make_evaluator(ablations=[Variant.swapped_audio], samples=3, greedy=False)
     evaluator.phase(model, samples, FINAL, 0)
     rows = [row for row in lines(evaluator) if row["variant"] == "swapped_audio"]

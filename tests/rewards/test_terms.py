@@ -72,7 +72,8 @@ def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes
         (tmp_path / f"{name}.py").write_text(f"def reward(completion, sample):\n    return {value}\n")
     run = tmp_path / "run"
     files = "reward.files=[{path: one.py, weight: 0.25}, {path: two.py, weight: -1, name: penalty}]"
-    done = processes.run(tmp_path, *SMALL, files, "tracking=off", f"hydra.run.dir={run}")
+    short = ["eval.base=false", "eval.greedy=false", "eval.limit=2"]
+    done = processes.run(tmp_path, *SMALL, *short, files, "tracking=off", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr
     assert "one 0.25, penalty -1" in done.stdout
     first = lines(run / "metrics.jsonl")[0]

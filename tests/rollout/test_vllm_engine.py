@@ -206,6 +206,12 @@ def test_weights_that_are_shared_pass_in_chunks_and_arrive(make_engine, model, p
     assert 0 < pushed.compared <= pushed.parts
     rows, logps = one.generate(prompts[:2], [7, 8], G)
     assert apart(model, prompts[:2], rows, logps).max() < 1e-4
+    monkeypatch.setattr(one, "_shares", False)  # by a file
+    assert one.push(model).written > 0
+    folder, process = one._folder, one._process
+    assert not one._weights.exists(), "nothing of it is left"
+    one.close()
+    assert process.poll() == -signal.SIGKILL and not folder.exists()
 
 
 @pytest.mark.parametrize("fails", ["forgets", "drops"])
@@ -267,7 +273,7 @@ def test_an_engine_that_fails_is_named_with_its_log(
 ):
     monkeypatch.setenv("STAND_IN", fails)
     with pytest.raises(UserError) as error:
-        make_engine(model, processor, near=False).generate(prompts[:1], [0], G)
+        make_engine(model, processor, near=fails == "cannot").generate(prompts[:1], [0], G)
     assert str(error.value).startswith(says) and "engine.log" in error.value.hint
 
 
@@ -276,15 +282,6 @@ def test_an_interpreter_without_vllm_is_refused_with_the_way_to_one(tmp_path):
         with pytest.raises(UserError) as error:
             vllm_environment.check(python)
         assert "pip install vllm" in error.value.hint and python in error.value.problem
-
-
-def test_nothing_of_it_is_left(make_engine, model, processor, prompts):
-    one = make_engine(model, processor, near=False)
-    one.push(model)
-    assert not one._weights.exists()
-    folder, process = one._folder, one._process
-    one.close()
-    assert process.poll() == -signal.SIGKILL and not folder.exists()
 
 
 class Catch(TrainerCallback):
@@ -299,7 +296,7 @@ class Catch(TrainerCallback):
 def train(make_engine, make_processor, samples, tmp_path):
     """Three steps by an engine: the metrics of each and the trainer."""
 
-    def go(*settings, adapter=None, spoil=lambda trainer: None):
+    def go(*settings, adapter=None, spoil=lambda trainer: None, steps=3):
         config = config_of(
             f"grpo.group_size={G}",
             f"generation.max_new_tokens={LENGTH}",
@@ -324,7 +321,9 @@ def train(make_engine, make_processor, samples, tmp_path):
             ),
             samples[:6],
             Scoring(of_config(config.reward, processor.prompt.thinks)),
-            arguments(config.trainer, config.grpo, config.generation, seed=config.seed, steps=3, folder=str(tmp_path)),
+            arguments(
+                config.trainer, config.grpo, config.generation, seed=config.seed, steps=steps, folder=str(tmp_path)
+            ),
             config.grpo,
             callbacks=[catch],
         )
@@ -413,10 +412,10 @@ def test_an_engines_rollout_is_corrected_in_the_loss_without_a_pass_of_its_own(t
         trainer._log_probabilities = counted
 
     settings = [f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", f"grpo.beta={beta}"]
-    logged, _ = train(*settings, spoil=spoil)
-    assert passes.count(False) == (3 if beta else 0), "only the reference makes passes without a gradient"
-    for row in logged:
-        assert row.get("engine/logp_difference_mean", 0.6931) == pytest.approx(0.6931, abs=1e-3)
+    logged, _ = train(*settings, spoil=spoil, steps=2)
+    assert passes.count(False) == (2 if beta else 0), "only the reference makes passes without a gradient"
+    differences = [row["engine/logp_difference_mean"] for row in logged if "engine/logp_difference_mean" in row]
+    assert differences and differences == pytest.approx([0.6931] * len(differences), abs=1e-3)
     if beta and mode is not Correction.sequence_mask:  # without it only groups with a signal are compared
         most = {"none": 1, "token_truncate": 2, "token_mask": 2, "sequence_truncate": 3}[mode.name]
         assert logged[0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)

@@ -89,7 +89,7 @@ def whole(place: Path, name: str, settings: list[str]) -> tuple[dict[str, str], 
 
 @pytest.fixture(scope="module")
 def plain(place) -> tuple[dict[str, str], float]:
-    whole(place, "first", [*SMALL, "trainer.steps=1"])  # writes the data, starts the fork server
+    processes.run(place, code="pass")  # starts the fork server
     return whole(place, "plain", SMALL)
 
 
@@ -138,23 +138,50 @@ def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> 
     started.wait()
 
 
-def test_an_adapter_with_dropout_that_is_killed_ends_the_same(place, plain):
-    """In the middle of a rollout. Dropout draws from the random state that the checkpoint holds."""
+def test_an_adapter_with_dropout_that_is_killed_and_then_asked_to_go_ends_the_same(place, plain):
+    """Both in the middle of a rollout. Dropout draws from the random state that the checkpoint holds."""
     settings = [*SEVERAL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
     expected, _ = whole(place, "lora", settings)
     folder = place / "outputs/lora-killed"
     again = [*settings, "resume=auto", f"hydra.run.dir={folder}"]
-    for steps in (2, 4):
-        killed_after(place, folder, steps, again)
+    killed_after(place, folder, 2, again)
+    again[again.index("trainer.save_every=1")] = "trainer.save_every=0"
+    asked_after(place, folder, 5, again, signal.SIGUSR1)
     done = processes.run(place, *again)
     assert done.returncode == 0 and "from step " in done.stdout, done.stderr
     assert left(folder) == expected
 
 
+def asked_after(place: Path, folder: Path, steps: int, settings: list[str], number: int) -> int:
+    """Start a run and ask it to go when it has done so many steps; it keeps a checkpoint of the last one, returned."""
+    started = processes.start(place, *settings)
+    while len(read_rows(folder / "metrics.jsonl")) < steps:
+        time.sleep(0.005)
+        assert started.running(), started.text()
+    time.sleep(random.Random(f"{settings} {number}").random() * 0.4)
+    started.send(number)
+    asked = time.monotonic()
+    done = started.wait(60)
+    assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
+    assert "is kept; resume=auto goes on from it" in done.stdout
+    print(f"left {time.monotonic() - asked:.1f} s after the signal")
+    assert read_summary(folder)["status"] == "killed"
+    newest, _ = checkpoint.newest(folder)
+    done_steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
+    assert checkpoint.step_of(newest) == done_steps[-1] >= steps
+    return done_steps[-1]
+
+
 def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain):
-    settings = [*(one for one in SMALL if one != "tracking=off"), "resume=auto", "hydra.run.dir=outputs/tracked"]
+    short = ["trainer.steps=4", "eval.every=2", "eval.greedy=false", "eval.limit=3"]
+    settings = [
+        *(one for one in SMALL if one != "tracking=off"),
+        *short,
+        "resume=auto",
+        "hydra.run.dir=outputs/tracked",
+    ]
     folder = place / "outputs/tracked"
-    killed_after(place, folder, 5, [*settings, "trainer.save_every=2"])
+    killed_after(place, folder, 3, [*settings, "trainer.save_every=2"])
     store = absolute_uri("sqlite:///outputs/mlflow.db", place)
     client = connect(store)
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -172,7 +199,7 @@ def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain)
             steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
             assert len(steps) == len(set(steps)), name
     accuracy = [point.step for point in client.get_metric_history(run.info.run_id, "reward/accuracy")]
-    assert sorted(accuracy) == list(range(1, 9))
+    assert sorted(accuracy) == list(range(1, 5))
 
     def counts():
         return {name: len(client.get_metric_history(run.info.run_id, name)) for name in again.data.metrics}
@@ -188,8 +215,9 @@ def test_in_mlflow_the_same_run_goes_on_and_no_step_is_there_twice(place, plain)
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        ("plain", signal.SIGTERM),
-        ("several", signal.SIGUSR1),
+        # By default the adapter's run and the one that is asked before its first step are asked in the middle too.
+        pytest.param("plain", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("several", signal.SIGUSR1, marks=pytest.mark.slow),
         # Which signal it is changes the status alone (test_a_signal_leaves_a_true_status).
         pytest.param("plain", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("several", signal.SIGTERM, marks=pytest.mark.slow),
@@ -203,28 +231,14 @@ def test_asked_to_go_it_keeps_where_it_is_and_ends_the_same(place, request, kind
     settings = SMALL if kind == "plain" else SEVERAL
     folder = place / f"outputs/asked-{kind}-{int(number)}"
     command = [*settings, "trainer.save_every=0", "resume=auto", f"hydra.run.dir={folder}"]
-    started = processes.start(place, *command)
-    while len(read_rows(folder / "metrics.jsonl")) < 5:
-        time.sleep(0.005)
-        assert started.running(), started.text()
-    time.sleep(random.Random(f"{kind} {number}").random() * 0.4)
-    started.send(number)
-    asked = time.monotonic()
-    done = started.wait(60)
-    assert done.returncode == (130 if number == signal.SIGINT else 143), done.stderr
-    assert "is kept; resume=auto goes on from it" in done.stdout
-    print(f"left {time.monotonic() - asked:.1f} s after the signal")
-    assert read_summary(folder)["status"] == "killed"
-    newest, _ = checkpoint.newest(folder)
-    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")]
-    assert checkpoint.step_of(newest) == steps[-1] >= 5
+    step = asked_after(place, folder, 5, command, number)
     done = processes.run(place, *command)
     assert done.returncode == 0, done.stderr
-    assert f"from step {steps[-1]}" in done.stdout
+    assert f"from step {step}" in done.stdout
     assert left(folder) == expected
 
 
-def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
+def test_asked_to_go_before_the_first_step_and_in_the_middle_it_ends_the_same(place, plain):
     expected, _ = plain
     folder = place / "outputs/asked-early"
     command = [*SMALL, "resume=auto", f"hydra.run.dir={folder}"]
@@ -235,6 +249,8 @@ def test_asked_to_go_before_the_first_step_it_ends_the_same(place, plain):
     started.send(signal.SIGTERM)
     assert started.wait(60).returncode == 143
     assert read_summary(folder)["status"] == "killed" and not (folder / "checkpoints").exists()
+    command[command.index("trainer.save_every=1")] = "trainer.save_every=0"
+    asked_after(place, folder, 5, command, signal.SIGTERM)
     done = processes.run(place, *command)
     assert done.returncode == 0, done.stderr
     assert left(folder) == expected

@@ -176,9 +176,10 @@ def test_the_plan_of_a_supervised_run(place, dataset):
     assert spent["rollout"] == 0 and spent["update"] > 0, "nothing is decoded"
 
 
-def test_two_processes_learn_what_one_learns(place, dataset):
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns(place, dataset, trainer):
     """Rows of one and of two responses: the processes' shares differ in tokens, and each token counts once."""
-    (place / "ragged").mkdir()
+    (place / "ragged").mkdir(exist_ok=True)
     for split in ("train", "valid"):
         rows = lines(place / f"mine/{split}.jsonl")
         made = [{**row, "responses": row["responses"][: 1 + number % 2]} for number, row in enumerate(rows)]
@@ -187,17 +188,17 @@ def test_two_processes_learn_what_one_learns(place, dataset):
     words += ["trainer.steps=3", "trainer.prompts_per_step=4"]
     words += ["trainer.micro_batch_prompts=2", "trainer.learning_rate=1e-3", "eval.base=false", "eval.watched=0"]
     words += ["eval.greedy=false", "eval.limit=2", "tracking=off"]
-    done = processes.run(place, *words, "hydra.run.dir=outputs/one", code=TRAINED)
+    alone = f"outputs/one-{trainer}"
+    done = processes.run(place, *words, f"hydra.run.dir={alone}", code=TRAINED)
     assert done.returncode == 0, done.stderr
-    for trainer in ("ddp", "fsdp2"):
-        more = [f"trainer={trainer}", "trainer.processes=2", f"hydra.run.dir=outputs/{trainer}"]
-        for one in start(place, [*words, *more]):
-            assert (done := one.wait()).returncode == 0, done.stderr
-        rows, wanted = (lines(place / f"outputs/{name}/metrics.jsonl") for name in (trainer, "one"))
-        for name in ("train/loss", "train/grad_norm", "completion/mean_length"):
-            found, alone = ([row[name] for row in run if name in row] for run in (rows, wanted))
-            assert len(found) == 3 and found == pytest.approx(alone, rel=1e-5, abs=1e-5), name
-        ones, others = (
-            load_model(str(place / f"outputs/{name}/checkpoints/step-3")).state_dict() for name in (trainer, "one")
-        )
-        assert all(torch.allclose(ones[name], others[name], atol=1e-5) for name in others)
+    more = [f"trainer={trainer}", "trainer.processes=2", f"hydra.run.dir=outputs/{trainer}"]
+    for one in start(place, [*words, *more]):
+        assert (done := one.wait()).returncode == 0, done.stderr
+    rows, wanted = (lines(place / folder / "metrics.jsonl") for folder in (f"outputs/{trainer}", alone))
+    for name in ("train/loss", "train/grad_norm", "completion/mean_length"):
+        found, expected = ([row[name] for row in run if name in row] for run in (rows, wanted))
+        assert len(found) == 3 and found == pytest.approx(expected, rel=1e-5, abs=1e-5), name
+    ones, others = (
+        load_model(str(place / folder / "checkpoints/step-3")).state_dict() for folder in (f"outputs/{trainer}", alone)
+    )
+    assert all(torch.allclose(ones[name], others[name], atol=1e-5) for name in others)

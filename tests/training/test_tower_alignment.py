@@ -73,7 +73,7 @@ def test_what_learns_finds_the_names_and_nothing_else_moves(model, processor, tm
     assert label == ("hearing" if sense == "sounds" else "seeing") and last < 0.7 * first
 
 
-@pytest.mark.parametrize("sense", ["sounds", "pictures"])
+@pytest.mark.parametrize("sense", ["sounds", pytest.param("pictures", marks=pytest.mark.slow)])
 def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, short, monkeypatch, capsys, sense):
     monkeypatch.setattr(tower_alignment, "KEPT_EVERY", 8)
     found, steps = [], []
