@@ -15,3 +15,9 @@ def processes() -> PartialState:
     PyTorch's ten minutes would stop those that wait while the first one converts a checkpoint of 100 GB.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+
+
+def device_name() -> str:
+    """What computes here, such as "NVIDIA H200, CUDA 13.0" or "cpu"."""
+    kind = processes().device.type
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if kind == "cuda" else kind

@@ -80,6 +80,15 @@ def round_linear(
         copies[name].copy_(parameter.detach())
 
 
+def unround_what_learns(model: nn.Module) -> None:
+    """Weights that learn in float32: TRL rounds an adapter on 4-bit weights to bfloat16, where AdamW's small steps and
+    the decay of its moments are lost.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Hold those weights of linear layers that do not learn in `dtype`, in place: half the memory in bfloat16."""
     if sharding.is_sharded(model):  # which gathers in that type anyway

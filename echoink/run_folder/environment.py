@@ -39,15 +39,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def device() -> str:
-    """The accelerator that computes, such as "NVIDIA H200, CUDA 13.0"; "cpu" where there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-
-
 def process_is_gone(folder: Path) -> bool:
     """Whether the process that wrote a run's or a sweep's folder has ended; of another machine's nothing is known."""
     files = [file for name in ("environment.json", "sweep.json") if (file := folder / name).is_file()]

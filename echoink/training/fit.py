@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from echoink.common import console, signals
 from echoink.config.schema import Adapter, Sharding, Task
 from echoink.distributed import collectives
-from echoink.distributed.process_group import processes
+from echoink.distributed.process_group import device_name, processes
 from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
 from echoink.planning.steps import training_steps
 from echoink.rewards import terms
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
-from echoink.run_folder.environment import device, environment
+from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
@@ -195,5 +195,5 @@ def _provenance(job: Job) -> dict[str, Any]:
         "processes": processes().num_processes,
         "versions": here["versions"],
         "commit": here["commit"],
-        "device": device(),
+        "device": device_name(),
     }

@@ -30,7 +30,7 @@ from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, sharding
 from echoink.models.encoders import same_towers
-from echoink.models.rounding import round_frozen
+from echoink.models.rounding import round_frozen, unround_what_learns
 from echoink.rewards.terms import Reward
 from echoink.rollout.decoder import Decoder
 from echoink.rollout.sampling import uniforms
@@ -137,20 +137,21 @@ class TRLHost(ResumableTrainer):
         self.data_collator = self._read  # of batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
-        # TRL rounds an adapter on 4-bit weights to bfloat16, in which AdamW's small steps are lost.
-        if policy.adapter is not None:
-            for weight in self.model.parameters():
-                weight.data = weight.data.float() if weight.requires_grad else weight.data
-        # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
-        frozen = reference if policy.adapter is None else self.model
-        if args.bf16 and frozen is not None:
-            round_frozen(frozen, torch.bfloat16)
+        self._set_dtypes(policy, args.bf16)
         # With an adapter the model is its own reference, the adapter switched off.
         self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
         # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
         for each in filter(None, (model, reference)):
             each.model.run_all_towers = True
         self._decoder: Decoder | None = None  # made for the first rollout; what it captures serves all of them
+
+    def _set_dtypes(self, policy: Policy, bf16: bool) -> None:
+        if policy.adapter is not None:
+            unround_what_learns(self.model)
+        # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
+        frozen = policy.reference if policy.adapter is None else self.model
+        if bf16 and frozen is not None:
+            round_frozen(frozen, torch.bfloat16)
 
     def _sampler(self, stages: Sequence[int] | None) -> GroupSampler:
         # TRL's sampler drops the last, partial block of prompts; ours fills it (561 or 562 steps of the paper).
