@@ -69,8 +69,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     ours, rows, groups = (medians[name] for name in SYSTEMS)
 
     def ratio(other: dict[str, float], name: str) -> dict[str, float]:
-        there = [phase for phase in PARTS if phase != "reference" or config.beta]  # else ours does nothing
-        ratios = {phase: other[phase] / ours[phase] for phase in there}
+        ratios = {phase: other[phase] / ours[phase] for phase in PARTS if phase != "reference" or config.beta}
         return ratios | {"peak_memory": memory[name] / memory["ours"]}
 
     found = {

@@ -13,7 +13,6 @@ from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
 from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
-from echoink.distributed.process_group import device_name
 from echoink.evaluation import metrics, reflection, tables
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.evaluator import Evaluator
@@ -22,7 +21,7 @@ from echoink.pipeline import export, sweep_job
 from echoink.report.build import FIGURE, try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
-from echoink.run_folder.environment import environment, git
+from echoink.run_folder.environment import git
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
 from echoink.tracking.logger import Tracker
@@ -63,7 +62,6 @@ def execute(
     Returns:
         The tracker, closed.
     """
-    files.write_json("environment.json", environment() | {"device": device_name()})
     first, last = _first_and_last(config)
     job = build_job(config, splits, first)
     longest = longest_prompt(job)

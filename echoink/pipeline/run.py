@@ -71,8 +71,10 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             # The one boundary: all that needs torch, transformers and TRL is imported here, behind every check that
             # does without them.
             with imports():
+                from echoink.distributed.process_group import device_name
                 from echoink.pipeline.execute import execute
 
+            files.write_json("environment.json", environment() | {"device": device_name()})
             tracker = execute(config, files, splits, start=start, uri=uri, overrides=overrides)
         if tracker.run_id:
             console.say_mlflow(tracker.uri, tracker.url_path)
