@@ -16,6 +16,7 @@ from echoink.curate.difficulty import balanced
 from echoink.data import synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split
+from tests.helpers import processes
 
 
 @pytest.fixture
@@ -160,8 +161,9 @@ def test_a_finished_output_and_one_begun_otherwise_are_refused(source, tmp_path,
         curate(source, tmp_path / "cut", "draws=16")
 
 
-def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path):
+def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path, monkeypatch):
     """The real one, twice: the second time nothing is left to answer."""
+    monkeypatch.setattr("echoink.common.cli.train", lambda words: processes.run(tmp_path, *words).returncode)
     given = difficulty.DifficultyConfig(
         source=str(source),
         checkpoint=str(TINY),
