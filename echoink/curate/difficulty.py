@@ -173,15 +173,8 @@ def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path,
     """
     if read_summary(folder)["status"] == "finished":
         return
-    own = [
-        "task=eval",
-        *_of_source(source),
-        f"checkpoint={quoted(checkpoint)}",
-        "eval.split=train",
-        f"seed={seed}",
-        "tracking=off",
-    ]
-    own += [f"hydra.run.dir={quoted(folder)}"]
+    own = ["task=eval", *_of_source(source), "eval.split=train", f"checkpoint={quoted(checkpoint)}"]
+    own += [f"seed={seed}", "tracking=off", f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
 
@@ -258,12 +251,13 @@ def write_splits(
     """
     for split in SPLITS:
         samples, turns = read_samples(data, split), Counter()
-        rows = []
+        rows, lost = [], 0
         for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             if split == "train" and sample.id not in extra:
                 continue
             options, solution = sample.options, sample.solution
             moved = shuffle and split == "train" and may_move(sample)
+            lost += moved and bool(sample.responses)  # they speak of the letters that were
             if moved:
                 options, solution = balanced(sample.id, options, sample.gold, seed=seed, turns=turns)
             path = {kind: _copied(medium, output / split / f"{kind}s", number) for kind, medium in sample.media.items()}
@@ -284,6 +278,8 @@ def write_splits(
                     **(extra[sample.id] if split == "train" else {}),
                 }
             )
+        if lost:
+            say("", f"{counted(lost, 'question')} of {split} lost their responses: options were moved (shuffle=false)")
         if rows:
             write_atomic(output / f"omni_rl_format_{split}.json", as_json(rows))
 

@@ -314,6 +314,7 @@ def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int
 
 
 def refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
+    """Raise `UserError`, naming the rows, where more than a share `allowed` of `total` is dropped."""
     if len(dropped) <= allowed * total:
         return
     # The hint of the first stands at the end; others say theirs where it is another.

@@ -14,8 +14,10 @@ import psutil
 
 from echoink.run_folder.folder import in_use
 
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf")
-_LIBRARIES += ("triton", "bitsandbytes", "deepspeed")
+_LIBRARIES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mlflow", "hydra-core", "omegaconf"),
+    *("triton", "bitsandbytes", "deepspeed"),
+)
 
 
 def environment() -> dict[str, Any]:

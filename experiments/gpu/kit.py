@@ -58,6 +58,9 @@ def run(name: str, seconds: float) -> dict:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with the trainings that it has started
             text, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
+        except BaseException:  # Ctrl-C reaches this process alone
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     rows = [json.loads(line[4:]) for line in text.splitlines() if line.startswith("row ")]
     return {"check": name, "rows": rows, "error": ended, "seconds": round(time.monotonic() - began, 1)}
 

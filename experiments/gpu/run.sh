@@ -39,7 +39,7 @@ case "${1:-}" in
     ;;
   run)
     with_wheels
-    { nvidia-smi; df -h /dev/shm; } 2>&1 || true # into a pipe that closes early, they would end the script
+    { nvidia-smi; df -h /dev/shm; } 2>&1 || true # what fails here must not end the script
     python3 experiments/gpu/kit.py output="$out"
     ;;
   benchmark)
