@@ -22,6 +22,7 @@ import numpy as np
 from echoink.common import cli, console
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
+from echoink.config.compose import check_reward_files
 from echoink.config.schema import RewardFile
 from echoink.data.samples import Sample
 from echoink.evaluation import metrics, tables
@@ -118,6 +119,7 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
             raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error
     if not before:
         raise UserError(f"{path} is empty", "give the predictions.jsonl of a run")
+    check_reward_files(given.file, given.files)
     example = sample_of(before[0])
     files = {"custom": given.file} if given.file else {}
     files |= {each.metric_name: each.path for each in given.files}

@@ -590,6 +590,17 @@ def test_rescore_takes_several_files_and_goes_on_where_one_fails(run, tmp_path, 
     assert "short " in shown and "broken" in shown and "0 to 0, median 0" in shown
 
 
+def test_rescore_refuses_the_names_that_training_refuses(run, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def reward(completion, sample):\n    return 1.0\n")
+    for given, name in (
+        ([f"reward.files=[{{path: {own}}}, {{path: {own}}}]"], "own"),
+        ([f"reward.file={own}", f"reward.files=[{{path: {own}, name: custom}}]"], "custom"),
+    ):
+        with pytest.raises(UserError, match=f"the name {name} is taken"):
+            rescore.main([str(run), *given])
+
+
 def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsys):
     """Four draws of three samples by hand: alike in one group, different in two; longer answers are the right ones."""
     row = json.loads((run / "predictions.jsonl").read_text().splitlines()[0]) | {"phase": "final", "variant": "full"}

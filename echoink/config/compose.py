@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,12 +32,13 @@ from echoink.config.schema import (
     Dtype,
     Part,
     RewardConfig,
+    RewardFile,
     RolloutEngine,
     Split,
     Task,
     fields_of,
 )
-from echoink.rewards.types import Rule
+from echoink.rewards.types import ROW_FIELDS, Rule
 
 VERSION_BASE = "1.3"
 
@@ -85,7 +86,32 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     jobs = [[*job, *found] for job in jobs]
     for path in chosen_files(dict.fromkeys(word for job in jobs for word in job), own):
         refuse_surprises(path)
-    return [_compose_one(job, multirun, own) for job in jobs]
+    composed = [_compose_one(job, multirun, own) for job in jobs]
+    if not (multirun and len(jobs) == 1):  # the one job of a search lacks what is drawn
+        _refuse_without_effect(composed)
+    return composed
+
+
+_ACTS_ONLY: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "reward.lambda_file": (lambda c: bool(c.reward.file), "reward.file=mine.py names what it weighs"),
+    "reward.integration": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
+    "reward.integration_scale": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
+    "trainer.epochs": (lambda c: c.trainer.steps is None, "trainer.steps=null lets the epochs decide"),
+    "adapter.rank": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
+    "adapter.alpha": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
+    "adapter.dropout": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
+    "adapter.targets": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
+    "eval.dev_samples": (lambda c: bool(c.eval.every), "eval.every=20 asks the development split"),
+}
+"""Keys that act only together with another: when, and what to add."""
+
+
+def _refuse_without_effect(jobs: Sequence[Composed]) -> None:
+    """Refuse a key of the command line that acts in no job; in some jobs of a grid it may be without effect."""
+    given = {override.partition("=")[0] for job in jobs for override in job.overrides}
+    for key, (acts, hint) in _ACTS_ONLY.items():
+        if key in given and not any(acts(job.config) for job in jobs):
+            raise UserError(f"{key} has no effect here", hint)
 
 
 def quoted(text: object) -> str:
@@ -147,9 +173,6 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
-        given = {override.partition("=")[0] for override in overrides}
-        if "reward.lambda_file" in given and "reward.file" not in given and not config.reward.file:
-            raise UserError("reward.lambda_file without reward.file weighs nothing", "reward.file=mine.py names it")
         return Composed(config, folder, tuple(overrides))
     except UserError as error:
         raise _with_place(error, overrides, own) from error
@@ -251,7 +274,7 @@ def _check_together(config: Config) -> None:
     weights += [reward.lambda_file] if reward.file else []
     if config.task is not Task.sft and not (any(weights) or pays or any(each.weight for each in reward.files)):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
-    _check_reward_files(reward)
+    check_reward_files(reward.file, reward.files)
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
     if config.trains and config.eval.split is Split.train:
@@ -291,15 +314,24 @@ def _check_learns(freeze: Sequence[Part], adapter: Adapter) -> None:
         raise UserError("model.freeze names everything: nothing would learn", "remove one part")
 
 
-def _check_reward_files(reward: RewardConfig) -> None:
-    files = {"reward.file": reward.file} if reward.file else {}
-    files |= {f"reward.files[{place}].path": each.path for place, each in enumerate(reward.files)}
-    for where, path in files.items():
+def check_reward_files(file: str | None, files: Sequence[RewardFile]) -> None:
+    """Refuse rewards of the user's own that are not there, or whose names are taken.
+
+    Args:
+        file: `reward.file`.
+        files: `reward.files`.
+
+    Raises:
+        UserError: naming the key.
+    """
+    paths = {"reward.file": file} if file else {}
+    paths |= {f"reward.files[{place}].path": each.path for place, each in enumerate(files)}
+    for where, path in paths.items():
         if not Path(path).is_file():
             raise UserError(f"{where}={path}: no such file", "a Python file that defines reward(completion, sample)")
-    taken = ["accuracy", "format", "integration", "total", *(["custom"] if reward.file else [])]
-    taken += [field.name.removeprefix("lambda_") for field in dataclasses.fields(reward)]
-    for place, each in enumerate(reward.files):
+    taken = ["accuracy", "format", *ROW_FIELDS, *(["custom"] if file else [])]
+    taken += [field.name.removeprefix("lambda_") for field in dataclasses.fields(RewardConfig)]
+    for place, each in enumerate(files):
         for spec in dataclasses.fields(each):
             check_range(f"reward.files[{place}].{spec.name}", spec, getattr(each, spec.name))
         if each.metric_name in taken or not each.metric_name.isidentifier():

@@ -20,6 +20,7 @@ from echoink.data.samples import Sample
 from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.planning import preflight
+from echoink.rewards import terms
 from echoink.run_folder import checkpoint
 
 
@@ -121,8 +122,9 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     how = "supervised fine-tuning" if supervised else "GRPO"
     body = [f"# {family_of(model).NAME}, trained by {how} with EchoInk", ""]
     if config:
-        weights = {name: value for name, value in config.reward.items() if name.startswith("lambda_") and value}
-        weighted = ", ".join(f"{name} = {value:g}" for name, value in weights.items())
+        weighted = ", ".join(f"{name} = {weight:g}" for name, weight in terms.listed(config.reward))
+        advantage = config.grpo.get("advantage", "group")
+        weighted += "" if advantage == "group" else f", advantage = {advantage}"
         body += [
             f"Started from `{base}`, step {checkpoint.step_of(path)}: "
             + ("" if supervised else f"G = {config.grpo.group_size}, beta = {config.grpo.beta}, {weighted}, ")

@@ -19,6 +19,7 @@ from echoink.data.splits import describe as describe_splits
 from echoink.data.splits import load as load_splits
 from echoink.planning import plan, preflight
 from echoink.planning.steps import training_steps
+from echoink.rewards import terms
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
 from echoink.run_folder import checkpoint, resume, reward_files
@@ -150,15 +151,7 @@ def summary_line(config: Config) -> str:
     if config.task is Task.sft:
         responses = console.counted(config.sft.responses, "response")
         return " · ".join([*parts, f"supervised, up to {responses} of a row", how_long])
-    reward = f"λ_acc {config.reward.lambda_acc:g}, λ_fmt {config.reward.lambda_fmt:g}"
-    if config.reward.lambda_int:
-        reward += f", λ_int {config.reward.lambda_int:g} ({config.reward.integration.name})"
-    known = ("lambda_acc", "lambda_fmt", "lambda_int", "lambda_file")
-    others = {name: value for name, value in vars(config.reward).items() if name.startswith("lambda_") and value}
-    extra = {name.replace("lambda_", "λ_"): value for name, value in others.items() if name not in known}
-    extra |= {config.reward.file: config.reward.lambda_file} if config.reward.file else {}
-    extra |= {each.metric_name: each.weight for each in config.reward.files}
-    parts.append("".join([f"reward {reward}", *(f", {name} {weight:g}" for name, weight in extra.items())]))
+    parts.append("reward " + ", ".join(f"{name} {weight:g}" for name, weight in terms.listed(config.reward)))
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]

@@ -52,6 +52,13 @@ def accuracy_reward(
     return 0.0 if answer is None else SCORES[problem_type](answer[:_MAX_TEXT], solution)
 
 
+def has_answer(completion: str, problem_type: ProblemType, options: Sequence[str], match: Match) -> bool:
+    """Whether an answer can be read from a completion, whatever it is; as `accuracy_reward` reads it."""
+    if problem_type is ProblemType.multiple_choice:
+        return bool(read_letters(completion, options, match))
+    return parse_answer(completion) is not None
+
+
 def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str]) -> str | None:
     """What is wrong with a dataset's right answer; None where it scores 1 against itself."""
     unreadable = problem_type in _PLAIN_GOLD and not _PLAIN_GOLD[problem_type](solution)
@@ -74,8 +81,12 @@ for _number_of_tens, _ten in enumerate(_TENS.split(), 2):
 
 _DIGITS = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?"
 
-_NO_UNITS = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "k"}
-_NO_UNITS |= {"or", "and", "not", "nor", "to", "plus", "minus"}
+_TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' ', '|')})\b)")
+"""The beginning of "twenty one"."""
+
+_NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
+for _multiple in ["hundred", "thousand", "million", "billion", "trillion", "dozen", "third", "quarter"]:
+    _NO_UNITS |= {_multiple, f"{_multiple}s"}
 """Words after a number that change it."""
 
 
@@ -98,7 +109,8 @@ def number_in(text: str) -> float | None:
     if (plain := _plain_number(text)) is not None:
         return plain
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
-    first, *unit = re.sub(r"(?<=\d)(?=[^\W\d_]{1,4}\d?$)", " ", text.casefold()).split()[:4] or [""]
+    text = _TWO_WORDS.sub(r"\1-", text.casefold())
+    first, *unit = re.sub(r"(?<=\d)(?=[^\W\d_]{1,4}\d?$)", " ", text).split()[:4] or [""]
     units = all(re.fullmatch(r"°?[^\W\d_]+[23]?", word) and word not in _NO_UNITS for word in unit)
     if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
@@ -140,15 +152,23 @@ def _free_form(answer: str, solution: str) -> float:
     return RougeScorer(["rougeL"], tokenizer=_Words()).score(solution, answer)["rougeL"].fmeasure
 
 
+_NO_SECONDS = re.compile(
+    r"\d\s*(?:%|(?:m|mins?|minutes?|h|hrs?|hours?|ms|msecs?|milliseconds?|frames?|fps)(?![^\W\d_]))|\bframes?\W*\d",
+    re.I,
+)
+"""A number that is no time in seconds."""
+
+
 def _spans(text: str) -> list[tuple[float, float]]:
-    """Spans of time in a text, in seconds, as disjoint unions in order; empty where times do not pair up.
+    """Spans of time in a text, in seconds, as disjoint unions in order; empty where times do not pair up or have
+    another unit.
 
     Example: "0:05-0:10 and [8, 12.5]" is [(5, 12.5)].
     """
     times = []
     text = normalize(text)
-    if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text):  # no time is negative
-        return []
+    if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
+        return []  # no time is negative
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):

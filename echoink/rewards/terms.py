@@ -9,13 +9,14 @@ own needs none of this: `reward.file`, `reward.files`. What needs the model itse
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echoink.rewards import custom
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.format import format_reward
-from echoink.rewards.types import Match
+from echoink.rewards.types import Match, Rule
 
 if TYPE_CHECKING:
     from echoink.config.schema import RewardConfig
@@ -51,6 +52,23 @@ def accuracy_of(match: Match) -> RewardFunction:
         accuracy_reward(text, s.problem_type, s.options, solution=s.solution, match=match)
         for text, s in zip(texts, samples, strict=True)
     ]
+
+
+def listed(config: Any) -> list[tuple[str, float]]:
+    """The terms of the total reward as a reader sees them: ("λ_acc", 1.0), ("λ_int (twin)", 0.3), ("mine.py", 0.5).
+
+    Args:
+        config: the group `reward`: a `RewardConfig`, or what the config.yaml of a run has.
+    """
+    weights = dict(config if isinstance(config, Mapping) else vars(config))
+    found = [("λ_acc", weights["lambda_acc"]), ("λ_fmt", weights["lambda_fmt"])]
+    if weights["lambda_int"]:
+        rule = weights["integration"]
+        found.append((f"λ_int ({rule.name if isinstance(rule, Rule) else rule})", weights["lambda_int"]))
+    others = {name.removeprefix("lambda_"): value for name, value in weights.items() if name.startswith("lambda_")}
+    found += [(f"λ_{name}", value) for name, value in others.items() if name not in _APART and value]
+    found += [(weights["file"], weights["lambda_file"])] if weights["file"] else []
+    return found + [(each.name or Path(each.path).stem, each.weight) for each in weights.get("files") or ()]
 
 
 def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward]:

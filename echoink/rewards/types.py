@@ -18,6 +18,10 @@ NEEDED = {"audio": (True, False), "image": (False, True), "both": (True, True)}
 """For the labels of `need` that `twin` can pay: whether audio and image are needed."""
 
 
+ROW_FIELDS = ("step", "id", "g", "text", "tokens", "advantage", "problem", "options", "gold", "media", "total")
+"""What a completion's row in `completions/` holds beside its rewards: no reward may have such a name."""
+
+
 class OnError(Enum):
     stop = "stop"
     zero = "zero"

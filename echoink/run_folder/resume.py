@@ -17,7 +17,7 @@ from typing import Any
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_aside, write_atomic
-from echoink.config.schema import Config, Sharding, to_yaml
+from echoink.config.schema import Config, Schedule, Sharding, to_yaml
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
@@ -156,7 +156,9 @@ def begin(config: Config, folder: Path) -> Start:
     if changed is None:
         there = run_folder.read_summary(folder)["status"] != "missing"
         return Start(again=config.resume != NEVER and there and not config.dry_run)
-    kept = {"trainer.learning_rate", "trainer.weight_decay"} & set(changed)
+    follow = () if config.trainer.schedule is Schedule.constant else ("steps", "epochs")
+    fixed = ("learning_rate", "weight_decay", "schedule", "warmup_steps", *follow)
+    kept = {f"trainer.{name}" for name in fixed} & set(changed)
     if kept and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
         raise UserError(
             f"DeepSpeed goes on with the {' and '.join(sorted(kept))} that {folder} was begun with",

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
-from echoink.config.schema import Adapter, Sharding, Task
+from echoink.config.schema import Adapter, Advantage, Sharding, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import device_name, processes
 from echoink.evaluation.evaluator import Evaluator
@@ -145,7 +145,9 @@ def _on_rollout(
         weights["integration"] = integration.weight
     complete = with_question_and_total(job.splits.train, weights)
     watch = LearningSignalMonitor(
-        config.generation.max_new_tokens, [name for name, weight in weights.items() if weight]
+        config.generation.max_new_tokens,
+        [name for name, weight in weights.items() if weight],
+        rejects=config.grpo.advantage is Advantage.rejection,
     )
     lookers = (
         *(() if config.task is Task.sft else (watch,)),  # of runs that cannot learn from what they sample

@@ -85,8 +85,12 @@ class TRLHost(ResumableTrainer):
         settings: the variant of GRPO; the shared prefix, modality dropout.
         curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
         callbacks: transformers'.
-        on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`, rewards, `advantage`.
+        on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`,
+            `media`, rewards, `advantage`.
     """
+
+    GENERATES = True
+    """Whether the policy samples the completions; else there is no number of tokens a second to log."""
 
     def __init__(
         self,
@@ -239,7 +243,7 @@ class TRLHost(ResumableTrainer):
         logs.update(self.timer.end())
         # Tokens a second of the whole run, from the mean length over all processes.
         lengths = self._metrics["train"].get("completion/mean_length")
-        if lengths and logs.get("time/rollout"):
+        if self.GENERATES and lengths and logs.get("time/rollout"):
             tokens = sum(lengths) / len(lengths) * self.args.generation_batch_size
             logs["perf/completion_tokens_per_second"] = tokens / logs["time/rollout"]
         super().log(logs, start_time)

@@ -18,8 +18,8 @@ from echoink.data.samples import Sample
 from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import packed_logprobs
 from echoink.rewards import integration
+from echoink.rewards.accuracy import has_answer
 from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
-from echoink.rewards.parsing import parse_answer, read_letters
 from echoink.rewards.terms import accuracy_of
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout.decoder import Decoder
@@ -47,7 +47,8 @@ class IntegrationReward:
         self, config: RewardConfig, processor: PromptProcessor, rows: int, twins: Sequence[Mapping[str, Sample]] = ()
     ):
         self.rule, self._scale, self.weight = config.integration, config.integration_scale, config.lambda_int
-        self._processor, self._accuracy, self._rows, self._twins = processor, accuracy_of(config.match), rows, twins
+        self._processor, self._match, self._rows, self._twins = processor, config.match, rows, twins
+        self._accuracy = accuracy_of(config.match)
         self.notes: dict[str, tuple[float, int]] = {}
 
     @property
@@ -116,7 +117,10 @@ class IntegrationReward:
                 )
                 texts = self._processor.processor.batch_decode(completions, skip_special_tokens=True)
                 right[rows] = torch.tensor(self._accuracy(texts, asked), device=right.device)
-                answers = [has_answer(text, sample) for text, sample in zip(texts, asked, strict=True)]
+                answers = [
+                    has_answer(text, sample.problem_type, sample.options, self._match)
+                    for text, sample in zip(texts, asked, strict=True)
+                ]
                 readable[rows] = torch.tensor(answers, device=right.device)
 
     def reward(self, model, rollout: Rollout, texts: Sequence[str], samples: Sequence[Sample]) -> Tensor:
@@ -184,11 +188,6 @@ class IntegrationReward:
         model.train(trains)
         gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
         return gain
-
-
-def has_answer(text: str, sample: Sample) -> bool:
-    """Whether an answer can be read from a completion."""
-    return bool(read_letters(text, sample.options)) if sample.options else parse_answer(text) is not None
 
 
 def integration_of(

@@ -147,8 +147,8 @@ class ResumableTrainer(GRPOTrainer):
                 lambda: sharded_checkpoint.part_groups(inner, (self.args.weight_decay, 0.0))
             )  # all have read by then
             collectives.on_main_process(lambda: drop_universal(folder))
-        if not self.is_deepspeed_enabled and self._rates() != asked:  # `resume_allow`: begin refuses it with DeepSpeed
-            self._set_rates(asked)
+        if not self.is_deepspeed_enabled:
+            self._set_rates(asked)  # what `resume_allow` lets differ; `resume.begin` refuses it with DeepSpeed
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if kept := self._rollout_of(folder):
             self.take_rollout(kept)

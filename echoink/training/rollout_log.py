@@ -16,6 +16,7 @@ class LearningSignalMonitor:
     Args:
         cap: of tokens in a completion.
         rewards: names of the terms of the total reward that have a weight.
+        rejects: right completions are imitated (`grpo.advantage=rejection`), whatever the rewards of the others are.
 
     Attributes:
         said: the warnings so far.
@@ -24,8 +25,8 @@ class LearningSignalMonitor:
     PATIENCE = 20
     """Rollouts in a row before a warning that a single one does not justify."""
 
-    def __init__(self, cap: int, rewards: Sequence[str] = ("accuracy", "format")):
-        self._cap, self._rewards = cap, rewards
+    def __init__(self, cap: int, rewards: Sequence[str] = ("accuracy", "format"), rejects: bool = False):
+        self._cap, self._rewards, self._rejects = cap, rewards, rejects
         self._seen = {"format": 0, "cap": 0, "silent": 0}
         self.said: list[str] = []
 
@@ -45,9 +46,11 @@ class LearningSignalMonitor:
         if first:
             say("signal", self._signal(rows))
         if signs["silent"] and first:
-            self._say("no group of the first rollout has rewards that differ: there is nothing to learn from in it")
+            what = "a right completion" if self._rejects else "rewards that differ"
+            self._say(f"no group of the first rollout has {what}: there is nothing to learn from in it")
         if self._seen["silent"] == self.PATIENCE:
-            self._say(f"no group had rewards that differ in {self.PATIENCE} rollouts: raise the temperature or G")
+            what = "a right completion" if self._rejects else "rewards that differ"
+            self._say(f"no group had {what} in {self.PATIENCE} rollouts: raise the temperature or G")
         if self._seen["format"] == self.PATIENCE:
             self._say(
                 f"the format reward stayed near 0 for {self.PATIENCE} rollouts: does the prompt ask for the tags?"
@@ -58,6 +61,9 @@ class LearningSignalMonitor:
     def _signal(self, rows: list[dict]) -> str:
         """In how many groups the rewards differ, each and their total: only these groups have advantages (Eq. 1)."""
         groups = [list(group) for _, group in groupby(rows, key=lambda row: row["id"])]
+        if self._rejects:
+            right = sum(any(row["accuracy"] == 1 for row in group) for group in groups)
+            return f"a right completion in {right} of {counted(len(groups), 'group')} of the first rollout"
         differing = {
             name: sum(len({round(row[name], 6) for row in group}) > 1 for group in groups)
             for name in ("total", *self._rewards)
@@ -75,7 +81,7 @@ class LearningSignalMonitor:
 def with_question_and_total(
     samples: Sequence[Sample], weights: Mapping[str, float]
 ) -> Callable[[list[dict]], list[dict]]:
-    """Adds to the rows of a rollout their question, gold answer, places of media and total reward.
+    """Adds to the rows of a rollout their question, gold answer and total reward.
 
     Args:
         samples: of training.
@@ -91,7 +97,6 @@ def with_question_and_total(
                 "problem": of_id[row["id"]].problem,
                 "options": of_id[row["id"]].options,
                 "gold": of_id[row["id"]].solution,
-                "media": of_id[row["id"]].places,
             }
             for row in rows
         ]

@@ -42,6 +42,8 @@ class SupervisedTrainer(EchoInkTrainer):
     With more than G each pass over the rows takes the next ones.
     """
 
+    GENERATES = False
+
     def _sample_completions(self, row_ids: list[str]) -> Rollout:
         ids, group = list(dict.fromkeys(row_ids)), self.num_generations
         watchdog.at(f"step {self.state.global_step + 1}, responses of {', '.join(ids)}")

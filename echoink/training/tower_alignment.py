@@ -79,6 +79,7 @@ class NameEmbeddings:
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Of features [B, D] and the numbers of their names [B]."""
+        labels = labels.to(features.device)
         apart = (features - self.words[labels]).square().sum(1).mean() / self._scale
         return cross_entropy(self.similarity(features) / TEMPERATURE, labels) + apart
 
@@ -126,7 +127,8 @@ class Teacher:
 
         def draw(chosen: Tensor) -> Tensor:
             means, spread = pooled()
-            return projection(means[chosen] + spread * torch.randn(len(chosen), means.shape[1]))
+            noise = torch.randn(len(chosen), means.shape[1]).to(means)  # drawn on the CPU, alike on every device
+            return projection(means[chosen] + spread * noise)
 
         return self._learn(projection, draw, sounds, settings=PROJECTION, kept=kept)
 

@@ -25,12 +25,12 @@ Departure from the paper's public code: the loss gives the tokens their M-RoPE p
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad
 
@@ -46,6 +46,15 @@ from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
 from echoink.training import engine_metrics, grpo
 from echoink.training.host import TRLHost
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """An adapter's dropout is off inside."""
+    trains = model.training
+    model.eval()
+    yield
+    model.train(trains)
 
 
 class EchoInkTrainer(TRLHost):
@@ -68,7 +77,8 @@ class EchoInkTrainer(TRLHost):
             # With one update per rollout the policy of the loss is still the one that sampled: the loss takes its own
             # log-probabilities for the old ones, and an engine's rollout is corrected there too.
             if self.num_iterations > 1:
-                batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
+                with _without_dropout(self.model):  # as it sampled
+                    batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
                 if rollout.engine_logps is not None:
                     mask = batch["completion_mask"].bool()
                     batch["importance_sampling_ratio"] = self._engine_ratio(batch["old_per_token_logps"], batch, mask)
@@ -137,7 +147,7 @@ class EchoInkTrainer(TRLHost):
 
     def _compute_rewards(self, rollout: Rollout, texts: list[str]) -> Tensor:
         """R_k(o_i) of the rows of all processes, [R, K]."""
-        samples = [self._samples[id] for id in rollout.row_ids]
+        samples = [rollout.samples[index] for index in rollout.prompt_index]
         columns = [reward.function(texts, samples) for reward in self._rewards]
         return self.accelerator.gather(torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T)
 
@@ -223,6 +233,7 @@ class EchoInkTrainer(TRLHost):
                 "g": row % self.num_generations,
                 "text": texts[row],
                 "tokens": rollout.lengths[row],
+                "media": rollout.samples[rollout.prompt_index[row]].places,
                 **dict(zip((r.name for r in self._rewards), rewards[first + row].tolist(), strict=True)),
                 "advantage": advantages[row].item(),
             }

@@ -72,7 +72,11 @@ REFUSED = [
     ("eval.ablations=no_audio", "eval.ablations=[…]"),
     ("name=../x", "leads out of outputs/"),
     ("reward.file=", "reward.file= is empty"),
-    ("reward.lambda_file=0.5", "without reward.file"),
+    ("reward.lambda_file=0.5", "reward.lambda_file has no effect here\n  → reward.file=mine.py"),
+    ("reward.integration=twin", "reward.integration has no effect here\n  → reward=integration"),
+    ("trainer.epochs=3", "trainer.epochs has no effect here\n  → trainer.steps=null"),
+    ("adapter.rank=8", "adapter.rank has no effect here\n  → adapter=lora"),
+    ("eval.dev_samples=4", "eval.dev_samples has no effect here\n  → eval.every=20"),
 ]
 
 
@@ -93,6 +97,13 @@ def test_a_sweep_is_checked_for_every_job():
     assert len(compose(["experiment=glob(ablate_*)"], multirun=True)) == 1, "Hydra expands it, later"
     with pytest.raises(UserError, match="must be >= 0"):
         compose(["grpo.beta=0,0.1,-1"], multirun=True)
+
+
+def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all():
+    assert len(compose(["adapter=none,lora", "adapter.rank=8,16"], multirun=True)) == 4
+    assert compose(["reward.lambda_int=interval(0,1)", "reward.integration=twin"], multirun=True)
+    with pytest.raises(UserError, match="adapter.rank has no effect here"):
+        compose(["adapter.rank=8,16"], multirun=True)
 
 
 def test_an_experiment_wins_over_groups_and_the_command_line_over_it():

@@ -241,6 +241,10 @@ SCORED = [  # type, answer, solution, score by hand
     *(("numerical", text, "3", 0) for text in ("3k", "3 million", "3-4")),
     ("numerical", "\N{EN DASH}7", "-7", 1),
     ("counting", "twenty-one", "21", 1),
+    ("counting", "Twenty one dogs", "21", 1),
+    ("counting", "twenty one", "20", 0),
+    *(("counting", text, "7", 0) for text in ("seven eight", "seven point five", "7 dozens", "7 half", "seven thirds")),
+    ("numerical", "one half", "1", 0),
     ("counting", "7+0*10**10**8", "7", 0),
     ("OCR", "NO\nENTRY", "NO ENTRY", 1),
     ("OCR", "cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", 1),
@@ -255,6 +259,9 @@ SCORED = [  # type, answer, solution, score by hand
     ("temporal retrieval", ".5-7", "0.5-7", 1),
     ("temporal retrieval", "-2-5", "0-5", 0),
     ("temporal retrieval", "2.5 s - 7 s", "2.5-7", 1),
+    ("temporal retrieval", "2m - 7m", "2-7", 0),
+    ("temporal retrieval", "from 2 s (frame 60) to 7 s (frame 210)", "2-7", 0),
+    ("temporal retrieval", "2-7 seconds", "2-7", 1),
     ("counting", "9**9**9**9**9**9" * 9, "7", 0),
 ]
 
@@ -326,6 +333,7 @@ def test_option_text():
         *(("counting", gold) for gold in ("seven", "7 knocks", "(7", "about 7", "")),
         *(("numerical", gold) for gold in ("three", "$3", "3 m", "1/2", "\N{MINUS SIGN}3")),
         *(("temporal retrieval", gold) for gold in ("-1-5", "5", "10-5", "5-10-15", "[-1, 5]")),
+        *(("temporal retrieval", gold) for gold in ("1m5s-1m10s", "0.5min-1min", "10-20%", "300-450 ms")),
     ],
 )
 def test_a_right_answer_that_no_model_could_match_is_refused_when_it_is_read(kind, gold):

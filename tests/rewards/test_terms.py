@@ -7,6 +7,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
+from echoink.rewards.types import ROW_FIELDS
 from tests.helpers import processes
 from tests.helpers.entry import SMALL, lines
 from tests.helpers.paths import ROOT
@@ -64,7 +65,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     assert "brevity" in (run / "report.md").read_text() and ">brevity<" in (run / "report.html").read_text()
     done = command("echoink.export", f"checkpoint={run}", "output=out")
     assert done.returncode == 0, done.stderr
-    assert "lambda_brevity = 0.5" in (tmp_path / "out/README.md").read_text()
+    assert "λ_brevity = 0.5" in (tmp_path / "out/README.md").read_text()
 
 
 def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes(tmp_path):
@@ -76,6 +77,8 @@ def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes
     done = processes.run(tmp_path, *SMALL, *short, files, "tracking=off", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr
     assert "one 0.25, penalty -1" in done.stdout
+    (row, *_) = lines(run / "completions/step-1.jsonl")
+    assert set(row) - {"accuracy", "format", "one", "penalty"} == set(ROW_FIELDS)
     first = lines(run / "metrics.jsonl")[0]
     assert (first["reward/one"], first["reward/penalty"]) == (1.0, 0.5)
     parts = first["reward/accuracy"] + first["reward/format"] + 0.25 - 0.5
@@ -90,6 +93,7 @@ def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes
         ("[{path: gone.py}]", r"reward\.files\[0\]\.path=gone\.py: no such file"),
         ("[{path: one.py}, {path: one.py}]", r"reward\.files\[1\]: the name one is taken"),
         ("[{path: one.py, name: format}]", r"the name format is taken"),
+        ("[{path: one.py, name: tokens}]", r"the name tokens is taken"),
         ("[{path: one.py, name: a/b}]", r"the name a/b is no name"),
         ("[{file: one.py}]", "reward.files: unknown key file(.|\n)*known: path, weight, name"),
     ],

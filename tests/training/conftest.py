@@ -52,7 +52,9 @@ def make_trainer(make_processor, samples, tmp_path):
         args = arguments(
             config.trainer, config.grpo, config.generation, seed=config.seed, steps=steps, folder=str(tmp_path)
         )
-        adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
+        adapter = (
+            lora(4, 8, config.adapter.dropout, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
+        )
         engine = {name: extra.pop(name) for name in ("engine", "correction") if name in extra}
         return kind(
             Policy(model, None if adapter else reference or tiny_reference(), processor, adapter, **engine),

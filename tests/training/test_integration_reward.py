@@ -15,15 +15,17 @@ from echoink.data import synthetic
 from echoink.data.ablations import SENSES, has_both, without
 from echoink.data.samples import DataType
 from echoink.rewards import integration
+from echoink.rewards.accuracy import has_answer
 from echoink.rewards.integration import counterfactual, gain, needs_both, omnivideo_r1, padded, video_r1
 from echoink.rewards.terms import accuracy_of
-from echoink.rewards.types import Match, Rule
+from echoink.rewards.types import Match, ProblemType, Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
-from echoink.training.integration_reward import has_answer
 from tests.helpers.entry import SMALL
 from tests.helpers.processes import run
 from tests.helpers.trainers import G, weights
+
+OPTIONS = ("A. cat", "B. bell")
 
 
 def test_the_gain_is_the_smaller_of_two_means_over_a_completions_tokens():
@@ -111,8 +113,24 @@ def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_
         asked = [sample for sample in chosen for _ in range(G)]
         right = accuracy_of(Match.lenient)(texts, asked)
         assert reward._right_without[sense].tolist() == right
-        read = [has_answer(text, sample) for text, sample in zip(texts, asked, strict=True)]
+        read = [has_answer(t, s.problem_type, s.options, Match.lenient) for t, s in zip(texts, asked, strict=True)]
         assert reward._readable[sense].tolist() == read and any(read)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "match", "readable"),
+    [
+        ("multiple choice", OPTIONS, Match.lenient, [True, False, True]),
+        ("multiple choice", OPTIONS, Match.exact, [False, False, True]),
+        ("counting", [], Match.exact, [True, True, True]),
+        ("counting", OPTIONS, Match.lenient, [True, True, True]),
+    ],
+)
+def test_an_answer_is_there_where_the_reward_would_read_one(kind, options, match, readable):
+    """A twin that breaks the form has not changed its answer."""
+    texts = [f"<answer>{text}</answer>" for text in ("A.", "4", "B")]
+    assert [has_answer(text, ProblemType(kind), options, match) for text in texts] == readable
+    assert not has_answer("4", ProblemType(kind), options, match)
 
 
 def test_redraw_changes_the_noise_alone(make_trainer, samples):
@@ -229,6 +247,15 @@ def test_modality_dropout_takes_a_sense_of_some_prompts_the_same_again_for_the_s
     assert make_trainer(chosen=samples)._shown(samples[0]) is samples[0]
 
 
+def test_a_completions_row_has_the_media_that_the_model_got(make_trainer, samples):
+    rows = []
+    trainer = make_trainer(modality_dropout=0.9, chosen=samples, on_rollout=rows.extend)
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:4] for _ in range(G)])
+    shown = {sample.id: set(trainer._shown(sample).places) for sample in samples[:4]}
+    assert {row["id"]: set(row["media"]) for row in rows} == shown
+    assert any(len(media) == 1 for media in shown.values())
+
+
 def test_a_sense_that_a_rollout_lost_stays_lost_through_its_updates(make_trainer, samples):
     trainer = make_trainer("grpo.updates_per_rollout=3", modality_dropout=0.5, chosen=samples)
 
@@ -251,7 +278,7 @@ def test_the_entry_point_pays_for_integration_and_logs_what_it_costs(tmp_path):
         f"hydra.run.dir={tmp_path / 'run'}",
     )
     assert found.returncode == 0, found.stderr
-    assert "λ_int 1 (counterfactual)" in found.stdout
+    assert "λ_int (counterfactual) 1" in found.stdout
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["time/integration"] > 0 and 0 <= row["reward/integration"] <= 1

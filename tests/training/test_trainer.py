@@ -136,3 +136,36 @@ def test_an_adapter_on_4_bit_weights_learns_in_float32(make_trainer):
     moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.ndim]
     assert {value.dtype for value in moments} == {torch.float32}
     assert all((learns[name] != before[name]).float().mean() > 0.9 for name in learns if "lora_A" in name)
+
+
+def test_the_old_policy_of_several_updates_is_the_one_that_sampled(make_trainer, samples):
+    """An adapter's dropout is no part of it."""
+    trainer = make_trainer("adapter=lora", "adapter.dropout=0.5", "grpo.updates_per_rollout=2")
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    assert trainer.model.training
+    with torch.no_grad():
+        noisy = trainer._log_probabilities(trainer.model, batch)[0]
+        sampled = trainer._log_probabilities(trainer.model.eval(), batch)[0]
+    assert torch.equal(batch["old_per_token_logps"], sampled)
+    assert not torch.allclose(noisy, sampled, atol=1e-2)
+
+
+def test_more_steps_than_a_run_was_begun_with_have_the_rates_of_the_longer_schedule(make_trainer, tmp_path):
+    """An optimizer's state holds the rate of the schedule that has ended, which is 0."""
+    short = make_trainer("trainer.steps=3", "trainer.schedule=cosine", "trainer.warmup_steps=0")
+    short.create_optimizer_and_scheduler(3)
+    for _ in range(3):
+        short.lr_scheduler.step()
+    torch.save(short.optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save(short.lr_scheduler.state_dict(), tmp_path / "scheduler.pt")
+    torch.save({}, tmp_path / "rollout.pt")
+    assert {group["lr"] for group in short.optimizer.param_groups} == {0.0}
+    long = make_trainer("trainer.steps=6", "trainer.schedule=cosine", "trainer.warmup_steps=0")
+    long.create_optimizer_and_scheduler(6)
+    long._load_optimizer_and_scheduler(str(tmp_path))
+    (rate,) = {group["lr"] for group in long.optimizer.param_groups}
+    assert rate == pytest.approx(long.args.learning_rate / 2) == long.lr_scheduler.get_last_lr()[0]
