@@ -34,7 +34,7 @@ from echoink.data.samples import (
     with_soundtrack,
 )
 from echoink.media import loaders
-from echoink.rewards.parsing import parse_answer, parse_letters
+from echoink.rewards.parsing import option_letter, parse_answer, parse_letters
 from echoink.rewards.types import ProblemType
 from echoink.run_folder import checkpoint, reader
 
@@ -222,6 +222,8 @@ def answer_all(arguments: argparse.Namespace) -> None:
     samples = questions(arguments.questions)
     if not samples:
         raise UserError(f"{arguments.questions} holds no question", "a question a line")
+    if arguments.output.is_dir():
+        raise UserError(f"--output: {arguments.output} is a folder", "--output answers.jsonl")
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output: no such folder: {arguments.output.parent}", "make it first")
     try:
@@ -280,13 +282,21 @@ def meaning(text: str, options: Sequence[str]) -> str | None:
     if not options:
         return answer
     letters = parse_letters(answer or "", options)
-    return ", ".join(option for option in options if option[0] in letters) or None
+    return ", ".join(option for option in options if option_letter(option) in letters) or None
 
 
 def main(words: Sequence[str]) -> None:
     """Print each completion and what its answer means, or write the answers of a file."""
     arguments = parser().parse_args(words)
+    if negative := [name for name in ("seed", "samples") if getattr(arguments, name) < 0]:
+        raise UserError(f"--{negative[0]} is negative", "0 or more")
     if arguments.questions:
+        single = ("options", "image", "audio", "video", "type", "no_sound")
+        if beside := [name for name in single if getattr(arguments, name)]:
+            raise UserError(
+                f"--{beside[0].replace('_', '-')} is of one question, and --questions has its own",
+                "put it into the rows, or leave --questions out",
+            )
         answer_all(arguments)
         return
     options = sample_of(arguments).options

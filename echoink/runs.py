@@ -22,20 +22,22 @@ from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import Task
-from echoink.pipeline.sweep_job import descriptive
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
 from echoink.run_folder.reader import Run
 
 UNFINISHED = "unfinished"
+_PLACES = ("hydra", "resume", "tracking.", "sweep.", "eval.cache", "seed=", "name=")
+"""Words that say where files go, or that have a column of their own."""
+
 CHANGED = 4
 """Keys other than the default's that are shown."""
 
 
 def changed(run: Run) -> str:
     """What a run's command line changed, its first words; without one the first keys other than the default's."""
-    given = [word for word in descriptive(reader.overrides(run.folder)) if not word.startswith(("seed=", "name="))]
+    given = [word for word in reader.overrides(run.folder) if not word.startswith(_PLACES)]
     if not given:
         default = reader.defaults()
         keys = [key for key in run.config if run.config[key] not in (None, default.get(key)) and key != "seed"]
@@ -124,6 +126,9 @@ def main(words: Sequence[str]) -> None:
     runs = reader.find(folders)
     ways = {run.folder: going_on(run) for run in runs}
     wanted = given.get("status")
+    known = {UNFINISHED, "finished", "running", "failed", "killed", *map(status, runs)}
+    if wanted is not None and wanted not in known:
+        raise UserError(f"status={wanted} is not known", f"known: {', '.join(sorted(known))}")
     chosen = [
         run for run in runs if wanted is None or status(run) == wanted or (wanted == UNFINISHED and ways[run.folder])
     ]

@@ -530,6 +530,29 @@ def test_predict_says_what_is_wrong(words, message):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "."], "is a folder"),
+        (["--output", "a.jsonl", "--image", "gone.png"], "--image is of one question"),
+        (["--output", "a.jsonl", "--no-sound"], "--no-sound is of one question"),
+        (["--output", "a.jsonl", "--samples", "-1"], "--samples is negative"),
+        (["--output", "a.jsonl", "--seed", "-1"], "--seed is negative"),
+    ],
+)
+def test_predict_refuses_words_that_a_file_of_questions_would_ignore(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text('{"problem": "What?", "problem_type": "free-form"}\n')
+    with pytest.raises(UserError, match=message):
+        predict.main(["--questions", "q.jsonl", *words])
+    assert [file.name for file in tmp_path.iterdir()] == ["q.jsonl"]
+
+
+def test_an_answer_names_its_option_however_options_are_labelled():
+    for labelled in (("A. a cat", "B. a dog"), ("(A) a cat", "(B) a dog"), ("A) a cat", "B) a dog")):
+        assert predict.meaning("<answer>B</answer>", labelled) == labelled[1]
+
+
+@pytest.mark.parametrize(
     ("rows", "output", "message"),
     [
         ("", "a.jsonl", "holds no question"),

@@ -12,9 +12,13 @@ from typing import Any, BinaryIO
 def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file aside, then rename it: a reader finds it whole, whoever else writes it at the same time."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(part, "wb") as content:
-        write(content)
-    os.replace(part, file)
+    try:
+        with open(part, "wb") as content:
+            write(content)
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_atomic(file: Path, text: str) -> None:

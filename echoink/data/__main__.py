@@ -154,6 +154,8 @@ def split(words: Sequence[str]) -> int:
         counts = made.kinds[name]
         listed = " · ".join(f"{number:,} {kind}" for kind, number in sorted(counts.items()))
         say(name, f"{counts.total():,} rows ({listed})  {path}")
+    for path in made.removed:
+        say("removed", f"{path}, whose questions are in the new splits")
     everywhere = {kind for counts in made.kinds.values() for kind in counts}
     for name, counts in made.kinds.items():
         if lacking := sorted(everywhere - set(counts)):

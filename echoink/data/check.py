@@ -62,7 +62,12 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
         found.samples[split], found.bad[split] = usable, bad + broken
         found.media.update(media)
     if not found.samples:
-        raise UserError(f"no split in {config.dataset.path}", "see the top of echoink/data/readers.py for what is read")
+        folder = Path(config.dataset.path)
+        there = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) if folder.is_dir() else ""
+        raise UserError(
+            f"no split in {folder}" + (f", which holds {there}" if there else ""),
+            "train.jsonl and valid.jsonl, a question a line, or Parquet files train-*.parquet; docs/data.md has all",
+        )
     return found
 
 

@@ -40,6 +40,8 @@ class Divided:
     files: dict[str, Path]
     kinds: dict[str, Counter] = field(default_factory=dict)
     """Of each split how many rows have each value of `by`."""
+    removed: list[Path] = field(default_factory=list)
+    """Files of splits that are no more."""
 
 
 def divide(
@@ -64,7 +66,8 @@ def divide(
             raise UserError(f"no such file: {file}", "give one file of rows, .jsonl or .json")
         raise UserError(f"{file} is no .jsonl or .json file", "give one file of rows")
     targets = {split: file.parent / f"{split}.jsonl" for split in ("train", *(name for name in shares if shares[name]))}
-    there = [str(target) for target in targets.values() if target.exists()]
+    possible = [file.parent / f"{split}.jsonl" for split in ("train", *shares)]
+    there = [str(target) for target in possible if target.exists() and target != file]
     if file in targets.values():
         raise UserError(f"{file} would be overwritten", "rename it, such as to all.jsonl")
     if there and not wanted.overwrite:
@@ -90,7 +93,10 @@ def divide(
         split: Counter(_value(s, wanted.by) for s, name in zip(samples, chosen, strict=True) if name == split)
         for split in targets
     }
-    return Divided(targets, counts)
+    old = [place for place in possible if place not in (*targets.values(), file) and place.exists()]
+    for place in old:  # its questions are in the new splits
+        place.unlink()
+    return Divided(targets, counts, old)
 
 
 def _value(sample: Sample, by: str) -> str:

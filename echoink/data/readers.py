@@ -67,28 +67,46 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
         if "open_media" in path:
             hint += "; python -m echoink.data get open_media makes it"
         raise UserError(f"dataset folder not found: {path}", hint)
-    lines = next((file for each in names if (file := root / f"{each}.jsonl").is_file()), None)
-    for place in (root / sub / part for sub in OFFICIAL_ROOTS for part in ("", split)):
-        if (index := place / f"omni_rl_format_{split}.json").is_file():
-            if lines:
-                raise UserError(f"{index} and {lines} both hold {split}", "keep one of them in dataset.path")
-            if name and name != split:
-                raise UserError(
-                    f"dataset.split={name}, and {index} is in the official layout, which has one {split} split",
-                    "leave dataset.split out",
-                )
-            return Rows(_json(index), place if place.name == split else place / split, str(index))
-    if lines:
-        return _file(lines)
-    if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
-        return _tables().of_folder(root, names)
+    places = (root / sub / part for sub in OFFICIAL_ROOTS for part in ("", split))
+    index = next((file for place in places if (file := place / f"omni_rl_format_{split}.json").is_file()), None)
+    table = next((file for each in ("dataset_dict.json", "state.json") if (file := root / each).is_file()), None)
+    stored = _tables().of_folder(root, names) if table else None
     for each in names:
-        # train.parquet, train-00000-of-00002.parquet, train_0.parquet, but not train_hard.parquet
-        shard = re.compile(rf"{re.escape(each)}(?:[-_.]?\d[\w.-]*)?\.parquet")
-        found = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
-        if files := sorted(file for file in found if shard.fullmatch(file.name)):
-            return _tables().of_parquet(files, root, f"{root} ({each})")
-    return None
+        lines, shards = root / f"{each}.jsonl", [_shards(folder, each) for folder in (root, root / "data")]
+        forms = [*filter(None, [index, table if stored else None]), *([lines] if lines.is_file() else [])]
+        forms += [files[0] for files in shards if files]
+        if len(forms) > 1:
+            raise UserError(f"{forms[0]} and {forms[1]} both hold {split}", "keep one of them in dataset.path")
+        if index and name and name != split:
+            raise UserError(
+                f"dataset.split={name}, and {index} is in the official layout, which has one {split} split",
+                "leave dataset.split out",
+            )
+        if forms and forms[0] not in (index, table):
+            files = [file for found in shards for file in found]
+            return _tables().of_parquet(files, root, f"{root} ({each})") if files else _file(lines)
+    if index:
+        return Rows(_json(index), index.parent if index.parent.name == split else index.parent / split, str(index))
+    return stored
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """The Parquet files of a split in a folder: train.parquet, train-00000-of-00002.parquet, train_0.parquet, but not
+    train_hard.parquet.
+
+    Raises:
+        UserError: of those that say how many they are, one is missing.
+    """
+    shard = re.compile(rf"{re.escape(name)}(?:[-_.]?\d[\w.-]*)?\.parquet")
+    files = sorted(file for file in folder.glob("*.parquet") if shard.fullmatch(file.name))
+    numbered = [found for file in files if (found := re.search(r"-(\d+)-of-(\d+)", file.name))]
+    for total in {found.group(2) for found in numbered}:
+        there = {int(found.group(1)) for found in numbered if found.group(2) == total}
+        if missing := [number for number in range(int(total)) if number not in there]:
+            first = f"{name}-{missing[0]:0{len(total)}}-of-{total}"
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{folder} lacks {first}{more} of {int(total)} Parquet files", "was a download cut off?")
+    return files
 
 
 NOT_JSON = (ValueError, RecursionError)

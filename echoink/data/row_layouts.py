@@ -197,8 +197,12 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield "", text
 
 
+_LEADS_ON = re.compile(r"\b(?:to|of|in|with|and|or|from|between|at|on|by|for|than|about)\s+<\w+>\s*$", re.IGNORECASE)
+"""The end of a line whose last tag is a part of the sentence: "compare <image> and <audio>"."""
+
+
 def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
-    """A question without the tags that stand for its media; in the middle of a line a word takes the tag's place."""
+    """A question without the tags that stand for its media; within a sentence a word takes the tag's place."""
     for kind in KINDS:
         count = text.count(f"<{kind}>")
         if count and kind not in found:
@@ -208,7 +212,8 @@ def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
     lines = []
     for line in text.split("\n"):
         if _TAG.search(line):
-            line = re.sub(r"^(?:\s*<(?:image|audio|video)>)+\s*|\s*(?:<(?:image|audio|video)>\s*)+$", "", line)
+            line = re.sub(r"^(?:\s*<(?:image|audio|video)>)+\s*", "", line)
+            line = line if _LEADS_ON.search(line) else re.sub(r"\s*(?:<(?:image|audio|video)>\s*)+$", "", line)
             line = _TAG.sub(lambda match: f"the {NOUNS[match.group(1)]}", line)
             if not line.strip():
                 continue

@@ -30,7 +30,7 @@ from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
 from echoink.rewards.accuracy import problem_with
 from echoink.rewards.parsing import ANSWER, option_letter, option_text, parse_answer, parse_letters
-from echoink.rewards.types import NEEDED, ProblemType
+from echoink.rewards.types import NEEDED, OTHER_NEEDS, ProblemType
 
 
 class DataType(Enum):
@@ -212,8 +212,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     texts = [option_text(option).lower() for option in options]
     odd += ("two options are the same",) if len(set(texts)) < len(texts) else ()
     odd += ("an option is empty",) if "" in texts else ()
-    if (need := str(row.get("need"))) not in NEEDED and need.strip().lower() in NEEDED:
-        odd += (f"need {need!r} is not read: it is {need.strip().lower()!r}",)
+    odd += _odd_need(row.get("need"))
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),
@@ -291,6 +290,16 @@ def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
         raise UserError(f"{where} {value!r} is not known", f"{meant}known: {', '.join(names)}") from None
 
 
+def _odd_need(need: object) -> tuple[str, ...]:
+    """What to say of a `need` that nothing reads."""
+    if not need or need in (*NEEDED, *OTHER_NEEDS):
+        return ()
+    meant = str(need).strip().lower()
+    return (
+        f"need {need!r} is not read: " + (f"it is {meant!r}" if meant in NEEDED else f"known: {', '.join(NEEDED)}"),
+    )
+
+
 def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
     if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
         raise UserError(f"{where}: options must be a list of texts")
@@ -307,6 +316,8 @@ def _options(options: object, problem_type: ProblemType, where: str) -> tuple[st
         if option_letter(option) != letter:
             bare = re.sub(r"^\s*\(?[A-Za-z0-9][.):]\s*", "", option).strip()
             hint = f'write "{letter}. {bare}"' if bare else "it is empty: remove it"
+            if option_letter(option) in (chr(ord("A") + other) for other in range(len(options))):
+                hint = "put the options in the order of their letters, or change the solution with them"
             raise UserError(f"{where}: option {place + 1} must start with {letter}., and is {option!r}", hint)
     return tuple(options)
 

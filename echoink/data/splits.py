@@ -345,6 +345,11 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
         synthetic.write(root, config.seed, sizes, progress=progress("data", total), shortcut=shortcut, kinds=kinds)
     file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut, kinds)
     made = json.loads(file.read_text()) if file.is_file() else None
+    if made is None:
+        raise UserError(
+            f"{root} is not the synthetic set, which dataset={config.source.name} writes",
+            "dataset=rows reads data of your own; or give a dataset.path that is not there yet",
+        )
     if made != wanted:
         raise UserError(
             f"{root} was made as {made}, not as {wanted}", "give another dataset.path or delete that folder"

@@ -17,6 +17,9 @@ class Rule(Enum):
 NEEDED = {"audio": (True, False), "image": (False, True), "both": (True, True)}
 """For the labels of `need` that `twin` can pay: whether audio and image are needed."""
 
+OTHER_NEEDS = ("either", "neither", "undetermined", "none")
+"""Labels that it cannot: of curation, and of questions without media."""
+
 
 ROW_FIELDS = ("step", "id", "g", "text", "tokens", "advantage", "problem", "options", "gold", "media", "total")
 """What a completion's row in `completions/` holds beside its rewards: no reward may have such a name."""

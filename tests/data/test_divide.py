@@ -48,6 +48,17 @@ def test_no_file_is_on_both_sides_every_row_is_once_and_kinds_are_even(own, caps
     assert main(["check", str(own)]) == 0
 
 
+def test_a_split_that_is_no_longer_asked_for_does_not_stay_beside_the_new_ones(own, capsys):
+    """Its questions would be trained on and choose the best checkpoint."""
+    assert main(["split", str(own / "all.jsonl"), "valid=0.2", "dev=0.1"]) == 0
+    (own / "train.jsonl").unlink()
+    (own / "valid.jsonl").unlink()
+    with pytest.raises(UserError, match="there already: .*dev.jsonl"):
+        main(["split", str(own / "all.jsonl")])
+    assert main(["split", str(own / "all.jsonl"), "overwrite=true"]) == 0
+    assert set(read(own)) == {"train", "valid"} and "removed" in capsys.readouterr().out
+
+
 def test_the_seed_chooses_and_the_order_of_rows_does_not(own):
     def valid(seed, rows):
         for name in ("train", "valid"):

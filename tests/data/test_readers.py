@@ -378,7 +378,46 @@ def test_two_forms_of_one_split_are_refused(forms, dataset, tmp_path):
         open_split(str(tmp_path), "train")
 
 
+def test_every_two_forms_of_one_split_are_refused(tmp_path):
+    rows = datasets.Dataset.from_list([{"problem": "x", "options": ["A. x", "B. y"], "solution": "B"}])
+    lines, flat, below = (tmp_path / name for name in ("train.jsonl", "train.parquet", "data/train-0.parquet"))
+    rows.to_json(lines)
+    rows.to_parquet(flat)
+    with pytest.raises(UserError, match=r"train\.jsonl and .*train\.parquet both hold train"):
+        open_split(str(tmp_path), "train")
+    lines.unlink()
+    assert len(list(open_split(str(tmp_path), "train").rows)) == 1
+    rows.to_parquet(below)
+    with pytest.raises(UserError, match=r"train\.parquet and .*data/train-0\.parquet both hold train"):
+        open_split(str(tmp_path), "train")
+    flat.unlink()
+    below.unlink()
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path)
+    rows.to_json(tmp_path / "valid.jsonl")
+    assert all(open_split(str(tmp_path), split) is not None for split in ("train", "valid"))
+    rows.to_json(lines)
+    with pytest.raises(UserError, match=r"dataset_dict\.json and .*train\.jsonl both hold train"):
+        open_split(str(tmp_path), "train")
+
+
+def test_a_parquet_file_that_is_missing_among_numbered_ones_is_named(tmp_path):
+    rows = datasets.Dataset.from_list([{"problem": "x", "options": ["A. x", "B. y"], "solution": "B"}])
+    for number in (0, 2):
+        rows.to_parquet(tmp_path / f"data/train-0000{number}-of-00003.parquet")
+    with pytest.raises(UserError, match=r"data lacks train-00001-of-00003 of 3 Parquet files"):
+        open_split(str(tmp_path), "train")
+    rows.to_parquet(tmp_path / "data/train-00001-of-00003.parquet")
+    assert len(list(open_split(str(tmp_path), "train").rows)) == 3
+
+
 def test_another_name_of_the_validation_split_is_refused_in_the_official_layout(dataset):
     assert open_split(str(dataset), "valid", "valid") is not None
     with pytest.raises(UserError, match="dataset.split=test, and .*one valid split"):
         open_split(str(dataset), "valid", "test")
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_the_synthetic_set_nor_called_superfluous(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"is not the synthetic set(.|\n)*dataset=rows reads data of your own") as found:
+        load(*settings("dataset=synthetic", f"dataset.path={tmp_path}"), train=True)
+    assert "delete" not in str(found.value)

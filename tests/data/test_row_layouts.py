@@ -41,6 +41,8 @@ READ = [  # row, data type, question
     ({**ROW, "problem": "<image>\nQ?", "images": ["p.png"]}, "image", "Q?"),
     ({**ROW, "problem": "Q? <audio>", "audios": ["s.wav"]}, "audio", "Q?"),
     ({**ROW, "problem": "Does <audio> fit?", "audios": ["s.wav"]}, "audio", "Does the sound fit?"),
+    ({**ROW, "problem": "What relates to <audio>", "audios": ["s.wav"]}, "audio", "What relates to the sound"),
+    ({**ROW, "problem": "What is heard <audio>", "audios": ["s.wav"]}, "audio", "What is heard"),
     (chat("<audio>Q?", audios=["s.wav"]), "audio", "Q?"),
     (chat([{"type": "image"}, {"type": "text", "text": "Q?"}], images=["p.png"]), "image", "Q?"),
     (chat([{"type": "image", "image": "p.png"}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
@@ -111,6 +113,7 @@ def test_odd_options_and_needs_are_noted(tmp_path):
         {**ROW, "options": ["A.", "B. y"]},
         {**ROW, "need": "Both"},
         {**ROW, "need": "either"},
+        {**ROW, "need": "audio,image"},
     ]
     samples, _ = parse_rows([{**row, "problem_id": number} for number, row in enumerate(odd)], tmp_path, "here")
     assert [sample.notes for sample in samples] == [
@@ -118,6 +121,7 @@ def test_odd_options_and_needs_are_noted(tmp_path):
         ("an option is empty",),
         ("need 'Both' is not read: it is 'both'",),
         (),
+        ("need 'audio,image' is not read: known: audio, image, both",),
     ]
 
 
