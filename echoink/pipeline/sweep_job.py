@@ -169,7 +169,7 @@ def _done(folder: Path, how: str) -> float:
     accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
     took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
     say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(reader.overrides(folder))}")
-    return float("nan") if accuracy is None else accuracy
+    return accuracy if accuracy is not None and summary["status"] == "finished" else float("nan")
 
 
 def _wait(process: subprocess.Popen) -> None:
