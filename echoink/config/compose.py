@@ -45,6 +45,9 @@ VERSION_BASE = "1.3"
 MAY_BE_EMPTY = (".system", ".template", ".options")
 """The texts of a prompt."""
 
+SWEPT = "ECHOINK_SWEPT"
+"""Environment variable by which a sweep tells its jobs which keys differ between them."""
+
 Schema = TypeVar("Schema")
 
 
@@ -87,7 +90,8 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     for path in chosen_files(dict.fromkeys(word for job in jobs for word in job), own):
         refuse_surprises(path)
     composed = [_compose_one(job, multirun, own) for job in jobs]
-    if not (multirun and len(jobs) == 1):  # the one job of a search lacks what is drawn
+    # The one job of a search lacks what is drawn, and a job of a sweep does not know the others.
+    if SWEPT not in os.environ and not (multirun and len(jobs) == 1):
         _refuse_without_effect(composed)
     return composed
 
@@ -97,11 +101,11 @@ _ACTS_ONLY: dict[str, tuple[Callable[[Config], bool], str]] = {
     "reward.integration": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
     "reward.integration_scale": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
     "trainer.epochs": (lambda c: c.trainer.steps is None, "trainer.steps=null lets the epochs decide"),
-    "adapter.rank": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
-    "adapter.alpha": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
-    "adapter.dropout": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
-    "adapter.targets": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one"),
     "eval.dev_samples": (lambda c: bool(c.eval.every), "eval.every=20 asks the development split"),
+    **{
+        f"adapter.{name}": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one")
+        for name in ("rank", "alpha", "dropout", "targets")
+    },
 }
 """Keys that act only together with another: when, and what to add."""
 

@@ -8,7 +8,8 @@
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from torch import Tensor
 from echoink.models.batching import row_media, row_positions
 from echoink.models.family import Features, PromptInputs
 from echoink.models.shared_prefix import pack
+
+
+@contextmanager
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, an adapter's dropout is off; afterwards the model is in the mode in which it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def plain_row_logprobs(

@@ -17,16 +17,13 @@ from echoink.common import signals
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
-from echoink.config.compose import quoted
+from echoink.config.compose import SWEPT, quoted
 from echoink.config.schema import Config, to_yaml
 from echoink.run_folder import checkpoint, reader, resume, reward_files
 from echoink.run_folder.environment import git, process_is_gone
 from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
 from echoink.tracking.client import Record, read_record
-
-SWEPT = "ECHOINK_SWEPT"
-"""Environment variable by which a sweep tells its jobs which keys differ between them."""
 
 BELOW = "ECHOINK_SWEPT_BELOW"
 """Environment variable with `common_folders` as JSON."""

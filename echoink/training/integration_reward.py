@@ -16,7 +16,7 @@ from echoink.data.ablations import SENSES, SWAPS, has_both, make, without
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import Sample
 from echoink.models.family import Features, PromptInputs
-from echoink.models.logprobs import packed_logprobs
+from echoink.models.logprobs import packed_logprobs, without_dropout
 from echoink.rewards import integration
 from echoink.rewards.accuracy import has_answer
 from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
@@ -167,25 +167,22 @@ class IntegrationReward:
         if not rows:
             return gain
         places = [self._both.index(prompt_index[row]) for row in rows]
-        trains = model.training
-        model.eval()  # an adapter's dropout would be another noise in each pass
         logps = []  # its forward alone: hooks of DeepSpeed around it wait for processes that may have nothing to score
-        for prompts, features in (self._full, *self._ablated):
-            parts = []
-            for start in range(0, len(rows), self._rows):
-                part = slice(start, start + self._rows)
-                parts.append(
-                    packed_logprobs(
+        with without_dropout(model):  # it would be another noise in each pass
+            for prompts, features in (self._full, *self._ablated):
+                parts = []
+                for start in range(0, len(rows), self._rows):
+                    part = slice(start, start + self._rows)
+                    found = packed_logprobs(
                         model.forward,
                         prompts,
                         features,
                         prompt_index=places[part],
                         completion_ids=ids[rows[part]],
                         scored=mask[rows[part]],
-                    )[0]
-                )
-            logps.append(torch.cat(parts))
-        model.train(trains)
+                    )
+                    parts.append(found[0])
+                logps.append(torch.cat(parts))
         gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
         return gain
 

@@ -27,6 +27,7 @@ class LearningSignalMonitor:
 
     def __init__(self, cap: int, rewards: Sequence[str] = ("accuracy", "format"), rejects: bool = False):
         self._cap, self._rewards, self._rejects = cap, rewards, rejects
+        self._signs = "a right completion" if rejects else "rewards that differ"
         self._seen = {"format": 0, "cap": 0, "silent": 0}
         self.said: list[str] = []
 
@@ -46,11 +47,9 @@ class LearningSignalMonitor:
         if first:
             say("signal", self._signal(rows))
         if signs["silent"] and first:
-            what = "a right completion" if self._rejects else "rewards that differ"
-            self._say(f"no group of the first rollout has {what}: there is nothing to learn from in it")
+            self._say(f"no group of the first rollout has {self._signs}: there is nothing to learn from in it")
         if self._seen["silent"] == self.PATIENCE:
-            what = "a right completion" if self._rejects else "rewards that differ"
-            self._say(f"no group had {what} in {self.PATIENCE} rollouts: raise the temperature or G")
+            self._say(f"no group had {self._signs} in {self.PATIENCE} rollouts: raise the temperature or G")
         if self._seen["format"] == self.PATIENCE:
             self._say(
                 f"the format reward stayed near 0 for {self.PATIENCE} rollouts: does the prompt ask for the tags?"

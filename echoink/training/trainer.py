@@ -25,12 +25,12 @@ Departure from the paper's public code: the loss gives the tokens their M-RoPE p
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad
 
@@ -39,22 +39,13 @@ from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
-from echoink.models.logprobs import packed_logprobs, plain_row_logprobs, without_silent_groups
+from echoink.models.logprobs import packed_logprobs, plain_row_logprobs, without_dropout, without_silent_groups
 from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
 from echoink.rollout.types import Rollout
 from echoink.training import engine_metrics, grpo
 from echoink.training.host import TRLHost
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """An adapter's dropout is off inside."""
-    trains = model.training
-    model.eval()
-    yield
-    model.train(trains)
 
 
 class EchoInkTrainer(TRLHost):
@@ -77,7 +68,7 @@ class EchoInkTrainer(TRLHost):
             # With one update per rollout the policy of the loss is still the one that sampled: the loss takes its own
             # log-probabilities for the old ones, and an engine's rollout is corrected there too.
             if self.num_iterations > 1:
-                with _without_dropout(self.model):  # as it sampled
+                with without_dropout(self.model):  # as it sampled
                     batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
                 if rollout.engine_logps is not None:
                     mask = batch["completion_mask"].bool()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.config.compose import compose, groups, quoted
+from echoink.config.compose import SWEPT, compose, groups, quoted
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
@@ -99,11 +99,13 @@ def test_a_sweep_is_checked_for_every_job():
         compose(["grpo.beta=0,0.1,-1"], multirun=True)
 
 
-def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all():
+def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all(monkeypatch):
     assert len(compose(["adapter=none,lora", "adapter.rank=8,16"], multirun=True)) == 4
     assert compose(["reward.lambda_int=interval(0,1)", "reward.integration=twin"], multirun=True)
     with pytest.raises(UserError, match="adapter.rank has no effect here"):
         compose(["adapter.rank=8,16"], multirun=True)
+    monkeypatch.setenv(SWEPT, "adapter adapter.rank")  # as such a job sees it
+    assert compose(["adapter=none", "adapter.rank=8"])
 
 
 def test_an_experiment_wins_over_groups_and_the_command_line_over_it():

@@ -1,6 +1,7 @@
 """The parts of a sweep; `test_train.py` runs whole ones."""
 
 import json
+import math
 import multiprocessing
 import shlex
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import _expand, compose, quoted
+from echoink.config.compose import SWEPT, _expand, compose, quoted
 from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder.environment import environment
@@ -52,10 +53,10 @@ def test_every_ablation_has_its_arms_and_seeds_and_the_default_among_them(experi
 
 
 def test_a_name_says_what_differs(monkeypatch):
-    monkeypatch.setenv(sweep_job.SWEPT, "reward.lambda_fmt seed")
+    monkeypatch.setenv(SWEPT, "reward.lambda_fmt seed")
     given = ["experiment=x", "reward.lambda_fmt=0.5", "seed=1", "dataset.path=a,b", "hydra.x=1"]
     assert sweep_job.run_name(given) == "reward.lambda_fmt=0.5, seed=1"
-    monkeypatch.delenv(sweep_job.SWEPT)
+    monkeypatch.delenv(SWEPT)
     assert sweep_job.run_name(given) == "experiment=x, reward.lambda_fmt=0.5, seed=1"
 
 
@@ -151,6 +152,21 @@ def test_a_job_that_left_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch, has
         (job / "checkpoints/step-1").mkdir(parents=True)  # of an older version: no place to go on from
     sweep_job.run_job(config("grpo.beta=0"), ["grpo.beta=0"], job, flags=[], side_by_side=1)
     assert ("resume=auto" in started[0]) == has_checkpoint == (job / "metrics.jsonl").is_file()
+
+
+@pytest.mark.parametrize(("status", "objective"), [("finished", 0.9), ("failed", None), ("killed", None)])
+def test_a_search_sees_a_job_that_did_not_finish_as_failed_whatever_its_base_had(
+    tmp_path, monkeypatch, status, objective
+):
+    def ends(*_):
+        summary = {"status": status, "base": {"accuracy": 0.9}, "final": None}
+        (tmp_path / "0/summary.json").write_text(json.dumps(summary))
+        return status != "finished"
+
+    (tmp_path / "0").mkdir()
+    monkeypatch.setattr(sweep_job, "_run", ends)
+    found = sweep_job.run_job(config("task=eval"), [], tmp_path / "0", flags=[], side_by_side=1)
+    assert math.isnan(found) if objective is None else found == objective
 
 
 def test_a_job_that_still_runs_is_left_alone(tmp_path):
@@ -249,11 +265,11 @@ def test_jobs_that_were_never_begun_are_counted_and_the_way_on_can_be_pasted(tmp
 def test_a_sweep_over_paths_shows_what_differs_between_them(monkeypatch):
     jobs = [[f"checkpoint=/runs/tiny/{name}/checkpoints/step-8", "seed=1"] for name in ("a", "b")]
     assert sweep_job.common_folders(["checkpoint"], jobs) == {"checkpoint": "/runs/tiny"}
-    monkeypatch.setenv(sweep_job.SWEPT, "checkpoint")
+    monkeypatch.setenv(SWEPT, "checkpoint")
     monkeypatch.setenv(sweep_job.BELOW, json.dumps(sweep_job.common_folders(["checkpoint"], jobs)))
     names = [sweep_job.run_name(job) for job in jobs]
     assert names == ["checkpoint=a/checkpoints/step-8", "checkpoint=b/checkpoints/step-8"]
-    monkeypatch.delenv(sweep_job.SWEPT)
+    monkeypatch.delenv(SWEPT)
     assert sweep_job.run_name(["checkpoint=outputs/a", "seed=1"]) == "seed=1", "outside a sweep it is no part of a name"
 
 
