@@ -58,16 +58,16 @@ def listed(config: Any) -> list[tuple[str, float]]:
     """The terms of the total reward as a reader sees them: ("λ_acc", 1.0), ("λ_int (twin)", 0.3), ("mine.py", 0.5).
 
     Args:
-        config: the group `reward`: a `RewardConfig`, or what the config.yaml of a run has.
+        config: the group `reward`: a `RewardConfig`, or what the config.yaml of a run has, perhaps an older one's.
     """
     weights = dict(config if isinstance(config, Mapping) else vars(config))
     found = [("λ_acc", weights["lambda_acc"]), ("λ_fmt", weights["lambda_fmt"])]
-    if weights["lambda_int"]:
+    if weights.get("lambda_int"):
         rule = weights["integration"]
         found.append((f"λ_int ({rule.name if isinstance(rule, Rule) else rule})", weights["lambda_int"]))
     others = {name.removeprefix("lambda_"): value for name, value in weights.items() if name.startswith("lambda_")}
     found += [(f"λ_{name}", value) for name, value in others.items() if name not in _APART and value]
-    found += [(weights["file"], weights["lambda_file"])] if weights["file"] else []
+    found += [(weights["file"], weights["lambda_file"])] if weights.get("file") else []
     return found + [(each.name or Path(each.path).stem, each.weight) for each in weights.get("files") or ()]
 
 

@@ -4,9 +4,12 @@ import json
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 from echoink.common.errors import UserError
 from echoink.config.compose import compose
+from echoink.config.schema import to_yaml
+from echoink.rewards import terms
 from echoink.rewards.types import ROW_FIELDS
 from tests.helpers import processes
 from tests.helpers.entry import SMALL, lines
@@ -103,3 +106,13 @@ def test_a_list_of_files_that_cannot_be_is_refused(files, problem, tmp_path, mon
     (tmp_path / "one.py").write_text("def reward(completion, sample):\n    return 1.0\n")
     with pytest.raises(UserError, match=problem):
         compose([f"reward.files={files}"])
+
+
+def test_the_terms_of_a_run_are_listed_from_its_file_too_also_from_one_that_had_fewer_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.py").write_text("def reward(completion, sample):\n    return 1.0\n")
+    (made,) = compose(["reward=integration", "reward.lambda_int=0.3", "reward.files=[{path: one.py, weight: -1}]"])
+    expected = [("λ_acc", 1), ("λ_fmt", 1), ("λ_int (counterfactual)", 0.3), ("one", -1)]
+    written = OmegaConf.create(to_yaml(made.config)).reward
+    assert terms.listed(made.config.reward) == terms.listed(written) == expected
+    assert terms.listed(OmegaConf.create({"lambda_acc": 1, "lambda_fmt": 0.5})) == [("λ_acc", 1), ("λ_fmt", 0.5)]
