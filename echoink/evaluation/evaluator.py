@@ -27,7 +27,7 @@ from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names,
 from echoink.models.fingerprint import weights_digest
 from echoink.rollout.generate import decoder_for
 from echoink.rollout.vllm_engine import Engine
-from echoink.run_folder.folder import PREDICTIONS, RunFolder
+from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
 from echoink.tracking.logger import Tracker
 
 UNREADABLE = 0.9
@@ -108,11 +108,23 @@ class Evaluator:
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
         if self.engine:
             self.engine.rest()  # training, or the next model, wants the GPU's memory
-        if not any(row["phase"] == phase for row in self.files.read("eval.jsonl")):  # of an earlier process
-            row = self.files.numbers("eval.jsonl", {"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
-            if phase == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
-                self.tracker.row(row)
+        self._log({"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
         return answers[Variant.full]
+
+    def _log(self, row: dict) -> None:
+        """Write a phase's numbers, unless an earlier process wrote the same.
+
+        The base's stand before the final ones, also where only the base's are new: MLflow shows the last ones.
+        """
+        rows, row = self.files.read("eval.jsonl"), finite(row)
+        if any(row == {name: value for name, value in each.items() if name != "timestamp"} for each in rows):
+            return
+        kept = [] if row["phase"] == BASE else [each for each in rows if each["phase"] != row["phase"]]
+        if len(kept) < len(rows):
+            self.files.write_rows("eval.jsonl", kept)
+        row = self.files.numbers("eval.jsonl", row)
+        if row["phase"] == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
+            self.tracker.row(row)
 
     def _check_answers_on_disk(self, model: PreTrainedModel, phase: str) -> str:
         """The digest of the weights, after answers of other weights or to other questions are refused.
@@ -327,5 +339,4 @@ class Evaluator:
         if changed:
             console.say(phase, f"{changed:,} answers on disk are judged otherwise now")
             self.files.write_rows(PREDICTIONS, rows)
-            self.files.write_rows("eval.jsonl", [row for row in self.files.read("eval.jsonl") if row["phase"] != phase])
         return rows

@@ -93,8 +93,7 @@ class RunFolder:
 
     def numbers(self, name: str, row: dict) -> dict:
         """Append a row of numbers to one of `ROWS`, the finite ones, and give it back with its timestamp."""
-        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
-        row["timestamp"] = milliseconds()
+        row = finite(row) | {"timestamp": milliseconds()}
         self.append(name, [row])
         return row
 
@@ -111,6 +110,11 @@ class RunFolder:
     def read(self, name: str) -> list[dict]:
         """The rows of a JSON Lines file; none where it is missing."""
         return read_rows(self.path / name)
+
+
+def finite(row: dict) -> dict:
+    """A row without numbers that are infinite or none."""
+    return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -303,6 +303,32 @@ def test_answers_on_disk_are_judged_as_this_run_judges(make_evaluator, model, sa
     assert len(other.files.read("eval.jsonl")) == 1
 
 
+def test_an_evaluation_that_is_repeated_in_another_way_has_its_new_numbers_and_the_final_ones_come_last(
+    make_evaluator, model, samples
+):
+    once = make_evaluator(greedy=False, samples=1)
+    for phase in (BASE, FINAL):
+        once.phase(model, samples[:3], phase, 0)
+    before = once.files.read("eval.jsonl")
+    for phase in (BASE, FINAL):
+        once.phase(model, samples[:3], phase, 0)
+    assert once.files.read("eval.jsonl") == before
+    # More draws, which changes no answer that is there: the base's row is written anew, and so is the final one.
+    more = make_evaluator(greedy=False, samples=2)
+    for phase in (BASE, FINAL):
+        more.phase(model, samples[:3], phase, 0)
+    after = more.files.read("eval.jsonl")
+    assert [row["phase"] for row in after] == [BASE, FINAL]
+    assert all("eval/pass_at_k" in row for row in after) and not any("eval/pass_at_k" in row for row in before)
+    assert after[0]["timestamp"] <= after[1]["timestamp"]
+    # Only the base's numbers are others than before: its row is still the first one.
+    more.files.write_rows("eval.jsonl", [after[0] | {"eval/accuracy": -1.0}, after[1]])
+    for phase in (BASE, FINAL):
+        more.phase(model, samples[:3], phase, 0)
+    again = more.files.read("eval.jsonl")
+    assert [row["phase"] for row in again] == [BASE, FINAL] and again[0]["eval/accuracy"] >= 0
+
+
 def test_a_cache_that_cannot_be_written_costs_no_answers(make_evaluator, model, samples, tmp_path, capsys):
     (tmp_path / "file").touch()
     evaluator = make_evaluator(cache=str(tmp_path / "file/cache"), greedy=False)
