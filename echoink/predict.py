@@ -299,6 +299,8 @@ def main(words: Sequence[str]) -> None:
             )
         answer_all(arguments)
         return
+    if arguments.output:
+        raise UserError("--output is for --questions; one answer is printed", "leave it out")
     options = sample_of(arguments).options
     for text in predict(arguments):
         print(text)

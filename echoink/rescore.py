@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import correlation, fmean
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from echoink.common import cli, console
 from echoink.common.console import counted, percent
@@ -36,7 +37,7 @@ from echoink.rewards.types import Match, OnError
 class RewardKeys:
     """The keys of the group `reward` that matter here."""
 
-    match: Match = Match.lenient
+    match: Match | None = None
     file: str | None = None
     files: list[RewardFile] = field(default_factory=list)
     on_error: OnError = OnError.stop
@@ -45,7 +46,7 @@ class RewardKeys:
 
 @dataclass
 class RescoreConfig:
-    """`reward.match` and `reward.file` as in training; `output` is a new file."""
+    """`reward.match` and `reward.file` as in training (match=null: as the run's); `output` is a new file."""
 
     reward: RewardKeys = field(default_factory=RewardKeys)
     output: str | None = None
@@ -108,6 +109,7 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
+    match = given.match or _match_of(path.parent)
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -127,7 +129,16 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
         name: Clock(custom.load(file, example, given.on_error, given.max_seconds)) for name, file in files.items()
     }
     own = [ExtraReward(name, clock, 1) for name, clock in clocks.items()]
-    return before, [rejudged(prediction, given.match, own) for prediction in before], clocks
+    return before, [rejudged(prediction, match, own) for prediction in before], clocks
+
+
+def _match_of(run: Path) -> Match:
+    """How the run whose folder it is reads answers; leniently where there is none."""
+    file = run / "config.yaml"
+    named = OmegaConf.select(OmegaConf.load(file), "reward.match") if file.is_file() else None
+    found = Match[named] if named else Match.lenient
+    console.say("match", f"{found.name}, {f'as {file} says' if named else 'for there is no config.yaml beside'}")
+    return found
 
 
 def main(words: Sequence[str]) -> None:
@@ -136,6 +147,8 @@ def main(words: Sequence[str]) -> None:
     if len(paths) != 1:
         raise UserError("give one predictions.jsonl", "python -m echoink.rescore <predictions.jsonl> reward.match=…")
     given = cli.settings(RescoreConfig, others)
+    if given.output and Path(given.output).exists():
+        raise UserError(f"{given.output} is there already", "give a new output=")
     before, after, clocks = rescore(Path(paths[0]), given.reward)
     groups: dict[str, list[Prediction]] = {}
     for p in after:
@@ -145,6 +158,9 @@ def main(words: Sequence[str]) -> None:
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
     for name, clock in clocks.items():
         drawn = [p for p in after if p.variant == "full" and p.draw != GREEDY]
+        if not drawn:
+            console.say("reward", f"{name}: every answer is greedy, so there are no groups to compare it in")
+            continue
         values = [p.custom if name == "custom" else p.rewards[name] for p in drawn]
         for number, text in enumerate(about(values, drawn, clock)):
             console.say("" if number else name if len(name) < 10 else "reward", text)
@@ -155,10 +171,7 @@ def main(words: Sequence[str]) -> None:
         text = f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g}"
         console.say("gain", text)
     if given.output:
-        target = Path(given.output)
-        if target.exists():
-            raise UserError(f"{target} is there already", "give a new output=")
-        with open(target, "x", encoding="utf-8") as file:
+        with open(given.output, "x", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in after)
 
 

@@ -22,6 +22,7 @@ from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
 from echoink.config.compose import quoted
 from echoink.config.schema import Task
+from echoink.pipeline.sweep import is_search
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
@@ -59,8 +60,8 @@ def going_on(run: Run) -> str | None:
         or in_use(run.folder)
     ):
         return None
-    if reader.is_job(run.folder) and (run.folder.parent / "sweep.json").is_file():
-        return sweep_command(run.folder.parent)
+    if reader.is_job(run.folder) and (file := run.folder.parent / "sweep.json").is_file():
+        return None if is_search(json.loads(file.read_text())) else sweep_command(run.folder.parent)
     own = run.folder / ".hydra"
     written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
     if not written or not checkpoint.can_go_on(run.folder):
@@ -90,8 +91,7 @@ def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
     for file in sorted(file for folder in folders for file in folder.rglob("sweep.json")):
         said, sweep = json.loads(file.read_text()), file.parent
         done = [job for job in reader.jobs(sweep) if read_summary(job)["status"] == "finished"]
-        is_search = (sweep / "optimization_results.yaml").is_file()
-        if len(done) < said["jobs"] and not is_search and (said["status"] != "running" or process_is_gone(sweep)):
+        if len(done) < said["jobs"] and not is_search(said) and (said["status"] != "running" or process_is_gone(sweep)):
             found.append(sweep)
     return found
 

@@ -24,7 +24,8 @@ def main(words: Sequence[str]) -> int:
     for word in (Path(word) for word in words if not word.startswith("uri=")):
         if not word.is_dir():
             raise UserError(f"no such folder: {word}", "give folders of runs, sweeps or outputs")
-        places += [file.parent for file in word.rglob("tracking.json") if "unfinished" not in file.parts]
+        files = word.rglob("tracking.json")
+        places += [file.parent for file in files if "unfinished" not in file.relative_to(word).parts]
     if not places:
         raise UserError("no folder there has a tracking.json", "give folders of runs, sweeps or outputs")
     places = sorted(dict.fromkeys(places), key=lambda place: (not (place / "sweep.json").is_file(), str(place)))

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -25,7 +26,7 @@ from omegaconf import DictConfig
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import VERSION_BASE, compose, launched_processes, quoted, validate
+from echoink.config.compose import VERSION_BASE, Composed, as_text, compose, launched_processes, quoted, validate
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Sharding
@@ -50,17 +51,20 @@ def main() -> None:
         if shows_only:
             launch()
             return
-        given = arguments.overrides
+        given = [as_text(word) for word in arguments.overrides]
         overrides, again, remembered = sweep.settled(given) if arguments.multirun else sweep.Settled(given)
         if remembered and not arguments.config_dir:
             arguments.config_dir, flags = remembered, [*flags, "--config-dir", remembered]
         sys.argv[1:] = [*flags, *overrides]
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         first = jobs[0]
+        _check_grid(jobs, arguments.multirun)
         if not arguments.multirun:
             _check_processes(first.config)
         if arguments.multirun:
             where, folder = "sweep", again or first.folder
+            if not again:
+                sweep.refuse(overrides, folder)
         else:
             where, folder = "run", resume.place(first.config, first.folder)
         if launched_processes() > 1:
@@ -136,6 +140,23 @@ def _task(raw: DictConfig) -> float | None:
     except Exception:
         logging.getLogger("echoink").exception("the run failed")
         raise
+
+
+def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:
+    """Refuse an experiment that is a grid where the grid would be left out."""
+    if multirun and (len(jobs) == 1 or jobs[0].is_search):
+        return
+    for job in jobs:
+        if job.grid and multirun:
+            raise UserError(
+                f"a sweep over experiments leaves out their own grids, here over {', '.join(job.grid)}",
+                "start one sweep for each experiment",
+            )
+        if job.grid:
+            raise UserError(
+                f"this experiment is a grid over {', '.join(job.grid)}, and this is one run",
+                "add --multirun for all of its runs, or give " + " ".join(f"{key}=…" for key in job.grid),
+            )
 
 
 def _check_processes(config: Config) -> None:

@@ -376,6 +376,16 @@ def test_an_exported_model_needs_nothing_of_ours(run, tmp_path):
         export.export(run, tmp_path / "export")
 
 
+def test_a_card_says_what_its_numbers_are_of(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["paired"]["draws"] = 4
+    text = "\n".join(export._numbers(summary, protocol="matched"))
+    assert f"The last line is of the run's last step ({summary['steps']})." in text
+    assert "one sampled answer to each sample." in text and "points (means of 4 draws)" in text
+    text = "\n".join(export._numbers({"base": summary["base"], "final": None, "paired": None}, protocol="may19"))
+    assert "of the weights it began with" in text and "eval.protocol=may19" in text and "None" not in text
+
+
 def test_the_example_on_the_card_runs_and_answers_as_we_do(run, tmp_path):
     """Copied out of the card into a folder with a picture and a sound, without this package."""
     folder = export.export(run, tmp_path / "export")
@@ -586,6 +596,45 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             rescore.main(words)
+
+
+def test_rescore_reads_answers_as_the_run_did_unless_told_otherwise(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("predictions.jsonl", "config.yaml"):
+        shutil.copy(run / name, folder)
+    config = (folder / "config.yaml").read_text()
+    assert "match: lenient" in config
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    rows = [row | {"completion": f"<answer>({row['gold'][0]})</answer>"} for row in rows]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    right = []
+    for match in (Match.lenient, Match.exact):
+        (folder / "config.yaml").write_text(config.replace("match: lenient", f"match: {match.name}"))
+        _, after, _ = rescore.rescore(folder, rescore.RewardKeys())
+        assert f"{match.name}, as " in " ".join(capsys.readouterr().out.split())
+        assert after == rescore.rescore(folder, rescore.RewardKeys(match))[1]
+        right.append(sum(p.correct for p in after))
+    assert right[0] > right[1]
+
+
+def test_rescore_takes_greedy_answers_alone_and_looks_for_its_output_first(run, tmp_path, capsys):
+    row = json.loads((run / "predictions.jsonl").read_text().splitlines()[0]) | {"draw": "greedy", "variant": "full"}
+    file, own, output = tmp_path / "greedy.jsonl", tmp_path / "long.py", tmp_path / "new.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    own.write_text("def reward(completion, sample):\n    return 1.0\n")
+    rescore.main([str(file), f"reward.file={own}"])
+    assert "every answer is greedy" in " ".join(capsys.readouterr().out.split())
+    output.touch()
+    with pytest.raises(UserError, match="is there already"):
+        rescore.main([str(file), f"output={output}"])
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_a_file_whose_name_reads_like_a_number_keeps_it(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rescore.main([str(run), "output=1.10"])
+    assert (tmp_path / "1.10").is_file()
 
 
 def test_rescore_asks_a_reward_about_the_sample_that_training_shows_it(run, tmp_path):

@@ -96,6 +96,16 @@ def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return places, [word for word in words if word not in places]
 
 
+def _keep_text(settings: object, key: str, value: str) -> None:
+    """Give a setting that takes a text the text that was written: YAML reads a number in output=1.10."""
+    *groups, name = key.split(".")
+    for group in groups:
+        settings = getattr(settings, group)
+    read = OmegaConf.from_dotlist([f"x={value}"]).x
+    if isinstance(getattr(settings, name, None), str) and isinstance(read, bool | int | float):
+        setattr(settings, name, value)
+
+
 def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
     """`key=value` words as a schema's dataclass.
 
@@ -114,6 +124,8 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         if missing := sorted(OmegaConf.missing_keys(given)):
             raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
         found = OmegaConf.to_object(given)
+        for word in words:
+            _keep_text(found, *word.split("=", 1))
     except ConfigKeyError as error:
         known = ", ".join(f"{error.full_key.rpartition('.')[0]}.{key}" for key in error.parent_node)
         raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error

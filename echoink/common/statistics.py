@@ -183,7 +183,7 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[C
         test, interval, p_value = "McNemar", tango(gained, lost, n), mcnemar(gained, lost)
     elif found.error and found.clusters > 1:  # of crossed clusters the rarer kind may be one
         reach = float(t.ppf(0.975, found.clusters - 1)) * found.error
-        test, interval = "clustered t", (found.mean - reach, found.mean + reach)
+        test, interval = "clustered t", (max(-1.0, found.mean - reach), min(1.0, found.mean + reach))
         p_value = 2 * float(t.sf(abs(found.mean) / found.error, found.clusters - 1))
     else:
         test, (interval, p_value) = "clustered t", _all_alike(found.mean, found.clusters)

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,6 +65,10 @@ class Composed:
     config: Config
     folder: Path
     overrides: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    """Keys of the experiment's own grid (hydra.sweeper.params) that the command line leaves open."""
+    is_search: bool = False
+    """Whether a search, such as hydra/sweeper=optuna, draws the values."""
 
 
 def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
@@ -77,6 +82,7 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
     """
+    overrides = [as_text(word) for word in overrides]
     for word in overrides:
         _refuse_secret(word.partition("=")[0], word)
     own = Path(config_dir).resolve() if config_dir else None
@@ -116,6 +122,24 @@ def _refuse_without_effect(jobs: Sequence[Composed]) -> None:
     for key, (acts, hint) in _ACTS_ONLY.items():
         if key in given and not any(acts(job.config) for job in jobs):
             raise UserError(f"{key} has no effect here", hint)
+
+
+_NO_TEXT = re.compile(r"[+-]?[\d.][\d._]*(e[+-]?[\d_]+)?|true|false|[+-]?(inf|nan)", re.IGNORECASE)
+"""What Hydra reads as a number or as yes or no."""
+
+
+@cache
+def _text_keys() -> set[str]:
+    keys = {key for key, spec, _ in fields_of(Config()) if spec.type in (str, str | None)}
+    return keys | {"hydra.run.dir", "hydra.sweep.dir"}
+
+
+def as_text(override: str) -> str:
+    """An override with its value quoted where its key takes a text and Hydra would read another: name=2026_11_29."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in _text_keys() or not any(map(_NO_TEXT.fullmatch, values := value.split(","))):
+        return override
+    return f"{key}=" + ",".join(quoted(one) if _NO_TEXT.fullmatch(one) else one for one in values)
 
 
 def quoted(text: object) -> str:
@@ -177,7 +201,10 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
-        return Composed(config, folder, tuple(overrides))
+        given = {override.partition("=")[0] for override in overrides}
+        grid = tuple(str(key) for key in raw.hydra.sweeper.get("params") or {} if key not in given)
+        is_search = raw.hydra.runtime.choices["hydra/sweeper"] != "basic"
+        return Composed(config, folder, tuple(overrides), grid=grid, is_search=is_search)
     except UserError as error:
         raise _with_place(error, overrides, own) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -137,13 +137,14 @@ def conclude(
         drawn = [{p.draw for p in predictions} for predictions in (base, final)]
         both_greedy = all(GREEDY in names and len(names) > 1 for names in drawn)
         greedy = metrics.compare(base, final, GREEDY) if both_greedy else None
-        files.summary["paired"] = {**asdict(sampled), "greedy": greedy and asdict(greedy)}
+        several = files.summary["final"]["samples"] if files.summary["base"]["samples"] else None
+        k = several["k"] if several else 1
+        files.summary["paired"] = {**asdict(sampled), "draws": k, "greedy": greedy and asdict(greedy)}
         flipped = metrics.flips(base, final)
         files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
         low, high = (100 * end for end in sampled.interval)
         shares_media = sampled.clusters < files.summary["final"]["n"]
-        several = files.summary["final"]["samples"]
-        unit = f" (mean of {several['k']} draws)" if several and files.summary["base"]["samples"] else ""
+        unit = f" (mean of {k} draws)" if k > 1 else ""
         how = "" if protocol is Protocol.matched else f" · protocol {protocol.name}, not matched"
         console.say(
             "gain",

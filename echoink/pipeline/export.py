@@ -135,7 +135,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
             + ".",
             "",
         ]
-    body += _numbers(summary)
+    body += _numbers(summary, config.eval.get("protocol", "matched") if config else "matched")
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
@@ -145,9 +145,10 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     return "\n".join([*head, *body])
 
 
-def _numbers(summary: dict[str, Any]) -> list[str]:
+def _numbers(summary: dict[str, Any], protocol: str) -> list[str]:
     """Accuracies of a run's base and trained model; nothing where none was evaluated."""
     body: list[str] = []
+    how = "" if protocol == "matched" else f"; eval.protocol={protocol} asks base and trained model differently"
     phases = [(phase, summary[phase]) for phase in ("base", "final") if summary.get(phase)]
     if phases:
         body += ["| | n | accuracy | 95 % | format | greedy |", "|---|---|---|---|---|---|"]
@@ -162,10 +163,12 @@ def _numbers(summary: dict[str, Any]) -> list[str]:
         extra = {"custom": found.get("custom"), **found.get("rewards", {})}
         shown = [f"{name} {value:.3f}" for name, value in extra.items() if value is not None]
         body += ["", f"Further rewards of the {phase} model, means: {', '.join(shown)}."] if shown else []
-        step = summary.get("steps")
-        body += ["", f"The numbers are of the run's last step ({step}), sampled as in training.", ""]
+        at = f"of the run's last step ({summary['steps']})" if phase == "final" else "of the weights it began with"
+        one = f"one {found.get('draw', 'sampled')} answer to each sample"
+        body += ["", f"The last line is {at}. Accuracy: {one}{how}.", ""]
     if paired := summary.get("paired"):
-        body += [f"{100 * paired['difference']:+.1f} points, {paired['test']} p = {paired['p_value']:.2g}.", ""]
+        of = f" (means of {paired['draws']} draws)" if paired.get("draws", 1) > 1 else ""
+        body += [f"{100 * paired['difference']:+.1f} points{of}, {paired['test']} p = {paired['p_value']:.2g}.", ""]
     return body
 
 

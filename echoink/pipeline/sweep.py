@@ -1,8 +1,9 @@
 """What a sweep is started with: its command line, or what an earlier one remembers. `sweep_run.py` runs it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -17,6 +18,34 @@ class Settled(NamedTuple):
     """Of the sweep that goes on; None for a new one."""
     config_dir: str | None = None
     """That the sweep which goes on was started with."""
+
+
+def is_search(definition: Mapping[str, Any]) -> bool:
+    """Whether a sweep, given by its sweep.json, draws its jobs; an older one says so by its overrides alone."""
+    return definition.get("search", any(word.startswith("hydra/sweeper=") for word in definition.get("overrides", ())))
+
+
+def refuse(overrides: Sequence[str], folder: Path) -> None:
+    """Refuse a folder that holds another sweep, whose jobs would be counted too.
+
+    Args:
+        overrides: what a new sweep is started with.
+        folder: for it.
+
+    Raises:
+        UserError: it has jobs of others.
+    """
+    file = folder / "sweep.json"
+    definition = json.loads(file.read_text()) if file.is_file() else None
+    if definition and (is_search(definition) or _of_jobs(definition["overrides"]) != _of_jobs(overrides)):
+        raise UserError(
+            f"{folder} holds another sweep: {' '.join(definition['overrides'])}", "choose another hydra.sweep.dir"
+        )
+
+
+def _of_jobs(overrides: Sequence[str]) -> list[str]:
+    """The overrides that decide which jobs there are."""
+    return sorted(word for word in overrides if not word.startswith(("hydra", "sweep.", "tracking.")))
 
 
 def settled(overrides: list[str]) -> Settled:
@@ -34,6 +63,8 @@ def settled(overrides: list[str]) -> Settled:
         raise UserError(f"sweep.resume={folder} is no folder of a sweep", "it has a sweep.json")
     definition = json.loads((folder / "sweep.json").read_text())
     before = definition["overrides"]
+    if is_search(definition):
+        raise UserError(f"{folder} is a search, which cannot be taken up", "start another one")
     others = [
         o for o in overrides if o not in before and not o.startswith(("sweep.resume=", "hydra/launcher", "hydra."))
     ]
@@ -41,7 +72,5 @@ def settled(overrides: list[str]) -> Settled:
         raise UserError(
             f"sweep.resume={folder} goes on with its own overrides, not with {', '.join(others)}", "start another sweep"
         )
-    if any(o.startswith("hydra/sweeper=") for o in before):
-        raise UserError("a search cannot be taken up", "start another one")
     again = [*before, *(o for o in overrides if o.startswith("hydra") and o not in before)]
     return Settled(again, folder, definition.get("config_dir"))

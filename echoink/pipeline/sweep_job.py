@@ -163,10 +163,11 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
 
 def _done(folder: Path, how: str) -> float:
     summary = read_summary(folder)
-    accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy")
+    finished = summary["status"] == "finished"
+    accuracy = (summary.get("final") or summary.get("base") or {}).get("accuracy") if finished else None
     took = f" · {summary['seconds']:.0f} s" if summary.get("seconds") else ""
     say(f"job {folder.name}", f"{how} · {percent(accuracy)}{took} · {run_name(reader.overrides(folder))}")
-    return accuracy if accuracy is not None and summary["status"] == "finished" else float("nan")
+    return accuracy if accuracy is not None else float("nan")
 
 
 def _wait(process: subprocess.Popen) -> None:

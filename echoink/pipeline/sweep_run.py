@@ -43,7 +43,8 @@ def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
     changes = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
     names = dict.fromkeys(key for job in changes for key in job)
     open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
-    return list(dict.fromkeys([*(n for n in names if len({job.get(n) for job in changes}) > 1), *open_keys]))
+    differ = [name for name in names if len({job.get(name) for job in changes}) > 1]
+    return list(dict.fromkeys([*differ, *open_keys, *jobs[0].grid]))
 
 
 def _is_swept(value: str) -> bool:
@@ -74,7 +75,8 @@ def run(
         Exit status: 0 where every job finished.
     """
     config, keys = jobs[0].config, _keys(jobs, overrides)
-    say("EchoInk", f"sweep of {len(jobs)} jobs · {folder}" if len(jobs) > 1 else f"sweep · {folder}")
+    what = "search" if jobs[0].is_search else f"sweep of {len(jobs)} jobs" if len(jobs) > 1 else "sweep"
+    say("EchoInk", f"{what} · {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[SWEPT] = " ".join(keys)
     os.environ[BELOW] = json.dumps(common_folders(keys, [job.overrides for job in jobs]))
@@ -84,6 +86,7 @@ def run(
         "overrides": overrides,
         "swept": keys,
         "jobs": len(jobs),
+        "search": jobs[0].is_search,
         "question": _question(overrides),
         "command": ["-m", "echoink.train", *flags, *overrides],
         "config_dir": str(Path(config_dir).resolve()) if config_dir else None,
@@ -112,7 +115,8 @@ def _record(definition: dict, experiment: str, folder: Path) -> Record:
     return Record(
         experiment=experiment,
         name=f"sweep {name}" + (f": {', '.join(keys)}" if keys else ""),
-        params={"swept": " ".join(keys), "jobs": definition["jobs"], "overrides": " ".join(overrides)},
+        params={"swept": " ".join(keys), "overrides": " ".join(overrides)}
+        | ({} if definition["search"] else {"jobs": definition["jobs"]}),
         tags={"folder": str(folder.resolve()), "commit": definition["commit"] or "none", "experiment": name},
         parent=None,
     ).kept(folder)
@@ -163,7 +167,7 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
     if page:
         say("report", str(page))
     stopped = status is not None and len(summaries) < definition["jobs"]
-    return _failed(bad, summaries, folder, definition["jobs"]) if bad or not summaries or stopped else 0
+    return _failed(bad, summaries, folder, definition) if bad or not summaries or stopped else 0
 
 
 def _closed(path: Path, until: float) -> dict:
@@ -182,8 +186,8 @@ def _closed(path: Path, until: float) -> dict:
     return summary
 
 
-def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, jobs: int) -> int:
-    left = max(0, jobs - len(summaries))  # that were never begun; of a search not known
+def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, definition: dict) -> int:
+    left = max(0, definition["jobs"] - len(summaries))  # that were never begun; of a search not known
     if not summaries:
         print("\nerror: no job was run", file=sys.stderr)
         return 1
@@ -193,7 +197,7 @@ def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, jobs: in
         log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
         why = summaries[path].get("error") or "no word of why"
         print(f"  job {path.name}: {summaries[path]['status']}, {why}\n  → {log}", file=sys.stderr)
-    if not (folder / "optimization_results.yaml").is_file():
+    if not definition["search"]:
         again = f"python -m echoink.train --multirun {shlex.quote(f'sweep.resume={quoted(folder)}')}"
         print(f"  → again, only these: {again}", file=sys.stderr)
     return 1

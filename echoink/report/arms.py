@@ -21,11 +21,16 @@ SHORT = {
     "trainer.learning_rate": "learning rate",
     "reward.file": "reward",
     "reward.integration": "rule",
+    "rewards/": "reward file",
     "grpo.modality_dropout": "modality dropout",
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
 }
 """How keys are called in labels: the paper's names. A weight `reward.lambda_x` is λ_x, see `short`."""
+
+
+CONTENT = "rewards/"
+"""The key of what the reward files of the user's own hold."""
 
 
 def short(key: str) -> str:
@@ -34,9 +39,19 @@ def short(key: str) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys in which runs differ, the seed apart."""
+    """The keys in which runs differ, the seed apart; `CONTENT` where one path stood for several reward files."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
-    return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+    found = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+    contents: dict[str, set[str]] = {}
+    for run in runs:
+        if run.reward_digest:
+            named = repr([run.config.get("reward.file"), run.config.get("reward.files")])
+            contents.setdefault(named, set()).add(run.reward_digest)
+    return [*found, *([CONTENT] if any(len(digests) > 1 for digests in contents.values()) else [])]
+
+
+def _value(run: Run, key: str) -> Any:
+    return run.reward_digest if key == CONTENT else run.config.get(key)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class Arm:
     values: tuple[tuple[str, Any], ...]
     """Of the keys in which the arms differ."""
     runs: tuple[Run, ...]
+    repeated: tuple[Run, ...] = ()
+    """Left out, because a later run has the same settings and the same seed."""
 
     @property
     def label(self) -> str:
@@ -85,15 +102,19 @@ def _short(value: Any) -> str:
 def arms(runs: Sequence[Run]) -> list[Arm]:
     """Group runs into arms, in the order in which they first appear; a seed counts once, its last finished run."""
     keys = differing(runs)
-    groups: dict[str, dict[int, Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        group = groups.setdefault(repr([run.config.get(key) for key in keys]), {})
-        if run.seed not in group or run.finished:
-            group[run.seed] = run
-    return [
-        Arm(tuple((key, next(iter(group.values())).config.get(key)) for key in keys), tuple(group.values()))
-        for group in groups.values()
-    ]
+        groups.setdefault(repr([_value(run, key) for key in keys]), []).append(run)
+    found = []
+    for group in groups.values():
+        kept: dict[int, Run] = {}
+        for run in group:
+            if run.seed not in kept or run.finished:
+                kept[run.seed] = run
+        values = tuple((key, _value(group[0], key)) for key in keys)
+        left_out = tuple(run for run in group if run.finished and run is not kept[run.seed])
+        found.append(Arm(values, tuple(kept.values()), left_out))
+    return found
 
 
 def reference(found: Sequence[Arm]) -> Arm:

@@ -65,7 +65,7 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.filters |= {"points": points, "percent": percent, "span": span, "fenced": fenced, "cell": cell}
+    templates.filters |= {each.__name__: each for each in (points, percent, span, fenced, cell, draws)}
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name in ("report.html", "report.md"):
@@ -129,6 +129,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "commands": list(dict.fromkeys(_command(one["command"]) for one in asked)) or _commands(runs),
         "machine": _machine(runs),
         "unfinished": [_ended(run) for run in runs if not run.finished],
+        "repeated": [str(run.folder) for arm in arms for run in arm.repeated],
     }
 
 
@@ -245,7 +246,7 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     return [
         (key, str(value), str(defaults[key]))
         for key, value in runs[0].config.items()
-        if key in defaults and key not in varied and not isinstance(value, list) and str(value) != str(defaults[key])
+        if key in defaults and key not in varied and key != "resume_allow" and str(value) != str(defaults[key])
     ]
 
 
@@ -346,6 +347,12 @@ def percent(value: float | None) -> str:
 def points(value: float | None) -> str:
     """0.0123 → "+1.2"."""
     return "–" if value is None else f"{100 * value:+.1f}"
+
+
+def draws(paired: dict[str, Any]) -> str:
+    """What a difference is of, where a table beside it shows one answer to each sample."""
+    k = paired.get("draws", 1)
+    return f" (means of {k} draws; the table has the first)" if k > 1 else ""
 
 
 def span(bounds: Sequence[float] | None, sign: bool = False) -> str:

@@ -28,8 +28,8 @@ def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[dict | 
     done = [(arm, runs) for arm, runs in done if runs]
     if not done:
         return None
-    first = done[0][1][0].result["ablations"]
-    names = [name for name in Variant.__members__ if name in first]
+    asked = {name for _, runs in done for run in runs for name in run.result["ablations"]}
+    names = [name for name in Variant.__members__ if name in asked]
     rows = []
     bases = [
         run.summary["base"] for _, runs in done for run in runs if (run.summary.get("base") or {}).get("ablations")

@@ -13,6 +13,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import read_rows
 from echoink.config.compose import compose
 from echoink.config.schema import to_yaml
+from echoink.run_folder import reward_files
 
 NOT_THE_METHOD = (
     "name",
@@ -41,6 +42,11 @@ class Run:
     def metrics(self) -> list[dict]:
         """The steps that have rewards."""
         return [row for row in read_rows(self.folder / "metrics.jsonl") if "reward/accuracy" in row]
+
+    @cached_property
+    def reward_digest(self) -> str | None:
+        """Of the reward files of the user's own, as they were when the run began; None where it kept none."""
+        return reward_files.digest(self.folder)
 
     @property
     def seed(self) -> int:

@@ -1,5 +1,6 @@
 """The rewards of the user's own that a run was begun with: `rewards/<name in metrics>.py` in its folder."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def keep(reward: RewardConfig, run: Path) -> None:
     for name, (_, file) in _files(reward).items():
         (run / FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(file, run / FOLDER / name)
+
+
+def digest(run: Path) -> str | None:
+    """Of the files that a run keeps; None where there are none."""
+    kept = sorted((run / FOLDER).glob("*.py"))
+    content = [(file.name, file.read_bytes()) for file in kept]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:8] if kept else None
 
 
 def changed(reward: RewardConfig, run: Path) -> dict[str, str]:

@@ -108,6 +108,28 @@ def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all(monke
     assert compose(["adapter=none", "adapter.rank=8"])
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("name=2026_11_29", "name", "2026_11_29"),
+        ("name=1.10", "name", "1.10"),
+        ("name=1e3", "name", "1e3"),
+        ("checkpoint=0123", "checkpoint", "0123"),
+        ("dataset.path=true", "dataset.path", "true"),
+        ("checkpoint=null", "checkpoint", None),
+        ("grpo.beta=0.10", "grpo.beta", 0.1),
+    ],
+)
+def test_a_text_that_reads_like_a_number_stays_as_it_was_written(override, key, value):
+    assert flatten(compose([override])[0].config)[key] == value
+    (one, two) = compose([f"{override},null" if value is None else f"{override},{override.partition('=')[2]}"], True)
+    assert flatten(one.config)[key] == flatten(two.config)[key] == value
+
+
+def test_folders_of_hydra_are_texts_too():
+    assert str(compose(["hydra.run.dir=1.10"])[0].folder) == "1.10"
+
+
 def test_an_experiment_wins_over_groups_and_the_command_line_over_it():
     composed = compose(["experiment=quickstart", "trainer.steps=7"])[0]
     assert composed.config.trainer.steps == 7

@@ -10,6 +10,7 @@ import time
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from echoink import runs, train
 from echoink.common.errors import UserError
 from echoink.config.compose import SWEPT, _expand, compose, quoted
 from echoink.pipeline import sweep, sweep_job, sweep_run
@@ -245,6 +246,48 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
         sweep.settled(again)
 
 
+def test_a_folder_that_holds_another_sweep_is_refused(tmp_path):
+    sweep.refuse(["seed=0,1"], tmp_path)
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1", "hydra.sweep.dir=x"]}))
+    sweep.refuse(["hydra.sweep.dir=y", "seed=0,1", "hydra/launcher=joblib"], tmp_path)
+    with pytest.raises(UserError, match="holds another sweep: seed=0,1"):
+        sweep.refuse(["seed=0,1,2"], tmp_path)
+    drawn = ["reward.lambda_fmt=interval(0,1)"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": drawn, "search": True}))
+    with pytest.raises(UserError, match="holds another sweep"):
+        sweep.refuse(drawn, tmp_path)
+
+
+def test_a_search_is_known_by_its_sweeper_wherever_it_was_chosen_and_is_not_told_to_go_on(tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    lines = ["# @package _global_", "defaults:", "  - override /hydra/sweeper: optuna", "hydra:", "  sweeper:"]
+    lines += ["    params:", "      reward.lambda_fmt: interval(0, 2)"]
+    (tmp_path / "experiment/mine.yaml").write_text("\n".join(lines))
+    (job,) = compose(["experiment=mine"], multirun=True, config_dir=str(tmp_path))
+    assert job.is_search and sweep_run._keys([job], ["experiment=mine"]) == ["reward.lambda_fmt"]
+    train._check_grid([job], multirun=True)
+    assert not compose(["seed=0,1"], multirun=True)[0].is_search
+    folder = make_run(tmp_path / "sweep/0", status="killed").parent
+    definition = {"status": "killed", "overrides": ["experiment=mine"], "jobs": 1, "search": True}
+    (folder / "sweep.json").write_text(json.dumps(definition))
+    assert sweep_run._failed([folder / "0"], {folder / "0": {"status": "killed"}}, folder, definition) == 1
+    assert "only these" not in capsys.readouterr().err
+    assert runs.unfinished_sweeps([tmp_path]) == [] and runs.going_on(reader.read(folder / "0")) is None
+    with pytest.raises(UserError, match="is a search"):
+        sweep.settled([f"sweep.resume={folder}"])
+
+
+def test_an_experiment_that_is_a_grid_is_not_run_without_its_grid():
+    train._check_grid(compose(["experiment=ablate_beta"], multirun=True), multirun=True)
+    train._check_grid(compose(["experiment=ablate_beta", "grpo.beta=0", "seed=1"]), multirun=False)
+    with pytest.raises(UserError, match=r"grid over grpo\.beta, seed, and this is one run"):
+        train._check_grid(compose(["experiment=ablate_beta"]), multirun=False)
+    both = "experiment=ablate_beta,ablate_loss"
+    with pytest.raises(UserError, match="leaves out their own grids"):
+        train._check_grid(compose([both], multirun=True), multirun=True)
+    train._check_grid(compose(["experiment=quickstart,open_media", "dataset.path=x"], multirun=True), multirun=True)
+
+
 def test_a_sweep_remembers_the_folder_of_configuration_that_it_was_started_with(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"overrides": ["seed=0,1"], "config_dir": str(tmp_path / "mine")}))
     assert sweep.settled([f"sweep.resume={tmp_path}"]).config_dir == str(tmp_path / "mine")
@@ -253,7 +296,7 @@ def test_a_sweep_remembers_the_folder_of_configuration_that_it_was_started_with(
 def test_jobs_that_were_never_begun_are_counted_and_the_way_on_can_be_pasted(tmp_path, capsys):
     folder = tmp_path / "my sweep"
     jobs = {folder / str(n): {"status": "killed", "error": "interrupted by Ctrl-C"} for n in range(1)}
-    assert sweep_run._failed(list(jobs), jobs, folder, 4) == 1
+    assert sweep_run._failed(list(jobs), jobs, folder, {"jobs": 4, "search": False}) == 1
     text = capsys.readouterr().err
     assert "4 of 4 jobs did not finish, 3 of them not begun" in text and "job 0: killed, interrupted by Ctrl-C" in text
     pasted = shlex.split(text.partition("only these: ")[2])

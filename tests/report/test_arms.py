@@ -6,7 +6,9 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.report import arms as report_arms
-from echoink.run_folder import reader
+from echoink.report.build import write
+from echoink.run_folder import reader, reward_files
+from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
 ACCURACY = {(0, 0): 0.70, (0, 1): 0.74, (0.04, 0): 0.60, (0.04, 1): 0.66, (0.001, 0): 0.71, (0.001, 1): 0.75}
@@ -84,6 +86,31 @@ def test_labels_are_short(tmp_path):
         make_run(tmp_path / str(number), [f"reward={reward}"])
     labels = [arm.label for arm in report_arms.arms(reader.find([tmp_path]))]
     assert labels == ["λ_acc 1 · λ_fmt 1 · reward –", "λ_acc 0 · λ_fmt 0 · reward random_reward"]
+
+
+def test_runs_of_two_versions_of_a_reward_file_are_two_arms(tmp_path):
+    for number, text in enumerate(["return 1.0", "return 0.5", "return 1.0"]):
+        mine = tmp_path / "mine.py"
+        mine.write_text(f"def reward(completion, sample): {text}\n")
+        words = [f"reward.file={mine}", f"seed={number}"]
+        reward_files.keep(config_of(*words).reward, make_run(tmp_path / str(number), words))
+    first, second = report_arms.arms(runs := reader.find([tmp_path]))
+    assert [run.seed for run in first.runs] == [0, 2] and [run.seed for run in second.runs] == [1]
+    assert first.label == f"reward file {runs[0].reward_digest}" != second.label
+    assert len(report_arms.arms(reader.find([tmp_path / "0", tmp_path / "2"]))) == 1
+
+
+def test_an_earlier_run_of_the_same_settings_and_seed_is_named(tmp_path):
+    for name, status in (("0", "finished"), ("1", "finished"), ("2", "failed")):
+        make_run(tmp_path / name, ["seed=3"], status=status)
+    (arm,) = report_arms.arms(reader.find([tmp_path]))
+    assert [run.folder.name for run in arm.runs] == ["1"] and [run.folder.name for run in arm.repeated] == ["0"]
+    write([tmp_path], tmp_path)
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / page).read_text()
+        assert "a later run has the same settings and the same seed" in text and f"{tmp_path}/0" in text.replace(
+            "\\", ""
+        )
 
 
 def test_no_run_is_an_error(tmp_path):

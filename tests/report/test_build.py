@@ -13,8 +13,11 @@ import soundfile
 from PIL import Image
 
 from echoink.common.errors import UserError
+from echoink.report import arms as report_arms
+from echoink.report import case_studies
 from echoink.report.__main__ import main
 from echoink.report.build import question, try_to_write, write
+from echoink.run_folder import reader
 from tests.helpers.runs import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -53,6 +56,37 @@ def sweep(tmp_path, dataset):
     }
     (tmp_path / "sweep.json").write_text(json.dumps(definition))
     return tmp_path
+
+
+def test_a_report_names_settings_that_are_lists_and_says_which_draws_a_gain_is_of(tmp_path):
+    run = make_run(tmp_path / "run", ["dataset.kinds=[ear]", "resume_allow=[trainer.steps]"])
+    summary = json.loads((run / "summary.json").read_text())
+    summary["paired"]["draws"] = 4
+    (run / "summary.json").write_text(json.dumps(summary))
+    write([run], run)
+    text = (run / "report.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("- `dataset.kinds`"))
+    assert "ear" in line and "- `resume_allow`" not in text
+    assert "+40.0 points (means of 4 draws; the table has the first)" in text
+    assert "means of 4 draws" in (run / "report.html").read_text()
+
+
+def test_every_sense_that_any_run_was_asked_without_has_a_column(tmp_path):
+    def ablated(name):
+        drop = {"difference": 0.1, "interval": [0.0, 0.2], "p_value": 0.5}
+        return {name: {"accuracy": 0.5, "chance": 0.25, "drop": drop, "n": 100, "parse_failures": 0.0}}
+
+    for number, name in enumerate(("no_audio", "no_image")):
+        run = make_run(tmp_path / str(number), [f"grpo.beta={number}"])
+        summary = json.loads((run / "summary.json").read_text())
+        summary["final"] |= {"ablations": ablated(name), "chance": 0.25}
+        (run / "summary.json").write_text(json.dumps(summary))
+    names, rows = case_studies.matrix(report_arms.arms(reader.find([tmp_path])))
+    assert names == ["full", "no_audio", "no_image", "a guess"]
+    assert [[cell is None for cell in cells] for _, cells in rows] == [
+        [False, False, True, False],
+        [False, True, False, False],
+    ]
 
 
 def test_a_page_is_whole_in_itself_and_plays(sweep):
