@@ -49,6 +49,7 @@ def run_name(overrides: Sequence[str]) -> str:
 def shortened(override: str) -> str:
     """An override without the folders that the values of a swept key have in common: "checkpoint=run-a/checkpoints"."""
     key, sign, value = override.partition("=")
+    value = value.strip("'")
     below = json.loads(os.environ.get(BELOW, "{}")).get(key)
     return f"{key}{sign}{value.removeprefix(below + '/') if below else value}"
 
@@ -62,7 +63,8 @@ def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[s
     """
     found = {}
     for key in keys:
-        values = {value for job in jobs for name, _, value in (one.partition("=") for one in job) if name == key}
+        words = [one.partition("=")[::2] for job in jobs for one in job]
+        values = {value.strip("'") for name, value in words if name == key}
         if len(values) > 1 and all("/" in value for value in values):
             same_kind = len({value.startswith("/") for value in values}) == 1
             if same_kind and (common := os.path.commonpath(values)):

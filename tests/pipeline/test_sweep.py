@@ -312,6 +312,9 @@ def test_a_sweep_over_paths_shows_what_differs_between_them(monkeypatch):
     monkeypatch.setenv(sweep_job.BELOW, json.dumps(sweep_job.common_folders(["checkpoint"], jobs)))
     names = [sweep_job.run_name(job) for job in jobs]
     assert names == ["checkpoint=a/checkpoints/step-8", "checkpoint=b/checkpoints/step-8"]
+    jobs = [[f"checkpoint='/my runs/{name}'"] for name in ("a", "b")]  # quoted, for the blank
+    monkeypatch.setenv(sweep_job.BELOW, json.dumps(sweep_job.common_folders(["checkpoint"], jobs)))
+    assert [sweep_job.run_name(job) for job in jobs] == ["checkpoint=a", "checkpoint=b"]
     monkeypatch.delenv(SWEPT)
     assert sweep_job.run_name(["checkpoint=outputs/a", "seed=1"]) == "seed=1", "outside a sweep it is no part of a name"
 
