@@ -1,6 +1,7 @@
 """The commands around a run: plan, doctor, predict, export, rescore, preflight."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -557,6 +558,11 @@ def test_predict_refuses_words_that_a_file_of_questions_would_ignore(tmp_path, m
     assert [file.name for file in tmp_path.iterdir()] == ["q.jsonl"]
 
 
+def test_predict_refuses_an_output_that_one_question_would_ignore(tmp_path):
+    with pytest.raises(UserError, match="--output is for --questions"):
+        predict.main(["--question", "What?", "--output", str(tmp_path / "a.jsonl")])
+
+
 def test_an_answer_names_its_option_however_options_are_labelled():
     for labelled in (("A. a cat", "B. a dog"), ("(A) a cat", "(B) a dog"), ("A) a cat", "B) a dog")):
         assert predict.meaning("<answer>B</answer>", labelled) == labelled[1]
@@ -629,6 +635,12 @@ def test_rescore_takes_greedy_answers_alone_and_looks_for_its_output_first(run, 
     with pytest.raises(UserError, match="is there already"):
         rescore.main([str(file), f"output={output}"])
     assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["output=@x", "output=%x", "output=[x"])
+def test_a_word_that_yaml_cannot_read_is_an_error_of_ours(run, word):
+    with pytest.raises(UserError, match=re.escape(f"cannot read {word}")):
+        rescore.main([str(run), word])
 
 
 def test_a_file_whose_name_reads_like_a_number_keeps_it(run, tmp_path, monkeypatch):

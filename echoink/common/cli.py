@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from echoink.common import signals
 from echoink.common.errors import UserError
@@ -119,6 +120,10 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}=? " if close else ""
             raise UserError(f"cannot read {word}", f"{hint}known: {' '.join(f'{name}=' for name in known)}")
+        try:
+            OmegaConf.from_dotlist([word])
+        except YAMLError as error:
+            raise UserError(f"cannot read {word}", f'quote the value within the word: {key}="…"') from error
     try:
         given = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
         if missing := sorted(OmegaConf.missing_keys(given)):

@@ -34,7 +34,7 @@ from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.curate import difficulty, traces
-from echoink.curate.omni_instruct import LEDGER, curate_split, refuse_another, report
+from echoink.curate.omni_instruct import LEDGER, curate_split, open_named, refuse_another, report
 
 
 @dataclass
@@ -61,8 +61,10 @@ def main(words: Sequence[str]) -> None:
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
     if (output / "curation.json").is_file():
         raise UserError(f"{output} is finished", "give a new output=")
-    refuse_another(output, recipe)
     only = given.splits[0] if len(given.splits) == 1 else None
+    for split in given.splits:
+        open_named(given.source, split, only)
+    refuse_another(output, recipe)
     for split in given.splits:
         splits[split], dropped[split], noted[split] = curate_split(
             given.source, split, output, keep=given.keep, only=only

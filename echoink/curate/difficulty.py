@@ -36,7 +36,7 @@ from echoink.config.compose import compose, quoted
 from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
 from echoink.data.readers import holds_one_split, open_split
-from echoink.data.samples import parse_rows
+from echoink.data.samples import Dropped, parse_rows
 from echoink.data.splits import joined, refuse_too_many
 from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
@@ -77,12 +77,15 @@ def main(words: Sequence[str]) -> None:
     """Measure, select, write, measure again; prints what was kept."""
     given = cli.settings(DifficultyConfig, words)
     _check(given)
-    output = Path(given.output)
+    output, source = Path(given.output), dataset(given.source, given.settings)
+    if not any(sample.media for sample in check_source(source)):
+        hint = "mode=traces takes questions without media"
+        raise UserError("no training question has a picture, a sound or a video", hint)
     work = begin(output, "curation.json", {key: value for key, value in asdict(given).items() if key not in SELECTS})
     say("phase 1", f"every training question is answered {given.draws} times, in full and without each sense")
     measured = _measure(given, given.source, given.seed, work / "first")
     say("phase 2", "files that other splits hold too are looked for")
-    kept, dropped = _select(given, measured)
+    kept, dropped = _select(given, source, measured)
     if not kept:
         reasons = ", ".join(f"{number:,} dropped for {reason}" for reason, number in dropped.most_common())
         raise UserError(
@@ -92,7 +95,8 @@ def main(words: Sequence[str]) -> None:
         )
     say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
     labels = {id: {"need": measured[id]["need"], "pass_rate": round(_rate(measured[id]), 4)} for id in kept}
-    write_splits(dataset(given.source, given.settings), output, labels, seed=given.seed, shuffle=given.shuffle)
+    _forget_another_selection(work, output, {"labels": labels, "shuffle": given.shuffle})
+    write_splits(source, output, labels, seed=given.seed, shuffle=given.shuffle)
     say("phase 4", "what was kept is answered again with other draws")
     again = _measure(given, str(output), given.seed + 1, work / "again")
     report = {
@@ -125,13 +129,16 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
         recipe: settings that what is there must have been made with.
 
     Raises:
-        UserError: it is finished, or was begun with another recipe.
+        UserError: it is finished, was begun with another recipe, or holds what this command has not made.
     """
     work = output / ".work"
     if (output / report).is_file():
         raise UserError(f"{output} is finished", "give a new output=")
-    if (work / "recipe.json").is_file() and json.loads((work / "recipe.json").read_text()) != recipe:
-        raise UserError(f"{output} was begun with other settings", f"give a new output=, or delete {work}")
+    begun = (work / "recipe.json").is_file()
+    if begun and json.loads((work / "recipe.json").read_text()) != recipe:
+        raise UserError(f"{output} was begun with other settings", "give a new output=")
+    if not begun and output.is_dir() and any(path != work for path in output.iterdir()):
+        raise UserError(f"{output} holds other files", "give a new output=")
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(work / "recipe.json", as_json(recipe))
     return work
@@ -146,7 +153,7 @@ def _check(given: DifficultyConfig) -> None:
     if len(given.pass_rate) != 2 or not 0 <= given.pass_rate[0] <= given.pass_rate[1] <= 1:
         raise UserError(f"pass_rate={given.pass_rate} is no range", "such as pass_rate=[0,0.75]")
     if not Path(given.source).exists():
-        raise UserError(f"no such dataset: {given.source}", "curate takes a folder or file")
+        raise UserError(f"no such dataset: {given.source}", "curate takes a folder")
 
 
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
@@ -184,10 +191,20 @@ def _rate(row: dict) -> float:
     return right / drawn
 
 
-def _select(given: DifficultyConfig, measured: dict[str, dict]) -> tuple[list[str], Counter[str]]:
+def _forget_another_selection(work: Path, output: Path, selection: dict) -> None:
+    """Remove what was written and answered of another selection, which an earlier start had made by other settings."""
+    file = work / "selection.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != selection:
+        for folder in (work / "again", output / "train"):
+            shutil.rmtree(folder, ignore_errors=True)
+        (output / "omni_rl_format_train.json").unlink(missing_ok=True)
+    write_atomic(file, as_json(selection))
+
+
+def _select(given: DifficultyConfig, data: DatasetConfig, measured: dict[str, dict]) -> tuple[list[str], Counter[str]]:
     """Ids that are kept, and counts of the others by reason."""
     low, high = given.pass_rate
-    taken = _elsewhere(dataset(given.source, given.settings))
+    taken = _elsewhere(data)
     kept, dropped = [], Counter()
     for id, row in measured.items():
         if not low <= _rate(row) <= high:
@@ -221,16 +238,35 @@ def _of_source(source: str) -> list[str]:
     return ["dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
 
 
-def read_samples(data: DatasetConfig, split: str) -> list:
-    """The samples of a split; none where it is not there.
+def check_source(data: DatasetConfig) -> list["Sample"]:
+    """The training questions of a source, after all of its splits were read: what is wrong there is said before a model
+    answers anything.
 
     Raises:
-        UserError: more of its rows are no valid question than dataset.max_skipped allows.
+        UserError: it has no training split, or see `read_samples`.
     """
-    alone = holds_one_split(data.path)
-    if (alone and split != "train") or not (found := open_split(data.path, split)):
+    if holds_one_split(data.path):
+        raise UserError(f"{data.path} holds one split", "give a folder with train.jsonl, and valid.jsonl beside it")
+    found = {split: read_samples(data, split) for split in SPLITS}
+    if not found["train"]:
+        raise UserError(f"{data.path} has no training questions", "curate chooses among those of train")
+    return found["train"]
+
+
+def read_samples(data: DatasetConfig, split: str) -> list["Sample"]:
+    """The samples of a split whose files are there; none where it is not there.
+
+    Raises:
+        UserError: more of its rows are no valid question, or lack a file, than dataset.max_skipped allows.
+    """
+    name = data.split if split == "valid" else None
+    if not (found := open_split(data.path, split, name)):
         return []
     samples, dropped = parse_rows(found.rows, found.folder, found.where, outside=data.outside)
+    files = [(s.id, medium) for s in samples for medium in s.media.values() if isinstance(medium, Path)]
+    gone = {id: f"sample {id}: {file} not found" for id, file in files if not file.is_file()}
+    dropped += [Dropped(f"sample {id}", reason, "check the path") for id, reason in gone.items()]
+    samples = [sample for sample in samples if sample.id not in gone]
     refuse_too_many(dropped, len(samples) + len(dropped), data.max_skipped, split)
     if dropped:
         say("", f"{counted(len(dropped), 'row')} of {split} cannot be used and are left out ({dropped[0].reason})")
@@ -240,7 +276,8 @@ def read_samples(data: DatasetConfig, split: str) -> list:
 def write_splits(
     data: DatasetConfig, output: Path, extra: Mapping[str, dict], seed: int = 0, shuffle: bool = False
 ) -> None:
-    """The official layout with every file copied: of train the samples of `extra`, the other splits as they are.
+    """The official layout with every file copied: of train the samples of `extra`, the other splits whole, all with the
+    labels that evaluation reads (`Sample.fields`).
 
     Args:
         data: the dataset, see `dataset`.
@@ -261,7 +298,8 @@ def write_splits(
             if moved:
                 options, solution = balanced(sample.id, options, sample.gold, seed=seed, turns=turns)
             path = {kind: _copied(medium, output / split / f"{kind}s", number) for kind, medium in sample.media.items()}
-            fields = {key: value for key, value in sample.fields.items() if key not in ("need", "pass_rate")}
+            new = extra[sample.id] if split == "train" else {}
+            fields = {key: value for key, value in sample.fields.items() if key not in new}
             # A video of which no data_type was given is used with its own sound; to write one would take it away.
             data_type = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
             rows.append(
@@ -275,7 +313,7 @@ def write_splits(
                     "path": path,
                     **fields,
                     **({"responses": list(sample.responses)} if sample.responses and not moved else {}),
-                    **(extra[sample.id] if split == "train" else {}),
+                    **new,
                 }
             )
         if lost:

@@ -14,7 +14,7 @@ from echoink.common.console import progress
 from echoink.common.errors import UserError
 from echoink.common.files import write_aside, write_atomic
 from echoink.data.choices import labelled
-from echoink.data.readers import holds_one_split, open_split
+from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, digest
 
@@ -103,10 +103,13 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
             refused = error
         try:
             samples, rate = soundfile.read(io.BytesIO(content))
-        except soundfile.SoundFileError:
+        except (soundfile.SoundFileError, ValueError, MemoryError):
+            samples, rate = np.zeros(0), loaders.SAMPLING_RATE
             if heard is None:
                 return "audio cannot be read"
-            samples, rate = heard.samples, loaders.SAMPLING_RATE  # FFmpeg has read it
+        # A recorder that was killed leaves a header of length 0, a stream one of unknown length: heard are its samples.
+        if heard and abs(len(samples) / rate - heard.seconds) > 0.1:
+            samples, rate = heard.samples, loaders.SAMPLING_RATE
         # Samples above full scale are kept: integers would clip them.
         subtype = "FLOAT" if np.abs(samples).max(initial=0) > 1 else "PCM_16"
         write_aside(targets["audio"], lambda file: soundfile.write(file, samples, rate, subtype, format="WAV"))
@@ -139,12 +142,24 @@ def _bytes(cell: Embedded | dict | str) -> bytes:
     return Path(cell).read_bytes() if isinstance(cell, str) else cell.read()
 
 
+def open_named(source: str, split: str, only: str | None = None) -> Rows:
+    """The rows of a split; `only` names the split where no other is asked for: then the source may be a single table.
+
+    Raises:
+        UserError: the source has no such split.
+    """
+    found = open_split(source, split)
+    if found is not None and holds_one_split(source) and split != only:
+        raise UserError(f"{source} holds one split", "say which: splits=[train] or splits=[valid]")
+    if found is None:
+        raise UserError(f"{source} has no split {split}", "name those it has: splits=[train]")
+    return found
+
+
 def curate_split(
     source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
 ) -> tuple[list[dict], Counter[str], Counter[str]]:
     """Write one split; rows that an earlier run settled are not read again.
-
-    `only` names the split where no other is asked for: then the source may be a single table.
 
     Returns:
         The rows of the index, the counts of dropped rows by reason, and those of odd rows that are kept.
@@ -152,11 +167,7 @@ def curate_split(
     Raises:
         UserError: the source has no such split, or its rows are of another kind.
     """
-    found = open_split(source, split)
-    if found is not None and holds_one_split(source) and split != only:
-        raise UserError(f"{source} holds one split", "say which: splits=[train] or splits=[valid]")
-    if found is None:
-        raise UserError(f"{source} has no split {split}", "name those it has: splits=[train]")
+    found = open_named(source, split, only)
     folder = output / split
     for name in ("images", "audios"):
         (folder / name).mkdir(parents=True, exist_ok=True)

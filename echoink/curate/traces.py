@@ -24,7 +24,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.config.compose import quoted
-from echoink.curate.difficulty import answer_training_split, begin, dataset, write_splits
+from echoink.curate.difficulty import answer_training_split, begin, check_source, dataset, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -53,9 +53,11 @@ def main(words: Sequence[str]) -> None:
     given = cli.settings(TracesConfig, words)
     output, recipe = Path(given.output), asdict(given) | {"order": given.order.name}
     if not Path(given.source).exists():
-        raise UserError(f"no such dataset: {given.source}", "curate takes a folder or file")
+        raise UserError(f"no such dataset: {given.source}", "curate takes a folder")
     if min(given.draws, given.keep) < 1:
         raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
+    source = dataset(given.source, given.settings)
+    check_source(source)
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
@@ -67,9 +69,7 @@ def main(words: Sequence[str]) -> None:
             "a stronger checkpoint=, or more draws=",
         )
     say("phase 2", f"{len(chosen):,} questions and their files are written to {output}")
-    write_splits(
-        dataset(given.source, given.settings), output, {id: {"responses": texts} for id, texts in chosen.items()}
-    )
+    write_splits(source, output, {id: {"responses": texts} for id, texts in chosen.items()})
     kept = sum(map(len, chosen.values()))
     report = {**recipe, "questions": len(chosen), "responses": kept, "right_answers": dict(sorted(counts.items()))}
     write_atomic(output / "traces.json", as_json(report))

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 
 from echoink.common.errors import UserError
-from echoink.rewards.text import same
+from echoink.rewards.text import alike, same
 
 MAX_OPTIONS = 26
 
@@ -22,7 +22,7 @@ _BARE = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*[.:)\]]*")
 
 
 def choices(options: object, answer: object) -> tuple[list[str], str]:
-    """Options "A. …" in their order and the solution "<answer>B</answer>". Options with the same text are offered once.
+    """Options "A. …" in their order and the solution "<answer>B</answer>". Options that are `alike` are offered once.
 
     Args:
         options: a list, an object from label to text, or the text of either.
@@ -40,11 +40,11 @@ def choices(options: object, answer: object) -> tuple[list[str], str]:
     gold = _place(_text(answer), labels, texts)
     offered: list[str] = []
     for text in texts:
-        if not any(same(text, other) for other in offered):
+        if not any(alike(text, other) for other in offered):
             offered.append(text)
     if len(offered) > MAX_OPTIONS:
         raise UserError(f"{len(offered)} options are more than {MAX_OPTIONS}")
-    right = next(place for place, text in enumerate(offered) if same(text, texts[gold]))
+    right = next(place for place, text in enumerate(offered) if alike(text, texts[gold]))
     return [f"{letter(place)}. {text}" for place, text in enumerate(offered)], f"<answer>{letter(right)}</answer>"
 
 
@@ -109,6 +109,8 @@ def _place(answer: str, labels: list[str] | None, texts: list[str]) -> int:
     """Which option the answer is."""
     exact = [place for place, text in enumerate(texts) if text == answer]
     by_text = exact or [place for place, text in enumerate(texts) if same(text, answer)]
+    if not all(alike(texts[place], texts[by_text[0]]) for place in by_text):
+        raise UserError(f"the answer {answer!r} may be several of the options {texts}")
     bare = _BARE.fullmatch(unicodedata.normalize("NFKC", answer))
     by_label = _of_label(_upper(bare.group(1)), labels, texts) if bare else None
     if labels is None and by_text:  # options that are letters themselves: "C" among C, G, Am, F

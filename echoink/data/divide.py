@@ -80,6 +80,9 @@ def divide(
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; mend or remove them")
+    if {_value(sample, wanted.by) for sample in samples} == {_NONE}:
+        fields = sorted({name for sample in samples for name in sample.fields} | {"data_type", "problem_type"})
+        raise UserError(f"by={wanted.by}: no row has such a field", f"known: {', '.join(fields)}")
     media = [joined(info.origins(sample)) for sample, info in zip(samples, infos, strict=True)]
     chosen = _assigned(samples, media, shares, wanted)
     if empty := [split for split in targets if split not in chosen]:
@@ -99,8 +102,13 @@ def divide(
     return Divided(targets, counts, old)
 
 
+_NONE = "none"
+"""The value of rows without the field."""
+
+
 def _value(sample: Sample, by: str) -> str:
-    return str(sample.fields.get(by, sample.problem_type.value if by == "kind" else "none"))
+    types = {"data_type": sample.data_type.value, "problem_type": sample.problem_type.value}
+    return str(sample.fields.get(by) or types.get("problem_type" if by == "kind" else by, _NONE))
 
 
 def _assigned(

@@ -103,11 +103,15 @@ class PromptProcessor:
 
     def text_tokens(self, sample: Sample) -> int:
         """Tokens of a sample's prompt with one placeholder for each medium; no file is opened."""
-        text = chat_text(self.processor, build_messages(sample, self.prompt))
-        woven = (
-            2 if sample.video and (sample.audio or "audio" in sample.data_type.value) else 0
-        )  # bos and eos of a sound
-        return len(self.processor.tokenizer(text)["input_ids"]) + woven
+        return text_tokens(self.processor, sample, self.prompt)
+
+
+def text_tokens(processor: ProcessorMixin, sample: Sample, prompt: Prompt) -> int:
+    """Tokens of a sample's prompt with one placeholder for each medium; no file is opened."""
+    text = chat_text(processor, build_messages(sample, prompt))
+    # A sound that is woven into its video keeps tokens of its own for its beginning and its end.
+    woven = 2 if sample.video and (sample.audio or "audio" in sample.data_type.value) else 0
+    return len(processor.tokenizer(text)["input_ids"]) + woven
 
 
 def chat_text(processor: ProcessorMixin, messages: list[dict]) -> str:

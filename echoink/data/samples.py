@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import combinations
 from pathlib import Path
 
 from echoink.common.errors import UserError
@@ -30,6 +31,7 @@ from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
 from echoink.rewards.accuracy import problem_with
 from echoink.rewards.parsing import ANSWER, option_letter, option_text, parse_answer, parse_letters
+from echoink.rewards.text import alike, same
 from echoink.rewards.types import NEEDED, OTHER_NEEDS, ProblemType
 
 
@@ -209,8 +211,12 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     responses, odd = _responses(row)
-    texts = [option_text(option).lower() for option in options]
-    odd += ("two options are the same",) if len(set(texts)) < len(texts) else ()
+    texts = [option_text(option) for option in options]
+    pairs = list(combinations(texts, 2))
+    if any(alike(*pair) for pair in pairs):
+        odd += ("two options are the same",)
+    elif any(same(*pair) for pair in pairs):
+        odd += ("two options differ in case, blanks or punctuation alone",)
     odd += ("an option is empty",) if "" in texts else ()
     odd += _odd_need(row.get("need"))
     return Sample(

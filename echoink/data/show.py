@@ -15,9 +15,9 @@ from echoink.config.schema import Config, ModelConfig
 from echoink.data import splits
 from echoink.data.check import bad_row
 from echoink.data.media_check import MediaInfo, check_media
-from echoink.data.processor import chat_text
+from echoink.data.processor import chat_text, text_tokens
 from echoink.data.prompts import build_messages
-from echoink.data.samples import Dropped, Sample, load_sound
+from echoink.data.samples import Sample, load_sound
 from echoink.data.token_counts import prompt_tokens
 from echoink.media import loaders
 from echoink.media.previews import encoded
@@ -37,17 +37,19 @@ def first_shown(config: Config, split: str, n: int) -> tuple[Iterator[dict[str, 
         UserError: there is no such split.
     """
     samples, bad = splits.first_samples(config.dataset, split, n)
-    infos = check_media(samples, config.model.max_audio_seconds, splits.video_caps(config.model))
-    bad += [info for info in infos if isinstance(info, Dropped)]
-    usable = [(s, info) for s, info in zip(samples, infos, strict=True) if not isinstance(info, Dropped)]
+    caps, soundtrack = splits.video_caps(config.model), config.dataset.soundtrack
+    infos = check_media(samples, config.model.max_audio_seconds, caps, soundtrack=soundtrack)
+    usable, broken, by_id = splits.sorted_out(list(zip(samples, infos, strict=True)), split, soundtrack)
+    bad += broken
     with quiet_libraries():
         processor = load_processor(config.model.path, config.model.min_pixels, config.model.max_pixels)
-    return (_shown(sample, info, config, processor) for sample, info in usable), [bad_row(each) for each in bad]
+    shown = (_shown(sample, by_id[f"{split} {sample.id}"], config, processor) for sample in usable)
+    return shown, [bad_row(each) for each in bad]
 
 
 def _shown(sample: Sample, info: MediaInfo, config: Config, processor: Any) -> dict[str, Any]:
     text, model = chat_text(processor, build_messages(sample, config.prompt)), config.model
-    tokens = prompt_tokens(info, len(processor.tokenizer(text)["input_ids"]), model)
+    tokens = prompt_tokens(info, text_tokens(processor, sample, config.prompt), model)
     named = {"text": tokens.text, "picture": tokens.image, "sound": tokens.audio, "video": tokens.video}
     return {
         "id": sample.id,

@@ -19,7 +19,6 @@ from echoink.data.profile import profile
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
-from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
 from echoink.models import media_tokens
 
@@ -159,11 +158,7 @@ def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sampl
     """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    samples, dropped = _read(config, split, n)
-    return [
-        with_soundtrack(s, loaders.has_soundtrack(s.video), config.soundtrack) if s.asks_for_soundtrack else s
-        for s in samples
-    ], dropped
+    return _read(config, split, n)
 
 
 def has_dev(config: DatasetConfig) -> bool:

@@ -328,10 +328,11 @@ class Evaluator:
     def _judged_again(
         self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup
     ) -> list[dict]:
-        """The rows of predictions.jsonl, of which those of a variant say what today's parser and rewards say."""
+        """The rows of predictions.jsonl; those of a variant's draws say what today's parser and rewards say."""
         rows, of_id, changed = self.files.read(PREDICTIONS), {sample.id: sample for sample in samples}, 0
         for number, row in enumerate(rows):
-            if row["phase"] == phase and row["variant"] == variant.name and row["id"] in of_id:
+            ours = row["phase"] == phase and row["variant"] == variant.name and row["draw"] in how.draws
+            if ours and row["id"] in of_id:
                 sample, text = of_id[row["id"]], row["completion"]
                 says = judged(text, sample, how.match, thinks=row["thinks"], extra_rewards=how.extra_rewards)
                 if any(row.get(name, value) != value for name, value in says.items()):

@@ -78,14 +78,13 @@ def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def chance(prediction: Prediction) -> float:
-    """Probability that a guess is right: 0 of other types than multiple choice.
-
-    Of as many options as are right, drawn at random; or what the row's field `chance` says, where the text tells more.
+    """Probability that a guess is right: what the row's field `chance` says; else that of as many options as are right,
+    drawn at random, and 0 of other types than multiple choice.
     """
-    if not _has_letters(prediction):
-        return 0.0
     if given := prediction.fields.get("chance"):
         return float(given)
+    if not _has_letters(prediction):
+        return 0.0
     gold = equal_options(parse_letters(prediction.gold, prediction.options), prediction.options)
     if len(gold) == 1:  # a repeated option is right under each of its letters
         letters = map(option_letter, prediction.options)
@@ -110,7 +109,7 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
         "right": right,
         "given": given,
         "distance": sum(abs(right.get(letter, 0) - given.get(letter, 0)) for letter in letters) / 2 if given else None,
-        "one_letter": max(_mean(one == {letter} for one in gold) for letter in letters),
+        "one_letter": max(sum(one == {letter} for one in gold) for letter in letters) / len(predictions),
     }
 
 

@@ -85,7 +85,9 @@ _TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' '
 """The beginning of "twenty one"."""
 
 _NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
-for _multiple in ["hundred", "thousand", "million", "billion", "trillion", "dozen", "third", "quarter"]:
+_NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand"}
+_MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
+for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
 """Words after a number that change it."""
 
@@ -108,6 +110,8 @@ def number_in(text: str) -> float | None:
     text = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", text)
     if (plain := _plain_number(text)) is not None:
         return plain
+    if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" are millions, "2π" is no 2
+        return None
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
     first, *unit = re.sub(r"(?<=\d)(?=[^\W\d_]{1,4}\d?$)", " ", text).split()[:4] or [""]

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from echoink.rewards.text import CLOSING, normalize, pattern_of, same
+from echoink.rewards.text import CLOSING, alike, normalize, pattern_of, same
 from echoink.rewards.types import Match
 
 THINK = ("<think>", "</think>")
@@ -78,9 +78,11 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
     answer = answer.strip()
     if len(answer) > _MAX_ANSWER:
         return frozenset()
-    if match is Match.exact:
-        letters = answer.split(", ")
-        return frozenset(letters) if set(letters) <= valid.keys() and len(set(letters)) == len(letters) else frozenset()
+    letters = answer.split(", ")
+    is_exact = set(letters) <= valid.keys() and len(set(letters)) == len(letters)
+    # Of options that are letters themselves "A, C" names two, not A with its text.
+    if is_exact or match is Match.exact:
+        return frozenset(letters) if is_exact else frozenset()
     answer = _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
     if re.fullmatch(r"[A-Z]{2,}", answer) and set(answer) <= valid.keys():  # "AB"
         is_text = any(same(answer, text) for text in valid.values())
@@ -125,11 +127,11 @@ def _unwrapped(text: str) -> str:
 
 
 def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[str]:
-    """Letters, each replaced by the first one whose option has the same text: a repeated option is right under each
-    of its letters.
+    """Letters, each replaced by the first one whose option is the same (`text.alike`): a repeated option is right under
+    each of its letters.
     """
     texts = {letter: option_text(option) for option in options if (letter := option_letter(option))}
-    first = {letter: next(each for each in texts if same(texts[each], texts[letter])) for letter in texts}
+    first = {letter: next(each for each in texts if alike(texts[each], texts[letter])) for letter in texts}
     return frozenset(first.get(letter, letter) for letter in letters)  # a letter may be none of the options
 
 

@@ -39,6 +39,18 @@ def same(one: str, other: str) -> bool:
     return comparable(one) == comparable(other)
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether two options are one and the same: equal but for the way in which accents are encoded, the form of quotes,
+    runs of blanks and a full stop at the end. Case counts: "DM7" is another chord than "Dm7".
+    """
+    return _option(one) == _option(other)
+
+
+@functools.lru_cache(maxsize=8192)
+def _option(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).translate(_QUOTES).split()).removesuffix(".").strip()
+
+
 @functools.lru_cache(maxsize=8192)
 def comparable(text: str) -> str:
     """What texts that are the `same` have in common."""

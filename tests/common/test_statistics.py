@@ -61,6 +61,12 @@ def test_a_unanimous_gain_is_evidence_and_one_cluster_is_none():
     assert crossed.p_value == 1.0 and crossed.interval == (-1.0, 1.0)
 
 
+def test_an_interval_of_few_clusters_stays_between_minus_one_and_one():
+    found = paired([0.0] * 6, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b", "c", "c"])
+    assert found.test == "clustered t" and found.clusters == 3
+    assert -1 <= found.interval[0] < 0 and found.interval[1] == 1.0 and found.p_value > 0.05
+
+
 def test_samples_must_pair_up():
     with pytest.raises(ValueError):
         paired([True], [True, False], ["a"])

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import SWEPT, compose, groups, quoted
+from echoink.config.compose import SWEPT, as_text, compose, groups, quoted
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
@@ -121,13 +122,14 @@ def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all(monke
     ],
 )
 def test_a_text_that_reads_like_a_number_stays_as_it_was_written(override, key, value):
-    assert flatten(compose([override])[0].config)[key] == value
-    (one, two) = compose([f"{override},null" if value is None else f"{override},{override.partition('=')[2]}"], True)
-    assert flatten(one.config)[key] == flatten(two.config)[key] == value
+    (read,) = OverridesParser.create().parse_overrides([as_text(override)])
+    assert (read.key_or_group, read.value()) == (key, value)
 
 
-def test_folders_of_hydra_are_texts_too():
-    assert str(compose(["hydra.run.dir=1.10"])[0].folder) == "1.10"
+def test_names_that_read_like_numbers_stay_in_a_run_and_in_a_sweep():
+    (run,) = compose(["name=2026_11_29", "hydra.run.dir=1.10"])
+    assert (run.config.name, str(run.folder)) == ("2026_11_29", "1.10")
+    assert [job.config.name for job in compose(["name=1.10,true"], multirun=True)] == ["1.10", "true"]
 
 
 def test_an_experiment_wins_over_groups_and_the_command_line_over_it():

@@ -94,6 +94,85 @@ def test_media_questions_and_other_splits_are_those_of_the_source(source, tmp_pa
         assert [(s.id, s.options, s.solution) for s in one] == [(s.id, s.options, s.solution) for s in two]
 
 
+def test_a_folder_that_holds_other_files_is_no_output(source, tmp_path, measured):
+    """Its files would be taken for those of a run that was stopped: sample_4.wav is another sound there."""
+    with pytest.raises(UserError, match="source holds other files"):
+        curate(source, source)
+    (tmp_path / "other/train/images").mkdir(parents=True)
+    with pytest.raises(UserError, match="other holds other files"):
+        curate(source, tmp_path / "other")
+    assert not measured and sorted(path.name for path in (tmp_path / "other").iterdir()) == ["train"]
+
+
+def test_labels_of_the_source_are_kept_where_nothing_new_takes_their_place(source, tmp_path, measured):
+    for split in ("train", "valid"):
+        index = source / f"omni_rl_format_{split}.json"
+        rows = [{**row, "need": "image", "level": "hard"} for row in json.loads(index.read_text())]
+        index.write_text(json.dumps(rows))
+    curate(source, tmp_path / "hard")
+    assert {s.fields["need"] for s in read_split(tmp_path / "hard", "train")} == {"both"}, "as measured"
+    assert {s.fields["need"] for s in read_split(tmp_path / "hard", "valid")} == {"image"}
+    assert {s.fields["level"] for s in read_split(tmp_path / "hard", "train")} == {"hard"}
+
+
+def test_what_is_wrong_with_a_source_is_said_before_a_model_answers(source, tmp_path, measured):
+    def says(message, *words, at=source):
+        with pytest.raises(UserError, match=message):
+            curate(at, tmp_path / "hard", *words)
+        assert not measured and not (tmp_path / "hard").exists()
+
+    index = source / "omni_rl_format_valid.json"
+    rows = json.loads(index.read_text())
+    (source / "valid" / rows[0]["path"]["image"]).unlink()
+    says("sample_0.jpg not found")
+    index.write_text(json.dumps([{**rows[1], "solution": "B"}]))
+    says("has no answer in")
+    index.write_text(json.dumps(rows[1:]))
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"problem": "1 + 1?", "problem_type": "numerical", "solution": "<answer>2</answer>"}\n')
+    says("holds one split", at=one)
+    (tmp_path / "plain").mkdir()
+    shutil.copy(one, tmp_path / "plain/train.jsonl")
+    says("no training question has a picture", at=tmp_path / "plain")
+    shutil.copy(one, tmp_path / "plain/valid.jsonl")
+    (tmp_path / "plain/train.jsonl").unlink()
+    says("has no training questions", at=tmp_path / "plain")
+
+
+def test_the_validation_split_may_have_a_name_of_its_own(tmp_path):
+    row = {"problem": "?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
+    rows = [{"problem_id": number, **row} for number in (0, 1)]
+    for name, some in (("train", rows), ("exam", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    data = difficulty.dataset(str(tmp_path), ["dataset.split=exam"])
+    assert len(difficulty.read_samples(data, "valid")) == 1 and len(difficulty.read_samples(data, "train")) == 2
+
+
+def test_another_selection_forgets_what_a_stopped_one_wrote_and_answered(source, tmp_path, measured, monkeypatch):
+    """It was stopped while what it had kept was answered again."""
+    work, measure = tmp_path / "hard/.work", difficulty._measure
+
+    def stops(given, path, seed, folder):
+        if folder.name == "again":
+            (folder / "half").mkdir(parents=True, exist_ok=True)
+            raise KeyboardInterrupt
+        return measure(given, path, seed, folder)
+
+    monkeypatch.setattr(difficulty, "_measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        curate(source, tmp_path / "hard")
+    first = {path.name for path in (tmp_path / "hard/train/images").iterdir()}
+    measured.clear()
+    with pytest.raises(KeyboardInterrupt):
+        curate(source, tmp_path / "hard")
+    assert (work / "again/half").is_dir() and first, "the same selection goes on"
+    measured.clear()
+    monkeypatch.setattr(difficulty, "_measure", measure)
+    told = curate(source, tmp_path / "hard", "needs=[audio]", "pass_rate=[0,1]")
+    images = [path.name for path in (tmp_path / "hard/train/images").iterdir()]
+    assert told["kept"] == len(images) == 1 and images[0] not in first
+
+
 def test_without_shuffling_letters_stay(source, tmp_path, measured):
     curate(source, tmp_path / "hard", "shuffle=false", "needs=[]", "pass_rate=[0,1]")
     before = {s.id: s for s in read_split(source, "train")}

@@ -259,6 +259,32 @@ def test_sounds_above_full_scale_are_not_clipped(tmp_path):
     assert np.abs(samples - loud).max() < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_a_sound_whose_header_does_not_know_its_length_is_written_as_it_is_heard(tmp_path, kind):
+    """As a recorder that was killed leaves a WAV, and a stream a FLAC."""
+    content = io.BytesIO()
+    soundfile.write(content, np.sin(np.arange(8 * 16_000) / 20), 16_000, format=kind)
+    raw = bytearray(content.getvalue())
+    if kind == "WAV":
+        at = raw.index(b"data") + 4
+        raw[4:8] = raw[at : at + 4] = bytes(4)
+    else:  # the 36 bits of the number of samples, in the STREAMINFO block
+        raw[21] &= 0xF0
+        raw[22:26] = bytes(4)
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    made = {"problem_id": 0, "path": {"image": "image.jpg", "audio": "audio.wav"}}
+    row = {"image": {"bytes": picture.getvalue()}, "audio": {"bytes": bytes(raw)}}
+    assert omni_instruct.write_media(row, tmp_path, made) is None and omni_instruct.NOTE not in made
+    assert soundfile.info(tmp_path / "audio.wav").duration == pytest.approx(8, abs=0.01)
+
+
+def test_a_split_that_is_not_there_is_said_before_another_is_made(source, tmp_path):
+    with pytest.raises(UserError, match="has no split dev"):
+        main([f"source={source[0]}", f"output={tmp_path}/out", "splits=[train,dev]"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_bring_letters_get_no_second_ones(tmp_path):
     made = made_of(tmp_path, options=["A. dog", "B. rain"], answer="B. rain")
     assert (made["options"], made["solution"]) == (["A. dog", "B. rain"], "<answer>B</answer>")

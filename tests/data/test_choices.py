@@ -38,6 +38,7 @@ MEANT = [  # options, answer, the text that is meant
     (["50%", "60%"], "50 %", "50%"),
     (["It's raining", "No"], "It\N{RIGHT SINGLE QUOTATION MARK}s raining", "It's raining"),
     (["Cat", "Dog", "Dog", "Cow"], "D", "Cow"),
+    (["Dm7", "DM7", "G7"], "DM7", "DM7"),
     (["A. Cat", "B. Dog", "C. Dog.", "D. Cow"], "C", "Dog"),
 ]
 
@@ -61,6 +62,7 @@ def test_the_option_that_is_meant_is_the_right_one(options, answer, text):
         (PLAIN, " ", "the answer is empty"),
         (PLAIN, 2, "not among the options"),
         (PLAIN, "Hail", "not among the options"),
+        (["Dm7", "DM7"], "dm7", "may be several of the options"),
         (PLAIN, "D", "not among the options"),
         (["C", "D", "E"], "A", "not among the options"),
         (["A. Rain", "A. Wind"], "A", "not among the options"),

@@ -59,6 +59,18 @@ def test_a_split_that_is_no_longer_asked_for_does_not_stay_beside_the_new_ones(o
     assert set(read(own)) == {"train", "valid"} and "removed" in capsys.readouterr().out
 
 
+def test_a_field_that_no_row_has_is_refused_and_types_are_fields_too(tmp_path):
+    row = {"problem": "1 + 1?", "problem_type": "numerical", "solution": "<answer>2</answer>"}
+    words = [{**row, "problem_type": "free-form", "solution": "<answer>two</answer>"}, row]
+    file = tmp_path / "all.jsonl"
+    file.write_text("".join(json.dumps({**words[n % 2], "problem": f"{n}?"}) + "\n" for n in range(20)))
+    with pytest.raises(UserError, match="by=knd: no row has such a field"):
+        main(["split", str(file), "by=knd"])
+    assert main(["split", str(file), "valid=0.2", "by=problem_type"]) == 0
+    kinds = [json.loads(line)["problem_type"] for line in (tmp_path / "valid.jsonl").read_text().splitlines()]
+    assert sorted(kinds) == ["free-form", "free-form", "numerical", "numerical"]
+
+
 def test_the_seed_chooses_and_the_order_of_rows_does_not(own):
     def valid(seed, rows):
         for name in ("train", "valid"):

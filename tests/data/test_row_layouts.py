@@ -109,6 +109,7 @@ def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
 
 def test_odd_options_and_needs_are_noted(tmp_path):
     odd = [
+        {**ROW, "options": ["A. x", "B. x."]},
         {**ROW, "options": ["A. x", "B. X"]},
         {**ROW, "options": ["A.", "B. y"]},
         {**ROW, "need": "Both"},
@@ -118,6 +119,7 @@ def test_odd_options_and_needs_are_noted(tmp_path):
     samples, _ = parse_rows([{**row, "problem_id": number} for number, row in enumerate(odd)], tmp_path, "here")
     assert [sample.notes for sample in samples] == [
         ("two options are the same",),
+        ("two options differ in case, blanks or punctuation alone",),
         ("an option is empty",),
         ("need 'Both' is not read: it is 'both'",),
         (),

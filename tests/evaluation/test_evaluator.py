@@ -329,6 +329,17 @@ def test_an_evaluation_that_is_repeated_in_another_way_has_its_new_numbers_and_t
     assert [row["phase"] for row in again] == [BASE, FINAL] and again[0]["eval/accuracy"] >= 0
 
 
+def test_a_reward_is_called_once_for_each_answer_of_a_fresh_evaluation(make_evaluator, model, samples, capsys):
+    """Also in swaps, whose draws are asked one after the other."""
+    calls = []
+    own = [ExtraReward("custom", lambda text, sample: float(len(calls.append(text) or calls)), 1)]
+    evaluator = make_evaluator(greedy=False, samples=3, ablations=[Variant.full, Variant.swapped_audio])
+    evaluator = replace(evaluator, setup=replace(evaluator.setup, extra_rewards=own))
+    evaluator.phase(model, samples[:4], FINAL, 0)
+    assert len(lines(evaluator)) == len(calls) > 4 * 3
+    assert "judged otherwise" not in capsys.readouterr().out
+
+
 def test_a_cache_that_cannot_be_written_costs_no_answers(make_evaluator, model, samples, tmp_path, capsys):
     (tmp_path / "file").touch()
     evaluator = make_evaluator(cache=str(tmp_path / "file/cache"), greedy=False)

@@ -136,7 +136,17 @@ def test_a_guess_and_the_positions_of_answers():
     (one,) = answers(FULL, [True])
     assert chance(one) == 0.25 and chance(replace(one, gold="A, C")) == pytest.approx(1 / 6)
     assert chance(replace(one, options=(), problem_type="free-form")) == 0
+    assert chance(replace(one, options=(), problem_type="counting", fields={"chance": "0.2"})) == 0.2
     given = [replace(one, id=str(i), gold=g, letters=x) for i, (g, x) in enumerate(zip("AABC", "AAAA", strict=True))]
     found = summarize(given)["positions"]
     assert found["right"] == {"A": 0.5, "B": 0.25, "C": 0.25} and found["given"] == {"A": 1.0}
     assert found["distance"] == 0.5 and found["one_letter"] == 0.5
+    counted = [replace(one, id=f"n{i}", options=(), problem_type="counting", gold="3", letters="") for i in range(4)]
+    assert summarize([*given, *counted])["positions"]["one_letter"] == 0.25, "of all questions, as the accuracy is"
+
+
+def test_where_every_guess_is_right_there_is_no_shortcut():
+    both_right = [replace(p, options=("A. x", "B. x"), gold="A") for p in answers(FULL, [True])]
+    deaf = [replace(p, options=("A. x", "B. x"), gold="A") for p in answers(DEAF, [True])]
+    found = of_ablations({FULL: both_right, DEAF: deaf})["no_audio"]
+    assert found["chance"] == 1 and found["shortcut"] is None

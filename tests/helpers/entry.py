@@ -11,7 +11,7 @@ SMALL = [
     "experiment=quickstart",
     "dataset.train=16",
     "dataset.dev=3",
-    "dataset.valid=12",
+    "dataset.valid=6",
     "trainer.steps=2",
     "generation.max_new_tokens=48",
 ]

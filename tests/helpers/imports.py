@@ -14,3 +14,6 @@ with imports():
     import echoink.report.build
     import echoink.report.figures
     import echoink.training.callbacks  # noqa: F401
+    from echoink.run_folder import reader
+
+reader.defaults()  # which every run composes once

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from echoink.rewards.accuracy import accuracy_reward, problem_with
+from echoink.rewards.accuracy import accuracy_reward, number_in, problem_with
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import option_letter, option_text, parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
@@ -84,11 +84,63 @@ def test_lenient_reading_takes_what_the_guide_says(answers, letters):
 
 @pytest.mark.parametrize("answer", ["A. a bell", "B. A BELL.", "A, B"])
 def test_a_repeated_option_is_right_under_each_of_its_letters(answer):
-    options = ("A. a bell", "B. A bell.", "C. a dog")
+    options = ("A. a bell", "B. a  bell.", "C. a dog")
     for gold in "AB":
         text = f"<answer>{answer}</answer>"
         assert accuracy_reward(text, ProblemType.multiple_choice, options, gold) == 1
         assert accuracy_reward("<answer>C</answer>", ProblemType.multiple_choice, options, gold) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("A. Really.", "B. Really?", "C. Really!"),
+        ("A. Dm7", "B. DM7"),
+        ("A. 10²", "B. 102"),
+        ("A. therapist", "B. the rapist"),
+        ("A. C", "B. G", "C. A"),
+    ],
+)
+@pytest.mark.parametrize("match", [Match.lenient, Match.exact])
+def test_options_that_look_alike_are_different_answers(options, match):
+    letters = [option[0] for option in options]
+    for gold in letters:
+        paid = [
+            accuracy_reward(f"<answer>{one}</answer>", ProblemType.multiple_choice, options, gold, match)
+            for one in letters
+        ]
+        assert paid == [float(one == gold) for one in letters]
+
+
+def test_letters_that_are_named_in_the_exact_form_are_read_so_whatever_the_options_are():
+    options = ("A. C", "B. G", "C. A", "D. F")
+    assert parse_letters("A, C", options) == {"A", "C"} and parse_letters("A. C", options) == {"A"}
+    for answer, paid in (("A, C", 1), ("A", 0), ("C", 0)):
+        text = f"<answer>{answer}</answer>"
+        assert accuracy_reward(text, ProblemType.multiple_choice, options, "A, C") == paid
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3 fifths",
+        "7 tenths",
+        "1 eighth",
+        "2 thousandths",
+        "10 squared",
+        "2π",
+        "2 π",
+        "5 below",
+        "$5M",
+        "$5B",
+        "5bn",
+        "5 lakh",
+        "5 K",
+    ],
+)
+def test_a_word_or_a_sign_that_changes_a_number_is_no_unit(answer):
+    assert number_in(answer) is None
+    assert (number_in("5 metres"), number_in("5m"), number_in("$5"), number_in("5 MB")) == (5, 5, 5, 5)
 
 
 @pytest.mark.parametrize(

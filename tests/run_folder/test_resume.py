@@ -140,13 +140,13 @@ def killed_after(place: Path, folder: Path, steps: int, settings: list[str]) -> 
 
 def test_an_adapter_with_dropout_that_is_killed_and_then_asked_to_go_ends_the_same(place, plain):
     """Both in the middle of a rollout. Dropout draws from the random state that the checkpoint holds."""
-    settings = [*SEVERAL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0"]
+    settings = [*SEVERAL, "adapter=lora", "adapter.dropout=0.2", "eval.every=0", "eval.limit=4", "trainer.steps=6"]
     expected, _ = whole(place, "lora", settings)
     folder = place / "outputs/lora-killed"
     again = [*settings, "resume=auto", f"hydra.run.dir={folder}"]
     killed_after(place, folder, 2, again)
     again[again.index("trainer.save_every=1")] = "trainer.save_every=0"
-    asked_after(place, folder, 5, again, signal.SIGUSR1)
+    asked_after(place, folder, 4, again, signal.SIGUSR1)
     done = processes.run(place, *again)
     assert done.returncode == 0 and "from step " in done.stdout, done.stderr
     assert left(folder) == expected

@@ -159,6 +159,15 @@ def test_a_folder_that_fails_stops_no_other(outputs, capsys):
     assert "3 of 4 folders" in said and "outputs/run" in said
 
 
+def test_only_what_a_sweep_has_set_aside_is_left_out(tmp_path, monkeypatch):
+    """Whatever the folders above are called."""
+    seen, below = [], tmp_path / "unfinished/outputs"
+    make_run(below / "run")
+    make_run(below / "sweep/unfinished/0-1")
+    monkeypatch.setattr(echoink_sync, "folder", lambda place, uri: seen.append(place))
+    assert echoink_sync.main([str(below)]) == 0 and seen == [below / "run"]
+
+
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         echoink_sync.main([str(tmp_path / "nowhere")])
