@@ -25,9 +25,9 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
-from echoink.config.compose import compose
+from echoink.config.compose import compose, quoted
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, Dtype, Source
+from echoink.config.schema import Config, Dtype, Source, flatten
 from echoink.run_folder import checkpoint
 
 PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
@@ -230,7 +230,10 @@ def _model(config: Config) -> tuple[Verdict, str]:
 def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
     """Whether a model's folder has all that a run will open, so that it is known before the network is gone."""
     if (folder / "summary.json").is_file() or (folder / "checkpoints").is_dir():
-        return Verdict.good, f"{said} (a run)"
+        try:
+            return _whole(Path(checkpoint.resolve(str(folder))), f"{said} (a run)")
+        except UserError as error:
+            return Verdict.bad, error.problem
     index = folder / "model.safetensors.index.json"
     adapter = (folder / "adapter_config.json").is_file()
     weights = {"adapter_model.safetensors" if adapter else "model.safetensors"}
@@ -309,12 +312,10 @@ def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
 
     from echoink.pipeline.canary import run_all
 
-    # The runs lie in another folder: what is a path here must be one there.
-    words = [
-        f"{key}={Path(value).absolute()}" if key in PATHS and Path(value).exists() else word
-        for word in overrides
-        for key, _, value in [word.partition("=")]
-    ]
+    # The runs lie in another folder: what is a path here, by the command line or a file of conf, must be one there.
+    values = flatten(config)
+    places = {key: Path(values[key]) for key in PATHS if isinstance(values.get(key), str)}
+    words = [*overrides, *(f"{key}={quoted(path.absolute())}" for key, path in places.items() if path.exists())]
     with tempfile.TemporaryDirectory() as folder:
         for row in run_all(words, config.model.path == "tiny", torch.cuda.is_available(), Path(folder)):
             grew = f"{row.first:.0f} → {row.last:.0f} tokens"

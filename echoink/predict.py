@@ -14,6 +14,7 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -22,7 +23,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.common.startup import imports
 from echoink.config.compose import compose, typed
-from echoink.config.schema import Config, Prompt
+from echoink.config.schema import Config, flatten
 from echoink.data.choices import MAX_OPTIONS
 from echoink.data.readers import open_split
 from echoink.data.samples import (
@@ -69,7 +70,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
     Raises:
         UserError: see `compose`.
     """
-    run = _run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
+    run = checkpoint.run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
@@ -92,11 +93,6 @@ def _of_run(run: Path) -> Config:
         if OmegaConf.select(config, key, default=missing) is not missing:
             OmegaConf.update(config, key, value)
     return typed(config, Config)
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run folder that a checkpoint lies in."""
-    return next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir()), None)
 
 
 def sample_of(arguments: argparse.Namespace) -> Sample:
@@ -142,9 +138,13 @@ class Answerer:
 
     def __init__(self, arguments: argparse.Namespace, checkpoint_folder: str | None):
         with imports():
+            from echoink.models.loading import picture_caps
             from echoink.training.setup import load_for_inference
 
         self._arguments, self._config = arguments, configuration(arguments)
+        model = self._config.model
+        if checkpoint_folder and not arguments.model and not checkpoint.run_of(Path(checkpoint_folder)):
+            model.min_pixels, model.max_pixels = picture_caps(checkpoint_folder)
         self._loaded = load_for_inference(self._config, checkpoint_folder or self._config.model.path)
 
     def __call__(self, sample: Sample) -> list[str]:
@@ -230,12 +230,20 @@ def answer_all(arguments: argparse.Namespace) -> None:
         answered = read_rows(arguments.output)
     except ValueError as error:
         raise UserError(f"{arguments.output} is no file of answers: {error}", "give a new --output") from error
-    prompt, resolved = configuration(arguments).prompt, _resolved(arguments)
-    model = resolved or arguments.model
-    model = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    asked = {sample.id: identity(sample, arguments, prompt, model) for sample in samples}
+    resolved = _resolved(arguments)
+    how = (
+        _of_model(resolved or arguments.model),
+        _settings(configuration(arguments)),
+        arguments.samples,
+        arguments.seed,
+    )
+    asked = {sample.id: identity(sample, how) for sample in samples}
+    if wrong := next((row for row in answered if not isinstance(row, dict)), None):
+        raise UserError(f"{arguments.output} is no file of answers: {str(wrong)[:60]}", "give a new --output")
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
-        other_than = f"another question {other.get('id')}, or of another model, prompt, seed or number of samples"
+        other_than = (
+            f"another question {other.get('id')}, or of another model, prompt, setting, seed or number of samples"
+        )
         raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
@@ -269,10 +277,24 @@ def _resolved(arguments: argparse.Namespace) -> str | None:
     return checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else None
 
 
-def identity(sample: Sample, arguments: argparse.Namespace, prompt: Prompt, model: str | None) -> str:
-    """A digest of what an answer depends on: the question with the places of its media, the model, how it is asked."""
-    how = (model, prompt.system, prompt.template, prompt.options, arguments.samples, arguments.seed)
-    what = (sample.problem, sample.options, sample.problem_type.value, sorted(sample.places.items()))
+def _of_model(model: str | None) -> tuple:
+    """What tells a model from another, without reading it: its place, and sizes and times of its weights' files."""
+    if not model or not Path(model).is_dir():
+        return (model,)
+    files = sorted(Path(model).glob("*.safetensors"))
+    return (str(Path(model).resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def _settings(config: Config) -> list[tuple[str, Any]]:
+    """The keys on which an answer depends."""
+    groups = ("model.", "prompt.", "generation.", "trainer.bf16", "adapter.kind")
+    return [(key, value) for key, value in flatten(config).items() if key.startswith(groups)]
+
+
+def identity(sample: Sample, how: tuple) -> str:
+    """A digest of what an answer depends on: the question with the places of its media, and how what is asked."""
+    what = (sample.problem, sample.options, sample.problem_type.value, sample.data_type.value)
+    what += (sample.asks_for_soundtrack, sorted(sample.places.items()))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 

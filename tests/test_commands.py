@@ -1,6 +1,7 @@
 """The commands around a run: plan, doctor, predict, export, rescore, preflight."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from echoink.rewards.types import Match
 from tests.helpers import processes
 from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
+from tests.helpers.runs import make_run
 
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -54,7 +56,8 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
     estimated = found["prompt_tokens"]["text (estimated)"]
     assert estimated["median"] == pytest.approx(sorted(text)[12], rel=0.35)
     size = 4 * model.num_parameters()
-    assert found["disk_bytes"] == {"checkpoint": size, "optimizer": 2 * size, "kept": 1, "total": 6 * size}
+    disk = {"checkpoint": size, "optimizer": 2 * size, "kept": 1, "export": 0, "total": 6 * size}
+    assert found["disk_bytes"] == disk
     parts = dict(found["memory_bytes_per_process"]["not sharded"])
     total = parts.pop("total")
     assert parts["optimizer"] == 8 * model.num_parameters()
@@ -286,6 +289,13 @@ def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
     assert verdict is doctor.Verdict.bad and "has no vLLM" in text
 
 
+def test_the_doctor_takes_no_run_without_checkpoints_for_a_model(tmp_path):
+    evaluated = make_run(tmp_path / "evaluated", ["task=eval"])
+    found = {finding.what: finding for finding in doctor.examine(config_of(f"checkpoint={evaluated}"))}
+    assert found["model"].verdict is doctor.Verdict.bad and "nor a run with checkpoints" in found["model"].text
+    assert doctor.examine(config_of(f"checkpoint={TINY}")), "a model folder is one"
+
+
 def test_the_doctor_compares_versions(monkeypatch):
     real = doctor.metadata.version
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "1.0" if name == "trl" else real(name))
@@ -380,11 +390,14 @@ def test_an_exported_model_needs_nothing_of_ours(run, tmp_path):
 def test_a_card_says_what_its_numbers_are_of(run):
     summary = json.loads((run / "summary.json").read_text())
     summary["paired"]["draws"] = 4
-    text = "\n".join(export._numbers(summary, protocol="matched"))
+    text = "\n".join(export._numbers(summary, protocol="matched", quantized=False))
     assert f"The last line is of the run's last step ({summary['steps']})." in text
     assert "one sampled answer to each sample." in text and "points (means of 4 draws)" in text
-    text = "\n".join(export._numbers({"base": summary["base"], "final": None, "paired": None}, protocol="may19"))
+    text = "\n".join(
+        export._numbers({"base": summary["base"], "final": None, "paired": None}, protocol="may19", quantized=True)
+    )
     assert "of the weights it began with" in text and "eval.protocol=may19" in text and "None" not in text
+    assert "a base in 4 bits" in text
 
 
 def test_the_example_on_the_card_runs_and_answers_as_we_do(run, tmp_path):
@@ -491,7 +504,7 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
     said = " ".join(capsys.readouterr().out.split())
     assert "2 questions left of 4" in said and "answered 4 questions" in said
     for others in (["--seed", "5"], ["--samples", "3"], ["--prompt", "direct"]):
-        with pytest.raises(UserError, match="another question 0, or of another model, prompt, seed"):
+        with pytest.raises(UserError, match="another question 0, or of another model, prompt, setting, seed"):
             predict.main([*words, *others])
     with pytest.raises(UserError, match="another question 0, or of another model"):
         predict.main(words[2:])
@@ -561,6 +574,27 @@ def test_predict_refuses_words_that_a_file_of_questions_would_ignore(tmp_path, m
 def test_predict_refuses_an_output_that_one_question_would_ignore(tmp_path):
     with pytest.raises(UserError, match="--output is for --questions"):
         predict.main(["--question", "What?", "--output", str(tmp_path / "a.jsonl")])
+
+
+def test_predict_shows_a_model_folder_pictures_as_its_processor_says_and_knows_a_model_that_changed(run, tmp_path):
+    folder, output = export.export(run, tmp_path / "mine"), tmp_path / "a.jsonl"
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["size"] = {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}
+    file.write_text(json.dumps(settings))
+    arguments = predict.parser().parse_args(["--question", "What?", "--checkpoint", str(folder)])
+    model = predict.Answerer(arguments, str(folder))._config.model
+    assert (model.min_pixels, model.max_pixels) == (224 * 224, 224 * 224)
+    (tmp_path / "q.jsonl").write_text('{"problem": "What?", "problem_type": "free-form"}\n')
+    words = ["--questions", str(tmp_path / "q.jsonl"), "--output", str(output), "--checkpoint", str(folder)]
+    predict.main(words)
+    predict.main(words)
+    os.utime(folder / "model.safetensors", (1, 1))
+    with pytest.raises(UserError, match="or of another model"):
+        predict.main(words)
+    output.write_text("[1]\n")
+    with pytest.raises(UserError, match="is no file of answers"):
+        predict.main(words)
 
 
 def test_an_answer_names_its_option_however_options_are_labelled():

@@ -81,11 +81,30 @@ def check_mp3(file: io.BufferedIOBase, name: str) -> None:
 
 
 def known_to_sndfile(file: io.BufferedIOBase) -> bool:
-    """Whether a sound begins as a format of libsndfile does, MP3 left out: there it stops at the first damaged frame,
-    and writes notes to the screen.
+    """Whether libsndfile reads all of a sound that begins as one of its formats does. Left out are MP3, where it stops
+    at the first damaged frame and writes notes to the screen, and an Ogg of several streams one after the other, of
+    which it reads the first.
     """
     with file:
-        return file.read(4) in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"fLaC", b"OggS", b"caff")
+        kind = file.read(4)
+        if kind == b"OggS":
+            return not _is_chained(file)
+        return kind in (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"fLaC", b"caff")
+
+
+_OGG_PAGE = 65_307
+"""Bytes of the largest page of an Ogg."""
+
+
+def _is_chained(file: io.BufferedIOBase) -> bool:
+    """Whether the last page of an Ogg is of another stream than the first, as in a recording of internet radio."""
+    file.seek(0)
+    first = file.read(18)[14:18]
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - 2 * _OGG_PAGE))
+    rest = file.read()
+    last = rest.rfind(b"OggS\x00")  # with the version, so that sound is hardly ever taken for a page
+    return last >= 0 and len(rest) >= last + 18 and rest[last + 14 : last + 18] != first
 
 
 def _cut(name: str, there: int, length: int) -> UserError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,27 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def base_of(adapter: str) -> str:
+    """What an adapter was trained on: a folder or hub id.
+
+    Raises:
+        UserError: it is no adapter.
+    """
+    with as_user_error(adapter):
+        return LoraConfig.from_pretrained(adapter).base_model_name_or_path
+
+
+def picture_caps(path: str) -> tuple[int, int]:
+    """Fewest and most pixels of a picture, as a model's processor has them.
+
+    Raises:
+        UserError: it has none.
+    """
+    with as_user_error(path):
+        size = AutoProcessor.from_pretrained(resolve(path)).image_processor.size
+    return size["shortest_edge"], size["longest_edge"]
+
+
 def load_model(
     path: str,
     dtype: str = "float32",
@@ -33,12 +55,12 @@ def load_model(
     freeze: tuple[str, ...] = (),
     quantized: str | None = None,
     shard_plan: DistributedConfig | None = None,
+    merges: bool = True,
 ) -> PreTrainedModel:
     """The model of a folder or hub id, in training-ready precision, able to share prompts.
 
     A published checkpoint is read as it is, without the parts that training does not use; an adapter's checkpoint
-    gives its base model with the adapter merged in, in the precision of `dtype`; on a quantized base it stays beside
-    it, for the 4-bit weights that it was trained on are not those of the base.
+    gives its base model with the adapter merged in, in the precision of `dtype`, or beside it, as it was trained.
 
     Args:
         path: `tiny`, a folder, or a hub id.
@@ -48,6 +70,8 @@ def load_model(
         quantized: the type in which the language model's linear layers compute when they are held in 4 bits (NF4,
             bitsandbytes); nothing but an adapter can learn then. None: they are not.
         shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
+        merges: whether an adapter is merged into its base. On 4 bits it never is: they are not the weights of the base.
+            In bfloat16 a sum drops what is small beside a weight, so that only what is to be trained should be merged.
 
     Raises:
         UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
@@ -56,7 +80,9 @@ def load_model(
         if shard_plan:
             hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
             raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
-        return _named(_frozen(_load_adapter(path, dtype, attention, quantized), freeze), path)
+        merges = merges and not quantized
+        adapted = _load_adapter(path, dtype, attention, quantized=quantized, merges=merges)
+        return _named(_frozen(adapted, freeze), path)
     if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
         made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
         raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
@@ -70,16 +96,21 @@ def load_model(
     return _named(model, path)
 
 
-def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None) -> PreTrainedModel:
-    with as_user_error(path):
-        base = LoraConfig.from_pretrained(path).base_model_name_or_path
+def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None, merges: bool) -> PreTrainedModel:
+    base = base_of(path)
     try:
         model = load_model(base, dtype, attention, quantized=quantized)
     except UserError as error:
         raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
-    with as_user_error(path):
+    # PEFT only warns of what it does not find, and leaves it at 0: the base would be taken for the adapted model.
+    with as_user_error(path), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         model = PeftModel.from_pretrained(model, path)
-        return model.get_base_model() if quantized else model.merge_and_unload().requires_grad_(True)
+    if missing := next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), ""):
+        names = re.findall(r"'([^']+)'", missing)
+        hint = "its names do not fit this base; was it saved by another program, or cut off?"
+        raise UserError(f"the adapter {path} lacks {len(names)} weights of the model, such as {names[0]}", hint)
+    return model.merge_and_unload().requires_grad_(True) if merges else model.get_base_model()
 
 
 def _load_published(

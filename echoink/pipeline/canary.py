@@ -18,8 +18,9 @@ REWARD = """def reward(completion, sample):
 """
 RISE = 1.25
 """How many times longer completions must be in the last quarter of the steps than in the first rollout."""
-SHORT = ["generation=vllm", "dataset.train=64", "tracking=off"]
-SHORT += ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
+FIRST = ["generation=vllm", "dataset.train=64", "tracking=off"]
+"""What the user's words may change."""
+SHORT = ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
 SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
 SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0"]
 ROOM = (96, 512)
@@ -47,7 +48,7 @@ class Canary:
 
 def modes(gpu: bool) -> dict[str, list[str]]:
     """The ways in which weights pass, and the words that choose them."""
-    kinds = {"whole": [], "lora": ["adapter=lora"]}
+    kinds = {"whole": ["adapter=none"], "lora": ["adapter=lora"]}
     if importlib.util.find_spec("bitsandbytes"):
         kinds["qlora"] = ["adapter=qlora"]
     if not gpu:  # where an engine gives back no memory
@@ -57,9 +58,16 @@ def modes(gpu: bool) -> dict[str, list[str]]:
 
 
 def train(words: Sequence[str], folder: Path) -> str:
-    """One run of the command; what it ended with where it failed."""
+    """One run of the command; what is wrong, and the way out, where it failed."""
     done = subprocess.run([sys.executable, "-m", "echoink.train", *words], cwd=folder, capture_output=True, text=True)
-    return "" if not done.returncode else (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return "" if not done.returncode else told(done.stderr)
+
+
+def told(stderr: str) -> str:
+    """The error of a command, from its last line that begins one, as one line; else its last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    begins = [place for place, line in enumerate(lines) if line.startswith("error:")] or [len(lines) - 1]
+    return " ".join(lines[begins[-1] :])
 
 
 def run_all(
@@ -68,7 +76,7 @@ def run_all(
     """Try every mode.
 
     Args:
-        words: the user's overrides; they come last.
+        words: the user's overrides; what the canary itself sets, above all reward, rate and steps, comes after them.
         tiny: whether the model is the embedded one.
         gpu: whether there is one.
         folder: where the runs lie.
@@ -80,7 +88,7 @@ def run_all(
         out = folder / mode.replace(", ", "-")
         own = [*SHORT, f"generation.max_new_tokens={ROOM[0 if tiny else 1]}", f"trainer.learning_rate={rate}", *chosen]
         own += ["reward.file=longer.py", f"hydra.run.dir={out}"]
-        failed = run([*own, *words], folder)
+        failed = run([*FIRST, *words, *own], folder)
         log = out / "metrics.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         lengths = [row["completion/mean_length"] for row in rows if "completion/mean_length" in row]

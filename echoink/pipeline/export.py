@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
 from echoink.config.paths import conf_dir, resolve
@@ -44,6 +44,11 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     adapter = loading.is_adapter(path)
     if adapter:
         _refuse_untrained(Path(path))
+    elif not merge:
+        raise UserError(f"merge=false is for adapters, and {path} is a whole model", "leave it out")
+    if adapter and not merge and loading.is_adapter(loading.base_of(path)):
+        hint = "merge=true (the default) gives one model with both"
+        raise UserError(f"the adapter {path} stands on another one, {loading.base_of(path)}", hint)
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -82,14 +87,13 @@ def _caps(path: str) -> tuple[int, int]:
     if config is not None:
         model = OmegaConf.load(config).model
         return model.min_pixels, model.max_pixels
-    size = AutoProcessor.from_pretrained(resolve(path)).image_processor.size
-    return size["shortest_edge"], size["longest_edge"]
+    return loading.picture_caps(path)
 
 
 def _run_file(path: Path, name: str) -> Path | None:
     """A file of the run that a step folder belongs to."""
-    file = path.parent.parent / name
-    return file if path.parent.name == "checkpoints" and file.is_file() else None
+    run = checkpoint.run_of(path)
+    return run / name if run and (run / name).is_file() else None
 
 
 def _refuse_untrained(path: Path) -> None:
@@ -135,7 +139,8 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
             + ".",
             "",
         ]
-    body += _numbers(summary, config.eval.get("protocol", "matched") if config else "matched")
+    protocol = config.eval.get("protocol", "matched") if config else "matched"
+    body += _numbers(summary, protocol=protocol, quantized=config is not None and config.adapter.kind == "qlora")
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
@@ -145,7 +150,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     return "\n".join([*head, *body])
 
 
-def _numbers(summary: dict[str, Any], protocol: str) -> list[str]:
+def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[str]:
     """Accuracies of a run's base and trained model; nothing where none was evaluated."""
     body: list[str] = []
     how = "" if protocol == "matched" else f"; eval.protocol={protocol} asks base and trained model differently"
@@ -166,6 +171,8 @@ def _numbers(summary: dict[str, Any], protocol: str) -> list[str]:
         at = f"of the run's last step ({summary['steps']})" if phase == "final" else "of the weights it began with"
         one = f"one {found.get('draw', 'sampled')} answer to each sample"
         body += ["", f"The last line is {at}. Accuracy: {one}{how}.", ""]
+    if quantized:
+        body += ["They are of the adapter on a base in 4 bits; merged into a whole base it was not measured.", ""]
     if paired := summary.get("paired"):
         of = f" (means of {paired['draws']} draws)" if paired.get("draws", 1) > 1 else ""
         body += [f"{100 * paired['difference']:+.1f} points{of}, {paired['test']} p = {paired['p_value']:.2g}.", ""]

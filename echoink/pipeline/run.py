@@ -12,7 +12,7 @@ from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config.compose import launched_processes
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
+from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, flatten, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
@@ -22,7 +22,7 @@ from echoink.planning.steps import training_steps
 from echoink.rewards import terms
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
-from echoink.run_folder import checkpoint, resume, reward_files
+from echoink.run_folder import checkpoint, reader, resume, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
@@ -63,7 +63,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             # The first process compares the model's digests: gigabytes are read.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
-            for warning in filter(None, (other_prompt(config), other_hold_out(config))):
+            for warning in filter(None, (other_prompt(config), other_hold_out(config), other_model(config))):
                 console.say("warning", warning)
         _preflight(config, files, uri)
         splits = _load_data(config)
@@ -107,10 +107,29 @@ def other_hold_out(config: Config) -> str | None:
     return None
 
 
+_SEES = ("min_pixels", "max_pixels", "max_audio_seconds", "video_fps", "max_video_frames", "max_video_pixels", "dtype")
+"""Keys of the group `model` that decide what a model gets to see and hear, and how it computes."""
+
+
+def other_model(config: Config) -> str | None:
+    """A warning where a checkpoint is evaluated in another way than its run evaluated it."""
+    run, model = _trained(config, "model")
+    if not model or config.trains:
+        return None
+    now, then = flatten(config), dict(reader.flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    keys = [*(f"model.{name}" for name in _SEES), "trainer.bf16"]
+    keys += [f"generation.{name}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")]
+    # Without quantization an adapter is the same wherever it is asked.
+    keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then.get("adapter.kind")) else []
+    if others := [key for key in keys if key in then and then[key] != now[key]]:
+        said = " ".join(f"adapter={then[key]}" if key == "adapter.kind" else f"{key}={then[key]}" for key in others)
+        return f"{run} was evaluated with {said}, and here it is otherwise: other numbers are to be expected"
+    return None
+
+
 def _trained(config: Config, group: str) -> tuple[Path | None, Any]:
     """The folder of the run that a checkpoint is of, and a group of its configuration."""
-    folders = Path(config.checkpoint).parents
-    run = next((place for place in folders if (place / "config.yaml").is_file()), None)
+    run = checkpoint.run_of(Path(config.checkpoint))
     return run, OmegaConf.load(run / "config.yaml").get(group) if run else None
 
 

@@ -159,14 +159,15 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
+    size = 4 if adapts else model.itemsize  # an adapter learns in float32
     in_engine, engine = PackedRow(decoded.prompts * group, 1, 0, longest + completion), 0
     if config.uses_vllm:
         engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
     return Estimate(
         weights=weights,
         reference=reference if config.grpo.beta > 0 and not adapts else 0,
-        gradients=learning * model.itemsize,
-        optimizer=2 * learning * model.itemsize,
+        gradients=learning * size,
+        optimizer=2 * learning * size,
         activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
         cache=0 if config.task is Task.sft or config.uses_vllm else cache(model, decoded, bf16),
         engine=engine,

@@ -44,7 +44,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     alone = replace(config, trainer=replace(trainer, sharding=Sharding.none))
     needed = {"not sharded": needs(alone, parameters, longest)}
     if trainer.processes > 1:
-        needed[f"sharded over {trainer.processes}"] = needs(config, parameters, longest)
+        how = "sharded over" if memory.SHARDED_PARTS[trainer.sharding] else "not sharded, on each of"
+        needed[f"{how} {trainer.processes}"] = needs(config, parameters, longest)
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {
         "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
@@ -108,30 +109,45 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     )
     rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
     asked = rollouts * step.prompts
-    reference = config.grpo.beta > 0
-    again = bool(trainer.gradient_checkpointing)
+    longest = max(each.total for each in tokens)
     found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
     for count in (1, step_time.NODE, 8 * step_time.NODE):
         sharding = trainer.sharding if count > 1 else Sharding.none
         if count > 1 and sharding is Sharding.none and not adapts:
             sharding = Sharding.fsdp2
-        several = replace(config, trainer=replace(trainer, processes=min(count, step_time.NODE), sharding=sharding))
-        needed = needs(several, parameters, max(each.total for each in tokens)).total
-        setting = {"sharded": memory.SHARDED_PARTS[sharding], "reference": reference, "again": again}
-        found[str(count)] = {
-            "sharding": sharding.name,
-            "memory_bytes": needed,
-            **{
-                gpu.name: {
-                    "fits": needed < memory.USABLE * gpu.memory,
-                    **step_time.hours(model, step, asked, gpu, gpus=count, **setting),
-                }
-                for gpu in step_time.GPUS
-            },
-        }
+        several = replace(config, trainer=replace(trainer, processes=count, sharding=sharding))
+        setting = {"gpus": count, "sharded": memory.SHARDED_PARTS[sharding], "reference": config.grpo.beta > 0}
+        at: dict[str, Any] = {"sharding": sharding.name}
+        for gpu in step_time.GPUS:
+            again, needed = _on(several, parameters, longest, gpu.memory)
+            at[gpu.name] = {
+                "fits": needed <= memory.USABLE * gpu.memory,
+                "memory_bytes": needed,
+                "gradient_checkpointing": again,
+                **step_time.hours(model, step, asked, gpu, again=again, **setting),
+            }
+        found[str(count)] = at
         if count == step_time.NODE:
-            found["twice of it costs"] = step_time.growth(model, step, asked, step_time.GPUS[1], gpus=count, **setting)
+            gpu = step_time.GPUS[1]
+            again = at[gpu.name]["gradient_checkpointing"]
+            found["twice of it costs"] = step_time.growth(model, step, asked, gpu, again=again, **setting)
     return found
+
+
+def _on(config: Config, parameters: dict[str, int], longest: int, room: int) -> tuple[bool, int]:
+    """Whether activations are computed again on a GPU with so many bytes of memory, and the bytes that are needed then.
+
+    Where the configuration leaves it open they are kept if they fit, as in `setup.with_checkpointing_decided`.
+    """
+
+    def needed(again: bool) -> int:
+        trainer = replace(config.trainer, gradient_checkpointing=again)
+        return needs(replace(config, trainer=trainer), parameters, longest).total
+
+    again = config.trainer.gradient_checkpointing
+    if again is None:
+        again = needed(False) > memory.USABLE * room
+    return again, needed(again)
 
 
 def _tokens(sample: Sample, media_info, prompt: Prompt, model: ModelConfig) -> Tokens:
@@ -176,14 +192,16 @@ def _frozen(config: Config) -> set[str]:
 
 def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     """What checkpoints take: the weights (or the adapter) of one, the optimizer's state of one that training can go on
-    from, and all that are there at most at a time, the one that is being written among them.
+    from, what is exported for the hub, and all that is there at most at a time, the checkpoint that is being written
+    and the export among them.
     """
     trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
     weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
     state = 2 * parameters["learning"] * (4 if adapts or config.model.dtype is Dtype.float32 else 2)
     kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
-    total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state
-    return {"checkpoint": weights, "optimizer": state, "kept": kept, "total": total}
+    export = _bytes(config, parameters) if trainer.push_to_hub else 0
+    total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state + export
+    return {"checkpoint": weights, "optimizer": state, "kept": kept, "export": export, "total": total}
 
 
 def _bytes(config: Config, parameters: dict[str, int]) -> int:
@@ -277,7 +295,7 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
         text = f"{gpus} x {name}: about {took}, {of['gpu_hours']:.0f} GPU-hours"
         text += f" ({of['steps']:,} steps of {of['prompts_per_step']} prompts; s a step: {parts})"
         how = "" if at["sharding"] == "none" else f" with trainer.sharding={at['sharding']}"
-        full = f"does not fit, {at['memory_bytes'] / 2**30:.0f} GiB would be needed on each{how}"
+        full = f"does not fit, {of['memory_bytes'] / 2**30:.0f} GiB would be needed on each{how}"
         made.append(text if of["fits"] else f"{gpus} x {name}: {full}")
     twice = found["twice of it costs"]
     grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())

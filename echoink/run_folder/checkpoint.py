@@ -27,6 +27,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
 
 _STEP = re.compile(r"step-(\d+)$")
+FOLDER = "checkpoints"
 BEST = "best.json"
 MANIFEST = "manifest.json"
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
@@ -46,7 +47,7 @@ RESUMABLE = 2
 
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if _STEP.search(path.name) and path.is_dir()]
+    found = [path for path in (run / FOLDER).glob("step-*") if _STEP.search(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -261,6 +262,12 @@ def drop_universal(folder: Path) -> None:
     for made in folder.glob(f"global_step*{UNIVERSAL}"):
         shutil.rmtree(made)
     (folder / "latest_universal").unlink(missing_ok=True)
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a checkpoint is of, given its own folder or one of its steps; None of any other folder."""
+    run = folder.parent.parent if folder.parent.name == FOLDER else folder
+    return run if (run / FOLDER).is_dir() and (run / "config.yaml").is_file() else None
 
 
 def resolve(checkpoint: str) -> str:

@@ -61,7 +61,13 @@ def load_for_inference(
     bf16 = config.trainer.bf16 or wanted.dtype is Dtype.bfloat16
     quantized = ("bfloat16" if bf16 else wanted.dtype.name) if config.adapter.kind is Adapter.qlora else None
     model = loading.load_model(
-        path, wanted.dtype.name, wanted.attention.name, freeze=freeze, quantized=quantized, shard_plan=shard_plan
+        path,
+        wanted.dtype.name,
+        wanted.attention.name,
+        freeze=freeze,
+        quantized=quantized,
+        shard_plan=shard_plan,
+        merges=learns or not bf16,
     )
     if not learns and config.trainer.bf16:
         round_frozen(model.requires_grad_(False), torch.bfloat16)

@@ -2,6 +2,7 @@
 for a shorter one; a video's moments, gaps and orientation are those of its file.
 """
 
+import io
 import struct
 from fractions import Fraction
 
@@ -36,6 +37,22 @@ def browser_recording(path):
         container.mux(shown.encode())
         container.mux(heard.encode())
     return path
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_of_several_streams_is_heard_to_its_end(tmp_path, subtype):
+    """As a recording of internet radio, or `cat a.ogg b.ogg`: libsndfile knows the first of them."""
+    parts = []
+    for seconds in (2, 3):
+        content = io.BytesIO()
+        soundfile.write(content, tone(float(seconds), 48_000), 48_000, format="OGG", subtype=subtype)
+        parts.append(content.getvalue())
+    file = tmp_path / "radio.ogg"
+    file.write_bytes(parts[0])
+    assert load_sound(file, 30).seconds == pytest.approx(2, abs=0.05)
+    file.write_bytes(b"".join(parts))
+    sound = load_sound(file, 30)
+    assert sound.seconds == pytest.approx(5, abs=0.1) and len(sound.samples) == pytest.approx(5 * 16_000, abs=1600)
 
 
 def test_a_recording_that_declares_no_length_is_read_to_its_end(tmp_path):

@@ -1,8 +1,9 @@
 """A checkpoint that was trained with another prompt than the one it is asked with."""
 
+from echoink import predict
 from echoink.common.files import as_lines
 from echoink.data.splits import read_split
-from echoink.pipeline.run import other_hold_out, other_prompt
+from echoink.pipeline.run import other_hold_out, other_model, other_prompt
 from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
@@ -17,6 +18,33 @@ def test_another_prompt_is_named_and_the_same_is_not(tmp_path):
     assert other_prompt(config_of(f"checkpoint={tmp_path}/a/model", "task=eval")) is None
 
 
+def test_another_way_to_see_and_to_compute_is_named(tmp_path):
+    run = make_run(tmp_path / "run", ["model.max_pixels=50176", "adapter=qlora", "trainer.bf16=true"])
+    (run / "checkpoints/step-2").mkdir(parents=True)
+    asks = [f"checkpoint={run}", "task=eval"]
+    said = other_model(config_of(*asks))
+    assert "model.max_pixels=50176" in said and "adapter=qlora" in said and "trainer.bf16=True" in said
+    same = [*asks, "model.max_pixels=50176", "adapter=qlora", "trainer.bf16=true"]
+    assert other_model(config_of(*same)) is None
+    assert "generation.temperature=1.0" in other_model(config_of(*same, "generation.temperature=0.5"))
+    assert other_model(config_of(f"checkpoint={run}")) is None, "training goes its own way"
+
+
+def test_a_folder_that_is_no_run_says_nothing_of_a_model_below_it(tmp_path):
+    """Another program's config.yaml, or the one of the folder in which somebody works."""
+    (tmp_path / "config.yaml").write_text("prompt: a text\n")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "weights/m").mkdir(parents=True)
+    asks = config_of(f"checkpoint={tmp_path}/weights/m", "task=eval")
+    assert other_prompt(asks) is None and other_model(asks) is None
+    assert (
+        predict.configuration(
+            predict.parser().parse_args(["--question", "What?", "--checkpoint", f"{tmp_path}/weights/m"])
+        )
+        == config_of()
+    )
+
+
 def test_a_development_split_that_the_checkpoint_may_have_learned_is_named(tmp_path, dataset):
     """It is held out of train by dataset.dev and dataset.seed: with others it is another one."""
     rows = read_split(dataset, "train")
@@ -27,6 +55,7 @@ def test_a_development_split_that_the_checkpoint_may_have_learned_is_named(tmp_p
         (place / f"{split}.jsonl").write_text(as_lines(lines))
     words = ["dataset=rows", f"dataset.path={place}", "dataset.dev=4"]
     run = make_run(tmp_path / "run", words)
+    (run / "checkpoints/step-2").mkdir(parents=True)
     asks = [f"checkpoint={run}/checkpoints/step-2", "task=eval", "eval.split=dev"]
     assert other_hold_out(config_of(*words, *asks)) is None
     assert "trained with dataset.dev=4: " in other_hold_out(config_of(*words, *asks, "dataset.dev=6"))

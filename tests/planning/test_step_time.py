@@ -112,4 +112,37 @@ def test_with_an_adapter_the_reference_is_computed_too_and_takes_no_memory():
     )
     assert with_kl["H100 80 GB"]["seconds_per_step"]["reference"] > 0
     assert without["H100 80 GB"]["seconds_per_step"]["reference"] == 0
-    assert with_kl["memory_bytes"] == without["memory_bytes"]
+    assert with_kl["H100 80 GB"]["memory_bytes"] == without["H100 80 GB"]["memory_bytes"]
+
+
+def test_activations_that_do_not_fit_are_computed_again_where_the_configuration_leaves_it_open():
+    """As a run does it: by default nothing is said of gradient checkpointing."""
+    words = ["model=qwen2_5_omni_3b", "model.dtype=bfloat16", "adapter=lora", "trainer.bf16=true", "dataset.path=x"]
+    words += ["dataset=rows", "grpo.group_size=16", "generation.max_new_tokens=768"]
+    found = {}
+    for given in ("null", "true", "false"):
+        config = config_of(*words, f"trainer.gradient_checkpointing={given}")
+        tokens = [Tokens(text=200, image=256, audio=250, video=0)] * 16
+        found[given] = plan.gpus(config, plan.count_parameters(config), tokens)["1"]["H100 80 GB"]
+    assert found["null"] == found["true"] and found["true"]["fits"] and not found["false"]["fits"]
+    assert found["null"]["gradient_checkpointing"] is True
+
+
+@pytest.mark.parametrize(("trainer", "among"), [("zero3", 64), ("fsdp2", 8)])
+def test_on_several_machines_zero3_divides_among_all_and_fsdp2_within_one(trainer, among):
+    words = ["model=qwen2_5_omni_7b", "trainer.bf16=true", "dataset=rows", "dataset.path=x"]
+    words += [f"trainer={trainer}", "trainer.prompts_per_step=64", "trainer.gradient_checkpointing=true"]
+    tokens = [Tokens(text=200, image=256, audio=250, video=0)] * 64
+    config = config_of(*words, f"trainer.processes={among}", "trainer.micro_batch_prompts=1")
+    parameters = plan.count_parameters(config)
+    alike = replace(config, trainer=replace(config.trainer, processes=64))
+    wanted = plan.needs(alike, parameters, max(each.total for each in tokens)).total
+    assert plan.gpus(config, parameters, tokens)["64"]["H100 80 GB"]["memory_bytes"] == wanted
+
+
+def test_what_is_exported_for_the_hub_is_counted():
+    config = config_of("trainer.push_to_hub=me/mine", "trainer=ddp", "trainer.processes=2")
+    parameters = plan.count_parameters(config)
+    without = plan.disk_bytes(replace(config, trainer=replace(config.trainer, push_to_hub=None)), parameters)
+    with_it = plan.disk_bytes(config, parameters)
+    assert with_it["total"] - without["total"] == with_it["export"] == 4 * parameters["total"]

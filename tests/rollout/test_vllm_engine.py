@@ -594,6 +594,29 @@ def test_the_canary_passes_only_where_updates_reach_the_engine(tmp_path, monkeyp
     assert found.first > 0 and not found.failed
 
 
+def test_the_canarys_own_words_come_after_the_users_and_its_error_is_whole(tmp_path):
+    asked = []
+
+    def train(words, folder):
+        asked.append({word.partition("=")[0]: word.partition("=")[2] for word in words})
+        return canary.told("warning: x\nerror: model.path=/nowhere: no such folder\n  → give a model folder\n")
+
+    words = [
+        "trainer.learning_rate=1e-6",
+        "reward.file=mine.py",
+        "trainer.steps=500",
+        "adapter=lora",
+        "dataset.train=9",
+    ]
+    found = list(canary.run_all(words, tiny=True, gpu=False, folder=tmp_path, run=train))
+    assert {row.failed for row in found} == {"error: model.path=/nowhere: no such folder → give a model folder"}
+    for given in asked:
+        assert given["reward.file"] == "longer.py" and given["trainer.steps"] == "8" and given["dataset.train"] == "9"
+        assert float(given["trainer.learning_rate"]) > 1e-6
+    assert [given["adapter"] for given in asked][:2] == ["none", "lora"]
+    assert canary.told("") == "it said nothing" and canary.told("Killed\n") == "Killed"
+
+
 def test_the_canary_tries_every_way_in_which_weights_pass():
     pytest.importorskip("bitsandbytes")
     assert list(canary.modes(gpu=False)) == ["whole", "lora", "qlora"]

@@ -1,11 +1,14 @@
 """Checkpoints: whole or absent, and found by the folder that a person names."""
 
+import json
+
 import pytest
 import torch
 
 from echoink.common.errors import UserError
 from echoink.models.loading import load_model, load_processor
 from echoink.run_folder import checkpoint
+from tests.helpers.configs import config_of
 
 
 def write(folder):
@@ -195,6 +198,77 @@ def test_a_broken_adapter_is_one_clear_error(model, tmp_path):
     (tmp_path / "adapter_config.json").write_text(config.replace('"tiny"', '"gone/away"'))
     with pytest.raises(UserError, match="was trained on gone/away"):
         load_model(str(tmp_path))
+
+
+def adapter(model, folder, size=1e-3):
+    """A checkpoint of an adapter whose update is so much of its weights."""
+    from peft import get_peft_model
+
+    from echoink.models.loading import lora
+
+    adapted = get_peft_model(model, lora(4, 8, 0.0, ("q_proj",)))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            with torch.no_grad():
+                weight.normal_(0, size, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(folder)
+    load_processor("tiny", 112 * 112, 112 * 112).save_pretrained(folder)
+    return adapted
+
+
+def test_an_adapter_is_asked_in_bfloat16_as_it_was_trained_beside_its_base(tmp_path):
+    """Of a sum in bfloat16 half an update of a thousandth is lost."""
+    from echoink.models.loading import load_model
+    from echoink.training.setup import load_for_inference
+
+    trained = adapter(load_model("tiny", "bfloat16"), tmp_path)
+    ids, config = torch.arange(5, 25)[None], config_of("model.dtype=bfloat16")
+
+    def says(model):
+        with torch.no_grad():
+            return model(input_ids=ids).logits.float()
+
+    asked = load_for_inference(config, str(tmp_path)).model
+    assert torch.equal(says(asked), says(trained)), "digit for digit"
+    merged = load_for_inference(config, str(tmp_path), learns=True).model
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert not torch.equal(says(merged), says(trained))
+    whole = load_for_inference(config_of(), str(tmp_path)).model
+    assert not any("lora" in name for name, _ in whole.named_parameters()), "a sum in float32 keeps all of it"
+
+
+def test_an_adapter_whose_weights_have_other_names_is_not_taken_for_its_base(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from echoink.models.loading import load_model
+
+    adapter(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    for changed in (
+        {name.replace("base_model.model.", "base_model.model._orig_mod."): weight for name, weight in weights.items()},
+        {name: weight for name, weight in weights.items() if ".layers.0." not in name},
+    ):
+        save_file(changed, file)
+        with pytest.raises(UserError, match=r"lacks \d+ weights of the model, such as .*lora_"):
+            load_model(str(tmp_path))
+
+
+def test_an_adapter_is_exported_alone_only_where_its_base_is_a_whole_model(model, tmp_path):
+    from echoink.models.loading import load_model
+    from echoink.pipeline import export
+
+    adapter(model, tmp_path / "one")
+    adapter(load_model(str(tmp_path / "one")), tmp_path / "two")
+    config = tmp_path / "two/adapter_config.json"
+    settings = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "one")}
+    config.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="stands on another one, .*/one"):
+        export.export(tmp_path / "two", tmp_path / "out", merge=False)
+    load_model("tiny").save_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match="merge=false is for adapters"):
+        export.export(tmp_path / "whole", tmp_path / "out", merge=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("targets", "wrong"), [(("q_prj",), "q_prj"), ((), "empty")])
