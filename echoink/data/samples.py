@@ -211,14 +211,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     responses, odd = _responses(row)
-    texts = [option_text(option) for option in options]
-    pairs = list(combinations(texts, 2))
-    if any(alike(*pair) for pair in pairs):
-        odd += ("two options are the same",)
-    elif any(same(*pair) for pair in pairs):
-        odd += ("two options differ in case, blanks or punctuation alone",)
-    odd += ("an option is empty",) if "" in texts else ()
-    odd += _odd_need(row.get("need"))
+    odd += (*_odd_options(options), *_odd_need(row.get("need")))
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),
@@ -294,6 +287,16 @@ def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
         close = difflib.get_close_matches(str(value).lower().replace("_", " "), names, 1, 0.75)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"{where} {value!r} is not known", f"{meant}known: {', '.join(names)}") from None
+
+
+def _odd_options(options: Sequence[str]) -> tuple[str, ...]:
+    texts = [option_text(option) for option in options]
+    pairs, odd = list(combinations(texts, 2)), ()
+    if any(alike(*pair) for pair in pairs):
+        odd = ("two options are the same",)
+    elif any(same(*pair) for pair in pairs):
+        odd = ("two options differ in case, blanks or punctuation alone",)
+    return (*odd, "an option is empty") if "" in texts else odd
 
 
 def _odd_need(need: object) -> tuple[str, ...]:
