@@ -231,20 +231,14 @@ def answer_all(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"{arguments.output} is no file of answers: {error}", "give a new --output") from error
     resolved = _resolved(arguments)
-    how = (
-        _of_model(resolved or arguments.model),
-        _settings(configuration(arguments)),
-        arguments.samples,
-        arguments.seed,
-    )
+    asks = _settings(configuration(arguments))
+    how = (_of_model(resolved or arguments.model), asks, arguments.samples, arguments.seed)
     asked = {sample.id: identity(sample, how) for sample in samples}
-    if wrong := next((row for row in answered if not isinstance(row, dict)), None):
-        raise UserError(f"{arguments.output} is no file of answers: {str(wrong)[:60]}", "give a new --output")
+    if not all(isinstance(row, dict) for row in answered):
+        raise UserError(f"{arguments.output} is no file of answers: a line is no object", "give a new --output")
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
-        other_than = (
-            f"another question {other.get('id')}, or of another model, prompt, setting, seed or number of samples"
-        )
-        raise UserError(f"{arguments.output} holds an answer to {other_than}", "give a new --output")
+        what = f"another question {other.get('id')}, or of another model, prompt, setting, seed or number of samples"
+        raise UserError(f"{arguments.output} holds an answer to {what}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
     left = [sample for sample in samples if sample.id not in done]
@@ -292,7 +286,7 @@ def _settings(config: Config) -> list[tuple[str, Any]]:
 
 
 def identity(sample: Sample, how: tuple) -> str:
-    """A digest of what an answer depends on: the question with the places of its media, and how what is asked."""
+    """A digest of what an answer depends on: the question with the places of its media, and how it is asked."""
     what = (sample.problem, sample.options, sample.problem_type.value, sample.data_type.value)
     what += (sample.asks_for_soundtrack, sorted(sample.places.items()))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]

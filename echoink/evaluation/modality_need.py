@@ -150,7 +150,7 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
                 "gained": drop.lost,
             },
             "shortcut": None
-            if variant in SWAPS or chance == 1  # another's sound is no missing one: it leads astray, below chance
+            if variant in SWAPS or chance == 1  # another's sound is no missing one: it leads astray
             else {
                 "rate": (summary["accuracy"] - chance) / (1 - chance),
                 "interval": [(end - chance) / (1 - chance) for end in summary["interval"]],
