@@ -10,7 +10,7 @@ RUN = [
     *SMALL,
     "trainer=fsdp2",
     "trainer.micro_batch_prompts=1",
-    "trainer.steps=6",
+    "trainer.steps=7",
     "trainer.save_every=2",
     "trainer.learning_rate=1e-3",
     "trainer.completions_every=1",
