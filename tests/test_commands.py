@@ -364,27 +364,34 @@ def logits(model, processor, text="user: what is heard?"):
         return model(**inputs).logits
 
 
-def test_an_exported_model_needs_nothing_of_ours(run, tmp_path):
-    """A process without this package gives the logits that we give."""
+def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run, tmp_path):
+    """Copied out of the card into a folder with a picture and a sound: it answers as we do, from the same logits."""
     folder = export.export(run, tmp_path / "export")
-    ours = logits(load_model(str(folder)).eval(), load_processor(str(folder), 12_544, 12_544))
-    code = (
-        "import sys, torch; from transformers import Qwen2_5OmniProcessor as P, "
-        "Qwen2_5OmniThinkerForConditionalGeneration as M;"
-        f"p = P.from_pretrained({str(folder)!r}); m = M.from_pretrained({str(folder)!r}).eval();"
-        "x = p.tokenizer('user: what is heard?', return_tensors='pt');"
-        f"torch.save((m(**x).logits.detach(), m.generation_config.eos_token_id), {str(tmp_path / 'l.pt')!r});"
-        "assert 'echoink' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
-    theirs, ends = torch.load(tmp_path / "l.pt", weights_only=True)
-    assert (theirs - ours).abs().max() <= 1e-4
-    assert len(ends) == 2, "both tokens that end a completion"
     card = (folder / "README.md").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert f"| final | 8 | {100 * summary['final']['accuracy']:.1f} %" in card and "train 16" in card
     with pytest.raises(UserError, match="is there already"):
         export.export(run, tmp_path / "export")
+    scene, _ = synthetic.draw(synthetic.generator(3, "valid", 0), "ear")
+    rng = np.random.default_rng(0)
+    synthetic.render_picture(rng, scene).save(folder / "picture.jpg", quality=92)
+    soundfile.write(folder / "sound.wav", synthetic.render_sound(rng, scene), 16_000)
+    code = card.partition("```python\n")[2].partition("```")[0] + (
+        "\nimport sys, torch\n"
+        "assert 'echoink' not in sys.modules\n"
+        "text = processor.tokenizer('user: what is heard?', return_tensors='pt')\n"
+        "torch.save((model(**text).logits.detach(), model.generation_config.eos_token_id), 'logits.pt')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs, ends = torch.load(folder / "logits.pt", weights_only=True)
+    ours = logits(load_model(str(folder)).eval(), load_processor(str(folder), 12_544, 12_544))
+    assert (theirs - ours).abs().max() <= 1e-4
+    assert len(ends) == 2, "both tokens that end a completion"
+    media = ("--image", str(folder / "picture.jpg"), "--audio", str(folder / "sound.wav"))
+    options = ("--options", "a dog", "a bell", "a car", "the rain")
+    ours = asked("--checkpoint", str(run), *media, "--question", "What is making the sound?", *options)[0]
+    assert done.stdout.partition(" → ")[0].strip() == ours
 
 
 def test_a_card_says_what_its_numbers_are_of(run):
@@ -398,27 +405,6 @@ def test_a_card_says_what_its_numbers_are_of(run):
     )
     assert "of the weights it began with" in text and "eval.protocol=may19" in text and "None" not in text
     assert "a base in 4 bits" in text
-
-
-def test_the_example_on_the_card_runs_and_answers_as_we_do(run, tmp_path):
-    """Copied out of the card into a folder with a picture and a sound, without this package."""
-    folder = export.export(run, tmp_path / "export")
-    scene, _ = synthetic.draw(synthetic.generator(3, "valid", 0), "ear")
-    rng = np.random.default_rng(0)
-    synthetic.render_picture(rng, scene).save(folder / "picture.jpg", quality=92)
-    soundfile.write(folder / "sound.wav", synthetic.render_sound(rng, scene), 16_000)
-    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", code + "import sys; assert 'echoink' not in sys.modules"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    media = ("--image", str(folder / "picture.jpg"), "--audio", str(folder / "sound.wav"))
-    options = ("--options", "a dog", "a bell", "a car", "the rain")
-    ours = asked("--checkpoint", str(run), *media, "--question", "What is making the sound?", *options)[0]
-    assert done.stdout.partition(" → ")[0].strip() == ours
 
 
 def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path):
