@@ -15,7 +15,6 @@ follow the question without a heading, and an answer is read as `Match.first_let
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -86,6 +85,8 @@ def evaluate(
     first_draw: int = 0,
     decoder: Decoder | None = None,
     engine: Engine | None = None,
+    prefetcher: Prefetcher | None = None,
+    following: Sequence[Sample] = (),
 ) -> Iterator[Prediction]:
     """Answer every sample once per draw, in order; predictions come as they are made.
 
@@ -99,15 +100,14 @@ def evaluate(
         first_draw: the number, from 0, of the first draw: its noise is that of this draw among more.
         decoder: the model's, of earlier samples; None makes one.
         engine: answers in the place of the model, whose weights it has.
+        prefetcher: of earlier samples, None makes one; `following` are those that it is asked for next.
     """
-    processor, draws = setup.processor, setup.draws
-    size = setup.batch_prompts
+    processor, draws, size = setup.processor, setup.draws, setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    prefetcher, decoder = Prefetcher(processor), decoder or decoder_for(model)
-    for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
-        # The next batch is decoded and processed on the CPU while this one is answered.
+    prefetcher, decoder = prefetcher or Prefetcher(processor), decoder or decoder_for(model)
+    for batch, after in zip(batches, [*batches[1:], following], strict=False):
         prompts = prefetcher.take(batch)
-        prefetcher.ask(following)
+        prefetcher.ask(after)  # whose videos are decoded while this batch is answered
         if engine is not None:
             completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
         else:

@@ -17,6 +17,7 @@ from echoink.common.clusters import Clusters
 from echoink.common.errors import UserError
 from echoink.config.schema import EvalConfig, Split, Task, Variant
 from echoink.data import ablations
+from echoink.data.prefetch import Prefetcher
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
@@ -120,8 +121,7 @@ class Evaluator:
         if any(row == {name: value for name, value in each.items() if name != "timestamp"} for each in rows):
             return
         kept = [] if row["phase"] == BASE else [each for each in rows if each["phase"] != row["phase"]]
-        if len(kept) < len(rows):
-            self.files.write_rows("eval.jsonl", kept)
+        self.files.write_rows("eval.jsonl", kept)
         row = self.files.numbers("eval.jsonl", row)
         if row["phase"] == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
             self.tracker.row(row)
@@ -284,6 +284,7 @@ class Evaluator:
         # Samples are dealt to the processes in turn, so that every round answers the next samples of the file.
         own = open_samples[group.process_index :: group.num_processes]
         rounds, decoder = -(-len(open_samples) // (batch * group.num_processes)), decoder_for(model)
+        prefetcher = Prefetcher(how.processor)
         for number in console.progress(label, rounds)(range(rounds)):
             collectives.heed()
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
@@ -298,10 +299,13 @@ class Evaluator:
                 first_draw=first_draw,
                 decoder=decoder,
                 engine=self.engine,
+                prefetcher=prefetcher,
+                following=own[(number + 1) * batch : (number + 2) * batch],
             )
             new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}
+        prefetcher.close()
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
     def _answers_on_disk(

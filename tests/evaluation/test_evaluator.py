@@ -9,6 +9,7 @@ import torch
 from echoink.common.errors import UserError
 from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
+from echoink.data.prefetch import Prefetcher
 from echoink.evaluation.evaluate import EvaluationSetup, of_phase
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.metrics import compare, flips
@@ -338,6 +339,15 @@ def test_a_reward_is_called_once_for_each_answer_of_a_fresh_evaluation(make_eval
     evaluator.phase(model, samples[:4], FINAL, 0)
     assert len(lines(evaluator)) == len(calls) > 4 * 3
     assert "judged otherwise" not in capsys.readouterr().out
+
+
+def test_videos_of_the_next_round_are_asked_for_while_this_one_is_answered(make_evaluator, model, samples, monkeypatch):
+    asked, made = [], []
+    monkeypatch.setattr(Prefetcher, "ask", lambda self, following: asked.append([s.id for s in following]))
+    monkeypatch.setattr(Prefetcher, "close", lambda self: made.append(self))
+    make_evaluator(greedy=False).phase(model, samples[:10], FINAL, 0)
+    ids = [s.id for s in samples[:10]]
+    assert asked == [ids[4:8], ids[8:10], []] and len(made) == 1, "rounds of four, one pool of threads"
 
 
 def test_a_cache_that_cannot_be_written_costs_no_answers(make_evaluator, model, samples, tmp_path, capsys):
