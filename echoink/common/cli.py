@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -97,13 +97,13 @@ def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return places, [word for word in words if word not in places]
 
 
-def _keep_text(settings: object, key: str, value: str) -> None:
-    """Give a setting that takes a text the text that was written: YAML reads a number in output=1.10."""
+def _keep_text(settings: object, word: str, read: DictConfig) -> None:
+    """Give a setting that takes a text the text that was written: YAML has `read` a number in output=1.10."""
+    key, _, value = word.partition("=")
     *groups, name = key.split(".")
     for group in groups:
         settings = getattr(settings, group)
-    read = OmegaConf.from_dotlist([f"x={value}"]).x
-    if isinstance(getattr(settings, name, None), str) and isinstance(read, bool | int | float):
+    if isinstance(getattr(settings, name, None), str) and isinstance(OmegaConf.select(read, key), bool | int | float):
         setattr(settings, name, value)
 
 
@@ -113,7 +113,7 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
     Raises:
         UserError: an unknown key, a value of another type, or a key that is missing.
     """
-    known = [str(key) for key in OmegaConf.structured(schema)]
+    known, read = [str(key) for key in OmegaConf.structured(schema)], []
     for word in words:
         key, sign, _ = word.partition("=")
         if not sign or key.partition(".")[0] not in known:
@@ -121,16 +121,16 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
             hint = f"did you mean {close[0]}=? " if close else ""
             raise UserError(f"cannot read {word}", f"{hint}known: {' '.join(f'{name}=' for name in known)}")
         try:
-            OmegaConf.from_dotlist([word])
+            read.append(OmegaConf.from_dotlist([word]))
         except YAMLError as error:
             raise UserError(f"cannot read {word}", f'quote the value within the word: {key}="…"') from error
     try:
-        given = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(words)))
+        given = OmegaConf.merge(OmegaConf.structured(schema), *read)
         if missing := sorted(OmegaConf.missing_keys(given)):
             raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
         found = OmegaConf.to_object(given)
-        for word in words:
-            _keep_text(found, *word.split("=", 1))
+        for word, one in zip(words, read, strict=True):
+            _keep_text(found, word, one)
     except ConfigKeyError as error:
         known = ", ".join(f"{error.full_key.rpartition('.')[0]}.{key}" for key in error.parent_node)
         raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error

@@ -8,3 +8,10 @@ class UserError(ValueError):
         super().__init__(f"{problem}\n  → {hint}" if hint else problem)
         self.problem = problem
         self.hint = hint
+
+
+def last_error(stderr: str) -> str:
+    """What a command that failed wrote as its error, on one line; where it wrote none, its last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    begins = [place for place, line in enumerate(lines) if line.startswith("error:")] or [len(lines) - 1]
+    return " ".join(lines[begins[-1] :])

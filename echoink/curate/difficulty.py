@@ -77,8 +77,8 @@ def main(words: Sequence[str]) -> None:
     """Measure, select, write, measure again; prints what was kept."""
     given = cli.settings(DifficultyConfig, words)
     _check(given)
-    output, source = Path(given.output), dataset(given.source, given.settings)
-    if not any(sample.media for sample in check_source(source)):
+    output, source = Path(given.output), read_source(dataset(given.source, given.settings))
+    if not any(sample.media for sample in source["train"]):
         hint = "mode=traces takes questions without media"
         raise UserError("no training question has a picture, a sound or a video", hint)
     work = begin(output, "curation.json", {key: value for key, value in asdict(given).items() if key not in SELECTS})
@@ -201,10 +201,12 @@ def _forget_another_selection(work: Path, output: Path, selection: dict) -> None
     write_atomic(file, as_json(selection))
 
 
-def _select(given: DifficultyConfig, data: DatasetConfig, measured: dict[str, dict]) -> tuple[list[str], Counter[str]]:
+def _select(
+    given: DifficultyConfig, splits: Mapping[str, Sequence["Sample"]], measured: dict[str, dict]
+) -> tuple[list[str], Counter[str]]:
     """Ids that are kept, and counts of the others by reason."""
     low, high = given.pass_rate
-    taken = _elsewhere(data)
+    taken = _elsewhere(splits)
     kept, dropped = [], Counter()
     for id, row in measured.items():
         if not low <= _rate(row) <= high:
@@ -218,13 +220,12 @@ def _select(given: DifficultyConfig, data: DatasetConfig, measured: dict[str, di
     return kept, dropped
 
 
-def _elsewhere(data: DatasetConfig) -> dict[str, bool]:
+def _elsewhere(splits: Mapping[str, Sequence["Sample"]]) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files, or one of the same source."""
 
     def origins(sample: "Sample") -> list[str]:
         return joined(MediaInfo(tuple(map(digest, sample.media.values()))).origins(sample))
 
-    splits = {name: samples for name in SPLITS if (samples := read_samples(data, name))}
     others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}
     return {s.id: not others.isdisjoint(origins(s)) for s in progress("digest", None)(splits["train"])}
 
@@ -238,9 +239,8 @@ def _of_source(source: str) -> list[str]:
     return ["dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
 
 
-def check_source(data: DatasetConfig) -> list["Sample"]:
-    """The training questions of a source, after all of its splits were read: what is wrong there is said before a model
-    answers anything.
+def read_source(data: DatasetConfig) -> dict[str, list["Sample"]]:
+    """The samples of every split of a source. What is wrong with one is said before a model answers anything.
 
     Raises:
         UserError: it has no training split, or see `read_samples`.
@@ -250,7 +250,7 @@ def check_source(data: DatasetConfig) -> list["Sample"]:
     found = {split: read_samples(data, split) for split in SPLITS}
     if not found["train"]:
         raise UserError(f"{data.path} has no training questions", "curate chooses among those of train")
-    return found["train"]
+    return found
 
 
 def read_samples(data: DatasetConfig, split: str) -> list["Sample"]:
@@ -274,21 +274,24 @@ def read_samples(data: DatasetConfig, split: str) -> list["Sample"]:
 
 
 def write_splits(
-    data: DatasetConfig, output: Path, extra: Mapping[str, dict], seed: int = 0, shuffle: bool = False
+    splits: Mapping[str, Sequence["Sample"]],
+    output: Path,
+    extra: Mapping[str, dict],
+    seed: int = 0,
+    shuffle: bool = False,
 ) -> None:
     """The official layout with every file copied: of train the samples of `extra`, the other splits whole, all with the
     labels that evaluation reads (`Sample.fields`).
 
     Args:
-        data: the dataset, see `dataset`.
+        splits: of `read_source`.
         output: the folder of the new one.
         extra: by id of a training sample what its row says besides.
         seed: of the order of options.
         shuffle: whether those of the training samples are put into another order, see `balanced`.
     """
-    for split in SPLITS:
-        samples, turns = read_samples(data, split), Counter()
-        rows, lost = [], 0
+    for split, samples in splits.items():
+        rows, lost, turns = [], 0, Counter()
         for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             if split == "train" and sample.id not in extra:
                 continue

@@ -24,7 +24,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.config.compose import quoted
-from echoink.curate.difficulty import answer_training_split, begin, check_source, dataset, write_splits
+from echoink.curate.difficulty import answer_training_split, begin, dataset, read_source, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -56,8 +56,7 @@ def main(words: Sequence[str]) -> None:
         raise UserError(f"no such dataset: {given.source}", "curate takes a folder")
     if min(given.draws, given.keep) < 1:
         raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
-    source = dataset(given.source, given.settings)
-    check_source(source)
+    source = read_source(dataset(given.source, given.settings))
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]

@@ -14,7 +14,9 @@ follow the question without a heading, and an answer is read as `Match.first_let
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -83,12 +85,9 @@ def evaluate(
     clusters: Mapping[str, Clusters] | None = None,
     variant: Variant = Variant.full,
     first_draw: int = 0,
-    decoder: Decoder | None = None,
     engine: Engine | None = None,
-    prefetcher: Prefetcher | None = None,
-    following: Sequence[Sample] = (),
 ) -> Iterator[Prediction]:
-    """Answer every sample once per draw, in order; predictions come as they are made.
+    """Answer every sample once per draw, in order; predictions come batch by batch, as they are asked for.
 
     Args:
         model: the policy, not wrapped.
@@ -98,42 +97,43 @@ def evaluate(
         clusters: by id, names that samples which share media share; without it none do.
         variant: what the samples are, see `ablations`.
         first_draw: the number, from 0, of the first draw: its noise is that of this draw among more.
-        decoder: the model's, of earlier samples; None makes one.
         engine: answers in the place of the model, whose weights it has.
-        prefetcher: of earlier samples, None makes one; `following` are those that it is asked for next.
     """
     processor, draws, size = setup.processor, setup.draws, setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    prefetcher, decoder = prefetcher or Prefetcher(processor), decoder or decoder_for(model)
-    for batch, after in zip(batches, [*batches[1:], following], strict=False):
-        prompts = prefetcher.take(batch)
-        prefetcher.ask(after)  # whose videos are decoded while this batch is answered
-        if engine is not None:
-            completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
-        else:
-            completions = _by_model(model, prompts, batch, setup=setup, first_draw=first_draw, decoder=decoder)
-        texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
-        for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
-            sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
-            yield Prediction(
-                phase=phase,
-                variant=variant.name,
-                id=sample.id,
-                draw=draws[row % len(draws)],
-                prompt=_digest(prompt),
-                problem=sample.problem,
-                options=sample.options,
-                problem_type=sample.problem_type.value,
-                data_type=sample.data_type.value,
-                completion=text,
-                gold=sample.solution,
-                tokens=len(tokens),
-                truncated=tokens[-1] not in setup.sampling.end_ids,
-                cluster=(clusters or {}).get(sample.id, sample.id),
-                fields=sample.fields,
-                media=sample.places,
-                **judged(text, sample, setup.match, thinks=processor.prompt.thinks, extra_rewards=setup.extra_rewards),
-            )
+    decoder = decoder_for(model)
+    with closing(Prefetcher(processor)) as prefetcher:
+        for batch, after in zip_longest(batches, batches[1:], fillvalue=()):
+            prompts = prefetcher.take(batch)
+            prefetcher.ask(after)  # whose videos are decoded while this batch is answered
+            if engine is not None:
+                completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
+            else:
+                completions = _by_model(model, prompts, batch, setup=setup, first_draw=first_draw, decoder=decoder)
+            texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
+            for row, (text, tokens) in enumerate(zip(texts, completions, strict=True)):
+                sample, prompt = batch[row // len(draws)], prompts[row // len(draws)]
+                yield Prediction(
+                    phase=phase,
+                    variant=variant.name,
+                    id=sample.id,
+                    draw=draws[row % len(draws)],
+                    prompt=_digest(prompt),
+                    problem=sample.problem,
+                    options=sample.options,
+                    problem_type=sample.problem_type.value,
+                    data_type=sample.data_type.value,
+                    completion=text,
+                    gold=sample.solution,
+                    tokens=len(tokens),
+                    truncated=tokens[-1] not in setup.sampling.end_ids,
+                    cluster=(clusters or {}).get(sample.id, sample.id),
+                    fields=sample.fields,
+                    media=sample.places,
+                    **judged(
+                        text, sample, setup.match, thinks=processor.prompt.thinks, extra_rewards=setup.extra_rewards
+                    ),
+                )
 
 
 def _by_model(

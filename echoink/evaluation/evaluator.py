@@ -7,6 +7,7 @@ each answer stands there once. Several processes share the samples; the first of
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -17,7 +18,6 @@ from echoink.common.clusters import Clusters
 from echoink.common.errors import UserError
 from echoink.config.schema import EvalConfig, Split, Task, Variant
 from echoink.data import ablations
-from echoink.data.prefetch import Prefetcher
 from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import processes
@@ -26,7 +26,6 @@ from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
 from echoink.models.fingerprint import weights_digest
-from echoink.rollout.generate import decoder_for
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
 from echoink.tracking.logger import Tracker
@@ -283,29 +282,17 @@ class Evaluator:
         group.wait_for_everyone()  # everyone has read before anyone writes
         # Samples are dealt to the processes in turn, so that every round answers the next samples of the file.
         own = open_samples[group.process_index :: group.num_processes]
-        rounds, decoder = -(-len(open_samples) // (batch * group.num_processes)), decoder_for(model)
-        prefetcher = Prefetcher(how.processor)
+        rounds = -(-len(open_samples) // (batch * group.num_processes))
+        answers = evaluate.evaluate(
+            model, own, how, phase, clusters=clusters, variant=variant, first_draw=first_draw, engine=self.engine
+        )
         for number in console.progress(label, rounds)(range(rounds)):
             collectives.heed()
             watchdog.at(f"{label}, round {number + 1} of {rounds}")
-            part = own[number * batch : (number + 1) * batch]
-            answers = evaluate.evaluate(
-                model,
-                part,
-                how,
-                phase,
-                clusters=clusters,
-                variant=variant,
-                first_draw=first_draw,
-                decoder=decoder,
-                engine=self.engine,
-                prefetcher=prefetcher,
-                following=own[(number + 1) * batch : (number + 2) * batch],
-            )
-            new = [p for p in gather_object(list(answers)) if (p.id, p.draw) not in have]
+            part = list(islice(answers, batch * len(draws)))
+            new = [p for p in gather_object(part) if (p.id, p.draw) not in have]
             self.files.append(PREDICTIONS, map(asdict, new))
             have |= {(p.id, p.draw): p for p in new}
-        prefetcher.close()
         return [have[sample.id, draw] for sample in samples for draw in draws]
 
     def _answers_on_disk(

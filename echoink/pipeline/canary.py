@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from echoink.common.errors import last_error
+
 REWARD = """def reward(completion, sample):
     return len(completion) / 200
 """
 RISE = 1.25
 """How many times longer completions must be in the last quarter of the steps than in the first rollout."""
-FIRST = ["generation=vllm", "dataset.train=64", "tracking=off"]
+DEFAULTS = ["generation=vllm", "dataset.train=64", "tracking=off"]
 """What the user's words may change."""
 SHORT = ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
 SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
@@ -60,14 +62,7 @@ def modes(gpu: bool) -> dict[str, list[str]]:
 def train(words: Sequence[str], folder: Path) -> str:
     """One run of the command; what is wrong, and the way out, where it failed."""
     done = subprocess.run([sys.executable, "-m", "echoink.train", *words], cwd=folder, capture_output=True, text=True)
-    return "" if not done.returncode else told(done.stderr)
-
-
-def told(stderr: str) -> str:
-    """The error of a command, from its last line that begins one, as one line; else its last line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
-    begins = [place for place, line in enumerate(lines) if line.startswith("error:")] or [len(lines) - 1]
-    return " ".join(lines[begins[-1] :])
+    return "" if not done.returncode else last_error(done.stderr)
 
 
 def run_all(
@@ -88,7 +83,7 @@ def run_all(
         out = folder / mode.replace(", ", "-")
         own = [*SHORT, f"generation.max_new_tokens={ROOM[0 if tiny else 1]}", f"trainer.learning_rate={rate}", *chosen]
         own += ["reward.file=longer.py", f"hydra.run.dir={out}"]
-        failed = run([*FIRST, *words, *own], folder)
+        failed = run([*DEFAULTS, *words, *own], folder)
         log = out / "metrics.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         lengths = [row["completion/mean_length"] for row in rows if "completion/mean_length" in row]

@@ -12,7 +12,7 @@ from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config.compose import launched_processes
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, flatten, to_yaml
+from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
@@ -113,15 +113,15 @@ _SEES = ("min_pixels", "max_pixels", "max_audio_seconds", "video_fps", "max_vide
 
 def other_model(config: Config) -> str | None:
     """A warning where a checkpoint is evaluated in another way than its run evaluated it."""
-    run, model = _trained(config, "model")
-    if not model or config.trains:
+    run = checkpoint.run_of(Path(config.checkpoint))
+    if not run or config.trains:
         return None
-    now, then = flatten(config), dict(reader.flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))))
+    now, then = map(reader.method, (to_yaml(config), (run / "config.yaml").read_text(encoding="utf-8")))
     keys = [*(f"model.{name}" for name in _SEES), "trainer.bf16"]
     keys += [f"generation.{name}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")]
     # Without quantization an adapter is the same wherever it is asked.
-    keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then.get("adapter.kind")) else []
-    if others := [key for key in keys if key in then and then[key] != now[key]]:
+    keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then["adapter.kind"]) else []
+    if others := [key for key in keys if then[key] != now[key]]:
         said = " ".join(f"adapter={then[key]}" if key == "adapter.kind" else f"{key}={then[key]}" for key in others)
         return f"{run} was evaluated with {said}, and here it is otherwise: other numbers are to be expected"
     return None

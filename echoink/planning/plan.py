@@ -119,7 +119,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
         setting = {"gpus": count, "sharded": memory.SHARDED_PARTS[sharding], "reference": config.grpo.beta > 0}
         at: dict[str, Any] = {"sharding": sharding.name}
         for gpu in step_time.GPUS:
-            again, needed = _on(several, parameters, longest, gpu.memory)
+            again, needed = _memory_on(several, parameters, longest, gpu.memory)
             at[gpu.name] = {
                 "fits": needed <= memory.USABLE * gpu.memory,
                 "memory_bytes": needed,
@@ -134,7 +134,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     return found
 
 
-def _on(config: Config, parameters: dict[str, int], longest: int, room: int) -> tuple[bool, int]:
+def _memory_on(config: Config, parameters: dict[str, int], longest: int, room: int) -> tuple[bool, int]:
     """Whether activations are computed again on a GPU with so many bytes of memory, and the bytes that are needed then.
 
     Where the configuration leaves it open they are kept if they fit, as in `setup.with_checkpointing_decided`.

@@ -12,6 +12,9 @@ from typing import Any
 from echoink.common.statistics import Seeds, holm, over_seeds
 from echoink.run_folder.reader import Run, defaults, overrides
 
+CONTENT = "rewards/"
+"""The key of what the reward files of the user's own hold."""
+
 SHORT = {
     "grpo.group_size": "G",
     "grpo.beta": "β",
@@ -21,16 +24,12 @@ SHORT = {
     "trainer.learning_rate": "learning rate",
     "reward.file": "reward",
     "reward.integration": "rule",
-    "rewards/": "reward file",
+    CONTENT: "reward file",
     "grpo.modality_dropout": "modality dropout",
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
 }
 """How keys are called in labels: the paper's names. A weight `reward.lambda_x` is λ_x, see `short`."""
-
-
-CONTENT = "rewards/"
-"""The key of what the reward files of the user's own hold."""
 
 
 def short(key: str) -> str:

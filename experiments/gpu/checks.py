@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from echoink.benchmark.config import ShapeConfig
 from echoink.benchmark.workload import make_model, make_workload
+from echoink.common.errors import last_error
 from echoink.config.compose import compose
 from echoink.config.schema import Dimensions, Dtype
 from echoink.models import shared_prefix
@@ -473,7 +474,7 @@ def train() -> Iterator[Row]:
             command = [sys.executable, "-m", "echoink.train", *common, *words, f"hydra.run.dir={run}"]
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:
-                yield Row(f"{name}: training", done.stderr.strip().splitlines()[-1][:200], "", False)
+                yield Row(f"{name}: training", last_error(done.stderr)[:200], "", False)
                 continue
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             kl = rows[0]["grpo/kl"]

@@ -300,7 +300,8 @@ def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):
     video(source / "train/v.mp4", seconds=1)
     rows = [{"problem_id": "0", **row}, {"problem_id": "1", **row, "data_type": "video"}]
     (source / "omni_rl_format_train.json").write_text(json.dumps(rows))
-    difficulty.write_splits(difficulty.dataset(str(source), []), tmp_path / "out", {"0": {}, "1": {}})
+    splits = difficulty.read_source(difficulty.dataset(str(source), []))
+    difficulty.write_splits(splits, tmp_path / "out", {"0": {}, "1": {}})
     written = json.loads((tmp_path / "out/omni_rl_format_train.json").read_text())
     assert [row.get("data_type") for row in written] == [None, "video"]
     samples = difficulty.read_samples(difficulty.dataset(str(tmp_path / "out"), []), "train")
@@ -317,7 +318,7 @@ def test_a_bad_row_of_another_split_is_no_row_that_is_left_out_in_silence(source
 
     def write(*settings):
         output = tmp_path / f"out{len(settings)}"
-        difficulty.write_splits(difficulty.dataset(str(source), settings), output, {})
+        difficulty.write_splits(difficulty.read_source(difficulty.dataset(str(source), settings)), output, {})
         return json.loads((output / index.name).read_text())
 
     with pytest.raises(UserError, match="has no answer in"):

@@ -342,12 +342,12 @@ def test_a_reward_is_called_once_for_each_answer_of_a_fresh_evaluation(make_eval
 
 
 def test_videos_of_the_next_round_are_asked_for_while_this_one_is_answered(make_evaluator, model, samples, monkeypatch):
-    asked, made = [], []
+    asked, closed = [], []
     monkeypatch.setattr(Prefetcher, "ask", lambda self, following: asked.append([s.id for s in following]))
-    monkeypatch.setattr(Prefetcher, "close", lambda self: made.append(self))
+    monkeypatch.setattr(Prefetcher, "close", lambda self: closed.append(self))
     make_evaluator(greedy=False).phase(model, samples[:10], FINAL, 0)
     ids = [s.id for s in samples[:10]]
-    assert asked == [ids[4:8], ids[8:10], []] and len(made) == 1, "rounds of four, one pool of threads"
+    assert asked == [ids[4:8], ids[8:10], []] and len(closed) == 1, "rounds of four, one pool of threads"
 
 
 def test_a_cache_that_cannot_be_written_costs_no_answers(make_evaluator, model, samples, tmp_path, capsys):

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, last_error
 from echoink.config.paths import TINY
 from echoink.config.schema import Correction, Variant
 from echoink.data.ablations import without
@@ -603,7 +603,7 @@ def test_the_canarys_own_words_come_after_the_users_and_its_error_is_whole(tmp_p
 
     def train(words, folder):
         asked.append({word.partition("=")[0]: word.partition("=")[2] for word in words})
-        return canary.told("warning: x\nerror: model.path=/nowhere: no such folder\n  → give a model folder\n")
+        return last_error("warning: x\nerror: model.path=/nowhere: no such folder\n  → give a model folder\n")
 
     words = [
         "trainer.learning_rate=1e-6",
@@ -618,7 +618,7 @@ def test_the_canarys_own_words_come_after_the_users_and_its_error_is_whole(tmp_p
         assert given["reward.file"] == "longer.py" and given["trainer.steps"] == "8" and given["dataset.train"] == "9"
         assert float(given["trainer.learning_rate"]) > 1e-6
     assert [given["adapter"] for given in asked][:2] == ["none", "lora"]
-    assert canary.told("") == "it said nothing" and canary.told("Killed\n") == "Killed"
+    assert last_error("") == "it said nothing" and last_error("Killed\n") == "Killed"
 
 
 def test_the_canary_tries_every_way_in_which_weights_pass():
