@@ -24,7 +24,7 @@ from yaml import YAMLError
 from echoink.common.errors import UserError
 from echoink.common.ranges import check_range
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
-from echoink.config.paths import conf_dir
+from echoink.config.paths import NO_RUNS, conf_dir
 from echoink.config.schema import (
     Adapter,
     Advantage,
@@ -298,6 +298,12 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"name={config.name} leads out of outputs/", "a name without ..; hydra.run.dir=… is for another place"
         )
+    if taken := NO_RUNS & {*place.parts}:
+        raise UserError(f"name={config.name}: runs below {taken.pop()}/ are not looked for", "choose another name")
+    known = [key for key, _, _ in fields_of(config)]
+    for key in config.resume_allow:
+        if key not in ("model", "data") and not any(f"{key}.".startswith(f"{one}.") for one in known):
+            raise UserError(f"resume_allow: unknown key {key}", f"{_known(key, known)} Also: model, data")
     reward = config.reward
     pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
     apart = ("lambda_file", "lambda_int")

@@ -14,6 +14,9 @@ def conf_dir() -> Path:
     raise UserError(f"no conf/config.yaml in or beside {package}", "reinstall echoink")
 
 
+NO_RUNS = {"unfinished", "mlartifacts"}
+"""Folders with copies of runs' files: what a sweep has set aside, what MLflow keeps."""
+
 ASSETS = Path(__file__).parent.parent / "assets"
 """What comes with the package."""
 TINY = ASSETS / "tiny"

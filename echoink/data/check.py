@@ -11,7 +11,6 @@ from echoink.config.schema import Config
 from echoink.data import fingerprints, splits
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
-from echoink.data.readers import holds_one_split
 from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
@@ -29,7 +28,7 @@ class Found:
     media: dict[str, MediaInfo]
     """By split and id."""
     one_split: bool = False
-    """Whether the dataset is a single table, which can hold one split only."""
+    """Whether the dataset is a benchmark or a single table: no other split is missed."""
 
     @property
     def is_sound(self) -> bool:
@@ -47,7 +46,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
     Raises:
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
-    found, model = Found({}, {}, {}, holds_one_split(config.dataset.path)), config.model
+    found, model = Found({}, {}, {}, splits.has_one_split(config.dataset)), config.model
     for split in SPLITS:
         rows = splits.all_rows(config.dataset, split)
         if rows is None:

@@ -100,6 +100,11 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
     _refuse_lost_media(rest, found, where)
     if isinstance(rest.get("problem"), str):
         rest["problem"] = _without_tags(rest["problem"], found, where)
+    options = rest.get("options")
+    for option in options if isinstance(options, list | tuple) else ():
+        if isinstance(option, str) and (tag := _TAG.search(option)):
+            hint = "media stand before the question; options are texts"
+            raise UserError(f"{where}: the option {option!r} has {tag.group()}", hint)
     if found:
         notes += [f"{kind} is null" for kind in sorted(null - set(found))]
     return Layout(rest, found, tuple(notes))

@@ -161,6 +161,11 @@ def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sampl
     return _read(config, split, n)
 
 
+def has_one_split(config: DatasetConfig) -> bool:
+    """Whether the data are a benchmark, or a single table: validation data alone."""
+    return config.source.name in BENCHMARKS or holds_one_split(config.path)
+
+
 def has_dev(config: DatasetConfig) -> bool:
     """Whether the data have a development split of their own."""
     return config.source.name not in BENCHMARKS and _open(config, "dev") is not None
@@ -176,8 +181,7 @@ def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Drop
     """
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
-    is_one = config.source.name in BENCHMARKS or holds_one_split(config.path)
-    rows = None if is_one and split != "valid" else _open(config, split)
+    rows = None if has_one_split(config) and split != "valid" else _open(config, split)
     return rows and parse_rows(rows.rows, rows.folder, rows.where, limit=None, outside=config.outside)
 
 

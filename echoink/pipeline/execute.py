@@ -182,11 +182,7 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     config = job.config
     values = flatten(config)
     # MLflow's table shows parameters as columns: what every run has, and what this one changed, not every key.
-    params = {key: values[key] for key in MLFLOW_PARAMETERS}
-    for override in sweep_job.descriptive(overrides):
-        key, _, value = (short := sweep_job.shortened(override)).partition("=")
-        if len(value) <= 100:
-            params[key] = values.get(key, value) if short == override else value
+    params = {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
     inputs = [
         {
             "name": f"{config.dataset.source.name} {split}",

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +28,9 @@ from echoink.tracking.client import Record, read_record
 
 BELOW = "ECHOINK_SWEPT_BELOW"
 """Environment variable with `common_folders` as JSON."""
+
+LONGEST = 100
+"""Characters of a value that MLflow is given."""
 
 PATIENCE = 300
 """Seconds that a job which was told to stop may take."""
@@ -52,6 +56,16 @@ def shortened(override: str) -> str:
     value = value.strip("'")
     below = json.loads(os.environ.get(BELOW, "{}")).get(key)
     return f"{key}{sign}{value.removeprefix(below + '/') if below else value}"
+
+
+def params(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What overrides change, as parameters of MLflow: values of the configuration, and what `shortened` made short."""
+    found = {}
+    for override in descriptive(overrides):
+        key, _, value = (short := shortened(override)).partition("=")
+        if len(value) <= LONGEST:
+            found[key] = values.get(key, value) if short == override else value
+    return found
 
 
 def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -243,11 +257,11 @@ def _copy(run: Run, folder: Path) -> None:
     shutil.copytree(run.folder, part, ignore=skip)
     if (run.folder / "checkpoints").is_dir():
         (part / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
-    before, name = read_record(run.folder), run_name(reader.overrides(folder))
+    before, overrides = read_record(run.folder), reader.overrides(folder)
     Record(
         experiment=before.experiment if before else run.summary["name"],
-        name=name,
-        params=(before.params if before else {}) | dict(one.partition("=")[::2] for one in name.split(", ") if one),
+        name=run_name(overrides),
+        params=(before.params if before else {}) | params(overrides, run.config),
         tags=(before.tags if before else {}) | {"folder": str(folder.resolve())},
         inputs=before.inputs if before else [],
         started=before.started if before else run.summary.get("started") or int(run.folder.stat().st_mtime * 1000),

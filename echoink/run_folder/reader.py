@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
 from echoink.config.compose import compose
+from echoink.config.paths import NO_RUNS
 from echoink.config.schema import to_yaml
 from echoink.run_folder import reward_files
 
@@ -118,10 +119,6 @@ def is_job(folder: Path) -> bool:
 def jobs(sweep: Path) -> list[Path]:
     """The folders of a sweep's jobs, in order."""
     return sorted(filter(is_job, sweep.glob("*")), key=lambda path: int(path.name))
-
-
-NO_RUNS = {"unfinished", "mlartifacts"}
-"""Folders with copies of runs' files: what a sweep has set aside, what MLflow keeps."""
 
 
 def find(folders: Iterable[Path]) -> list[Run]:

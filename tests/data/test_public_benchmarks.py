@@ -6,6 +6,8 @@ import datasets
 import pytest
 
 from echoink.common.errors import UserError
+from echoink.data.check import lines as lines_of
+from echoink.data.check import look_through
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.public_benchmarks import BENCHMARKS, choices, open_benchmark
 from echoink.data.samples import parse_rows
@@ -78,6 +80,9 @@ def test_omnibench_lines(tmp_path):
     }, "descriptions of the media stay out"
     assert "They run." in dropped.reason
     check([sample])
+    found = look_through(config_of("dataset=omnibench", f"dataset.path={tmp_path}"), lambda label, total: iter)
+    shown = " ".join(text for _, text in lines_of(found))
+    assert "1 of 2 rows can be used" in shown and "no row of train" not in shown, "a benchmark has no train"
 
 
 def test_omnibench_parquet(tmp_path):

@@ -90,6 +90,7 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**ROW, "audio": [0.1, 0.2]}, "audio holds numbers"),
         ({**ROW, "problem": "<image>Q?"}, "the question has <image>, and the row no picture"),
         ({**ROW, "problem": "<image><image>Q?", "images": ["p.png"]}, "<image> 2 times"),
+        ({**ROW, "options": ["A. <image>", "B. no"], "image": "p.png"}, "the option 'A. <image>' has <image>"),
         ({**ROW, "path": {"face": "p.png"}}, "path holds 'face'"),
         ({"messages": [{"role": "assistant", "content": "B"}], **ROW}, "has 0 user turns"),
         (chat([{"type": "image", "url": "p.png"}, {"type": "text", "text": "Q?"}]), "of type image has url, which"),

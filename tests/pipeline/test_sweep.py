@@ -61,6 +61,15 @@ def test_a_name_says_what_differs(monkeypatch):
     assert sweep_job.run_name(given) == "experiment=x, reward.lambda_fmt=0.5, seed=1"
 
 
+def test_the_parameters_of_a_run_are_whole_values_of_its_configuration(monkeypatch):
+    given = ["dataset.kinds=[ear, eye]", "seed=1", "checkpoint=/runs/a", f"prompt.system={'long ' * 30}", "hydra.x=1"]
+    values = {"dataset.kinds": ["ear", "eye"], "seed": 1}
+    assert sweep_job.params(given, values) == values
+    monkeypatch.setenv(SWEPT, "checkpoint")
+    monkeypatch.setenv(sweep_job.BELOW, json.dumps({"checkpoint": "/runs"}))
+    assert sweep_job.params(given, values)["checkpoint"] == "a", "as in its name"
+
+
 @pytest.mark.parametrize(
     ("other", "taken"),
     [
