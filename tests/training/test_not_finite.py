@@ -49,8 +49,7 @@ def spoil(trainer, steps, value):
     trainer._compute_loss = spoiled
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("value", "accumulation"), [(float("nan"), 1), (float("inf"), 2)])
 def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(make_trainer, value, accumulation):
     catch, seen = Catch(), []
 
