@@ -29,6 +29,7 @@ from echoink.config.compose import compose, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Dtype, Source, flatten
 from echoink.run_folder import checkpoint
+from echoink.run_folder.environment import version
 
 PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
 """Keys whose values may be paths."""
@@ -86,13 +87,11 @@ def versions() -> Iterator[Finding]:
     constraints = conf_dir().parent / "constraints.txt"
     if constraints.is_file():
         lines = (line.partition("==") for line in constraints.read_text().splitlines())
-        pins = {name.strip().lower(): version.strip() for name, _, version in lines if version}
+        pins = {name.strip().lower(): pin.strip() for name, _, pin in lines if pin}
     for line in metadata.requires("echoink") or []:
         requirement = Requirement(line)
         optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
-        try:
-            found = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        if (found := version(requirement.name)) is None:
             if not optional:
                 yield Finding(requirement.name, Verdict.bad, f"not installed, {requirement.specifier} is needed")
             continue
@@ -112,7 +111,7 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     from echoink.planning import preflight
 
     preflight.check_attention(config.model.attention)
-    flash = _version("flash-attn")
+    flash = version("flash-attn")
     kernels = "attention: sdpa" + (f", flash-attn {flash}" if flash else "")
     if not torch.cuda.is_available():
         return Verdict.note, f"none, everything runs on the CPU · {kernels}"
@@ -125,13 +124,6 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     return Verdict.good, f"{', '.join(found)} · CUDA {torch.version.cuda} · {kernels}, flex_attention"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _picture() -> tuple[Verdict, str]:
     from PIL import Image
 
@@ -141,7 +133,7 @@ def _picture() -> tuple[Verdict, str]:
         file = io.BytesIO()
         Image.new("RGB", (8, 8), "red").save(file, kind)
         loaders.load_image(loaders.Embedded(kind, file.getvalue))
-    return Verdict.good, f"Pillow {_version('pillow')} decodes JPEG, PNG, WEBP"
+    return Verdict.good, f"Pillow {version('pillow')} decodes JPEG, PNG, WEBP"
 
 
 def _sound() -> tuple[Verdict, str]:

@@ -9,7 +9,7 @@ Jobs of a sweep stand under their sweep, whose command goes on with all that are
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +96,6 @@ def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
-    """Folder, task, status, seed, base, final, what it changed: of each run."""
-    for run in runs:
-        summary = run.summary
-        base, final = summary.get("base") or {}, summary.get("final") or {}
-        yield (
-            str(run.folder),
-            str(summary.get("task", "")),
-            status(run),
-            str(run.seed),
-            percent(base.get("accuracy")),
-            percent(final.get("accuracy")),
-            changed(run),
-        )
-
-
 def main(words: Sequence[str]) -> None:
     """Print the table and the commands.
 
@@ -135,8 +119,10 @@ def main(words: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "task", "status", "seed", "base", "final", "changed"):
         table.add_column(title, no_wrap=title != "changed", overflow="fold")
-    for row in rows(chosen):
-        table.add_row(*map(escape, row))
+    for run in chosen:
+        base, final = (percent((run.summary.get(phase) or {}).get("accuracy")) for phase in ("base", "final"))
+        row = (run.folder, run.summary.get("task", ""), status(run), run.seed, base, final, changed(run))
+        table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)
     sweeps = unfinished_sweeps(folders) if wanted in (None, UNFINISHED) else []
     commands = [way for run in chosen if (way := ways[run.folder])]

@@ -64,11 +64,12 @@ def run(config: BenchmarkConfig) -> None:
             from echoink.benchmark.measure import benchmark, growth
 
         found = benchmark(config)
-        (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+        file = folder / "benchmark.json"
+        file.write_text(json.dumps(found, indent=1))
         show(found)
         if config.growth:
             found["growth"] = growth(config)
-            (folder / "benchmark.json").write_text(json.dumps(found, indent=1))
+            file.write_text(json.dumps(found, indent=1))
             show_growth(found["growth"])
             figure(found["growth"], folder / "growth.png")
     console.say("written", f"{folder}/benchmark.json" + (" and growth.png" if config.growth else ""))

@@ -52,3 +52,17 @@ def read_rows(path: Path) -> list[dict]:
     with suppress(ValueError):
         rows.append(json.loads(rest))
     return rows
+
+
+def cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
+    """Drop rows of a JSON Lines file, and a line that a kill has cut off."""
+    if not file.is_file():
+        return
+    # Bytes, not parsed rows written anew: what stays is what was there, to the last digit.
+    kept = []
+    with open(file, "rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n") and keep(json.loads(line)):
+                kept.append(line)
+    if (whole := b"".join(kept)) != file.read_bytes():
+        write_aside(file, lambda part: part.write(whole))

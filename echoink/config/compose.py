@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -388,17 +388,9 @@ def _known(tried: str, keys: Sequence[str]) -> str:
 
 
 def _keys() -> list[str]:
-    schema = OmegaConf.structured(Config)
-    keys = []
-
-    def walk(node: Any, prefix: str) -> None:
-        for name in node:
-            keys.append(f"{prefix}{name}")
-            if isinstance(node._get_node(name), DictConfig):
-                walk(node[name], f"{prefix}{name}.")
-
-    walk(schema, "")
-    return keys
+    """Dotted keys of groups and values."""
+    paths = [key.split(".") for key, _, _ in fields_of(Config())]
+    return list(dict.fromkeys(".".join(path[: place + 1]) for path in paths for place in range(len(path))))
 
 
 def _explained(error: Exception, overrides: Sequence[str], own: Path | None = None) -> UserError:

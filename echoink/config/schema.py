@@ -17,8 +17,9 @@ from echoink.rewards.types import Match, OnError, Rule
 
 
 def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A field: its one-line meaning and, for a number, its range (`ge`, `gt`, `le`, `lt`)."""
-    return field(default=default, metadata={"doc": doc, **bounds})
+    """A field: its one-line meaning, `list` for an empty one, and, for a number, its range (`ge`, `gt`, `le`, `lt`)."""
+    given = {"default_factory": list} if default is list else {"default": default}
+    return field(**given, metadata={"doc": doc, **bounds})
 
 
 OPTIONS = "Options:\n{options}"
@@ -250,12 +251,10 @@ class ModelConfig:
     path: str = key("`tiny` (the embedded model), a folder, or a hub id")
     dtype: Dtype = key("precision of the weights; float32 are master weights when trainer.bf16 is on")
     attention: Attention = key("attention kernel of the towers; the language model has its own")
-    freeze: list[Part] = field(
-        default_factory=list,
-        metadata={
-            "doc": "what does not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"
-            " without its projection), `language` (with its head)"
-        },
+    freeze: list[Part] = key(
+        "what does not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"
+        " without its projection), `language` (with its head)",
+        list,
     )
     min_pixels: int = key("a smaller picture is scaled up to this many pixels", ge=28 * 28)
     max_pixels: int = key("a larger picture is scaled down to this many pixels", ge=28 * 28)
@@ -274,30 +273,26 @@ class AdapterConfig:
     rank: int = key("r of LoRA", ge=1)
     alpha: float = key("LoRA's updates are scaled by alpha / rank", gt=0)
     dropout: float = key("of LoRA's inputs", ge=0, lt=1)
-    targets: list[str] = field(default_factory=list, metadata={"doc": "its linear layers, such as q_proj"})
+    targets: list[str] = key("its linear layers, such as q_proj", list)
 
 
 @dataclass
 class DatasetConfig:
     source: Source = key("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
     path: str = key("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
-    outside: list[str] = field(
-        default_factory=list, metadata={"doc": "folders beside the dataset's in which its media may lie"}
-    )
+    outside: list[str] = key("folders beside the dataset's in which its media may lie", list)
     split: str | None = key("what the validation split is called there, where it has a name of its own")
     seed: int = key("makes the synthetic data; chooses the held-out development samples", ge=0)
     shortcut: Sense | None = key("synthetic: what alone gives right letters away in training, and nowhere else")
     shortcut_share: float = key("share of the training questions of the kind both that have it", ge=0, le=1)
-    kinds: list[Kind] = field(
-        default_factory=list,
-        metadata={"doc": "synthetic: kinds of question, in turn; empty: all, or both where there is a shortcut"},
+    kinds: list[Kind] = key(
+        "synthetic: kinds of question, in turn; empty: all, or both where there is a shortcut", list
     )
     train: int | None = key("training samples (synthetic: to make; else the first so many); null for all", ge=1)
     dev: int | None = key("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = key("validation samples", ge=1)
-    curriculum: list[str] = field(
-        default_factory=list,
-        metadata={"doc": "train on samples of these needs only, in this order: [both, undetermined]; empty: all"},
+    curriculum: list[str] = key(
+        "train on samples of these needs only, in this order: [both, undetermined]; empty: all", list
     )
     soundtrack: bool = key("use the own sound of a video whose row names no data_type, where it has one", True)
     workers: int = key("threads that decode the next step's videos during this one; no result depends on it", ge=0)
@@ -359,9 +354,7 @@ class RewardConfig:
     integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
-    files: list[RewardFile] = field(
-        default_factory=list, metadata={"doc": "several files: [{path: mine.py, weight: 0.5, name: brevity}, …]"}
-    )
+    files: list[RewardFile] = key("several files: [{path: mine.py, weight: 0.5, name: brevity}, …]", list)
     on_error: OnError = key("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
     max_seconds: float = key("that reward.file may take for one completion", gt=0)
 
@@ -431,9 +424,7 @@ class EvalConfig:
     split: Split = key("valid, or dev for choosing settings; valid is for the numbers one reports")
     base: bool = key("evaluate the model before training too")
     limit: int | None = key("validation samples to use; null for all", ge=1)
-    ablations: list[Variant] = field(
-        default_factory=list, metadata={"doc": "also with a sense taken away: [no_audio, no_image, text_only, …]"}
-    )
+    ablations: list[Variant] = key("also with a sense taken away: [no_audio, no_image, text_only, …]", list)
     engine: RolloutEngine = key(
         "what answers: the model itself, or vLLM as generation.vllm says, whose difference is then reported"
     )
@@ -490,7 +481,7 @@ class Config:
     resume: str = key(
         "never; auto: the run in this hydra.run.dir, else the newest unfinished one like this; a run folder"
     )
-    resume_allow: list[str] = field(default_factory=list, metadata={"doc": "keys in which a resumed run may differ"})
+    resume_allow: list[str] = key("keys in which a resumed run may differ", list)
     dry_run: bool = key("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
     checkpoint: str | None = key("weights to start from: a run folder, a step folder, a model folder or a hub id")
     model: ModelConfig = field(default_factory=ModelConfig)

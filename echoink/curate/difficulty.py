@@ -26,7 +26,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from echoink.common import cli
 from echoink.common.console import counted, progress, say
@@ -36,16 +35,13 @@ from echoink.config.compose import compose, quoted
 from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
 from echoink.data.readers import holds_one_split, open_split
-from echoink.data.samples import Dropped, parse_rows
+from echoink.data.samples import Dropped, Sample, parse_rows
 from echoink.data.splits import joined, refuse_too_many
 from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
 from echoink.rewards.types import ProblemType
 from echoink.run_folder.folder import read_summary
-
-if TYPE_CHECKING:
-    from echoink.data.samples import Sample
 
 ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
 UNLABELLED = "unlabelled"
@@ -152,8 +148,6 @@ def _check(given: DifficultyConfig) -> None:
         raise UserError(f"needs holds {unknown[0]!r}", f"known: {', '.join(known)}")
     if len(given.pass_rate) != 2 or not 0 <= given.pass_rate[0] <= given.pass_rate[1] <= 1:
         raise UserError(f"pass_rate={given.pass_rate} is no range", "such as pass_rate=[0,0.75]")
-    if not Path(given.source).exists():
-        raise UserError(f"no such dataset: {given.source}", "curate takes a folder")
 
 
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
@@ -202,7 +196,7 @@ def _forget_another_selection(work: Path, output: Path, selection: dict) -> None
 
 
 def _select(
-    given: DifficultyConfig, splits: Mapping[str, Sequence["Sample"]], measured: dict[str, dict]
+    given: DifficultyConfig, splits: Mapping[str, Sequence[Sample]], measured: dict[str, dict]
 ) -> tuple[list[str], Counter[str]]:
     """Ids that are kept, and counts of the others by reason."""
     low, high = given.pass_rate
@@ -220,10 +214,10 @@ def _select(
     return kept, dropped
 
 
-def _elsewhere(splits: Mapping[str, Sequence["Sample"]]) -> dict[str, bool]:
+def _elsewhere(splits: Mapping[str, Sequence[Sample]]) -> dict[str, bool]:
     """By id of training questions whether another split holds one of their files, or one of the same source."""
 
-    def origins(sample: "Sample") -> list[str]:
+    def origins(sample: Sample) -> list[str]:
         return joined(MediaInfo(tuple(map(digest, sample.media.values()))).origins(sample))
 
     others = {one for name in splits if name != "train" for s in splits[name] for one in origins(s)}
@@ -232,6 +226,8 @@ def _elsewhere(splits: Mapping[str, Sequence["Sample"]]) -> dict[str, bool]:
 
 def dataset(source: str, settings: Sequence[str]) -> DatasetConfig:
     """The source as the evaluation with these settings reads it."""
+    if not Path(source).exists():
+        raise UserError(f"no such dataset: {source}", "curate takes a folder")
     return compose([*_of_source(source), *settings])[0].config.dataset
 
 
@@ -239,7 +235,7 @@ def _of_source(source: str) -> list[str]:
     return ["dataset=rows", f"dataset.path={quoted(Path(source).resolve())}"]
 
 
-def read_source(data: DatasetConfig) -> dict[str, list["Sample"]]:
+def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
     """The samples of every split of a source. What is wrong with one is said before a model answers anything.
 
     Raises:
@@ -253,7 +249,7 @@ def read_source(data: DatasetConfig) -> dict[str, list["Sample"]]:
     return found
 
 
-def read_samples(data: DatasetConfig, split: str) -> list["Sample"]:
+def read_samples(data: DatasetConfig, split: str) -> list[Sample]:
     """The samples of a split whose files are there; none where it is not there.
 
     Raises:
@@ -274,7 +270,7 @@ def read_samples(data: DatasetConfig, split: str) -> list["Sample"]:
 
 
 def write_splits(
-    splits: Mapping[str, Sequence["Sample"]],
+    splits: Mapping[str, Sequence[Sample]],
     output: Path,
     extra: Mapping[str, dict],
     seed: int = 0,
@@ -333,7 +329,7 @@ _OTHERS = re.compile(
 )
 
 
-def may_move(sample: "Sample") -> bool:
+def may_move(sample: Sample) -> bool:
     """Whether its options may change places: none speaks of others by theirs."""
     choice = sample.problem_type is ProblemType.multiple_choice
     return choice and not any(_OTHERS.search(option_text(option)) for option in sample.options)

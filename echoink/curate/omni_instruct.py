@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from echoink.common.console import progress
 from echoink.common.errors import UserError
-from echoink.common.files import write_aside, write_atomic
+from echoink.common.files import cut_lines, read_rows, write_aside, write_atomic
 from echoink.data.choices import labelled
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.media import loaders
@@ -172,7 +172,8 @@ def curate_split(
     for name in ("images", "audios"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     ledger = folder / LEDGER
-    settled = list(_ledger(ledger))
+    cut_lines(ledger, lambda row: True)  # what an earlier run settled, but for a line that was cut off
+    settled = read_rows(ledger)
     rows, dropped, noted = [], Counter(), Counter()
     with open(ledger, "a", encoding="utf-8") as file:
         for number, row in enumerate(progress(split, found.total)(found.rows)):
@@ -201,14 +202,6 @@ def curate_split(
     index = output / f"omni_rl_format_{split}.json"
     write_atomic(index, json.dumps(rows, indent=2) + "\n")
     return rows, dropped, noted
-
-
-def _ledger(file: Path) -> Iterator[dict | str]:
-    """What an earlier run settled; a line that was cut off is dropped from the file."""
-    whole, _, torn = file.read_bytes().rpartition(b"\n") if file.is_file() else (b"", b"", b"")
-    if torn:
-        file.write_bytes(whole + b"\n" if whole else b"")
-    yield from (json.loads(line) for line in whole.split(b"\n") if line)
 
 
 def report(

@@ -52,8 +52,6 @@ def main(words: Sequence[str]) -> None:
     """Let the model answer, choose, write; prints what was kept."""
     given = cli.settings(TracesConfig, words)
     output, recipe = Path(given.output), asdict(given) | {"order": given.order.name}
-    if not Path(given.source).exists():
-        raise UserError(f"no such dataset: {given.source}", "curate takes a folder")
     if min(given.draws, given.keep) < 1:
         raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
     source = read_source(dataset(given.source, given.settings))

@@ -86,8 +86,7 @@ def make(
     if variant not in SWAPS:
         return [without(sample, variant) for sample in chosen]
     donors = _donors(chosen, seed, clusters or {})
-    swap = _swapped_audio if variant is Variant.swapped_audio else _swapped_image
-    return [swap(sample, donors[sample.id]) for sample in chosen if sample.id in donors]
+    return [_swapped(sample, donors[sample.id], variant) for sample in chosen if sample.id in donors]
 
 
 def without(sample: Sample, variant: Variant) -> Sample:
@@ -104,7 +103,8 @@ def without(sample: Sample, variant: Variant) -> Sample:
             sound = _sound(sample) if kind is DataType.audio else None
             return replace(sample, data_type=kind, image=None, video=None, audio=sound)
         case Variant.silent_audio:
-            return replace(sample, audio=Embedded(f"silence for {_sound(sample)}", partial(_silence, sample)))
+            silence = partial(_wave, sample, silent=True)
+            return replace(sample, audio=Embedded(f"silence for {_sound(sample)}", silence))
         case Variant.blank_image:
             return replace(sample, image=Embedded(f"blank for {sample.image}", partial(_blank, sample.image)))
     raise AssertionError(variant)
@@ -112,19 +112,12 @@ def without(sample: Sample, variant: Variant) -> Sample:
 
 def _sound(sample: Sample) -> Medium:
     """The file of a sample's sound, or its video's soundtrack as one."""
-    return sample.audio or Embedded(f"soundtrack of {sample.video}", partial(_soundtrack, sample))
+    return sample.audio or Embedded(f"soundtrack of {sample.video}", partial(_wave, sample))
 
 
-def _soundtrack(sample: Sample) -> bytes:
-    return _wave(load_sound(sample, MAX_SECONDS).samples)
-
-
-def _silence(sample: Sample) -> bytes:
-    return _wave(np.zeros_like(load_sound(sample, MAX_SECONDS).samples))
-
-
-def _wave(samples: np.ndarray) -> bytes:
-    file = io.BytesIO()
+def _wave(sample: Sample, silent: bool = False) -> bytes:
+    file, samples = io.BytesIO(), load_sound(sample, MAX_SECONDS).samples
+    samples = np.zeros_like(samples) if silent else samples
     soundfile.write(file, samples, SAMPLING_RATE, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
@@ -135,11 +128,9 @@ def _blank(picture: Medium) -> bytes:
     return file.getvalue()
 
 
-def _swapped_audio(sample: Sample, donor: Sample) -> Sample:
-    return replace(sample, audio=_sound(donor))
-
-
-def _swapped_image(sample: Sample, donor: Sample) -> Sample:
+def _swapped(sample: Sample, donor: Sample, variant: Variant) -> Sample:
+    if variant is Variant.swapped_audio:
+        return replace(sample, audio=_sound(donor))
     keeps_sound = sample.data_type is DataType.video_audio  # its soundtrack stays where the video goes
     return replace(sample, image=donor.image, video=donor.video, audio=_sound(sample) if keeps_sound else sample.audio)
 

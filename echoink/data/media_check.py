@@ -52,11 +52,9 @@ class MediaInfo:
 
 def inspect(
     sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool = True, prints: bool = False
-) -> MediaInfo:
-    """Decode a sample's media once; with `prints` also take the fingerprints of its picture and its sound.
-
-    Raises:
-        UserError: naming the sample and the file.
+) -> MediaInfo | Dropped:
+    """Decode a sample's media once, or say why that cannot be; with `prints` also take the fingerprints of its picture
+    and its sound.
     """
     try:
         digests = tuple(loaders.digest(medium) for medium in sample.media.values())
@@ -66,7 +64,7 @@ def inspect(
         sample = with_soundtrack(sample, has_sound, soundtrack)
         sound = load_sound(sample, max_seconds)
     except UserError as error:
-        raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
+        return Dropped(f"sample {sample.id}", f"sample {sample.id}: {error.problem}", error.hint)
     taken: dict[str, bytes | None] = {}
     if prints:
         taken = {
@@ -108,7 +106,7 @@ def check_media(
     Returns:
         For each sample what its files hold, or why they cannot be used.
     """
-    check = partial(_inspected, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack, prints=prints)
+    check = partial(inspect, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack, prints=prints)
     found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
     return [
         Dropped(
@@ -120,15 +118,6 @@ def check_media(
         else media_info
         for sample, media_info in zip(samples, progress(found), strict=True)
     ]
-
-
-def _inspected(
-    sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool, prints: bool
-) -> MediaInfo | Dropped:
-    try:
-        return inspect(sample, max_seconds, caps, soundtrack=soundtrack, prints=prints)
-    except UserError as error:
-        return Dropped(f"sample {sample.id}", error.problem, error.hint)
 
 
 def _files(sample: Sample) -> str:

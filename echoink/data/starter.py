@@ -1,9 +1,9 @@
 """A few questions of every kind, with media, to be replaced row by row: `python -m echoink.data new <folder>`."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -11,8 +11,8 @@ import soundfile
 from PIL import Image
 
 from echoink.common.errors import UserError
+from echoink.common.files import as_lines
 from echoink.data import synthetic
-from echoink.data.synthetic import Scene
 from echoink.media.loaders import SAMPLING_RATE
 
 SIZES = {"train": 4, "valid": 2}
@@ -36,7 +36,7 @@ def new(folder: Path) -> dict[str, int]:
     made = {}
     for place, (split, count) in enumerate(SIZES.items()):
         rows = [row for number in range(count) for row in _rows(folder, f"{split}{number}", 10 * place + number)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text(as_lines(rows), encoding="utf-8")
         made[split] = len(rows)
     return made
 
@@ -49,7 +49,7 @@ def _rows(folder: Path, name: str, seed: int) -> Iterator[dict]:
     image, heard = synthetic.render_picture(rng, scene), synthetic.render_sound(rng, scene)
     image.save(folder / picture, quality=92)
     soundfile.write(folder / sound, heard, SAMPLING_RATE, subtype="PCM_16")
-    _video(folder / video, image, heard)
+    write_video(str(folder / video), [image] * FRAMES, FRAMES, heard)
 
     def row(text: str, solution: str, path: dict[str, str], **fields: object) -> dict:
         return {"problem": text, **fields, "solution": f"<answer>{solution}</answer>", "path": path}
@@ -60,28 +60,27 @@ def _rows(folder: Path, name: str, seed: int) -> Iterator[dict]:
     yield row(
         "Which colour do the shapes have?", scene.colour, {"image": picture}, problem_type="free-form", kind="eye"
     )
-    yield row("What is shown and heard?", _in_words(scene), {"video": video}, problem_type="free-form", kind="video")
+    words = f"{scene.shapes} {scene.colour} {scene.form}, {scene.sounds} {scene.timbre}"
+    yield row("What is shown and heard?", words, {"video": video}, problem_type="free-form", kind="video")
     place = seed % 3
     texts = [str(seed + 4 + number - place) for number in range(3)]
     options = [f"{letter}. {text}" for letter, text in zip("ABC", texts, strict=True)]
     yield row(f"What is {seed} + 4?", "ABC"[place], {}, options=options, data_type="text", kind="text")
 
 
-def _in_words(scene: Scene) -> str:
-    return f"{scene.shapes} {scene.colour} {scene.form}, {scene.sounds} {scene.timbre}"
-
-
-def _video(path: Path, image: Image.Image, heard: np.ndarray) -> None:
-    """A second of a still picture with its sound."""
-    with av.open(str(path), "w") as file:
-        shown = file.add_stream("mpeg4", rate=FRAMES)
-        shown.width, shown.height, shown.pix_fmt = *image.size, "yuv420p"
-        track = file.add_stream("aac", rate=SAMPLING_RATE, layout="mono")
-        for number in range(FRAMES):
+def write_video(place: str | IO, images: Sequence[Image.Image], rate: int, heard: np.ndarray | None) -> None:
+    """An MP4 of pictures, so many a second, and a sound at 16 kHz."""
+    with av.open(place, "w", format="mp4") as file:
+        shown = file.add_stream("mpeg4", rate=rate)
+        shown.width, shown.height, shown.pix_fmt = *images[0].size, "yuv420p"
+        track = file.add_stream("aac", rate=SAMPLING_RATE, layout="mono") if heard is not None else None
+        for number, image in enumerate(images):
             frame = av.VideoFrame.from_image(image)
-            frame.pts, frame.time_base = number, Fraction(1, FRAMES)
+            frame.pts, frame.time_base = number, Fraction(1, rate)
             file.mux(shown.encode(frame))
         file.mux(shown.encode())
+        if track is None:
+            return
         for start in range(0, len(heard), 1024):
             part = av.AudioFrame.from_ndarray(heard[None, start : start + 1024], format="fltp", layout="mono")
             part.sample_rate, part.pts, part.time_base = SAMPLING_RATE, start, Fraction(1, SAMPLING_RATE)

@@ -118,7 +118,7 @@ def evaluate(
                     variant=variant.name,
                     id=sample.id,
                     draw=draws[row % len(draws)],
-                    prompt=_digest(prompt),
+                    prompt=hashlib.sha256(str(prompt.input_ids.tolist()).encode()).hexdigest()[:12],
                     problem=sample.problem,
                     options=sample.options,
                     problem_type=sample.problem_type.value,
@@ -184,7 +184,3 @@ def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:
     return uniforms(
         setup.seed, 0, f"eval {setup.split} {sample.id}", group_size=draws, length=setup.sampling.max_new_tokens
     )
-
-
-def _digest(prompt: PromptInputs) -> str:
-    return hashlib.sha256(str(prompt.input_ids.tolist()).encode()).hexdigest()[:12]

@@ -6,7 +6,6 @@ are taken are judged again.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache as once
@@ -14,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from echoink.common.files import read_rows, write_atomic
+from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.evaluation.prediction import Prediction, of_row
 
 
@@ -55,4 +54,4 @@ def take(file: Path) -> list[Prediction]:
 def keep(file: Path, predictions: Sequence[Prediction]) -> None:
     """Keep answers; several runs may keep the same at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions))
+    write_atomic(file, as_lines(map(asdict, predictions)))

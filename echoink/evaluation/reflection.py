@@ -211,14 +211,13 @@ class Effect:
     adjusted_interval: tuple[float, float]
 
 
-def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]], resamples: int = 2_000) -> Effect | None:
+def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]]) -> Effect | None:
     """Compare reflecting with other completions of the same prompt; None where no prompt has both.
 
     Doubt is not assigned at random: a difference is no effect of doubting.
 
     Args:
         groups: for each prompt what was found in its completions, and whether each is right.
-        resamples: of the bootstrap, with a fixed seed.
     """
     within = []
     for group in groups:
@@ -237,7 +236,7 @@ def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]], resamples: int =
         )
 
     rng = np.random.default_rng(0)
-    drawn = [slopes([within[i] for i in rng.integers(len(within), size=len(within))]) for _ in range(resamples)]
+    drawn = [slopes([within[i] for i in rng.integers(len(within), size=len(within))]) for _ in range(2_000)]
     low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
     plain, adjusted = slopes(within)
     return Effect(

@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from echoink.config.paths import TINY
+
 PIXELS = 112
 """Side of the square that the tiny model sees: 64 patches, 16 image tokens."""
 
@@ -32,30 +34,6 @@ MEDIA = {
     "audio_eos_token": "<|audio_eos|>",
 }
 """The names under which the Omni processor looks its special tokens up."""
-
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['content'] is string %}
-{{- message['content'] }}
-{%- else %}
-{%- for part in message['content'] %}
-{%- if part['type'] == 'image' %}
-{{- '<|vision_bos|><|IMAGE|><|vision_eos|>' }}
-{%- elif part['type'] == 'audio' %}
-{{- '<|audio_bos|><|AUDIO|><|audio_eos|>' }}
-{%- elif part['type'] == 'video' %}
-{{- '<|vision_bos|><|VIDEO|><|vision_eos|>' }}
-{%- else %}
-{{- part['text'] }}
-{%- endif %}
-{%- endfor %}
-{%- endif %}
-{{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
 
 
 def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
@@ -95,7 +73,7 @@ def processor_around(tokenizer: PreTrainedTokenizerBase, mels: int) -> Qwen2_5Om
         video_processor=Qwen2VLVideoProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
         feature_extractor=WhisperFeatureExtractor(feature_size=mels, return_attention_mask=True),
         tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=(TINY / "chat_template.jinja").read_text(encoding="utf-8"),
     )
 
 

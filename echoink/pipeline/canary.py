@@ -6,7 +6,6 @@ awake) must end with longer completions than it began with.
 """
 
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common.errors import last_error
+from echoink.common.files import read_rows
 
 REWARD = """def reward(completion, sample):
     return len(completion) / 200
@@ -84,8 +84,7 @@ def run_all(
         own = [*SHORT, f"generation.max_new_tokens={ROOM[0 if tiny else 1]}", f"trainer.learning_rate={rate}", *chosen]
         own += ["reward.file=longer.py", f"hydra.run.dir={out}"]
         failed = run([*DEFAULTS, *words, *own], folder)
-        log = out / "metrics.jsonl"
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        rows = read_rows(out / "metrics.jsonl")
         lengths = [row["completion/mean_length"] for row in rows if "completion/mean_length" in row]
         if not lengths:
             yield Canary(mode, 0, 0, failed or "it trained nothing")

@@ -1,7 +1,6 @@
 """The part of a run that needs the model: evaluation of the base, training, evaluation again, comparison, report."""
 
 import gc
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
@@ -140,8 +139,7 @@ def conclude(
         several = files.summary["final"]["samples"] if files.summary["base"]["samples"] else None
         k = several["k"] if several else 1
         files.summary["paired"] = {**asdict(sampled), "draws": k, "greedy": greedy and asdict(greedy)}
-        flipped = metrics.flips(base, final)
-        files.write_text("flips.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flipped))
+        files.write_rows("flips.jsonl", metrics.flips(base, final))
         low, high = (100 * end for end in sampled.interval)
         shares_media = sampled.clusters < files.summary["final"]["n"]
         unit = f" (mean of {k} draws)" if k > 1 else ""

@@ -87,12 +87,12 @@ def run(
         "swept": keys,
         "jobs": len(jobs),
         "search": jobs[0].is_search,
-        "question": _question(overrides),
+        "question": question(dict(one.partition("=")[::2] for one in overrides).get("experiment")),
         "command": ["-m", "echoink.train", *flags, *overrides],
         "config_dir": str(Path(config_dir).resolve()) if config_dir else None,
         **{key: environment()[key] for key in ("host", "process", "process_started", *git())},
     }
-    _define(folder, definition)
+    write_atomic(folder / "sweep.json", as_json(definition))
     record = _record(definition, config.tracking.experiment, folder)
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     os.environ[client.PARENT] = record.id
@@ -105,7 +105,10 @@ def run(
         bad = _settle(folder, definition, parent, None)
         if bad:
             raise SystemExit(bad)  # from which the tracker takes the parent's status
-    _say_where(folder, parent)
+    if parent.run_id:
+        ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
+        say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
+        say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
     return 0
 
 
@@ -122,24 +125,6 @@ def _record(definition: dict, experiment: str, folder: Path) -> Record:
     ).kept(folder)
 
 
-def _question(overrides: Sequence[str]) -> str | None:
-    """What the sweep's experiment asks."""
-    chosen = [one.partition("=")[2] for one in overrides if one.startswith("experiment=")]
-    return question(chosen[-1] if chosen else None)
-
-
-def _say_where(folder: Path, parent: Tracker) -> None:
-    """The pages of the sweep's runs in MLflow."""
-    if parent.run_id:
-        ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
-        say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
-        say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
-
-
-def _define(folder: Path, definition: dict) -> None:
-    write_atomic(folder / "sweep.json", as_json(definition))
-
-
 def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None) -> int:
     """Close what is open, print the table, write figures and report.
 
@@ -154,7 +139,8 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
             summaries[path] = read_summary(path)
     parent.settle_children({id: s["status"] for s in summaries.values() if (id := mlflow_id(s))})
     bad = [path for path, summary in summaries.items() if summary["status"] != "finished"]
-    _define(folder, definition | {"status": status or ("failed" if bad or not summaries else "finished")})
+    ended = definition | {"status": status or ("failed" if bad or not summaries else "finished")}
+    write_atomic(folder / "sweep.json", as_json(ended))
     runs = [run for path in places if (run := reader.read(path))]
     _table(summaries, parent)
     page = None

@@ -100,7 +100,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     reference = report_arms.reference(trained) if trained else None
     found = {id(d.arm): d for d in (report_arms.differences(trained, reference) if reference else [])}
     rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
-    shown = _example_run(reference or arms[0])
+    shown = min((reference or arms[0]).runs, key=lambda run: (not run.finished, run.seed))  # the first finished one
     asked = [{"name": folder.name} | json.loads((folder / "sweep.json").read_text("utf-8")) for folder in sweeps]
     return {
         "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
@@ -248,11 +248,6 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         for key, value in runs[0].config.items()
         if key in defaults and key not in varied and key != "resume_allow" and str(value) != str(defaults[key])
     ]
-
-
-def _example_run(arm: Arm) -> Run:
-    """The run whose samples are shown: the arm's first finished one."""
-    return min(arm.runs, key=lambda run: (not run.finished, run.seed))
 
 
 def _examples(run: Run) -> list[dict]:

@@ -1,6 +1,5 @@
 """Pictures of runs, sweeps and datasets, made from folders alone."""
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from echoink.data.splits import read_split
 from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
 from echoink.report import arms
 from echoink.report.arms import Arm
+from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
 
 PANELS = (
@@ -136,7 +136,7 @@ def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
 
 
 def _evaluations(axis: pyplot.Axes, run: Path, last: int) -> None:
-    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").is_file() else {}
+    summary = read_summary(run)
     for phase, step in (("base", 0), ("final", last)):
         if found := summary.get(phase):
             low, high = found["interval"]
@@ -152,15 +152,14 @@ def _evaluations(axis: pyplot.Axes, run: Path, last: int) -> None:
         axis.legend(*zip(*own, strict=True), frameon=False, fontsize="small", loc="lower right")
 
 
-def sheet(dataset: Path, target: Path, count: int = 6) -> Path:
+def sheet(dataset: Path, target: Path) -> Path:
     """Draw the first validation samples of a dataset: picture, waveform, question, options, right answer.
 
     Args:
         dataset: its folder.
         target: the PNG to write.
-        count: how many.
     """
-    samples = read_split(dataset, "valid", count)
+    samples = read_split(dataset, "valid", 6)
     figure, axes = pyplot.subplots(
         2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False
     )

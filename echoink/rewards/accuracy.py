@@ -15,6 +15,7 @@ thousands separators, a regression of a gold value of 0 is right or wrong.
 
 import re
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
 from echoink.rewards.text import as_written, normalize, words
@@ -143,17 +144,12 @@ def _ocr(answer: str, solution: str) -> float:
     return max(0.0, 1 - jiwer.wer(" ".join(gold), " ".join(as_written(answer)))) if gold else 0.0
 
 
-class _Words:
-    """Words of any script for ROUGE, whose own tokenizer knows only a-z."""
-
-    tokenize = staticmethod(words)
-
-
 def _free_form(answer: str, solution: str) -> float:
     """F1 of ROUGE-L, the longest common subsequence of words (Lin 2004)."""
     from rouge_score.rouge_scorer import RougeScorer  # slow to import, and needed by few runs
 
-    return RougeScorer(["rougeL"], tokenizer=_Words()).score(solution, answer)["rougeL"].fmeasure
+    # Words of any script: its own tokenizer knows only a-z.
+    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words)).score(solution, answer)["rougeL"].fmeasure
 
 
 _NO_SECONDS = re.compile(

@@ -11,10 +11,8 @@ Shapes: P prompt tokens, D width, A axes of positions.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 import torch
@@ -26,6 +24,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import DataType, Sample
+from echoink.data.starter import write_video
 from echoink.media.loaders import Embedded
 from echoink.models.encoders import encode_media
 from echoink.models.families import family_of
@@ -83,22 +82,9 @@ def sample_of_each_kind() -> dict[str, Sample]:
 
 
 def _video(rng: np.random.Generator, tone: np.ndarray | None) -> Callable[[], bytes]:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        shown = container.add_stream("mpeg4", rate=4)
-        shown.width = shown.height = 112
-        shown.pix_fmt = "yuv420p"
-        heard = container.add_stream("aac", rate=16_000, layout="mono") if tone is not None else None
-        for number in range(8):
-            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 4)
-            container.mux(shown.encode(frame))
-        container.mux(shown.encode())
-        if heard:
-            frame = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
-            frame.sample_rate = 16_000
-            container.mux(heard.encode(frame))
-            container.mux(heard.encode())
+    file, heard = io.BytesIO(), None if tone is None else tone.astype(np.float32)
+    frames = [Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)) for _ in range(8)]
+    write_video(file, frames, 4, heard)
     return file.getvalue
 
 

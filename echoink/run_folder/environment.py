@@ -20,14 +20,16 @@ _LIBRARIES = (
 )
 
 
+def version(package: str) -> str | None:
+    """The installed one's; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, machine, git commit, command."""
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = None
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
@@ -36,7 +38,7 @@ def environment() -> dict[str, Any]:
         "process": os.getpid(),
         "process_started": psutil.Process().create_time(),
         "host": socket.gethostname(),
-        "versions": versions,
+        "versions": {library: version(library) for library in _LIBRARIES},
         **git(),
     }
 

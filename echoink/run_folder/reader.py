@@ -1,6 +1,5 @@
 """Runs and sweeps read back from disk."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,6 +14,7 @@ from echoink.config.compose import compose
 from echoink.config.paths import NO_RUNS
 from echoink.config.schema import to_yaml
 from echoink.run_folder import reward_files
+from echoink.run_folder.folder import read_summary
 
 NOT_THE_METHOD = (
     "name",
@@ -74,9 +74,7 @@ def read(folder: Path) -> Run | None:
     """A run's folder; None where it is none."""
     if not ((folder / "summary.json").is_file() and (folder / "config.yaml").is_file()):
         return None
-    return Run(
-        folder, json.loads((folder / "summary.json").read_text()), method((folder / "config.yaml").read_text("utf-8"))
-    )
+    return Run(folder, read_summary(folder), method((folder / "config.yaml").read_text("utf-8")))
 
 
 def method(config: str) -> dict[str, Any]:

@@ -5,10 +5,9 @@ beside it, else starts afresh; `resume=<folder>` takes that one. Training goes o
 whole; everything later is dropped from the files and made again, alike byte for byte where kernels are deterministic.
 """
 
-import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from echoink.common.console import say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_aside, write_atomic
+from echoink.common.files import as_json, cut_lines, write_atomic
 from echoink.config.schema import Config, Schedule, Sharding, to_yaml
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder import folder as run_folder
@@ -165,7 +164,7 @@ def begin(config: Config, folder: Path) -> Start:
             "begin another run with its weights: checkpoint=<its newest checkpoint>",
         )
     if not config.trains:
-        _cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
+        cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
         return Start(again=True)
     found, damaged = checkpoint.newest(folder)
     if found is None and checkpoint.steps(folder):
@@ -269,10 +268,10 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
         return row["step"] <= step
 
     for name in ("metrics.jsonl", "dev.jsonl", "watched.jsonl", "traces.jsonl"):
-        _cut_lines(folder / name, early)
-    _cut_lines(folder / "system.jsonl", lambda row: True)
-    _cut_lines(folder / "eval.jsonl", lambda row: base if row["phase"] == "base" else last)
-    _cut_lines(
+        cut_lines(folder / name, early)
+    cut_lines(folder / "system.jsonl", lambda row: True)
+    cut_lines(folder / "eval.jsonl", lambda row: base if row["phase"] == "base" else last)
+    cut_lines(
         folder / run_folder.PREDICTIONS,
         lambda row: (
             (base and row["phase"] == "base")
@@ -283,19 +282,6 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
     for path in (folder / "completions").glob("step-*.jsonl"):
         if int(re.search(r"\d+", path.stem).group()) > step:
             path.unlink()
-
-
-def _cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
-    if not file.is_file():
-        return
-    # Bytes, not parsed rows written anew: what stays is what was there, to the last digit.
-    kept = []
-    with open(file, "rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n") and keep(json.loads(line)):
-                kept.append(line)
-    if (whole := b"".join(kept)) != file.read_bytes():
-        write_aside(file, lambda part: part.write(whole))
 
 
 def close_dead(folder: Path, tracked: bool) -> list[Path]:
@@ -311,7 +297,7 @@ def close_dead(folder: Path, tracked: bool) -> list[Path]:
     # A killed process cannot say so itself. The next run beside it does, for people and for MLflow.
     closed = []
     for path, said in _beside(folder):
-        known = bool((said.get("mlflow") or {}).get("run_id"))
+        known = bool(run_folder.mlflow_id(said))
         if said.get("ended") or (known and not tracked):
             continue
         with suppress(OSError, ValueError, KeyError, StopIteration):

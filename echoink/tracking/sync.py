@@ -12,7 +12,7 @@ from uuid import uuid4
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
-from echoink.run_folder.folder import NOT_METRICS, ROWS
+from echoink.run_folder.folder import NOT_METRICS, ROWS, mlflow_id, read_summary
 from echoink.tracking import traces
 from echoink.tracking.client import StoredRun, is_copy, read_record
 
@@ -144,8 +144,7 @@ def _changed(stored: StoredRun, place: Path, file: Path) -> bool:
 
 def _model(stored: StoredRun, folder: Path) -> str | None:
     """The checkpoint as a logged model, its weights left where they are; its id."""
-    file = folder / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    summary = read_summary(folder)
     if not summary.get("checkpoint"):
         return None
     client = stored.client
@@ -200,8 +199,7 @@ def _ended(place: Path) -> tuple[str | None, int]:
 
 def _note(place: Path, stored: StoredRun) -> None:
     """A run that MLflow did not know until now gets its id into its summary."""
-    file = place / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if summary is not None and not (summary.get("mlflow") or {}).get("run_id"):
-        write_atomic(file, as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
+    summary = read_summary(place)
+    if summary["status"] != "missing" and not mlflow_id(summary):
+        write_atomic(place / "summary.json", as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
         _artifacts(stored, place)

@@ -25,7 +25,9 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
     Returns:
         By probe and form: `n`, `right`, `accuracy`, `interval` (Wilson, 95 %), `chance`.
     """
-    asked = {form: [q for q in valid if q.form == form and q.options and "," not in q.answer] for form in _forms(valid)}
+    asked: dict[str, list[Question]] = {}
+    for q in valid:
+        asked.setdefault(q.form, []).extend([q] if q.options and "," not in q.answer else [])
     answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
         "words alone": (_by_words(train), tuple(asked)),
         "the other sense": (_by_the_other_sense, ("heard", "seen")),
@@ -62,10 +64,6 @@ def lines(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         said.append(f"probe, {name}: {parts}")
     return said
-
-
-def _forms(questions: Sequence[Question]) -> list[str]:
-    return list(dict.fromkeys(question.form for question in questions))
 
 
 def _by_the_other_sense(question: Question) -> str:
