@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from echoink.common.errors import UserError
 from echoink.common.ranges import check_range
+from echoink.config.effects import refuse_without_effect
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import NO_RUNS, conf_dir
 from echoink.config.schema import (
@@ -35,6 +36,7 @@ from echoink.config.schema import (
     RewardConfig,
     RewardFile,
     RolloutEngine,
+    Sharding,
     Split,
     Task,
     fields_of,
@@ -98,30 +100,9 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     composed = [_compose_one(job, multirun, own) for job in jobs]
     # The one job of a search lacks what is drawn, and a job of a sweep does not know the others.
     if SWEPT not in os.environ and not (multirun and len(jobs) == 1):
-        _refuse_without_effect(composed)
+        given = {override.partition("=")[0] for job in composed for override in job.overrides}
+        refuse_without_effect(given, [job.config for job in composed])
     return composed
-
-
-_ACTS_ONLY: dict[str, tuple[Callable[[Config], bool], str]] = {
-    "reward.lambda_file": (lambda c: bool(c.reward.file), "reward.file=mine.py names what it weighs"),
-    "reward.integration": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
-    "reward.integration_scale": (lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
-    "trainer.epochs": (lambda c: c.trainer.steps is None, "trainer.steps=null lets the epochs decide"),
-    "eval.dev_samples": (lambda c: bool(c.eval.every), "eval.every=20 asks the development split"),
-    **{
-        f"adapter.{name}": (lambda c: c.adapter.kind is not Adapter.none, "adapter=lora takes one")
-        for name in ("rank", "alpha", "dropout", "targets")
-    },
-}
-"""Keys that act only together with another: when, and what to add."""
-
-
-def _refuse_without_effect(jobs: Sequence[Composed]) -> None:
-    """Refuse a key of the command line that acts in no job; in some jobs of a grid it may be without effect."""
-    given = {override.partition("=")[0] for job in jobs for override in job.overrides}
-    for key, (acts, hint) in _ACTS_ONLY.items():
-        if key in given and not any(acts(job.config) for job in jobs):
-            raise UserError(f"{key} has no effect here", hint)
 
 
 _NO_TEXT = re.compile(r"[+-]?[\d.][\d._]*(e[+-]?[\d_]+)?|true|false|[+-]?(inf|nan)", re.IGNORECASE)
@@ -305,6 +286,17 @@ def _check_together(config: Config) -> None:
         if key not in ("model", "data") and not any(f"{key}.".startswith(f"{one}.") for one in known):
             raise UserError(f"resume_allow: unknown key {key}", f"{_known(key, known)} Also: model, data")
     reward = config.reward
+    if reward.lambda_int and reward.integration is Rule.redraw and config.grpo.group_size < 3:
+        raise UserError(
+            "reward.integration=redraw compares with two other draws: grpo.group_size is at least 3",
+            f"it is {config.grpo.group_size}",
+        )
+    halves = config.model.dtype is Dtype.bfloat16 and config.adapter.kind is Adapter.none
+    if config.trains and halves and trainer.sharding not in (Sharding.zero2, Sharding.zero3):
+        raise UserError(
+            "model.dtype=bfloat16 would learn in bfloat16, where nearly all of a small update is lost",
+            "model.dtype=float32 trainer.bf16=true computes in bfloat16 and learns in float32; or adapter=lora",
+        )
     pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
     apart = ("lambda_file", "lambda_int")
     weights = [value for name, value in vars(reward).items() if name.startswith("lambda_") and name not in apart]

@@ -127,7 +127,8 @@ class Variant(Enum):
 class Loss(Enum):
     """How TRL sums the token losses; `grpo` is the paper's (mean over a completion's tokens, then over completions).
 
-    On-policy (`updates_per_rollout=1`) `cispo` has the gradient of `dapo`; it clips otherwise.
+    On-policy (`updates_per_rollout=1`) `cispo` has the gradient of `dapo`; it clips otherwise. `bnpo` takes the mean
+    over the tokens of a micro-batch, so it depends on `trainer.micro_batch_prompts` and on the number of processes.
     """
 
     grpo = "grpo"

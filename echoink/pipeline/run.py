@@ -204,7 +204,7 @@ def _load_data(config: Config) -> Splits:
                 'each row wants "response": "<think>…</think>\\n<answer>B</answer>", or "responses": a list of them; '
                 "python -m echoink.curate mode=traces makes them",
             )
-        # Raises where there are fewer samples than a step takes.
+        # Raises where there are fewer samples than a step takes, or fewer steps than a warm-up.
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from echoink.common import console, signals
+from echoink.common.errors import UserError
 from echoink.config.schema import Adapter, Advantage, Sharding, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import device_name, processes
@@ -97,7 +98,9 @@ def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, kee
     """Train to the end; keep a checkpoint where the process is asked to go."""
     try:
         trainer.go_on(start.checkpoint)
-    except (KeyboardInterrupt, signals.Preempted):
+    except (KeyboardInterrupt, signals.Preempted, UserError) as error:
+        if isinstance(error, UserError) and collectives.several():
+            raise  # the others may not know of it, and a checkpoint is written by all
         recorder.close()
         keeper.leave()
         raise

@@ -55,9 +55,14 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             self.train()
             return
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.state.global_step > self.args.max_steps:
+            raise UserError(
+                f"{checkpoint} is of step {self.state.global_step}, and this run ends at step {self.args.max_steps}",
+                "begin another run, or go on to as many steps at least",
+            )
         self._check_kind(checkpoint)
         self._rollout_of(checkpoint)
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if self.state.global_step < self.args.max_steps:
             if self._reads_universal(checkpoint):
                 watchdog.at(f"the shares of {checkpoint} for another number of processes")

@@ -39,7 +39,7 @@ class LearningSignalMonitor:
         signs = {
             "format": sum(row["format"] for row in rows) < 0.02 * n,
             "cap": sum(row["tokens"] >= self._cap for row in rows) > 0.9 * n,
-            "silent": all(abs(row["advantage"]) < 1e-3 for row in rows),
+            "silent": not any(row["advantage"] for row in rows),
         }
         for name, there in signs.items():
             self._seen[name] = self._seen[name] + 1 if there else 0

@@ -153,8 +153,7 @@ class EchoInkTrainer(TRLHost):
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
         # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
-        spread = grpo.standard_deviation(total, group, Scale.group)  # of each group, whatever divides advantages
-        no_spread = torch.isclose(spread, torch.zeros_like(spread))  # as TRL's metric counts it
+        no_spread = grpo.standard_deviation(total, group, Scale.group) == 0  # whatever divides advantages
         for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
         self._note("reward/total", total.mean())
@@ -251,9 +250,8 @@ class EchoInkTrainer(TRLHost):
         silent = grpo.silent_rows(advantages, self.num_generations, rejects)
         learning = mask & ~silent.unsqueeze(1)
         if self._settings.shared_prefix and self.beta == 0:
-            # Without a KL term a group whose rewards are all equal adds nothing to the loss, and is left out of it: its
-            # advantages are equal, and 0 up to the rounding of their mean.
-            advantages, known = advantages.masked_fill(silent, 0), learning
+            # Without a KL term a group whose rewards are all equal, and so its advantages 0, is left out of the loss.
+            known = learning
             computed = without_silent_groups(self.rollout.prompts, prompt_index, mask, silent)
             if old is not None:  # a ratio of 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)

@@ -81,14 +81,29 @@ REFUSED = [
     ("trainer.epochs=3", "trainer.epochs has no effect here\n  → trainer.steps=null"),
     ("adapter.rank=8", "adapter.rank has no effect here\n  → adapter=lora"),
     ("eval.dev_samples=4", "eval.dev_samples has no effect here\n  → eval.every=20"),
+    ("grpo.clip=0.1", "grpo.clip has no effect here\n  → the ratio of the first update"),
+    ("grpo.advantage=rejection grpo.scale=none", "grpo.scale has no effect here"),
+    ("grpo.advantage=rejection reward.lambda_fmt=2", "reward.lambda_fmt has no effect here"),
+    ("task=sft grpo.beta=0.5", "grpo.beta has no effect here\n  → task=sft learns responses that are given"),
+    ("sft.responses=9", "sft.responses has no effect here\n  → task=sft"),
+    ("reward=integration reward.integration=twin reward.integration_scale=1", "reward.integration_scale has no effect"),
+    ("reward.on_error=zero", "reward.on_error has no effect here\n  → reward.file=mine.py"),
+    ("reward=integration reward.integration=redraw grpo.group_size=2", "grpo.group_size is at least 3"),
+    ("model.dtype=bfloat16 trainer.bf16=true", "would learn in bfloat16"),
 ]
 
 
 @pytest.mark.parametrize(("override", "message"), REFUSED)
 def test_refused(override, message):
     with pytest.raises(UserError) as error:
-        compose([override])
+        compose(override.split() if " = " not in override and "'" not in override else [override])
     assert message in str(error.value)
+
+
+def test_bfloat16_weights_are_for_adapters_for_evaluation_and_for_what_keeps_others_beside_them():
+    halves = ["model.dtype=bfloat16", "trainer.bf16=true"]
+    for words in (["adapter=lora"], ["task=eval"], ["trainer=zero3"]):
+        assert compose([*halves, *words])
 
 
 def test_both_weights_zero_is_refused():

@@ -39,3 +39,8 @@ def test_a_step_takes_no_prompt_twice():
 
     with pytest.raises(UserError, match="7 training samples are fewer than trainer.prompts_per_step=8"):
         training_steps(config_of().trainer, 1, 7)
+
+
+def test_a_warm_up_ends_before_the_run():
+    with pytest.raises(UserError, match=r"warmup_steps=500 of 5 steps: the learning rate would never"):
+        training_steps(config_of("trainer.steps=5", "trainer.warmup_steps=500").trainer, 1, 80)

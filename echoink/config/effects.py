@@ -1,0 +1,58 @@
+"""Keys that act only together with another one: given without it, they would be a setting that changes nothing."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from echoink.common.errors import UserError
+from echoink.config.schema import Adapter, Advantage, Config, Source, Task
+from echoink.rewards.types import Rule
+
+
+def _by_groups(config: Config) -> bool:
+    return config.task is not Task.sft and config.grpo.advantage is Advantage.group
+
+
+_ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("reward.lambda_acc reward.lambda_fmt", _by_groups, "rewards act with task=train grpo.advantage=group"),
+    ("reward.lambda_file", lambda c: bool(c.reward.file), "reward.file=mine.py names what it weighs"),
+    ("reward.on_error reward.max_seconds", lambda c: bool(c.reward.file or c.reward.files), "reward.file=mine.py"),
+    ("reward.integration", lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
+    (
+        "reward.integration_scale",
+        lambda c: bool(c.reward.lambda_int) and c.reward.integration is Rule.counterfactual,
+        "reward=integration reward.integration=counterfactual",
+    ),
+    (
+        "grpo.group_size grpo.beta grpo.updates_per_rollout grpo.loss grpo.advantage",
+        lambda c: c.task is not Task.sft,
+        "task=sft learns responses that are given: no groups and no KL",
+    ),
+    ("grpo.scale", _by_groups, "it divides advantages with task=train grpo.advantage=group"),
+    (
+        "grpo.clip",
+        lambda c: c.task is not Task.sft and c.grpo.updates_per_rollout > 1,
+        "the ratio of the first update of a rollout is 1: grpo.updates_per_rollout=2",
+    ),
+    ("sft.responses", lambda c: c.task is Task.sft, "task=sft"),
+    ("dataset.shortcut_share", lambda c: c.dataset.shortcut is not None, "dataset=shortcut"),
+    ("dataset.kinds", lambda c: c.dataset.source is Source.synthetic, "only the synthetic set is made by kinds"),
+    ("trainer.epochs", lambda c: c.trainer.steps is None, "trainer.steps=null lets the epochs decide"),
+    ("eval.dev_samples", lambda c: bool(c.eval.every), "eval.every=20 asks the development split"),
+    (
+        "adapter.rank adapter.alpha adapter.dropout adapter.targets",
+        lambda c: c.adapter.kind is not Adapter.none,
+        "adapter=lora takes one",
+    ),
+)
+"""Keys, when they act, and what to add."""
+
+
+def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> None:
+    """Refuse keys of the command line that act in no job; in some jobs of a grid they may be without effect.
+
+    Raises:
+        UserError: naming the key and what it needs.
+    """
+    for keys, acts, hint in _ACTS_ONLY:
+        for key in keys.split():
+            if key in given and not any(map(acts, jobs)):
+                raise UserError(f"{key} has no effect here", hint)
