@@ -174,7 +174,7 @@ def _tracking(config: Config) -> tuple[Verdict, str]:
     uri = client.absolute_uri(config.tracking.uri, Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return Verdict.good, f"{uri} will be made"
-    preflight.check_store(uri)
+    preflight.check_store(uri, config.tracking.experiment)
     return Verdict.good, uri
 
 

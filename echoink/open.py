@@ -36,6 +36,10 @@ PATIENCE = 90
 """Seconds that the server gets to answer."""
 
 
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a kill, a terminal that is closed."""
+
+
 @dataclass
 class OpenConfig:
     """Settings beside the folder."""
@@ -86,17 +90,17 @@ def page(folder: Path) -> Page:
 
 
 def store_of(run: Path) -> str:
-    """The store that a run was logged to. A relative SQLite path counts from where the run was started: from here, or
-    from a folder above the run.
+    """The store that a run was logged to. A relative SQLite path counts from where the run was started: from a folder
+    above the run, or from here.
     """
     uri = OmegaConf.load(run / "config.yaml").tracking.uri
     if not uri.startswith("sqlite:///"):
         return uri
-    places = [client.absolute_uri(uri, root) for root in (Path.cwd(), *run.resolve().parents)]
+    places = [client.absolute_uri(uri, root) for root in (*run.resolve().parents, Path.cwd())]
     there = [place for place in places if Path(place.removeprefix("sqlite:///")).is_file()]
     if not there:
         again = f"python -m echoink.sync {shlex.quote(str(run))} rebuilds it"
-        raise UserError(f"{places[0].removeprefix('sqlite:///')} is not there", again)
+        raise UserError(f"{places[-1].removeprefix('sqlite:///')} is not there", again)
     return there[0]
 
 
@@ -104,7 +108,7 @@ def newest(outputs: Path) -> Path:
     """The newest run below a folder, or the sweep that it is a job of."""
     runs = [run.folder for run in reader.find([outputs])]
     last = max(runs, key=lambda run: (run / "summary.json").stat().st_mtime)
-    return last.parent if reader.is_job(last) else last
+    return last.parent if reader.is_job(last) and (last.parent / "sweep.json").is_file() else last
 
 
 def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
@@ -116,8 +120,8 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
     with socket.socket() as free:
         try:
             free.bind((HOST, port))
-        except OSError as error:
-            raise UserError(f"port={port} is taken", "leave port= out for a free one") from error
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port={port} cannot be had: {error}", "leave port= out for a free one") from error
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--workers", "1"]
     server = subprocess.Popen(
@@ -167,15 +171,16 @@ def main(words: Sequence[str]) -> None:
         return
     say("MLflow", f"starts on {shown.uri} …")
     server, address = serve(shown.uri, given.port)
-    # Ctrl-C ends the server, and with it the loop: an exception could come where Python passes over exceptions.
-    before = signal.signal(signal.SIGINT, lambda *_: _kill(server))
+    # A signal ends the server, and with it the loop: an exception could come where Python passes over exceptions.
+    before = {number: signal.signal(number, lambda *_: _kill(server)) for number in _ENDS}
     try:
         _look(address + shown.path, given.browser)
         say("", "Ctrl-C ends it")
         while server.poll() is None:
             server.stdout.readline()  # else its log would fill the pipe
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _end(server)
         say("MLflow", "ended")
 

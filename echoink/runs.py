@@ -39,6 +39,10 @@ CHANGED = 4
 def changed(run: Run) -> str:
     """What a run's command line changed, its first words; without one the first keys other than the default's."""
     given = [word for word in reader.overrides(run.folder) if not word.startswith(_PLACES)]
+    sweep = run.folder.parent / "sweep.json"
+    if reader.is_job(run.folder) and sweep.is_file():  # first what its siblings have otherwise
+        swept = json.loads(sweep.read_text()).get("swept", [])
+        given.sort(key=lambda word: word.partition("=")[0] not in swept)
     if not given:
         default = reader.defaults()
         keys = [key for key in run.config if run.config[key] not in (None, default.get(key)) and key != "seed"]
@@ -79,17 +83,17 @@ def sweep_command(sweep: Path) -> str:
 
 def status(run: Run) -> str:
     """What a run's folder says, and whether that is still so: a process that was killed could not say it."""
-    if in_use(run.folder):
-        return "running"
     said = str(run.summary["status"])
+    if not run.summary.get("ended") and in_use(run.folder):
+        return "running"
     return "killed" if said == "running" else said
 
 
 def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
     """Sweeps whose process has ended with jobs that did not finish, or were never begun; searches apart."""
     found = []
-    for file in sorted(file for folder in folders for file in folder.rglob("sweep.json")):
-        said, sweep = json.loads(file.read_text()), file.parent
+    for sweep in sorted(place for folder in folders for place in reader.below(folder, "sweep.json")):
+        said = json.loads((sweep / "sweep.json").read_text())
         done = [job for job in reader.jobs(sweep) if read_summary(job)["status"] == "finished"]
         if len(done) < said["jobs"] and not is_search(said) and (said["status"] != "running" or process_is_gone(sweep)):
             found.append(sweep)
@@ -118,7 +122,7 @@ def main(words: Sequence[str]) -> None:
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("run", "task", "status", "seed", "base", "final", "changed"):
-        table.add_column(title, no_wrap=title != "changed", overflow="fold")
+        table.add_column(title, no_wrap=title not in ("run", "changed"), overflow="fold")
     for run in chosen:
         base, final = (percent((run.summary.get(phase) or {}).get("accuracy")) for phase in ("base", "final"))
         row = (run.folder, run.summary.get("task", ""), status(run), run.seed, base, final, changed(run))

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import VERSION_BASE, Composed, as_text, compose, launched_processes, quoted, validate
+from echoink.config.compose import SWEPT, VERSION_BASE, Composed, as_text, compose, launched_processes, quoted, validate
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Sharding
@@ -56,6 +56,7 @@ def main() -> None:
         if remembered and not arguments.config_dir:
             arguments.config_dir, flags = remembered, [*flags, "--config-dir", remembered]
         sys.argv[1:] = [*flags, *overrides]
+        _check_hydra(overrides, arguments.multirun)
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         first = jobs[0]
         _check_grid(jobs, arguments.multirun)
@@ -87,6 +88,15 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
+    """Refuse settings of Hydra that would be passed over."""
+    for word in overrides:
+        if word.startswith("hydra.sweep.subdir="):
+            raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")
+        if word.startswith("hydra.sweep.") and not multirun and SWEPT not in os.environ:
+            raise UserError(f"{word} is about a sweep", "add --multirun, or hydra.run.dir=… for a run")
 
 
 def _agreed(folder: Path, config: Config, multirun: bool) -> Path:

@@ -208,14 +208,14 @@ def test_the_papers_run_is_planned_without_weights_and_without_a_hub(dataset, tm
 
 
 def test_preflight_names_what_would_fail_later(tmp_path, monkeypatch):
-    preflight.check(tmp_path / "run", 1, f"sqlite:///{tmp_path}/mlflow.db", None)
+    preflight.check(tmp_path / "run", 1, f"sqlite:///{tmp_path}/mlflow.db", experiment="x", push_to=None)
     with pytest.raises(UserError, match=r"GiB free; the checkpoints need about .* GiB"):
         preflight.check_disk(tmp_path, 2**60)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         preflight.check_disk(tmp_path / "file", 1)
     with pytest.raises(UserError, match="tracking=off"):
-        preflight.check_store("nosuchscheme://x")
+        preflight.check_store("nosuchscheme://x", "x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="cannot push to me/mine"):
         preflight.check_hub("me/mine")

@@ -16,6 +16,7 @@ from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes, several
 from tests.helpers.entry import SMALL, lines, mlflow_runs, until
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import make_run
 
 echoink = processes.run
 
@@ -410,7 +411,7 @@ def test_open_serves_the_page_of_a_run_wherever_it_is_asked_from(first, place, t
         assert str(folder / "report.html") in said
         with urlopen(address.partition("#")[0]) as answer:
             assert answer.status == 200 and b"MLflow" in answer.read()
-        started.send(signal.SIGINT)
+        started.send(signal.SIGHUP)  # its terminal is closed; Ctrl-C and a kill are handled alike
         done = started.wait(120)
         assert done.returncode == 0 and "ended" in done.stdout and "Traceback" not in done.stderr
     finally:
@@ -435,6 +436,35 @@ def test_what_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch, words, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         opening.main(words)
+
+
+def test_the_newest_run_is_a_job_only_where_there_is_a_sweep(tmp_path):
+    from echoink import open as opening
+
+    run = make_run(tmp_path / "7")
+    assert opening.newest(tmp_path) == run
+    (tmp_path / "sweep.json").write_text("{}")
+    assert opening.newest(tmp_path) == tmp_path
+
+
+def test_the_store_above_a_run_goes_before_that_of_the_current_folder(tmp_path, monkeypatch):
+    from echoink import open as opening
+
+    theirs, mine = (tmp_path / name / "outputs" for name in ("theirs", "mine"))
+    run = make_run(theirs / "x")
+    mine.mkdir(parents=True)
+    monkeypatch.chdir(mine.parent)
+    for outputs in (mine, theirs):
+        (outputs / "mlflow.db").touch()
+        assert opening.store_of(run) == f"sqlite:///{outputs}/mlflow.db"
+
+
+@pytest.mark.parametrize("port", [99_999, 70_000])
+def test_a_port_that_is_none_is_refused(port):
+    from echoink import open as opening
+
+    with pytest.raises(UserError, match=f"port={port} cannot be had"):
+        opening.serve("sqlite:///x", port)
 
 
 def test_a_server_that_is_interrupted_while_it_starts_does_not_stay(tmp_path, monkeypatch):

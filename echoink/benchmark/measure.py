@@ -26,8 +26,8 @@ from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.shared_prefix import install
 from echoink.run_folder.environment import environment
 
-GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (0.75, 1, 2)}
-"""Where the cost's growth is looked at: G, and P relative to the shape's."""
+GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (1, 1.5, 2)}
+"""Where the growth of the cost is looked at: G, and P relative to the shape, whose picture and sound it must hold."""
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:

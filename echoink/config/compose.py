@@ -230,7 +230,10 @@ def _supervise(config: Config) -> None:
 
 def launched_processes() -> int:
     """How many processes a launcher such as torchrun has started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    said = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not said.isdecimal() or not int(said):
+        raise UserError(f"WORLD_SIZE={said} is no number of processes", "unset it, or start by torchrun, which sets it")
+    return int(said)
 
 
 def typed(raw: DictConfig, schema: type[Schema]) -> Schema:

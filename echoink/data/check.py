@@ -7,7 +7,7 @@ from pathlib import Path
 
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
-from echoink.config.schema import Config
+from echoink.config.schema import Config, DatasetConfig
 from echoink.data import fingerprints, splits
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile
@@ -47,11 +47,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
     found, model = Found({}, {}, {}, splits.has_one_split(config.dataset)), config.model
-    for split in SPLITS:
-        rows = splits.all_rows(config.dataset, split)
-        if rows is None:
-            continue
-        samples, bad = rows
+    for split, (samples, bad) in _rows(config.dataset).items():
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
         infos = check_media(
             samples, model.max_audio_seconds, caps, progress=check, soundtrack=config.dataset.soundtrack, prints=True
@@ -68,6 +64,21 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
             "train.jsonl and valid.jsonl, a question a line, or Parquet files train-*.parquet; docs/data.md has all",
         )
     return found
+
+
+def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]]]:
+    """The rows of all splits, before any file is decoded; what cannot be read is told of all of them at once."""
+    found, wrong = {}, {}
+    for split in SPLITS:
+        try:
+            found[split] = splits.all_rows(dataset, split)
+        except UserError as error:
+            wrong[error.problem] = error
+    if len(wrong) == 1:
+        raise next(iter(wrong.values()))
+    if wrong:
+        raise UserError("\n".join(wrong), next(iter(wrong.values())).hint)
+    return {split: rows for split, rows in found.items() if rows is not None}
 
 
 def bad_row(each: Dropped) -> str:

@@ -140,7 +140,8 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
     store = None if client.PARENT in os.environ else uri  # the sweep has looked; a job goes on without the store
-    _on_main_process(lambda: preflight.check(files.path, disk, store, config.trainer.push_to_hub))
+    experiment, hub = config.tracking.experiment, config.trainer.push_to_hub
+    _on_main_process(lambda: preflight.check(files.path, disk, store, experiment=experiment, push_to=hub))
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
 

@@ -233,8 +233,8 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     at all: `_other_code` says where it differs.
     """
     wanted = reader.method(to_yaml(config))
-    for path in sorted(below.rglob("summary.json")):
-        run = reader.read(path.parent) if path.parent.resolve() != but.resolve() else None
+    for path in sorted(reader.below(below, "summary.json")):
+        run = reader.read(path) if path.resolve() != but.resolve() else None
         if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
             continue
         if run.config == wanted and not reward_files.changed(config.reward, run.folder):

@@ -12,13 +12,14 @@ from echoink.config.schema import Attention
 from echoink.tracking import client
 
 
-def check(folder: Path, disk_bytes: int, tracking_uri: str | None, push_to: str | None) -> None:
+def check(folder: Path, disk_bytes: int, tracking_uri: str | None, experiment: str, push_to: str | None) -> None:
     """Refuse a run that would fail at its end.
 
     Args:
         folder: the run's.
         disk_bytes: what its checkpoints need at most at a time.
         tracking_uri: absolute, or None where nothing is tracked.
+        experiment: in MLflow.
         push_to: the hub repository that gets the model.
 
     Raises:
@@ -26,7 +27,7 @@ def check(folder: Path, disk_bytes: int, tracking_uri: str | None, push_to: str 
     """
     check_disk(folder, disk_bytes)
     if tracking_uri is not None:
-        check_store(tracking_uri)
+        check_store(tracking_uri, experiment)
     if push_to is not None:
         check_hub(push_to)
 
@@ -84,14 +85,16 @@ def check_disk(folder: Path, disk_bytes: int) -> None:
         )
 
 
-def check_store(uri: str) -> None:
-    """Raises `UserError` where the tracking store cannot be opened."""
+def check_store(uri: str, experiment: str) -> None:
+    """Raises `UserError` where the tracking store cannot be opened, or its experiment is deleted."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        client.connect(uri).search_experiments(max_results=1)
+        client.known_experiment(client.connect(uri), experiment, uri)
+    except UserError:
+        raise
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise UserError(

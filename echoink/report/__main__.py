@@ -31,7 +31,11 @@ def main(words: Sequence[str]) -> None:
         print(figures.sheet(folders[0], folders[1] if len(folders) > 1 else Path("sheet.png")))
         return
     target = Path(outputs[-1]) if outputs else folders[0] if len(folders) == 1 else Path("outputs/report")
-    for file in write(folders, target):
+    try:
+        written = write(folders, target)
+    except OSError as error:
+        raise UserError(f"the report cannot be written: {error}", "output=<a folder that may be written>") from error
+    for file in written:
         print(file)
 
 

@@ -12,8 +12,11 @@ from typing import Any
 from echoink.common.statistics import Seeds, holm, over_seeds
 from echoink.run_folder.reader import Run, defaults, overrides
 
-CONTENT = "rewards/"
-"""The key of what the reward files of the user's own hold."""
+CONTENTS = {
+    "rewards/": ("reward.file",),
+    "data/": ("task", "dataset.", "eval.split", "eval.limit", "eval.dev_samples"),
+}
+"""What paths stand for, by the keys of `Run.contents`, and the beginnings of the keys that name it."""
 
 SHORT = {
     "grpo.group_size": "G",
@@ -24,7 +27,8 @@ SHORT = {
     "trainer.learning_rate": "learning rate",
     "reward.file": "reward",
     "reward.integration": "rule",
-    CONTENT: "reward file",
+    "rewards/": "reward file",
+    "data/": "data",
     "grpo.modality_dropout": "modality dropout",
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
@@ -38,19 +42,21 @@ def short(key: str) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys in which runs differ, the seed apart; `CONTENT` where one path stood for several reward files."""
+    """The keys in which runs differ, the seed apart; of `CONTENTS` those where one path stood for several contents."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
     found = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
-    contents: dict[str, set[str]] = {}
-    for run in runs:
-        if run.reward_digest:
-            named = repr([run.config.get("reward.file"), run.config.get("reward.files")])
-            contents.setdefault(named, set()).add(run.reward_digest)
-    return [*found, *([CONTENT] if any(len(digests) > 1 for digests in contents.values()) else [])]
+    for content, beginnings in CONTENTS.items():
+        digests: dict[str, set[str]] = {}
+        for run in runs:
+            if digest := run.contents[content]:
+                named = repr([(key, run.config[key]) for key in sorted(run.config) if key.startswith(beginnings)])
+                digests.setdefault(named, set()).add(digest)
+        found += [content] if any(len(several) > 1 for several in digests.values()) else []
+    return found
 
 
 def _value(run: Run, key: str) -> Any:
-    return run.reward_digest if key == CONTENT else run.config.get(key)
+    return run.contents[key] if key in CONTENTS else run.config.get(key)
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,14 @@ def finite(row: dict) -> dict:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A folder's `summary.json`; its status is `missing` where there is none."""
+    """A folder's `summary.json`; its status is `missing` where there is none, `damaged` where it cannot be read."""
     file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"status": "missing"}
+    if not file.is_file():
+        return {"status": "missing"}
+    try:
+        return {"status": "damaged"} | json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return {"status": "damaged"}
 
 
 def mlflow_id(summary: dict[str, Any]) -> str | None:

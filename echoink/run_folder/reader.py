@@ -1,13 +1,18 @@
 """Runs and sweeps read back from disk."""
 
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
 from echoink.config.compose import compose
@@ -45,9 +50,9 @@ class Run:
         return [row for row in read_rows(self.folder / "metrics.jsonl") if "reward/accuracy" in row]
 
     @cached_property
-    def reward_digest(self) -> str | None:
-        """Of the reward files of the user's own, as they were when the run began; None where it kept none."""
-        return reward_files.digest(self.folder)
+    def contents(self) -> dict[str, str | None]:
+        """What was behind the paths of its configuration when it began, as digests; None where it kept none."""
+        return {"rewards/": reward_files.digest(self.folder), "data/": _data_digest(self.folder)}
 
     @property
     def seed(self) -> int:
@@ -71,10 +76,21 @@ class Run:
 
 
 def read(folder: Path) -> Run | None:
-    """A run's folder; None where it is none."""
+    """A run's folder; None where it is none, or where one of its two files is damaged."""
     if not ((folder / "summary.json").is_file() and (folder / "config.yaml").is_file()):
         return None
-    return Run(folder, read_summary(folder), method((folder / "config.yaml").read_text("utf-8")))
+    summary, config = read_summary(folder), {}
+    with suppress(YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        config = of_yaml((folder / "config.yaml").read_text("utf-8"))
+    return Run(folder, summary, defaults() | config) if config and summary["status"] != "damaged" else None
+
+
+def _data_digest(folder: Path) -> str | None:
+    """Of the samples that a run was trained on and asked, as MLflow is told."""
+    with suppress(OSError, ValueError):
+        inputs = json.loads((folder / "tracking.json").read_text(encoding="utf-8")).get("inputs")
+        return " ".join(f"{one['context']} {one['digest']}" for one in inputs) if inputs else None
+    return None
 
 
 def method(config: str) -> dict[str, Any]:
@@ -119,6 +135,12 @@ def jobs(sweep: Path) -> list[Path]:
     return sorted(filter(is_job, sweep.glob("*")), key=lambda path: int(path.name))
 
 
+def below(folder: Path, name: str) -> list[Path]:
+    """The folders below one that hold a file of that name, but for copies of runs' files."""
+    found = (path.parent for path in folder.rglob(name))
+    return [place for place in found if not NO_RUNS & {*place.relative_to(folder).parts}]
+
+
 def find(folders: Iterable[Path]) -> list[Run]:
     """All runs in or below folders, those of a sweep in its order, each once.
 
@@ -129,10 +151,14 @@ def find(folders: Iterable[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"no such folder: {folder}", "give folders of runs or sweeps")
-        summaries = [path.parent for path in folder.rglob("summary.json")]
+        summaries = below(folder, "summary.json")
         places = sorted(summaries, key=lambda p: (str(p.parent), int(p.name) if is_job(p) else 0, p.name))
-        below = [place for place in places if not NO_RUNS & {*place.relative_to(folder).parts}]
-        runs = [run for place in below if (run := read(place))]
+        runs = []
+        for place in places:
+            if run := read(place):
+                runs.append(run)
+            elif (place / "config.yaml").is_file():
+                say("warning", f"{place} is passed over: its summary.json or config.yaml is empty or damaged")
         if not runs:
             raise UserError(f"{folder} holds no run", "a run's folder has summary.json and config.yaml")
         found |= {run.folder.resolve(): run for run in runs}

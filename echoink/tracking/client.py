@@ -105,6 +105,19 @@ def connect(uri: str):
     return mlflow.MlflowClient(uri)
 
 
+def known_experiment(client, name: str, uri: str) -> str | None:
+    """The id of an experiment; None where the store has none of that name.
+
+    Raises:
+        UserError: it is deleted, and takes no runs.
+    """
+    found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        restore = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(f"the experiment {name} of {uri} is deleted", f"{restore}; or another tracking.experiment")
+    return found and found.experiment_id
+
+
 def experiment_id(client, name: str, uri: str) -> str:
     """The experiment's id, made if need be; the artifacts of a SQLite store go beside it."""
     from mlflow.exceptions import MlflowException
@@ -112,8 +125,8 @@ def experiment_id(client, name: str, uri: str) -> str:
     location = None
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-    if found := client.get_experiment_by_name(name):
-        return found.experiment_id
+    if id := known_experiment(client, name, uri):
+        return id
     try:
         return client.create_experiment(name, artifact_location=location and f"{location}/{name}")
     except MlflowException:  # another process was first

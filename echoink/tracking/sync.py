@@ -12,7 +12,7 @@ from uuid import uuid4
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
-from echoink.run_folder.folder import NOT_METRICS, ROWS, mlflow_id, read_summary
+from echoink.run_folder.folder import NOT_METRICS, ROWS, in_use, mlflow_id, read_summary
 from echoink.tracking import traces
 from echoink.tracking.client import StoredRun, is_copy, read_record
 
@@ -148,13 +148,14 @@ def _model(stored: StoredRun, folder: Path) -> str | None:
     if not summary.get("checkpoint"):
         return None
     client = stored.client
-    found = client.search_logged_models([stored.experiment_id], f"source_run_id = '{stored.run_id}'", max_results=1)
-    if found:
-        return found[0].model_id
+    name = f"step-{summary['steps']}"
+    found = client.search_logged_models([stored.experiment_id], f"source_run_id = '{stored.run_id}'")
+    if there := [model.model_id for model in found if model.name == name]:  # a run that went further has several
+        return there[0]
     place = (folder / summary["checkpoint"]).resolve()
     model = client.create_logged_model(
         stored.experiment_id,
-        name=f"step-{summary['steps']}",
+        name=name,
         source_run_id=stored.run_id,
         tags={"mlflow.model.is_external": "true", "checkpoint": str(place)},
         params={key: str(value) for key, value in stored.record.params.items()},
@@ -164,8 +165,13 @@ def _model(stored: StoredRun, folder: Path) -> str | None:
     return model.model_id
 
 
-def folder(place: Path, uri: str) -> StoredRun:
+def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
     """Complete the run of one folder in a store, with its status.
+
+    Args:
+        place: the folder.
+        uri: of the store.
+        killed: close a run of another machine that says nothing of its end.
 
     Raises:
         UserError: the folder has no tracking.json, or its run is going on and feeds MLflow itself.
@@ -173,14 +179,20 @@ def folder(place: Path, uri: str) -> StoredRun:
     record = read_record(place)
     if record is None:
         raise UserError(f"{place} has no tracking.json", "it is no folder of a run or a sweep, or of an older version")
-    if _ended(place)[0] is None:
-        raise UserError(f"{place} is still running", "sync it when it has ended")
+    status, ended = _ended(place)
+    if status is None and killed and not in_use(place):
+        status = "KILLED"
+    if status is None:
+        hint = "sync it when it has ended; one that was killed on another machine: killed=true"
+        raise UserError(f"{place} is still running", hint)
     if is_copy(record, place):  # it becomes a run of its own, beside the one that it was copied from
-        own = replace(record, id=uuid4().hex, tags=record.tags | {"folder": str(place.resolve())})
+        sweep = read_record(place.parent)  # copied too: sweeps come first, so it is another one already
+        parent = sweep.id if sweep and record.parent else record.parent
+        tags = record.tags | {"folder": str(place.resolve())}
+        own = replace(record, id=uuid4().hex, tags=tags, parent=parent)
         record = own.kept(place)
     stored = StoredRun(uri, record)
     complete(stored, place)
-    status, ended = _ended(place)
     if status != stored.status:
         stored.end(status, ended)
     _note(place, stored)

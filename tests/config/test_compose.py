@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import SWEPT, as_text, compose, groups, quoted
+from echoink.config.compose import SWEPT, as_text, compose, groups, launched_processes, quoted
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
@@ -104,6 +104,14 @@ def test_bfloat16_weights_are_for_adapters_for_evaluation_and_for_what_keeps_oth
     halves = ["model.dtype=bfloat16", "trainer.bf16=true"]
     for words in (["adapter=lora"], ["task=eval"], ["trainer=zero3"]):
         assert compose([*halves, *words])
+
+
+def test_a_number_of_processes_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", " ")
+    assert launched_processes() == 1
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    with pytest.raises(UserError, match="WORLD_SIZE=abc is no number of processes"):
+        launched_processes()
 
 
 def test_both_weights_zero_is_refused():

@@ -75,6 +75,9 @@ def test_a_split_that_cannot_be_read_is_no_missing_split(own, tmp_path):
     (own / "omni_rl_format_train.json").write_text('[{"problem": ')
     with pytest.raises(UserError, match="omni_rl_format_train"):
         main(["check", str(own)])
+    (own / "valid.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"(?s)omni_rl_format_train.*valid\.jsonl, line 1 is not valid JSON"):
+        main(["check", str(own)])
 
 
 def test_show_names_bad_rows_and_shows_the_others(own, tmp_path, capsys):

@@ -286,6 +286,16 @@ def test_a_search_is_known_by_its_sweeper_wherever_it_was_chosen_and_is_not_told
         sweep.settled([f"sweep.resume={folder}"])
 
 
+def test_settings_of_hydra_that_would_be_passed_over_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="finds its jobs by their numbers"):
+        train._check_hydra(["hydra.sweep.subdir=s${hydra.job.num}"], multirun=True)
+    with pytest.raises(UserError, match=r"hydra\.sweep\.dir=x is about a sweep\n.*--multirun"):
+        train._check_hydra(["hydra.sweep.dir=x"], multirun=False)
+    train._check_hydra(["hydra.sweep.dir=x"], multirun=True)
+    monkeypatch.setenv(SWEPT, "seed")
+    train._check_hydra(["hydra.sweep.dir=x"], multirun=False)  # a job of such a sweep
+
+
 def test_an_experiment_that_is_a_grid_is_not_run_without_its_grid():
     train._check_grid(compose(["experiment=ablate_beta"], multirun=True), multirun=True)
     train._check_grid(compose(["experiment=ablate_beta", "grpo.beta=0", "seed=1"]), multirun=False)

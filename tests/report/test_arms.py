@@ -96,8 +96,33 @@ def test_runs_of_two_versions_of_a_reward_file_are_two_arms(tmp_path):
         reward_files.keep(config_of(*words).reward, make_run(tmp_path / str(number), words))
     first, second = report_arms.arms(runs := reader.find([tmp_path]))
     assert [run.seed for run in first.runs] == [0, 2] and [run.seed for run in second.runs] == [1]
-    assert first.label == f"reward file {runs[0].reward_digest}" != second.label
+    assert first.label == f"reward file {runs[0].contents['rewards/']}" != second.label
     assert len(report_arms.arms(reader.find([tmp_path / "0", tmp_path / "2"]))) == 1
+
+
+def test_runs_of_two_states_of_the_data_behind_one_path_are_two_arms(tmp_path):
+    for number, digest in enumerate(["one", "two", "one"]):
+        file = make_run(tmp_path / str(number), [f"seed={number}"]) / "tracking.json"
+        inputs = [{"context": "train", "digest": digest}, {"context": "valid", "digest": "same"}]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"inputs": inputs}))
+    first, second = report_arms.arms(reader.find([tmp_path]))
+    assert [run.seed for run in first.runs] == [0, 2] and [run.seed for run in second.runs] == [1]
+    assert second.label == "data train two valid same"
+    other = [make_run(tmp_path / "other", ["dataset.train=5"]), tmp_path / "0"]
+    assert not [arm.label for arm in report_arms.arms(reader.find(other)) if "data one" in arm.label], "they say so"
+
+
+def test_a_damaged_run_is_passed_over_by_name(tmp_path, capsys):
+    for name in ("whole", "empty", "torn", "no method"):
+        make_run(tmp_path / name)
+    (tmp_path / "empty/summary.json").write_text("")
+    (tmp_path / "torn/summary.json").write_text('{"status": "fini')
+    (tmp_path / "no method/config.yaml").write_text("")
+    assert [run.folder.name for run in reader.find([tmp_path])] == ["whole"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("is passed over: its summary.json or config.yaml is empty or damaged") == 3
+    with pytest.raises(UserError, match="holds no run"):
+        reader.find([tmp_path / "torn"])
 
 
 def test_an_earlier_run_of_the_same_settings_and_seed_is_named(tmp_path):

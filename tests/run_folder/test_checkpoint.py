@@ -222,7 +222,7 @@ def test_an_adapter_is_asked_in_bfloat16_as_it_was_trained_beside_its_base(tmp_p
     from echoink.training.setup import load_for_inference
 
     trained = adapter(load_model("tiny", "bfloat16"), tmp_path)
-    ids, config = torch.arange(5, 25)[None], config_of("model.dtype=bfloat16")
+    ids, config = torch.arange(5, 25)[None], config_of("model.dtype=bfloat16", "task=eval")
 
     def says(model):
         with torch.no_grad():

@@ -573,12 +573,30 @@ def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, 
 
 def test_the_list_leaves_mlflows_copies_out_and_calls_a_dead_run_killed(tmp_path, capsys):
     run = make_run(tmp_path / "outputs/tiny/now")
-    make_run(tmp_path / "outputs/mlartifacts/tiny/abc/artifacts")
+    copied = make_run(tmp_path / "outputs/mlartifacts/tiny/abc/artifacts")
+    (copied / "sweep.json").write_text(json.dumps({"status": "finished", "jobs": 2, "overrides": []}))
     summary = json.loads((run / "summary.json").read_text()) | {"status": "running"}
     (run / "summary.json").write_text(json.dumps(summary))
     runs.main([str(tmp_path / "outputs")])
     text = capsys.readouterr().out
     assert "mlartifacts" not in text and "killed" in text and "running" not in text
+
+
+def test_a_run_that_has_ended_is_not_running_where_nobody_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "in_use", lambda folder: True)
+    run = make_run(tmp_path / "run")
+    assert runs.status(reader.read(run)) == "finished"
+    summary = json.loads((run / "summary.json").read_text()) | {"status": "running", "ended": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert runs.status(reader.read(run)) == "running"
+
+
+def test_the_list_shows_first_what_a_job_has_otherwise_than_its_siblings(tmp_path):
+    words = ["trainer.steps=6", "dataset.train=100", "dataset.valid=50", "eval.limit=50", "grpo.beta=0"]
+    run = make_run(tmp_path / "sweep/0", words)
+    assert "grpo.beta" not in runs.changed(reader.read(run))
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps({"swept": ["grpo.beta"]}))
+    assert runs.changed(reader.read(run)).startswith("grpo.beta=0, trainer.steps=6")
 
 
 def test_the_list_knows_a_sweep_whose_last_jobs_were_never_begun(tmp_path, capsys):

@@ -11,9 +11,10 @@ import pytest
 
 from echoink import sync as echoink_sync
 from echoink.common.errors import UserError
+from echoink.planning import preflight
 from echoink.run_folder.environment import environment
 from echoink.tracking import sync
-from echoink.tracking.client import Record, StoredRun, connect, read_record
+from echoink.tracking.client import Record, StoredRun, connect, experiment_id, read_record
 from tests.helpers import stores
 from tests.helpers.runs import make_run
 
@@ -127,9 +128,50 @@ def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(ou
     (place / "environment.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match="is still running"):
         sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    (place / "environment.json").write_text(json.dumps(written | {"host": "container-1a2b"}))
+    with pytest.raises(UserError, match="on another machine: killed=true"):
+        sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db", killed=True)
+    assert stored.client.get_run(stored.run_id).info.status == "KILLED"
     (place / "environment.json").write_text(json.dumps(written | {"process_started": 0.0}))
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     assert stored.client.get_run(stored.run_id).info.status == "KILLED"
+
+
+def test_a_run_that_went_further_has_both_checkpoints_as_models(outputs):
+    place, uri = outputs / "run", f"sqlite:///{outputs}/mlflow.db"
+    stored = sync.folder(place, uri)
+    further = json.loads((place / "summary.json").read_text()) | {"steps": 4, "checkpoint": "checkpoints/step-4"}
+    (place / "summary.json").write_text(json.dumps(further))
+    for _ in range(2):
+        sync.folder(place, uri)
+    found = stored.client.search_logged_models([stored.experiment_id], f"source_run_id = '{stored.run_id}'")
+    assert sorted(model.name for model in found) == ["step-2", "step-4"]
+
+
+def test_the_jobs_of_a_sweep_that_was_copied_belong_to_the_copy(outputs):
+    assert echoink_sync.main(["outputs"]) == 0
+    shutil.copytree(outputs / "sweep", outputs / "copy")
+    assert echoink_sync.main(["outputs/copy"]) == 0
+    client = connect(f"sqlite:///{outputs}/mlflow.db")
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "made"]
+    runs = client.search_runs([experiment])
+    ids = {run.data.tags["echoink.id"]: run.info.run_id for run in runs}
+    for sweep in ("sweep", "copy"):
+        parent = ids[read_record(outputs / sweep).id]
+        children = [ids[read_record(outputs / sweep / job).id] for job in "01"]
+        found = [run.info.run_id for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+        assert sorted(found) == sorted(children)
+
+
+def test_an_experiment_that_is_deleted_is_refused_with_the_way_to_restore_it(outputs):
+    uri = f"sqlite:///{outputs}/mlflow.db"
+    client = connect(uri)
+    id = experiment_id(client, "gone", uri)
+    preflight.check_store(uri, "gone")
+    client.delete_experiment(id)
+    with pytest.raises(UserError, match=f"gone .* is deleted\n.*mlflow experiments restore --experiment-id {id}"):
+        preflight.check_store(uri, "gone")
 
 
 def test_base_and_final_at_one_step_are_both_there(outputs):
@@ -164,7 +206,7 @@ def test_only_what_a_sweep_has_set_aside_is_left_out(tmp_path, monkeypatch):
     seen, below = [], tmp_path / "unfinished/outputs"
     make_run(below / "run")
     make_run(below / "sweep/unfinished/0-1")
-    monkeypatch.setattr(echoink_sync, "folder", lambda place, uri: seen.append(place))
+    monkeypatch.setattr(echoink_sync, "folder", lambda place, uri, killed: seen.append(place))
     assert echoink_sync.main([str(below)]) == 0 and seen == [below / "run"]
 
 
