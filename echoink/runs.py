@@ -68,7 +68,8 @@ def going_on(run: Run) -> str | None:
         return None if is_search(json.loads(file.read_text())) else sweep_command(run.folder.parent)
     own = run.folder / ".hydra"
     written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
-    if not written or not checkpoint.can_go_on(run.folder):
+    fails_again = run.summary["status"] == "failed" and not checkpoint.steps(run.folder)  # such as a wrong path
+    if not written or fails_again or not checkpoint.can_go_on(run.folder):
         return None
     given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
     sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources

@@ -569,6 +569,11 @@ def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, 
     assert words[:3] == ["python", "-m", "echoink.train"] and words[-1] == f"resume={stopped}"
     assert set(SMALL) <= set(words), "with all that it was started with"
     assert runs.going_on(reader.read(place / "outputs/plain")) is None, "that one has ended"
+    shutil.rmtree(stopped / "checkpoints")
+    assert runs.going_on(reader.read(stopped)), "it was killed before it had a checkpoint"
+    failed = json.loads((stopped / "summary.json").read_text()) | {"status": "failed"}
+    (stopped / "summary.json").write_text(json.dumps(failed))
+    assert runs.going_on(reader.read(stopped)) is None, "it would fail again"
 
 
 def test_the_list_leaves_mlflows_copies_out_and_calls_a_dead_run_killed(tmp_path, capsys):
