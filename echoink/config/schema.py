@@ -250,7 +250,7 @@ class ArchitectureConfig(Dimensions):
 @dataclass
 class ModelConfig:
     path: str = key("`tiny` (the embedded model), a folder, or a hub id")
-    dtype: Dtype = key("precision of the weights; float32 are master weights when trainer.bf16 is on")
+    dtype: Dtype = key("of the weights: float32 (master weights if trainer.bf16); bfloat16 for adapters and evaluation")
     attention: Attention = key("attention kernel of the towers; the language model has its own")
     freeze: list[Part] = key(
         "what does not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"

@@ -31,9 +31,12 @@ def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
 
 def _from_the_first(rows: Tensor) -> Tensor:
     """Rewards less the first one of their row. Equal ones are 0 then, and so is their distance from the mean: in floats
-    the mean of eight times 1.2 is not 1.2, and Adam would make steps of ordinary size of what is left.
+    the mean of eight times 1.2 is not 1.2, and Adam would make steps of ordinary size of what is left. Weighted sums
+    are equal where they differ by rounding: 0.3 + 0.4 and 0.7.
     """
-    return rows - rows[:, :1]
+    rounding = 4 * torch.finfo(rows.dtype).eps * rows.abs().amax(1, keepdim=True)
+    difference = rows - rows[:, :1]
+    return difference.masked_fill(difference.abs() <= rounding, 0)
 
 
 def standard_deviation(rewards: Tensor, group: int, scale: Scale) -> Tensor:

@@ -143,6 +143,9 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(scale
         equal = torch.full((2 * group,), value)
         assert not grpo.advantages(equal, group, scale).any() and not grpo.standard_deviation(equal, group, scale).any()
         assert grpo.silent_rows(grpo.advantages(equal, group, scale), group, False).all()
+    by_two_ways = torch.tensor([[1.0, 1, 0], [0, 0, 1]]).repeat(group, 1)
+    totals = grpo.total_reward(by_two_ways, torch.tensor([0.3, 0.4, 0.7]))
+    assert not torch.equal(totals[0], totals[1]) and not grpo.advantages(totals, group, scale).any()
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
