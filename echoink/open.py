@@ -35,7 +35,6 @@ HOST = "127.0.0.1"
 PATIENCE = 90
 """Seconds that the server gets to answer."""
 
-
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a kill, a terminal that is closed."""
 
@@ -108,7 +107,7 @@ def newest(outputs: Path) -> Path:
     """The newest run below a folder, or the sweep that it is a job of."""
     runs = [run.folder for run in reader.find([outputs])]
     last = max(runs, key=lambda run: (run / "summary.json").stat().st_mtime)
-    return last.parent if reader.is_job(last) and (last.parent / "sweep.json").is_file() else last
+    return reader.sweep_of(last) or last
 
 
 def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:

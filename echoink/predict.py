@@ -35,8 +35,8 @@ from echoink.data.samples import (
     with_soundtrack,
 )
 from echoink.media import loaders
-from echoink.rewards.parsing import option_letter, parse_answer, parse_letters
-from echoink.rewards.types import ProblemType
+from echoink.rewards.parsing import option_letter, parse_answer, read_letters
+from echoink.rewards.types import Match, ProblemType
 from echoink.run_folder import checkpoint, reader
 
 
@@ -145,6 +145,7 @@ class Answerer:
         model = self._config.model
         if checkpoint_folder and not arguments.model and not checkpoint.run_of(Path(checkpoint_folder)):
             model.min_pixels, model.max_pixels = picture_caps(checkpoint_folder)
+        self.match = self._config.reward.match
         self._loaded = load_for_inference(self._config, checkpoint_folder or self._config.model.path)
 
     def __call__(self, sample: Sample) -> list[str]:
@@ -256,7 +257,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
                     raise UserError(error.problem, hint if "not found" in error.problem else error.hint) from error
                 row = {"id": sample.id, "asked": asked[sample.id], "problem": sample.problem}
                 row |= {"options": sample.options}
-                row |= {"completions": texts, "answers": [meaning(text, sample.options) for text in texts]}
+                row |= {"completions": texts, "answers": [meaning(text, sample, answer.match) for text in texts]}
                 file.write(as_lines([row]))
                 file.flush()
     rows = read_rows(arguments.output)
@@ -292,13 +293,12 @@ def identity(sample: Sample, how: tuple) -> str:
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 
-def meaning(text: str, options: Sequence[str]) -> str | None:
+def meaning(text: str, sample: Sample, match: Match) -> str | None:
     """What a completion's answer means: the options that it names, or its text; None where none can be read."""
-    answer = parse_answer(text)
-    if not options:
-        return answer
-    letters = parse_letters(answer or "", options)
-    return ", ".join(option for option in options if option_letter(option) in letters) or None
+    if sample.problem_type is not ProblemType.multiple_choice:
+        return parse_answer(text)
+    letters = read_letters(text, sample.options, match)
+    return ", ".join(option for option in sample.options if option_letter(option) in letters) or None
 
 
 def main(words: Sequence[str]) -> None:
@@ -317,10 +317,10 @@ def main(words: Sequence[str]) -> None:
         return
     if arguments.output:
         raise UserError("--output is for --questions; one answer is printed", "leave it out")
-    options = sample_of(arguments).options
+    sample, match = sample_of(arguments), configuration(arguments).reward.match
     for text in predict(arguments):
         print(text)
-        print(f"→ {meaning(text, options) or 'no answer can be read'}")
+        print(f"→ {meaning(text, sample, match) or 'no answer can be read'}")
 
 
 if __name__ == "__main__":

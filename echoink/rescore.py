@@ -24,7 +24,7 @@ from echoink.common import cli, console
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
 from echoink.config.compose import check_reward_files
-from echoink.config.schema import RewardFile
+from echoink.config.schema import Protocol, RewardFile
 from echoink.data.samples import Sample
 from echoink.evaluation import metrics, tables
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_row, rejudged, sample_of
@@ -109,7 +109,7 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
-    match = given.match or _match_of(path.parent)
+    of_phase = _reader(path.parent, given.match)
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -129,16 +129,23 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
         name: Clock(custom.load(file, example, given.on_error, given.max_seconds)) for name, file in files.items()
     }
     own = [ExtraReward(name, clock, 1) for name, clock in clocks.items()]
-    return before, [rejudged(prediction, match, own) for prediction in before], clocks
+    return before, [rejudged(each, of_phase(each.phase), own) for each in before], clocks
 
 
-def _match_of(run: Path) -> Match:
-    """How the run whose folder it is reads answers; leniently where there is none."""
+def _reader(run: Path, given: Match | None) -> Callable[[str], Match]:
+    """How the answers of a phase are read: as is given, else as the run in that folder does; leniently where there is
+    none.
+    """
+    if given:
+        return lambda phase: given
     file = run / "config.yaml"
-    named = OmegaConf.select(OmegaConf.load(file), "reward.match") if file.is_file() else None
-    found = Match[named] if named else Match.lenient
-    console.say("match", f"{found.name}, {f'as {file} says' if named else 'for there is no config.yaml beside'}")
-    return found
+    config = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    match = Match[OmegaConf.select(config, "reward.match") or "lenient"]
+    protocol = Protocol[OmegaConf.select(config, "eval.protocol") or "matched"]
+    says = f"as {file} says" if file.is_file() else "for there is no config.yaml beside"
+    console.say("match", f"{protocol.reads(match).name}, {says}")
+    # The development split is always read as training reads.
+    return lambda phase: protocol.reads(match) if phase in (BASE, FINAL) else match
 
 
 def main(words: Sequence[str]) -> None:
@@ -153,7 +160,14 @@ def main(words: Sequence[str]) -> None:
     groups: dict[str, list[Prediction]] = {}
     for p in after:
         groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
-    tables.accuracy_table({name: metrics.summarize(group) for name, group in groups.items()})
+    # Another split than that of base and trained model, and answered in its own number of draws.
+    during = [name for name in groups if name.startswith("step-")]
+    found = {name: metrics.summarize(group) for name, group in groups.items()}
+    for names in ([name for name in groups if name not in during], during):
+        if names:
+            tables.accuracy_table({name: found[name] for name in names})
+    if during and len(during) < len(groups):
+        console.say("", f"the second table is of the development split, {console.counted(len(during), 'evaluation')}")
     changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
     console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
     for name, clock in clocks.items():
@@ -165,11 +179,9 @@ def main(words: Sequence[str]) -> None:
         for number, text in enumerate(about(values, drawn, clock)):
             console.say("" if number else name if len(name) < 10 else "reward", text)
     if {BASE, FINAL} <= set(groups):
-        base, final = groups[BASE], groups[FINAL]
-        found = metrics.compare(base, final)
-        low, high = (100 * end for end in found.interval)
-        text = f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g}"
-        console.say("gain", text)
+        several = found[FINAL]["samples"]
+        gained = metrics.compare(groups[BASE], groups[FINAL])
+        console.say("gain", tables.gain(gained, several["k"] if several else 1))
     if given.output:
         with open(given.output, "x", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in after)

@@ -39,9 +39,8 @@ CHANGED = 4
 def changed(run: Run) -> str:
     """What a run's command line changed, its first words; without one the first keys other than the default's."""
     given = [word for word in reader.overrides(run.folder) if not word.startswith(_PLACES)]
-    sweep = run.folder.parent / "sweep.json"
-    if reader.is_job(run.folder) and sweep.is_file():  # first what its siblings have otherwise
-        swept = json.loads(sweep.read_text()).get("swept", [])
+    if sweep := reader.sweep_of(run.folder):  # first what its siblings have otherwise
+        swept = _said(sweep).get("swept", [])
         given.sort(key=lambda word: word.partition("=")[0] not in swept)
     if not given:
         default = reader.defaults()
@@ -64,8 +63,8 @@ def going_on(run: Run) -> str | None:
         or in_use(run.folder)
     ):
         return None
-    if reader.is_job(run.folder) and (file := run.folder.parent / "sweep.json").is_file():
-        return None if is_search(json.loads(file.read_text())) else sweep_command(run.folder.parent)
+    if sweep := reader.sweep_of(run.folder):
+        return None if is_search(_said(sweep)) else sweep_command(sweep)
     own = run.folder / ".hydra"
     written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
     fails_again = run.summary["status"] == "failed" and not checkpoint.steps(run.folder)  # such as a wrong path
@@ -75,6 +74,10 @@ def going_on(run: Run) -> str | None:
     sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
     return shlex.join(["python", "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+
+
+def _said(sweep: Path) -> dict[str, Any]:
+    return json.loads((sweep / "sweep.json").read_text())
 
 
 def sweep_command(sweep: Path) -> str:
@@ -94,7 +97,7 @@ def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
     """Sweeps whose process has ended with jobs that did not finish, or were never begun; searches apart."""
     found = []
     for sweep in sorted(place for folder in folders for place in reader.below(folder, "sweep.json")):
-        said = json.loads((sweep / "sweep.json").read_text())
+        said = _said(sweep)
         done = [job for job in reader.jobs(sweep) if read_summary(job)["status"] == "finished"]
         if len(done) < said["jobs"] and not is_search(said) and (said["status"] != "running" or process_is_gone(sweep)):
             found.append(sweep)
@@ -133,9 +136,9 @@ def main(words: Sequence[str]) -> None:
     commands = [way for run in chosen if (way := ways[run.folder])]
     for command in dict.fromkeys([*commands, *map(sweep_command, sweeps)]):
         say("go on", command)
-    for file in sorted({run.folder.parent / "sweep.json" for run in chosen if reader.is_job(run.folder)}):
-        if file.is_file() and json.loads(file.read_text())["status"] == "finished":
-            say("report", str(file.with_name("report.html")))
+    for sweep in sorted({sweep for run in chosen if (sweep := reader.sweep_of(run.folder))}):
+        if _said(sweep)["status"] == "finished":
+            say("report", str(sweep / "report.html"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from echoink import doctor, predict, rescore
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.data import synthetic
+from echoink.data.samples import Sample
 from echoink.data.splits import load
 from echoink.models.loading import load_model, load_processor, lora
 from echoink.pipeline import export
 from echoink.planning import memory, plan, preflight
-from echoink.rewards.types import Match
+from echoink.rewards.types import Match, ProblemType
 from tests.helpers import processes
 from tests.helpers.configs import config_of
 from tests.helpers.files import picture, sound, video
@@ -407,6 +409,18 @@ def test_a_card_says_what_its_numbers_are_of(run):
     assert "a base in 4 bits" in text
 
 
+def test_a_card_has_the_development_number_of_its_own_step(tmp_path):
+    """Of a checkpoint that is not the last one the table says nothing."""
+    folder = make_run(tmp_path / "run")
+    step = folder / "checkpoints/step-2"
+    step.mkdir(parents=True)
+    assert export._development(step) == []
+    rows = [{"step": 1, "dev/accuracy": 0.9}, {"step": 2, "dev/accuracy": 0.5}, {"step": 2, "dev/accuracy": 0.625}]
+    (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert export._development(step) == ["Step 2 on the development split: 62.5 % right.", ""]
+    assert export._development(tmp_path) == []
+
+
 def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path):
     from peft import PeftModel, get_peft_model
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
@@ -585,7 +599,16 @@ def test_predict_shows_a_model_folder_pictures_as_its_processor_says_and_knows_a
 
 def test_an_answer_names_its_option_however_options_are_labelled():
     for labelled in (("A. a cat", "B. a dog"), ("(A) a cat", "(B) a dog"), ("A) a cat", "B) a dog")):
-        assert predict.meaning("<answer>B</answer>", labelled) == labelled[1]
+        asked = Sample("x", "What?", labelled, "")
+        assert predict.meaning("<answer>B</answer>", asked, Match.lenient) == labelled[1]
+
+
+def test_what_an_answer_means_is_what_the_reward_reads():
+    asked = Sample("x", "What?", ("A. a cat", "B. a dog"), "")
+    assert predict.meaning("<answer>B. a dog</answer>", asked, Match.exact) is None
+    assert predict.meaning("I say B", asked, Match.first_letter) == "B. a dog"
+    counted = replace(asked, problem_type=ProblemType.counting)
+    assert predict.meaning("<answer>3</answer>", counted, Match.lenient) == "3", "its options are no letters to read"
 
 
 @pytest.mark.parametrize(
@@ -642,6 +665,31 @@ def test_rescore_reads_answers_as_the_run_did_unless_told_otherwise(run, tmp_pat
         assert after == rescore.rescore(folder, rescore.RewardKeys(match))[1]
         right.append(sum(p.correct for p in after))
     assert right[0] > right[1]
+    public = config.replace("protocol: matched", "protocol: release")
+    (folder / "config.yaml").write_text(public)
+    (folder / "predictions.jsonl").write_text(
+        "".join(
+            json.dumps(rows[0] | {"phase": phase, "completion": "I say B", "gold": "B"}) + "\n"
+            for phase in ("base", "final", "step-2")
+        )
+    )
+    _, after, _ = rescore.rescore(folder, rescore.RewardKeys())
+    assert {p.phase: p.correct for p in after} == {"base": True, "final": True, "step-2": False}, "as the run read them"
+
+
+def test_rescore_shows_the_development_split_apart_and_keeps_rewards_that_are_not_given(run, tmp_path, capsys):
+    row = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])
+    row |= {"variant": "full", "custom": 0.25, "rewards": {"mine": 0.5}}
+    rows = [row | {"phase": "final", "draw": draw} for draw in ("sampled", "sampled-2")]
+    rows += [row | {"phase": "base", "draw": "greedy"}, row | {"phase": "step-1", "draw": "sampled"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    _, after, _ = rescore.rescore(file, rescore.RewardKeys())
+    assert {p.custom for p in after} == {0.25} and {p.rewards["mine"] for p in after} == {0.5}
+    rescore.main([str(file)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the second table is of the development split, 1 evaluation" in shown
+    assert "(mean of 2 draws)" in shown and "mean of 2 draws" in shown and "step-1 accuracy" in shown
 
 
 def test_rescore_takes_greedy_answers_alone_and_looks_for_its_output_first(run, tmp_path, capsys):

@@ -223,7 +223,15 @@ def validate(raw: DictConfig) -> Config:
 
 
 def _supervise(config: Config) -> None:
-    """Set what a supervised run takes over from GRPO: its responses are a rollout that is given."""
+    """Set what a supervised run takes over from GRPO: its responses are a rollout that is given.
+
+    Raises:
+        UserError: something is asked for that only GRPO does.
+    """
+    if config.generation.engine is RolloutEngine.vllm:
+        raise UserError("task=sft generates no rollouts", "generation=transformers; eval.engine=vllm for evaluations")
+    if config.reward.lambda_int:
+        raise UserError("task=sft learns responses, whatever reward.lambda_int is", "reward=accuracy_format")
     config.grpo.group_size, config.grpo.beta, config.grpo.updates_per_rollout = max(2, config.sft.responses), 0.0, 1
     config.generation.engine, config.reward.lambda_int = RolloutEngine.transformers, 0.0
 

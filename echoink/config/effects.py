@@ -1,9 +1,10 @@
 """Keys that act only together with another one: given without it, they would be a setting that changes nothing."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Advantage, Config, Source, Task
+from echoink.config.schema import Adapter, Advantage, Config, Protocol, Source, Task, flatten
 from echoink.rewards.types import Rule
 
 
@@ -32,6 +33,17 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         lambda c: c.task is not Task.sft and c.grpo.updates_per_rollout > 1,
         "the ratio of the first update of a rollout is 1: grpo.updates_per_rollout=2",
     ),
+    ("eval.base", lambda c: c.task is not Task.compare, "task=compare asks both models: task=eval asks one"),
+    (
+        "eval.greedy",
+        lambda c: c.eval.protocol is Protocol.matched,
+        "eval.protocol=matched; the public protocols say themselves who is asked greedily",
+    ),
+    (
+        "reward.match prompt.options",
+        lambda c: c.trains or c.eval.protocol is Protocol.matched,
+        "eval.protocol=matched; the public protocols read and show options in their own way",
+    ),
     ("sft.responses", lambda c: c.task is Task.sft, "task=sft"),
     ("dataset.shortcut_share", lambda c: c.dataset.shortcut is not None, "dataset=shortcut"),
     ("dataset.kinds", lambda c: c.dataset.source is Source.synthetic, "only the synthetic set is made by kinds"),
@@ -46,8 +58,25 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 """Keys, when they act, and what to add."""
 
 
+_OF_TRAINING = ("grpo.", "reward.lambda_", "dataset.curriculum", "eval.every", "eval.watched", "eval.dev_samples")
+_OF_TRAINING += ("tracking.traces_", "model.freeze")
+_OF_EVALUATIONS_TOO = ("processes", "sharding", "patience", "bf16")
+"""Of the group `trainer`."""
+
+
+def of_training_alone(given: Collection[str], config: Config) -> list[str]:
+    """Which of the given keys are read by training alone, where nothing is trained: such as those of a training's
+    command line that is used again with task=eval.
+    """
+    if config.trains:
+        return []
+    trainer = [f"trainer.{each.name}" for each in fields(config.trainer) if each.name not in _OF_EVALUATIONS_TOO]
+    return sorted(key for key in given if key in trainer or key.startswith(_OF_TRAINING))
+
+
 def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> None:
-    """Refuse keys of the command line that act in no job; in some jobs of a grid they may be without effect.
+    """Refuse keys of the command line that act in no job; in some jobs of a grid they may be without effect. Those of
+    training alone may stand in the command line of an evaluation, but a sweep over one would be equal evaluations.
 
     Raises:
         UserError: naming the key and what it needs.
@@ -56,3 +85,6 @@ def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> Non
         for key in keys.split():
             if key in given and not any(map(acts, jobs)):
                 raise UserError(f"{key} has no effect here", hint)
+    for key in set.intersection(*(set(of_training_alone(given, job)) for job in jobs)):
+        if len({str(flatten(job)[key]) for job in jobs}) > 1:
+            raise UserError(f"{key} has no effect here, and the jobs differ in it", "only training reads it")

@@ -104,6 +104,10 @@ class Protocol(Enum):
     release = "release"
     may19 = "may19"
 
+    def reads(self, match: Match) -> Match:
+        """How the answers of base and trained model are read: as the reward does, or as the paper's public code."""
+        return match if self is Protocol.matched else Match.first_letter
+
 
 class Variant(Enum):
     """What a sample is answered with; the prompt names the media that are there, question and options stay.

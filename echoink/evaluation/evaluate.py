@@ -73,7 +73,7 @@ def of_phase(setup: EvaluationSetup, config: EvalConfig, phase: str) -> Evaluati
     greedy = config.protocol is Protocol.may19 and phase == BASE
     draws = (GREEDY,) if greedy else tuple(draw_names(config.samples, False))
     processor = replace(setup.processor, prompt=prompt)
-    return replace(setup, processor=processor, draws=draws, match=Match.first_letter)
+    return replace(setup, processor=processor, draws=draws, match=config.protocol.reads(setup.match))
 
 
 def evaluate(

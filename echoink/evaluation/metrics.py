@@ -10,9 +10,8 @@ from echoink.common.statistics import Paired, mean_interval, paired
 from echoink.data.samples import SOURCES
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
-from echoink.rewards.accuracy import NUMBERS, number_in
+from echoink.rewards.accuracy import canonical
 from echoink.rewards.parsing import equal_options, option_letter, parse_letters
-from echoink.rewards.text import comparable
 from echoink.rewards.types import ProblemType
 
 
@@ -48,7 +47,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "positions": _positions(main),
         "reflection": {
             "rules": reflection.VERSION,
-            **reflection.rates([p.completion for p in main], [p.options for p in main]),
+            **reflection.rates([p.completion for p in main], [_lettered(p) for p in main]),
             **_effect(predictions),
         },
         "greedy_accuracy": _mean(p.score for p in greedy) if greedy else None,
@@ -98,12 +97,19 @@ def _has_letters(prediction: Prediction) -> bool:
     return ProblemType(prediction.problem_type) is ProblemType.multiple_choice
 
 
+def _lettered(prediction: Prediction) -> Sequence[str]:
+    """The options that an answer names by letter; a row of another problem type may list some, too."""
+    return prediction.options if _has_letters(prediction) else ()
+
+
 def _positions(predictions: Sequence[Prediction]) -> dict | None:
     asked = [p for p in predictions if _has_letters(p)]
     if not asked:
         return None
-    gold = [parse_letters(p.gold, p.options) for p in asked]
-    right, given = (_shares(letters) for letters in (gold, [p.letters.split(", ") if p.letters else [] for p in asked]))
+    # A repeated option is right under each of its letters: the first of them stands for all.
+    gold = [equal_options(parse_letters(p.gold, p.options), p.options) for p in asked]
+    chosen = [equal_options(frozenset(p.letters.split(", ")), p.options) for p in asked if p.letters]
+    right, given = _shares(gold), _shares(chosen)
     letters = sorted({*right, *given})
     return {
         "right": right,
@@ -128,7 +134,7 @@ def _effect(predictions: Sequence[Prediction]) -> dict:
     groups: dict[str, list[tuple[reflection.Reflection, bool]]] = {}
     for p in predictions:
         if p.draw != GREEDY:
-            groups.setdefault(p.id, []).append((reflection.reflect(p.completion, p.options), p.correct))
+            groups.setdefault(p.id, []).append((reflection.reflect(p.completion, _lettered(p)), p.correct))
     found = reflection.effect(list(groups.values()))
     return {"effect": found and asdict(found)}
 
@@ -152,16 +158,9 @@ def _several(predictions: Sequence[Prediction]) -> dict | None:
 
 def _majority(group: Sequence[Prediction]) -> float:
     # most_common keeps the order of first appearance among equals
-    top = Counter(_vote(p) for p in group if p.letters).most_common(1)
-    return next((p.score for p in group if top and p.letters and _vote(p) == top[0][0]), 0.0)
-
-
-def _vote(p: Prediction) -> str | float:
-    """What answers that say the same have in common: letters, a number ("7", "7 knocks"), or words."""
-    if p.problem_type == ProblemType.multiple_choice.value:
-        return p.letters
-    number = number_in(p.letters) if ProblemType(p.problem_type) in NUMBERS else None
-    return comparable(p.letters) if number is None else number
+    votes = [(canonical(p.letters, ProblemType(p.problem_type), p.options), p.score) for p in group if p.letters]
+    top = Counter(vote for vote, _ in votes).most_common(1)
+    return next((score for vote, score in votes if vote == top[0][0]), 0.0)
 
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict:

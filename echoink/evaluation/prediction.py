@@ -107,6 +107,9 @@ def sample_of(prediction: Prediction) -> Sample:
 
 
 def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[ExtraReward]) -> Prediction:
-    """A stored answer under another parser or reward; no model is needed."""
+    """A stored answer under another parser or reward; no model is needed. Rewards that are not given stay."""
     sample, text, thinks = sample_of(prediction), prediction.completion, prediction.thinks
-    return replace(prediction, **judged(text, sample, match, thinks=thinks, extra_rewards=extra_rewards))
+    says = judged(text, sample, match, thinks=thinks, extra_rewards=extra_rewards)
+    if says["custom"] is None:
+        says["custom"] = prediction.custom
+    return replace(prediction, **says | {"rewards": prediction.rewards | says["rewards"]})

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from echoink.common.console import console, interval, percent, say
-from echoink.common.statistics import FEW_CLUSTERS
+from echoink.common.console import console, counted, interval, percent, say
+from echoink.common.statistics import FEW_CLUSTERS, Paired
 
 VALUES = 20
 """So many values of a field are shown on the screen, those with the most samples. For a field with more report.md gives
@@ -46,13 +46,9 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     )
     if any(phase["greedy_accuracy"] is not None for phase in phases.values()):
         table.add_row("accuracy, greedy", *greedy)
-    if all(phase["samples"] for phase in phases.values()):
+    for k in sorted({phase["samples"]["k"] for phase in phases.values() if phase["samples"]}):
         for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
-            k = next(iter(phases.values()))["samples"]["k"]
-            shown = cells(lambda s, n=name: percent(s["samples"][n]))
-            if name == "mean":
-                shown = cells(lambda s: f"{percent(s['samples']['mean'])} {interval(s['samples']['interval'])}")
-            table.add_row(f"  {label.format(k)}", *shown)
+            table.add_row(f"  {label.format(k)}", *cells(lambda s, k=k, n=name: _of_draws(s, k, n)))
     if any("clusters" in phase for phase in phases.values()):
         table.add_row("clusters of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
@@ -77,6 +73,28 @@ def accuracy_table(phases: dict[str, dict]) -> None:
         table.add_row(f"reward {name}", *means)
     table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
     console.print(table)
+
+
+def _of_draws(found: dict, k: int, name: str) -> str:
+    several = found["samples"]
+    if not several or several["k"] != k:
+        return "–"  # a phase with one draw, or with another number of them
+    return percent(several[name]) + (f" {interval(several['interval'])}" if name == "mean" else "")
+
+
+def gain(found: Paired, draws: int) -> str:
+    """How much more is right, in words.
+
+    Args:
+        found: see `metrics.compare`.
+        draws: of the trained model; their mean was compared.
+    """
+    low, high = (100 * end for end in found.interval)
+    unit = f" (mean of {draws} draws)" if draws > 1 else ""
+    return (
+        f"{100 * found.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {found.test} p = {found.p_value:.2g} · "
+        f"{counted(found.gained, 'sample')} gained, {found.lost} lost"
+    )
 
 
 def ablation_table(phases: dict[str, dict]) -> None:

@@ -136,18 +136,15 @@ def conclude(
         drawn = [{p.draw for p in predictions} for predictions in (base, final)]
         both_greedy = all(GREEDY in names and len(names) > 1 for names in drawn)
         greedy = metrics.compare(base, final, GREEDY) if both_greedy else None
-        several = files.summary["final"]["samples"] if files.summary["base"]["samples"] else None
+        several = files.summary["final"]["samples"]  # the base may have one draw for them: eval.protocol=may19
         k = several["k"] if several else 1
         files.summary["paired"] = {**asdict(sampled), "draws": k, "greedy": greedy and asdict(greedy)}
         files.write_rows("flips.jsonl", metrics.flips(base, final))
-        low, high = (100 * end for end in sampled.interval)
         shares_media = sampled.clusters < files.summary["final"]["n"]
-        unit = f" (mean of {k} draws)" if k > 1 else ""
         how = "" if protocol is Protocol.matched else f" · protocol {protocol.name}, not matched"
         console.say(
             "gain",
-            f"{100 * sampled.difference:+.1f} points{unit} [{low:+.1f}, {high:+.1f}], {sampled.test} "
-            f"p = {sampled.p_value:.2g} · {console.counted(sampled.gained, 'sample')} gained, {sampled.lost} lost"
+            tables.gain(sampled, k)
             + (f" · greedy p = {greedy.p_value:.2g}" if greedy else "")
             + (f" · clusters of shared media: {tables.cluster_note(sampled.clusters)}" if shares_media else "")
             + how,

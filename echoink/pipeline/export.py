@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
+from echoink.common.files import read_rows
 from echoink.config.paths import conf_dir, resolve
 from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
@@ -141,6 +142,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
         ]
     protocol = config.eval.get("protocol", "matched") if config else "matched"
     body += _numbers(summary, protocol=protocol, quantized=config is not None and config.adapter.kind == "qlora")
+    body += _development(path)
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
@@ -177,6 +179,15 @@ def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[st
         of = f" (means of {paired['draws']} draws)" if paired.get("draws", 1) > 1 else ""
         body += [f"{100 * paired['difference']:+.1f} points{of}, {paired['test']} p = {paired['p_value']:.2g}.", ""]
     return body
+
+
+def _development(path: Path) -> list[str]:
+    """What this step answered of the development split; nothing where it was not asked."""
+    file = _run_file(path, "dev.jsonl")
+    rows = [row for row in read_rows(file) if row["step"] == checkpoint.step_of(path)] if file else []
+    if not rows:
+        return []
+    return [f"Step {rows[-1]['step']} on the development split: {100 * rows[-1]['dev/accuracy']:.1f} % right.", ""]
 
 
 def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, config: Any) -> list[str]:

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
+from echoink.config import effects
 from echoink.config.compose import launched_processes
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
+from echoink.config.schema import OPTIONS, Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
@@ -42,6 +43,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     """
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
+    if idle := effects.of_training_alone({word.partition("=")[0].lstrip("+") for word in overrides}, config):
+        console.say("", f"only training reads {', '.join(idle)}: no effect here")
     writes = int(os.environ.get("RANK", "0")) == 0
     start = _on_main_process(lambda: resume.begin(config, folder))
     if config.resume != resume.NEVER:
@@ -88,9 +91,13 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 def other_prompt(config: Config) -> str | None:
     """A warning where a checkpoint's run was trained with another prompt than the one it is asked with now."""
     run, trained = _trained(config, "prompt")
-    if not trained or " ".join(trained.template.split()) == " ".join(config.prompt.template.split()):
+    if not trained:
         return None
-    shown = " ".join(trained.template.split())
+    then = {"options": OPTIONS, **trained}  # an older run has no such key
+    others = [key for key, text in vars(config.prompt).items() if then.get(key, "").split() != text.split()]
+    if not others:
+        return None
+    shown = " ".join(f"{key} {' '.join(then.get(key, '').split())!r}" for key in others)
     shown = shown if len(shown) <= 90 else shown[:89] + "…"
     return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir where it is your own"
 
@@ -117,7 +124,7 @@ def other_model(config: Config) -> str | None:
     if not run or config.trains:
         return None
     now, then = map(reader.method, (to_yaml(config), (run / "config.yaml").read_text(encoding="utf-8")))
-    keys = [*(f"model.{name}" for name in _SEES), "trainer.bf16"]
+    keys = [*(f"model.{name}" for name in _SEES), "trainer.bf16", "reward.match"]
     keys += [f"generation.{name}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")]
     # Without quantization an adapter is the same wherever it is asked.
     keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then["adapter.kind"]) else []

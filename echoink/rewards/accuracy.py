@@ -14,11 +14,11 @@ thousands separators, a regression of a gold value of 0 is right or wrong.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 
 from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
-from echoink.rewards.text import as_written, normalize, words
+from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
 _MAX_TEXT = 10_000
@@ -58,6 +58,27 @@ def has_answer(completion: str, problem_type: ProblemType, options: Sequence[str
     if problem_type is ProblemType.multiple_choice:
         return bool(read_letters(completion, options, match))
     return parse_answer(completion) is not None
+
+
+def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]) -> Hashable:
+    """What answers between which the accuracy reward makes no difference have in common: "7" and "7.0" of a count, two
+    letters with the same text.
+
+    Args:
+        understood: the letters of a multiple-choice answer, "A, C"; else the content of the answer block.
+        problem_type: how it is scored.
+        options: the question's, where it has some.
+    """
+    if problem_type is ProblemType.multiple_choice:
+        return equal_options(frozenset(understood.split(", ")), options)
+    if problem_type is ProblemType.temporal:
+        return tuple(_spans(understood)) or comparable(understood)
+    number = number_in(understood) if problem_type in NUMBERS else None
+    if problem_type is ProblemType.counting:
+        number = number if number is not None and "%" not in understood else _value(understood)
+    if number is not None:
+        return round(number, 2) if problem_type is ProblemType.numerical else number
+    return " ".join(as_written(understood)) if problem_type is ProblemType.ocr else comparable(understood)
 
 
 def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str]) -> str | None:
@@ -198,12 +219,26 @@ def _counting(answer: str, solution: str) -> float:
     found, gold = number_in(answer), number_in(solution)
     if found is not None and gold is not None and "%" not in answer:
         return float(found == gold)
-    answer = normalize(answer)
-    if not _EXPRESSION.fullmatch(answer) or re.search(r"\d\s+\d|\*\s*\*", answer):
+    if not _is_expression(answer := normalize(answer)):
         return float(answer.strip() == solution.strip())
     from math_verify import parse, verify
 
     return float(verify(parse(solution), parse(answer)))
+
+
+def _is_expression(text: str) -> bool:
+    return bool(_EXPRESSION.fullmatch(text)) and not re.search(r"\d\s+\d|\*\s*\*", text)
+
+
+def _value(answer: str) -> float | None:
+    """The number that an expression such as "14/2" comes to; None for anything else."""
+    from math_verify import parse
+
+    found = parse(normalize(answer)) if _is_expression(normalize(answer)) else []
+    try:
+        return float(found[0])
+    except (IndexError, TypeError, ValueError):  # nothing, or no number: a division by 0
+        return None
 
 
 SCORES: dict[ProblemType, Callable[[str, str], float]] = {

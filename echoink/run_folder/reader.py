@@ -130,6 +130,11 @@ def is_job(folder: Path) -> bool:
     return folder.is_dir() and folder.name.isdigit()
 
 
+def sweep_of(run: Path) -> Path | None:
+    """The sweep that a run is a job of; None where it is none."""
+    return run.parent if is_job(run) and (run.parent / "sweep.json").is_file() else None
+
+
 def jobs(sweep: Path) -> list[Path]:
     """The folders of a sweep's jobs, in order."""
     return sorted(filter(is_job, sweep.glob("*")), key=lambda path: int(path.name))

@@ -212,6 +212,6 @@ def _ended(place: Path) -> tuple[str | None, int]:
 def _note(place: Path, stored: StoredRun) -> None:
     """A run that MLflow did not know until now gets its id into its summary."""
     summary = read_summary(place)
-    if summary["status"] != "missing" and not mlflow_id(summary):
+    if summary["status"] not in ("missing", "damaged") and not mlflow_id(summary):
         write_atomic(place / "summary.json", as_json(summary | {"mlflow": {"run_id": stored.run_id}}))
         _artifacts(stored, place)

@@ -8,10 +8,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
 from echoink.config.compose import SWEPT, as_text, compose, groups, launched_processes, quoted
+from echoink.config.effects import of_training_alone
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
 from echoink.planning.steps import training_steps
+from tests.helpers.configs import config_of
 
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 
@@ -90,6 +92,11 @@ REFUSED = [
     ("reward.on_error=zero", "reward.on_error has no effect here\n  → reward.file=mine.py"),
     ("reward=integration reward.integration=redraw grpo.group_size=2", "grpo.group_size is at least 3"),
     ("model.dtype=bfloat16 trainer.bf16=true", "would learn in bfloat16"),
+    ("task=compare checkpoint=x eval.base=false", "eval.base has no effect here\n  → task=compare asks both models"),
+    ("eval.protocol=release eval.greedy=false", "eval.greedy has no effect here"),
+    ("task=eval eval.protocol=release reward.match=exact", "reward.match has no effect here"),
+    ("task=sft generation=vllm", "task=sft generates no rollouts"),
+    ("task=sft reward=integration", "task=sft learns responses"),
 ]
 
 
@@ -129,10 +136,23 @@ def test_a_sweep_is_checked_for_every_job():
 def test_a_key_may_be_without_effect_in_some_jobs_of_a_grid_but_not_in_all(monkeypatch):
     assert len(compose(["adapter=none,lora", "adapter.rank=8,16"], multirun=True)) == 4
     assert compose(["reward.lambda_int=interval(0,1)", "reward.integration=twin"], multirun=True)
+    assert compose(["eval.protocol=release", "reward.match=exact"]), "training reads so"
     with pytest.raises(UserError, match="adapter.rank has no effect here"):
         compose(["adapter.rank=8,16"], multirun=True)
     monkeypatch.setenv(SWEPT, "adapter adapter.rank")  # as such a job sees it
     assert compose(["adapter=none", "adapter.rank=8"])
+
+
+def test_keys_of_training_may_stand_beside_an_evaluation_but_no_sweep_over_them():
+    """A training's command line is used again with task=eval: the run says what of it has no effect."""
+    words = ["task=eval", "grpo.beta=0.1", "trainer.steps=3", "trainer.bf16=true", "seed=1"]
+    given = {word.partition("=")[0] for word in words}
+    assert of_training_alone(given, config_of(*words)) == ["grpo.beta", "trainer.steps"]
+    assert of_training_alone(given, config_of(*words[1:])) == []
+    assert compose(["task=eval", "grpo.beta=0.1", "seed=0,1"], multirun=True)
+    assert compose(["task=eval,train", "grpo.beta=0,0.1"], multirun=True)
+    with pytest.raises(UserError, match="grpo.beta has no effect here, and the jobs differ in it"):
+        compose(["task=eval", "grpo.beta=0,0.1"], multirun=True)
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,21 @@ def test_compare_pairs_by_sample_whatever_the_order():
 
 @pytest.mark.parametrize(
     ("kind", "answers"),
-    [("counting", ("7", "7.0", "7 knocks", "8", "8")), ("free-form", ("A dog", "a dog", "A dog.", "cat", "cat"))],
+    [
+        ("counting", ("7", "7.0", "7 knocks", "8", "8")),
+        ("counting", ("14/2", "7", "21/3", "8", "8")),
+        ("numerical", ("3.141", "3.144", "3.14", "2", "2")),
+        ("regression", ("$3", "3", "3.0", "3.001", "3.001")),
+        ("temporal retrieval", ("0:05-0:10", "5 to 10", "[5, 10]", "1 to 2", "1 to 2")),
+        ("OCR", ("Stop  now", "Stop now", "Stop now", "stop now", "stop now")),
+        ("free-form", ("A dog", "a dog", "A dog.", "cat", "cat")),
+        ("multiple choice", ("A", "C", "A", "B", "B")),  # A and C have one text
+    ],
 )
 def test_a_majority_counts_answers_that_say_the_same(kind, answers):
     names = draw_names(len(answers), greedy=False)
     rows = [
-        replace(made("1", place < 3, name, letters=text), problem_type=kind)
+        replace(made("1", place < 3, name, letters=text), problem_type=kind, options=("A. 1", "B. 2", "C. 1"))
         for place, (name, text) in enumerate(zip(names, answers, strict=True))
     ]
     assert summarize(rows)["samples"]["majority"] == 1

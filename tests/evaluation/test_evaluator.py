@@ -111,6 +111,15 @@ def test_the_public_protocols_run(make_evaluator, model, samples):
     assert evaluator.files.summary["base"]["draw"] == GREEDY
 
 
+def test_a_gain_says_how_many_draws_it_is_the_mean_of_where_the_base_has_one(make_evaluator, model, samples, capsys):
+    evaluator = make_evaluator(protocol=Protocol.may19, samples=3)
+    base, final = (evaluator.phase(model, samples[:4], phase, 0) for phase in ("base", "final"))
+    conclude(evaluator.files, base, final)
+    assert evaluator.files.summary["base"]["samples"] is None and evaluator.files.summary["paired"]["draws"] == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "points (mean of 3 draws)" in shown and "mean of 3 draws – " in shown, "the base has no such row"
+
+
 def test_the_development_split_is_asked_with_the_training_prompt(make_evaluator, model, samples):
     evaluator = make_evaluator(protocol=Protocol.release, dev_samples=3)
     metrics = evaluator.development(model, samples[:4], 7)

@@ -141,6 +141,9 @@ def test_a_guess_and_the_positions_of_answers():
     found = summarize(given)["positions"]
     assert found["right"] == {"A": 0.5, "B": 0.25, "C": 0.25} and found["given"] == {"A": 1.0}
     assert found["distance"] == 0.5 and found["one_letter"] == 0.5
+    twice = [replace(p, options=("A. x", "B. y", "C. x"), gold=p.gold.replace("B", "C")) for p in given]
+    found = summarize(twice)["positions"]
+    assert found["right"] == {"A": 1.0} and found["distance"] == 0 and found["one_letter"] == 1, "A and C are the same"
     counted = [replace(one, id=f"n{i}", options=(), problem_type="counting", gold="3", letters="") for i in range(4)]
     assert summarize([*given, *counted])["positions"]["one_letter"] == 0.25, "of all questions, as the accuracy is"
 

@@ -16,6 +16,8 @@ def test_another_prompt_is_named_and_the_same_is_not(tmp_path):
     assert str(run) in said and "was trained with another prompt" in said and "prompt=<its file>" in said
     assert other_prompt(config_of(f"checkpoint={step}", "task=eval", "prompt=cued")) is None
     assert other_prompt(config_of(f"checkpoint={tmp_path}/a/model", "task=eval")) is None
+    said = other_prompt(config_of(f"checkpoint={step}", "task=eval", "prompt=cued", "prompt.options='{options}'"))
+    assert "options" in said and "template" not in said
 
 
 def test_another_way_to_see_and_to_compute_is_named(tmp_path):
@@ -26,6 +28,7 @@ def test_another_way_to_see_and_to_compute_is_named(tmp_path):
     assert "model.max_pixels=50176" in said and "adapter=qlora" in said and "trainer.bf16=True" in said
     same = [*asks, "model.max_pixels=50176", "adapter=qlora", "trainer.bf16=true"]
     assert other_model(config_of(*same)) is None
+    assert "reward.match=lenient" in other_model(config_of(*same, "reward.match=exact"))
     assert "generation.temperature=1.0" in other_model(config_of(*same, "generation.temperature=0.5"))
     assert other_model(config_of(f"checkpoint={run}")) is None, "training goes its own way"
 

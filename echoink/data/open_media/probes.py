@@ -27,7 +27,9 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
     """
     asked: dict[str, list[Question]] = {}
     for q in valid:
-        asked.setdefault(q.form, []).extend([q] if q.options and "," not in q.answer else [])
+        of_form = asked.setdefault(q.form, [])
+        if q.options and "," not in q.answer:
+            of_form.append(q)
     answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
         "words alone": (_by_words(train), tuple(asked)),
         "the other sense": (_by_the_other_sense, ("heard", "seen")),
