@@ -41,7 +41,7 @@ from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
 from echoink.rewards.types import ProblemType
-from echoink.run_folder.folder import read_summary
+from echoink.run_folder.folder import take
 
 ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
 UNLABELLED = "unlabelled"
@@ -125,7 +125,7 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
         recipe: settings that what is there must have been made with.
 
     Raises:
-        UserError: it is finished, was begun with another recipe, or holds what this command has not made.
+        UserError: it is finished, was begun with another recipe, holds what this command has not made, or is in use.
     """
     work = output / ".work"
     if (output / report).is_file():
@@ -136,6 +136,7 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
     if not begun and output.is_dir() and any(path != work for path in output.iterdir()):
         raise UserError(f"{output} holds other files", "give a new output=")
     work.mkdir(parents=True, exist_ok=True)
+    take(work)
     write_atomic(work / "recipe.json", as_json(recipe))
     return work
 
@@ -160,7 +161,7 @@ def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> d
 
 def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
     """Let a model answer every training question: an evaluation by the entry point, which goes on where an earlier one
-    stopped.
+    stopped. One that has ended is looked at again: it refuses answers of other data or weights.
 
     Args:
         source: the dataset.
@@ -172,12 +173,11 @@ def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path,
     Raises:
         UserError: it did not end.
     """
-    if read_summary(folder)["status"] == "finished":
-        return
     own = ["task=eval", *_of_source(source), "eval.split=train", f"checkpoint={quoted(checkpoint)}"]
     own += [f"seed={seed}", "tracking=off", f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
-        raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; start again")
+        hint = "start again, or where data or model are others now, with a new output="
+        raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; {hint}")
 
 
 def _rate(row: dict) -> float:
@@ -323,16 +323,24 @@ def write_splits(
 
 _ONE = r"(?:[A-H]|[1-8])"
 _OTHERS = re.compile(
-    rf"\b(?:above|below|both|neither|{_ONE}\s*(?:,|/|&|\+|and|or|nor)\s*{_ONE}|(?:only|options?)\s+{_ONE})\b"
+    rf"\b(?:above|below|both|neither|{_ONE}\s*(?:,|/|&|\+|and|or|nor|to)\s*{_ONE}|(?:only|options?)\s+{_ONE})\b"
+    rf"|\b{_ONE} (?:only|alone)\b|\b(?:first|last|previous|preceding|following|same as)\b"
     r"|\b(?:all|none|any|either) of (?:these|them|the (?:options|others))\b",
     re.IGNORECASE,
 )
 
+_LETTER = re.compile(r"(?<![\w'’.])([A-H])(?![\w'’])(?!\s+(?!(?:and|or|nor|but|only|alone|to|as|is)\b)[a-z])")
+"""A letter that stands alone, as an option's does; "A dog" has an article."""
+
 
 def may_move(sample: Sample) -> bool:
-    """Whether its options may change places: none speaks of others by theirs."""
-    choice = sample.problem_type is ProblemType.multiple_choice
-    return choice and not any(_OTHERS.search(option_text(option)) for option in sample.options)
+    """Whether its options may change places: neither the question nor an option speaks of one by its place. A doubtful
+    one stays, which costs nothing.
+    """
+    texts, letters = [option_text(option) for option in sample.options], {*map(option_letter, sample.options)}
+    if sample.problem_type is not ProblemType.multiple_choice or any(map(_OTHERS.search, texts)):
+        return False
+    return not any(letter in letters for text in (sample.problem, *texts) for letter in _LETTER.findall(text))
 
 
 def _copied(medium, folder: Path, number: int) -> str:

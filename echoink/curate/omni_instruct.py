@@ -17,6 +17,7 @@ from echoink.data.choices import labelled
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, digest
+from echoink.run_folder.folder import take
 
 LETTERS = "ABCD"
 
@@ -235,9 +236,15 @@ def report(
 
 
 def refuse_another(output: Path, recipe: dict) -> None:
+    """Begin with a folder, or go on in it.
+
+    Raises:
+        UserError: it was begun otherwise, or another process writes to it.
+    """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))
     if begun and note.is_file() and json.loads(note.read_text()) != recipe:
         raise UserError(f"{output} was begun as {note.read_text().strip()}", "give a new output=")
     output.mkdir(parents=True, exist_ok=True)
+    take(output)
     note.write_text(json.dumps(recipe) + "\n")

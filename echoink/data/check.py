@@ -125,7 +125,7 @@ def _repeated(samples: Sequence[Sample], media: dict[str, MediaInfo], split: str
     """Ids of questions that are the same in all but these."""
     groups: dict[tuple, list[str]] = {}
     for s in samples:
-        key = (s.problem, s.options, s.solution, media[f"{split} {s.id}"].digests)
+        key = (s.problem, s.options, s.solution, s.data_type, media[f"{split} {s.id}"].digests)
         groups.setdefault(key, []).append(s.id)
     return [" = ".join(ids) for ids in groups.values() if len(ids) > 1]
 
@@ -136,12 +136,13 @@ def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _shared(found: Found) -> Iterator[tuple[str, str]]:
-    """Files, and sources that rows name, which two splits share."""
+    """Files, sources that rows name and questions without media, which two splits share."""
     where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
     for split, samples in found.samples.items():
         for sample in samples:
             origins = found.media[f"{split} {sample.id}"].origins(sample)
-            where[split].update((one, sample.places[name]) for name, of in origins.items() for one in of)
+            places = {**sample.places, "text": f"question {sample.id}"}
+            where[split].update((one, places[name]) for name, of in origins.items() for one in of)
     for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
         both: dict[str, str] = {}  # files of one split, and what they are in the other
         for origin, place in where.get(one, {}).items():
@@ -151,7 +152,10 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
         if both:
             names = ", ".join(list(both.values())[:NAMES])
             more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
-            shared = f"{one} and {other} share {counted(len(both), 'file')}, so accuracy on {other} may be too high"
+            files = sum(not place.startswith("question ") for place in both)
+            counts = [counted(files, "file")] if files else []
+            counts += [counted(len(both) - files, "question") + " without media"] if files < len(both) else []
+            shared = f"{one} and {other} share {' and '.join(counts)}, so accuracy on {other} may be too high"
             yield "warning", f"{shared}: {names}{more}"
 
 

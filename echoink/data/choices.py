@@ -16,7 +16,10 @@ from echoink.rewards.text import alike, same
 
 MAX_OPTIONS = 26
 
-_LABEL = re.compile(r"\s*(?:[(（]\s*([A-Za-z]|\d{1,2})\s*[)）]|([A-Za-z]|\d{1,2})\s*[.:)、．：）](?!\d))\s*")
+_LABEL = re.compile(
+    r"\s*(?:[(（]\s*([A-Za-z]|\d{1,2})\s*[)）]|([A-Za-z](?!\.[A-Za-z]\.)|\d{1,2}(?!\s*[:：]\s*\d))\s*[.:)、．：）](?!\d))\s*"
+)
+"""The label of an option; "A.M." is none, nor is the 1 of "1 : 2"."""
 
 _BARE = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*[.:)\]]*")
 
@@ -116,6 +119,8 @@ def _place(answer: str, labels: list[str] | None, texts: list[str]) -> int:
     if labels is None and by_text:  # options that are letters themselves: "C" among C, G, Am, F
         return by_text[0]
     if by_label is not None:
+        if bare.group(1).isdigit() and by_text and not alike(texts[by_text[0]], texts[by_label]):
+            raise UserError(f"the answer {answer!r} is the number of one option and the text of another: {texts}")
         return by_label
     if by_text:
         return by_text[0]

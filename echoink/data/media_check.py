@@ -1,5 +1,6 @@
 """Every picture, sound and video is opened once before a run, in processes that may die of one."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,19 @@ class MediaInfo:
     """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
 
     def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
-        """What identifies each medium of the sample: its digest, and the source that its row names.
+        """What identifies each medium of the sample: its digest, and the source that its row names for it. A source of
+        a kind that the sample has not got, such as the video that a picture and a sound were cut from, is that of each.
+        A question without media stands for itself, as `text`.
 
         Two media with one of these in common count as the same.
         """
-        sources = sample.sources
+        of_all = [f"source {source}" for kind, source in sample.sources.items() if kind not in sample.media]
+        if not sample.media:
+            asked = hashlib.sha256(f"{sample.problem}\t{sample.options}".encode()).hexdigest()[:16]
+            return {"text": (f"question {asked}", *of_all)}
+        own = {kind: (f"source {source}",) for kind, source in sample.sources.items()}
         return {
-            name: (digest, f"source {sources[name]}") if name in sources else (digest,)
-            for name, digest in zip(sample.media, self.digests, strict=True)
+            name: (digest, *own.get(name, ()), *of_all) for name, digest in zip(sample.media, self.digests, strict=True)
         }
 
 

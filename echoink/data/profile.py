@@ -32,7 +32,8 @@ def profile(
     report = {}
     for split, samples in splits.items():
         own = [media_info[f"{split} {sample.id}"] for sample in samples]
-        asked = Counter((s.problem, s.options, s.solution, f.digests) for s, f in zip(samples, own, strict=True))
+        pairs = zip(samples, own, strict=True)
+        asked = Counter((s.problem, s.options, s.solution, s.data_type, f.digests) for s, f in pairs)
         heard = [(f.seconds, f.kept) for f in own if f.seconds is not None]
         pictures = [f.image for f in own if f.image]
         report[split] = {

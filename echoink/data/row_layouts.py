@@ -45,6 +45,12 @@ _CHATS = ("messages", "conversations", "prompt")
 
 _TAG = re.compile(r"<(image|audio|video)>")
 
+_LIKE_A_TAG = re.compile(r"<(?:image|img|picture|audio|sound|speech|video)s?[ _]?\d*>", re.IGNORECASE)
+"""`_TAG`, and what others write in its place."""
+
+_PART_OF_FILE = re.compile(r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment)s?(?:_\w+)?")
+"""Names that give the part of a file which is meant; files are read whole."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -95,14 +101,17 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
                 raise UserError(
                     f"{where}: the user's turn has a part of type {lost[0]}, and the row no {NOUNS[lost[0]]}"
                 )
-            rest.setdefault("problem", text)
+            notes += _settle_question(rest, text, f"{where}, {chat}")
             notes += ["the system turn is left out (prompt.system has the run's)"] if systems else []
     _refuse_lost_media(rest, found, where)
+    parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and isinstance(value, int | float)]
+    if parts and {"audio", "video"} & set(found):
+        notes.append(f"{', '.join(parts)}: not read, files are taken from their beginning")
     if isinstance(rest.get("problem"), str):
         rest["problem"] = _without_tags(rest["problem"], found, where)
     options = rest.get("options")
     for option in options if isinstance(options, list | tuple) else ():
-        if isinstance(option, str) and (tag := _TAG.search(option)):
+        if isinstance(option, str) and (tag := _LIKE_A_TAG.search(option)):
             hint = "media stand before the question; options are texts"
             raise UserError(f"{where}: the option {option!r} has {tag.group()}", hint)
     if found:
@@ -110,9 +119,25 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
     return Layout(rest, found, tuple(notes))
 
 
+def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
+    """Take a chat's text as the question of a row that has none; notes on it where the row has.
+
+    Raises:
+        UserError: the row's question is another one.
+    """
+    own = rest.setdefault("problem", text)
+    if own == text or not isinstance(own, str):
+        return []
+    if " ".join(_TAG.sub(" ", own).split()) not in " ".join(_TAG.sub(" ", text).split()):
+        raise UserError(f"{where}: it asks {text[:60]!r}, and the row asks {own[:60]!r}", "leave one of them out")
+    return ["the words around the question in the chat are left out"]
+
+
 def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: str) -> None:
     several = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
     several = [each for each in several if not (isinstance(each, str) and not each.strip())]
+    for each in several:
+        _refuse_part(each, f"{where}: {kind}")
     if any(isinstance(each, int | float) and not isinstance(each, bool) for each in several):
         raise UserError(f"{where}: {kind} holds numbers", "store the file's bytes or its path")
     if len(several) > 1 or (kind in found and several and several[0] is not None and several[0] != found[kind]):
@@ -143,6 +168,7 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
             elif isinstance(part, Mapping) and (match := _COLUMN.fullmatch(str(part.get("type", "")))):
                 kind = match.group(1).lower()
                 value = next((part[key] for key in (part["type"], kind, "path", "bytes") if part.get(key)), None)
+                _refuse_part(part, where)
                 unread = sorted(
                     k for k, v in part.items() if k != "type" and isinstance(v, str | bytes | Mapping) and v
                 )
@@ -158,6 +184,13 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
     if len(texts) != 1:
         raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
     return texts[0], media, systems
+
+
+def _refuse_part(medium: Any, where: str) -> None:
+    """Refuse a medium that says which part of its file is meant."""
+    for key, value in medium.items() if isinstance(medium, Mapping) else ():
+        if _PART_OF_FILE.fullmatch(str(key)) and value not in (None, [], 0) and not isinstance(value, str | bytes):
+            raise UserError(f"{where} has {key}={value}, and files are read whole", "cut the file, and leave it out")
 
 
 def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
@@ -214,6 +247,8 @@ def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
             raise UserError(f"{where}: the question has <{kind}>, and the row no {NOUNS[kind]}")
         if count > 1:
             raise UserError(f"{where}: the question has <{kind}> {count} times", f"a sample has one {NOUNS[kind]}")
+    if like := next((one for one in _LIKE_A_TAG.findall(text) if not _TAG.fullmatch(one)), None):
+        raise UserError(f"{where}: the question has {like}, which is not read", "<image>, <audio> or <video>, or words")
     lines = []
     for line in text.split("\n"):
         if _TAG.search(line):

@@ -120,8 +120,8 @@ class Sample:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What its media were cut or made from, by their names, where the row says it."""
-        return {name: self.fields[key] for key, name in SOURCES.items() if self.fields.get(key) and name in self.media}
+        """What its media were cut or made from, where the row says it; a sound and a picture may have one `video`."""
+        return {name: self.fields[key] for key, name in SOURCES.items() if self.fields.get(key)}
 
     @property
     def places(self) -> dict[str, str]:
@@ -362,7 +362,10 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
     if value.startswith("data:") or len(value) > MOST_OF_A_PATH:
         raise UserError(f"{where}: {value[:40]!r}… is no path", 'bytes in JSON are {"bytes": "<base64>"}')
-    path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
+    try:
+        path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "mend the link") from error
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
         raise UserError(
             f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",

@@ -393,7 +393,8 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
             notes.append(counted(found["duplicates"], "duplicate"))
         shared = {other: count for other, count in found["media_also_in"].items() if count and name == "train"}
         notes += [
-            f"{counted(number, 'file')} also in {other} (data check names them)" for other, number in shared.items()
+            f"{number:,} of its files, or of its questions without one, also in {other} (data check names them)"
+            for other, number in shared.items()
         ]
         if found["missing_kinds"]:
             notes.append(f"no question of kind {', '.join(map(str, found['missing_kinds']))}, which another split has")

@@ -45,6 +45,9 @@ MAX_CHANNELS, MAX_RATE = 64, 768_000
 MOST_JITTER = 0.05
 """Seconds by which a frame of sound may be late without leaving a gap: times are rounded, encoders add a delay."""
 
+MOST_DELAY = 0.1
+"""Seconds by which a video's sound may begin before its pictures and be cut to them."""
+
 CANCELLED, LOUDEST = 0.05, 8.0
 """A mono sound of less than this part of its channels' loudness, and a peak above this, are warned of."""
 
@@ -128,14 +131,8 @@ def load_image(medium: Medium) -> Image.Image:
             if file.mode == "F":
                 raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits, of which Pillow would clip all over 255
-                values = np.asarray(image)
-                if image.mode == "I" or 0 < values.max() < 2**12:  # 12 bits in 16, as microscopes write them
-                    raise UserError(
-                        f"{medium}: its pixels are integers of an unknown range, at most {values.max()}",
-                        "convert it to 8 bits",
-                    )
-                image = Image.fromarray((values >> 8).astype(np.uint8))
+            if image.mode.startswith("I;16") or image.mode == "I":
+                image = _of_16_bits(image, file, medium)
             if image.mode in ("RGBA", "LA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -147,6 +144,21 @@ def load_image(medium: Medium) -> Image.Image:
     except Exception as error:  # each decoder fails on broken bytes in ways of its own
         raise UserError(f"cannot read the picture {medium}: {error}", "replace the file or drop the sample") from error
     return image
+
+
+def _of_16_bits(image: Image.Image, file: Image.Image, medium: Medium) -> Image.Image:
+    """The upper 8 of 16 bits; Pillow would clip all over 255."""
+    values = np.asarray(image)
+    # Fewer bits are kept in 16 too: 12 by microscopes, 14 by sensors.
+    unknown = image.mode == "I" or 0 < values.max() < 2**15
+    if unknown or getattr(file, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO or "transparency" in file.info:
+        what = f"integers of an unknown range, at most {values.max()}" if unknown else "of a rare kind of 16 bits"
+        raise UserError(f"{medium}: its pixels are {what}", "convert it to 8 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""A tag of TIFF, and its value for pictures whose 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +211,7 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
     with _container(medium, "sound") as container:
         if not container.streams.audio:
             raise UserError(f"{medium} has no sound", "replace the file or drop the sample")
-        form, track = container.format.name, container.streams.audio[0]
+        form, track = container.format.name, container.streams.best("audio")
         samples, rate, ended = _decode_sound(container, max_seconds, None, medium, skips_bad_packets=form == "mp3")
         declared = float(container.duration / time_base) if container.duration else None
         if track.duration:
@@ -225,7 +237,7 @@ def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
 def _decode_sound(
     container, max_seconds: float, clock: float | None, medium: Medium, skips_bad_packets: bool = False
 ) -> tuple[np.ndarray, int, bool]:
-    """The first sound track, each frame where its time says; what is missing between two frames is silence.
+    """The sound track that players take, each frame where its time says; what is missing between two frames is silence.
 
     Args:
         container: of FFmpeg.
@@ -237,7 +249,7 @@ def _decode_sound(
     Returns:
         [samples, channels], the sampling rate, and whether the track ended before `max_seconds`.
     """
-    stream = container.streams.audio[0]
+    stream = container.streams.best("audio")
     rate, channels = stream.rate, stream.layout.nb_channels
     if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
         raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
@@ -332,7 +344,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
     with _container(medium) as container:
         if not container.streams.video:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")
         stream.thread_type = "AUTO"
         width, height = stream.codec_context.width, stream.codec_context.height
         if stream.sample_aspect_ratio:  # pixels need not be square
@@ -344,11 +356,12 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
         size = scaled(width, height, caps.max_pixels, caps.grid)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
-        shown, start = None, None
+        shown, start = None, _early_sound(container)
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
-            start = frame.time if start is None else start  # a clock need not start at 0
+            # A clock need not start at 0. Before the first picture comes, a player shows it, or nothing.
+            start = frame.time if start is None else start
             elapsed = frame.time - start
             # A frame is shown until the next one's time: the one before this is what the moments until then show.
             if shown is not None and due[len(frames)] + 1e-6 < elapsed:
@@ -386,9 +399,11 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     with _container(medium) as container:
         if not container.streams.audio:
             raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
-        stream, pictures = container.streams.audio[0], next(iter(container.streams.video), None)
+        stream, pictures = container.streams.best("audio"), container.streams.best("video")
         declared = float(stream.duration * stream.time_base) if stream.duration else None
-        clock = float((pictures.start_time or 0) * pictures.time_base) if pictures else None
+        clock = _early_sound(container)
+        if clock is None and pictures:
+            clock = float((pictures.start_time or 0) * pictures.time_base)
         samples, rate, ended = _decode_sound(container, max_seconds, clock, medium)
     if not len(samples):
         raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
@@ -422,9 +437,22 @@ def _upright(pixels: np.ndarray, frame) -> np.ndarray:
     return pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
 
 
+def _early_sound(container) -> float | None:
+    """When the sound begins, in seconds, where that is clearly before the pictures; such files come of cutting between
+    two key frames. A few hundredths are the delay of an encoder.
+    """
+    sound, pictures = container.streams.best("audio"), container.streams.best("video")
+    if not sound or not pictures or sound.start_time is None or pictures.start_time is None:
+        return None
+    begins = float(sound.start_time * sound.time_base)
+    return begins if float(pictures.start_time * pictures.time_base) - begins > MOST_DELAY else None
+
+
 def _duration(container, stream, medium: Medium) -> float:
+    early = _early_sound(container)
+    lead = 0.0 if early is None else float(stream.start_time * stream.time_base) - early
     if stream.duration:
-        seconds = float(stream.duration * stream.time_base)
+        seconds = lead + float(stream.duration * stream.time_base)
     elif container.duration:  # of the whole file, whose clock need not start at 0
         seconds = (container.duration - max(0, container.start_time or 0)) / time_base
     else:  # a browser's recorder writes none: from the first packet to the last
@@ -433,7 +461,8 @@ def _duration(container, stream, medium: Medium) -> float:
             hint = "write it again: ffmpeg -i in -c copy out.mkv"
             raise UserError(f"the video {medium} does not say how long it is", hint)
         begins = min(packet.pts * packet.time_base for packet in packets)
-        seconds = float(max((packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets) - begins)
+        ends = max((packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets)
+        seconds = lead + float(ends - begins)
         container.seek(0)
     if not 0 < seconds <= MAX_VIDEO_SECONDS:
         raise UserError(f"the video {medium} claims to last {seconds:.0f} s", f"at most {MAX_VIDEO_SECONDS} s are read")

@@ -166,9 +166,7 @@ def take(folder: Path) -> None:
         with suppress(NotImplementedError):  # some file systems of clusters know no locks
             lock(folder).acquire(timeout=2)
     except Timeout:
-        raise UserError(
-            f"another process is writing to {folder}", "wait for it, or choose another hydra.run.dir"
-        ) from None
+        raise UserError(f"another process is writing to {folder}", "wait for it, or choose another folder") from None
 
 
 def reason(error: BaseException) -> str:

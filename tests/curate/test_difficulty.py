@@ -253,8 +253,15 @@ def test_the_measurement_is_an_evaluation_that_goes_on(source, tmp_path, monkeyp
     found = difficulty._measure(given, given.source, 0, tmp_path / "work")
     assert set(found) == {"0", "1", "2"}
     assert found["0"]["full"][1] == found["0"]["no_audio"][1] == 4 and found["0"]["need"] == "undetermined"
-    given.checkpoint = "nothing"  # not needed any more
+    answers = (tmp_path / "work/predictions.jsonl").read_bytes()
     assert difficulty._measure(given, given.source, 0, tmp_path / "work") == found
+    assert (tmp_path / "work/predictions.jsonl").read_bytes() == answers
+    index = source / "omni_rl_format_train.json"
+    rows = json.loads(index.read_text())
+    rows[0]["solution"] = "<answer>A</answer>" if "A" not in rows[0]["solution"] else "<answer>B</answer>"
+    index.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="did not end"):
+        difficulty._measure(given, given.source, 0, tmp_path / "work")
 
 
 def test_other_thresholds_use_what_was_measured(source, tmp_path, measured):
@@ -287,7 +294,21 @@ def test_options_that_name_others_keep_their_places():
     assert not moves("A. dog", "B. none of the above")
     for names_others in ("A & B", "A/B", "A + B", "1 and 2", "Only A", "All of them"):
         assert not moves("A. violin", "B. flute", "C. drum", f"D. {names_others}"), names_others
-    assert moves("A. a dog and a cat", "B. bell")
+    for names_others in (
+        "A only",
+        "(A) and (B)",
+        "Same as A",
+        "Not A",
+        "the first two",
+        "A to C",
+        "1 only",
+        "A, but not B",
+    ):
+        assert not moves("A. violin", "B. flute", "C. drum", f"D. {names_others}"), names_others
+    assert moves("A. a dog and a cat", "B. bell") and moves("A. A dog barks", "B. I see it")
+    options = ("A. dog", "B. cat")
+    assert not difficulty.may_move(Sample("", "Which barks? Choose one: A. dog, B. cat", options, "A"))
+    assert difficulty.may_move(Sample("", "A dog or a cat: which barks?", options, "A"))
 
 
 def test_a_video_without_a_data_type_keeps_its_sound(tmp_path):

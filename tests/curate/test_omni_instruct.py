@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import datasets
@@ -19,6 +20,7 @@ from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.splits import read_split
 from echoink.media.loaders import load_audio, load_image
 from tests.conftest import VIDEO
+from tests.helpers import processes
 
 WORDS = ["dog barking", "car horn", "rain", "piano"]
 
@@ -176,6 +178,20 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(source, made, tmp_path
     for path in made.rglob("*.jp*g"), made.rglob("*.wav"), made.rglob("*.json"):
         for file in path:
             assert (output / file.relative_to(made)).read_bytes() == file.read_bytes(), file
+
+
+def test_a_second_process_does_not_write_beside_the_first(source, tmp_path):
+    output = tmp_path / "AVQA_R1"
+    output.mkdir()
+    code = f"from echoink.run_folder.folder import take; from pathlib import Path; take(Path({str(output)!r}))"
+    started = processes.start(tmp_path, code=f"{code}; print('held', flush=True); import time; time.sleep(60)")
+    while "held" not in started.text()[0]:
+        time.sleep(0.05)
+    try:
+        with pytest.raises(UserError, match="another process is writing to"):
+            main([f"source={source[0]}", f"output={output}"])
+    finally:
+        started.kill()
 
 
 def test_other_sources_and_mistakes(source, tmp_path):

@@ -27,13 +27,13 @@ def answered(monkeypatch):
         asked.append((checkpoint, seed, list(words)))
         right = {"0": ["bb bb", "a", "a"], "1": ["x y z", "x y", "p q r s"], "2": []}
         rows = [
-            {"id": id, "completion": text, "correct": True, "format": True, "truncated": False}
+            {"id": id, "variant": "full", "completion": text, "correct": True, "format": True, "truncated": False}
             for id, texts in right.items()
             for text in texts
         ]
-        rows += [{"id": "2", "completion": "no", "correct": False, "format": True, "truncated": False}]
-        rows += [{"id": "2", "completion": "no form", "correct": True, "format": False, "truncated": False}]
-        rows += [{"id": "2", "completion": "cut", "correct": True, "format": True, "truncated": True}]
+        last = {"id": "2", "variant": "full", "completion": "x", "correct": True, "format": True, "truncated": False}
+        others = ("correct", False), ("format", False), ("truncated", True), ("variant", "no_audio")
+        rows += [last | {name: value} for name, value in others]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -60,6 +60,11 @@ def test_files_that_are_cut_from_one_source_are_shared_by_their_splits(own, caps
     assert main(["check", str(own)]) == 0
     shown = said(capsys)
     assert "train and valid share 1 file, so accuracy on valid may be too high: " in shown
+    text = [{**row, "path": {}, "data_type": "text"} for row in good]
+    for split in ("train", "valid"):
+        (own / f"{split}.jsonl").write_text("\n".join(map(json.dumps, text[:1] if split == "train" else text)))
+    main(["check", str(own)])
+    assert "train and valid share 1 question without media, so accuracy" in said(capsys)
     assert f"{good[0]['path']['audio']} = " in shown and f"{good[2]['path']['audio']} (source tape)" in shown
 
 

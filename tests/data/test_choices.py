@@ -40,6 +40,12 @@ MEANT = [  # options, answer, the text that is meant
     (["Cat", "Dog", "Dog", "Cow"], "D", "Cow"),
     (["Dm7", "DM7", "G7"], "DM7", "DM7"),
     (["A. Cat", "B. Dog", "C. Dog.", "D. Cow"], "C", "Dog"),
+    (["1 : 2", "2 : 1"], "2 : 1", "2 : 1"),
+    (["1:3", "2:5"], "1:3", "1:3"),
+    (["A.M. radio", "B.B. King"], "B.B. King", "B.B. King"),
+    (["A.Rain", "B.Wind"], "B", "Wind"),
+    (["1: Rain", "2: Wind"], "2", "Wind"),
+    (["1. 3", "2. 1", "3. 2"], "3. 2", "2"),
 ]
 
 
@@ -66,6 +72,7 @@ def test_the_option_that_is_meant_is_the_right_one(options, answer, text):
         (PLAIN, "D", "not among the options"),
         (["C", "D", "E"], "A", "not among the options"),
         (["A. Rain", "A. Wind"], "A", "not among the options"),
+        (["1. 3", "2. 1", "3. 2"], "3", "the number of one option and the text of another"),
         ("Rain, Wind", "Rain", "the options are no list"),
         (None, "Rain", "the options are no list: None"),
         ([f"option {n}" for n in range(30)], "option 3", "30 options are more than 26"),

@@ -48,6 +48,20 @@ def test_no_file_is_on_both_sides_every_row_is_once_and_kinds_are_even(own, caps
     assert main(["check", str(own)]) == 0
 
 
+def test_what_shares_a_source_or_repeats_without_media_stays_on_one_side(own, tmp_path):
+    """Picture and sound cut from one video, which the rows name; and the same question twice, without media."""
+    rows = [json.loads(line) for line in (own / "all.jsonl").read_text().splitlines()]
+    rows = [row | {"video_source": f"film {place // 6}"} for place, row in enumerate(rows[:48:2])]
+    asked = [{**rows[0], "problem": f"What of {number}?", "path": {}} for number in range(12)]
+    asked = [{name: value for name, value in row.items() if name != "video_source"} for row in asked]
+    (own / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *asked, *asked]))
+    main(["split", str(own / "all.jsonl"), "valid=0.4"])
+    train, valid = read(own)["train"], read(own)["valid"]
+    for key in ("video_source", "problem"):
+        sides = [{row[key] for row in side if key in row} for side in (train, valid)]
+        assert all(sides) and not sides[0] & sides[1], key
+
+
 def test_a_split_that_is_no_longer_asked_for_does_not_stay_beside_the_new_ones(own, capsys):
     """Its questions would be trained on and choose the best checkpoint."""
     assert main(["split", str(own / "all.jsonl"), "valid=0.2", "dev=0.1"]) == 0

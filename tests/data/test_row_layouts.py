@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from echoink.data import splits
-from echoink.data.media_check import inspect
+from echoink.data.media_check import MediaInfo, inspect
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, parse_rows, with_soundtrack
 from echoink.media.loaders import Embedded
@@ -96,11 +96,37 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         (chat([{"type": "image", "url": "p.png"}, {"type": "text", "text": "Q?"}]), "of type image has url, which"),
         (chat([{"type": "audio", "audio_url": "s.wav"}, {"type": "text", "text": "Q?"}]), "has audio_url, which"),
         (chat([{"type": "image"}, {"type": "text", "text": "Q?"}]), "a part of type image, and the row no picture"),
+        (
+            chat([{"type": "video", "video": "v.mp4", "video_start": 4.0}, {"type": "text", "text": "Q?"}]),
+            "has video_start=4.0, and files are read whole",
+        ),
+        ({**ROW, "audio": {"path": "s.wav", "start": 4, "end": 6}}, "has start=4, and files are read whole"),
+        (chat("Another?", problem="Q?"), "it asks 'Another?', and the row asks 'Q?'"),
+        ({**chat("Q?"), "prompt": chat("R?")["messages"]}, "it asks 'R?', and the row asks 'Q?'"),
+        *(
+            ({**ROW, "problem": f"{tag}Q?", "image": "p.png", "audio": "s.wav"}, f"the question has {tag}, which is")
+            for tag in ("<image 1>", "<image_1>", "<Image>", "<images>", "<img>", "<sound>")
+        ),
+        ({**ROW, "options": ["A. <image 1>", "B. no"], "image": "p.png"}, "the option 'A. <image 1>' has <image 1>"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(row, reason, tmp_path):
     samples, (dropped,) = parse_rows([row], tmp_path, "here")
     assert not samples and reason in dropped.reason, dropped.reason
+
+
+def test_a_link_in_a_circle_is_one_bad_row(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    samples, (bad,) = parse_rows([{**ROW, "image": "a"}, ROW], tmp_path, "here")
+    assert len(samples) == 1 and "row 1" in bad.reason and "leads nowhere" in bad.reason
+
+
+def test_where_a_file_is_to_begin_is_noted_and_a_chat_around_the_question_too(tmp_path):
+    (sample,), _ = parse_rows([{**ROW, "audio": "s.wav", "start": 4.0, "end": 6.0}], tmp_path, "here")
+    assert sample.notes == ("start, end: not read, files are taken from their beginning",)
+    (sample,), _ = parse_rows([chat("<audio>Look: Q? Answer.", problem="Q?", audio="s.wav")], tmp_path, "here")
+    assert sample.problem == "Q?" and "the words around the question" in sample.notes[0]
 
 
 def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
@@ -167,6 +193,10 @@ def test_what_a_medium_was_cut_from_may_be_a_file_of_another_kind_and_is_one_nam
     row = {**ROW, "audios": ["s.wav"], "audio_source": "film.mp4"}
     (found,), _ = parse_rows([row], Path("."), "rows")
     assert found.sources == {"audio": "film.mp4"}
+    (found,), _ = parse_rows([{**row, "video_source": "v"}], Path("."), "rows")
+    assert MediaInfo(("1",)).origins(found) == {"audio": ("1", "source film.mp4", "source v")}, "what it was cut from"
+    (found,), _ = parse_rows([ROW], Path("."), "rows")
+    assert list(MediaInfo(()).origins(found)) == ["text"], "a question without media stands for itself"
     _, (bad,) = parse_rows([{**row, "audio_source": ["a", "b"]}], Path("."), "rows")
     assert "audio_source must be a text" in bad.reason
 

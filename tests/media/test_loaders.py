@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from av.stream import Disposition
 from PIL import Image
 
 from echoink.common.errors import UserError
@@ -125,6 +126,18 @@ def test_integers_of_an_unknown_range_are_refused(tmp_path, values):
     Image.fromarray((np.arange(64).reshape(8, 8) * 60).astype(values)).save(tmp_path / "x.tif")
     with pytest.raises(UserError, match="of an unknown range, at most 3780"):
         load_image(tmp_path / "x.tif")
+
+
+def test_16_bits_of_a_rare_kind_are_refused(tmp_path):
+    ramp = (np.arange(64, dtype=np.uint16).reshape(8, 8)) * 1000
+    Image.fromarray(ramp // 4).save(tmp_path / "sensor.png")  # 14 bits of 16
+    with pytest.raises(UserError, match="at most 15750"):
+        load_image(tmp_path / "sensor.png")
+    Image.fromarray(ramp).save(tmp_path / "inverted.tif", tiffinfo={262: 0})
+    Image.fromarray(ramp).save(tmp_path / "transparent.png", transparency=1000)
+    for name in ("inverted.tif", "transparent.png"):
+        with pytest.raises(UserError, match="of a rare kind of 16 bits"):
+            load_image(tmp_path / name)
 
 
 def test_of_an_animation_the_first_frame_is_shown(tmp_path):
@@ -293,6 +306,35 @@ def test_a_clock_that_starts_late_changes_nothing(tmp_path):
         late = load_video(video(tmp_path / name, seconds=4, start=3), CAPS)
         assert late.seconds == pytest.approx(plainly.seconds, abs=0.3) and len(late.frames) == len(plainly.frames)
         assert late.frames.mean((1, 2, 3)) == pytest.approx(plainly.frames.mean((1, 2, 3)), abs=8)
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_a_sound_that_begins_before_its_pictures_is_heard_from_its_beginning(tmp_path, name):
+    """As files are that were cut between two key frames: a player plays all of it, over the first picture."""
+    path = video(tmp_path / name, seconds=4, start=3, sound_start=-3, sound_seconds=7)
+    sound, shown = load_soundtrack(path, 20), load_video(path, CAPS)
+    assert sound.seconds == pytest.approx(7, abs=0.15) and len(sound.samples) / SAMPLING_RATE == pytest.approx(
+        7, abs=0.15
+    )
+    assert shown.seconds == pytest.approx(7, abs=0.3)
+    levels = shown.frames.mean((1, 2, 3))
+    moments = (np.arange(len(levels)) + 0.5) * shown.seconds / len(levels)
+    assert levels == pytest.approx(20 * np.clip(moments - 3, 0, 4), abs=12)
+
+
+def test_of_several_tracks_the_one_that_players_take_is_taken(tmp_path):
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        tracks = [container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        tracks[0].disposition, tracks[1].disposition = Disposition(0), Disposition.default
+        for track, hertz in zip(tracks, (440, 880), strict=True):
+            wave = np.sin(2 * np.pi * hertz * np.arange(16_000) / 16_000)
+            frame = av.AudioFrame.from_ndarray((wave[None] * 20_000).astype(np.int16), format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            for packet in [*track.encode(frame), *track.encode()]:
+                container.mux(packet)
+    heard = load_sound(path, 10).samples
+    assert np.abs(np.fft.rfft(heard)).argmax() * SAMPLING_RATE / len(heard) == pytest.approx(880, abs=5)
 
 
 def test_a_turned_video_is_shown_upright(tmp_path):
