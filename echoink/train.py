@@ -180,6 +180,14 @@ def _check_processes(config: Config) -> None:
             f"accelerate's own configuration asks for {theirs[0]}",
             "here trainer=fsdp2, zero2 or zero3 says what is divided; launch with a configuration without it",
         )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "bf16" if config.trainer.bf16 else "no"):
+        raise UserError(
+            f"ACCELERATE_MIXED_PRECISION={precision}, and trainer.bf16={str(config.trainer.bf16).lower()}",
+            "here trainer.bf16 says it: unset the variable, or mixed_precision: 'no' in accelerate's configuration",
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise UserError("ACCELERATE_DYNAMO_BACKEND asks for torch.compile, which was never tried here", "unset it")
     if sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ:
         hint = f"torchrun --nproc_per_node {wanted} -m echoink.train …"
         raise UserError(f"trainer.sharding={sharding.name} is started by torchrun, one process too", hint)

@@ -315,6 +315,8 @@ def _check_together(config: Config) -> None:
     if config.task is not Task.sft and not (any(weights) or pays or any(each.weight for each in reward.files)):
         raise UserError("reward.lambda_acc and reward.lambda_fmt are both 0", "nothing would be rewarded")
     check_reward_files(reward.file, reward.files)
+    if config.adapter.kind is Adapter.qlora and trainer.sharding is Sharding.fsdp2:
+        raise UserError("adapter=qlora cannot be divided by FSDP2", "trainer=ddp: 4-bit weights fit on each GPU")
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
     if config.trains and config.eval.split is Split.train:

@@ -1,4 +1,4 @@
-"""A process that hangs names its step and its samples, and ends."""
+"""A process that hangs, or whose engine does, names its step and its samples, and ends."""
 
 import faulthandler
 import os
@@ -29,17 +29,18 @@ class Watchdog:
     that names no step and no sample.
 
     Args:
-        seconds: without a word from `at` before it bites; where there is one process it never does.
+        seconds: without a word from `at` before it bites; one process alone waits for nobody.
+        watches_engine: it waits for vLLM, which may hang, too.
     """
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
+    def __init__(self, seconds: float, watches_engine: bool = False):
+        self._seconds, self._watches_engine = seconds, watches_engine
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         at("the start")
-        if several():
+        if several() or self._watches_engine:
             self._thread.start()
         return self
 

@@ -83,7 +83,7 @@ def execute(
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
         # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.
         base, final, gathered = [], [], nullcontext
-        with watchdog.Watchdog(config.trainer.patience):
+        with watchdog.Watchdog(config.trainer.patience, watches_engine=config.uses_vllm):
             if evaluates_base:
                 with sharding.unsharded(job.model):
                     base = evaluator.phase(job.model, splits.valid, "base", 0)

@@ -51,6 +51,8 @@ def model_of(model: "PreTrainedModel") -> Model:
     )
 
 
+DEEPSPEED = (Sharding.zero2, Sharding.zero3)
+
 SHARDED_PARTS = {
     Sharding.none: (),
     Sharding.zero2: ("gradients", "optimizer"),
@@ -69,7 +71,7 @@ class Estimate:
     reference: int
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """AdamW's two moments; under DeepSpeed also the float32 weights that it takes its steps on."""
     activations: int
     """Kept for the backward pass."""
     cache: int
@@ -159,15 +161,18 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
-    size = 4 if adapts else model.itemsize  # an adapter learns in float32
+    deepspeed = trainer.sharding in DEEPSPEED
+    size = 4 if adapts or deepspeed else model.itemsize  # an adapter learns in float32
+    # DistributedDataParallel holds what it sums in buckets of its own.
+    buckets = 2 if trainer.sharding is Sharding.none and trainer.processes > 1 else 1
     in_engine, engine = PackedRow(decoded.prompts * group, 1, 0, longest + completion), 0
     if config.uses_vllm:
         engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
     return Estimate(
         weights=weights,
         reference=reference if config.grpo.beta > 0 and not adapts else 0,
-        gradients=learning * size,
-        optimizer=2 * learning * size,
+        gradients=buckets * learning * size,
+        optimizer=(3 if deepspeed else 2) * learning * size,
         activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
         cache=0 if config.task is Task.sft or config.uses_vllm else cache(model, decoded, bf16),
         engine=engine,
@@ -188,9 +193,10 @@ def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sh
     held = model.weight_bytes
     if not bf16 or model.itemsize <= 2:
         return held, held
-    if sharding is not Sharding.none:  # gathered in bfloat16; the shares stay as they are
-        reference = held if sharding is Sharding.fsdp2 else 2 * model.parameters  # `fit` loads it so for DeepSpeed
-        return held + 2 * model.parameters, reference
+    if sharding in DEEPSPEED:  # its module is in bfloat16, `fit` loads the reference so
+        return 2 * model.parameters, 2 * model.parameters
+    if sharding is Sharding.fsdp2:  # gathered in bfloat16; the shares stay as they are
+        return held + 2 * model.parameters, held
     # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
     # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
     saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0

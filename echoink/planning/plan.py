@@ -41,9 +41,12 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     steps = training_steps(trainer, grpo.updates_per_rollout, len(splits.train))
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
-    alone = replace(config, trainer=replace(trainer, sharding=Sharding.none))
-    needed = {"not sharded": needs(alone, parameters, longest)}
-    if trainer.processes > 1:
+    needed = {}
+    if trainer.sharding not in memory.DEEPSPEED:  # which computes in other types than a run without it
+        own = -(-trainer.prompts_per_step // trainer.processes)
+        alone = replace(trainer, sharding=Sharding.none, processes=1, prompts_per_step=own)
+        needed["not sharded"] = needs(replace(config, trainer=alone), parameters, longest)
+    if trainer.processes > 1 or not needed:
         how = "sharded over" if memory.SHARDED_PARTS[trainer.sharding] else "not sharded, on each of"
         needed[f"{how} {trainer.processes}"] = needs(config, parameters, longest)
     rollouts = -(-steps // grpo.updates_per_rollout)
@@ -72,11 +75,21 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         },
         "disk_bytes": disk_bytes(config, parameters),
         "gpus": gpus(config, parameters, tokens),
+        "hours_without": _not_counted(config),
     }
 
 
+def _not_counted(config: Config) -> list[str]:
+    """What a run does besides and no number of hours has."""
+    found = ["evaluations", "saves", "the start"]
+    found += ["the rollouts and passes of reward.integration"] if config.reward.lambda_int else []
+    found += ["unpacking 4-bit weights"] if config.adapter.kind is Adapter.qlora else []
+    return found + (["how vLLM differs from our decoder"] if config.uses_vllm else [])
+
+
 def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> dict[str, Any]:
-    """Hours, memory and growth on 1, 8 and 64 GPUs, as `step_time` says; nothing of it is measured on one.
+    """Hours, memory and growth on 1, 8 and 64 GPUs and as many as the run is for, as `step_time` says; nothing of it is
+    measured on one.
 
     Args:
         config: the run's.
@@ -106,17 +119,19 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
         micro_batch=trainer.micro_batch_prompts,
         updates=config.grpo.updates_per_rollout,
         given=config.task is Task.sft,
+        shared=config.grpo.shared_prefix,
     )
     rollouts = -(-training_steps(trainer, step.updates, len(tokens)) // step.updates)
     asked = rollouts * step.prompts
     longest = max(each.total for each in tokens)
     found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
-    for count in (1, step_time.NODE, 8 * step_time.NODE):
-        sharding = trainer.sharding if count > 1 else Sharding.none
-        if count > 1 and sharding is Sharding.none and not adapts:
-            sharding = Sharding.fsdp2
+    for count in sorted({1, step_time.NODE, 8 * step_time.NODE, trainer.processes}):
+        sharding = trainer.sharding if count > 1 or trainer.sharding in memory.DEEPSPEED else Sharding.none
+        if count > 1 and trainer.processes == 1 and sharding is Sharding.none and not adapts:
+            sharding = Sharding.fsdp2  # what a run on one is likely to take there
         several = replace(config, trainer=replace(trainer, processes=count, sharding=sharding))
         setting = {"gpus": count, "sharded": memory.SHARDED_PARTS[sharding], "reference": config.grpo.beta > 0}
+        setting["across_machines"] = sharding in memory.DEEPSPEED
         at: dict[str, Any] = {"sharding": sharding.name}
         for gpu in step_time.GPUS:
             again, needed = _memory_on(several, parameters, longest, gpu.memory)
@@ -196,8 +211,13 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     and the export among them.
     """
     trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
+    deepspeed = trainer.sharding in memory.DEEPSPEED
+    halves = deepspeed and trainer.bf16  # it holds and saves the module so
     weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
+    weights = min(weights, 2 * parameters["total"]) if halves and not adapts else weights
     state = 2 * parameters["learning"] * (4 if adapts or config.model.dtype is Dtype.float32 else 2)
+    if deepspeed:  # float32 weights and moments; ZeRO-2 also the module, once more
+        state = 12 * parameters["learning"] + (weights if trainer.sharding is Sharding.zero2 else 0)
     kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
     export = _bytes(config, parameters) if trainer.push_to_hub else 0
     total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state + export
@@ -281,20 +301,21 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("", f"a save writes a checkpoint and reads it again for its checksums: {gib(read)} a process"))
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
+        rows.append(("", f"hours are without {', '.join(plan['hours_without'])}"))
     return rows
 
 
 def _gpu_lines(found: dict[str, Any]) -> list[str]:
     name = step_time.GPUS[1].name
     made = []
-    for gpus in (1, step_time.NODE, 8 * step_time.NODE):
+    for gpus in sorted(int(key) for key in found if key.isdigit()):
         at, of = found[str(gpus)], found[str(gpus)][name]
+        how = "" if at["sharding"] == "none" else f" with trainer.sharding={at['sharding']}"
         spent = of["seconds_per_step"]
         parts = " · ".join(f"{part} {spent[part]:.1f}" for part in spent if part != "total" and spent[part] >= 0.05)
         took = f"{of['hours']:.1f} h" if of["hours"] >= 0.1 else f"{60 * of['hours']:.0f} minutes"
-        text = f"{gpus} x {name}: about {took}, {of['gpu_hours']:.0f} GPU-hours"
+        text = f"{gpus} x {name}{how}: about {took}, {of['gpu_hours']:.0f} GPU-hours"
         text += f" ({of['steps']:,} steps of {of['prompts_per_step']} prompts; s a step: {parts})"
-        how = "" if at["sharding"] == "none" else f" with trainer.sharding={at['sharding']}"
         full = f"does not fit, {of['memory_bytes'] / 2**30:.0f} GiB would be needed on each{how}"
         made.append(text if of["fits"] else f"{gpus} x {name}: {full}")
     twice = found["twice of it costs"]

@@ -20,7 +20,7 @@ OF_LORA = 42
 LARGE = 7
 """Those of a layer's kernels that read a matrix of weights: they take as long as its bytes."""
 NODE = 8
-"""GPUs of one machine; FSDP2 and ZeRO divide within it."""
+"""GPUs of one machine; FSDP2 divides within it, ZeRO among all."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Step:
     """Over each rollout."""
     given: bool = False
     """Whether the completions are given and none is sampled."""
+    shared: bool = True
+    """Whether the loss computes a prompt once for its G completions, or once for each."""
 
 
 def operations(model: Model, step: Step) -> dict[str, float]:
@@ -97,7 +99,8 @@ def operations(model: Model, step: Step) -> dict[str, float]:
 
     Returns:
         `prefill`: prompts through the towers and the language model, the head on their last tokens. `decode`: a token
-        at a time. `forward`: each prompt once and its completions, the head on these. `towers`: of that, the media.
+        at a time. `forward`: each prompt once (in plain rows G times) and its completions, the head on these. `towers`:
+        of that, the media.
     """
     b, p, g, c = step.prompts, step.prompt, step.group, step.completion
     d = model.dimensions
@@ -106,11 +109,19 @@ def operations(model: Model, step: Step) -> dict[str, float]:
     pair = 4 * d.width * d.layers  # of a token with one that it sees
     prefill = b * (2 * d.linear * p + pair * p * p / 2 + 2 * d.head)
     decode = b * g * c * (2 * d.linear + 2 * d.head) + pair * b * g * (p * c + c * c / 2)
-    return {"prefill": prefill + towers, "decode": decode, "forward": prefill + decode + towers, "towers": towers}
+    forward = (1 if step.shared else g) * prefill + decode + towers
+    return {"prefill": prefill + towers, "decode": decode, "forward": forward, "towers": towers}
 
 
 def seconds(
-    model: Model, step: Step, gpu: Gpu, gpus: int, sharded: tuple[str, ...], reference: bool, again: bool
+    model: Model,
+    step: Step,
+    gpu: Gpu,
+    gpus: int,
+    sharded: tuple[str, ...],
+    reference: bool,
+    again: bool,
+    across_machines: bool = False,
 ) -> dict[str, float]:
     """Seconds of one step: `rollout`, `reference`, `update`, `optimizer`, and the `total`.
 
@@ -119,14 +130,16 @@ def seconds(
         step: its work.
         gpu: one of them.
         gpus: how many, each with a process; they have whole prompts.
-        sharded: of "weights", "gradients", "optimizer" what they divide, within a machine.
+        sharded: of "weights", "gradients", "optimizer" what they divide.
         reference: whether pi_ref is computed.
         again: whether activations are computed again in the backward pass.
+        across_machines: whether they divide among all, and not within each machine.
     """
     does = operations(model, step)
     share = -(-step.prompts // gpus) / step.prompts  # of the slowest
     rate, memory, link = gpu.busy * gpu.flops, gpu.flowing * gpu.bandwidth, gpu.flowing * gpu.link
-    within = min(gpus, NODE)
+    within = gpus if across_machines else min(gpus, NODE)  # so many have a share each
+    link = gpu.flowing * gpu.network if within > NODE else link
     moved = (within - 1) / within
     gather = 2 * model.total * moved / link if "weights" in sharded else 0.0
     batches = -(-step.prompts // (gpus * step.micro_batch))
@@ -147,7 +160,7 @@ def seconds(
     reduced = 4 * model.learning * moved / link  # gradients, within the machine, then across
     if "optimizer" in sharded and "weights" not in sharded:
         reduced += 2 * model.learning * moved / link  # what each has updated
-    across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > NODE else 0.0
+    across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > within else 0.0
     looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first of them
     update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
     own = model.learning / (within if "optimizer" in sharded else 1)
@@ -165,6 +178,7 @@ def hours(
     sharded: tuple[str, ...],
     reference: bool,
     again: bool,
+    across_machines: bool = False,
 ) -> dict:
     """What training on `samples` prompts takes on so many GPUs; with more GPUs than prompts a step, a step has more.
 
@@ -175,7 +189,8 @@ def hours(
     if step.prompts < least:
         step = replace(step, prompts=least)
     steps = -(-samples // step.prompts) * step.updates
-    once = seconds(model, step, gpu, gpus=gpus, sharded=sharded, reference=reference, again=again)
+    setting = {"sharded": sharded, "reference": reference, "again": again, "across_machines": across_machines}
+    once = seconds(model, step, gpu, gpus=gpus, **setting)
     whole = steps / step.updates * once["total"] / 3600
     return {
         "prompts_per_step": step.prompts,

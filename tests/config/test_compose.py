@@ -95,6 +95,7 @@ REFUSED = [
     ("task=compare checkpoint=x eval.base=false", "eval.base has no effect here\n  → task=compare asks both models"),
     ("eval.protocol=release eval.greedy=false", "eval.greedy has no effect here"),
     ("task=eval eval.protocol=release reward.match=exact", "reward.match has no effect here"),
+    ("adapter=qlora trainer=fsdp2 trainer.bf16=true", "adapter=qlora cannot be divided by FSDP2"),
     ("task=sft generation=vllm", "task=sft generates no rollouts"),
     ("task=sft reward=integration", "task=sft learns responses"),
 ]

@@ -243,6 +243,14 @@ def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whol
     ] or ("process 0 failed at step 1" in said[0])
 
 
+def test_one_process_does_not_wait_for_an_engine_for_ever(tmp_path):
+    code = "import time\nfrom echoink.distributed import watchdog\nwith watchdog.Watchdog(0.4, watches_engine={}):\n"
+    code += "    watchdog.at('step 3, rollout of a')\n    time.sleep(3)\n"
+    hung = processes.run(tmp_path, code=code.format(True))
+    assert hung.returncode == 75 and "has waited for 0.4 s (trainer.patience) at step 3, rollout of a" in hung.stderr
+    assert processes.run(tmp_path, code=code.format(False)).returncode == 0, "without one there is nobody to wait for"
+
+
 @pytest.mark.parametrize(
     ("words", "environment", "says"),
     [
@@ -250,6 +258,8 @@ def test_a_process_that_hangs_is_named_with_its_step_and_its_samples(place, whol
         ([], {"WORLD_SIZE": "2"}, "this run is for trainer.processes=1, and 2 are started"),
         (["trainer=zero3"], {}, "trainer.sharding=zero3 is started by torchrun"),
         (["trainer=fsdp2"], {"ACCELERATE_USE_FSDP": "true"}, "accelerate's own configuration asks for FSDP"),
+        ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "ACCELERATE_MIXED_PRECISION=bf16, and trainer.bf16=false"),
+        ([], {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "asks for torch.compile"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(place, words, environment, says):

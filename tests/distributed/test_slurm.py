@@ -15,7 +15,8 @@ from tests.helpers.several import RUN
 
 SCRIPT = ROOT / "experiments/slurm/train.sbatch"
 SRUN = """#!/usr/bin/env bash
-shift  # --kill-on-bad-exit=1
+[ "$1" = --cpus-per-task=4 ] || exit 9
+shift 2  # and --kill-on-bad-exit=1
 pids=()
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
@@ -53,6 +54,7 @@ def test_a_job_that_is_asked_to_go_is_queued_again_and_ends_the_second_time(tmp_
         "SLURM_JOB_NODELIST": "one",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "4",
     }
     command = ["bash", str(SCRIPT), *RUN, "tracking=off"]
     folder = tmp_path / "outputs/slurm-17"

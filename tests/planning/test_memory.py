@@ -102,7 +102,8 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
     for sharding, processes in (("fsdp2", 8), ("fsdp2", 16), ("zero3", 8), ("zero3", 16)):
         config = config_of(*words[:3], words[3] + sharding, f"trainer.processes={processes}")
         found[sharding, processes] = plan.needs(config, plan.count_parameters(config), 580)
-    assert found["fsdp2", 16].weights == found["fsdp2", 8].weights == 2 * found["zero3", 16].weights
+    assert found["fsdp2", 16].weights == found["fsdp2", 8].weights
+    assert found["zero3", 8].weights == 2 * found["zero3", 16].weights, "DeepSpeed divides among all machines"
     assert found["fsdp2", 8].reference == 2 * found["zero3", 8].reference, "for DeepSpeed it is loaded in bfloat16"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert shard_group_size(16) == 8
