@@ -26,7 +26,18 @@ from omegaconf import DictConfig
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import SWEPT, VERSION_BASE, Composed, as_text, compose, launched_processes, quoted, validate
+from echoink.config.compose import (
+    SWEPT,
+    VERSION_BASE,
+    Composed,
+    as_text,
+    closest,
+    compose,
+    hint_for,
+    launched_processes,
+    quoted,
+    validate,
+)
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Sharding
@@ -39,13 +50,18 @@ from echoink.run_folder import resume
 def main() -> None:
     """Validate the command line, then let Hydra run the job or the sweep."""
     signals.install()
-    arguments = get_args_parser().parse_intermixed_args()
+    parser = get_args_parser()
+    arguments, unknown = parser.parse_known_intermixed_args()
     if arguments.help:
         sys.stdout.write(help_text())
         return
     shows_only = arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion
     launch = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
     try:
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            hint = closest(word, [*parser._option_string_actions]) or hint_for(word.lstrip("-").replace("-", "_"))
+            raise UserError(f"{unknown[0]} is no flag: settings are key=value, without dashes", hint)
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
         sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser wants all overrides side by side
         if shows_only:

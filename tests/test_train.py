@@ -255,6 +255,20 @@ def test_a_bad_configuration_is_refused_at_once_and_leaves_nothing(tmp_path, arg
 
 
 @pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--learning_rate", "1e-5"], "did you mean trainer.learning_rate?"),
+        (["--num_generations=8"], "here it is grpo.group_size"),
+        (["--multirn", "seed=1,2"], "did you mean --multirun?"),
+    ],
+)
+def test_flags_and_their_typos_lead_to_settings(tmp_path, words, hint):
+    done = processes.run(tmp_path, *words)
+    assert done.returncode == 2 and f"{words[0]} is no flag: settings are key=value" in done.stderr
+    assert hint in done.stderr and not list(tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dataset=avqa_r1_6k", "dataset.path=nowhere"], "dataset folder not found: nowhere"),

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from echoink.common.errors import UserError
 from echoink.common.ranges import check_range
 from echoink.config.effects import refuse_without_effect
+from echoink.config.foreign_names import HERE
 from echoink.config.origin import chosen_files, explain, has_key, line_of, refuse_surprises
 from echoink.config.paths import NO_RUNS, conf_dir
 from echoink.config.schema import (
@@ -383,10 +384,24 @@ def check_reward_files(file: str | None, files: Sequence[RewardFile]) -> None:
         taken.append(each.metric_name)
 
 
+_PLACES = {
+    "model": "; for one of your own: model=<one of these> model.path=<folder or hub id>",
+    "dataset": "; for one of your own: dataset=rows dataset.path=<folder>",
+}
+"""Of groups whose place may be taken for their file."""
+
+
+def hint_for(name: str) -> str:
+    """What to write in the place of a name that is no key."""
+    return _known(name, _keys())
+
+
 def _known(tried: str, keys: Sequence[str]) -> str:
     """A hint: the same key in its group, else the closest one and those of its group."""
     if there := [key for key in keys if key.rpartition(".")[2] == tried.rpartition(".")[2]]:
         return f"did you mean {' or '.join(there)}?"
+    if here := HERE.get(tried.rpartition(".")[2]):
+        return f"here it is {here}"
     same_depth = [key for key in keys if key.count(".") == tried.count(".")]
     siblings = [key for key in same_depth if key.rpartition(".")[0] == tried.rpartition(".")[0]]
     return f"{closest(tried, same_depth)}known: {', '.join(siblings or same_depth)}"
@@ -410,7 +425,9 @@ def _explained(error: Exception, overrides: Sequence[str], own: Path | None = No
         names = listing.partition("Config search path")[0].split("\n")[1:]
         names = [name.strip() for name in names if name.strip()]
         tried = what.split("'")[-2].split("/")[-1]
-        return UserError(what.strip().splitlines()[-1], f"{closest(tried, names)}available: {', '.join(names)}")
+        hint = f"{closest(tried, names)}available: {', '.join(names)}"
+        group = what.split("'")[-2].split("/")[0]
+        return UserError(what.strip().splitlines()[-1], hint + _PLACES.get(group, ""))
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
         if sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):

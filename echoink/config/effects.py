@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, Source, Task, flatten
+from echoink.config.schema import Adapter, Advantage, Config, Protocol, RolloutEngine, Source, Task, flatten
 from echoink.rewards.types import Rule
 
 
@@ -71,7 +71,10 @@ def of_training_alone(given: Collection[str], config: Config) -> list[str]:
     if config.trains:
         return []
     trainer = [f"trainer.{each.name}" for each in fields(config.trainer) if each.name not in _OF_EVALUATIONS_TOO]
-    return sorted(key for key in given if key in trainer or key.startswith(_OF_TRAINING))
+    found = {key for key in given if key in trainer or key.startswith(_OF_TRAINING)}
+    if config.generation.engine is RolloutEngine.vllm and not config.uses_vllm:  # eval.engine=vllm is for evaluations
+        found |= {"generation.engine"} if {"generation", "generation.engine"} & set(given) else set()
+    return sorted(found)
 
 
 def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> None:

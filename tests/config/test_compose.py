@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from echoink.common.errors import UserError
 from echoink.config.compose import SWEPT, as_text, compose, groups, launched_processes, quoted
 from echoink.config.effects import of_training_alone
+from echoink.config.foreign_names import HERE
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
@@ -72,6 +73,12 @@ REFUSED = [
     ("dataset.path=", "dataset.path= is empty"),
     ("tracking.uri=", "tracking.uri= is empty"),
     ("learning_rate=1e-4", "did you mean trainer.learning_rate?"),
+    ("lr=1e-4", "here it is trainer.learning_rate"),
+    ("grpo.num_generations=8", "here it is grpo.group_size"),
+    ("adapter.r=8", "here it is adapter.rank"),
+    ("report_to=wandb", "here it is tracking=mlflow or tracking=off"),
+    ("model=Qwen/Qwen2.5-Omni-3B", "model.path=<folder or hub id>"),
+    ("dataset=mine.jsonl", "dataset=rows dataset.path=<folder>"),
     ("eval.ablations=no_audio", "eval.ablations=[…]"),
     ("name=../x", "leads out of outputs/"),
     ("name=old/unfinished", "runs below unfinished/ are not looked for"),
@@ -99,6 +106,15 @@ REFUSED = [
     ("task=sft generation=vllm", "task=sft generates no rollouts"),
     ("task=sft reward=integration", "task=sft learns responses"),
 ]
+
+
+def test_names_of_other_trainers_lead_to_keys_that_there_are():
+    keys, files = {key for key, _, _ in fields_of(config_of())}, {path.as_posix() for path in YAMLS}
+    for name, here in HERE.items():
+        assert not any(key.rpartition(".")[2] == name for key in keys), f"{name} is a key here"
+        first = here.split(" ")[0].split(",")[0]
+        key, _, value = first.partition("=")
+        assert key in keys or f"{key}/{value}.yaml" in files or "<" in value or key == "reward.file", here
 
 
 @pytest.mark.parametrize(("override", "message"), REFUSED)
@@ -150,6 +166,9 @@ def test_keys_of_training_may_stand_beside_an_evaluation_but_no_sweep_over_them(
     given = {word.partition("=")[0] for word in words}
     assert of_training_alone(given, config_of(*words)) == ["grpo.beta", "trainer.steps"]
     assert of_training_alone(given, config_of(*words[1:])) == []
+    engines = ["generation=vllm", "eval.engine=vllm"]
+    assert of_training_alone({"generation"}, config_of("task=eval", engines[0])) == ["generation.engine"]
+    assert of_training_alone({"generation"}, config_of("task=eval", *engines)) == []
     assert compose(["task=eval", "grpo.beta=0.1", "seed=0,1"], multirun=True)
     assert compose(["task=eval,train", "grpo.beta=0,0.1"], multirun=True)
     with pytest.raises(UserError, match="grpo.beta has no effect here, and the jobs differ in it"):
