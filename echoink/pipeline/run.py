@@ -220,6 +220,8 @@ def _load_data(config: Config) -> Splits:
 def _plan(config: Config, files: RunFolder) -> None:
     made = plan.make(config, _load_data(config))
     files.write_json("plan.json", made)
+    if warning := plan.warning_before_loading(config.model):
+        console.say("warning", warning)
     for label, text in plan.lines(made):
         console.say(label, text)
     console.say("plan", str(files.path / "plan.json"))

@@ -5,11 +5,14 @@ What is estimated is called so: the text's tokens (a quarter of its characters: 
 (`memory.py` says how; its activations are within 25 % of what autograd keeps on the tiny model).
 """
 
+import json
 import statistics
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from echoink.common.console import counted
+from echoink.config.paths import resolve
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task
 from echoink.data.profile import spread
 from echoink.data.prompts import build_messages
@@ -77,6 +80,32 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "gpus": gpus(config, parameters, tokens),
         "hours_without": _not_counted(config),
     }
+
+
+def other_architecture(config: ModelConfig, layers: int, width: int) -> str | None:
+    """A warning where the group `model` describes another model than weights with so many layers of that width: the plan
+    is wrong then, and its caps may be.
+    """
+    says = config.architecture
+    if (says.layers, says.width) == (layers, width):
+        return None
+    side = round(config.max_pixels**0.5)
+    return (
+        f"the weights have {layers} layers of width {width:,}, and model.architecture says {says.layers} of "
+        f"{says.width:,}: the plan is of another model, and so may be the caps. Pictures are scaled to at most about "
+        f"{side} x {side} pixels, sounds cut at {config.max_audio_seconds:g} s. model=qwen2_5_omni_3b model.path=… has "
+        "those of a real one"
+    )
+
+
+def warning_before_loading(config: ModelConfig) -> str | None:
+    """`other_architecture` of a folder that says its dimensions; None where it does not, or is on a hub."""
+    file = Path(resolve(config.path)) / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    text = found.get("thinker_config", found).get("text_config", {})
+    if not {"num_hidden_layers", "hidden_size"} <= text.keys():
+        return None
+    return other_architecture(config, text["num_hidden_layers"], text["hidden_size"])
 
 
 def _not_counted(config: Config) -> list[str]:

@@ -10,7 +10,7 @@ from transformers.distributed import DistributedConfig
 
 from echoink.common import allocator, console
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Config, Dimensions, Dtype, ModelConfig, Sharding, TrainerConfig
+from echoink.config.schema import Adapter, Config, Dtype, Sharding, TrainerConfig
 from echoink.data.processor import Caps, PromptProcessor
 from echoink.data.splits import Splits, video_caps
 from echoink.data.token_counts import prompt_tokens
@@ -18,7 +18,7 @@ from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
 from echoink.models.rounding import bf16_slowdown, round_frozen
-from echoink.planning import memory
+from echoink.planning import memory, plan
 from echoink.rewards import terms
 from echoink.rewards.terms import ExtraReward
 from echoink.rollout.sampling import Sampling
@@ -116,7 +116,8 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # PEFT's adapter alone learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
-    if warning := other_architecture(config.model, memory.model_of(model).dimensions):
+    text = model.config.get_text_config()
+    if warning := plan.other_architecture(config.model, text.num_hidden_layers, text.hidden_size):
         console.say("warning", warning)
     if config.trainer.bf16 and model.device.type == "cpu" and (slower := bf16_slowdown()) > SLOW:
         slow = f"this CPU multiplies bfloat16 about {slower:.0f} times as slowly as float32"
@@ -171,20 +172,6 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
         f"({needs.activations / 2**30:.1f}) {'kept' if fits else 'recomputed'} for the backward pass",
     )
     return replace(config.trainer, gradient_checkpointing=not fits)
-
-
-def other_architecture(config: ModelConfig, weights: Dimensions) -> str | None:
-    """A warning where the group `model` is of another model than the weights: its caps are likely to be wrong."""
-    says = config.architecture
-    if (says.layers, says.width) == (weights.layers, weights.width):
-        return None
-    side = round(config.max_pixels**0.5)
-    return (
-        f"the weights have {weights.layers} layers of width {weights.width:,}, and model.architecture {says.layers} of "
-        f"{says.width:,}: the plan is of another model, and so may be the caps. Pictures are scaled to at most about "
-        f"{side} x {side} pixels, sounds cut at {config.max_audio_seconds:g} s. model=qwen2_5_omni_3b model.path=… has "
-        "those of a real one"
-    )
 
 
 def evaluation_batch_prompts(job: Job, longest: int) -> int:

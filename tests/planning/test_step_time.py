@@ -84,6 +84,18 @@ def gpus_of(*words):
     return plan.gpus(config, plan.count_parameters(config), [Tokens(160, 230, 190, 0)] * 64)
 
 
+def test_weights_of_another_model_than_the_group_says_are_warned_of(tmp_path):
+    """`model.path=` alone keeps the caps of the embedded model: a real one would see pictures of 112 x 112 pixels."""
+    model = config_of(f"model.path={tmp_path}").model
+    assert plan.other_architecture(model, 3, 128) is None and plan.warning_before_loading(model) is None
+    assert plan.warning_before_loading(config_of().model) is None, "the embedded model is what its file says"
+    text = {"text_config": {"num_hidden_layers": 36, "hidden_size": 2048}}
+    for config in (text, {"thinker_config": text}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        said = plan.warning_before_loading(model)
+        assert "36 layers of width 2,048, and model.architecture says 3 of 128" in said and "112 x 112 pixels" in said
+
+
 def test_gpus_are_planned_as_the_run_divides_and_for_as_many_as_it_is_for():
     words = ["experiment=echoink_r1_7b", "dataset.path=x", "model=qwen2_5_omni_3b"]
     found = gpus_of(*words, "trainer=ddp", "trainer.processes=8")

@@ -29,11 +29,3 @@ def test_fsdp2_divides_a_model_within_a_machine_and_zero3_among_all(monkeypatch,
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     config = config_of("experiment=echoink_r1_7b", "dataset.path=x", f"trainer.sharding={trainer}")
     assert setup.divided_among(replace(config.trainer, processes=64)) == among
-
-
-def test_weights_of_another_model_than_the_group_says_are_warned_of():
-    """`model.path=` alone keeps the caps of the embedded model: a real one would see pictures of 112 x 112 pixels."""
-    model, tiny = config_of().model, config_of().model.architecture
-    assert setup.other_architecture(model, tiny) is None
-    said = setup.other_architecture(model, replace(tiny, layers=36, width=2048))
-    assert "36 layers of width 2,048, and model.architecture 3 of 128" in said and "112 x 112 pixels" in said
