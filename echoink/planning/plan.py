@@ -83,8 +83,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
 
 
 def other_architecture(config: ModelConfig, layers: int, width: int) -> str | None:
-    """A warning where the group `model` describes another model than weights with so many layers of that width: the plan
-    is wrong then, and its caps may be.
+    """A warning where the group `model` describes another model than weights with so many layers of that width:
+    its plan is wrong then, and its caps may be.
     """
     says = config.architecture
     if (says.layers, says.width) == (layers, width):
