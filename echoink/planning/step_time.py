@@ -169,18 +169,9 @@ def seconds(
     return parts | {"total": sum(parts.values())}
 
 
-def hours(
-    model: Model,
-    step: Step,
-    samples: float,
-    gpu: Gpu,
-    gpus: int,
-    sharded: tuple[str, ...],
-    reference: bool,
-    again: bool,
-    across_machines: bool = False,
-) -> dict:
+def hours(model: Model, step: Step, samples: float, gpu: Gpu, gpus: int, **setting) -> dict:
     """What training on `samples` prompts takes on so many GPUs; with more GPUs than prompts a step, a step has more.
+    The other arguments are those of `seconds`.
 
     Returns:
         `prompts_per_step`, `steps`, `hours`, `gpu_hours`, `seconds_per_step` by part.
@@ -189,7 +180,6 @@ def hours(
     if step.prompts < least:
         step = replace(step, prompts=least)
     steps = -(-samples // step.prompts) * step.updates
-    setting = {"sharded": sharded, "reference": reference, "again": again, "across_machines": across_machines}
     once = seconds(model, step, gpu, gpus=gpus, **setting)
     whole = steps / step.updates * once["total"] / 3600
     return {
