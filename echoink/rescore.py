@@ -109,7 +109,7 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
     if not path.is_file():
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
-    of_phase = _reader(path.parent, given.match)
+    match_of = _match_of_phase(path.parent, given.match)
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -129,10 +129,10 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
         name: Clock(custom.load(file, example, given.on_error, given.max_seconds)) for name, file in files.items()
     }
     own = [ExtraReward(name, clock, 1) for name, clock in clocks.items()]
-    return before, [rejudged(each, of_phase(each.phase), own) for each in before], clocks
+    return before, [rejudged(each, match_of(each.phase), own) for each in before], clocks
 
 
-def _reader(run: Path, given: Match | None) -> Callable[[str], Match]:
+def _match_of_phase(run: Path, given: Match | None) -> Callable[[str], Match]:
     """How the answers of a phase are read: as is given, else as the run in that folder does; leniently where there is
     none.
     """

@@ -40,7 +40,7 @@ from echoink.config.compose import (
 )
 from echoink.config.help import help_text
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, Sharding
+from echoink.config.schema import Config
 from echoink.pipeline import sweep, sweep_job
 from echoink.pipeline.run import run
 from echoink.planning import preflight
@@ -204,7 +204,7 @@ def _check_processes(config: Config) -> None:
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("ACCELERATE_DYNAMO_BACKEND asks for torch.compile, which was never tried here", "unset it")
-    if sharding in (Sharding.zero2, Sharding.zero3) and "RANK" not in os.environ:
+    if sharding.is_deepspeed and "RANK" not in os.environ:
         hint = f"torchrun --nproc_per_node {wanted} -m echoink.train …"
         raise UserError(f"trainer.sharding={sharding.name} is started by torchrun, one process too", hint)
     if wanted == there:

@@ -304,7 +304,7 @@ def _check_together(config: Config) -> None:
             f"it is {config.grpo.group_size}",
         )
     halves = config.model.dtype is Dtype.bfloat16 and config.adapter.kind is Adapter.none
-    if config.trains and halves and trainer.sharding not in (Sharding.zero2, Sharding.zero3):
+    if config.trains and halves and not trainer.sharding.is_deepspeed:
         raise UserError(
             "model.dtype=bfloat16 would learn in bfloat16, where nearly all of a small update is lost",
             "model.dtype=float32 trainer.bf16=true computes in bfloat16 and learns in float32; or adapter=lora",

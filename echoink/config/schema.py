@@ -188,6 +188,11 @@ class Sharding(Enum):
     zero2 = "zero2"
     zero3 = "zero3"
 
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed does it, which keeps float32 weights of its own beside the module's."""
+        return self in (Sharding.zero2, Sharding.zero3)
+
 
 class Scale(Enum):
     """What advantages are divided by."""
@@ -404,7 +409,9 @@ class GenerationConfig:
 class TrainerConfig:
     processes: int | None = key("processes that the run is for, one a GPU; null: as many as are started", ge=1)
     sharding: Sharding = key("what is divided among the processes")
-    patience: float = key("seconds that a process waits for the others before it says where it is and ends", gt=0)
+    patience: float = key(
+        "seconds that a process waits for the others, or for vLLM, before it says where it is and ends", gt=0
+    )
     prompts_per_step: int = key("prompts per optimizer step, over all processes", ge=1)
     micro_batch_prompts: int = key("prompts per forward and backward on one process", ge=1)
     steps: int | None = key("optimizer steps; null for `epochs` over the training set", ge=1)

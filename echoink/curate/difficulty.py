@@ -161,7 +161,7 @@ def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> d
 
 def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
     """Let a model answer every training question: an evaluation by the entry point, which goes on where an earlier one
-    stopped. One that has ended is looked at again: it refuses answers of other data or weights.
+    stopped. One that has ended is run again: it answers nothing, and refuses other data or weights.
 
     Args:
         source: the dataset.
@@ -176,7 +176,7 @@ def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path,
     own = ["task=eval", *_of_source(source), "eval.split=train", f"checkpoint={quoted(checkpoint)}"]
     own += [f"seed={seed}", "tracking=off", f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
-        hint = "start again, or where data or model are others now, with a new output="
+        hint = "start again; with a new output= where the data or the model have changed"
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; {hint}")
 
 

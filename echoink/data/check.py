@@ -138,9 +138,12 @@ def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
 def _shared(found: Found) -> Iterator[tuple[str, str]]:
     """Files, sources that rows name and questions without media, which two splits share."""
     where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
+    questions: set[str] = set()
     for split, samples in found.samples.items():
         for sample in samples:
             origins = found.media[f"{split} {sample.id}"].origins(sample)
+            if not sample.media:
+                questions.add(f"question {sample.id}")
             places = {**sample.places, "text": f"question {sample.id}"}
             where[split].update((one, places[name]) for name, of in origins.items() for one in of)
     for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
@@ -152,7 +155,7 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
         if both:
             names = ", ".join(list(both.values())[:NAMES])
             more = f" and {len(both) - NAMES:,} more" if len(both) > NAMES else ""
-            files = sum(not place.startswith("question ") for place in both)
+            files = sum(place not in questions for place in both)
             counts = [counted(files, "file")] if files else []
             counts += [counted(len(both) - files, "question") + " without media"] if files < len(both) else []
             shared = f"{one} and {other} share {' and '.join(counts)}, so accuracy on {other} may be too high"

@@ -189,7 +189,8 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 def _refuse_part(medium: Any, where: str) -> None:
     """Refuse a medium that says which part of its file is meant."""
     for key, value in medium.items() if isinstance(medium, Mapping) else ():
-        if _PART_OF_FILE.fullmatch(str(key)) and value not in (None, [], 0) and not isinstance(value, str | bytes):
+        says = isinstance(value, int | float | list) and not isinstance(value, bool) and value not in ([], 0)
+        if says and _PART_OF_FILE.fullmatch(str(key)):
             raise UserError(f"{where} has {key}={value}, and files are read whole", "cut the file, and leave it out")
 
 

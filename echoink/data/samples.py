@@ -120,7 +120,7 @@ class Sample:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What its media were cut or made from, where the row says it; a sound and a picture may have one `video`."""
+        """What its media were cut or made from, where the row says it: a sound and a picture may be of one `video`."""
         return {name: self.fields[key] for key, name in SOURCES.items() if self.fields.get(key)}
 
     @property

@@ -46,7 +46,7 @@ MOST_JITTER = 0.05
 """Seconds by which a frame of sound may be late without leaving a gap: times are rounded, encoders add a delay."""
 
 MOST_DELAY = 0.1
-"""Seconds by which a video's sound may begin before its pictures and be cut to them."""
+"""A video's sound that begins by less than so many seconds before its pictures is cut to them."""
 
 CANCELLED, LOUDEST = 0.05, 8.0
 """A mono sound of less than this part of its channels' loudness, and a peak above this, are warned of."""
@@ -351,12 +351,13 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             width = round(width * float(stream.sample_aspect_ratio))
         if not 0 < width * height <= MAX_FILE_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
-        seconds = _duration(container, stream, medium)
+        early = _early_sound(container)
+        seconds = _duration(container, stream, early, medium)
         count = caps.frame_count(seconds)
         size = scaled(width, height, caps.max_pixels, caps.grid)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
-        shown, start = None, _early_sound(container)
+        shown, start = None, early
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
@@ -448,8 +449,7 @@ def _early_sound(container) -> float | None:
     return begins if float(pictures.start_time * pictures.time_base) - begins > MOST_DELAY else None
 
 
-def _duration(container, stream, medium: Medium) -> float:
-    early = _early_sound(container)
+def _duration(container, stream, early: float | None, medium: Medium) -> float:
     lead = 0.0 if early is None else float(stream.start_time * stream.time_base) - early
     if stream.duration:
         seconds = lead + float(stream.duration * stream.time_base)

@@ -51,8 +51,6 @@ def model_of(model: "PreTrainedModel") -> Model:
     )
 
 
-DEEPSPEED = (Sharding.zero2, Sharding.zero3)
-
 SHARDED_PARTS = {
     Sharding.none: (),
     Sharding.zero2: ("gradients", "optimizer"),
@@ -161,7 +159,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
-    deepspeed = trainer.sharding in DEEPSPEED
+    deepspeed = trainer.sharding.is_deepspeed
     size = 4 if adapts or deepspeed else model.itemsize  # an adapter learns in float32
     # DistributedDataParallel holds what it sums in buckets of its own.
     buckets = 2 if trainer.sharding is Sharding.none and trainer.processes > 1 else 1
@@ -193,7 +191,7 @@ def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sh
     held = model.weight_bytes
     if not bf16 or model.itemsize <= 2:
         return held, held
-    if sharding in DEEPSPEED:  # its module is in bfloat16, `fit` loads the reference so
+    if sharding.is_deepspeed:  # its module is in bfloat16, `fit` loads the reference so
         return 2 * model.parameters, 2 * model.parameters
     if sharding is Sharding.fsdp2:  # gathered in bfloat16; the shares stay as they are
         return held + 2 * model.parameters, held

@@ -45,7 +45,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
     needed = {}
-    if trainer.sharding not in memory.DEEPSPEED:  # which computes in other types than a run without it
+    if not trainer.sharding.is_deepspeed:  # which computes in other types than a run without it
         own = -(-trainer.prompts_per_step // trainer.processes)
         alone = replace(trainer, sharding=Sharding.none, processes=1, prompts_per_step=own)
         needed["not sharded"] = needs(replace(config, trainer=alone), parameters, longest)
@@ -101,7 +101,10 @@ def other_architecture(config: ModelConfig, layers: int, width: int) -> str | No
 def warning_before_loading(config: ModelConfig) -> str | None:
     """`other_architecture` of a folder that says its dimensions; None where it does not, or is on a hub."""
     file = Path(resolve(config.path)) / "config.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:  # a run says what is wrong with it, when it loads the weights
+        return None
     text = found.get("thinker_config", found).get("text_config", {})
     if not {"num_hidden_layers", "hidden_size"} <= text.keys():
         return None
@@ -155,12 +158,12 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     longest = max(each.total for each in tokens)
     found: dict[str, Any] = {"completion_tokens": step.completion, "longest_completion": 2 * step.completion}
     for count in sorted({1, step_time.NODE, 8 * step_time.NODE, trainer.processes}):
-        sharding = trainer.sharding if count > 1 or trainer.sharding in memory.DEEPSPEED else Sharding.none
+        sharding = trainer.sharding if count > 1 or trainer.sharding.is_deepspeed else Sharding.none
         if count > 1 and trainer.processes == 1 and sharding is Sharding.none and not adapts:
             sharding = Sharding.fsdp2  # what a run on one is likely to take there
         several = replace(config, trainer=replace(trainer, processes=count, sharding=sharding))
         setting = {"gpus": count, "sharded": memory.SHARDED_PARTS[sharding], "reference": config.grpo.beta > 0}
-        setting["across_machines"] = sharding in memory.DEEPSPEED
+        setting["across_machines"] = sharding.is_deepspeed
         at: dict[str, Any] = {"sharding": sharding.name}
         for gpu in step_time.GPUS:
             again, needed = _memory_on(several, parameters, longest, gpu.memory)
@@ -240,7 +243,7 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     and the export among them.
     """
     trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
-    deepspeed = trainer.sharding in memory.DEEPSPEED
+    deepspeed = trainer.sharding.is_deepspeed
     halves = deepspeed and trainer.bf16  # it holds and saves the module so
     weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
     weights = min(weights, 2 * parameters["total"]) if halves and not adapts else weights

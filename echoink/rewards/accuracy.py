@@ -61,8 +61,8 @@ def has_answer(completion: str, problem_type: ProblemType, options: Sequence[str
 
 
 def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]) -> Hashable:
-    """What answers between which the accuracy reward makes no difference have in common: "7" and "7.0" of a count, two
-    letters with the same text.
+    """One value for all answers that the accuracy reward takes for the same: "7" and "7.0" of a count, two letters with
+    the same text.
 
     Args:
         understood: the letters of a multiple-choice answer, "A, C"; else the content of the answer block.

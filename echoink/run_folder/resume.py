@@ -16,7 +16,7 @@ from typing import Any
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, cut_lines, write_atomic
-from echoink.config.schema import Config, Schedule, Sharding, to_yaml
+from echoink.config.schema import Config, Schedule, to_yaml
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
@@ -158,7 +158,7 @@ def begin(config: Config, folder: Path) -> Start:
     follow = () if config.trainer.schedule is Schedule.constant else ("steps", "epochs")
     fixed = ("learning_rate", "weight_decay", "schedule", "warmup_steps", *follow)
     kept = {f"trainer.{name}" for name in fixed} & set(changed)
-    if kept and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
+    if kept and config.trainer.sharding.is_deepspeed:
         raise UserError(
             f"DeepSpeed goes on with the {' and '.join(sorted(kept))} that {folder} was begun with",
             "begin another run with its weights: checkpoint=<its newest checkpoint>",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from echoink.common import console, signals
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Advantage, Sharding, Task
+from echoink.config.schema import Adapter, Advantage, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import device_name, processes
 from echoink.evaluation.evaluator import Evaluator
@@ -130,7 +130,7 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
     if not config.grpo.beta:
         return None, None
     shards, dtype = shard_plan_of(config), wanted.dtype.name
-    if config.trainer.bf16 and config.trainer.sharding in (Sharding.zero2, Sharding.zero3):
+    if config.trainer.bf16 and config.trainer.sharding.is_deepspeed:
         dtype = "bfloat16"  # DeepSpeed would round it, after each process has held it whole in float32
     return None, loading.load_reference(job.path, dtype, wanted.attention.name, shards)
 
