@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tests.helpers.paths import ROOT
 
 PURE = {"rewards/parsing.py", "rewards/accuracy.py", "rewards/format.py", "rewards/types.py", "common/statistics.py"}
 PURE |= {"data/prompts.py"}  # but for the templates, which are configured
+
+EXTRAS = re.compile(r'(?:echoink|"\.)\[([\w,-]+)\]')
 
 
 def imports(module: Path) -> set[str]:
@@ -125,6 +128,16 @@ def test_files_that_the_readme_names_exist():
     )
     assert len(named) > 10
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_extras_that_one_is_told_to_install_exist_under_a_name_that_every_pip_finds():
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(re.fullmatch("[a-z0-9-]+", name) for name in given)  # pip 23.2 looks for the name as it was typed
+    files = [ROOT / "README.md", ROOT / "pyproject.toml"]
+    for folder, endings in {"echoink": "py", "conf": "yaml", "docs": "md", "experiments": "md py"}.items():
+        files += [path for ending in endings.split() for path in (ROOT / folder).rglob(f"*.{ending}")]
+    told = {name for path in files for names in EXTRAS.findall(path.read_text()) for name in names.split(",")}
+    assert {"test", "open-media", "qlora"} <= told <= set(given)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.name)
