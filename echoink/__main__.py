@@ -8,7 +8,7 @@
     python -m echoink.open        MLflow at a run's or a sweep's page
     python -m echoink.report      a page about runs and sweeps
     python -m echoink.export      a plain transformers model with its card
-    python -m echoink.curate      make AVQA-R1-6K, or a set of hard questions
+    python -m echoink.curate      make AVQA-R1-6K, hard questions, or responses to learn from
     python -m echoink.benchmark   the step against plain rows
     python -m echoink.sync        complete or rebuild MLflow from the run folders
     python -m echoink.doctor      what is wrong with this machine

@@ -1,6 +1,6 @@
 """Makes the small model: 146 million parameters, put together from real pretrained parts and taught to use them.
 
-    pip install "echoink[small,open-media]"
+    pip install -e ".[small,open-media]"
     python -m echoink.data get open_media       # its recordings and pictures, about a minute
     python -m echoink.small                     # to outputs/models/small
     python -m echoink.train experiment=open_media

@@ -4,7 +4,7 @@
 
 Relative differences of the first gradient and of the weights after two updates, and whether all completions are the
 same; in the cases of tests/distributed/test_two_processes.py, on the embedded model.
-Needs `pip install "echoink[zero]"`.
+Needs `pip install -e ".[zero]"`.
 """
 
 import tempfile

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 PURE = {"rewards/parsing.py", "rewards/accuracy.py", "rewards/format.py", "rewards/types.py", "common/statistics.py"}
 PURE |= {"data/prompts.py"}  # but for the templates, which are configured
 
-EXTRAS = re.compile(r'(?:echoink|"\.)\[([\w,-]+)\]')
+EXTRAS = re.compile(r'-e "\.\[([\w,-]+)\]"')
 
 
 def imports(module: Path) -> set[str]:
@@ -138,6 +138,9 @@ def test_extras_that_one_is_told_to_install_exist_under_a_name_that_every_pip_fi
         files += [path for ending in endings.split() for path in (ROOT / folder).rglob(f"*.{ending}")]
     told = {name for path in files for names in EXTRAS.findall(path.read_text()) for name in names.split(",")}
     assert {"test", "open-media", "qlora"} <= told <= set(given)
+    assert not [path for path in files[2:] if "echoink[" in path.read_text()], (
+        "there is no echoink to install from an index"
+    )
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.name)

@@ -180,7 +180,7 @@ class Sharding(Enum):
 
     `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's, put
     on by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
-    "echoink[zero]"`).
+    deepspeed`).
     """
 
     none = "none"
@@ -495,7 +495,9 @@ class Config:
     )
     resume_allow: list[str] = key("keys in which a resumed run may differ", list)
     dry_run: bool = key("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")
-    checkpoint: str | None = key("weights to start from: a run folder, a step folder, a model folder or a hub id")
+    checkpoint: str | None = key(
+        "weights to start from: a run folder (its best step on dev, else the last), a step or model folder, or a hub id"
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

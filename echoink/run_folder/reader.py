@@ -31,8 +31,17 @@ NOT_THE_METHOD = (
     "dry_run",
     "model.architecture",
     "model.figures",
+    "trainer.save_every",
+    "trainer.keep_checkpoints",
+    "trainer.completions_every",
+    "trainer.push_to_hub",
+    "trainer.patience",
+    "dataset.workers",
+    "generation.vllm.python",
+    "generation.vllm.sleep",
+    "generation.vllm.alarm",
 )
-"""Keys that change nothing of what a run computes."""
+"""Keys of what a run keeps and of how it is started and watched, and groups of them: nothing that it computes."""
 
 
 @dataclass(frozen=True)

@@ -24,20 +24,6 @@ from echoink.run_folder.folder import in_use
 
 AUTO, NEVER = "auto", "never"
 
-FREE = (
-    "trainer.save_every",
-    "trainer.keep_checkpoints",
-    "trainer.completions_every",
-    "trainer.push_to_hub",
-    "trainer.processes",
-    "trainer.patience",
-    "dataset.workers",
-    "generation.vllm.python",
-    "generation.vllm.sleep",
-    "generation.vllm.alarm",
-)
-"""Keys of what a run keeps and where it runs, not of what it computes: a run goes on with others."""
-
 
 @dataclass(frozen=True)
 class Start:
@@ -226,7 +212,7 @@ def _other_rewards(config: Config, folder: Path) -> dict[str, tuple[str, str]]:
 
 def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:
     keys = sorted(set(old) | set(new))
-    free = {*FREE, *allowed}
+    free = {"trainer.processes", *allowed}  # with other processes only the last digits are others
     return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
 
 

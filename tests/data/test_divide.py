@@ -62,6 +62,17 @@ def test_what_shares_a_source_or_repeats_without_media_stays_on_one_side(own, tm
         assert all(sides) and not sides[0] & sides[1], key
 
 
+def test_a_share_that_cannot_be_had_is_said(own, capsys):
+    rows = [json.loads(line) for line in (own / "all.jsonl").read_text().splitlines()]
+    rows = [row | {"image_source": f"film {place // 12}"} for place, row in enumerate(rows)]
+    (own / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["split", str(own / "all.jsonl"), "valid=0.3"])
+    got = len(read(own)["valid"])
+    assert got in (12, 24) and f"valid has {got * 100 // 60} % of the rows, not 30 %" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_split_that_is_no_longer_asked_for_does_not_stay_beside_the_new_ones(own, capsys):
     """Its questions would be trained on and choose the best checkpoint."""
     assert main(["split", str(own / "all.jsonl"), "valid=0.2", "dev=0.1"]) == 0

@@ -68,7 +68,7 @@ def found(dataset, tmp_path_factory):
 
     def of(trainer: str, kind: str) -> dict:
         if trainer.startswith("zero"):
-            pytest.importorskip("deepspeed", reason='needs pip install "echoink[zero]"')
+            pytest.importorskip("deepspeed", reason="needs pip install deepspeed")
         if (trainer, kind) not in results:
             trainers = next(names for names in TOGETHER if trainer in names)
             folder = tmp_path_factory.mktemp(trainers[0])

@@ -117,6 +117,12 @@ def test_a_field_with_many_values_is_one_row_on_the_screen(capsys):
     assert "kind: 30 values" in shown and "class 7" not in shown
 
 
+def test_rows_without_a_field_have_no_line_of_it_on_the_screen(capsys):
+    full, deaf = (answers(variant, [True, False] * 30, kinds=("ear", "")) for variant in (FULL, DEAF))
+    tables.ablation_table({"base": of_ablations({FULL: full, DEAF: deaf})})
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "kind" in line] == [["kind", "ear"]]
+
+
 def test_labels_take_the_sampled_draws_of_every_variant():
     names = [SAMPLED, *(f"{SAMPLED}-{n}" for n in range(2, 9))]
     full = [p for name in names for p in answers(FULL, [True], name)]

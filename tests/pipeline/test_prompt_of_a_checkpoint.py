@@ -3,7 +3,7 @@
 from echoink import predict
 from echoink.common.files import as_lines
 from echoink.data.splits import read_split
-from echoink.pipeline.run import other_hold_out, other_model, other_prompt
+from echoink.pipeline.run import other_data, other_hold_out, other_model, other_prompt
 from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
@@ -31,6 +31,17 @@ def test_another_way_to_see_and_to_compute_is_named(tmp_path):
     assert "reward.match=lenient" in other_model(config_of(*same, "reward.match=exact"))
     assert "generation.temperature=1.0" in other_model(config_of(*same, "generation.temperature=0.5"))
     assert other_model(config_of(f"checkpoint={run}")) is None, "training goes its own way"
+
+
+def test_the_default_data_are_not_taken_for_those_of_the_run(tmp_path):
+    run = make_run(tmp_path / "run", ["dataset=rows", "dataset.path=mine"])
+    (run / "checkpoints/step-2").mkdir(parents=True)
+    asks = [f"checkpoint={run}", "task=eval"]
+    said = other_data(config_of(*asks))
+    assert "is of dataset.path=mine" in said and "synthetic_seed0" in said
+    for named in (["dataset=rows", "dataset.path=mine"], ["dataset=rows", "dataset.path=a_benchmark"]):
+        assert other_data(config_of(*asks, *named)) is None
+    assert other_data(config_of(f"checkpoint={run}")) is None, "training goes its own way"
 
 
 def test_a_folder_that_is_no_run_says_nothing_of_a_model_below_it(tmp_path):

@@ -81,6 +81,14 @@ def test_equal_differences_are_no_certainty(tmp_path):
     assert found.seeds.mean == pytest.approx(0.05) and found.seeds.interval is None and found.adjusted_p is None
 
 
+def test_what_a_run_keeps_and_how_it_is_started_makes_no_arm(tmp_path):
+    words = ["trainer.save_every=20", "trainer.keep_checkpoints=9", "dataset.workers=0", "generation.vllm.sleep=false"]
+    make_run(tmp_path / "0", ["seed=0", *words])
+    make_run(tmp_path / "1", ["seed=1"])
+    (arm,) = report_arms.arms(reader.find([tmp_path]))
+    assert [run.seed for run in arm.runs] == [0, 1]
+
+
 def test_labels_are_short(tmp_path):
     for number, reward in enumerate(("accuracy_format", "random")):
         make_run(tmp_path / str(number), [f"reward={reward}"])

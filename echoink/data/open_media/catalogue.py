@@ -211,9 +211,7 @@ def _drawn(data: bytes) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
-        raise UserError(
-            "open_media needs resvg_py, to draw SVG pictures", 'pip install "echoink[open-media]"'
-        ) from error
+        raise UserError("open_media needs resvg_py, to draw SVG pictures", "pip install resvg_py") from error
     return bytes(resvg_py.svg_to_bytes(svg_string=data.decode("utf-8"), width=300))
 
 
