@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from omegaconf import OmegaConf
+from peft import PeftModel, get_peft_model
 
 from echoink import doctor, predict, rescore
 from echoink.common.errors import UserError
@@ -368,6 +369,18 @@ def logits(model, processor, text="user: what is heard?"):
         return model(**inputs).logits
 
 
+def program_of(folder):
+    """The program on a model's card, beside which a picture and a sound are put, and the words that ask us the same."""
+    scene, _ = synthetic.draw(synthetic.generator(3, "valid", 0), "ear")
+    rng = np.random.default_rng(0)
+    synthetic.render_picture(rng, scene).save(folder / "picture.jpg", quality=92)
+    soundfile.write(folder / "sound.wav", synthetic.render_sound(rng, scene), 16_000)
+    media = ("--image", str(folder / "picture.jpg"), "--audio", str(folder / "sound.wav"))
+    options = ("--options", "a dog", "a bell", "a car", "the rain")
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    return code, [*media, "--question", "What is making the sound?", *options]
+
+
 def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run, tmp_path):
     """Copied out of the card into a folder with a picture and a sound: it answers as we do, from the same logits."""
     folder = export.export(run, tmp_path / "export")
@@ -376,11 +389,8 @@ def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run,
     assert f"| final | 8 | {100 * summary['final']['accuracy']:.1f} %" in card and "train 16" in card
     with pytest.raises(UserError, match="is there already"):
         export.export(run, tmp_path / "export")
-    scene, _ = synthetic.draw(synthetic.generator(3, "valid", 0), "ear")
-    rng = np.random.default_rng(0)
-    synthetic.render_picture(rng, scene).save(folder / "picture.jpg", quality=92)
-    soundfile.write(folder / "sound.wav", synthetic.render_sound(rng, scene), 16_000)
-    code = card.partition("```python\n")[2].partition("```")[0] + (
+    program, asks = program_of(folder)
+    code = program + (
         "\nimport sys, torch\n"
         "assert 'echoink' not in sys.modules\n"
         "text = processor.tokenizer('user: what is heard?', return_tensors='pt')\n"
@@ -392,10 +402,32 @@ def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run,
     ours = logits(load_model(str(folder)).eval(), load_processor(str(folder), 12_544, 12_544))
     assert (theirs - ours).abs().max() <= 1e-4
     assert len(ends) == 2, "both tokens that end a completion"
-    media = ("--image", str(folder / "picture.jpg"), "--audio", str(folder / "sound.wav"))
-    options = ("--options", "a dog", "a bell", "a car", "the rain")
-    ours = asked("--checkpoint", str(run), *media, "--question", "What is making the sound?", *options)[0]
-    assert done.stdout.partition(" → ")[0].strip() == ours
+    assert done.stdout.partition(" → ")[0].strip() == asked("--checkpoint", str(run), *asks)[0]
+
+
+def test_an_export_answers_as_it_was_measured_whatever_its_base_would_decode_with(tmp_path, monkeypatch, capsys):
+    """A base whose generation_config.json has no end token, a rule, and sampling that transformers refuses to save."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    processor = load_processor("tiny", 12_544, 12_544)
+    load_model("tiny").save_pretrained(base)
+    processor.save_pretrained(base)
+    rules = {"repetition_penalty": 1.5, "temperature": 0.7, "no_repeat_ngram_size": 0}
+    (base / "generation_config.json").write_text(json.dumps(rules))
+    made = get_peft_model(load_model(str(base)), lora(4, 8, 0.0, ["q_proj", "v_proj"]))
+    assert "asks for repetition_penalty=1.5 in its generation_config.json" in " ".join(capsys.readouterr().out.split())
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    made.save_pretrained(adapter)
+    processor.save_pretrained(adapter)
+    for merge in (True, False):
+        folder = export.export(adapter, tmp_path / f"merge_{merge}", merge=merge)
+        program, asks = program_of(folder)
+        ours = asked("--checkpoint", str(adapter), *asks)[0]
+        monkeypatch.chdir(folder)
+        capsys.readouterr()
+        exec(program, {})
+        assert ours.endswith("</answer>") and capsys.readouterr().out.partition(" → ")[0] == ours
 
 
 def test_a_card_says_what_its_numbers_are_of(run):
@@ -424,7 +456,6 @@ def test_a_card_has_the_development_number_of_its_own_step(tmp_path):
 
 
 def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path):
-    from peft import PeftModel, get_peft_model
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
     made = get_peft_model(load_model("tiny"), lora(4, 8, 0.0, ["q_proj", "v_proj"]))

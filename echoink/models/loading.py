@@ -11,9 +11,17 @@ from pickle import UnpicklingError
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.distributed import DistributedConfig
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.config.paths import resolve
 from echoink.distributed import sharding
@@ -149,7 +157,26 @@ def _load_published(
             some = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
             hint = "its config.json and its weights do not belong together, or a file is missing"
             raise UserError(f"{path} {what} {len(keys)} weights of the model: {some}", hint)
+    _leave_out_decoding_rules(model, path)
     return model
+
+
+_NO_RULES = ("max_length", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "transformers_version")
+"""Of a generation configuration what the group `generation` says here, and a version."""
+
+
+def _leave_out_decoding_rules(model: PreTrainedModel, path: str) -> None:
+    """Keep the special tokens of a base's generation configuration, and nothing else.
+
+    What is kept goes into every checkpoint and export. A repetition penalty there would change answers of the exported
+    model, and none of those that were measured here.
+    """
+    found = vars(model.generation_config)
+    tokens = {name: found[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**tokens)
+    known = [name for name in vars(GenerationConfig()) if name not in (*tokens, *_NO_RULES) and name[0] != "_"]
+    if rules := [f"{name}={found[name]}" for name in known if found.get(name) not in (None, 0, 1)]:
+        say("note", f"{path} asks for {', '.join(rules)} in its generation_config.json, which is not done here")
 
 
 def _four_bits(compute: str, towers: Sequence[str]) -> dict:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
@@ -64,9 +64,8 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
             (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         else:
             model.save_pretrained(part)
-        ends = [*loading.end_ids(model, processor)]
-        generation = GenerationConfig.from_dict(model.generation_config.to_dict() | {"eos_token_id": ends})
-        generation.save_pretrained(part)
+        model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
+        model.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
         (part / "README.md").write_text(card(Path(path), adapter and not merge, model, processor), encoding="utf-8")
         umask = os.umask(0)
@@ -197,6 +196,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
     asked = Sample("card", "What is making the sound?", ("A. a dog", "B. a bell", "C. a car", "D. the rain"), "B")
     turns = build_messages(asked, prompt)
     tokens = config.generation.max_new_tokens if config else 512
+    ends = [*loading.end_ids(model, processor)]
     return [
         "import re",
         "",
@@ -218,7 +218,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
         "messages = " + pformat(turns, width=110, sort_dicts=False),
         "text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
         'inputs = processor(text=[text], images=[picture], audio=[sound], return_tensors="pt").to(model.device)',
-        f"output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)",
+        f"output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False, eos_token_id={ends})",
         'completion = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]',
         'answer = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)',
         'print(completion, "→", answer and answer[1].strip())',

@@ -92,7 +92,7 @@ def test_without_bitsandbytes_the_way_out_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"echoink\[qlora\]"):
+    with pytest.raises(UserError, match=r"pip install bitsandbytes"):
         load_model("tiny", quantized="float32")
 
 
