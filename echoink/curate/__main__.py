@@ -17,12 +17,12 @@ its sound as WAV. Its number in the source split is its problem_id and names its
 D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
 and which media train and valid share. A run that was stopped goes on where it was.
 
-What the official rules keep is kept, also an empty question, one option, a null or an empty one, a sound without
-samples. curation.json and the screen count such rows. Training refuses most of them and names them;
-dataset.max_skipped drops them.
+All rows that the official rules keep are kept, even with an empty question, a single option, a null or empty option,
+or a sound without samples. curation.json and the screen count these rows. Training refuses most of them and names
+them; dataset.max_skipped drops them.
 
-Where it departs from the public script: a picture in a palette or with transparency is dropped by its mode, not by the
-error that saving it raises; a picture is written upright.
+Where it departs from the public script: a picture with a palette or transparency is dropped because of its mode, not
+because saving it fails; a picture is written upright.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The same question with a sense taken away: what a model that fuses sound and sight needs, and a shortcut does not.
+"""The same question with a sense taken away: a model that fuses sound and sight needs both, a shortcut does not.
 
 A variant is a `Sample` with the same id, question, options and answer, so that prompt, draws and noise are those of the
 full one. Removal is out of distribution for a model that never met such prompts; silence, a blank picture and swaps are
@@ -80,7 +80,7 @@ def make(
         samples: full ones.
         variant: what is taken away.
         seed: of the choice of donors.
-        clusters: by id, names that samples which share media share; such are no donors for each other.
+        clusters: by id; samples that share media share a name and are no donors for each other.
     """
     chosen = [sample for sample in samples if applies(variant, sample)]
     if variant not in SWAPS:

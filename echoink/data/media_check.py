@@ -41,8 +41,8 @@ class MediaInfo:
 
     def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
         """What identifies each medium of the sample: its digest, and the source that its row names for it. A source of
-        a kind that the sample has not got, such as the video that a picture and a sound were cut from, is that of each.
-        A question without media stands for itself, as `text`.
+        a kind that the sample lacks, such as the video that a picture and a sound were cut from, counts for each
+        medium. A question without media stands for itself, as `text`.
 
         Two media with one of these in common count as the same.
         """

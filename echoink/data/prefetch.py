@@ -1,7 +1,7 @@
-"""Prompts with videos made ready by threads while the model is at work: decoding lets go of Python's lock.
+"""Threads prepare prompts with videos while the model is at work: decoding releases the GIL.
 
-Pictures and sounds are not worth it: most of their work is Python's, which the model's own steps then wait for
-(experiments/scale.md). What is ready does not depend on when: a prompt is a function of its sample, and they are taken
+Pictures and sounds are not worth it: most of their work holds the GIL, for which the model's own steps then wait
+(experiments/scale.md). Timing does not change the result: a prompt is a function of its sample, and prompts are taken
 in the order asked for.
 """
 
@@ -26,7 +26,7 @@ class Prefetcher:
         self._asked: dict[str, tuple[Sample, Future]] = {}
 
     def ask(self, samples: Sequence[Sample]) -> None:
-        """Begin with the videos among samples that will be taken soon; what was asked for is not made twice."""
+        """Start on the samples with videos, which will be taken soon; no prompt is made twice."""
         for sample in samples:
             if self._pool and sample.video is not None and sample.id not in self._asked:
                 self._asked[sample.id] = sample, self._pool.submit(self._processor, sample)

@@ -19,7 +19,7 @@ from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
 
 _ONE_AT_A_TIME = Lock()
-"""A tokenizer is not for several threads."""
+"""A tokenizer is not thread-safe."""
 
 
 @dataclass(frozen=True)

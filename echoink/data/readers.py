@@ -110,11 +110,11 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 NOT_JSON = (ValueError, RecursionError)
-"""What reading JSON raises: of text that is none, of numbers with thousands of digits, of thousands of brackets."""
+"""What reading JSON raises: for invalid text, for numbers with thousands of digits, for thousands of brackets."""
 
 
 BROKEN = 20
-"""Of the lines that are no JSON, those that an error names."""
+"""How many lines that are no JSON an error names."""
 
 
 def holds_one_split(path: str) -> bool:

@@ -1,9 +1,8 @@
 """Where a row holds its question and its media: in our columns, or in those of other trainers.
 
-Read are media under `path`, in columns `image`, `audio`, `video` (also `images`, `image_path`, `audio_file`, …; a
+Media are read under `path`, in columns `image`, `audio`, `video` (also `images`, `image_path`, `audio_file`, …; a
 value, or a list of one), and in a chat (`messages`, `conversations`, `prompt`) with parts or with `<image>`, `<audio>`,
-`<video>` tags. A field that looks like a medium and is none of these is an error: a question must not lose what it is
-about without a word.
+`<video>` tags. Any other field that looks like a medium is an error: a question must not silently lose its media.
 """
 
 import re
@@ -21,7 +20,7 @@ NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
 _COLUMN = re.compile(r"(image|audio|video)s?(?:_?(?:path|file|filename|filepath)s?)?", re.IGNORECASE)
 
 _HELD = re.compile(r"(image|audio|video)s?_?(?:ur[il]|href|b64|base64|bytes|data|content)s?", re.IGNORECASE)
-"""Names under which others give a file's content or its place elsewhere."""
+"""Other formats' names for a file's content or its place elsewhere."""
 
 _SYNONYM = re.compile(
     r"(?:img|picture|photo|frame|sound|speech|wav|waveform|clip|movie|media|multi_modal_data|pixel_value|input_feature)s?",
@@ -49,7 +48,7 @@ _LIKE_A_TAG = re.compile(r"<(?:image|img|picture|audio|sound|speech|video)s?[ _]
 """`_TAG`, and what others write in its place."""
 
 _PART_OF_FILE = re.compile(r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment)s?(?:_\w+)?")
-"""Names that give the part of a file which is meant; files are read whole."""
+"""Names that select a part of a file; files are read whole."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,10 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
 
 
 def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
-    """Take a chat's text as the question of a row that has none; notes on it where the row has.
+    """Use a chat's text as the question of a row that has none; return notes if the row has one.
 
     Raises:
-        UserError: the row's question is another one.
+        UserError: the two questions differ.
     """
     own = rest.setdefault("problem", text)
     if own == text or not isinstance(own, str):
@@ -217,8 +216,8 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
 
 
 def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Kind and text of what a field, or one inside it, names: by its own name or a file's ending; of a path without one
-    the kind is empty.
+    """Kind and text of each medium that a field, or one inside it, names: by field name or file extension; for a
+    path without, the kind is empty.
     """
     if isinstance(value, Mapping):
         for name, inside in value.items():

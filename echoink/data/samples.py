@@ -7,7 +7,7 @@ One row (the fields of HarryHsing/EchoInk's data files):
      "solution": "<answer>B</answer>", "path": {"image": "images/sample_7.jpg", "audio": "audios/sample_7.wav"},
      "data_source": "OmniInstruct_v1-AVQA"}
 
-`problem_id` may be absent (the row's number stands in), `data_type` too (what `path` holds tells it), and a medium may
+`problem_id` may be absent (the row's number is used), and so may `data_type` (it follows from `path`). A medium may
 be bytes, {"bytes": …}, base64 in JSON. Media may also stand in columns as other trainers write them (`row_layouts`).
 `readers` finds the rows; `public_benchmarks` brings other datasets' rows into this form.
 """
@@ -102,7 +102,7 @@ class Sample:
     fields: dict[str, str] = field(default_factory=dict)
     """Further scalar fields of the row, such as `kind`; evaluation reports accuracy by them."""
     asks_for_soundtrack: bool = False
-    """The row names a video and no data_type: its own sound joins in where there is one, see `with_soundtrack`."""
+    """The row names a video and no data_type: its soundtrack is used if it has one, see `with_soundtrack`."""
     notes: tuple[str, ...] = ()
     """What of the row is not used."""
     responses: tuple[str, ...] = ()
@@ -228,7 +228,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
 
 
 def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A row's responses, and a note where there is something by that name that is none: only task=sft wants them."""
+    """A row's responses, and a note if the field holds something else: only task=sft needs them."""
     given = row.get("responses", row.get("response"))
     if given is None:
         return (), ()
@@ -243,7 +243,7 @@ def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def with_any_solution(row: object) -> object:
-    """A row that is only asked: with a solution of its type in the place of what it has, which nobody looks at."""
+    """A row for prediction only: its solution is replaced by an example of its type, which nothing reads."""
     if not isinstance(row, dict):
         return row
     kind = next((kind for kind in ProblemType if kind.value == row.get("problem_type", "multiple choice")), None)
@@ -269,7 +269,7 @@ def _is_field(key: str, value: object) -> bool:
 
 
 def check_text(texts: Iterable[str], where: str) -> None:
-    """Raises `UserError` where a text holds what the chat template writes, such as the placeholder of a picture."""
+    """Raises `UserError` if a text holds a control token of the chat template, such as a picture's placeholder."""
     for text in texts:
         if _HALF.search(text):
             raise UserError(f"{where}: a text holds half a character", "write it anew, in UTF-8")
@@ -364,6 +364,8 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         raise UserError(f"{where}: {value[:40]!r}… is no path", 'bytes in JSON are {"bytes": "<base64>"}')
     try:
         path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
+        if path is not None and path.is_symlink():  # Python 3.13 leaves it as it is, older ones raise
+            raise OSError("links in a circle")
     except (OSError, RuntimeError) as error:  # links that lead in a circle
         raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "mend the link") from error
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
@@ -375,7 +377,7 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
 
 
 def with_soundtrack(sample: Sample, has_sound: bool, wanted: bool = True) -> Sample:
-    """The sample once its file is known: a video with its own sound where it has one and the row does not say.
+    """The sample after its file was read: a video gets its own sound if it has one and the row does not say.
 
     Args:
         sample: any.

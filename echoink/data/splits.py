@@ -1,4 +1,4 @@
-"""From the dataset's configuration to samples that are known to be good, and what there is to say about them."""
+"""Loads and checks the samples that a dataset's configuration asks for, and describes them."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ WARNINGS = 3
 
 
 SHOWN = 20
-"""Of the samples that cannot be used, those that an error names."""
+"""How many of the unusable samples an error names."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Splits:
     """What dataset.json says: see `profile`."""
 
     def clusters(self, split: str, samples: Sequence[Sample]) -> dict[str, Clusters]:
-        """By id of samples of a split the names of their clusters: samples that share media share a name.
+        """Cluster names by sample id, for samples of a split: samples that share media share a name.
 
         Two media count as the same if their files are, or if their rows name one source (`MediaInfo.origins`). A sample
-        has one name, of all samples that are connected by pictures, sounds or videos. It has two names, one by sound
-        and one by sight, where that makes more clusters: recordings that each go with many pictures connect everything.
+        has one name, shared by all samples that pictures, sounds or videos connect. It has two, one by sound and one
+        by sight, if that makes more clusters: recordings that each go with many pictures connect everything.
         """
         found = {sample.id: self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples}
         connected = sharing(samples, [joined(found[sample.id]) for sample in samples], 0)
@@ -92,7 +92,7 @@ def load(
     if config.source is Source.synthetic:
         on_main_process(partial(_write_synthetic, config, Path(config.path)))
     evaluated = evaluation.split.name
-    # What dataset.dev holds out of train is never learned, whether this run asks it or a later evaluation does.
+    # Samples that dataset.dev holds out are never trained on, whether this run or a later one evaluates them.
     asks = evaluation.every or (config.dev and config.source is not Source.synthetic and not has_dev(config))
     needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and asks else []), evaluated])
     found: dict[str, list[Sample]] = {}
@@ -155,7 +155,7 @@ def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> lis
 
 
 def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
-    """The first n samples of a split, the synthetic set written where it is missing, and the rows that are none."""
+    """The first n samples of a split, and its invalid rows; writes the synthetic set if it is missing."""
     if config.source is Source.synthetic:
         _write_synthetic(config, Path(config.path))
     return _read(config, split, n)
@@ -172,9 +172,9 @@ def has_dev(config: DatasetConfig) -> bool:
 
 
 def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Dropped]] | None:
-    """Every row of a split, the synthetic set written where it is missing, and the rows that are no valid question.
+    """All samples of a split, and its invalid rows; writes the synthetic set if it is missing.
 
-    None where the dataset has no such split.
+    None if the dataset has no such split.
 
     Raises:
         UserError: there is no such dataset, or the split cannot be read.
@@ -243,10 +243,10 @@ def _no_split(split: str, path: str) -> UserError:
 def hold_out(
     samples: Sequence[Sample], media: Sequence[Sequence[str]], count: int | None, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Training samples without, and with only, at most `count` development samples that share no medium with the rest.
+    """The remaining training samples, and at most `count` development samples that share no medium with them.
 
-    Samples that share a picture, a sound or a video go together; which are held out is keyed by (seed, id), so that
-    their order does not change it.
+    Samples that share a picture, a sound or a video stay together. The choice is keyed by (seed, id), so that it does
+    not depend on their order.
 
     Args:
         samples: of the training split.
@@ -270,7 +270,7 @@ def hold_out(
 
 
 def joined(origins: Mapping[str, Sequence[str]]) -> list[str]:
-    """What may connect a sample with others, of all its media: see `MediaInfo.origins`."""
+    """The origins of a sample's media, which connect samples: see `MediaInfo.origins`."""
     return [origin for of in origins.values() for origin in of]
 
 
@@ -291,7 +291,7 @@ def _named(samples: Sequence[Sample], media: Mapping[str, Sequence[str]]) -> dic
 
 
 def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int) -> list[list[int]]:
-    """Places of samples that share a medium, directly or through others; the groups in an order keyed by (seed, id).
+    """Groups of indices of samples that share a medium, directly or through others, in an order keyed by (seed, id).
 
     Args:
         samples: in any order, which changes nothing.
@@ -316,7 +316,7 @@ def refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, spli
     """Raise `UserError`, naming the rows, where more than a share `allowed` of `total` is dropped."""
     if len(dropped) <= allowed * total:
         return
-    # The hint of the first stands at the end; others say theirs where it is another.
+    # The first one's hint stands at the end; others show theirs if it differs.
     own = [each.hint if each.hint != dropped[0].hint else "" for each in dropped]
     some = "".join(
         f"\n  {each.reason}" + (f" → {hint}" if hint else "")

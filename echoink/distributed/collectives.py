@@ -25,7 +25,7 @@ def several() -> bool:
 
 
 def on_main_process(work: Callable[[], Result]) -> Result:
-    """What `work` returns, or raises, in the first process: in all of them."""
+    """Run `work` in the first process; return its result, or raise, in all."""
     if not several():
         return work()
     found: list = [None, None]
@@ -66,7 +66,7 @@ def each(work: Callable[[], None]) -> None:
 
 
 def share(work: Callable[[int, int], Result]) -> list[Result]:
-    """What every process makes of its share of something, in the order of their numbers, in all of them.
+    """Run `work` on a share in every process; return all results, in process order, in all of them.
 
     Args:
         work: gets the number of this process and how many there are; where it fails in one it fails in all.
@@ -84,9 +84,9 @@ def _exchange(operation: Callable, *arguments):
 
 
 def heed() -> None:
-    """Leave where any process was asked to: with several processes a signal is only noted, see `signals.only_note`.
+    """Leave if any process was told to: with several processes a signal is only noted, see `signals.only_note`.
 
-    One process was interrupted at once, unless the signal came where Python passes over exceptions.
+    A single process is interrupted at once, unless the signal came where Python drops exceptions.
     """
     if not several():
         signals.raise_missed()

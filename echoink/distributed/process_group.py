@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for each other; who hangs is for `watchdog.Watchdog` to say."""
+"""How long processes wait for each other; `watchdog.Watchdog` reports which one hangs."""
 
 
 def processes() -> PartialState:

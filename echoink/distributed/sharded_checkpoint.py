@@ -1,7 +1,7 @@
-"""What several processes share of a model and its optimizer, on disk: written by so many, read by any number.
+"""Sharded checkpoints of a model and its optimizer: any number of processes can read them.
 
-FSDP2's shares are PyTorch's distributed checkpoints, by the names of the weights. DeepSpeed's are by process; another
-number of processes reads them by way of DeepSpeed's universal form.
+FSDP2's shards are PyTorch's distributed checkpoints, by the names of the weights. DeepSpeed's are by process; another
+number of processes reads them through DeepSpeed's universal format.
 """
 
 import os
@@ -30,18 +30,18 @@ from echoink.common.errors import UserError
 from echoink.run_folder import checkpoint
 
 OPTIMIZER = "optimizer"
-"""The folder of a checkpoint with FSDP2's shares of the optimizer's state."""
+"""The folder of a checkpoint with FSDP2's shards of the optimizer's state."""
 
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Write each process's shares of the weights, as `load_weights` and `from_pretrained` read them."""
+    """Write each process's shards of the weights, as `load_weights` and `from_pretrained` read them."""
     model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a checkpoint's weights are shares of FSDP2's."""
+    """Whether a checkpoint's weights are FSDP2 shards."""
     return any(folder.glob("shard-*.safetensors"))
 
 
@@ -53,7 +53,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def save_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write each process's shares of the optimizer's state, by the names of the weights."""
+    """Write each process's shards of the optimizer's state, by the names of the weights."""
     state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
     distributed_checkpoint.save(state, checkpoint_id=str(folder / OPTIMIZER))
 
@@ -67,7 +67,7 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, fol
 
 
 def load_shards(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Read the state that one process wrote for all weights, and keep this process's shares of it."""
+    """Read the state that one process wrote for all weights, and keep this process's shards of it."""
     state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -80,9 +80,9 @@ def load_shards(optimizer: torch.optim.Optimizer, file: Path) -> None:
 
 
 def make_universal(folder: Path) -> None:
-    """Write DeepSpeed's shares of the optimizer's state again, by the names of the weights.
+    """Convert DeepSpeed's shards of the optimizer's state to the universal format, by weight name.
 
-    That lies in the checkpoint's folder until `checkpoint.drop_universal`, as large as the shares, twice that at first.
+    It stays in the folder until `checkpoint.drop_universal`: as large as the shards, at first twice that.
 
     Args:
         folder: a checkpoint that DeepSpeed's processes wrote.
@@ -92,7 +92,7 @@ def make_universal(folder: Path) -> None:
     """
     (shares,) = folder.glob("global_step*")
     files = [path.stat().st_size for path in shares.iterdir()]
-    # fragments and what they are put together to; and ZeRO-3's common state, which is one process's shares once more
+    # fragments and their merged form; and ZeRO-3's common state, which is as large as one process's shards
     size, room = 2 * sum(files) + max(files), shutil.disk_usage(folder).free
     if size > room:
         raise UserError(

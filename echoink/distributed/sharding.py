@@ -1,7 +1,7 @@
-"""A model that is divided among the processes of a training run, and how it comes together where it must.
+"""Shards a model among the processes of a training run, and gathers it where it must be whole.
 
 `trainer.sharding=fsdp2` is PyTorch's FSDP2 as transformers applies it while it loads: each process reads and keeps its
-share of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's,
+shard of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's,
 put on the whole model when training begins. With `none` several processes are DDP.
 
 A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
@@ -39,7 +39,7 @@ def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
 
     Args:
         processes: in all.
-        bf16: gather the weights in bfloat16; the shares, gradients and the optimizer's state stay in float32.
+        bf16: gather the weights in bfloat16; the shards, gradients and the optimizer's state stay in float32.
     """
     if processes == 1:
         return None
@@ -77,7 +77,7 @@ def meet_on_cpu() -> bool:
 
 
 def register_root(model: PreTrainedModel) -> None:
-    """Let FSDP2 see the model as one: what is called first becomes its root, so that must not be a part of it."""
+    """Make the whole model FSDP2's root: the module called first becomes the root, so it must not be a part."""
     # The root stays gathered between forward and backward; layers are given back.
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
@@ -100,12 +100,12 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of which each process may have a share, put together."""
+    """The whole of a tensor of which each process may have a shard."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process has of a tensor: its share, or all of one that is not divided."""
+    """What this process has of a tensor: its shard, or all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -117,8 +117,8 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
-    # Called alone, a layer would take itself for FSDP's root and let its streams wait for this one. While a CUDA graph
-    # is captured that must not be, for nobody would wait for these streams again. So the root is said here.
+    # Called alone, a layer would treat itself as FSDP's root and make its streams wait for this one. During capture of
+    # a CUDA graph that is not allowed: nothing would wait for these streams again. So the root is set here.
     root = units[0]._get_fsdp_state() if units else None
     if root:
         root._state_ctx.iter_forward_root = root
@@ -130,8 +130,8 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
         for number, unit in enumerate(units):
             unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the root
             unit.reshard()
-            # FSDP2 remembers what ran forward, to gather it ahead of the backward: what ran here is not the same in all
-            # processes, and has no backward.
+            # FSDP2 records which modules ran forward, to prefetch them in the backward. Here they differ between
+            # processes and have no backward.
             for group in unit._get_fsdp_state()._fsdp_param_groups:
                 group._post_forward_indices.clear()
                 group.comm_ctx.post_forward_order.clear()

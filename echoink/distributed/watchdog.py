@@ -1,4 +1,4 @@
-"""A process that hangs, or whose engine does, names its step and its samples, and ends."""
+"""Ends a process that hangs, or whose engine hangs, and names its step and samples."""
 
 import faulthandler
 import os
@@ -23,14 +23,14 @@ def at(place: str) -> None:
 
 
 class Watchdog:
-    """Ends a process that has not come on for too long, saying what it was at; the launcher then ends the others.
+    """Ends a process that makes no progress for too long and says where it was; the launcher then ends the others.
 
-    A context manager. A collective operation whose partner is gone or at another one waits for ever, or until a timeout
+    A context manager. A collective operation whose partner is gone or in another one waits forever, or until a timeout
     that names no step and no sample.
 
     Args:
-        seconds: without a word from `at` before it bites; one process alone waits for nobody.
-        watches_engine: it waits for vLLM, which may hang, too.
+        seconds: without a call of `at` before it acts; a single process waits for nobody.
+        watches_engine: it waits for vLLM, which may hang too.
     """
 
     def __init__(self, seconds: float, watches_engine: bool = False):

@@ -21,10 +21,10 @@ COMPARED = 16
 def push_and_compare(
     engine: Engine, model: PreTrainedModel, samples: Sequence[Sample], setup: EvaluationSetup, phase: str
 ) -> dict[str, float]:
-    """Give an engine the model's weights, and measure on the first samples how far its answers are the model's.
+    """Give an engine the model's weights, and measure on the first samples how well its answers match the model's.
 
     Returns:
-        `alike`, the greedy answers that are the same, of `of`; `logp_difference_mean`, in nats a token.
+        `alike` of `of` greedy answers are the same; `logp_difference_mean`, in nats per token.
     """
     engine.push(model)
     # Greedy, so that both can give the same text: an engine draws other samples in any case.

@@ -39,7 +39,7 @@ from echoink.rollout.vllm_engine import Engine
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """With what samples are asked and their answers judged."""
+    """How samples are prompted and their answers judged."""
 
     processor: PromptProcessor
     """Turns a sample into model inputs."""
@@ -87,17 +87,17 @@ def evaluate(
     first_draw: int = 0,
     engine: Engine | None = None,
 ) -> Iterator[Prediction]:
-    """Answer every sample once per draw, in order; predictions come batch by batch, as they are asked for.
+    """Answer every sample once per draw, in order; predictions are generated lazily, batch by batch.
 
     Args:
         model: the policy, not wrapped.
         samples: what to answer.
         setup: prompt, sampling, draws, how an answer is read.
         phase: `base`, `final` or `step-N`.
-        clusters: by id, names that samples which share media share; without it none do.
+        clusters: by id; samples that share media share a name. None: none do.
         variant: what the samples are, see `ablations`.
-        first_draw: the number, from 0, of the first draw: its noise is that of this draw among more.
-        engine: answers in the place of the model, whose weights it has.
+        first_draw: number of the first draw, from 0; it has the noise that this draw has among several.
+        engine: answers instead of the model; it has the model's weights.
     """
     processor, draws, size = setup.processor, setup.draws, setup.batch_prompts
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
@@ -146,7 +146,7 @@ def _by_model(
 ) -> list[list[int]]:
     sampling, draws = setup.sampling, setup.draws
     temperatures = [0.0 if draw == GREEDY else sampling.temperature for draw in draws]
-    # Noise belongs to a sample and a draw, not to a batch: an answer does not depend on who is asked beside it.
+    # Noise belongs to a sample and a draw, not to a batch: an answer does not depend on the rest of its batch.
     noise = torch.stack([noise_of(setup, sample, first_draw + len(draws))[first_draw:] for sample in samples])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=setup.bf16):
         return generate(model, prompts, noise, temperatures=temperatures, sampling=sampling, decoder=decoder)
@@ -159,7 +159,7 @@ def by_engine(
     setup: EvaluationSetup,
     first_draw: int = 0,
 ) -> list[list[int]]:
-    """Completions of an engine in the order of `generate`. Its noise is its own: seeded by the same key, another draw.
+    """An engine's completions in the order of `generate`. The engine draws its own noise, seeded by the same key.
 
     Args:
         engine: with the weights that are asked.
@@ -180,7 +180,7 @@ def by_engine(
 
 
 def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:
-    """Noise of so many draws for a sample, [draws, C]: other than that of training, and than that of another split."""
+    """A sample's noise for a number of draws, [draws, C]. It differs from that of training and of other splits."""
     return uniforms(
         setup.seed, 0, f"eval {setup.split} {sample.id}", group_size=draws, length=setup.sampling.max_new_tokens
     )

@@ -1,7 +1,7 @@
-"""One evaluation of a run: the answers to disk as they come, then the summary, the screen and MLflow.
+"""One evaluation of a run: answers go to disk as they come, then the summary, the screen and MLflow.
 
-An evaluation that was killed goes on where it stopped: what predictions.jsonl already holds is not answered again, and
-each answer stands there once. Several processes share the samples; the first of them writes.
+A killed evaluation resumes where it stopped: answers that predictions.jsonl already holds are not made again, and each
+occurs there once. Several processes share the samples; the first one writes.
 """
 
 import json
@@ -31,15 +31,15 @@ from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
 from echoink.tracking.logger import Tracker
 
 UNREADABLE = 0.9
-"""Parse failures from which on a warning is due."""
+"""Share of parse failures that causes a warning."""
 
 ANSWERED = "answered.json"
-"""What the answers of a phase are of: digests of weights and data."""
+"""Holds the digests of weights and data behind a phase's answers."""
 
 WHAT_TO_DO = (
-    "predictions.jsonl has them. The embedded model (model.path=tiny) knows the synthetic questions only: for others "
-    "take a real one, model=qwen2_5_omni_3b. A real one that is cut needs generation.max_new_tokens, one that does not "
-    "follow the form another prompt."
+    "See predictions.jsonl. The embedded model (model.path=tiny) knows only the synthetic questions; for others use a "
+    "real one, model=qwen2_5_omni_3b. If its answers are cut, raise generation.max_new_tokens; if they ignore the "
+    "format, change the prompt."
 )
 
 
@@ -49,8 +49,8 @@ class Evaluator:
 
     Args:
         config: the group `eval`.
-        setup: how training asks and reads; a phase may do so otherwise, see `evaluate.of_phase`.
-        clusters: by id, names that evaluated samples which share media share.
+        setup: training's prompt and parser; a phase may use others, see `evaluate.of_phase`.
+        clusters: by id; evaluated samples that share media share a name.
         dev_clusters: the same of the development split.
         data: digest of the evaluated samples and their files.
         files: the run's folder.
@@ -114,7 +114,7 @@ class Evaluator:
     def _log(self, row: dict) -> None:
         """Write a phase's numbers, unless an earlier process wrote the same.
 
-        The base's stand before the final ones, also where only the base's are new: MLflow shows the last ones.
+        The base's row comes before the final one, even if only the base's is new: MLflow shows the last row.
         """
         rows, row = self.files.read("eval.jsonl"), finite(row)
         if any(row == {name: value for name, value in each.items() if name != "timestamp"} for each in rows):
@@ -126,10 +126,10 @@ class Evaluator:
             self.tracker.row(row)
 
     def _check_answers_on_disk(self, model: PreTrainedModel, phase: str) -> str:
-        """The digest of the weights, after answers of other weights or to other questions are refused.
+        """The digest of the weights; refuses answers on disk of other weights or to other questions.
 
         Raises:
-            UserError: an earlier process began this evaluation with them.
+            UserError: an earlier process has left such answers.
         """
         if phase != BASE and self.files.summary["task"] in (Task.train.name, Task.sft.name):
             return ""  # what a training run has made itself: `resume.begin` has looked at it
@@ -169,7 +169,7 @@ class Evaluator:
             rows = self.files.read(PREDICTIONS)
             return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
 
-        # Only a base is the same in many runs. Kept answers are not mixed into an evaluation that was begun before.
+        # Only a base is the same in many runs. Cached answers are not mixed into an evaluation that has begun.
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
             cache_file = self._cache_file(weights, model.device.type, how, sample=samples[0], variant=variant)
             if self.files.writes:
@@ -189,7 +189,7 @@ class Evaluator:
         return answers
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
-        """Answer the first samples with the noise of every other step, to `watched.jsonl`, for people to look at."""
+        """Answer the first samples, with the same noise at every step, into `watched.jsonl`, for people to read."""
         setup = replace(self.setup, draws=(SAMPLED,), extra_rewards=())
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
@@ -213,7 +213,7 @@ class Evaluator:
             bf16=how.bf16,
             batch=how.batch_prompts,
             engine=self.engine and self.engine.version,
-            # Who stands in for whom depends on what samples share, which rows may say (`Sample.sources`).
+            # The donors depend on which media samples share; rows may name them (`Sample.sources`).
             **({"clusters": sorted(self.clusters.items())} if variant in ablations.SWAPS else {}),
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"

@@ -77,8 +77,8 @@ def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def chance(prediction: Prediction) -> float:
-    """Probability that a guess is right: what the row's field `chance` says; else that of as many options as are right,
-    drawn at random, and 0 of other types than multiple choice.
+    """Probability that a guess is right: the row's field `chance`, if given; else that of a random set of as many
+    options as are right, and 0 for other types than multiple choice.
     """
     if given := prediction.fields.get("chance"):
         return float(given)
@@ -120,7 +120,7 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
 
 
 def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
-    """Share of each letter; of an answer with several each counts as much less."""
+    """Share of each letter; each letter of an answer with n letters counts 1/n."""
     counts: Counter[str] = Counter()
     for letters in map(list, answers):
         for letter in letters:
@@ -130,7 +130,7 @@ def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
 
 
 def _effect(predictions: Sequence[Prediction]) -> dict:
-    """Doubting against other completions of the same prompt, where there are several draws."""
+    """Doubting versus other completions of the same prompt, if there are several draws."""
     groups: dict[str, list[tuple[reflection.Reflection, bool]]] = {}
     for p in predictions:
         if p.draw != GREEDY:

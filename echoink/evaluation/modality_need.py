@@ -1,7 +1,7 @@
 """Which senses a question needs, from answers with and without them. Pure functions on predictions.
 
-A modality that is not there cannot help: what a model still gets right above chance is a unimodal shortcut, or a
-question that needs no more. A fall of accuracy shows that the modality was used, by this model, on these questions.
+A removed modality cannot help: answers that are still right above chance come from a unimodal shortcut, or from a
+question that needs no more. A drop in accuracy shows that this model used the modality on these questions.
 """
 
 from collections import Counter, defaultdict
@@ -28,8 +28,8 @@ WITHOUT = {
     "image": (Variant.swapped_image, Variant.no_image),
     "text": (Variant.text_only,),
 }
-"""What stands for a question without sound, without sight, without both. A swap contradicts, a removal may be a prompt
-that the model has never met, and either may fail for that alone: a sense is needed only where both fail."""
+"""Variants of a question without sound, without sight, without both. A swap contradicts the question; a removal may be
+unlike any prompt in training. Either may fail for that alone, so a sense is needed only if both fail."""
 
 
 class Need(Enum):
@@ -49,8 +49,8 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
     A variant of `WITHOUT` fails if it is right less often than the full prompt (Fisher's exact test, one-sided,
     `ALPHA`). It suffices if it does not fail and is right more often than a guess (exact binomial test). A sense is not
     needed if any of its variants suffices. It is needed if all of them fail. Everything else is undetermined: a
-    question that the full prompt does not answer above chance, a sense of which neither can be said, or that was never
-    taken away.
+    question that the full prompt does not answer above chance, a sense that meets neither condition or was never
+    removed.
 
     Args:
         hits: of `full`, and of those of `WITHOUT` that were answered.
@@ -108,7 +108,7 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
 
 
 def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
-    """A line for each sample: what it needs, where that can be said, and its right answers of so many by variant."""
+    """A line per sample: what it needs, if that is known, and by variant its right answers and its draws."""
     needed, found = labels(answers), {}
     for variant, predictions in answers.items():
         for p in predictions:
@@ -150,7 +150,7 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
                 "gained": drop.lost,
             },
             "shortcut": None
-            if variant in SWAPS or chance == 1  # another's sound is no missing one: it leads astray
+            if variant in SWAPS or chance == 1  # a swapped medium misleads, it is not just missing
             else {
                 "rate": (summary["accuracy"] - chance) / (1 - chance),
                 "interval": [(end - chance) / (1 - chance) for end in summary["interval"]],

@@ -54,7 +54,7 @@ class Prediction:
     tokens: int
     truncated: bool
     cluster: Clusters
-    """Names that samples which share media share, see `Splits.clusters`: intervals and tests count clusters."""
+    """Cluster names (`Splits.clusters`): samples that share media share one. Intervals and tests count them."""
     fields: dict[str, str]
     rewards: dict[str, float] = field(default_factory=dict)
     """Further rewards by name, see `rewards.terms`."""

@@ -2,8 +2,8 @@
 it, and whether the reasoning speaks of what is heard and of what is seen.
 
 These are indicators. The rules look at words, so they err: `experiments/reflection.md` has their precision and recall
-on completions that they were not written on. They know English only. A prompt may ask for such words (the paper's
-does); then their number says what the prompt asks for. `prompt=plain` asks for none, and is the control.
+on held-out completions. They cover English only. If a prompt asks for such words (the paper's does), their number
+shows what the prompt asks for. `prompt=plain` asks for none, and is the control.
 
     doubt        the writer questions its own conclusion or perception, goes back on it or examines it again. Speech in
                  quotation marks is not the writer's, and "no doubt" is none.
@@ -163,7 +163,7 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
 
 
 def _reach(cue: re.Match, text: str) -> int:
-    """Up to where a text says what was held when doubt came: the cue, or the end of its clause where it looks back."""
+    """Where the text on the view before the doubt ends: at the cue, or at its clause's end if the cue looks back."""
     if not lexicon.BACK.search(cue.group()):
         return cue.start() + 2
     following = lexicon.CLAUSE.search(text, cue.end())

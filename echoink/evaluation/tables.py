@@ -8,12 +8,12 @@ from echoink.common.console import console, counted, interval, percent, say
 from echoink.common.statistics import FEW_CLUSTERS, Paired
 
 VALUES = 20
-"""So many values of a field are shown on the screen, those with the most samples. For a field with more report.md gives
+"""The screen shows this many values of a field, those with the most samples. For a field with more, report.md gives
 only their number; report.html has all."""
 
 
 def cluster_note(clusters: int) -> str:
-    """So many groups of samples that share media, which are what intervals count."""
+    """The number of clusters of samples that share media; intervals count them."""
     return f"{clusters:,}" + (", few: intervals are rough" if clusters < FEW_CLUSTERS else "")
 
 
@@ -98,8 +98,8 @@ def gain(found: Paired, draws: int) -> str:
 
 
 def ablation_table(phases: dict[str, dict]) -> None:
-    """What is left without each sense, base and trained side by side; of the last also the fall from full on the same
-    samples, and how many answers could not be read.
+    """Accuracy without each sense, base and trained side by side; for the last one also the drop from full on the same
+    samples, and the parse failures.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", *phases, "fall", "p", "parse failures"):

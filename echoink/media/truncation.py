@@ -81,9 +81,9 @@ def check_mp3(file: io.BufferedIOBase, name: str) -> None:
 
 
 def known_to_sndfile(file: io.BufferedIOBase) -> bool:
-    """Whether libsndfile reads all of a sound that begins as one of its formats does. Left out are MP3, where it stops
-    at the first damaged frame and writes notes to the screen, and an Ogg of several streams one after the other, of
-    which it reads the first.
+    """Whether libsndfile reads all of a sound that begins as one of its formats does. It does not for MP3, where it
+    stops at the first damaged frame and prints notes, or for an Ogg of several streams in sequence, of which it reads
+    the first.
     """
     with file:
         kind = file.read(4)

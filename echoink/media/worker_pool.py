@@ -1,4 +1,4 @@
-"""Work on other people's files, in processes that may die of it: a decoder's crash costs an item, not the run."""
+"""Runs work on other people's files in processes that may crash: a decoder's crash costs an item, not the run."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
-"""The language model's attention: ours where a layout comes along, transformers' SDPA otherwise.
+"""The language model's attention: ours if a layout is passed, transformers' SDPA otherwise.
 
-Two objects attend for themselves: `shared_prefix.Layout` in the loss and `decoder.Decoder` in the rollout. They travel
+Two classes have their own attention: `shared_prefix.Layout` in the loss and `decoder.Decoder` in the rollout. They pass
 through the model as the keyword argument `layout`, which every layer hands on to its attention.
 """
 

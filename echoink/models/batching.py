@@ -16,7 +16,7 @@ from echoink.models.family import PromptInputs
 def prompt_batch(prompts: Sequence[PromptInputs]) -> dict[str, Tensor]:
     """Left-padded inputs of B prompts: `input_ids`, `attention_mask` [B, P], `position_ids` [A, B, P] and media."""
     rows = [prompt.input_ids for prompt in prompts]
-    # With token 0: nothing attends to it, so any will do that stands for no medium.
+    # Pad with 0: nothing attends to it, so any token but a placeholder will do.
     ids, mask = (
         pad_sequence(of, batch_first=True, padding_side="left") for of in (rows, [torch.ones_like(row) for row in rows])
     )

@@ -1,6 +1,6 @@
 """Pictures, sounds and videos through their towers, once per prompt.
 
-The features of a prompt serve whoever runs the same towers on it: rollout, policy and reference share them where the
+The features of a prompt can be reused wherever the same towers run: rollout, policy and reference share them if the
 towers are frozen. Where the towers learn, each update encodes once, with gradients, in the model's own forward.
 
 Shapes: B prompts, D width of the language model, N placeholder tokens of a medium.

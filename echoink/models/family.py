@@ -1,4 +1,4 @@
-"""What a family of models gives to the rest of the package; the rest names no model class.
+"""The interface of a model family; the rest of the package names no model class.
 
 A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/families.py` lists them.
 Beside it stands `<family>_tokens.py`, see `models/media_tokens.py`.

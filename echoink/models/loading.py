@@ -79,7 +79,7 @@ def load_model(
             bitsandbytes); nothing but an adapter can learn then. None: they are not.
         shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
         merges: whether an adapter is merged into its base. On 4 bits it never is: they are not the weights of the base.
-            In bfloat16 a sum drops what is small beside a weight, so that only what is to be trained should be merged.
+            In bfloat16 a sum loses small updates to a weight, so only a model that will be trained should be merged.
 
     Raises:
         UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.

@@ -119,9 +119,9 @@ def without_silent_groups(
 ) -> Tensor:
     """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
 
-    A weight that only silent groups use still needs a gradient, of zero: where there is none an optimizer with momentum
-    or weight decay does something else. So a silent group stays with one token where its media are in no group that
-    counts, and the first group does where none counts.
+    A weight that only silent groups use still needs a gradient of zero: without one, an optimizer with momentum or
+    weight decay behaves differently. So a silent group keeps one token if its media are in no group that counts; if no
+    group counts, the first one keeps one.
 
     Args:
         prompts: the unique prompts.

@@ -1,7 +1,7 @@
 """Rounds weights to bfloat16 once, where autocast would round them at every use.
 
-Under autocast each linear layer rounds its float32 weights when it is called. PyTorch remembers that for weights that
-learn, and repeats it for those that do not: at every token of a rollout. What is rounded here gives the same numbers to
+Under autocast each linear layer rounds its float32 weights when it is called. PyTorch caches the result for weights
+that learn, but rounds frozen ones again: at every token of a rollout. Rounding them here gives the same numbers to
 the last bit; norms, embeddings and convolutions stay as they are.
 """
 
@@ -22,7 +22,7 @@ def _linear_weights(
     Args:
         model: whose.
         within: only layers that are among these.
-        shared: also those that another kind of layer uses, as an embedding does that is the head's matrix.
+        shared: also those that another kind of layer uses, such as an embedding tied to the head.
     """
     elsewhere = {
         id(parameter)
@@ -90,7 +90,7 @@ def unround_what_learns(model: nn.Module) -> None:
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Hold those weights of linear layers that do not learn in `dtype`, in place: half the memory in bfloat16."""
+    """Convert frozen weights of linear layers to `dtype`, in place: bfloat16 halves their memory."""
     if sharding.is_sharded(model):  # which gathers in that type anyway
         return
     for _, parameter in _linear_weights(model):

@@ -3,18 +3,18 @@
 A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
 group takes P - 1 + Σ C_g tokens. Each completion begins with a copy of the prompt's last token; that copy predicts the
 completion's first token. A row holds several groups: all prefixes first, then all completions,
-so that what is scored is the end of the row.
+so that the row ends with the scored tokens.
 
     x_1 … x_{P-1} | y_1 … y_{Q-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | y_P c_1 … c_{C-1}
     prefix          prefix          predicts a_1 … a_A  predicts b_1 … b_B  predicts c_1 … c_C
 
-Everything but attention works token by token and needs no change. Attention lets a completion see the prefix and
-itself, nothing of its neighbours; each token keeps the position that it has in a plain row. Hence
-log-probabilities and gradients are those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
+Everything but attention works token by token and needs no change. A completion attends to the prefix and to itself,
+not to other completions; each token keeps the position that it has in a plain row. Hence
+log-probabilities and gradients equal those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
 2506.05433), here with pictures, sounds and videos in the prefix.
 
-`install` teaches a model this layout: its forward then takes `layout=` (and `features=`, see `encoders`). It stays
-one call of the wrapped model per backward, so that hooks of DDP, FSDP and ZeRO see ordinary use.
+`install` adds this layout to a model: its forward then takes `layout=` (and `features=`, see `encoders`). There is
+still one call of the wrapped model per backward, so the hooks of DDP, FSDP and ZeRO work as usual.
 
 Shapes: A position axes, B prompts (groups), G completions of each, T packed tokens, N = Σ C_g scored tokens, H heads,
 K key-value heads.
@@ -67,7 +67,7 @@ class Layout:
 
     @functools.cached_property
     def branch(self) -> Tensor:
-        """For each packed token the completion it belongs to, counted over all groups from 1; 0 in a prefix: [T]."""
+        """For each packed token the number of its completion, from 1 over all groups; 0 in a prefix: [T]."""
         completions = [length for _, lengths in self.groups for length in lengths]
         numbers = torch.arange(len(completions) + 1)
         return numbers.repeat_interleave(torch.tensor([self.prefixes, *completions]))
@@ -147,14 +147,14 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
 
 
 def install(model: PreTrainedModel) -> None:
-    """Let a model take packed rows, before anything wraps it; without `layout` it works as before.
+    """Make a model accept packed rows; call it before wrapping. Without `layout` nothing changes.
 
     With `layout=` its base (`model.model`) takes `input_ids` [1, T], `position_ids` [A, 1, T] and either `features`,
     one per group, or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens
     alone, so that the head runs on nothing else.
 
     `base.run_all_towers` is off. A trainer switches it on: then each forward of the loss runs all towers, see
-    `encoders.encode_media`. Of plain rows only those with `in_loss=True` do.
+    `encoders.encode_media`. Plain rows do so only with `in_loss=True`.
 
     Raises:
         UserError: see `attention.select`.

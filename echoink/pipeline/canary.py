@@ -60,7 +60,7 @@ def modes(gpu: bool) -> dict[str, list[str]]:
 
 
 def train(words: Sequence[str], folder: Path) -> str:
-    """One run of the command; what is wrong, and the way out, where it failed."""
+    """Run the command once; return its error and hint if it failed."""
     done = subprocess.run([sys.executable, "-m", "echoink.train", *words], cwd=folder, capture_output=True, text=True)
     return "" if not done.returncode else last_error(done.stderr)
 

@@ -42,7 +42,7 @@ MLFLOW_PARAMETERS = (
     "trainer.learning_rate",
     "trainer.steps",
 )
-"""What every run has as parameters in MLflow, beside what its command line changed."""
+"""The MLflow parameters of every run, besides those that its command line changed."""
 
 
 def execute(
@@ -81,7 +81,7 @@ def execute(
         engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
         evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
-        # `gathered` puts a divided model together for its last evaluation; where nothing was trained it is whole.
+        # `gathered` unshards a model for its last evaluation; without training the model is not sharded.
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience, watches_engine=config.uses_vllm):
             if evaluates_base:
@@ -108,7 +108,7 @@ def execute(
 
 
 def _free_memory() -> None:
-    gc.collect()  # a model refers to itself: what was dropped is freed here at last
+    gc.collect()  # a model has reference cycles: a dropped one is freed only here
     torch.cuda.empty_cache()
 
 
@@ -230,7 +230,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int,
 
 
 def _push(files: RunFolder, repository: str) -> None:
-    """The best checkpoint, else the last, to the hub; a failure is said and costs nothing that is on disk."""
+    """Push the best, else the last checkpoint to the hub; a failure is reported and loses nothing on disk."""
     target = files.path / "export"
     try:
         export.export(files.path, target, push_to=repository)

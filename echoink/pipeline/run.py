@@ -73,8 +73,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
-            # The one boundary: all that needs torch, transformers and TRL is imported here, behind every check that
-            # does without them.
+            # The one boundary: what needs torch, transformers and TRL is imported here, after all checks that work
+            # without them.
             with imports():
                 from echoink.distributed.process_group import device_name
                 from echoink.pipeline.execute import execute
@@ -90,7 +90,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 
 
 def other_prompt(config: Config) -> str | None:
-    """A warning where a checkpoint's run was trained with another prompt than the one it is asked with now."""
+    """A warning if a checkpoint's run was trained with a different prompt than the one used now."""
     run, trained = _trained(config, "prompt")
     if not trained:
         return None
@@ -104,7 +104,7 @@ def other_prompt(config: Config) -> str | None:
 
 
 def other_data(config: Config) -> str | None:
-    """A warning where a checkpoint of other data is asked the default dataset, because none was named."""
+    """A warning if no dataset was named and a checkpoint of other data is evaluated on the default."""
     run, trained = _trained(config, "dataset")
     if not trained or config.trains or config.dataset.path != reader.defaults()["dataset.path"]:
         return None
@@ -116,7 +116,7 @@ def other_data(config: Config) -> str | None:
 
 
 def other_hold_out(config: Config) -> str | None:
-    """A warning where the development split, which is held out of train, may be what a checkpoint has learned."""
+    """A warning if the development split, held out of train here, may overlap a checkpoint's training data."""
     run, trained = _trained(config, "dataset")
     if not trained or config.eval.split is not Split.dev or has_dev(config.dataset):
         return None
@@ -143,7 +143,7 @@ def other_model(config: Config) -> str | None:
     keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then["adapter.kind"]) else []
     if others := [key for key in keys if then[key] != now[key]]:
         said = " ".join(f"adapter={then[key]}" if key == "adapter.kind" else f"{key}={then[key]}" for key in others)
-        return f"{run} was evaluated with {said}, and here it is otherwise: other numbers are to be expected"
+        return f"{run} was evaluated with {said}; these settings differ here, so expect different numbers"
     return None
 
 
@@ -154,7 +154,7 @@ def _trained(config: Config, group: str) -> tuple[Path | None, Any]:
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
-    """What a run will need later and can be asked for now: GPUs, disk, MLflow's store, the hub, vLLM."""
+    """Check now what a run will need later: GPUs, disk, MLflow's store, the hub, vLLM."""
     preflight.check_attention(config.model.attention)
     if warning := preflight.check_gpus(config.trainer.bf16):
         console.say("warning", warning)
@@ -167,7 +167,7 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
 
 
 def _on_main_process(work: Callable[[], Any]) -> Any:
-    """What the first of the run's processes finds, in all of them."""
+    """Run work in the first process; return its result in all."""
     if launched_processes() == 1:
         return work()
     from echoink.distributed import collectives  # imports torch; one process does without

@@ -73,15 +73,15 @@ def check(stage: Stage) -> None:
 
 
 def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
-    """The folder for what a model that will be `output` is made of, begun with the same settings or new.
+    """The work folder of the model `output`: new, or begun earlier with the same settings.
 
     Args:
         output: the model's folder.
         settings: the command's.
-        decides: names of those that decide what is made.
+        decides: names of the settings that decide what is made.
 
     Raises:
-        UserError: the model is there, or was begun with others.
+        UserError: the model exists, or was begun with other settings.
     """
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder: output=…")

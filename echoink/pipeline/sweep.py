@@ -1,4 +1,4 @@
-"""What a sweep is started with: its command line, or what an earlier one remembers. `sweep_run.py` runs it."""
+"""A sweep's overrides: its command line's, or those saved by the sweep it resumes. `sweep_run.py` runs it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ class Settled(NamedTuple):
 
     overrides: list[str]
     folder: Path | None = None
-    """Of the sweep that goes on; None for a new one."""
+    """The resumed sweep's; None for a new one."""
     config_dir: str | None = None
-    """That the sweep which goes on was started with."""
+    """The one that the resumed sweep was started with."""
 
 
 def is_search(definition: Mapping[str, Any]) -> bool:
-    """Whether a sweep, given by its sweep.json, draws its jobs; an older one says so by its overrides alone."""
+    """Whether the sweep of a sweep.json is a search; in an older file only the overrides show it."""
     return definition.get("search", any(word.startswith("hydra/sweeper=") for word in definition.get("overrides", ())))
 
 

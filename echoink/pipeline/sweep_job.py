@@ -69,7 +69,7 @@ def params(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[str, str]:
-    """For each swept key whose values are paths the folder below which they all lie.
+    """For each swept key whose values are paths: their common parent folder.
 
     Args:
         keys: swept.
@@ -87,7 +87,7 @@ def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[s
 
 
 def descriptive(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, not where its files go; those that a sweep varies say so always."""
+    """The overrides that say what a run is, not where its files go; swept ones are always included."""
     swept = swept_keys()
     return [o for o in overrides if o.partition("=")[0] in swept or not o.startswith(_NOT_PART_OF_A_NAME)]
 
@@ -155,7 +155,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
 
 
 def _run(command: list[str], folder: Path, side_by_side: int) -> int:
-    """The exit status of a job's process; its output goes to the screen, or to its folder where it is not alone."""
+    """The exit status of a job's process. It writes to the screen, or to its folder if other jobs run beside it."""
     alone = side_by_side == 1
     with (
         nullcontext() if alone else open(folder / "output.log", "a") as output,
@@ -170,7 +170,7 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
         try:
             return process.wait()
         except BaseException as error:
-            # Ctrl-C has reached the job as well, a signal to this process alone has not; twice at once counts as one.
+            # Ctrl-C reaches the job too; a signal to this process alone does not. Two at once count as one.
             process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
             say("stopping", f"job {folder.name} ends after what it is at; no other is begun")
             _wait(process)
@@ -227,10 +227,10 @@ def devices() -> list[str]:
 
 
 def shared(config: Config, below: Path, but: Path) -> Run | None:
-    """A finished run below a folder that had this configuration; a key that it lacks, for it is older, had its default.
+    """A finished run below a folder with this configuration; keys that an older run lacks count as their defaults.
 
-    Rewards of the user's own are compared by what their files hold, the dataset by its path and settings, the code not
-    at all: `_other_code` says where it differs.
+    The user's own rewards are compared by file content, the dataset by its path and settings. The code is not
+    compared: `_other_code` says where it differs.
     """
     wanted = reader.method(to_yaml(config))
     for path in sorted(reader.below(below, "summary.json")):
@@ -250,7 +250,7 @@ def _other_code(run: Run) -> str:
 
 
 def _copy(run: Run, folder: Path) -> None:
-    """A run's files for another sweep, of which it becomes a child; checkpoints stay where they are, behind a link."""
+    """Copy a run's files into another sweep, as its child; checkpoints stay where they are and are linked."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
@@ -276,7 +276,7 @@ def _copy(run: Run, folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move what an earlier attempt left out of a job's way; nothing is deleted."""
+    """Move an earlier attempt's files out of a job's way; nothing is deleted."""
     left = [path for path in folder.glob("*") if path.name != ".hydra"]
     if any(path.name != "train.log" for path in left):  # which Hydra opens for the job that starts
         place = folder.parent / "unfinished" / f"{folder.name}-{time.time_ns()}"

@@ -157,9 +157,9 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
 
 
 def _closed(path: Path, until: float) -> dict:
-    """A job's summary, its process waited for; one that was killed before it could say so is called killed.
+    """Wait for a job's process and return its summary; one killed before it could say so is marked killed.
 
-    Of a job on another machine nothing is known: what it says stands.
+    A job on another machine cannot be checked: its status stands.
     """
     while (summary := read_summary(path))["status"] == "running" and time.monotonic() < until:
         if process_is_gone(path):

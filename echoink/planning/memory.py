@@ -193,7 +193,7 @@ def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sh
         return held, held
     if sharding.is_deepspeed:  # its module is in bfloat16, `fit` loads the reference so
         return 2 * model.parameters, 2 * model.parameters
-    if sharding is Sharding.fsdp2:  # gathered in bfloat16; the shares stay as they are
+    if sharding is Sharding.fsdp2:  # gathered in bfloat16; the shards stay as they are
         return held + 2 * model.parameters, held
     # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
     # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.

@@ -14,9 +14,9 @@ what is paid must differ within a group, or act after the normalization.
     need            A_i <- A_i (1 + lambda_int [the group needs both])
     twin            R_int,i = R_acc,i [for each sense m: R_acc(o_i^m) = 0 and readable if q needs m, else = 1]
 
-`counterfactual` asks of this very completion o_i how much likelier the policy finds it with both senses than without
-sound, and than without sight (\ m: the medium is removed from the prompt), in nats a token; what either sense alone
-would as well have said earns nothing, however right. s is `reward.integration_scale`. It costs three scoring passes
+`counterfactual` measures how much likelier the policy finds completion o_i with both senses than without sound, and
+than without sight (\ m: the medium is removed from the prompt), in nats per token. A completion that is as likely with
+one sense alone earns nothing, even if right. s is `reward.integration_scale`. It costs three scoring passes
 without gradient, each group's prompt once.
 
 `need` answers each prompt G more times without sound and G times without sight, and weighs the whole group where its

@@ -1,13 +1,13 @@
-"""One more token for every row that still runs, from one prompt cache per group.
+"""Decodes a token for every running row, from one prompt cache per group.
 
-The cache of a prompt is not copied to its G completions: their queries meet it together, each keeps keys and values of
-its own tokens only, and one softmax runs over both parts. Keys and values stay in the type in which the model computes;
-products accumulate, and the softmax runs, in float32.
+The cache of a prompt is not copied to its G completions. Their queries attend to it together, each keeps keys and
+values of its own tokens only, and one softmax runs over both parts. Keys and values stay in the type in which the model
+computes; products accumulate, and the softmax runs, in float32.
 
-A model step on a GPU costs its launches as well as its bytes. There the shapes stay fixed, so that a captured CUDA
-graph replays a whole step: rows that finish leave their slots idle until half of them are, then the rest moves
-together. A row's own tokens are read from a window that doubles as they grow. A graph serves every later rollout, for
-as long as the weights stay where they are. On a CPU rows leave at once.
+On a GPU a model step pays for kernel launches as well as bytes. So shapes stay fixed there, and a captured CUDA graph
+replays a whole step. Finished rows leave their slots idle; once half of the slots are idle, the others move
+together. A row's own tokens are read from a window that doubles as they grow. A graph serves every later rollout, as
+long as the weights keep their addresses. On a CPU rows leave at once.
 
 A *row* is a completion that still runs. A *slot* is its index in the tensors of a step; the slot of a row that has
 finished stays idle until the others move together. A *place* numbers the slots of one prompt. With fixed shapes, keys
@@ -30,14 +30,14 @@ from echoink.models.families import family_of
 from echoink.models.rounding import autocast_dtype, round_linear
 
 BLOCK = 128
-"""With fixed shapes the prompts' buffers are a multiple of so many tokens long: similar lengths share a graph."""
+"""With fixed shapes, prompt buffers are a multiple of this many tokens long: similar lengths share a graph."""
 WINDOW = 64
-"""With fixed shapes attention reads so many own tokens at first; the number doubles as the completions grow."""
+"""With fixed shapes, attention first reads this many of a row's own tokens; the number doubles as they grow."""
 
 Step = Callable[[], Tensor]
 """One step of all slots: logits [S, V]."""
 Capture = Callable[[Step], Step]
-"""Makes the replay of a step, which wants fixed shapes and addresses."""
+"""Turns a step into a replay, which needs fixed shapes and addresses."""
 
 
 class Decoder:
@@ -109,7 +109,7 @@ class Decoder:
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=prefix_bias.device)
             self._own_length = torch.zeros(1, dtype=torch.long, device=prefix_bias.device)
         start = sizes[1] - tokens  # prompts end where their buffers end
-        # What an earlier rollout left is masked: it is multiplied by 0. It has to be finite, for 0 · nan is nan.
+        # Values left by an earlier rollout are masked: multiplied by 0. They must be finite, as 0 · nan is nan.
         for buffer in chain(*self._prefix_buffers, *self._own_buffers):
             buffer.zero_()
         for buffer, part in zip(chain(*self._prefix_buffers), chain(*prefix), strict=True):
@@ -128,21 +128,21 @@ class Decoder:
         return self._new_buffers(rows, tokens)
 
     def _use_first(self, prompts: int, slots: int) -> None:
-        """Use the first so many of the buffers."""
+        """Use the first rows of the buffers."""
         self._prefix = [(keys[:prompts], values[:prompts]) for keys, values in self._prefix_buffers]
         self._own = [(keys[:slots], values[:slots]) for keys, values in self._own_buffers]
         self._prefix_bias, (self._tokens, self._positions) = self._prefix_bias_buffer[:prompts], self._inputs[:, :slots]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let all but `rows` leave."""
+        """Drop all rows but `rows`."""
         self._slots = [self._slots[row] for row in rows]
         running: dict[int, list[int]] = {}  # slots of each prompt that still has any
         for slot in self._slots:
             running.setdefault(self._prompt[slot], []).append(slot)
         places = max(map(len, running.values()))
         if self._make_capture:
-            # A move costs copies and perhaps a capture: not before half of the slots are free. Every prompt then has as
-            # many slots as the next, some of them idle.
+            # A move costs copies and perhaps a capture, so it waits until half of the slots are free. Every prompt then
+            # has equally many slots, some idle.
             if len(running) * places > len(self._prompt) // 2:
                 self._running = torch.tensor(self._slots, device=self._prefix_bias.device)
                 return
@@ -186,7 +186,7 @@ class Decoder:
             slots[prompt].append(slot)
         self._places = max(map(len, slots))
         self._coordinates = (
-            None  # where all prompts have as many slots a reshape finds them, else prompt and place of each [S]
+            None  # a reshape suffices if all prompts have equally many slots; else prompt and place of each [S]
         )
         if any(len(of_prompt) < self._places for of_prompt in slots):
             place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
@@ -271,7 +271,7 @@ class _Layers(nn.Module):
         self._rounded: dict[str, Tensor] = {}
 
     def round(self, device_type: str) -> None:
-        """Round the weights as they are now, where autocast would; into the copies that are there."""
+        """Round the current weights that autocast would round, into the existing copies."""
         used = {*self._family.language_model(self.model.model).modules(), self.model.lm_head}
         round_linear(self, autocast_dtype(device_type), self._rounded, used)
 
@@ -282,7 +282,7 @@ class _Layers(nn.Module):
     def run(self, tokens: Tensor, positions: Tensor, decoder: Decoder) -> Tensor:
         """Logits [S, V]."""
         given = (tokens, positions, decoder)
-        # A head may share its matrix with the embedding, which stays as it is.
+        # The head may be tied to the embedding, which is not rounded.
         return functional_call(self, self._rounded, given, tie_weights=False) if self._rounded else self(*given)
 
     def forward(self, tokens: Tensor, positions: Tensor, decoder: Decoder) -> Tensor:

@@ -34,11 +34,11 @@ from echoink.rollout.vllm_engine import Engine, EngineSetup
 
 G = 4
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Nats of one token from which on a difference is called one, by the type of the engine."""
+"""Parity fails from this difference on, in nats for one token, by the type of the engine."""
 PARTS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Relative difference of the residual stream from which on a layer is named, and embedded media are warned of."""
+"""From this relative difference of the residual stream on, a layer is named and embedded media cause a warning."""
 OTHER = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""From this one on embedded media are taken for others: two kernels of bfloat16 towers do not differ so much."""
+"""From this one on, embedded media count as wrong: two kernels of bfloat16 towers do not differ so much."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Parity:
     mean: float
     tokens: int
     layer: str
-    """Where the residual streams part; empty where they do not, or where nobody looked."""
+    """Where the residual streams diverge; empty if they do not, or were not compared."""
     good: bool
 
 
@@ -222,7 +222,7 @@ def gaps(
 
 
 def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, setup: EngineSetup) -> str:
-    """The first place along the layers where the residual stream of the prompt is another one."""
+    """Where along the layers the residual streams of the prompt first differ, and how much."""
     ours, theirs = _residuals(model, prompt, setup.bf16), engine.residuals(prompt)
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         apart = (one - other).norm() / one.norm()

@@ -1,9 +1,9 @@
 """Rollouts by vLLM, in a process and a Python of its own (`generation=vllm`).
 
-An engine's versions of torch and transformers are seldom those that a trainer wants; here they need not be: the engine
-is another interpreter (`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its
-GPU. It gets what the trainer would compute with: the prompt's tokens, its media as the trainer's processor made them,
-its positions; and each time before it generates the weights that learn, an adapter merged in.
+Engine and trainer seldom want the same versions of torch and transformers. So the engine is another interpreter
+(`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its GPU. It gets the
+trainer's own inputs: the prompt's tokens, its media as the trainer's processor made them, its positions. Before each
+generation it gets the weights that learn, an adapter merged in.
 
 Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
 """
@@ -48,8 +48,8 @@ CHUNK = 2**30
 MORE = object()
 """The engine's answer where it wants more weights."""
 _BLOCK = 32
-"""Tokens of a block of vLLM's cache, on a CPU; what is left over of a prompt behind the last whole block is computed
-again for each completion."""
+"""Tokens per block of vLLM's cache on a CPU; a prompt's tokens after its last whole block are computed again for each
+completion."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Engine:
         }
 
     def push(self, model: torch.nn.Module) -> Pushed:
-        """Give the engine the weights of the model, after the first time those that learn.
+        """Give the engine the model's weights; after the first time only those that learn.
 
         On a GPU they stay there: the engine copies them out of this process's memory. Else one process of each machine
         writes a file for all.
@@ -205,7 +205,7 @@ class Engine:
         return found[0]
 
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
-        """Handles to weights in this process's memory, so many bytes at a time; the engine asks for the next."""
+        """Send handles to weights in this process's memory, in chunks; the engine asks for each next one."""
         self._make_room()
         # Always a copy: memory that is handed out again and again piles up a context of CUDA's for each time.
         made = ((name, weight.to(self.dtype, copy=True)) for name, weight in published(model, everything))
@@ -377,13 +377,12 @@ class Engine:
 
 
 def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """Published names and weights of a model, of an adapter's layers with the adapter merged in, of 4 bits what they
-    stand for.
+    """Published names and weights of a model, with an adapter merged in and 4-bit weights dequantized.
 
     Args:
         model: the policy, not wrapped.
-        everything: else the modules in which something learns, with all that is in them: vLLM keeps the projections of
-            an attention, and those of a feed-forward layer, as one weight.
+        everything: if False, only modules in which something learns, each as a whole: vLLM fuses the projections of an
+            attention, and those of a feed-forward layer, into one weight.
     """
     family, parts = family_of(model), {}
     learning = set()
@@ -406,7 +405,7 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
 
 
 def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The next of them, together about so large as is held twice at a time; nothing at the end."""
+    """The next weights, about `CHUNK` bytes, which are held twice at once; nothing at the end."""
     size = 0
     for name, weight in weights:
         yield name, weight

@@ -1,4 +1,4 @@
-"""The environment in which vLLM lives: whether it is there, and what its process gets of ours."""
+"""vLLM's environment: whether vLLM is installed, and which of our variables its process gets."""
 
 import os
 import subprocess

@@ -6,8 +6,8 @@ The file imports torch alone: the engine's Python reads it too.
 keeps the memory until the other has let go of it.
 
 **Sums of bits.** An engine keeps some weights as one (query, key and value), so sums are by part of a layer:
-`model.layers.3.self_attn.weight` has those of all projections there. A sum does not see an exchange inside a part; it
-sees a part that did not arrive, one of an earlier step, and one in another type.
+`model.layers.3.self_attn.weight` has those of all projections there. A sum does not detect a swap within a part; it
+detects a part that did not arrive, is of an earlier step, or has another type.
 """
 
 from collections.abc import Iterable

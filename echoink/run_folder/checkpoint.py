@@ -1,14 +1,14 @@
-"""Checkpoints on disk: whole or absent, and known to be whole.
+"""Checkpoints on disk: whole or absent, with a manifest to check them.
 
 A run keeps `checkpoints/step-N/`, each a plain transformers model folder (weights, configuration, processor), or a PEFT
-adapter's with the processor beside it. What training goes on from lies in it too: `optimizer.pt`, `scheduler.pt`,
-`rng_state.pth`, `trainer_state.json` and `rollout.pt`, in the `RESUMABLE` newest. `manifest.json` has every file's size
-and SHA-256; a folder that does not agree with it is damaged. A checkpoint is written aside, flushed, renamed, and only
-then are old ones dropped.
+adapter's with the processor beside it. The `RESUMABLE` newest also hold the state that training resumes from:
+`optimizer.pt`, `scheduler.pt`, `rng_state.pth`, `trainer_state.json` and `rollout.pt`. `manifest.json` has every file's
+size and SHA-256; a folder that does not match it is damaged. A checkpoint is written to a temporary folder, flushed and
+renamed; only then are old ones deleted.
 
-Of several processes each writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shares of
-the weights (`shard-….safetensors`, which `loading.load_model` reads and `python -m echoink.export` puts together) and
-of the optimizer's state (`optimizer/`); under DeepSpeed its shares of that state (`global_step…/`).
+Each process writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each also writes its shards of the weights
+(`shard-….safetensors`, which `loading.load_model` reads and `python -m echoink.export` merges) and of the optimizer's
+state (`optimizer/`); under DeepSpeed its shards of that state (`global_step…/`).
 """
 
 import hashlib
@@ -38,11 +38,11 @@ _OF_TRAINING = re.compile(
 )
 _OPTIMIZER = re.compile(r"optimizer\.pt$|optimizer/|global_step\d+/")
 UNIVERSAL = "_universal"
-"""Ends the name of DeepSpeed's shares in the form that any number of processes reads, for the time of a start."""
+"""Suffix of DeepSpeed's universal shards, which any number of processes reads; they exist only during a start."""
 _THREADS = 4
 """Files that a process reads at a time."""
 RESUMABLE = 2
-"""Of so many newest checkpoints they are kept."""
+"""This many newest checkpoints keep `STATE`."""
 
 
 def steps(run: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def step_of(folder: Path) -> int:
 
 
 def best(run: Path) -> Path | None:
-    """The checkpoint of a run that answered the development split best; None where that was not asked."""
+    """A run's checkpoint with the best development accuracy; None if that split was not evaluated."""
     note = run / "checkpoints" / BEST
     folder = run / "checkpoints" / f"step-{json.loads(note.read_text())['step']}" if note.is_file() else None
     return folder if folder and folder.is_dir() else None
@@ -83,9 +83,9 @@ def save(
         write: writes the files.
         keep: newest checkpoints kept.
         provenance: what else the manifest says, such as what the weights were trained on.
-        on_main_process: does something in the first of the run's processes, for all of them.
-        each: does something in each of them; it fails in all where it fails in one.
-        share: does something in each of them by its number and how many they are; what came of it, in all.
+        on_main_process: runs work in the run's first process; returns its result in all.
+        each: runs work in every process; a failure in one is a failure in all.
+        share: runs work(number, processes) in every process; returns all results in all of them.
     """
     final = run / "checkpoints" / f"step-{step}"
 
@@ -119,7 +119,7 @@ def save(
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Drop all but the `keep` newest and the best; of those that are not the newest keep the weights."""
+    """Delete all but the `keep` newest and the best; only the `RESUMABLE` newest keep the rest."""
     for old in steps(run)[:-keep]:
         if old != best(run):
             shutil.rmtree(old)
@@ -142,7 +142,7 @@ def _leave_weights(folder: Path) -> None:
 
 
 def of_process(number: int) -> Callable[[str], str]:
-    """What one of a run's processes calls a file that each has."""
+    """How one process names a file that every process writes."""
     return lambda name: f"{name}.process-{number}" if number else name
 
 
@@ -163,13 +163,13 @@ def _largest_first(folder: Path) -> list[str]:
 
 
 def _flushed_and_seen(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Of these files, flushed to the disk: size and digest by name."""
+    """Flush files to disk; return size and digest by name."""
 
     def work(name: str) -> dict[str, Any]:
         _flush(folder / name)
         return _seen(folder / name)
 
-    with ThreadPoolExecutor(_THREADS) as threads:  # the digest and the disk do without Python's lock
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing and disk access release the GIL
         return dict(zip(names, threads.map(work, names), strict=True))
 
 
@@ -200,7 +200,7 @@ def damage(folder: Path, thorough: bool = True, trains: bool = True) -> str | No
     Args:
         folder: `step-N`.
         thorough: compare the contents too, not only the sizes.
-        trains: look at what training goes on from too, not only at the model.
+        trains: check the state for resuming too, not only the model.
     """
     said = manifest(folder)
     if not isinstance(said.get("files"), dict):
@@ -208,7 +208,7 @@ def damage(folder: Path, thorough: bool = True, trains: bool = True) -> str | No
     files = {name: wanted for name, wanted in said["files"].items() if trains or not _is_of_training(name)}
     size = sum(wanted["bytes"] for wanted in files.values())
     if thorough and size > 2**31:  # which takes seconds to read
-        say("checkpoint", f"{size / 2**30:.0f} GiB of {folder} are compared with their digests")
+        say("checkpoint", f"comparing {size / 2**30:.0f} GiB of {folder} with their digests")
     for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
@@ -244,13 +244,13 @@ def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def can_go_on(run: Path) -> bool:
-    """Whether training can go on from a checkpoint of a run, as far as sizes tell, or has none yet."""
+    """Whether a run has no checkpoint yet, or one to resume from, judging by file sizes."""
     found = steps(run)
     return not found or any(_goes_on(manifest(folder)) and not damage(folder, thorough=False) for folder in found)
 
 
 def tidy(run: Path) -> None:
-    """Drop what a save, or a start, that was killed has left."""
+    """Delete what a killed save or start has left behind."""
     for part in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(part)
     for folder in steps(run):
@@ -265,7 +265,7 @@ def drop_universal(folder: Path) -> None:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run that a checkpoint is of, given its own folder or one of its steps; None of any other folder."""
+    """The run of a folder that is a run or one of its checkpoints; None for any other folder."""
     run = folder.parent.parent if folder.parent.name == FOLDER else folder
     return run if (run / FOLDER).is_dir() and (run / "config.yaml").is_file() else None
 

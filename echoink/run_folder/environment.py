@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def process_is_gone(folder: Path) -> bool:
-    """Whether the process that wrote a run's or a sweep's folder has ended; of another machine's nothing is known."""
+    """Whether the process that wrote a run's or sweep's folder has ended; False if it ran on another machine."""
     files = [file for name in ("environment.json", "sweep.json") if (file := folder / name).is_file()]
     found = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
     if found.get("host") != socket.gethostname():
@@ -53,7 +53,7 @@ def process_is_gone(folder: Path) -> bool:
         began = psutil.Process(found["process"]).create_time()
     except psutil.NoSuchProcess:
         return True
-    # Another process has its number, or it is this one and the clock was set: then the folder's lock is held.
+    # Another process has its PID, or it is this one and the clock was set: then it holds the folder's lock.
     return abs(began - found["process_started"]) > 1 and not in_use(folder)
 
 

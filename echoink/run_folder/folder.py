@@ -1,4 +1,4 @@
-"""The run folder: every line goes to disk before anything else sees it, and that folder is the truth of a run.
+"""The run folder, a run's source of truth: every row is written to disk before it goes anywhere else.
 
 Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `metrics.jsonl` (training), `dev.jsonl` and
 `eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracking/logger.py`) is a view of them.
@@ -66,7 +66,7 @@ class RunFolder:
         lock(self.path).release()
 
     def settle(self, error: BaseException | None) -> None:
-        """Write how the run ended; the first word stands."""
+        """Write how the run ended; the first call wins."""
         if self.summary.get("ended"):
             return
         with signals.held():
@@ -92,7 +92,7 @@ class RunFolder:
         self.write_text(name, as_lines(rows))
 
     def numbers(self, name: str, row: dict) -> dict:
-        """Append a row of numbers to one of `ROWS`, the finite ones, and give it back with its timestamp."""
+        """Append a row's finite numbers to one of `ROWS`; return the row with its timestamp."""
         row = finite(row) | {"timestamp": milliseconds()}
         self.append(name, [row])
         return row
@@ -113,7 +113,7 @@ class RunFolder:
 
 
 def finite(row: dict) -> dict:
-    """A row without numbers that are infinite or none."""
+    """A row without infinite or NaN values."""
     return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
@@ -134,7 +134,7 @@ def mlflow_id(summary: dict[str, Any]) -> str | None:
 
 
 def lock(folder: Path) -> FileLock:
-    """The lock of a run's folder: one in a process, which lives as long as the process."""
+    """The lock of a run's folder: one object per process, for the process's lifetime."""
     return _lock(folder.resolve())
 
 
@@ -144,7 +144,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether another process is writing to a run's folder, or nobody may."""
+    """Whether another process writes to a run's folder, or nobody can."""
     held = lock(folder)
     try:
         held.acquire(timeout=0)

@@ -41,7 +41,7 @@ NOT_THE_METHOD = (
     "generation.vllm.sleep",
     "generation.vllm.alarm",
 )
-"""Keys of what a run keeps and of how it is started and watched, and groups of them: nothing that it computes."""
+"""Keys and groups that say what a run keeps and how it is started and watched; none changes what it computes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def contents(self) -> dict[str, str | None]:
-        """What was behind the paths of its configuration when it began, as digests; None where it kept none."""
+        """Digests of the files that its configuration pointed to when it began; None if it kept none."""
         return {"rewards/": reward_files.digest(self.folder), "data/": _data_digest(self.folder)}
 
     @property
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def result(self) -> dict | None:
-        """Of the evaluation that ended it: `final`, or `base` where only that was asked for."""
+        """The numbers of its last evaluation: `final`, or `base` if that was the only one."""
         return self.summary.get("final") or self.summary.get("base")
 
     @property
@@ -95,7 +95,7 @@ def read(folder: Path) -> Run | None:
 
 
 def _data_digest(folder: Path) -> str | None:
-    """Of the samples that a run was trained on and asked, as MLflow is told."""
+    """Digest of a run's training and evaluation samples, as sent to MLflow."""
     with suppress(OSError, ValueError):
         inputs = json.loads((folder / "tracking.json").read_text(encoding="utf-8")).get("inputs")
         return " ".join(f"{one['context']} {one['digest']}" for one in inputs) if inputs else None
@@ -103,7 +103,7 @@ def _data_digest(folder: Path) -> str | None:
 
 
 def method(config: str) -> dict[str, Any]:
-    """The dotted keys of a `config.yaml` on which a run's numbers depend; what an older one lacks has its default."""
+    """The dotted keys of a `config.yaml` on which a run's numbers depend; keys missing in old ones get defaults."""
     return defaults() | of_yaml(config)
 
 

@@ -1,8 +1,8 @@
-"""Taking up a run where it was left: which one, from which checkpoint, and its files cut back to that step.
+"""Resuming a run: which run, from which checkpoint, and how its files are cut back to that step.
 
 `resume=auto` takes the run in this `hydra.run.dir`, else the newest unfinished one of the same name and configuration
-beside it, else starts afresh; `resume=<folder>` takes that one. Training goes on from the newest checkpoint that is
-whole; everything later is dropped from the files and made again, alike byte for byte where kernels are deterministic.
+beside it, else starts a new one; `resume=<folder>` takes that one. Training resumes from the newest whole checkpoint.
+Everything later is cut from the files and made again, byte for byte the same if kernels are deterministic.
 """
 
 import re
@@ -82,7 +82,7 @@ def left_beside(config: Config, folder: Path) -> str | None:
 
 
 def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Any, Any]]]]:
-    """Unfinished runs of the same name beside a folder that can go on, the newest first, and in what they differ."""
+    """Unfinished, resumable runs of the same name beside a folder, newest first, with the keys that differ."""
     wanted = reader.method(to_yaml(config))
     beside = [(said["started"], path) for path, said in _beside(folder) if not has_ended(said)]
     for _, path in sorted(beside, reverse=True):
@@ -94,7 +94,7 @@ def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, 
 
 
 def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Other runs in the same parent folder with their summaries; those that cannot be read are none of ours."""
+    """Other runs in the same parent folder, with their summaries; unreadable ones are skipped."""
     for file in folder.parent.glob("*/summary.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = run_folder.read_summary(file.parent)
@@ -103,18 +103,18 @@ def _beside(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def has_ended(summary: dict[str, Any]) -> bool:
-    """Whether a run has come to its very end: the last thing that a process writes is when it ended."""
+    """Whether a run has finished completely: `ended` is the last thing that a process writes."""
     return summary.get("status") == "finished" and bool(summary.get("ended"))
 
 
 def refuse(config: Config, folder: Path) -> list[str] | None:
-    """Refuse a folder that is another run's. Nothing of the folder is changed, but for its lock.
+    """Refuse a folder that holds another run. Nothing in the folder changes except its lock.
 
     Returns:
-        The keys that differ from those of the run that is there, and may; None where there is nothing to go on with.
+        The keys that differ from the existing run's and are allowed to; None if there is nothing to resume.
 
     Raises:
-        UserError: the folder holds another run; or one that is not to be taken up, or is going on.
+        UserError: the folder holds another run, one that must not be resumed, or one that is running.
     """
     if config.dry_run:
         if run_folder.read_summary(folder).get("task", "plan") != "plan":
@@ -159,8 +159,8 @@ def begin(config: Config, folder: Path) -> Start:
             f"no checkpoint in {folder} is whole, with optimizer and random state" + (f" ({wrong})" if wrong else ""),
             f"start afresh in another hydra.run.dir; weights alone serve as checkpoint={folder}/checkpoints/step-N",
         )
-    # The last step's checkpoint is followed by the final evaluation: only a run whose settings are the same has nothing
-    # left to do, or keeps its answers.
+    # The final evaluation comes after the last step's checkpoint: a run is done, or keeps its answers, only if its
+    # settings are the same.
     said = checkpoint.manifest(found) if found else {}
     step, last = said.get("step", 0), bool(said.get("last")) and not changed
     if last and has_ended(run_folder.read_summary(folder)):
@@ -212,12 +212,12 @@ def _other_rewards(config: Config, folder: Path) -> dict[str, tuple[str, str]]:
 
 def _differences(old: dict[str, Any], new: dict[str, Any], allowed: list[str]) -> dict[str, tuple[Any, Any]]:
     keys = sorted(set(old) | set(new))
-    free = {"trainer.processes", *allowed}  # with other processes only the last digits are others
+    free = {"trainer.processes", *allowed}  # more or fewer processes change only the last digits
     return {k: (old.get(k), new.get(k)) for k in keys if k not in free and old.get(k) != new.get(k)}
 
 
 _MACHINE = ("processes", "commit", "device")
-"""On which a run's last digits depend, beside versions of libraries."""
+"""What a run's last digits depend on, besides library versions."""
 
 
 def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
@@ -234,7 +234,7 @@ def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> 
             f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(changed)}]"
         )
     before, now = (each.get("versions", {}) | {key: each.get(key) for key in _MACHINE} for each in (said, here))
-    # What an older version did not write down is no difference.
+    # Keys that an older version did not record do not count.
     changed = [key for key in now if before.get(key) is not None and now[key] != before[key]]
     if others := [f"{key} {now[key]} (was {before[key]})" for key in changed]:
         say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
@@ -271,11 +271,11 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
 
 
 def close_dead(folder: Path, tracked: bool) -> list[Path]:
-    """Mark runs beside one as killed if their status says that they are going on but their process no longer exists.
+    """Mark runs beside one as killed if their status says that they are running but their process is gone.
 
     Args:
         folder: the run that starts.
-        tracked: whether it has MLflow; without, runs that MLflow has are left for one that does.
+        tracked: whether it logs to MLflow; if not, runs known to MLflow are left to one that does.
 
     Returns:
         The folders of those that MLflow has.

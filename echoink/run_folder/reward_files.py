@@ -10,7 +10,7 @@ FOLDER = "rewards"
 
 
 def _files(reward: RewardConfig) -> dict[str, tuple[str, Path]]:
-    """By the name of each copy the key that names the file, and the file."""
+    """For each copy's name: the key that names the file, and the file."""
     found = {"custom.py": ("reward.file", Path(reward.file))} if reward.file else {}
     return found | {f"{each.metric_name}.py": ("reward.files", Path(each.path)) for each in reward.files}
 
@@ -30,7 +30,7 @@ def digest(run: Path) -> str | None:
 
 
 def changed(reward: RewardConfig, run: Path) -> dict[str, str]:
-    """By key the files that are no longer what a run was begun with; of a run without copies nothing is known."""
+    """By key, the files that have changed since a run began; empty for a run without copies."""
     return {
         key: str(file)
         for name, (key, file) in _files(reward).items()

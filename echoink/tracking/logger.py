@@ -87,13 +87,13 @@ class Tracker:
         self.refused = None  # completed from disk
 
     def row(self, row: dict) -> None:
-        """Log a row of numbers, some time soon; what the run has of that step already is not logged again."""
+        """Queue a row of numbers for logging; those that the run has for that step are not logged again."""
         self._later(lambda: self._stored.log(self._new(row)))
 
     def _new(self, row: dict) -> Iterable[dict]:
         if self._have:
             return self._have.missing([row])
-        return [] if self._stored.known else [row]  # what it has could not be asked: completed at the end
+        return [] if self._stored.known else [row]  # its history could not be read: completed at the end
 
     def group(self, rows: list[dict]) -> None:
         """Show a group of completions as a trace, some time soon; see `traces.send`."""

@@ -96,10 +96,10 @@ class Recorder(TrainerCallback):
 
 
 class Keeper(TrainerCallback):
-    """What is due after a step: a checkpoint every so many steps, at the end, and where the development split is
-    answered best so far; evaluations on that split; answers to the watched samples.
+    """Does what is due after a step: checkpoints (periodic, at the end, and at the best development accuracy so far),
+    evaluations on the development split, answers to the watched samples.
 
-    What is on disk already is not done again, so that a run that is taken up goes on in the middle of it.
+    What is on disk already is not done again, so a run can resume in the middle of this work.
 
     Args:
         job: what the run works with.
@@ -131,7 +131,7 @@ class Keeper(TrainerCallback):
             checkpoint.note_best(files.path, self.best)
 
     def _is_best(self, accuracy: float) -> bool:
-        # Of equals the later: it has learned longer, and is the one that training goes on from.
+        # On a tie the later one wins: it has trained longer, and training resumes from it.
         return self.best is None or accuracy >= self.best["accuracy"]
 
     def _take_best(self, step: int, accuracy: float) -> None:
@@ -160,7 +160,7 @@ class Keeper(TrainerCallback):
                 bool(step) and due(evaluation.every) and not done("dev.jsonl"),
             )
         )
-        # Saving and asking must not move what training draws next, or a resumed run would end otherwise.
+        # Saving and evaluating must not change training's next draws, or a resumed run would differ.
         with self.trainer.apart():
             if step and (last or due(trainer.save_every)):
                 self._save(step, last)
@@ -182,7 +182,7 @@ class Keeper(TrainerCallback):
                             checkpoint.rotate(self._files.path, self._keep)
 
     def leave(self) -> None:
-        """Keep what there is when the process is asked to go."""
+        """Save a checkpoint when the process is told to stop."""
         step = self.trainer.state.global_step
         if step:
             with suppress(UserError):  # said by what is kept; the signal is what the run ends with

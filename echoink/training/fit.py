@@ -1,4 +1,4 @@
-"""The training of a run: its trainer, what is looked at and kept beside each step, where it begins, how it is left."""
+"""Trains a run: builds the trainer and its callbacks, starts or resumes it, saves a checkpoint if it is stopped."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,7 +95,7 @@ def train(
 
 
 def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, keeper: Keeper) -> None:
-    """Train to the end; keep a checkpoint where the process is asked to go."""
+    """Train to the end; save a checkpoint if the process is told to stop."""
     try:
         trainer.go_on(start.checkpoint)
     except (KeyboardInterrupt, signals.Preempted, UserError) as error:
@@ -141,7 +141,7 @@ def _on_rollout(
     tracker: Tracker,
     scoring: Scoring,
 ) -> Callable[[list[dict]], None]:
-    """What looks at the rows of every rollout: the watch over runs that cannot learn, `completions/`, traces."""
+    """The observers of every rollout's rows: the monitor for runs that cannot learn, `completions/`, traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
     weights = {reward.name: reward.weight for reward in scoring.terms}
     if (integration := scoring.integration) and integration.pays:

@@ -30,9 +30,9 @@ def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 def _from_the_first(rows: Tensor) -> Tensor:
-    """Rewards less the first one of their row. Equal ones are 0 then, and so is their distance from the mean: in floats
-    the mean of eight times 1.2 is not 1.2, and Adam would make steps of ordinary size of what is left. Weighted sums
-    are equal where they differ by rounding: 0.3 + 0.4 and 0.7.
+    """Rewards minus the first of their row. Equal rewards become exactly 0, and so does their deviation from the mean:
+    in floats the mean of eight times 1.2 is not 1.2, and Adam would turn the rest into ordinary steps. Sums
+    that differ only by rounding count as equal: 0.3 + 0.4 and 0.7.
     """
     rounding = 4 * torch.finfo(rows.dtype).eps * rows.abs().amax(1, keepdim=True)
     difference = rows - rows[:, :1]
@@ -64,7 +64,7 @@ def advantages(rewards: Tensor, group: int, scale: Scale) -> Tensor:
 
 
 def rejection(accuracy: Tensor) -> Tensor:
-    """1 for a right completion, else 0: [R] of R_accuracy [R]. A supervised step on the right ones (RAFT)."""
+    """[R] from R_accuracy [R]: 1 if right, else 0. The step is supervised, on the right completions (RAFT)."""
     return (accuracy == 1).float()
 
 

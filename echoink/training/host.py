@@ -1,7 +1,7 @@
-"""What `EchoInkTrainer` stands on: TRL's and transformers' trainer with our order of prompts, clock and log.
+"""The base of `EchoInkTrainer`: TRL's and transformers' trainer with our order of prompts, timer and log.
 
-The algorithm is in `trainer`. Here is what it takes to run it inside `transformers.Trainer`: construction, the prompts
-that the data loader reads, what happens around an update, and what a checkpoint keeps.
+The algorithm is in `trainer`. This module runs it inside `transformers.Trainer`: construction, the prompts that the
+data loader reads, the work around an update, and the rollout that a checkpoint keeps.
 """
 
 import copy
@@ -44,7 +44,7 @@ from echoink.training.step_timer import StepTimer
 
 @dataclass(frozen=True)
 class Policy:
-    """What learns, what it is held against, and what samples from it."""
+    """The policy, its reference, and the engine that samples from it."""
 
     model: PreTrainedModel
     """pi_theta, from `loading.load_model`, as the reference is."""
@@ -53,11 +53,11 @@ class Policy:
     processor: PromptProcessor
     """Turns a sample into model inputs."""
     adapter: PeftConfig | None = None
-    """Trained in the place of the weights; without it switched on the model is the reference."""
+    """Trained instead of the weights; the model with the adapter switched off is the reference."""
     engine: Engine | None = None
-    """Generates the rollouts in the place of our decoder."""
+    """Generates the rollouts instead of our decoder."""
     correction: Correction = Correction.none
-    """Of the loss for what the engine's log-probabilities differ from the model's."""
+    """Corrects the loss for engine log-probabilities that differ from the model's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TRLHost(ResumableTrainer):
     """
 
     GENERATES = True
-    """Whether the policy samples the completions; else there is no number of tokens a second to log."""
+    """Whether the policy samples the completions; if not, tokens per second are not logged."""
 
     def __init__(
         self,
@@ -122,8 +122,8 @@ class TRLHost(ResumableTrainer):
         self._engine_notes: list[Tensor] = []
         self._random_state = rng_state.state()  # as of the end of the last whole step
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
-        # TRL would load its own reference and cannot, from a full Omni configuration: it is built without a KL term
-        # and gets ours afterwards.
+        # TRL cannot load a reference from a full Omni configuration. So the trainer is built without a KL term and
+        # gets ours afterwards.
         without_reference = copy.copy(args)
         without_reference.beta = 0.0
         super().__init__(
@@ -152,7 +152,7 @@ class TRLHost(ResumableTrainer):
     def _set_dtypes(self, policy: Policy, bf16: bool) -> None:
         if policy.adapter is not None:
             unround_what_learns(self.model)
-        # What autocast would round at every use is rounded once, where nothing learns and nothing is saved.
+        # Weights that autocast would round at every use are rounded once if they are frozen and not saved.
         frozen = policy.reference if policy.adapter is None else self.model
         if bf16 and frozen is not None:
             round_frozen(frozen, torch.bfloat16)
@@ -182,12 +182,12 @@ class TRLHost(ResumableTrainer):
         return self._order
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
-        self._order.set_epoch(epoch)  # of a data loader that skips what was trained before, transformers forgets to
+        self._order.set_epoch(epoch)  # transformers forgets this if the data loader skips trained batches
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> dict[str, Tensor]:
         # TRL's own, without the shuffle that scatters a group over micro-batches.
-        # One rollout serves so many micro-batches and updates; between rollouts the buffer gives the next micro-batch.
+        # One rollout serves this many micro-batch passes; between rollouts the buffer gives the next micro-batch.
         rollouts_every = self.args.steps_per_generation * self.num_iterations
         if self._step % rollouts_every == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
@@ -195,18 +195,18 @@ class TRLHost(ResumableTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _read(self, rows: list[dict]) -> list[dict]:
-        # The data loader is one step ahead of the trainer: what it reads now is asked in the next rollout.
+        # The data loader is one step ahead: the prompts that it reads now are for the next rollout.
         self._upcoming += [row["prompt"] for row in rows]
         return rows
 
     def _prefetch(self) -> None:
-        """Let threads make the next rollout's prompts; not before this one is done, whose decoding needs Python too."""
+        """Let threads make the next rollout's prompts once this rollout is done: its decoding needs the GIL too."""
         now = set(self.rollout.ids)  # a rollout's rows are read again for each of its updates
         self._prefetcher.ask([self._samples[id] for id in self._upcoming if id not in now])
         self._upcoming.clear()
 
     def _shown(self, sample: Sample) -> Sample:
-        """The sample as this step asks it: with modality dropout perhaps without a sense."""
+        """The sample as this step uses it; modality dropout may have removed a sense."""
         if not self._settings.modality_dropout or not has_both(sample):
             return sample
         number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
@@ -229,7 +229,7 @@ class TRLHost(ResumableTrainer):
         if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
             # The step is skipped: no number of it reaches a weight or a moment.
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
-        # transformers updates next: from here to the end of `log`, which releases it, nothing may interrupt.
+        # transformers updates next. From here until `log` releases the hold, no signal may interrupt.
         signals.hold()
         return norm
 
@@ -239,7 +239,7 @@ class TRLHost(ResumableTrainer):
         self._note_means()
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
             logs["skipped"] = 1
-            self._tr_loss.zero_()  # of which transformers subtracts itself: nan stays nan
+            self._tr_loss.zero_()  # transformers subtracts it from itself: nan stays nan
         logs.update(self.timer.end())
         # Tokens a second of the whole run, from the mean length over all processes.
         lengths = self._metrics["train"].get("completion/mean_length")
@@ -292,7 +292,7 @@ class TRLHost(ResumableTrainer):
 
     @contextmanager
     def apart(self):
-        """What happens here beside a step counts neither into its time nor into its random state."""
+        """Run work between steps that changes neither the step's time nor its random state."""
         before = rng_state.state()
         with self.timer.paused():
             yield

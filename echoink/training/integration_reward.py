@@ -62,7 +62,7 @@ class IntegrationReward:
         Args:
             samples: as they were asked.
             prompts: made of them.
-            features: what the towers made of the prompts' media; what is left of them serves the ablated prompts.
+            features: of the prompts' media; the ablated prompts reuse those of the sense that is left.
         """
         self.notes.clear()
         self._samples = list(samples)
@@ -167,7 +167,7 @@ class IntegrationReward:
         if not rows:
             return gain
         places = [self._both.index(prompt_index[row]) for row in rows]
-        logps = []  # its forward alone: hooks of DeepSpeed around it wait for processes that may have nothing to score
+        logps = []  # `model.forward` avoids DeepSpeed's hooks: they wait for processes that may have nothing to score
         with without_dropout(model):  # it would be another noise in each pass
             for prompts, features in (self._full, *self._ablated):
                 parts = []
@@ -203,7 +203,7 @@ def integration_of(
         rows: R of one scoring pass.
         samples: the training set, of which the rule twin takes its donors.
         seed: of their choice.
-        clusters: by id, names that samples which share media share; such are no donors for each other.
+        clusters: by id; samples that share media share a name and are no donors for each other.
 
     Raises:
         UserError: the rule is twin, and no sample can be paid.

@@ -1,4 +1,4 @@
-"""What a trainer leaves in a checkpoint and takes up from one, however its model is divided among the processes."""
+"""Saves a trainer's state in a checkpoint and restores it, however its model is sharded among the processes."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +30,7 @@ class ResumableTrainer(GRPOTrainer):
     _random_state: dict[str, Any]
 
     def rollout_state(self) -> dict[str, Any]:
-        """What the next step needs of the rollout that there is; empty where it makes its own."""
+        """What the next step needs of the current rollout; empty if it makes its own."""
         raise NotImplementedError
 
     def take_rollout(self, kept: dict[str, Any]) -> None:
@@ -65,9 +65,9 @@ class ResumableTrainer(GRPOTrainer):
         self._rollout_of(checkpoint)
         if self.state.global_step < self.args.max_steps:
             if self._reads_universal(checkpoint):
-                watchdog.at(f"the shares of {checkpoint} for another number of processes")
+                watchdog.at(f"the shards of {checkpoint} for another number of processes")
                 collectives.on_main_process(lambda: sharded_checkpoint.make_universal(checkpoint))
-                watchdog.at(f"reading the shares of {checkpoint}")
+                watchdog.at(f"reading the shards of {checkpoint}")
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             self.train(resume_from_checkpoint=str(checkpoint))
         else:  # transformers would take another step
@@ -75,7 +75,7 @@ class ResumableTrainer(GRPOTrainer):
             self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model, trial) -> None:
-        pass  # transformers' are not whole or absent; callbacks.Keeper writes ours
+        pass  # transformers' are not atomic; callbacks.Keeper writes ours
 
     @property
     def _divides_what_learns(self) -> bool:
@@ -83,7 +83,7 @@ class ResumableTrainer(GRPOTrainer):
         return sharding.is_sharded(self.model_wrapped) and not isinstance(self.model, PeftModel)
 
     def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write a model folder, the same for all processes, which take part; `weights` are those of `weights()`."""
+        """Write one model folder; all processes must call it. `weights` are those of `checkpoint_weights()`."""
         model = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
             model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
@@ -94,7 +94,7 @@ class ResumableTrainer(GRPOTrainer):
             model.save_pretrained(folder, state_dict=weights)
 
     def save_state_beside(self, folder: Path) -> None:
-        """Write what training goes on from beside the weights, as of the end of the last whole step."""
+        """Write the state that training resumes from, as of the end of the last whole step."""
         own = of_process(self.args.process_index)
         if self._divides_what_learns:
             sharded_checkpoint.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
@@ -124,8 +124,8 @@ class ResumableTrainer(GRPOTrainer):
         if sharding.is_sharded(model) and sharded_checkpoint.holds_weights(Path(resume_from_checkpoint)):
             sharded_checkpoint.load_weights(model, Path(resume_from_checkpoint))
             return
-        # transformers' own looks for the model's names in the file, where they are those of the published layout: it
-        # would find none, and go on with the weights there are.
+        # transformers looks for the model's weight names, but the file has those of the published layout: it would
+        # find none and keep the current weights.
         plan = None
         if sharding.is_sharded(model):
             units = dict(family_of(model).SHARDED_UNITS)
@@ -163,7 +163,7 @@ class ResumableTrainer(GRPOTrainer):
         return [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
 
     def _set_rates(self, rates: list[tuple[float, float]]) -> None:
-        """Go on with these, from where the schedule is."""
+        """Continue with these from the schedule's step."""
         schedule = self.lr_scheduler
         schedule.base_lrs = [rate for rate, _ in rates]
         groups = zip(self.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True)
@@ -172,10 +172,10 @@ class ResumableTrainer(GRPOTrainer):
         schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _rollout_of(self, checkpoint: Path) -> dict[str, Any]:
-        """The rollout in whose middle a checkpoint is; empty where it is not.
+        """The unfinished rollout in a checkpoint; empty if there is none.
 
         Raises:
-            UserError: it was another number of processes', or of other micro-batches.
+            UserError: it is of another number of processes or of micro-batches.
         """
         file, before = self._own_file(checkpoint, "rollout.pt"), self._processes_of(checkpoint)
         kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
@@ -183,7 +183,7 @@ class ResumableTrainer(GRPOTrainer):
             raise UserError(
                 f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
                 f"{before} processes",
-                "it goes on only with the trainer.micro_batch_prompts and the trainer.processes that it had",
+                "resume it only with the trainer.micro_batch_prompts and trainer.processes that it had",
             )
         return kept
 
@@ -191,7 +191,7 @@ class ResumableTrainer(GRPOTrainer):
         """Refuse an optimizer's state that this trainer would not find.
 
         Raises:
-            UserError: DeepSpeed wrote it and does not read it now, or the other way round.
+            UserError: DeepSpeed wrote it and is not used now, or the other way round.
         """
         theirs = any(checkpoint.glob("global_step*"))
         if theirs != self.is_deepspeed_enabled:
@@ -202,7 +202,7 @@ class ResumableTrainer(GRPOTrainer):
             )
 
     def _reads_universal(self, checkpoint: Path) -> bool:
-        """Whether DeepSpeed's shares are those of another number of processes."""
+        """Whether DeepSpeed's shards are those of another number of processes."""
         return self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size
 
     @staticmethod

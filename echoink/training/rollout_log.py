@@ -1,4 +1,4 @@
-"""What is shown and kept of rollouts: samples on disk, traces in MLflow, the watch on the screen."""
+"""Logs rollouts: samples on disk, traces in MLflow, the learning signal on the screen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -11,7 +11,7 @@ from echoink.tracking.logger import Tracker
 
 
 class LearningSignalMonitor:
-    """Says what the first rollout gives to learn from; warns, once each, of what a run that cannot learn looks like.
+    """Reports the learning signal of the first rollout; warns, once each, of signs that a run cannot learn.
 
     Args:
         cap: of tokens in a completion.

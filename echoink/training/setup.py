@@ -50,7 +50,7 @@ def load_for_inference(
         path: a model folder or hub id.
         freeze: what does not learn, by the names of `model.freeze`.
         shard_plan: how the model is divided among processes; None: it is not.
-        learns: whether it will be trained; else what bfloat16 autocast would round at every use is rounded here.
+        learns: whether it will be trained; if not, weights that bfloat16 autocast would round are rounded here.
 
     Raises:
         UserError: it is no such model.
@@ -153,7 +153,7 @@ def divided_among(trainer: TrainerConfig) -> int:
 
 
 def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
-    """The trainer's settings, activations recomputed where they are estimated not to fit."""
+    """The trainer's settings; activations are recomputed if they probably do not fit."""
     config = job.config
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer

@@ -11,9 +11,9 @@ Mark = float | torch.cuda.Event
 
 
 class StepTimer:
-    """Seconds of a step's sections; a section inside another one counts for itself.
+    """Seconds of a step's sections; a nested section does not count in the outer one.
 
-    A GPU works on after Python has gone on, so there the marks are CUDA events. They are read once, at the end of a
+    A GPU runs asynchronously to Python, so there the marks are CUDA events. They are read once, at the end of a
     step, after one synchronization. On a CPU they are readings of `time.perf_counter`.
 
     Args:

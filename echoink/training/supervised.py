@@ -37,9 +37,9 @@ def _tokens(tokenizer, text: str) -> list[int]:
 
 
 class SupervisedTrainer(EchoInkTrainer):
-    """Learns given responses. A row with fewer than G shows some twice; they count, and are computed, once.
+    """Learns given responses. A row with fewer than G repeats some; repeats are computed and counted once.
 
-    With more than G each pass over the rows takes the next ones.
+    If a row has more than G, each epoch takes the next ones.
     """
 
     GENERATES = False

@@ -1,12 +1,11 @@
-"""The first thing that a new tower or projection learns: to put a medium where the embedding of its name is.
+"""The first training of a new tower or projection: it learns to map a medium to the embedding of its name.
 
     y = mean over a medium's tokens of what its projection gives            [D]
     L = cross-entropy of cos(y - m, w_c - m) / 0.07 over the names c  +  |y - w_name|² / E|w - m|²
 
 with w_c the mean embedding of the words of name c, m their mean over the names. The language model takes no part in it,
-so a step costs what the tower costs; supervised learning through a frozen language model (LLaVA's first stage) had
-learned nothing of these few hundred files in the time (experiments/open_media.md). The form is CLIP's, with names that
-are given.
+so a step costs only the tower. Supervised learning through a frozen language model (LLaVA's first stage) learned
+nothing from these few hundred files in the same time (experiments/open_media.md). The form is CLIP's, with given names.
 
 Shapes: B media, C names, D width of the language model, N tokens of a medium.
 """
@@ -133,7 +132,7 @@ class Teacher:
         return self._learn(projection, draw, sounds, settings=PROJECTION, kept=kept)
 
     def pictures(self, pictures: Media, seed: int, kept: Path) -> dict:
-        """Teach the vision tower, encoder and projection, on square pictures, varied by the seed each time; else as
+        """Teach the vision tower, encoder and projection, on square pictures, augmented by the seed; otherwise as
         `sounds`.
         """
         rng, shown = np.random.default_rng(seed), [load_image(file) for file, _ in pictures]

@@ -12,11 +12,11 @@ The paper's algorithm (Section 3.2) and where each line happens:
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
         update theta                                       transformers.Trainer
 
-TRL knows pictures but no sound, processes, encodes, prefills and back-propagates every prompt G times and scatters a
-group over micro-batches. What is overridden here mends that: each prompt is processed once, encoded once where the
+TRL supports pictures but no sound. It processes, encodes, prefills and back-propagates every prompt G times, and
+scatters a group over micro-batches. The overrides here fix this: each prompt is processed once, encoded once if the
 towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
-stays whole; picture and sound reach the rollout and the loss alike. At beta = 0 groups whose rewards are all equal are
-left out of the loss, which does not change it. (Where all groups of a micro-batch are left out, one token is still
+stays whole; picture and sound reach both rollout and loss. At beta = 0, groups whose rewards are all equal are left
+out of the loss, which does not change it. (If all groups of a micro-batch are left out, one token is still
 computed, so that every parameter has a gradient of zero.) `grpo/entropy` is the mean over the groups whose rewards
 differ, whatever is left out.
 
@@ -65,8 +65,8 @@ class EchoInkTrainer(TRLHost):
         advantages = self._advantages(rewards, len(texts))
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            # With one update per rollout the policy of the loss is still the one that sampled: the loss takes its own
-            # log-probabilities for the old ones, and an engine's rollout is corrected there too.
+            # With one update per rollout the policy in the loss is still the one that sampled. The loss then uses its
+            # own log-probabilities as the old ones, and also corrects an engine's rollout.
             if self.num_iterations > 1:
                 with without_dropout(self.model):  # as it sampled
                     batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
@@ -79,8 +79,8 @@ class EchoInkTrainer(TRLHost):
         return batch
 
     def _sample_completions(self, row_ids: list[str]) -> Rollout:
-        """Each prompt processed, encoded and prefilled once; G completions of it, by our decoder or by an engine."""
-        # A row stands for a completion: each prompt comes G times in a row.
+        """Process, encode and prefill each prompt once; sample G completions of it by our decoder or an engine."""
+        # One row per completion: each prompt occurs G times in sequence.
         ids, group = list(dict.fromkeys(row_ids)), self.num_generations
         watchdog.at(f"step {self.state.global_step + 1}, rollout of {', '.join(ids)}")
         prompt_index = [ids.index(id) for id in row_ids]
@@ -130,7 +130,7 @@ class EchoInkTrainer(TRLHost):
                 with self.timer.section("time/integration"):
                     self._integration.take(samples, prompts, features)
                     self._integration.answer_again(model, noise, sampling, self._decoder)
-            # Towers that do not learn see the same in the loss; those that do encode again there, with gradients.
+            # The loss reuses the features of frozen towers; towers that learn encode again there, with gradients.
             features = None if towers_learn(model.model) else features
         return Rollout(
             samples, prompts, features, prompt_index=prompt_index, completions=completions, engine_logps=engine_logps
@@ -143,7 +143,7 @@ class EchoInkTrainer(TRLHost):
         return self.accelerator.gather(torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T)
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
-        """R_int of the rows of this rollout: of the model, so it is not a function of the texts alone."""
+        """R_int of this rollout's rows. It depends on the model, not on the texts alone."""
         with self.timer.section("time/integration"), self.unsharded() as model, self.accelerator.autocast():
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
@@ -242,8 +242,8 @@ class EchoInkTrainer(TRLHost):
         prompt_index = inputs["prompt_index"].tolist()
         ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
-        # Three masks [R, C]: the tokens of completions; those whose log-probabilities are wanted; those that the model
-        # computes, which are one token more where else a parameter would get no gradient.
+        # Three masks [R, C]: all completion tokens; those whose log-probabilities are needed; those that the model
+        # computes, with an extra token where a parameter would otherwise get no gradient.
         mask = known = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
         rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
@@ -256,7 +256,7 @@ class EchoInkTrainer(TRLHost):
             if old is not None:  # a ratio of 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)
         logps, entropies = self._log_probabilities(model, inputs, computed)
-        # On-policy the engine's correction is known only here, from the log-probabilities of the loss itself.
+        # On-policy, the engine's correction can be computed only here, from the loss's own log-probabilities.
         weights = inputs.get("importance_sampling_ratio")
         if weights is None and "sampling_per_token_logps" in inputs:
             weights = self._engine_ratio(logps.detach(), inputs, known)

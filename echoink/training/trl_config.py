@@ -11,8 +11,8 @@ from echoink.distributed.process_group import processes
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
 ) -> GRPOConfig:
-    """TRL's configuration from ours, of which `gradient_checkpointing` is decided and `prompts_per_step` is divided
-    among the processes.
+    """TRL's configuration from ours. `gradient_checkpointing` must be decided; `prompts_per_step` is divided among
+    the processes.
     """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
