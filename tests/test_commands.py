@@ -411,10 +411,10 @@ def test_an_export_answers_as_it_was_measured_whatever_its_base_would_decode_wit
     processor = load_processor("tiny", 12_544, 12_544)
     load_model("tiny").save_pretrained(base)
     processor.save_pretrained(base)
-    rules = {"repetition_penalty": 1.5, "temperature": 0.7, "no_repeat_ngram_size": 0}
+    rules = {"repetition_penalty": 5.0, "temperature": 0.7, "no_repeat_ngram_size": 0}
     (base / "generation_config.json").write_text(json.dumps(rules))
     made = get_peft_model(load_model(str(base)), lora(4, 8, 0.0, ["q_proj", "v_proj"]))
-    assert "asks for repetition_penalty=1.5 in its generation_config.json" in " ".join(capsys.readouterr().out.split())
+    assert "asks for repetition_penalty=5.0 in its generation_config.json" in " ".join(capsys.readouterr().out.split())
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)

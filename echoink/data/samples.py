@@ -16,6 +16,7 @@ import base64
 import binascii
 import difflib
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -364,7 +365,7 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         raise UserError(f"{where}: {value[:40]!r}… is no path", 'bytes in JSON are {"bytes": "<base64>"}')
     try:
         path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
-        if path is not None and path.is_symlink():  # Python 3.13 leaves it as it is, older ones raise
+        if path is not None and os.path.islink(path):  # Python 3.13 leaves it as it is, older ones raise
             raise OSError("links in a circle")
     except (OSError, RuntimeError) as error:  # links that lead in a circle
         raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "mend the link") from error

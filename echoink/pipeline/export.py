@@ -196,19 +196,19 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
     asked = Sample("card", "What is making the sound?", ("A. a dog", "B. a bell", "C. a car", "D. the rain"), "B")
     turns = build_messages(asked, prompt)
     tokens = config.generation.max_new_tokens if config else 512
-    ends = [*loading.end_ids(model, processor)]
     return [
         "import re",
         "",
         "import soundfile",
         *(["from peft import PeftConfig, PeftModel"] if adapter else []),
         "from PIL import Image",
-        f"from transformers import {reader}, {architecture}",
+        f"from transformers import {'GenerationConfig, ' if adapter else ''}{reader}, {architecture}",
         "",
         'folder = "."  # where this card lies',
         f"processor = {reader}.from_pretrained(folder)",
         *(["base = PeftConfig.from_pretrained(folder).base_model_name_or_path"] if adapter else []),
         f"model = {architecture}.from_pretrained({'base' if adapter else 'folder'})",
+        *(["model.generation_config = GenerationConfig.from_pretrained(folder)"] if adapter else []),  # not the base's
         *(["model = PeftModel.from_pretrained(model, folder)"] if adapter else []),
         "model.eval()",
         "",
@@ -218,7 +218,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
         "messages = " + pformat(turns, width=110, sort_dicts=False),
         "text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
         'inputs = processor(text=[text], images=[picture], audio=[sound], return_tensors="pt").to(model.device)',
-        f"output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False, eos_token_id={ends})",
+        f"output = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)",
         'completion = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]',
         'answer = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)',
         'print(completion, "→", answer and answer[1].strip())',
