@@ -180,7 +180,7 @@ class Sharding(Enum):
 
     `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's, put
     on by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
-    deepspeed`).
+    -e ".[zero]"`).
     """
 
     none = "none"

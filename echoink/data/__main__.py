@@ -162,7 +162,7 @@ def split(words: Sequence[str]) -> int:
         asked, got = getattr(given, name), made.kinds.get(name, Counter()).total()
         if abs(got - asked * rows) > max(1, 0.02 * rows):
             shares = f"{100 * got / rows:.0f} % of the rows, not {100 * asked:g} %"
-            say("warning", f"{name} has {shares}: what shares files stays together")
+            say("warning", f"{name} has {shares}: rows that share files stay together")
     everywhere = {kind for counts in made.kinds.values() for kind in counts}
     for name, counts in made.kinds.items():
         if lacking := sorted(everywhere - set(counts)):

@@ -106,13 +106,10 @@ def other_prompt(config: Config) -> str | None:
 def other_data(config: Config) -> str | None:
     """A warning if no dataset was named and a checkpoint of other data is evaluated on the default."""
     run, trained = _trained(config, "dataset")
-    if not trained or config.trains or config.dataset.path != reader.defaults()["dataset.path"]:
+    default = reader.defaults()["dataset.path"]
+    if not trained or config.trains or config.dataset.path != default or trained.get("path") == default:
         return None
-    if trained.get("path") == config.dataset.path:
-        return None
-    return (
-        f"{run} is of dataset.path={trained.get('path')}, and is asked dataset.path={config.dataset.path}, the default"
-    )
+    return f"{run} is of dataset.path={trained.get('path')}; none is named here, and the default is asked: {default}"
 
 
 def other_hold_out(config: Config) -> str | None:

@@ -232,6 +232,8 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     The user's own rewards are compared by file content, the dataset by its path and settings. The code is not
     compared: `_other_code` says where it differs.
     """
+    if config.trainer.push_to_hub:
+        return None  # a run elsewhere may have pushed nothing
     wanted = reader.method(to_yaml(config))
     for path in sorted(reader.below(below, "summary.json")):
         run = reader.read(path) if path.resolve() != but.resolve() else None

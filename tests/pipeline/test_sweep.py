@@ -75,6 +75,8 @@ def test_the_parameters_of_a_run_are_whole_values_of_its_configuration(monkeypat
     [
         ([], True),
         (["tracking=off", "name=y", "eval.cache=null", "eval.watched=0", "sweep.share=x"], True),
+        (["trainer.save_every=5", "trainer.patience=9"], True),
+        (["trainer.push_to_hub=me/model"], False),
         (["seed=1"], False),
         (["grpo.beta=0"], False),
         (["trainer.steps=7"], False),
