@@ -25,7 +25,8 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError
-from echoink.config.compose import compose, quoted
+from echoink.config.compose import compose
+from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, Dtype, Source, flatten
 from echoink.run_folder import checkpoint

@@ -22,8 +22,9 @@ from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.common.startup import imports
-from echoink.config.compose import compose, typed
+from echoink.config.compose import compose
 from echoink.config.schema import Config, flatten
+from echoink.config.validate import typed
 from echoink.data.choices import MAX_OPTIONS
 from echoink.data.readers import open_split
 from echoink.data.samples import (

@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from echoink.common import cli, console
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
-from echoink.config.compose import check_reward_files
 from echoink.config.schema import Protocol, RewardFile
+from echoink.config.validate import check_reward_files
 from echoink.data.samples import Sample
 from echoink.evaluation import metrics, tables
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_row, rejudged, sample_of

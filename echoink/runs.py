@@ -20,7 +20,7 @@ from rich.table import Table
 from echoink.common import cli
 from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
-from echoink.config.compose import quoted
+from echoink.config.overrides import quoted
 from echoink.config.schema import Task
 from echoink.pipeline.sweep import is_search
 from echoink.run_folder import checkpoint, reader, resume

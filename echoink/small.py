@@ -27,7 +27,7 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import quoted
+from echoink.config.overrides import quoted
 from echoink.config.schema import key
 from echoink.data.open_media import lessons
 from echoink.pipeline import stages

@@ -24,7 +24,7 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json
-from echoink.config.compose import quoted
+from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Prompt
 from echoink.data import synthetic

@@ -26,21 +26,13 @@ from omegaconf import DictConfig
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import (
-    SWEPT,
-    VERSION_BASE,
-    Composed,
-    as_text,
-    closest,
-    compose,
-    hint_for,
-    launched_processes,
-    quoted,
-    validate,
-)
+from echoink.config.compose import SWEPT, VERSION_BASE, Composed, compose
 from echoink.config.help import help_text
+from echoink.config.mistakes import closest, hint_for
+from echoink.config.overrides import as_text, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
+from echoink.config.validate import launched_processes, validate
 from echoink.pipeline import sweep, sweep_job
 from echoink.pipeline.run import run
 from echoink.planning import preflight

@@ -15,9 +15,10 @@ from hydra import compose, initialize_config_dir
 
 from echoink.benchmark.baselines import Step
 from echoink.benchmark.measure import BenchmarkConfig, executed_flops, make_systems, phases, timed
-from echoink.config.compose import VERSION_BASE, typed
+from echoink.config.compose import VERSION_BASE
 from echoink.config.compose import compose as compose_run
 from echoink.config.paths import conf_dir
+from echoink.config.validate import typed
 from echoink.data.token_counts import Tokens
 from echoink.planning import memory, plan, step_time
 

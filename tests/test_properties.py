@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from echoink.common.errors import UserError
-from echoink.config.compose import typed
 from echoink.config.schema import Config, fields_of, flatten, to_yaml
+from echoink.config.validate import typed
 from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample, parse_rows
 from echoink.rewards.accuracy import accuracy_reward

@@ -23,8 +23,10 @@ from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
-from echoink.config.compose import VERSION_BASE, closest, typed
+from echoink.config.compose import VERSION_BASE
+from echoink.config.mistakes import closest
 from echoink.config.paths import conf_dir
+from echoink.config.validate import typed
 
 ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from echoink.config.compose import compose, groups
+from echoink.config.compose import compose
+from echoink.config.mistakes import groups
 from echoink.config.schema import Config, fields_of, flatten
 
 USAGE = """\

@@ -54,7 +54,7 @@ def refuse_surprises(path: Path) -> None:
             raise UserError(f"{where} is read as true or false", f'write true, false, or "{value.value}" in quotes')
 
 
-def explain(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
+def place_of(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
     """What Hydra says of a mistake inside a file: where it stands, the key, and what is wrong in one line.
 
     Args:

@@ -31,7 +31,8 @@ from echoink.common import cli
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
-from echoink.config.compose import compose, quoted
+from echoink.config.compose import compose
+from echoink.config.overrides import quoted
 from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
 from echoink.data.readers import holds_one_split, open_split

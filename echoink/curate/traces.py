@@ -23,7 +23,7 @@ from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
-from echoink.config.compose import quoted
+from echoink.config.overrides import quoted
 from echoink.config.schema import Variant
 from echoink.curate.difficulty import answer_training_split, begin, dataset, read_source, write_splits
 from echoink.run_folder.folder import PREDICTIONS

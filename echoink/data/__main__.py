@@ -28,7 +28,8 @@ from typing import Any
 from echoink.common import cli
 from echoink.common.console import bytes_bar, console, counted, progress, say
 from echoink.common.errors import UserError
-from echoink.config.compose import compose, quoted
+from echoink.config.compose import compose
+from echoink.config.overrides import quoted
 from echoink.data import check as checking
 from echoink.data import divide, starter
 from echoink.data.splits import read_split

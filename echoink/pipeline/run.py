@@ -12,8 +12,8 @@ from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config import effects
-from echoink.config.compose import launched_processes
 from echoink.config.schema import OPTIONS, Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
+from echoink.config.validate import launched_processes
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits

@@ -12,7 +12,8 @@ from echoink.common import cli
 from echoink.common.console import quiet_libraries, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
-from echoink.config.compose import compose, quoted
+from echoink.config.compose import compose
+from echoink.config.overrides import quoted
 from echoink.run_folder import checkpoint
 from echoink.run_folder.folder import read_summary
 

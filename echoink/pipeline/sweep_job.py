@@ -18,7 +18,8 @@ from echoink.common import signals
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, write_atomic
-from echoink.config.compose import SWEPT, quoted
+from echoink.config.compose import SWEPT
+from echoink.config.overrides import quoted
 from echoink.config.schema import Config, to_yaml
 from echoink.run_folder import checkpoint, reader, resume, reward_files
 from echoink.run_folder.environment import git, process_is_gone

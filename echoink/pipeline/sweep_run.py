@@ -26,7 +26,8 @@ from rich.table import Table
 
 from echoink.common.console import SERVER, console, interval, percent, say, say_mlflow
 from echoink.common.files import as_json, write_atomic
-from echoink.config.compose import SWEPT, Composed, quoted
+from echoink.config.compose import SWEPT, Composed
+from echoink.config.overrides import quoted
 from echoink.pipeline.sweep_job import BELOW, common_folders, run_name
 from echoink.report import figures
 from echoink.report.build import FIGURE, question, try_to_write

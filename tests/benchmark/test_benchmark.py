@@ -12,8 +12,9 @@ from echoink.benchmark.__main__ import figure
 from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
 from echoink.benchmark.measure import executed_flops, peak_memory
 from echoink.common.errors import UserError
-from echoink.config.compose import VERSION_BASE, typed
+from echoink.config.compose import VERSION_BASE
 from echoink.config.paths import conf_dir
+from echoink.config.validate import typed
 from tests.helpers import processes
 
 MINI = [

@@ -7,12 +7,15 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import SWEPT, as_text, compose, groups, launched_processes, quoted
+from echoink.config.compose import SWEPT, compose
 from echoink.config.effects import of_training_alone
 from echoink.config.foreign_names import HERE
 from echoink.config.help import help_text
+from echoink.config.mistakes import groups
+from echoink.config.overrides import as_text, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import fields_of, flatten, to_yaml
+from echoink.config.validate import launched_processes
 from echoink.planning.steps import training_steps
 from tests.helpers.configs import config_of
 
@@ -255,7 +258,7 @@ def test_the_resolved_configuration_composes_to_itself():
     from omegaconf import OmegaConf
 
     config = compose(["experiment=quickstart"])[0].config
-    from echoink.config.compose import validate
+    from echoink.config.validate import validate
 
     assert validate(OmegaConf.create(to_yaml(config))) == config
 

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
-from echoink.config.compose import quoted
+from echoink.config.overrides import quoted
 from echoink.config.paths import TINY
 from echoink.curate import difficulty
 from echoink.curate.difficulty import balanced

@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink import runs, train
 from echoink.common.errors import UserError
-from echoink.config.compose import SWEPT, _expand, compose, quoted
+from echoink.config.compose import SWEPT, _expand, compose
+from echoink.config.overrides import quoted
 from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader, reward_files
 from echoink.run_folder.environment import environment
