@@ -1,8 +1,8 @@
-"""`python -m echoink.benchmark`: what sharing the prompt saves, against the same work done without, in one run.
+"""`python -m echoink.benchmark`: what sharing the prompt saves, compared with the same work without sharing.
 
-Three systems (`baselines.py`) compute the same step on the same weights and completions, in turns, so that a noisy
-machine is noisy for all. First their log-probabilities and gradients are compared; where they differ, there is no
-benchmark.
+Three systems (`baselines.py`) compute the same step on the same weights and completions. They take turns, so that
+noise of the machine affects all alike. First their log-probabilities and gradients are compared; if they differ,
+nothing is timed.
 """
 
 import json
@@ -40,7 +40,7 @@ def main() -> None:
             hint = f"{closest(value, shapes)}known: {', '.join(shapes)}"
             print(f"\nerror: {UserError(f'there is no {word}', hint)}", file=sys.stderr)
             sys.exit(2)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler reports that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports that there is no GPU
     hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="benchmark")(_task)()
 
 
@@ -60,9 +60,9 @@ def run(config: BenchmarkConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     console.say("EchoInk", f"benchmark · {folder}")
     busy = f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} processors at the start"
-    console.say("load", f"{busy}; other work makes it slower, and the intervals wider")
+    console.say("load", f"{busy}; other work slows the benchmark and widens the intervals")
     with console.quiet_libraries():
-        with imports():  # torch, behind the check of the settings
+        with imports():  # torch, only after the settings are checked
             from echoink.benchmark.measure import benchmark, growth
 
         found = benchmark(config)
@@ -78,7 +78,7 @@ def run(config: BenchmarkConfig) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table."""
+    """Print the results as a table."""
     table = Table("", *SYSTEMS, "plain rows / ours", "one group / ours", box=None, pad_edge=False, header_style="bold")
     for phase in PARTS:
         cells = [
@@ -101,7 +101,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def show_growth(rows: Sequence[dict[str, Any]]) -> None:
-    """Reference and update over G and P, as a table."""
+    """Print the seconds of reference and update over G and P as a table."""
     table = Table("reference + update", *SYSTEMS[:2], "ratio", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         label = {"group_size": "G", "prompt_tokens": "P"}[row["key"]]
@@ -111,7 +111,7 @@ def show_growth(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds of reference and update over G and over P, ours and plain rows, as a picture."""
+    """Draw the seconds of reference and update over G and over P, for ours and plain rows."""
     canvas = Figure(figsize=(8, 3.2), layout="constrained")
     names = {"group_size": "G, completions per prompt", "prompt_tokens": "P, prompt tokens"}
     for axis, (key, label) in zip(canvas.subplots(1, 2), names.items(), strict=True):

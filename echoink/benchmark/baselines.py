@@ -1,7 +1,7 @@
 """One GRPO step computed three ways on the same work: ours, plain rows as TRL computes them, and one group at a time.
 
 Each system has the phases of a step, prefill (a part of the rollout), rollout, reference and update, and computes the
-same log-probabilities. Completions are replayed: sampling is the same for all and left out.
+same log-probabilities. Completions are replayed: sampling costs the same for all and is left out.
 
 Shapes: B prompts, G completions of each, R = B·G rows, P prompt and C completion tokens.
 """
@@ -31,7 +31,7 @@ class Step:
         model: the policy, after `install` and TRL's `add_fused_lm_head`; with an adapter, wrapped by PEFT.
         reference: a second model, or None where the reference is the policy with its adapter off.
         work: the prompts and completions.
-        beta: weight of the KL term; 0 computes no reference but for `OneGroupAtATime`.
+        beta: weight of the KL term; with 0 only `OneGroupAtATime` computes a reference.
     """
 
     def __init__(self, model: torch.nn.Module, reference: torch.nn.Module | None, work: Workload, beta: float):
@@ -40,23 +40,23 @@ class Step:
         self.device = self.unwrapped.device
         self.ids, self.mask = work.completion_ids.to(self.device), work.mask.to(self.device)
         self.advantages = work.advantages.to(self.device)
-        # A learning rate of 0 leaves the weights alone, so that every repetition does the same.
+        # A learning rate of 0 keeps the weights, so that every repetition computes the same.
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=0.0)
         self.reference_logps: Tensor | None = None
 
     def groups(self) -> Iterator[tuple[int, slice]]:
-        """Each prompt and its rows."""
+        """Each prompt's index and its rows."""
         for index in range(len(self.work.prompts)):
             yield index, slice(index * self.work.group, (index + 1) * self.work.group)
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:
-        """Of the completions of one group: [G, C]."""
+        """Log-probabilities of one group's completions: [G, C]."""
         raise NotImplementedError
 
     @torch.no_grad()
     def infer(self) -> None:
-        """The reference's log-probabilities."""
+        """Compute the reference's log-probabilities."""
         if self.beta == 0 and not isinstance(self, OneGroupAtATime):
             return
         model = self.model if self.reference is None else self.reference
@@ -73,7 +73,7 @@ class Step:
         self.optimizer.zero_grad()
 
     def loss(self, logps: Tensor, rows: slice) -> Tensor:
-        """Of one group's share."""
+        """One group's share of the loss."""
         per_token = -(logps - logps.detach()).exp() * self.advantages[rows, None]
         if self.beta:
             d = self.reference_logps[rows] - logps
@@ -88,11 +88,11 @@ class SharedPrefix(Step):
     features: list[Features] | None = None
 
     def prefill(self) -> None:
-        """Towers and prompts, up to the logits of the first token."""
+        """Run the towers and the prompts, up to the logits of the first token."""
         rollout.prefill(self.unwrapped.eval(), self.work.prompts)
 
     def rollout(self) -> list[list[int]]:
-        """The whole rollout; finished rows leave."""
+        """Run the whole rollout; finished rows leave the batch."""
         with torch.no_grad():
             features = encode_media(self.unwrapped.model, self.work.prompts)
         self.features = None if towers_learn(self.unwrapped.model) else features
@@ -123,10 +123,10 @@ class SharedPrefix(Step):
 
 
 class PlainRows(Step):
-    """As TRL 1.16 with its transformers backend: every row has its prompt and media again, in rollout and loss.
+    """As TRL 1.16 with its transformers backend: every row repeats its prompt and media, in rollout and loss.
 
     Args:
-        checkpointing: recompute activations, where they do not fit.
+        checkpointing: recompute activations in the update, for a shape where they do not fit.
     """
 
     def __init__(self, *arguments, checkpointing: bool = False):
@@ -155,7 +155,7 @@ class PlainRows(Step):
         media = row_media(prompts, range(len(prompts)))
         batch |= {name: value.to(self.device) for name, value in media.items()}
         batch.pop("position_ids")  # generate() derives them
-        # several copies are only to be had by sampling, here from the one token that the replay leaves
+        # generate() returns copies only when it samples, here from the one token that the replay leaves
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0} if copies > 1 else {"do_sample": False}
         replay = LogitsProcessorList([_Replay(script, batch["input_ids"].shape[1])])
         return self.unwrapped.eval().generate(
@@ -185,9 +185,10 @@ class PlainRows(Step):
 
 
 class OneGroupAtATime(PlainRows):
-    """The work of the paper's public code on this transformers: group by group, a reference whatever beta, the logits
-    of every position, gradient checkpointing. Its defects (positions in the loss, pictures in the rollout) are not
-    reproduced.
+    """The work of the paper's public code, with the installed transformers.
+
+    It goes group by group, computes a reference for any beta and the logits of every position, and uses gradient
+    checkpointing. Its defects (positions in the loss, pictures in the rollout) are not reproduced.
     """
 
     def __init__(self, *arguments):

@@ -27,17 +27,17 @@ from echoink.models.shared_prefix import install
 from echoink.run_folder.environment import environment
 
 GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (1, 1.5, 2)}
-"""Where the growth of the cost is looked at: G, and P relative to the shape, whose picture and sound it must hold."""
+"""Where the growth of the cost is measured: values of G, and of P as multiples of the shape's P."""
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Compare, then time.
+    """Compare the systems, then time them.
 
     Returns:
-        What `benchmark.json` holds, but for `growth`: `parity`, `seconds` by system and phase (median and quartiles),
-        `ratio` (plain rows over ours), `ratio_reference_equivalent` (one group at a time over ours), `flops` that were
-        executed (on a CPU: what a CUDA graph replays cannot be counted), `needed_flops`, `peak_memory` of the update,
-        `completion_tokens_per_second`, and what it ran on.
+        What `benchmark.json` holds, except `growth`: `parity`, `seconds` by system and phase (median and quartiles),
+        `ratio` (plain rows over ours), `ratio_reference_equivalent` (one group at a time over ours), executed `flops`
+        (on a CPU only: what a CUDA graph replays cannot be counted), `needed_flops`, `peak_memory` of the update,
+        `completion_tokens_per_second`, `mfu` if the device's peak is given, and what it ran on.
 
     Raises:
         UserError: the systems do not compute the same.
@@ -52,7 +52,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         f"G {work.group} · completions of {int(work.mask.sum(1).min())} to {int(work.mask.sum(1).max())} · "
         f"{sum(p.numel() for p in systems['ours'].unwrapped.parameters()):,} parameters · {device.type}",
     )
-    console.say("", "first whether all compute the same; then each phase is timed, and its operations counted")
+    console.say("", "first all systems are compared; then each phase is timed, and its operations are counted")
     parity = compare(systems, tolerance=1e-4 if config.shape.dtype.name == "float32" else 0.3)
     console.say("parity", " · ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in parity.items()))
 
@@ -93,7 +93,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def device_of(config: BenchmarkConfig) -> torch.device:
-    """Where to run.
+    """The device to run on.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -105,7 +105,7 @@ def device_of(config: BenchmarkConfig) -> torch.device:
 
 def make_systems(config: BenchmarkConfig, device: torch.device) -> dict[str, Step]:
     """The three systems over one model, one reference and one workload."""
-    # TRL's head works in a buffer 32,768 entries wide whatever the vocabulary: with a small one it would hide the rest.
+    # TRL's head uses a buffer of 32,768 entries for any vocabulary; for a small one it would dominate the memory.
     trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, config.shape.vocabulary)
     model = make_model(config.shape, config.seed, device)
     work = make_workload(model, config.shape, config.seed)
@@ -138,10 +138,10 @@ def phases(system: Step) -> list[tuple[str, Callable]]:
 
 
 def compare(systems: dict[str, Step], tolerance: float) -> dict[str, float]:
-    """How far log-probabilities and gradients of the baselines are from ours, the larger of both; and ours replays.
+    """The largest differences of the baselines' log-probabilities and gradients from ours; checks that ours replays.
 
     Raises:
-        UserError: farther than `tolerance`.
+        UserError: a difference is larger than `tolerance`.
     """
     found = {"max_logprob_difference": 0.0, "gradient_relative_difference": 0.0}
     ours, *others = systems.values()
@@ -180,7 +180,7 @@ def _log_probabilities_and_gradient(system: Step) -> tuple[torch.Tensor, torch.T
 def timed(
     systems: dict[str, Step], repeats: int, device: torch.device, aloud: bool = True
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Wall-clock seconds of every phase: median, lower and upper quartile. The systems take turns, back and forth."""
+    """Wall-clock seconds of every phase: median and quartiles (extremes of fewer than 3). The systems alternate."""
     found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PARTS} for name in systems}
     names = list(systems)
     turns = [name for turn in range(repeats + 1) for name in (names if turn % 2 == 0 else names[::-1])]
@@ -195,7 +195,7 @@ def timed(
                 torch.cuda.synchronize()
             spent[phase] = time.perf_counter() - started
         spent["step"] = spent["rollout"] + spent["reference"] + spent["update"]
-        if count >= len(names):  # the first turn warms up
+        if count >= len(names):  # the first turn is a warm-up
             for phase, value in spent.items():
                 found[name][phase].append(value)
     return {name: {phase: _quartiles(values) for phase, values in of.items()} for name, of in found.items()}
@@ -207,7 +207,7 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def executed_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products and attention; on a CPU."""
+    """Executed floating-point operations of matrix products and attention, counted on a CPU."""
 
     def attention(query, key, value, *_, out_shape=None, **__) -> int:
         batch, heads, queries, width = query
@@ -227,9 +227,11 @@ def executed_flops(run: Callable[[], Any]) -> int:
 
 
 def needed_flops(system: Step) -> dict[str, float]:
-    """What a step cannot do without: each distinct token once through the language model (2 per weight, and attention
-    to what it may see), each completion token through the head, each medium through its tower; a backward pass is twice
-    a forward pass, half of that where the weights do not learn.
+    """The operations that a step needs at least, by phase.
+
+    Each distinct token passes once through the language model (2 per weight, plus attention to what it sees), each
+    completion token through the head, each medium through its tower. A backward pass costs two forward passes, or one
+    where the weights do not learn.
     """
     config = system.unwrapped.config.get_text_config()
     layers = system.unwrapped.model.language_model.layers
@@ -256,7 +258,7 @@ def needed_flops(system: Step) -> dict[str, float]:
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that are allocated at most at one time while it runs, on top of what was there before."""
+    """The peak of allocated bytes while it runs, above what was allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -269,7 +271,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
-    """Seconds of reference and update, ours and plain rows, over G and over P: one timed repetition after another."""
+    """Seconds of reference and update, ours and plain rows, over G and over P: one timed repetition after a warm-up."""
     device = device_of(config)
     points = [("group_size", group) for group in GROWTH["group_size"]]
     points += [("prompt_tokens", round(share * config.shape.prompt_tokens)) for share in GROWTH["prompt_tokens"]]
@@ -278,8 +280,8 @@ def growth(config: BenchmarkConfig) -> list[dict[str, float]]:
         changed = replace(config, shape=replace(config.shape, prompts=1, **{key: value}))
         systems = make_systems(changed, device)
         del systems["one group at a time"]
-        gc.collect()  # the models of the point before
-        systems["ours"].rollout()  # features, where the towers are frozen
+        gc.collect()  # frees the models of the previous point
+        systems["ours"].rollout()  # for its features, where the towers are frozen
         for system in systems.values():
             system.prefill = system.rollout = lambda: None
         found = timed(systems, 1, device, aloud=False)

@@ -36,7 +36,7 @@ class Workload:
 
 
 def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTrainedModel:
-    """A model of that shape; its tokens are those of the embedded model's processor."""
+    """A model of the given shape; its token ids are those of the embedded model's processor."""
     family, config = of_config(AutoConfig.from_pretrained(TINY))
     text, audio, vision = config.text_config, config.audio_config, config.vision_config
     text.hidden_size, text.intermediate_size, text.vocab_size = shape.width, shape.feed_forward, shape.vocabulary
@@ -68,7 +68,7 @@ def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTraine
 
 
 def make_workload(model: PreTrainedModel, shape: ShapeConfig, seed: int) -> Workload:
-    """Prompts of about P tokens (each of the next ones 8 shorter) and completions of random tokens, ragged."""
+    """Prompts of about P tokens (each 8 shorter than the last) and completions of random tokens and varied length."""
     prompts = [_prompt(model, shape, shape.prompt_tokens - 8 * index, seed + index) for index in range(shape.prompts)]
     mean, rows = shape.completion_tokens, shape.prompts * shape.group_size
     spread = torch.linspace(0.75 * mean, 1.25 * mean, shape.group_size).round().long()

@@ -55,7 +55,7 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     Args:
         overrides: Hydra's command-line overrides, `reward.lambda_fmt=0.5`.
         multirun: expand `a=1,2` into jobs.
-        config_dir: a folder of the user's own with more files for the groups, as Hydra's --config-dir.
+        config_dir: the user's folder with more files for the groups, as with Hydra's --config-dir.
 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
@@ -74,7 +74,7 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     for path in chosen_files(dict.fromkeys(word for job in jobs for word in job), own):
         refuse_surprises(path)
     composed = [_compose_one(job, multirun, own) for job in jobs]
-    # The one job of a search lacks what is drawn, and a job of a sweep does not know the others.
+    # The one job of a search lacks the drawn values, and a job of a sweep does not know the others.
     if SWEPT not in os.environ and not (multirun and len(jobs) == 1):
         given = {override.partition("=")[0] for job in composed for override in job.overrides}
         refuse_without_effect(given, [job.config for job in composed])
@@ -91,7 +91,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
             raise explained(error, words) from error
 
     parsed = parse(overrides)
-    # An experiment may say what it sweeps over (hydra.sweeper.params); the command line goes before it.
+    # An experiment may say what it sweeps over (hydra.sweeper.params); the command line overrides it.
     plain = [override.input_line for override in parsed if not override.is_sweep_override()]
     params = _raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in parsed}
@@ -110,7 +110,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
 
 
 def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
-    """What Hydra composes, its own configuration with it."""
+    """What Hydra composes, including its own configuration."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
         try:
@@ -124,7 +124,7 @@ def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
 def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> Composed:
     raw = _raw(overrides, own)
     try:
-        # Only what names the folder is resolved: the rest of Hydra's configuration wants a job that runs.
+        # Only the keys that name the folder are resolved: the rest of Hydra's configuration needs a running job.
         OmegaConf.set_struct(raw.hydra, False)
         raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
@@ -141,7 +141,7 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
 
 
 def _with_place(error: UserError, overrides: Sequence[str], own: Path | None) -> UserError:
-    """An error about a key with the file and the line of the user's own that give it its value."""
+    """An error about a key, with the file and line in the user's folder that set it."""
     key = named.group(1) if (named := re.match(r"([\w.]+)=", error.problem)) else ""
     if key in {override.partition("=")[0] for override in overrides}:
         return error

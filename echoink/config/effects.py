@@ -1,4 +1,4 @@
-"""Keys that act only together with another one: given without it, they would be a setting that changes nothing."""
+"""Keys that act only together with another setting; without it they would change nothing."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
@@ -13,8 +13,8 @@ def _by_groups(config: Config) -> bool:
 
 
 _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    ("reward.lambda_acc reward.lambda_fmt", _by_groups, "rewards act with task=train grpo.advantage=group"),
-    ("reward.lambda_file", lambda c: bool(c.reward.file), "reward.file=mine.py names what it weighs"),
+    ("reward.lambda_acc reward.lambda_fmt", _by_groups, "rewards act only with task=train grpo.advantage=group"),
+    ("reward.lambda_file", lambda c: bool(c.reward.file), "reward.file=mine.py names the reward that it weights"),
     ("reward.on_error reward.max_seconds", lambda c: bool(c.reward.file or c.reward.files), "reward.file=mine.py"),
     ("reward.integration", lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
     (
@@ -25,7 +25,7 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     (
         "grpo.group_size grpo.beta grpo.updates_per_rollout grpo.loss grpo.advantage",
         lambda c: c.task is not Task.sft,
-        "task=sft learns responses that are given: no groups and no KL",
+        "task=sft learns given responses: no groups, no KL term",
     ),
     ("grpo.scale", _by_groups, "it divides advantages with task=train grpo.advantage=group"),
     (
@@ -33,11 +33,11 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         lambda c: c.task is not Task.sft and c.grpo.updates_per_rollout > 1,
         "the ratio of the first update of a rollout is 1: grpo.updates_per_rollout=2",
     ),
-    ("eval.base", lambda c: c.task is not Task.compare, "task=compare asks both models: task=eval asks one"),
+    ("eval.base", lambda c: c.task is not Task.compare, "task=compare asks both models; task=eval asks one"),
     (
         "eval.greedy",
         lambda c: c.eval.protocol is Protocol.matched,
-        "eval.protocol=matched; the public protocols say themselves who is asked greedily",
+        "eval.protocol=matched; the public protocols fix which model decodes greedily",
     ),
     (
         "reward.match prompt.options",
@@ -46,13 +46,13 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ),
     ("sft.responses", lambda c: c.task is Task.sft, "task=sft"),
     ("dataset.shortcut_share", lambda c: c.dataset.shortcut is not None, "dataset=shortcut"),
-    ("dataset.kinds", lambda c: c.dataset.source is Source.synthetic, "only the synthetic set is made by kinds"),
+    ("dataset.kinds", lambda c: c.dataset.source is Source.synthetic, "only the synthetic set is made of chosen kinds"),
     ("trainer.epochs", lambda c: c.trainer.steps is None, "trainer.steps=null lets the epochs decide"),
-    ("eval.dev_samples", lambda c: bool(c.eval.every), "eval.every=20 asks the development split"),
+    ("eval.dev_samples", lambda c: bool(c.eval.every), "eval.every=20 evaluates the development split"),
     (
         "adapter.rank adapter.alpha adapter.dropout adapter.targets",
         lambda c: c.adapter.kind is not Adapter.none,
-        "adapter=lora takes one",
+        "adapter=lora uses it",
     ),
 )
 """Keys, when they act, and what to add."""
@@ -61,12 +61,13 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 _OF_TRAINING = ("grpo.", "reward.lambda_", "dataset.curriculum", "eval.every", "eval.watched", "eval.dev_samples")
 _OF_TRAINING += ("tracking.traces_", "model.freeze")
 _OF_EVALUATIONS_TOO = ("processes", "sharding", "patience", "bf16")
-"""Of the group `trainer`."""
+"""Keys of the group `trainer` that evaluations read too."""
 
 
 def of_training_alone(given: Collection[str], config: Config) -> list[str]:
-    """Which of the given keys are read by training alone, where nothing is trained: such as those of a training's
-    command line that is used again with task=eval.
+    """The given keys that only training reads, for a task that does not train; none for one that trains.
+
+    There are such keys where the command line of a training is used again with task=eval.
     """
     if config.trains:
         return []
@@ -78,8 +79,9 @@ def of_training_alone(given: Collection[str], config: Config) -> list[str]:
 
 
 def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> None:
-    """Refuse keys of the command line that act in no job; in some jobs of a grid they may be without effect. Those of
-    training alone may stand in the command line of an evaluation, but a sweep over one would be equal evaluations.
+    """Refuse command-line keys that act in no job; in some jobs of a grid they may have no effect.
+
+    An evaluation may be given keys that only training reads, but not sweep over one: its jobs would be equal.
 
     Raises:
         UserError: naming the key and what it needs.

@@ -1,4 +1,4 @@
-"""What keys are called in other trainers (TRL, transformers, verl, ms-swift), for hints beside an unknown key."""
+"""Names of our keys in other trainers (TRL, transformers, verl, ms-swift), for hints on an unknown key."""
 
 _HERE = {
     "adapter=lora": "lora use_lora use_peft peft lora_enable train_type",
@@ -38,7 +38,7 @@ _HERE = {
     "trainer.warmup_steps": "warmup_ratio lr_warmup_steps",
     "trainer=ddp, fsdp2, zero2 or zero3": "deepspeed fsdp strategy distributed zero_stage",
 }
-"""What to write here, and the names elsewhere."""
+"""What to write here, and its names elsewhere."""
 
 HERE = {name: here for here, names in _HERE.items() for name in names.split()}
-"""By a name elsewhere what to write here."""
+"""What to write here, by the name elsewhere."""

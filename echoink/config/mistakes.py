@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf find wrong, in one line with a way out."""
+"""What Hydra and OmegaConf find wrong, in one line with a hint."""
 
 import dataclasses
 import difflib
@@ -19,16 +19,16 @@ _PLACES = {
     "model": "; for one of your own: model=<one of these> model.path=<folder or hub id>",
     "dataset": "; for one of your own: dataset=rows dataset.path=<folder>",
 }
-"""Of groups whose place may be taken for their file."""
+"""Hints for groups where one may give a path as the name of a file."""
 
 
 def hint_for(name: str) -> str:
-    """What to write in the place of a name that is no key."""
+    """What to write instead of a name that is not a key."""
     return known_like(name, all_keys())
 
 
 def known_like(tried: str, keys: Sequence[str]) -> str:
-    """A hint: the same key in its group, else the closest one and those of its group."""
+    """A hint: the same key in another group, else our name for it, else the closest key and those of its group."""
     if there := [key for key in keys if key.rpartition(".")[2] == tried.rpartition(".")[2]]:
         return f"did you mean {' or '.join(there)}?"
     if here := HERE.get(tried.rpartition(".")[2]):
@@ -46,7 +46,7 @@ def all_keys() -> list[str]:
 
 def explained(error: Exception, overrides: Sequence[str], own: Path | None = None) -> UserError:
     """What Hydra or OmegaConf found, in one line, with the closest valid name; `own` is the user's --config-dir."""
-    # Hydra and OmegaConf say what they found in their texts alone, so these are read, the most telling ones first.
+    # Hydra and OmegaConf give details only in their messages, so these are parsed, the most telling ones first.
     text = str(error)
     cause = error.__cause__ or error
     if inside := place_of(text, own, conf_dir()):
@@ -64,7 +64,7 @@ def explained(error: Exception, overrides: Sequence[str], own: Path | None = Non
         if sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):
             hint = f'quote the value for Hydra and for the shell: "{key}={quoted(value)}"'
         else:
-            hint = "overrides read key=value, without spaces around ="
+            hint = "write an override as key=value, without spaces around ="
         return UserError(f"cannot read the override {error.override!r}", hint)
     if "Ambiguous value for argument" in text:
         return UserError(text.splitlines()[0], "add --multirun for a sweep, or quote the value")
@@ -104,7 +104,7 @@ def _inside_file(error: Exception, where: str, key: str, detail: str) -> UserErr
 
 
 def closest(tried: str, names: Sequence[str]) -> str:
-    """The beginning of a hint: the name that is most like what was tried; empty where none is."""
+    """The beginning of a hint: the name closest to what was tried; empty where none is close."""
     close = difflib.get_close_matches(tried, names, 1, 0.75)
     return f"did you mean {close[0]}? " if close else ""
 

@@ -1,4 +1,4 @@
-"""Where a mistake in a configuration file stands: the file, the line, the key."""
+"""Where a mistake in a configuration file is: the file, the line, the key."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ import yaml
 
 from echoink.common.errors import UserError
 
-_BOOLEANS = ("yes", "no", "on", "off", "y", "n")
+_BOOLEANS = ("yes", "no", "on", "off")
 
 
 _CHOICE = re.compile(r"\+?([\w/-]+)(?:@[\w.]*)?=([\w./-]{1,200})")
@@ -16,13 +16,13 @@ _CHOICE = re.compile(r"\+?([\w/-]+)(?:@[\w.]*)?=([\w./-]{1,200})")
 
 
 def chosen_files(overrides: Iterable[str], folder: Path | None) -> list[Path]:
-    """The files of a folder of configuration that `group=name` overrides choose; none without a folder."""
+    """The files of a configuration folder that `group=name` overrides choose; none without a folder."""
     chosen = [match.groups() for override in overrides if folder and (match := _CHOICE.fullmatch(override))]
     return [path for group, name in chosen if (path := folder / group / f"{name}.yaml").is_file()]
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """The line, from 1, on which a dotted key, or the deepest part of it that is there, stands in a YAML file."""
+    """The line, from 1, of a dotted key in a YAML file, or of the longest part of the key that is there."""
     best, depth = None, 0
     for found, node, _ in _keys(path):
         parts = found.split(".")
@@ -37,7 +37,7 @@ def has_key(path: Path, key: str) -> bool:
 
 
 def refuse_surprises(path: Path) -> None:
-    """Refuse plain values that YAML 1.1 reads as something else than they look: 010 is 8, `off` is false.
+    """Refuse unquoted values that YAML 1.1 reads differently than they look: 010 is 8, `off` is false.
 
     Raises:
         UserError: naming file, line and key.
@@ -49,18 +49,18 @@ def refuse_surprises(path: Path) -> None:
         if re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", value.value) and value.tag.endswith(":int"):
             raise UserError(f"{where} is read as {int(value.value, 8)} (octal)", f"write {value.value.lstrip('0')}")
         if re.fullmatch(r"[-+]?\d+(:[0-5]?\d)+", value.value) and value.tag.endswith(":int"):
-            raise UserError(f"{where} is read as a number to the base 60", f'write "{value.value}" in quotes')
+            raise UserError(f"{where} is read as a number in base 60", f'write "{value.value}" in quotes')
         if value.value.lower() in _BOOLEANS:
             raise UserError(f"{where} is read as true or false", f'write true, false, or "{value.value}" in quotes')
 
 
 def place_of(text: str, config_dir: Path | None, conf: Path) -> tuple[str, str, str] | None:
-    """What Hydra says of a mistake inside a file: where it stands, the key, and what is wrong in one line.
+    """What Hydra says about a mistake inside a file: its place, the key, and what is wrong in one line; else None.
 
     Args:
-        text: of Hydra's error.
-        config_dir: the user's folder of configuration.
-        conf: the package's.
+        text: the message of Hydra's error.
+        config_dir: the user's configuration folder.
+        conf: the package's configuration folder.
     """
     named = re.match(r"In '([^']+)'", text)
     if named is None or named.group(1) == "config":
@@ -80,7 +80,7 @@ def _keys(path: Path) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
     """Dotted keys of a YAML file with the nodes of key and value, parents before children."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):  # Hydra says so
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):  # Hydra reports it
         return
 
     def walk(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:

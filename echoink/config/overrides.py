@@ -6,7 +6,7 @@ from functools import cache
 from echoink.config.schema import Config, fields_of
 
 _NO_TEXT = re.compile(r"[+-]?[\d.][\d._]*(e[+-]?[\d_]+)?|true|false|[+-]?(inf|nan)", re.IGNORECASE)
-"""What Hydra reads as a number or as yes or no."""
+"""What Hydra reads as a number or a boolean."""
 
 
 @cache
@@ -16,7 +16,7 @@ def _text_keys() -> set[str]:
 
 
 def as_text(override: str) -> str:
-    """An override with its value quoted where its key takes a text and Hydra would read another: name=2026_11_29."""
+    """An override, its value quoted where its key takes text and Hydra would read another type: name=2026_11_29."""
     key, _, value = override.partition("=")
     if key.lstrip("+") not in _text_keys() or not any(map(_NO_TEXT.fullmatch, values := value.split(","))):
         return override
@@ -25,9 +25,9 @@ def as_text(override: str) -> str:
 
 def quoted(text: object) -> str:
     """A text, such as a path, as a value in Hydra's grammar of overrides, quoted where it must be."""
-    # Outside of quotes Hydra's grammar knows the letters of ASCII alone.
+    # Outside quotes Hydra's grammar accepts only ASCII letters.
     plain = re.fullmatch(r"(?:[A-Za-z_/]|\.\.?/)[\w./-]*", str(text), re.ASCII)
     if plain and str(text).lower() not in ("null", "true", "false", "inf", "nan"):
         return str(text)
-    # Within quotes a backslash stands for itself, but before a quote it escapes it.
+    # Within quotes a backslash is literal, except before a quote, which it escapes.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text)) + "'"

@@ -1,6 +1,6 @@
 """The schema of the configuration: one dataclass per group of `conf/`, with type, meaning and range of every field.
 
-Values live in `conf/*.yaml`; here is what they may be.
+The values are in `conf/*.yaml`; this file says which values are valid.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from echoink.rewards.types import Match, OnError, Rule
 
 
 def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A field: its one-line meaning, `list` for an empty one, and, for a number, its range (`ge`, `gt`, `le`, `lt`)."""
+    """A field: its one-line meaning, its default (`list`: empty), and a number's range (`ge`, `gt`, `le`, `lt`)."""
     given = {"default_factory": list} if default is list else {"default": default}
     return field(**given, metadata={"doc": doc, **bounds})
 
 
 OPTIONS = "Options:\n{options}"
 FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answer", "end_answer")
-"""What a prompt's template may name in braces."""
+"""The fields that a prompt's template may name in braces."""
 
 
 class Task(Enum):
-    """`train` is GRPO, `sft` learns given responses; `eval` evaluates one model, `compare` model.path as the base
-    against `checkpoint`.
+    """`train` is GRPO; `sft` learns given responses; `eval` evaluates one model; `compare` evaluates `checkpoint`
+    against model.path, the base.
     """
 
     train = "train"
@@ -50,7 +50,7 @@ class Attention(Enum):
 
 
 class Part(Enum):
-    """A part of a model that may be kept from learning: a tower, a tower without its projection, the language model."""
+    """A part of a model that may be frozen: a tower, a tower without its projection, the language model."""
 
     audio = "audio"
     vision = "vision"
@@ -82,7 +82,7 @@ class Sense(Enum):
 
 
 class Kind(Enum):
-    """What a question of the synthetic set takes: hearing, seeing, or both."""
+    """What a question of the synthetic set needs: hearing, seeing, or both."""
 
     ear = "ear"
     eye = "eye"
@@ -90,7 +90,7 @@ class Kind(Enum):
 
 
 class Split(Enum):
-    """`train` is for curation (`python -m echoink.curate mode=difficulty`), not for a number one reports."""
+    """`train` is for curation (`python -m echoink.curate mode=difficulty`), not for reported numbers."""
 
     valid = "valid"
     dev = "dev"
@@ -110,11 +110,11 @@ class Protocol(Enum):
 
 
 class Variant(Enum):
-    """What a sample is answered with; the prompt names the media that are there, question and options stay.
+    """The media that a sample is answered with; the prompt names those that are there, question and options stay.
 
     `no_audio`, `no_image`, `text_only`: the medium's tokens are not in the prompt (`no_image` of a video with its sound
-    leaves the soundtrack). `silent_audio`: as many sound tokens, of digital silence. `blank_image`: as many picture
-    tokens, of even grey. `swapped_audio`, `swapped_image`: the sound, or the picture or video, of another sample, of
+    keeps the soundtrack). `silent_audio`: as many sound tokens, of digital silence. `blank_image`: as many picture
+    tokens, of uniform grey. `swapped_audio`, `swapped_image`: the sound, or the picture or video, of another sample:
     the same kind of question with another answer.
     """
 
@@ -131,7 +131,7 @@ class Variant(Enum):
 class Loss(Enum):
     """How TRL sums the token losses; `grpo` is the paper's (mean over a completion's tokens, then over completions).
 
-    On-policy (`updates_per_rollout=1`) `cispo` has the gradient of `dapo`; it clips otherwise. `bnpo` takes the mean
+    On-policy (`updates_per_rollout=1`) `cispo` has the gradient of `dapo`; it clips differently. `bnpo` takes the mean
     over the tokens of a micro-batch, so it depends on `trainer.micro_batch_prompts` and on the number of processes.
     """
 
@@ -143,7 +143,7 @@ class Loss(Enum):
 
 
 class Advantage(Enum):
-    """What a completion is weighted with.
+    """The weight of a completion in the loss.
 
     `group`: its reward relative to its group (Eq. 1, scaled as `grpo.scale` says). `rejection`: 1 where the answer is
     right, else 0: a supervised step on the model's own right completions, the control for what GRPO adds to it (RAFT,
@@ -176,10 +176,10 @@ class Correction(Enum):
 
 
 class Sharding(Enum):
-    """What of a model in training is divided among the processes; sharding.py says how.
+    """Which parts of a model in training are divided among the processes; sharding.py says how.
 
-    `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's, put
-    on by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
+    `none`: each has everything (DDP where there are several). `fsdp2`: weights, gradients and optimizer (PyTorch's,
+    applied by transformers). `zero2`: gradients and optimizer, `zero3`: the weights too (DeepSpeed, `pip install
     -e ".[zero]"`).
     """
 
@@ -190,7 +190,7 @@ class Sharding(Enum):
 
     @property
     def is_deepspeed(self) -> bool:
-        """Whether DeepSpeed does it, which keeps float32 weights of its own beside the module's."""
+        """Whether DeepSpeed shards the model; it keeps its own float32 weights beside the module's."""
         return self in (Sharding.zero2, Sharding.zero3)
 
 
@@ -209,17 +209,17 @@ class Schedule(Enum):
 
 
 class ModelFamily(Enum):
-    """Families of models with a module of their own in `echoink/models/`."""
+    """Model families; each has its own module in `echoink/models/`."""
 
     qwen2_5_omni = "qwen2_5_omni"
 
 
 @dataclass
 class Dimensions:
-    """Of a language model."""
+    """The dimensions of a language model."""
 
-    layers: int = key("of the language model", ge=1)
-    width: int = key("of the language model", ge=1)
+    layers: int = key("layers of the language model", ge=1)
+    width: int = key("width of the language model", ge=1)
     feed_forward: int = key("width of its feed-forward layers", ge=1)
     heads: int = key("attention heads", ge=1)
     key_heads: int = key("heads of keys and values", ge=1)
@@ -227,7 +227,7 @@ class Dimensions:
 
     @property
     def key_width(self) -> int:
-        """Of the keys of one token in one layer, and of its values."""
+        """Width of the keys of one token in one layer, and of its values."""
         return self.width // self.heads * self.key_heads
 
     @property
@@ -243,34 +243,34 @@ class Dimensions:
 
 @dataclass
 class ArchitectureConfig(Dimensions):
-    """A published architecture, for the plan: nothing is loaded to make it."""
+    """A published architecture: the plan is made from it, without loading anything."""
 
     family: ModelFamily = key(
         "family whose token counts the plan uses; loaded weights name their own", ModelFamily.qwen2_5_omni
     )
-    language_parameters: int = key("of the language model with its embedding", ge=1)
-    audio_parameters: int = key("of the audio tower", ge=1)
-    vision_parameters: int = key("of the vision tower", ge=1)
-    audio_projection_parameters: int = key("of the audio tower's projection, which are among the tower's", 0, ge=0)
-    vision_projection_parameters: int = key("of the vision tower's projection, which are among the tower's", 0, ge=0)
-    tied_head: bool = key("whether the embedding is the output matrix too", False)
+    language_parameters: int = key("parameters of the language model with its embedding", ge=1)
+    audio_parameters: int = key("parameters of the audio tower", ge=1)
+    vision_parameters: int = key("parameters of the vision tower", ge=1)
+    audio_projection_parameters: int = key("those of the tower's projection, part of audio_parameters", 0, ge=0)
+    vision_projection_parameters: int = key("those of the tower's projection, part of vision_parameters", 0, ge=0)
+    tied_head: bool = key("whether the embedding is also the output matrix", False)
 
 
 @dataclass
 class ModelConfig:
     path: str = key("`tiny` (the embedded model), a folder, or a hub id")
-    dtype: Dtype = key("of the weights: float32 (master weights if trainer.bf16); bfloat16 for adapters and evaluation")
+    dtype: Dtype = key("weights: float32 (master weights if trainer.bf16); bfloat16 for adapters and evaluation")
     attention: Attention = key("attention kernel of the towers; the language model has its own")
     freeze: list[Part] = key(
-        "what does not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"
+        "parts that do not learn: the towers `audio` and `vision`, `audio_encoder` and `vision_encoder` (a tower"
         " without its projection), `language` (with its head)",
         list,
     )
     min_pixels: int = key("a smaller picture is scaled up to this many pixels", ge=28 * 28)
     max_pixels: int = key("a larger picture is scaled down to this many pixels", ge=28 * 28)
     max_audio_seconds: float = key("a longer sound is cut to its first seconds", gt=0.05, le=300)
-    video_fps: float = key("frames a second that are taken of a video", gt=0, le=30)
-    max_video_frames: int = key("of a longer video fewer frames a second are taken; even", ge=2)
+    video_fps: float = key("frames per second that are taken from a video", gt=0, le=30)
+    max_video_frames: int = key("most frames; a longer video gets fewer per second; even", ge=2)
     max_video_pixels: int = key("a larger frame of a video is scaled down to this many pixels", ge=28 * 28)
     max_prompt_tokens: int = key("a longer prompt is an error; media tokens are never cut", ge=1)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
@@ -282,30 +282,28 @@ class AdapterConfig:
     kind: Adapter = key("none: all weights; lora: low-rank updates of the language model; qlora: on 4-bit weights")
     rank: int = key("r of LoRA", ge=1)
     alpha: float = key("LoRA's updates are scaled by alpha / rank", gt=0)
-    dropout: float = key("of LoRA's inputs", ge=0, lt=1)
-    targets: list[str] = key("its linear layers, such as q_proj", list)
+    dropout: float = key("dropout on LoRA's inputs", ge=0, lt=1)
+    targets: list[str] = key("linear layers that LoRA adapts, such as q_proj", list)
 
 
 @dataclass
 class DatasetConfig:
     source: Source = key("synthetic: made when it is missing; rows: official or your own; else a published benchmark")
     path: str = key("official folder, folder of .jsonl or Parquet files, datasets folder, file, or hub id")
-    outside: list[str] = key("folders beside the dataset's in which its media may lie", list)
+    outside: list[str] = key("further folders in which the dataset's media may be", list)
     split: str | None = key("name of the dataset's validation split; null: the usual one")
-    seed: int = key("makes the synthetic data; chooses the held-out development samples", ge=0)
-    shortcut: Sense | None = key("synthetic: the sense that alone gives right letters away, in training only")
-    shortcut_share: float = key("share of the training questions of kind both with the shortcut", ge=0, le=1)
-    kinds: list[Kind] = key(
-        "synthetic: kinds of question, in turn; empty: all, or both where there is a shortcut", list
-    )
-    train: int | None = key("training samples (synthetic: to make; else the first so many); null for all", ge=1)
+    seed: int = key("seed of the synthetic data and of the choice of held-out development samples", ge=0)
+    shortcut: Sense | None = key("synthetic: the sense that alone gives away the right letter, in training only")
+    shortcut_share: float = key("share of the training questions of kind `both` that have the shortcut", ge=0, le=1)
+    kinds: list[Kind] = key("synthetic: kinds of question, in turn; empty: all, or only `both` with a shortcut", list)
+    train: int | None = key("number of training samples (synthetic: made; else the first ones); null for all", ge=1)
     dev: int | None = key("development samples, held out of train where the data have no such split", ge=1)
     valid: int | None = key("validation samples", ge=1)
     curriculum: list[str] = key(
         "train on samples of these needs only, in this order: [both, undetermined]; empty: all", list
     )
     soundtrack: bool = key("use a video's own sound if it has one and the row names no data_type", True)
-    workers: int = key("threads that decode the next step's videos during this one; no result depends on it", ge=0)
+    workers: int = key("threads that decode the next step's videos during this one; does not change the result", ge=0)
     max_skipped: float = key("share of a split's samples that may be dropped as broken; 0 refuses any", ge=0, lt=1)
 
 
@@ -317,20 +315,20 @@ class Prompt:
     template: str = key(
         "user turn, with {question} {options} {media} {wanted} {think} {end_think} {answer} {end_answer}"
     )
-    options: str = key("how options are shown where a question has some; {options} has one a line", OPTIONS)
+    options: str = key("how options are shown where a question has some; {options} has one per line", OPTIONS)
 
-    def check(self) -> None:
-        """Raises `UserError` unless the templates can be filled."""
-        try:
-            self.template.format(**dict.fromkeys(FIELDS, ""))
-            self.options.format(options="")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise UserError(f"prompt.template has a bad field: {error}", f"known: {', '.join(FIELDS)}") from error
+    def check(self, group: str = "prompt") -> None:
+        """Raises `UserError`, naming keys of the group, unless the templates can be filled."""
+        for key, text, fields in (("template", self.template, FIELDS), ("options", self.options, ("options",))):
+            try:
+                text.format(**dict.fromkeys(fields, ""))
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                raise UserError(f"{group}.{key} has a bad field: {error}", f"known: {', '.join(fields)}") from error
         wanted = ("{question}", "{options}", "{answer}", "{end_answer}")
         if missing := [name for name in wanted if name not in self.template]:
-            raise UserError(f"prompt.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
+            raise UserError(f"{group}.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
         if "{options}" not in self.options:
-            raise UserError("prompt.options lacks {options}", "the model would not see them")
+            raise UserError(f"{group}.options lacks {{options}}", "the model would not see them")
 
     @property
     def thinks(self) -> bool:
@@ -340,15 +338,15 @@ class Prompt:
 
 @dataclass
 class RewardFile:
-    """A reward of the user's own: one of several."""
+    """One of several custom rewards."""
 
     path: str = key("a Python file that defines reward(completion, sample)")
-    weight: float = key("its weight in the total reward; a negative one punishes", 1.0)
-    name: str | None = key("what it is called in metrics; null: the file's name", None)
+    weight: float = key("its weight in the total reward; a negative weight penalizes", 1.0)
+    name: str | None = key("its name in metrics; null: the file's name", None)
 
     @property
     def metric_name(self) -> str:
-        """Its name."""
+        """Its name in metrics."""
         return self.name or Path(self.path).stem
 
 
@@ -359,14 +357,14 @@ class RewardConfig:
     match: Match = key(
         "lenient: 'B. dog' counts as B; exact: the bare letter, as the paper trains; first_letter: as it evaluates"
     )
-    lambda_int: float = key("weight of integration; 0 computes nothing of it", ge=0)
+    lambda_int: float = key("weight of the integration reward; 0 does not compute it", ge=0)
     integration: Rule = key("rule that rewards using both senses: twin (redraw is its control), counterfactual, …")
-    integration_scale: float = key("s of the rule counterfactual, in nats a token", gt=0)
+    integration_scale: float = key("s of the rule counterfactual, in nats per token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
-    lambda_file: float = key("weight of the reward in reward.file; a negative one punishes")
+    lambda_file: float = key("weight of the reward in reward.file; a negative weight penalizes")
     files: list[RewardFile] = key("several files: [{path: mine.py, weight: 0.5, name: brevity}, …]", list)
-    on_error: OnError = key("reward.file fails, takes too long or gives no finite number: stop the run, or reward 0")
-    max_seconds: float = key("that reward.file may take for one completion", gt=0)
+    on_error: OnError = key("a reward file fails, takes too long or gives no finite number: stop the run, or reward 0")
+    max_seconds: float = key("seconds that a reward file may take for one completion", gt=0)
 
 
 @dataclass
@@ -386,13 +384,13 @@ class GrpoConfig:
 
 @dataclass
 class VllmConfig:
-    python: str | None = key("interpreter of the environment that has vLLM; null: the one of this run")
-    sleep: bool = key("on a GPU: give its memory back between rollouts")
+    python: str | None = key("interpreter of the environment that has vLLM; null: this run's")
+    sleep: bool = key("on a GPU: vLLM gives its memory back between rollouts")
     correction: Correction = key(
-        "importance weights of the loss, for the difference between its log-probabilities and the trainer's"
+        "importance weights of the loss, for the difference between vLLM's log-probabilities and the trainer's"
     )
-    correction_max: float = key("largest ratio of trainer's to engine's probability", gt=1)
-    alarm: float = key("warn above this mean difference of the log-probabilities, in nats a token", gt=0)
+    correction_max: float = key("largest ratio of the trainer's probability to vLLM's", gt=1)
+    alarm: float = key("warn above this mean difference of the log-probabilities, in nats per token", gt=0)
 
 
 @dataclass
@@ -400,14 +398,14 @@ class GenerationConfig:
     engine: RolloutEngine = key("what generates rollouts; for evaluations see eval.engine")
     temperature: float = key("of sampling, in training and in the sampled evaluation", gt=0)
     top_p: float = key("nucleus: the smallest set of tokens with this probability", gt=0, le=1)
-    top_k: int = key("at most so many candidates per token; 0 for all", ge=0)
+    top_k: int = key("most candidates per token; 0 for all", ge=0)
     max_new_tokens: int = key("a longer completion is cut", ge=1)
     vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass
 class TrainerConfig:
-    processes: int | None = key("processes that the run is for, one a GPU; null: as many as are started", ge=1)
+    processes: int | None = key("number of processes, one per GPU; null: as many as are started", ge=1)
     sharding: Sharding = key("what is sharded among the processes")
     patience: float = key(
         "seconds that a process waits for the others, or for vLLM, before it says where it is and ends", gt=0
@@ -419,26 +417,26 @@ class TrainerConfig:
     learning_rate: float = key("peak learning rate of AdamW", gt=0)
     schedule: Schedule = key("learning rate over steps; cosine and linear end at 0")
     warmup_steps: int = key("steps of linear warm-up", ge=0)
-    weight_decay: float = key("of AdamW", ge=0)
+    weight_decay: float = key("weight decay of AdamW", ge=0)
     max_grad_norm: float = key("gradient clipping; 0 for none", ge=0)
     bf16: bool = key("autocast to bfloat16")
     gradient_checkpointing: bool | None = key("recompute activations; null: where they are estimated not to fit")
     save_every: int = key("steps between checkpoints; the last step is always saved; 0 for only that", ge=0)
-    keep_checkpoints: int = key("newest checkpoints kept", ge=1)
+    keep_checkpoints: int = key("number of newest checkpoints that are kept", ge=1)
     push_to_hub: str | None = key("hub id of a repository that gets the exported model when training has ended")
-    max_skipped_steps: int = key("consecutive steps with a non-finite gradient before the run stops", ge=0)
+    max_skipped_steps: int = key("consecutive steps with a non-finite loss or gradient that a run survives", ge=0)
     completions_every: int = key("steps between samples of rollouts in completions/; 0 for none", ge=0)
 
 
 @dataclass
 class EvalConfig:
     protocol: Protocol = key("matched: base and trained model alike; release, may19: as the paper's public code")
-    split: Split = key("valid, or dev for choosing settings; valid is for the numbers one reports")
+    split: Split = key("valid, for reported numbers; or dev, for choosing settings")
     base: bool = key("evaluate the model before training too")
-    limit: int | None = key("validation samples to use; null for all", ge=1)
-    ablations: list[Variant] = key("also with a sense taken away: [no_audio, no_image, text_only, …]", list)
+    limit: int | None = key("samples of eval.split to use; null for all", ge=1)
+    ablations: list[Variant] = key("also evaluate with a sense taken away: [no_audio, no_image, text_only, …]", list)
     engine: RolloutEngine = key(
-        "what answers: the model itself, or vLLM, set by generation.vllm; vLLM's difference is then reported"
+        "what answers: the model itself, or vLLM (see generation.vllm), whose difference is then reported"
     )
     batch_prompts: int | None = key(
         "prompts decoded together; null: as many as fit, at most 128; does not change the result", ge=1
@@ -446,10 +444,10 @@ class EvalConfig:
     samples: int = key("sampled draws per sample; from 2 on their mean, majority and pass@k are reported", ge=1)
     greedy: bool = key("add a greedy draw")
     every: int = key(
-        "steps between evaluations on the development split, by which the best checkpoint is kept; 0: none", ge=0
+        "steps between evaluations on the development split, which choose the best checkpoint; 0: none", ge=0
     )
     dev_samples: int = key("sampled draws per development sample; from 2 on pass@k is logged", ge=1)
-    watched: int = key("evaluated samples that are answered every trainer.completions_every steps, to look at", ge=0)
+    watched: int = key("number of evaluated samples to answer and show every trainer.completions_every steps", ge=0)
     cache: str | None = key("folder that caches the base's answers for other runs of the same base; null: no cache")
     direct: Prompt = field(default_factory=Prompt)
     """The prompt without reasoning that the public protocols give the base (a file of the group `prompt`)."""
@@ -458,23 +456,23 @@ class EvalConfig:
 @dataclass
 class TrackingConfig:
     enabled: bool = key("log to MLflow; the run folder is written in any case")
-    uri: str = key("MLflow tracking URI; a relative sqlite path counts from the current folder")
+    uri: str = key("MLflow tracking URI; a relative sqlite path starts at the current folder")
     experiment: str = key("MLflow experiment")
     traces_every: int = key("steps between rollouts that are shown as traces, with picture and sound; 0 for none", ge=0)
-    traces_groups: int = key("groups of such a rollout that are shown", ge=1)
-    machine_every: float = key("seconds between looks at processor, memory and GPU; 0 for none", ge=0)
+    traces_groups: int = key("groups shown of each traced rollout", ge=1)
+    machine_every: float = key("seconds between measurements of processor, memory and GPU; 0 for none", ge=0)
 
 
 @dataclass
 class SftConfig:
-    """Of task=sft only."""
+    """For task=sft only."""
 
     responses: int = key("most responses of a row per pass; its prompt is computed once for them", ge=2)
 
 
 @dataclass
 class SweepConfig:
-    """Of --multirun only."""
+    """For --multirun only."""
 
     resume: str | None = key("folder of a sweep: run what is missing there or did not finish")
     share: str | None = key("folder: a finished run below it with the same configuration is copied, not run again")
@@ -482,16 +480,17 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. Commands, `pipeline/` and `training/setup.py` take it; other code takes one group."""
+    """The whole configuration. Commands, `pipeline/` and the plan take it; most other code takes one group."""
 
     name: str = key("first part of the run folder's name, outputs/<name>/<time>")
-    seed: int = key("of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
+    seed: int = key("seed of sampling, shuffling and evaluation draws", ge=0, lt=2**32)
     task: Task = key(
-        "train: GRPO; sft: on the rows' responses; eval: evaluate `checkpoint` (or model.path) only; compare: "
-        "model.path with `checkpoint`"
+        "train: GRPO; sft: learn the rows' responses; eval: evaluate `checkpoint` (or model.path) only; compare: "
+        "`checkpoint` against model.path"
     )
     resume: str = key(
-        "never; auto: the run in this hydra.run.dir, else the newest unfinished one like this; a run folder"
+        "never; auto: the run in this hydra.run.dir, else the newest unfinished one with this name and configuration; "
+        "or a run folder"
     )
     resume_allow: list[str] = key("keys in which a resumed run may differ", list)
     dry_run: bool = key("print and write the plan (steps, tokens, memory, disk) and stop before any weight is loaded")

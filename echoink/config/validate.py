@@ -45,7 +45,7 @@ def validate(raw: DictConfig) -> Config:
         UserError: see `compose`.
     """
     if raw.model.get("figures"):
-        says = "model.figures is called model.architecture now; the old name goes with the next release"
+        says = "model.figures is called model.architecture now; the old name will be removed in the next release"
         warnings.warn(says, stacklevel=2)
         raw.model.architecture = OmegaConf.merge(raw.model.architecture, raw.model.figures)
         raw.model.figures = {}
@@ -58,7 +58,7 @@ def validate(raw: DictConfig) -> Config:
 
 
 def _supervise(config: Config) -> None:
-    """Set what a supervised run takes over from GRPO: its responses are a rollout that is given.
+    """Set the GRPO keys for a supervised run, whose given responses take the place of a rollout.
 
     Raises:
         UserError: something is asked for that only GRPO does.
@@ -75,7 +75,7 @@ def launched_processes() -> int:
     """How many processes a launcher such as torchrun has started for this run."""
     said = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not said.isdecimal() or not int(said):
-        raise UserError(f"WORLD_SIZE={said} is no number of processes", "unset it, or start by torchrun, which sets it")
+        raise UserError(f"WORLD_SIZE={said} is not a number of processes", "unset it, or let torchrun set it")
     return int(said)
 
 
@@ -98,7 +98,7 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         check_range(key, spec, value)
         if value == "" and spec.type in (str, str | None) and not key.endswith(MAY_BE_EMPTY):
             or_null = "" if spec.type is str else f", or {key}=null"
-            raise UserError(f"{key}= is empty", f"give a value{or_null}; is a variable of the shell not set?")
+            raise UserError(f"{key}= is empty", f"give a value{or_null}; is a shell variable unset?")
         refuse_secret(key, str(value))
     return config
 
@@ -111,7 +111,7 @@ _SECRET = re.compile(
 
 
 def refuse_secret(key: str, text: str) -> None:
-    """A configuration is written to disk, to MLflow and into reports: what looks like a secret is not taken."""
+    """Refuse what looks like a secret: a configuration is written to disk, to MLflow and into reports."""
     if _SECRET.search(text):
         raise UserError(
             f"{key} looks like a secret, which would be written into the run's files",
@@ -123,10 +123,10 @@ def _check_together(config: Config) -> None:
     trainer = config.trainer
     if ".." in (place := Path(config.name)).parts or place.is_absolute():
         raise UserError(
-            f"name={config.name} leads out of outputs/", "a name without ..; hydra.run.dir=… is for another place"
+            f"name={config.name} leads out of outputs/", "give a name without ..; for another place set hydra.run.dir=…"
         )
     if taken := NO_RUNS & {*place.parts}:
-        raise UserError(f"name={config.name}: runs below {taken.pop()}/ are not looked for", "choose another name")
+        raise UserError(f"name={config.name}: runs below {taken.pop()}/ are not found", "choose another name")
     known = [key for key, _, _ in fields_of(config)]
     for key in config.resume_allow:
         if key not in ("model", "data") and not any(f"{key}.".startswith(f"{one}.") for one in known):
@@ -134,7 +134,7 @@ def _check_together(config: Config) -> None:
     reward = config.reward
     if reward.lambda_int and reward.integration is Rule.redraw and config.grpo.group_size < 3:
         raise UserError(
-            "reward.integration=redraw compares with two other draws: grpo.group_size is at least 3",
+            "reward.integration=redraw compares with two other draws: it needs grpo.group_size of at least 3",
             f"it is {config.grpo.group_size}",
         )
     halves = config.model.dtype is Dtype.bfloat16 and config.adapter.kind is Adapter.none
@@ -143,7 +143,7 @@ def _check_together(config: Config) -> None:
             "model.dtype=bfloat16 would learn in bfloat16, where nearly all of a small update is lost",
             "model.dtype=float32 trainer.bf16=true computes in bfloat16 and learns in float32; or adapter=lora",
         )
-    pays = reward.lambda_int and config.reward.integration is not Rule.need  # which weighs what others pay
+    pays = reward.lambda_int and config.reward.integration is not Rule.need  # need only weights other rewards
     apart = ("lambda_file", "lambda_int")
     weights = [value for name, value in vars(reward).items() if name.startswith("lambda_") and name not in apart]
     weights += [reward.lambda_file] if reward.file else []
@@ -155,7 +155,7 @@ def _check_together(config: Config) -> None:
     if reward.lambda_int and config.grpo.advantage is Advantage.rejection:
         raise UserError("grpo.advantage=rejection leaves reward.lambda_int without effect", "set reward.lambda_int=0")
     if config.trains and config.eval.split is Split.train:
-        raise UserError("eval.split=train is for curation (task=eval)", "a run reports valid, or dev")
+        raise UserError("eval.split=train is for curation (task=eval)", "a training run evaluates valid or dev")
     if config.task is Task.compare and not config.checkpoint:
         raise UserError("task=compare needs checkpoint=…", "it is compared with model.path")
     if config.dry_run and not config.trains:
@@ -167,8 +167,8 @@ def _check_together(config: Config) -> None:
             f"{trainer.micro_batch_prompts} times trainer.processes={trainer.processes}",
             "every process takes whole micro-batches",
         )
-    for prompt in (config.prompt, config.eval.direct):
-        prompt.check()
+    config.prompt.check()
+    config.eval.direct.check("eval.direct")
     _check_learns(config.model.freeze, config.adapter.kind)
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
@@ -180,19 +180,19 @@ def _check_learns(freeze: Sequence[Part], adapter: Adapter) -> None:
     if len(freeze) != len(towers := {part.name.removesuffix("_encoder") for part in freeze}):
         given = ", ".join(part.name for part in freeze)
         raise UserError(
-            f"model.freeze=[{given}] names a part twice", "audio holds audio_encoder, and vision vision_encoder"
+            f"model.freeze=[{given}] names a part twice", "audio includes audio_encoder, vision includes vision_encoder"
         )
     if "language" in towers and adapter is not Adapter.none:
         raise UserError(
             f"model.freeze=[language] and adapter={adapter.name} exclude each other",
-            "an adapter is all that learns: remove language, or take adapter=none",
+            "only the adapter learns: remove language, or set adapter=none",
         )
     if {Part.language, Part.audio, Part.vision} <= set(freeze):
         raise UserError("model.freeze names everything: nothing would learn", "remove one part")
 
 
 def check_reward_files(file: str | None, files: Sequence[RewardFile]) -> None:
-    """Refuse rewards of the user's own that are not there, or whose names are taken.
+    """Refuse custom rewards whose files do not exist, or whose names are taken or not valid.
 
     Args:
         file: `reward.file`.
@@ -212,7 +212,7 @@ def check_reward_files(file: str | None, files: Sequence[RewardFile]) -> None:
         for spec in dataclasses.fields(each):
             check_range(f"reward.files[{place}].{spec.name}", spec, getattr(each, spec.name))
         if each.metric_name in taken or not each.metric_name.isidentifier():
-            problem = "is taken" if each.metric_name in taken else "is no name"
+            problem = "is taken" if each.metric_name in taken else "is not valid"
             hint = "reward.files=[{path: …, name: …}] gives a name of letters, digits and _"
             raise UserError(f"reward.files[{place}]: the name {each.metric_name} {problem}", hint)
         taken.append(each.metric_name)

@@ -4,25 +4,25 @@
     python -m echoink.curate source=<folder of Parquet files or a datasets folder> output=data/AVQA_R1
     python -m echoink.curate source=… output=data/omni keep=[AVQA,Music-AVQA2.0]
 
-And make a set of hard questions that need both senses of any dataset; `mode=difficulty --help` says how.
+It also selects hard questions that need both senses from any dataset; see `mode=difficulty --help`.
 
     python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
 
-And responses for a supervised stage (`task=sft`) out of a model's right answers; `mode=traces --help` says how.
+It also makes responses for a supervised stage (`task=sft`) from a model's right answers; see `mode=traces --help`.
 
     python -m echoink.curate mode=traces source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/taught
 
-A row is kept where its `source` is AVQA, its answer is among its options, and its picture can be written as JPEG and
-its sound as WAV. Its number in the source split is its problem_id and names its files, its options get the letters A to
-D, and options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers are spread,
-and which media train and valid share. A run that was stopped goes on where it was.
+A row is kept if its `source` is AVQA, its answer is among its first four options, its picture can be written as JPEG
+and its sound as WAV. Its number in the source split becomes its problem_id and names its files. Its options get the
+letters A to D; options beyond the fourth are cut. curation.json says what was dropped and why, how the right answers
+are spread, and how many media the splits share. A run that was stopped continues where it stopped.
 
-All rows that the official rules keep are kept, even with an empty question, a single option, a null or empty option,
-or a sound without samples. curation.json and the screen count these rows. Training refuses most of them and names
-them; dataset.max_skipped drops them.
+Every row that the official rules keep is kept, even with an empty question, a single option, a null or empty option,
+or a sound without samples. curation.json and the screen count these rows. Training names and refuses most of them;
+with dataset.max_skipped it drops them.
 
-Where it departs from the public script: a picture with a palette or transparency is dropped because of its mode, not
-because saving it fails; a picture is written upright.
+It departs from the public script in two points: a picture with a palette or transparency is dropped because of its
+mode, not because saving it fails; a picture is written upright.
 """
 
 import json
@@ -101,4 +101,4 @@ def _shares(shares: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, _help, again="the same command goes on where it was")
+    cli.run(main, _help, again="the same command continues where it stopped")

@@ -1,20 +1,20 @@
-"""Training questions by how hard they are and which senses they need: `python -m echoink.curate mode=difficulty`.
+"""Select training questions by difficulty and by the senses they need: `python -m echoink.curate mode=difficulty`.
 
     python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
     python -m echoink.curate mode=difficulty source=… checkpoint=… output=… needs=[both] pass_rate=[0,0.75] draws=8
     python -m echoink.curate mode=difficulty … settings=[model=qwen2_5_omni_7b,trainer.bf16=true]
 
-A model answers every training question k times, in full and without each sense (`modality_need.py` has the tests behind
-the labels). Kept are questions whose share of right answers lies in `pass_rate` and whose need is among `needs` (an
-empty list keeps all), and that share no picture, sound or video with the validation split. The output has the official
-layout; its rows say `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are
-shuffled anew (`shuffle=false` leaves them), so that every letter is right equally often among questions of as many
-options; those that name others ("both A and B", "none of the above") stay as they are. Free-form answers, whose score
-is graded, get no label of need: needs=[unlabelled] keeps them.
+A model answers every training question `draws` times, in full and without each sense (`modality_need.py` has the tests
+behind the labels). A question is kept if its share of right answers lies in `pass_rate`, its need is among `needs` (an
+empty list keeps all), and it shares no picture, sound or video with another split. The output has the official layout;
+its rows have `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are shuffled
+(`shuffle=false` leaves them), so that each letter is right equally often among questions with the same number of
+options. They keep their order where one refers to others ("both A and B", "none of the above"). Free-form answers have
+graded scores and get no label of need: needs=[unlabelled] keeps them.
 
-Selecting by a noisy measure flatters it: what was kept is answered again with other draws, and those numbers are the
-ones to report. curation.json says what was kept and why the rest was not, needs.jsonl what was measured. A run that
-was stopped goes on where it was.
+Selecting by a noisy measure biases it: the kept questions are answered again with other draws, and those numbers are
+the ones to report. curation.json counts what was kept and why the rest was dropped; needs.jsonl has the measurement,
+needs-afresh.jsonl the second one. A run that was stopped continues where it stopped.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class DifficultyConfig:
 
 
 def main(words: Sequence[str]) -> None:
-    """Measure, select, write, measure again; prints what was kept."""
+    """Measure, select, write, measure again, and print what was kept."""
     given = cli.settings(DifficultyConfig, words)
     _check(given)
     output, source = Path(given.output), read_source(dataset(given.source, given.settings))
@@ -81,13 +81,13 @@ def main(words: Sequence[str]) -> None:
     work = begin(output, "curation.json", {key: value for key, value in asdict(given).items() if key not in SELECTS})
     say("phase 1", f"every training question is answered {given.draws} times, in full and without each sense")
     measured = _measure(given, given.source, given.seed, work / "first")
-    say("phase 2", "files that other splits hold too are looked for")
+    say("phase 2", "looking for files that other splits have too")
     kept, dropped = _select(given, source, measured)
     if not kept:
         reasons = ", ".join(f"{number:,} dropped for {reason}" for reason, number in dropped.most_common())
         raise UserError(
             f"no question is left of {len(measured):,}: {reasons}",
-            "what was measured is kept; the same command with others, such as needs=[both,undetermined] or needs=[] "
+            "the measurement is kept; repeat the command with, for example, needs=[both,undetermined] or needs=[] "
             "(all), pass_rate=[0,1] (all)",
         )
     say("phase 3", f"{len(kept):,} questions and their files are written to {output}")
@@ -118,15 +118,15 @@ def main(words: Sequence[str]) -> None:
 
 
 def begin(output: Path, report: str, recipe: dict) -> Path:
-    """The folder for what is in the making, of this run or of one that was stopped.
+    """The folder for unfinished work, new or left by a run that was stopped.
 
     Args:
         output: the dataset's folder.
         report: the file that is written last.
-        recipe: settings that what is there must have been made with.
+        recipe: the settings; work that is there must have been made with the same.
 
     Raises:
-        UserError: it is finished, was begun with another recipe, holds what this command has not made, or is in use.
+        UserError: the output is finished, was begun with another recipe, holds other files, or is in use.
     """
     work = output / ".work"
     if (output / report).is_file():
@@ -144,16 +144,16 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
 
 def _check(given: DifficultyConfig) -> None:
     if given.draws < FEWEST:
-        raise UserError(f"draws={given.draws}: fewer than {FEWEST} label nothing", f"give draws={2 * FEWEST}")
+        raise UserError(f"draws={given.draws}: fewer than {FEWEST} give no label", f"give draws={2 * FEWEST}")
     known = [*(need.name for need in Need), UNLABELLED]
     if unknown := [need for need in given.needs if need not in known]:
         raise UserError(f"needs holds {unknown[0]!r}", f"known: {', '.join(known)}")
     if len(given.pass_rate) != 2 or not 0 <= given.pass_rate[0] <= given.pass_rate[1] <= 1:
-        raise UserError(f"pass_rate={given.pass_rate} is no range", "such as pass_rate=[0,0.75]")
+        raise UserError(f"pass_rate={given.pass_rate} is not a range", "such as pass_rate=[0,0.75]")
 
 
 def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> dict[str, dict]:
-    """By id what each training question needs and how often it was answered right with each variant."""
+    """What each training question needs and how often it was right with each variant, by id."""
     words = [f"eval.ablations={ABLATIONS}", f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
     answer_training_split(source, given.checkpoint, seed, folder=folder, words=words)
     (rows,) = folder.glob("needs-*.jsonl")  # of the base, or of another checkpoint
@@ -161,23 +161,25 @@ def _measure(given: DifficultyConfig, source: str, seed: int, folder: Path) -> d
 
 
 def answer_training_split(source: str, checkpoint: str, seed: int, folder: Path, words: Sequence[str]) -> None:
-    """Let a model answer every training question: an evaluation by the entry point, which goes on where an earlier one
-    stopped. One that has ended is run again: it answers nothing, and refuses other data or weights.
+    """Let a model answer every training question, in an evaluation by `echoink.train`.
+
+    It continues where an earlier one stopped. One that has ended is started again: that answers nothing, but refuses
+    other data or weights.
 
     Args:
         source: the dataset.
         checkpoint: the model.
         seed: of the draws.
         folder: of the evaluation.
-        words: what else its command line says.
+        words: further words of its command line.
 
     Raises:
-        UserError: it did not end.
+        UserError: the evaluation did not end.
     """
     own = ["task=eval", *_of_source(source), "eval.split=train", f"checkpoint={quoted(checkpoint)}"]
     own += [f"seed={seed}", "tracking=off", f"hydra.run.dir={quoted(folder)}"]
     if cli.train([*own, *words]):
-        hint = "start again; with a new output= where the data or the model have changed"
+        hint = "start again, with a new output= if the data or the model has changed"
         raise UserError(f"the measurement of {source} did not end", f"see {folder / 'train.log'}; {hint}")
 
 
@@ -187,7 +189,7 @@ def _rate(row: dict) -> float:
 
 
 def _forget_another_selection(work: Path, output: Path, selection: dict) -> None:
-    """Remove what was written and answered of another selection, which an earlier start had made by other settings."""
+    """Remove the files and answers of another selection, made by an earlier start with other settings."""
     file = work / "selection.json"
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != selection:
         for folder in (work / "again", output / "train"):
@@ -216,7 +218,7 @@ def _select(
 
 
 def _elsewhere(splits: Mapping[str, Sequence[Sample]]) -> dict[str, bool]:
-    """By id of training questions whether another split holds one of their files, or one of the same source."""
+    """For each training question, by id, whether another split has one of its files, or one from the same source."""
 
     def origins(sample: Sample) -> list[str]:
         return joined(MediaInfo(tuple(map(digest, sample.media.values()))).origins(sample))
@@ -226,7 +228,7 @@ def _elsewhere(splits: Mapping[str, Sequence[Sample]]) -> dict[str, bool]:
 
 
 def dataset(source: str, settings: Sequence[str]) -> DatasetConfig:
-    """The source as the evaluation with these settings reads it."""
+    """The dataset's configuration, as the evaluation with these settings reads it."""
     if not Path(source).exists():
         raise UserError(f"no such dataset: {source}", "curate takes a folder")
     return compose([*_of_source(source), *settings])[0].config.dataset
@@ -237,7 +239,7 @@ def _of_source(source: str) -> list[str]:
 
 
 def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
-    """The samples of every split of a source. What is wrong with one is said before a model answers anything.
+    """The samples of every split of a source. Errors in them are raised before a model answers anything.
 
     Raises:
         UserError: it has no training split, or see `read_samples`.
@@ -251,10 +253,10 @@ def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
 
 
 def read_samples(data: DatasetConfig, split: str) -> list[Sample]:
-    """The samples of a split whose files are there; none where it is not there.
+    """The samples of a split whose files exist; none where there is no such split.
 
     Raises:
-        UserError: more of its rows are no valid question, or lack a file, than dataset.max_skipped allows.
+        UserError: more rows are invalid or lack a file than dataset.max_skipped allows.
     """
     name = data.split if split == "valid" else None
     if not (found := open_split(data.path, split, name)):
@@ -277,15 +279,16 @@ def write_splits(
     seed: int = 0,
     shuffle: bool = False,
 ) -> None:
-    """The official layout with every file copied: of train the samples of `extra`, the other splits whole, all with the
-    labels that evaluation reads (`Sample.fields`).
+    """Write the official layout with a copy of every file: the training samples in `extra`, the other splits whole.
+
+    All rows have the labels that evaluation reads (`Sample.fields`).
 
     Args:
-        splits: of `read_source`.
-        output: the folder of the new one.
-        extra: by id of a training sample what its row says besides.
+        splits: from `read_source`.
+        output: the new dataset's folder.
+        extra: by id of a training sample, further fields of its row.
         seed: of the order of options.
-        shuffle: whether those of the training samples are put into another order, see `balanced`.
+        shuffle: whether the options of training samples are reordered, see `balanced`.
     """
     for split, samples in splits.items():
         rows, lost, turns = [], 0, Counter()
@@ -294,13 +297,13 @@ def write_splits(
                 continue
             options, solution = sample.options, sample.solution
             moved = shuffle and split == "train" and may_move(sample)
-            lost += moved and bool(sample.responses)  # they speak of the letters that were
+            lost += moved and bool(sample.responses)  # they name the old letters
             if moved:
                 options, solution = balanced(sample.id, options, sample.gold, seed=seed, turns=turns)
             path = {kind: _copied(medium, output / split / f"{kind}s", number) for kind, medium in sample.media.items()}
             new = extra[sample.id] if split == "train" else {}
             fields = {key: value for key, value in sample.fields.items() if key not in new}
-            # A video of which no data_type was given is used with its own sound; to write one would take it away.
+            # A video without a data_type is used with its own sound; writing a data_type would remove the sound.
             data_type = {} if sample.asks_for_soundtrack else {"data_type": sample.data_type.value}
             rows.append(
                 {
@@ -317,7 +320,7 @@ def write_splits(
                 }
             )
         if lost:
-            say("", f"{counted(lost, 'question')} of {split} lost their responses: options were moved (shuffle=false)")
+            say("", f"{counted(lost, 'question')} of {split} lost responses: options moved (shuffle=false keeps them)")
         if rows:
             write_atomic(output / f"omni_rl_format_{split}.json", as_json(rows))
 
@@ -335,8 +338,9 @@ _LETTER = re.compile(r"(?<![\w'’.])([A-H])(?![\w'’])(?!\s+(?!(?:and|or|nor|b
 
 
 def may_move(sample: Sample) -> bool:
-    """Whether its options may change places: neither the question nor an option speaks of one by its place. A doubtful
-    one stays, which costs nothing.
+    """Whether its options may be reordered: neither the question nor an option refers to one by its place.
+
+    In doubt they stay, which costs nothing.
     """
     texts, letters = [option_text(option) for option in sample.options], {*map(option_letter, sample.options)}
     if sample.problem_type is not ProblemType.multiple_choice or any(map(_OTHERS.search, texts)):
@@ -345,10 +349,10 @@ def may_move(sample: Sample) -> bool:
 
 
 def _copied(medium, folder: Path, number: int) -> str:
-    """The place of a sample's file in the rows."""
+    """Copy a sample's file, and return its path in the rows."""
     target = folder / (f"sample_{number}" + (medium.suffix if isinstance(medium, Path) else ""))
     folder.mkdir(parents=True, exist_ok=True)
-    if not target.exists():  # else of a run that was stopped
+    if not target.exists():  # it may be there from a run that was stopped
         with open(medium, "rb") if isinstance(medium, Path) else io.BytesIO(medium.read()) as content:
             write_aside(target, lambda file: shutil.copyfileobj(content, file))
     return f"{folder.name}/{target.name}"
@@ -357,15 +361,15 @@ def _copied(medium, folder: Path, number: int) -> str:
 def balanced(
     id: str, options: Sequence[str], gold: frozenset[str], seed: int, turns: Counter[tuple[int, int]]
 ) -> tuple[list[str], str]:
-    """Options in another order and the right letters in it: the first right option goes to the letter that was right
-    least often so far.
+    """Options in another order, and their right letters: the first right option gets the letter that was right least
+    often so far.
 
     Args:
-        id: of the question: with the seed it decides the order.
+        id: of the question; with the seed it decides the order.
         options: with their letters.
         gold: letters of the right ones.
         seed: of the order.
-        turns: how often each letter of so many options was right; counted on.
+        turns: how often each letter was right, by the number of options; updated here.
 
     Example: after one question whose A is right, of ("A. dog", "B. cat") with gold A: (["A. cat", "B. dog"], "B").
     """
@@ -381,7 +385,7 @@ def balanced(
 
 
 def _numbers(measured: dict[str, dict], ids: Sequence[str], draws: int) -> dict:
-    """Of some questions: share of right answers in full and without each sense, and their needs."""
+    """For some questions, the share of right answers in full and without each sense, and the counts of their needs."""
     shares: dict[str, list[float]] = defaultdict(list)
     for id in ids:
         for variant, found in measured[id].items():

@@ -22,24 +22,24 @@ from echoink.run_folder.folder import take
 LETTERS = "ABCD"
 
 JPEG_MODES = ("RGB", "L", "CMYK", "YCbCr", "1")
-"""Of pictures that can be written as JPEG as they are."""
+"""Modes of pictures that JPEG can store without conversion."""
 
 LEDGER = "ledger.jsonl"
-"""In the split's folder while it is being made: one line per row that was settled."""
+"""In a split's folder while the split is made: one line per row that was kept or dropped."""
 
 NOTE = "note"
-"""Of a kept row in the ledger: what is odd about it."""
+"""Key of a kept row in the ledger that says what is odd about the row."""
 
 
 def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
-    """A row of OmniInstruct-v1 as one of the official layout, or why the official rules drop it.
+    """A row of OmniInstruct-v1 in the official layout, or the reason why the official rules drop it.
 
-    A row that they keep and that is odd says why under `NOTE`: training refuses most of these.
+    An odd row that they keep says under `NOTE` what is odd: training refuses most of these.
 
     Args:
         row: `source`, `question`, `options`, `answer`.
-        number: in the source split.
-        keep: values of `source`.
+        number: its place in the source split.
+        keep: the values of `source` that are kept.
     """
     source = row.get("source")
     if source not in keep:
@@ -72,11 +72,11 @@ def convert(row: dict, number: int, keep: Sequence[str]) -> dict | str:
 
 
 def write_media(row: dict, folder: Path, made: dict) -> str | None:
-    """Write a row's picture and sound; why that cannot be, where it cannot.
+    """Write a row's picture and sound; returns the reason where that fails, else None.
 
-    What training refuses is written all the same where that can be, and noted in `made`. The picture keeps its
-    pixels, upright; the sound its rate and channels (they are averaged where it is read), or is mono at 16 kHz where
-    only FFmpeg can read it.
+    Media that training refuses are still written if that is possible, and noted in `made`. The picture keeps its size
+    and is turned upright. The sound keeps its rate and channels (readers average them), or becomes mono at 16 kHz where
+    only FFmpeg reads all of it.
     """
     image, audio = row.get("image"), row.get("audio")
     if image is None or audio is None:
@@ -108,7 +108,7 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
             samples, rate = np.zeros(0), loaders.SAMPLING_RATE
             if heard is None:
                 return "audio cannot be read"
-        # A recorder that was killed leaves a header of length 0, a stream one of unknown length: heard are its samples.
+        # A killed recorder leaves a header of length 0, a stream one of unknown length: `heard` has all samples.
         if heard and abs(len(samples) / rate - heard.seconds) > 0.1:
             samples, rate = heard.samples, loaders.SAMPLING_RATE
         # Samples above full scale are kept: integers would clip them.
@@ -128,7 +128,7 @@ _REFUSED = {
     "lasts": "audio is too short",
     "narrow": "image is too narrow",
 }
-"""What training refuses of a medium, by what its error says."""
+"""Why training refuses a medium, by words in its error message."""
 
 
 def _reason(error: UserError, medium: str) -> str:
@@ -144,7 +144,7 @@ def _bytes(cell: Embedded | dict | str) -> bytes:
 
 
 def open_named(source: str, split: str, only: str | None = None) -> Rows:
-    """The rows of a split; `only` names the split where no other is asked for: then the source may be a single table.
+    """The rows of a split; `only` names it if no other split is asked for: then the source may be a single table.
 
     Raises:
         UserError: the source has no such split.
@@ -160,20 +160,20 @@ def open_named(source: str, split: str, only: str | None = None) -> Rows:
 def curate_split(
     source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
 ) -> tuple[list[dict], Counter[str], Counter[str]]:
-    """Write one split; rows that an earlier run settled are not read again.
+    """Write one split; rows that an earlier run has finished are not processed again.
 
     Returns:
         The rows of the index, the counts of dropped rows by reason, and those of odd rows that are kept.
 
     Raises:
-        UserError: the source has no such split, or its rows are of another kind.
+        UserError: the source has no such split, its columns are others, or none of its rows can be used.
     """
     found = open_named(source, split, only)
     folder = output / split
     for name in ("images", "audios"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     ledger = folder / LEDGER
-    cut_lines(ledger, lambda row: True)  # what an earlier run settled, but for a line that was cut off
+    cut_lines(ledger, lambda row: True)  # keep what an earlier run has finished, without a line that was cut off
     settled = read_rows(ledger)
     rows, dropped, noted = [], Counter(), Counter()
     with open(ledger, "a", encoding="utf-8") as file:
@@ -208,7 +208,7 @@ def curate_split(
 def report(
     output: Path, splits: dict[str, list[dict]], dropped: dict[str, Counter[str]], noted: dict[str, Counter[str]]
 ) -> dict:
-    """What was made of each split: counts, reasons, answer positions, duplicates, media that splits share."""
+    """Statistics of each split: counts, reasons, answer positions, duplicates, number of media shared with others."""
     media = {
         split: {
             row["problem_id"]: tuple(digest(output / split / row["path"][name]) for name in ("image", "audio"))
@@ -236,10 +236,10 @@ def report(
 
 
 def refuse_another(output: Path, recipe: dict) -> None:
-    """Begin with a folder, or go on in it.
+    """Take the output folder, new or begun with the same recipe.
 
     Raises:
-        UserError: it was begun otherwise, or another process writes to it.
+        UserError: it was begun with another recipe, or another process writes to it.
     """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))

@@ -1,14 +1,14 @@
-"""Responses for a supervised stage, out of a model's own right answers: `python -m echoink.curate mode=traces`.
+"""Responses for a supervised stage, from a model's own right answers: `python -m echoink.curate mode=traces`.
 
     python -m echoink.curate mode=traces source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/taught
     python -m echoink.curate mode=traces source=… checkpoint=… output=… draws=16 keep=4 order=diverse
     python -m echoink.train task=sft dataset=rows dataset.path=data/taught
 
-A model answers every training question `draws` times. Of what is right, well-formed and ended, up to `keep` texts are
-the question's `responses`: the shortest, or those that differ the most (the shortest, then each time the one whose
-words are farthest from all chosen ones). A question without any is left out; so easy questions are taught, and hard
-ones remain for GRPO. The other splits are written as they are. traces.json says how many questions had how many right
-answers. A run that was stopped goes on where it was.
+A model answers every training question `draws` times. Up to `keep` answers that are right, well-formed and complete
+become the question's `responses`: the shortest, or the most diverse (the shortest, then each time the one whose words
+are farthest from all chosen ones). A question without such an answer is left out; so easy questions are taught, and
+hard ones remain for GRPO. The other splits are written unchanged. traces.json counts the questions by their number of
+such answers. A run that was stopped continues where it stopped.
 """
 
 import shlex
@@ -50,7 +50,7 @@ class TracesConfig:
 
 
 def main(words: Sequence[str]) -> None:
-    """Let the model answer, choose, write; prints what was kept."""
+    """Let the model answer, choose responses, write the dataset, and print what was kept."""
     given = cli.settings(TracesConfig, words)
     output, recipe = Path(given.output), asdict(given) | {"order": given.order.name}
     if min(given.draws, given.keep) < 1:
@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> None:
     chosen, counts = _choose(work / "answers", given)
     if not chosen:
         raise UserError(
-            f"no question of {counts.total():,} has a right answer in the form",
+            f"no question of {counts.total():,} has a right, well-formed answer",
             "a stronger checkpoint=, or more draws=",
         )
     say("phase 2", f"{len(chosen):,} questions and their files are written to {output}")
@@ -73,13 +73,13 @@ def main(words: Sequence[str]) -> None:
     write_atomic(output / "traces.json", as_json(report))
     shutil.rmtree(work)
     say("kept", f"{len(chosen):,} of {counts.total():,} questions, {kept:,} responses")
-    say("", f"{counts[0]:,} dropped: no right answer in the form among {given.draws}")
+    say("", f"{counts[0]:,} dropped: no right, well-formed answer among {given.draws}")
     place = shlex.quote(f"dataset.path={quoted(output)}")
     say("train", f"python -m echoink.train task=sft dataset=rows {place}")
 
 
 def _choose(answers: Path, given: TracesConfig) -> tuple[dict[str, list[str]], Counter[int]]:
-    """Responses by question, and how many questions had how many right answers."""
+    """Responses by question, and the number of questions by their number of right answers."""
     right: dict[str, list[str]] = {}
     for row in read_rows(answers / PREDICTIONS):
         found = right.setdefault(row["id"], [])

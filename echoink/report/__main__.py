@@ -2,10 +2,10 @@
 
 python -m echoink.report outputs/tiny/<run>                     a run: what got better, what got worse
 python -m echoink.report outputs/ablate_beta/sweep_<time>       an ablation: arms, intervals over seeds, differences
-python -m echoink.report <folder> <folder> … output=<folder>    several together, runs of a seed side by side
+python -m echoink.report <folder> <folder> … output=<folder>    several together, runs paired by seed
 python -m echoink.report outputs/data/<set> sheet.png           samples of a dataset as a picture
 
-It is written into the folder (of several: outputs/report, or output=).
+A report is written into the folder or output=; of several folders, into outputs/report. The picture is the named file.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     try:
         written = write(folders, target)
     except OSError as error:
-        raise UserError(f"the report cannot be written: {error}", "output=<a folder that may be written>") from error
+        raise UserError(f"the report cannot be written: {error}", "output=<a folder you may write to>") from error
     for file in written:
         print(file)
 

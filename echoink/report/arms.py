@@ -1,7 +1,6 @@
-"""What finished runs say together: runs found on disk, arms of an ablation, differences paired by seed.
+"""Runs compared: the arms of an ablation, and differences paired by seed.
 
-An arm is all runs that differ in nothing but the seed. Only files are read: `config.yaml`, `summary.json`,
-`metrics.jsonl`.
+An arm is all runs that differ only in the seed. Only the runs' folders are read.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ CONTENTS = {
     "rewards/": ("reward.file",),
     "data/": ("task", "dataset.", "eval.split", "eval.limit", "eval.dev_samples"),
 }
-"""What paths stand for, by the keys of `Run.contents`, and the beginnings of the keys that name it."""
+"""The keys of `Run.contents`, each with prefixes of the configuration keys that point to those files."""
 
 SHORT = {
     "grpo.group_size": "G",
@@ -33,16 +32,16 @@ SHORT = {
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
 }
-"""How keys are called in labels: the paper's names. A weight `reward.lambda_x` is λ_x, see `short`."""
+"""Names of keys in labels, the paper's where it has one. A weight `reward.lambda_x` is λ_x, see `short`."""
 
 
 def short(key: str) -> str:
-    """A key as labels call it."""
+    """The name of a key in labels."""
     return SHORT.get(key) or key.replace("reward.lambda_", "λ_")
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys in which runs differ, the seed apart; of `CONTENTS` those where one path stood for several contents."""
+    """The keys in which runs differ, except the seed; a key of `CONTENTS` where one path had different contents."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
     found = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
     for content, beginnings in CONTENTS.items():
@@ -64,10 +63,10 @@ class Arm:
     """Runs that differ in the seed only."""
 
     values: tuple[tuple[str, Any], ...]
-    """Of the keys in which the arms differ."""
+    """The keys in which the arms differ, with this arm's values."""
     runs: tuple[Run, ...]
     repeated: tuple[Run, ...] = ()
-    """Left out, because a later run has the same settings and the same seed."""
+    """Runs left out, because a later run has the same settings and the same seed."""
 
     @property
     def label(self) -> str:
@@ -79,7 +78,7 @@ class Arm:
 
     @property
     def _prompt(self) -> str | None:
-        """The name of the prompt's file, which the command line said; its text is long."""
+        """The name of the prompt's file on the command line; the prompt's text is too long for a label."""
         words = overrides(self.runs[0].folder)
         return next((word.partition("=")[2] for word in words if word.startswith("prompt=")), None)
 
@@ -105,7 +104,7 @@ def _short(value: Any) -> str:
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Group runs into arms, in the order in which they first appear; a seed counts once, its last finished run."""
+    """Group runs into arms, in order of appearance; of each seed only the last finished run counts."""
     keys = differing(runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -123,7 +122,7 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def reference(found: Sequence[Arm]) -> Arm:
-    """The arm that the others are compared with: the one with the most default values, of equals the first."""
+    """The arm that the others are compared with: the one with the most default values, the first on a tie."""
     return max(found, key=lambda arm: sum(defaults().get(key) == value for key, value in arm.values))
 
 
@@ -133,16 +132,16 @@ class Difference:
 
     arm: Arm
     seeds: Seeds | None
-    """Differences paired by seed; None where they share fewer than two seeds."""
+    """Differences paired by seed; None where the two arms share fewer than two seeds."""
     adjusted_p: float | None
-    """Holm's, over all arms."""
+    """The p value, adjusted by Holm over all arms."""
 
 
 def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> list[Difference]:
-    """Every arm but the reference: its difference in a number of the final evaluation, paired by seed.
+    """For every arm but the reference, the difference in a number of the final evaluation, paired by seed.
 
-    Two runs of one seed see the same prompts in the same order and the same noise, so that pairs differ by less than
-    runs do. p is the paired t test's, adjusted by Holm over the arms.
+    Two runs with one seed see the same prompts in the same order and the same noise, so paired differences vary less
+    than runs do. p is from the paired t test, adjusted by Holm over the arms.
     """
     ours = against.of_seed(name)
     others = [arm for arm in found if arm is not against]

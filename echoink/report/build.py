@@ -23,13 +23,13 @@ from echoink.run_folder import reader
 from echoink.run_folder.reader import Run
 
 EXAMPLES = 4
-"""Samples that got better, and as many that got worse, are shown."""
+"""How many samples that got better are shown, and how many that got worse."""
 
 FIGURE = "figures/curves.png"
-"""The curves, in the folder of the report."""
+"""Path of the curves in the report's folder."""
 
 SECONDS = 10
-"""A longer sound is cut in a report."""
+"""A longer sound is cut to this length in a report."""
 
 SIDE = 360
 """Pixels of a picture's longer side in a report."""
@@ -39,14 +39,14 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     """Write the report of the runs in or below folders.
 
     Args:
-        folders: of runs, sweeps, or anything above.
+        folders: runs, sweeps, or folders above them.
         target: the folder that gets report.html, report.md and figures/.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
-        UserError: a folder holds no run.
+        UserError: a folder is missing or holds no run.
     """
     runs = reader.find(folders)
     figure, drawn = target / FIGURE, target / "figures/.curves.svg"
@@ -76,24 +76,24 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
 
 
 def try_to_write(folders: Sequence[Path], target: Path) -> Path | None:
-    """Write the report of a job that has ended; what fails here is said, and costs the job nothing.
+    """Write the report of a job that has ended; a failure here is logged and does not fail the job.
 
     Returns:
-        The page; None where it could not be made.
+        The HTML page; None where it could not be written.
     """
     try:
         return write(folders, target)[0]
-    except Exception:  # a report is for looking at: the numbers are on disk
+    except Exception:  # a report is only a view: the numbers are on disk
         logging.getLogger("echoink").exception("no report of %s", target)
         return None
 
 
 def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
-    """What the templates tell.
+    """The values that the templates show.
 
     Args:
-        runs: of the report.
-        sweeps: folders of the sweeps among them, for their questions and commands.
+        runs: those of the report.
+        sweeps: folders of sweeps, for their questions and commands.
     """
     arms = report_arms.arms(runs)
     trained = [arm for arm in arms if any(run.finished and run.result for run in arm.runs)]
@@ -140,25 +140,25 @@ def _ended(run: Run) -> str:
 
 
 def _asked(run: Run) -> str:
-    """What an accuracy is of: "one sampled answer to each of 1,000 samples of valid"."""
+    """What an accuracy measures: "one sampled answer to each of 1,000 samples of valid"."""
     if not run.result:
         return ""
     split = run.config.get("eval.split", "valid")
     guess = f"; a guess is right in {percent(run.result['chance'])} %" if run.result.get("chance") else ""
     groups = run.result.get("clusters")
-    media = f", in {groups:,} groups that share media, which are what intervals count" if groups else ""
+    media = f", in {groups:,} groups that share media; intervals count groups" if groups else ""
     drawn = run.result.get("draw", "sampled")
     return f"one {drawn} answer to each of {run.result['n']:,} samples of {split}{media}{guess}"
 
 
 def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> dict[str, Any]:
-    """An arm in the table; `rewards`: means of those beside accuracy and format, by name."""
+    """An arm's row of the table; `rewards` has the means of rewards other than accuracy and format, by name."""
     done = [run for run in arm.runs if run.finished and run.result]
     final = arm.over_seeds("accuracy")
     interval = final.interval if final else None
     if len(done) == 1:
         interval = tuple(done[0].result["interval"])
-    if interval:  # Student's t knows no bounds
+    if interval:  # Student's t may leave [0, 1]
         interval = (max(0.0, interval[0]), min(1.0, interval[1]))
     base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
     lengths = [run.lengths for run in done if run.lengths]
@@ -180,13 +180,13 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> dict[st
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Of nothing: None."""
+    """The mean; None where there are no values."""
     values = list(values)
     return sum(values) / len(values) if values else None
 
 
 def _breakdowns(run: Run) -> list[dict[str, Any]]:
-    """Accuracy by every field of the samples: name, and for each value n, accuracy of the base, final, interval."""
+    """Accuracy by every field of the samples: for each value n, the base's and the final accuracy, and its interval."""
     base = (run.summary.get("base") or {}).get("by", {})
     final = (run.result or {}).get("by", {})
     return [
@@ -217,15 +217,16 @@ def _extra_rewards(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def verdict(found: Difference, reference: Arm) -> str:
-    """What a difference carries, in a sentence.
+    """What a difference shows, in one sentence.
 
-    Example: "β 0.04: no difference shown; at 95 % it is no larger than 1.9 points (3 seeds)."
+    Example: "β 0.04: no difference shown (+0.3 points, p = 0.8 after Holm, 3 seeds); at 95 % none is larger than 1.9
+    points."
     """
     if found.seeds is None:
         return f"{found.arm.label}: fewer than two seeds shared with {reference.label}, so nothing can be said."
     n, change = len(found.seeds.values), 100 * found.seeds.mean
     if found.seeds.interval is None:
-        return f"{found.arm.label}: {change:+.1f} points in each of {n} seeds, which is too alike for an interval."
+        return f"{found.arm.label}: {change:+.1f} points in each of {n} seeds; equal differences give no interval."
     low, high = (100 * end for end in found.seeds.interval)
     p = f"p = {found.adjusted_p:.2g} after Holm"
     if found.adjusted_p < 0.05:
@@ -241,7 +242,7 @@ def verdict(found: Difference, reference: Arm) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """What all runs set otherwise than the defaults: key, value, default."""
+    """The settings of all runs that differ from the defaults: key, value, default."""
     varied, defaults = {*report_arms.differing(runs), "seed"}, reader.defaults()
     return [
         (key, str(value), str(defaults[key]))
@@ -266,13 +267,13 @@ def _examples(run: Run) -> list[dict]:
 
 
 def _varied(rows: Sequence[dict]) -> list[dict]:
-    """Rows of different questions first."""
+    """The rows, with one row of each question first."""
     first = {row["problem"]: row["id"] for row in reversed(rows)}
     return sorted(rows, key=lambda row: first[row["problem"]] != row["id"])
 
 
 def exhibits(media: dict[str, str]) -> list[dict[str, str]]:
-    """A sample's media for a page: kind, and the data or why there are none."""
+    """A sample's media for a page: kind, path, and the data or else words to show."""
     shown = []
     for kind, place in media.items():
         data = words = ""
@@ -295,7 +296,7 @@ def _watched(run: Run) -> list[dict]:
     for row in read_rows(run.folder / "watched.jsonl"):
         prompt = prompts.setdefault(row["id"], {**row, "exhibits": exhibits(row["media"]), "answers": []})
         prompt["answers"].append(row)
-    for prompt in prompts.values():  # the first, the last, and where the answer turns
+    for prompt in prompts.values():  # keep the first, the last, and up to four where the answer turned
         answers = prompt["answers"]
         turns = [i for i in range(1, len(answers)) if answers[i]["correct"] != answers[i - 1]["correct"]]
         kept = sorted({0, len(answers) - 1, *turns[:4]})
@@ -326,7 +327,7 @@ def _machine(runs: Sequence[Run]) -> list[str]:
     for name, read in (
         ("commit", lambda e: (e["commit"] or "unknown")[:7] + (" with changes" if e["uncommitted_changes"] else "")),
         ("machine", lambda e: f"{e['platform']}, {e['processors']} processors, Python {e['python']}"),
-        ("device", lambda e: e.get("device") or "not written down"),
+        ("device", lambda e: e.get("device") or "not recorded"),
         ("versions", lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items() if v)),
     ):
         if texts := dict.fromkeys(read(one) for one in found):
@@ -345,7 +346,7 @@ def points(value: float | None) -> str:
 
 
 def draws(paired: dict[str, Any]) -> str:
-    """What a difference is of, where a table beside it shows one answer to each sample."""
+    """A note where a difference is of several draws, while the table beside it shows one answer per sample."""
     k = paired.get("draws", 1)
     return f" (means of {k} draws; the table has the first)" if k > 1 else ""
 
@@ -362,14 +363,14 @@ def cell(text: str) -> str:
 
 
 def fenced(text: str) -> str:
-    """Text as a Markdown code block that it cannot end."""
+    """Text as a Markdown code block whose fence the text cannot close."""
     longest = max((len(run) for run in "".join(c if c == "~" else " " for c in text).split()), default=0)
     fence = "~" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
 
 
 def question(experiment: str | None) -> str:
-    """The first words of an experiment's file, its question; empty where there is none."""
+    """An experiment's question, from the comment at the top of its file; empty where there is none."""
     file = conf_dir() / "experiment" / f"{experiment}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines() if experiment and file.is_file() else []
     said = []

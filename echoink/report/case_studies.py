@@ -1,5 +1,5 @@
-"""What a report tells of listening and looking: accuracy without each sense, and completions that the rules of
-reflection find.
+"""What a report says about listening and looking: accuracy without each sense, and completions that the reflection
+rules find.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
 
 CASES = 2
-"""Of each rule are shown."""
+"""How many cases of each rule are shown."""
 
 
 def matrix(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[dict | None]]]] | None:
-    """Names of variants, and for the base and each arm their `accuracy` and its `fall` from full on the same samples,
-    means over seeds; None without any.
+    """The names of the columns, and a row of cells for the base and for each arm; None where no run has ablations.
 
-    The first column is `full`; the last is a guesser's accuracy. Neither has a fall.
+    A cell has `accuracy` and its `fall` from full on the same samples, both means over seeds. The first column is
+    `full`, the last is the accuracy of a guess; neither has a fall.
     """
     done = [(arm, [run for run in arm.runs if run.finished and (run.result or {}).get("ablations")]) for arm in arms]
     done = [(arm, runs) for arm, runs in done if runs]
@@ -54,8 +54,10 @@ def _row(results: Sequence[dict], names: Sequence[str]) -> list[dict | None]:
 
 
 def found_by_rules(run: Run) -> list[dict[str, Any]]:
-    """The first right answers of a run's last evaluation that revise or reaffirm themselves, or speak of both senses
-    and were wrong, in a readable answer, without either: each with the rule that found it, and its words.
+    """The first right answers of a run's last evaluation that each rule finds, with the rule and why it holds.
+
+    `revised` and `reaffirmed` are signs of `reflection`. `cross-modal`: the answer speaks of both senses, and with the
+    sound removed or swapped, and with the picture so too, the question was answered readably but wrongly.
     """
     rows = read_rows(run.folder / PREDICTIONS)
     phase = FINAL if run.summary.get("final") else BASE
@@ -77,7 +79,7 @@ def found_by_rules(run: Run) -> list[dict[str, Any]]:
             (
                 "cross-modal",
                 signs.audio and signs.image and deaf and blind,
-                f"speaks of sound and sight, and is wrong under {' and '.join(sorted(deaf | blind))}",
+                f"speaks of sound and sight, and is wrong with {' and '.join(sorted(deaf | blind))}",
             ),
         ):
             if holds and len(found[rule]) < CASES:

@@ -1,4 +1,4 @@
-"""Pictures of runs, sweeps and datasets, made from folders alone."""
+"""Figures of runs, sweeps and datasets, made from their folders alone."""
 
 import textwrap
 from collections.abc import Sequence
@@ -43,24 +43,24 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 
 def curves(run: Path, *targets: Path) -> Path | None:
-    """Draw the curves of a run from its `metrics.jsonl`: raw faint, smoothed bold. None where nothing was logged yet.
+    """Draw the curves of a run from its `metrics.jsonl`: raw values faint, smoothed values bold.
 
-    Evaluations in its `summary.json` are points with 95 % intervals on the accuracy panel, those on the development
-    split squares.
+    On the accuracy panel, evaluations in `summary.json` are points with 95 % intervals; those in `dev.jsonl`, on the
+    development split, are squares.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         targets: the files to write, each PNG or SVG by its name.
 
     Returns:
-        The first of them.
+        The first of them; None where nothing was logged yet.
     """
     rows = [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row]
     if not rows:
         return None
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
     steps = [row["step"] for row in rows]
-    mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point would not be seen
+    mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point is invisible
     for axis, (name, title) in zip(axes, PANELS, strict=True):
         values = [row[name] for row in rows]
         axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=1)
@@ -74,7 +74,7 @@ def _save(figure: pyplot.Figure, targets: Sequence[Path]) -> Path:
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=130)
-        figure.set_layout_engine("none")  # what the first one laid out stays: it is half the time of a drawing
+        figure.set_layout_engine("none")  # the first layout is kept: computing it takes half of the time
     pyplot.close(figure)
     return targets[0]
 
@@ -89,16 +89,16 @@ def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
 
 
 def overlay(runs: Sequence[Run], *targets: Path) -> Path | None:
-    """Draw the curves of an ablation: runs faint, the mean of each arm over its seeds bold, in the band of their range.
+    """Draw the curves of an ablation: each run faint, each arm's mean over seeds bold, with their range as a band.
 
-    Curves of several seeds are smoothed, then averaged and bounded step by step.
+    Curves of several seeds are smoothed first; then their mean and range are taken at each step.
 
     Args:
-        runs: of the ablation; those without a step are left out.
+        runs: those of the ablation; runs without a step are left out.
         targets: the files to write, each PNG or SVG by its name.
 
     Returns:
-        The first of them.
+        The first of them; None where no run has a step.
     """
     found = arms.arms([run for run in runs if run.metrics]) if any(run.metrics for run in runs) else []
     if not found:
@@ -140,7 +140,7 @@ def _evaluations(axis: pyplot.Axes, run: Path, last: int) -> None:
     for phase, step in (("base", 0), ("final", last)):
         if found := summary.get(phase):
             low, high = found["interval"]
-            # An interval ends at its value where that is 0 or 1, up to rounding.
+            # Where the accuracy is 0 or 1 the interval ends there, up to rounding.
             error = [[max(0.0, found["accuracy"] - low)], [max(0.0, high - found["accuracy"])]]
             label = EVALUATED[0] if phase == "base" or not summary.get("base") else None
             axis.errorbar(step, found["accuracy"], error, fmt="o", color="#b5412b", capsize=3, label=label)
@@ -156,7 +156,7 @@ def sheet(dataset: Path, target: Path) -> Path:
     """Draw the first validation samples of a dataset: picture, waveform, question, options, right answer.
 
     Args:
-        dataset: its folder.
+        dataset: the dataset's folder.
         target: the PNG to write.
     """
     samples = read_split(dataset, "valid", 6)

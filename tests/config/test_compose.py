@@ -84,7 +84,7 @@ REFUSED = [
     ("dataset=mine.jsonl", "dataset=rows dataset.path=<folder>"),
     ("eval.ablations=no_audio", "eval.ablations=[…]"),
     ("name=../x", "leads out of outputs/"),
-    ("name=old/unfinished", "runs below unfinished/ are not looked for"),
+    ("name=old/unfinished", "runs below unfinished/ are not found"),
     ("resume_allow=[trainer.step]", "unknown key trainer.step"),
     ("resume_allow=[trainer]", "unknown key trainer"),
     ("reward.file=", "reward.file= is empty"),
@@ -96,11 +96,11 @@ REFUSED = [
     ("grpo.clip=0.1", "grpo.clip has no effect here\n  → the ratio of the first update"),
     ("grpo.advantage=rejection grpo.scale=none", "grpo.scale has no effect here"),
     ("grpo.advantage=rejection reward.lambda_fmt=2", "reward.lambda_fmt has no effect here"),
-    ("task=sft grpo.beta=0.5", "grpo.beta has no effect here\n  → task=sft learns responses that are given"),
+    ("task=sft grpo.beta=0.5", "grpo.beta has no effect here\n  → task=sft learns given responses"),
     ("sft.responses=9", "sft.responses has no effect here\n  → task=sft"),
     ("reward=integration reward.integration=twin reward.integration_scale=1", "reward.integration_scale has no effect"),
     ("reward.on_error=zero", "reward.on_error has no effect here\n  → reward.file=mine.py"),
-    ("reward=integration reward.integration=redraw grpo.group_size=2", "grpo.group_size is at least 3"),
+    ("reward=integration reward.integration=redraw grpo.group_size=2", "grpo.group_size of at least 3"),
     ("model.dtype=bfloat16 trainer.bf16=true", "would learn in bfloat16"),
     ("task=compare checkpoint=x eval.base=false", "eval.base has no effect here\n  → task=compare asks both models"),
     ("eval.protocol=release eval.greedy=false", "eval.greedy has no effect here"),
@@ -137,7 +137,7 @@ def test_a_number_of_processes_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", " ")
     assert launched_processes() == 1
     monkeypatch.setenv("WORLD_SIZE", "abc")
-    with pytest.raises(UserError, match="WORLD_SIZE=abc is no number of processes"):
+    with pytest.raises(UserError, match="WORLD_SIZE=abc is not a number of processes"):
         launched_processes()
 
 
@@ -406,7 +406,7 @@ OWN_FILES = [  # what an experiment file of one's own says, what is said of it
     ("seed: no", r"own\.yaml, line 2: seed: no is read as true or false"),
     ("name: off", r'own\.yaml, line 2: name: off is read as true or false\n.*"off" in quotes'),
     ("trainer:\n  steps: 010", r"own\.yaml, line 3: trainer\.steps: 010 is read as 8 \(octal\)\n.*write 10"),
-    ("name: 1:30", r"own\.yaml, line 2: name: 1:30 is read as a number to the base 60"),
+    ("name: 1:30", r"own\.yaml, line 2: name: 1:30 is read as a number in base 60"),
     (
         "defaults:\n  - adapter: lora",
         r"own\.yaml: its defaults name experiment/adapter/lora.*\n.*override /adapter",
@@ -420,6 +420,12 @@ def test_a_mistake_in_ones_own_file_is_named_with_file_line_and_key(text, said, 
     (tmp_path / "experiment/own.yaml").write_text(f"# @package _global_\n{text}\n")
     with pytest.raises(UserError, match=said):
         compose(["experiment=own"], config_dir=str(tmp_path))
+
+
+def test_letters_that_yaml_reads_as_text_are_taken_as_text(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/own.yaml").write_text("# @package _global_\nname: y\n")
+    assert compose(["experiment=own"], config_dir=str(tmp_path))[0].config.name == "y"
 
 
 def test_a_file_without_its_first_line_is_told_of_it(tmp_path):

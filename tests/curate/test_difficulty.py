@@ -213,9 +213,9 @@ def test_questions_without_a_label_can_be_asked_for_and_where_none_is_left_the_r
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["draws=3"], "fewer than 4 label nothing"),
+        (["draws=3"], "fewer than 4 give no label"),
         (["needs=[sound]"], "needs holds 'sound'"),
-        (["pass_rate=[0.8,0.2]"], "is no range"),
+        (["pass_rate=[0.8,0.2]"], "is not a range"),
         (["pass_rate=[0,0]", "needs=[neither]"], "no question is left"),
     ],
 )

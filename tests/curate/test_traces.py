@@ -54,7 +54,7 @@ def test_right_answers_in_the_form_are_the_responses_and_the_rest_is_left_out(so
     assert answered == [("tiny", 0, ["eval.samples=3", "eval.greedy=false", "trainer.bf16=true"])]
     said = json.loads((output / "traces.json").read_text())
     assert said["questions"] == 2 and said["responses"] == 4 and said["right_answers"] == {"0": 1, "3": 2}
-    assert "1 dropped: no right answer in the form among 3" in capsys.readouterr().out
+    assert "1 dropped: no right, well-formed answer among 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="is finished"):
         curate.main(words(source, output))
 

@@ -3,6 +3,7 @@
 import pytest
 
 from echoink.common.errors import UserError
+from echoink.config.compose import compose
 from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
 from echoink.data.samples import DataType, Sample
@@ -42,6 +43,12 @@ def test_bad_templates():
             Prompt("", template, "{options}").check()
     with pytest.raises(UserError, match="prompt.options lacks"):
         Prompt("", "{question}{options}{answer}{end_answer}", "Options:").check()
+
+
+@pytest.mark.parametrize("key", ["prompt.template", "prompt.options", "eval.direct.template", "eval.direct.options"])
+def test_a_bad_field_names_the_key_that_has_it(key):
+    with pytest.raises(UserError, match=rf"^{key} has a bad field"):
+        compose([f"{key}='{{x}}'"])
 
 
 def test_a_prompt_fits_its_sample():

@@ -97,7 +97,7 @@ def test_several_files_each_have_a_name_and_a_weight_and_a_negative_one_punishes
         ("[{path: one.py}, {path: one.py}]", r"reward\.files\[1\]: the name one is taken"),
         ("[{path: one.py, name: format}]", r"the name format is taken"),
         ("[{path: one.py, name: tokens}]", r"the name tokens is taken"),
-        ("[{path: one.py, name: a/b}]", r"the name a/b is no name"),
+        ("[{path: one.py, name: a/b}]", r"the name a/b is not valid"),
         ("[{file: one.py}]", "reward.files: unknown key file(.|\n)*known: path, weight, name"),
     ],
 )
