@@ -1,21 +1,21 @@
-"""A dataset fetched, and looked at as the model gets it.
+"""Get, show, make, check and split datasets.
 
 python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
-python -m echoink.data get open_media output=mine/media      real recordings and pictures out of Debian's packages
-python -m echoink.data show n=3                              the first samples of the default, to outputs/shown
-python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of any other
-python -m echoink.data new mine                              a few rows of every kind with media, to be replaced
+python -m echoink.data get open_media output=mine/media      real recordings and pictures from Debian packages
+python -m echoink.data show n=3                              the first samples of the default set, to outputs/shown
+python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of another
+python -m echoink.data new mine                              a few rows of every kind with media, to replace
 python -m echoink.data check mine                            every bad row, balance, media that splits share
-python -m echoink.data check dataset=omnibench dataset.path=…        of any other; exit status 1 where a row is bad
+python -m echoink.data check dataset=omnibench dataset.path=…        of another; exit status 1 if a row is bad
 python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev and valid without a shared file
 
-    show and check take every key of `python -m echoink.train`: dataset.… says what is read, model.… the caps on media,
-    prompt=… how a question is put; --config-dir with files of your own. show also takes
+    show and check take every key of `python -m echoink.train`: dataset.… sets what is read, model.… the caps on media,
+    prompt=… how a question is asked; and --config-dir for files of your own. show also takes
         split=valid     train, dev or valid
-        n=3             so many samples
-        output=outputs/shown    a folder for its media; a name that ends in .html: one page with everything
+        n=3             the number of samples
+        output=outputs/shown    a folder for the media; or a name that ends in .html: one page with everything
 
-    split spreads the values of the field `kind` evenly (by=… another field); seed=0 chooses.
+    split spreads the values of the field `kind` evenly (by=… another field); seed=0 sets the random choice.
 """
 
 import shlex
@@ -44,7 +44,7 @@ def get(name: str, output: Path) -> Path:
     """Download, unpack and verify a published dataset.
 
     Raises:
-        UserError: it is not known, cannot be reached, or is not what was published.
+        UserError: the dataset is not known, cannot be reached, or is not the published one.
     """
     if name not in HUBS:
         raise UserError(f"{name} is not known", f"known: {', '.join([*HUBS, 'open_media'])}")
@@ -55,18 +55,18 @@ def get(name: str, output: Path) -> Path:
         try:
             archive = hf_hub_download(id, ARCHIVE, repo_type="dataset")
             break
-        except Exception as error:  # the hub's client raises many kinds of its own
+        except Exception as error:  # the hub's client raises errors of many types
             refused.append(f"{id}: {next(iter(str(error).strip().splitlines()), type(error).__name__)}")
     else:
         raise UserError(
             f"cannot download {name}: {'; '.join(refused)}",
-            f"fetch {ARCHIVE} where a hub can be reached and unpack it, or make the set with echoink.curate",
+            f"download {ARCHIVE} where a hub can be reached and unpack it, or make the set with echoink.curate",
         )
     return unpack(Path(archive), output)
 
 
 def get_open_media(words: Sequence[str]) -> int:
-    """Build the set of real recordings and pictures, see `open_media.build`."""
+    """Build the sets of questions on real recordings and pictures, see `open_media.build`."""
     from echoink.data.open_media.build import OpenMediaConfig, build
 
     config = cli.settings(OpenMediaConfig, words)
@@ -80,10 +80,11 @@ def get_open_media(words: Sequence[str]) -> int:
 
 
 def unpack(archive: Path, output: Path) -> Path:
-    """Unpack the official archive; nothing in it may leave the folder. Counts are checked afterwards.
+    """Unpack the official archive into an empty folder, which nothing in it may leave, and check the counts.
 
     Raises:
-        UserError: it is broken, hostile, or holds other counts than the published 4,490 and 1,911.
+        UserError: the folder is not empty, or the archive is broken, hostile or not the published 4,490 and
+            1,911 samples.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty", "give a new folder")
@@ -102,16 +103,16 @@ def unpack(archive: Path, output: Path) -> Path:
 
 
 def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir: str | None = None) -> int:
-    """Print the rendered prompt of the first samples; write their media as the model gets them, after every cap.
+    """Print the prompts of the first samples and write their media as the model gets them, after every cap.
 
     Returns:
-        Exit status: 1 where rows are bad. They are named and the others shown.
+        Exit status: 1 if rows are bad. They are named and the others are shown.
 
     Raises:
         UserError: a key is wrong, or there is no such split.
     """
     config = compose(overrides, config_dir=config_dir)[0].config
-    # PyTorch and transformers are imported behind the check of the keys.
+    # PyTorch and transformers are imported after the keys are checked.
     from echoink.data import show as showing
 
     shown, bad = showing.first_shown(config, split, n)
@@ -184,10 +185,10 @@ def begin(folder: Path) -> int:
 
 
 def check(words: Sequence[str], config_dir: str | None = None) -> int:
-    """Report on a whole dataset; the exit status is 1 where a row cannot be used."""
+    """Report on a whole dataset; the exit status is 1 if a row cannot be used or there is no row."""
     folder, others = cli.places_and_settings(words)
     if len(folder) > 1:
-        raise UserError(f"cannot read {' '.join(words)}", "one folder, file or hub id, or dataset=…")
+        raise UserError(f"cannot read {' '.join(words)}", "give one folder, file or hub id, or dataset=…")
     named = [f"dataset.path={quoted(one)}" for one in folder]
     chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in others) else []
     given = [*chosen, *named, *others]
@@ -202,7 +203,7 @@ def main(words: Sequence[str]) -> int:
     """The commands get, show, new, check and split; see the module's docstring.
 
     Raises:
-        UserError: an unknown command or key, or what the command says.
+        UserError: an unknown command or key, or an error of the command.
     """
     what, *rest = words
     if {"-h", "--help"} & set(rest):

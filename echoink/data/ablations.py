@@ -1,8 +1,8 @@
-"""The same question with a sense taken away: a model that fuses sound and sight needs both, a shortcut does not.
+"""Makes the same question with a sense taken away: a model that fuses sound and sight needs both, a shortcut does not.
 
-A variant is a `Sample` with the same id, question, options and answer, so that prompt, draws and noise are those of the
-full one. Removal is out of distribution for a model that never met such prompts; silence, a blank picture and swaps are
-not, or less. See `Variant` for what the model gets.
+A variant is a `Sample` with the same id, question, options and answer, so that its draws and noise are those of the
+full sample. Removal is out of distribution for a model that never saw such prompts; silence, a blank picture and swaps
+are less so. See `Variant` for what the model gets.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from echoink.rewards.parsing import option_letter, option_text
 from echoink.rewards.types import ProblemType
 
 MAX_SECONDS = 300.0
-"""Of a soundtrack that becomes a sound of its own; the caps of the model apply afterwards."""
+"""Of a soundtrack or a silence that is written as a file; the caps of the model apply afterwards."""
 
 SWAPS = (Variant.swapped_audio, Variant.swapped_image)
 """The variants that need another sample."""
 
 SENSES = (Variant.no_audio, Variant.no_image)
-"""Each sense taken away in turn."""
+"""The variants that remove one sense."""
 
 _WITHOUT_SOUND = {
     DataType.audio: DataType.text,
@@ -47,12 +47,12 @@ _WITHOUT_SIGHT = {
 
 
 def senses(kind: DataType) -> list[str]:
-    """Which of `audio` and `image` (a video is seen) a data type has."""
+    """Which of `audio` and `image` a data type has; a video counts as `image`."""
     return [name for name, table in (("audio", _WITHOUT_SOUND), ("image", _WITHOUT_SIGHT)) if kind in table]
 
 
 def applies(variant: Variant, sample: Sample) -> bool:
-    """Whether a sample has what the variant takes away; a blank is made of pictures only."""
+    """Whether a sample has what the variant takes away; only pictures can be blank, not videos."""
     heard, seen = (name in senses(sample.data_type) for name in ("audio", "image"))
     return {
         Variant.full: True,
@@ -77,7 +77,7 @@ def make(
     """A variant of each sample that it applies to; a swap leaves out those without a donor.
 
     Args:
-        samples: full ones.
+        samples: the full samples.
         variant: what is taken away.
         seed: of the choice of donors.
         clusters: by id; samples that share media share a name and are no donors for each other.
@@ -90,7 +90,7 @@ def make(
 
 
 def without(sample: Sample, variant: Variant) -> Sample:
-    """A variant of one sample that needs no other: any but the swaps."""
+    """A variant of one sample that needs no donor: any but the swaps."""
     match variant:
         case Variant.full:
             return sample
@@ -111,7 +111,7 @@ def without(sample: Sample, variant: Variant) -> Sample:
 
 
 def _sound(sample: Sample) -> Medium:
-    """The file of a sample's sound, or its video's soundtrack as one."""
+    """A sample's sound: its file, or its video's soundtrack as a file."""
     return sample.audio or Embedded(f"soundtrack of {sample.video}", partial(_wave, sample))
 
 
@@ -131,13 +131,13 @@ def _blank(picture: Medium) -> bytes:
 def _swapped(sample: Sample, donor: Sample, variant: Variant) -> Sample:
     if variant is Variant.swapped_audio:
         return replace(sample, audio=_sound(donor))
-    keeps_sound = sample.data_type is DataType.video_audio  # its soundtrack stays where the video goes
+    keeps_sound = sample.data_type is DataType.video_audio  # the soundtrack stays when the video is replaced
     return replace(sample, image=donor.image, video=donor.video, audio=_sound(sample) if keeps_sound else sample.audio)
 
 
 def _donors(samples: Sequence[Sample], seed: int, clusters: Mapping[str, Clusters]) -> dict[str, Sample]:
-    """For each sample a donor of its media: another one with another answer, to the same question where there is one,
-    else of the same `kind` (where the data have such a field), data type and problem type.
+    """For each sample a donor of media: one with another answer, to the same question if there is one, and always of
+    the same data type, problem type and `kind` (if the data have such a field).
     """
     found: dict[str, Sample] = {}
     for kind in (lambda s: (s.problem, *_type(s)), _type):
@@ -167,7 +167,7 @@ def _next(group: Sequence[Sample], place: int, clusters: Mapping[str, Clusters])
 
 
 def _answer(sample: Sample) -> frozenset[str]:
-    """What is right, in words: the same word may have another letter in another question."""
+    """The right answer in words: its letter may differ from question to question."""
     if sample.problem_type is not ProblemType.multiple_choice:
         return frozenset([sample.solution])
     return frozenset(option_text(option) for option in sample.options if option_letter(option) in sample.gold)

@@ -1,4 +1,4 @@
-"""A dataset looked through before anything is trained on it: every bad row, and what there is to know of the rest."""
+"""Checks a dataset before anything is trained on it: every bad row, and a description of the others."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
 NAMES = 5
-"""Of files that two splits share, those that are named."""
+"""How many shared files, repeated questions or similar pairs a line names."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Found:
 
     samples: dict[str, list[Sample]]
     bad: dict[str, list[Dropped]]
-    """Rows that are no valid question, and samples whose media cannot be read."""
+    """Invalid rows, and samples whose media cannot be read."""
     media: dict[str, MediaInfo]
     """By split and id."""
     one_split: bool = False
-    """Whether the dataset is a benchmark or a single table: no other split is missed."""
+    """Whether the dataset is a benchmark or a single table: then no other split is missing."""
 
     @property
     def is_sound(self) -> bool:
@@ -41,7 +41,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
 
     Args:
         config: its groups `dataset` and `model` are used.
-        progress: of a label and a total, wraps an iteration.
+        progress: takes a label and a total, returns what wraps an iteration.
 
     Raises:
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
@@ -67,7 +67,7 @@ def look_through(config: Config, progress: Callable[[str, int | None], Callable[
 
 
 def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]]]:
-    """The rows of all splits, before any file is decoded; what cannot be read is told of all of them at once."""
+    """The rows of all splits, before any file is decoded; one error names all splits that cannot be read."""
     found, wrong = {}, {}
     for split in SPLITS:
         try:
@@ -82,7 +82,7 @@ def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]
 
 
 def bad_row(each: Dropped) -> str:
-    """What is wrong with a row, and the way out."""
+    """What is wrong with a row, and what to do."""
     return each.reason + (f" → {each.hint}" if each.hint else "")
 
 
@@ -122,7 +122,7 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def _repeated(samples: Sequence[Sample], media: dict[str, MediaInfo], split: str) -> list[str]:
-    """Ids of questions that are the same in all but these."""
+    """Ids of questions that differ in nothing but their ids."""
     groups: dict[tuple, list[str]] = {}
     for s in samples:
         key = (s.problem, s.options, s.solution, s.data_type, media[f"{split} {s.id}"].digests)
@@ -136,7 +136,7 @@ def _kinds(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _shared(found: Found) -> Iterator[tuple[str, str]]:
-    """Files, sources that rows name and questions without media, which two splits share."""
+    """Files, sources and questions without media that two splits share."""
     where: dict[str, dict[str, str]] = {split: {} for split in found.samples}
     questions: set[str] = set()
     for split, samples in found.samples.items():
@@ -163,7 +163,7 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def _near(found: Found) -> Iterator[tuple[str, str]]:
-    """Files that differ in their bytes and hardly to an eye or an ear, those across splits first."""
+    """Files that look or sound nearly the same; only pairs across splits are named, if there are any."""
     for kind in fingerprints.NEAR:
         first: dict[str, tuple[str, str, bytes]] = {}  # by digest: split, file, fingerprint
         for split, samples in found.samples.items():
@@ -184,4 +184,4 @@ def _near(found: Found) -> Iterator[tuple[str, str]]:
 
 
 _MEDIUM = {"picture": "image", "sound": "audio"}
-"""What a fingerprint's kind is called in a row."""
+"""The medium in a row for each kind of fingerprint."""

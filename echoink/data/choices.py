@@ -1,8 +1,8 @@
-"""Options and answers of multiple-choice questions as others write them, in our form.
+"""Converts options and answers of multiple-choice questions from the forms of other datasets to ours.
 
-Options come with or without labels of their own, as a list, an object or the text of either; answers as a label, as the
-option's text, or as both. Here options get the labels A, B, … in their order, and the answer becomes one of these.
-Labels keep their meaning: of ["A. Rain", "C. Wind"] the answer "C" is "Wind", which becomes B.
+Options come with or without their own labels, as a list, an object or the text of either; answers as a label, as the
+text of an option, or as both. Here options get the labels A, B, … in their order, and the answer becomes one of these.
+Labels keep their meaning: with ["A. Rain", "C. Wind"] the answer "C" is "Wind", which becomes B.
 """
 
 import ast
@@ -19,23 +19,23 @@ MAX_OPTIONS = 26
 _LABEL = re.compile(
     r"\s*(?:[(（]\s*([A-Za-z]|\d{1,2})\s*[)）]|([A-Za-z](?!\.[A-Za-z]\.)|\d{1,2}(?!\s*[:：]\s*\d))\s*[.:)、．：）](?!\d))\s*"
 )
-"""The label of an option; "A.M." is none, nor is the 1 of "1 : 2"."""
+"""The label of an option; neither "A.M." nor the 1 of "1 : 2" is one."""
 
 _BARE = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*[.:)\]]*")
 
 
 def choices(options: object, answer: object) -> tuple[list[str], str]:
-    """Options "A. …" in their order and the solution "<answer>B</answer>". Options that are `alike` are offered once.
+    """Options "A. …" in their order and the solution "<answer>B</answer>"; options that are `alike` are offered once.
 
     Args:
         options: a list, an object from label to text, or the text of either.
-        answer: the label, the text, or both, of the right one.
+        answer: the label, the text, or both, of the right option.
 
     Example: `choices(["(A) Man", "(B) Woman"], "(B) Woman")` and `choices(["Man", "Woman"], "Woman")` give
     (["A. Man", "B. Woman"], "<answer>B</answer>").
 
     Raises:
-        UserError: the answer is none of the options, or its label and its text disagree.
+        UserError: the options cannot be read, the answer is none of them, or its label and its text disagree.
     """
     labels, texts = labelled(options)
     if answer is None or not str(answer).strip():
@@ -57,22 +57,22 @@ def letter(place: int) -> str:
 
 
 def labelled(options: object) -> tuple[list[str] | None, list[str]]:
-    """Labels of the options' own, or None, and their texts.
+    """The options' own labels, or None, and their texts.
 
     Raises:
-        UserError: they are no options.
+        UserError: the value holds no options.
     """
     if isinstance(options, str):
         options = _parsed(options)
     if isinstance(options, Mapping):
         return [str(key).strip().upper() for key in options], [_text(value) for value in options.values()]
     if not isinstance(options, Iterable):
-        raise UserError(f"the options are no list: {options!r}")
+        raise UserError(f"the options are not a list: {options!r}")
     texts = [_text(option) for option in options]
     found = [_LABEL.match(text) for text in texts]
     labels = [_upper(match.group(1) or match.group(2)) for match in found if match]
     whole = len(labels) == len(texts) and len(set(labels)) == len(labels)
-    if not whole or not {"A", "1", "0"} & set(labels):  # "E. coli", "F. nucleatum" are no labels
+    if not whole or not {"A", "1", "0"} & set(labels):  # "E. coli" and "F. nucleatum" have no labels
         return None, texts
     if len({label.isdigit() for label in labels}) > 1 or any(_number(label) > len(texts) + 2 for label in labels):
         return None, texts
@@ -80,14 +80,14 @@ def labelled(options: object) -> tuple[list[str] | None, list[str]]:
 
 
 def _parsed(text: str) -> object:
-    """A list or an object that was written as a text."""
+    """A list or an object that is stored as a text."""
     readers: tuple[Callable[[str], object], ...] = (json.loads, ast.literal_eval)
     for read in readers:
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise UserError(f"the options are no list: {text[:100]!r}")
+    raise UserError(f"the options are not a list: {text[:100]!r}")
 
 
 def _text(value: object) -> str:
@@ -96,7 +96,7 @@ def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float):
-        raise UserError(f"an option is no text: {value!r}")
+        raise UserError(f"an option is not a text: {value!r}")
     return str(value).strip()
 
 
@@ -109,7 +109,7 @@ def _number(label: str) -> int:
 
 
 def _place(answer: str, labels: list[str] | None, texts: list[str]) -> int:
-    """Which option the answer is."""
+    """The index of the answer's option."""
     exact = [place for place, text in enumerate(texts) if text == answer]
     by_text = exact or [place for place, text in enumerate(texts) if same(text, answer)]
     if not all(alike(texts[place], texts[by_text[0]]) for place in by_text):

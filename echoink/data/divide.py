@@ -1,7 +1,7 @@
-"""One file of questions divided into train, dev and valid: `python -m echoink.data split mine/all.jsonl valid=0.2`.
+"""Divides a file of questions into train, dev and valid: `python -m echoink.data split mine/all.jsonl valid=0.2`.
 
-Questions about the same picture, sound or video stay together, so that no file is on both sides; kinds of question are
-spread evenly. The new files lie beside the old one, where the paths of its rows are right.
+Questions about the same picture, sound or video stay together, so that no two splits share a file; kinds of question
+are spread evenly. The new files are beside the old one, so that the paths of its rows stay valid.
 """
 
 import json
@@ -22,14 +22,14 @@ from echoink.data.splits import joined, sharing, video_caps
 
 @dataclass
 class DivideConfig:
-    """Shares of the questions; the rest is for training."""
+    """Shares of the questions for valid and dev; the rest is for training."""
 
     valid: float = 0.2
     dev: float = 0.0
     overwrite: bool = False
-    """Replace files that are there; the file that is read is never one of them."""
+    """Replace existing files; the input file is never replaced."""
     by: str = "kind"
-    """The field whose values are spread evenly; rows without it count as one value."""
+    """The field to spread evenly; rows without it are one value, but rows without `kind` count by problem_type."""
     seed: int = 0
 
 
@@ -39,15 +39,15 @@ class Divided:
 
     files: dict[str, Path]
     kinds: dict[str, Counter] = field(default_factory=dict)
-    """Of each split how many rows have each value of `by`."""
+    """For each split, the number of rows with each value of `by`."""
     removed: list[Path] = field(default_factory=list)
-    """Files of splits that are no more."""
+    """Files of earlier splits, which were deleted."""
 
 
 def divide(
     file: Path, wanted: DivideConfig, model: ModelConfig, progress: Callable[[Iterable], Iterable] = iter
 ) -> Divided:
-    """Write train.jsonl, valid.jsonl and, where it is asked for, dev.jsonl beside a file of rows.
+    """Write train.jsonl, valid.jsonl and, if asked for, dev.jsonl beside a file of rows.
 
     Args:
         file: .jsonl or .json; every row must be a valid question.
@@ -56,7 +56,7 @@ def divide(
         progress: wraps the iteration over the samples whose files are read.
 
     Raises:
-        UserError: a row is bad, a share is none, a file is there already, or a split would be empty.
+        UserError: a row or a share is invalid, a file exists already, or a split would be empty.
     """
     shares = {"valid": wanted.valid, "dev": wanted.dev}
     if wanted.valid <= 0 or wanted.dev < 0 or wanted.valid + wanted.dev >= 1:
@@ -64,12 +64,12 @@ def divide(
     if file.suffix not in (".jsonl", ".json") or not file.is_file():
         if not file.exists():
             raise UserError(f"no such file: {file}", "give one file of rows, .jsonl or .json")
-        raise UserError(f"{file} is no .jsonl or .json file", "give one file of rows")
+        raise UserError(f"{file} is not a .jsonl or .json file", "give one file of rows")
     targets = {split: file.parent / f"{split}.jsonl" for split in ("train", *(name for name in shares if shares[name]))}
     possible = [file.parent / f"{split}.jsonl" for split in ("train", *shares)]
     there = [str(target) for target in possible if target.exists() and target != file]
     if file in targets.values():
-        raise UserError(f"{file} would be overwritten", "rename it, such as to all.jsonl")
+        raise UserError(f"{file} would be overwritten", "rename it, for example to all.jsonl")
     if there and not wanted.overwrite:
         raise UserError(f"there already: {', '.join(there)}", "move them away, or overwrite=true")
     rows = open_split(str(file), "train")
@@ -79,7 +79,7 @@ def divide(
     bad += [info for info in infos if isinstance(info, Dropped)]
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; mend or remove them")
+        raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; fix or remove them")
     if {_value(sample, wanted.by) for sample in samples} == {_NONE}:
         fields = sorted({name for sample in samples for name in sample.fields} | {"data_type", "problem_type"})
         raise UserError(f"by={wanted.by}: no row has such a field", f"known: {', '.join(fields)}")
@@ -103,7 +103,7 @@ def divide(
 
 
 _NONE = "none"
-"""The value of rows without the field."""
+"""The value that stands for rows without the field."""
 
 
 def _value(sample: Sample, by: str) -> str:
@@ -115,11 +115,11 @@ def _assigned(
     samples: Sequence[Sample], media: Sequence[Sequence[str]], shares: dict[str, float], wanted: DivideConfig
 ) -> list[str]:
     """The split of each sample. Groups that share media are taken in a random order; each goes to the first split that
-    still lacks as many questions of each of its kinds, else to train.
+    still needs all of its questions, kind by kind, else to train.
     """
     chosen = ["train"] * len(samples)
     kinds = [_value(sample, wanted.by) for sample in samples]
-    # What each split still lacks of each kind; a split gets at least one of a kind that has enough to give.
+    # What each split still needs of each kind: at least one of every kind with more than two questions.
     lacks = {
         split: {kind: max(round(share * count), 1 if count > 2 else 0) for kind, count in Counter(kinds).items()}
         for split, share in shares.items()

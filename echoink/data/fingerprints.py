@@ -1,8 +1,8 @@
-"""Pictures and sounds that are nearly the same: other bytes, the same to an eye or an ear.
+"""Finds pictures and sounds that look or sound nearly the same though their bytes differ.
 
-A file's digest recognizes a copy. A fingerprint also recognizes what was scaled, compressed or made louder: one bit for
-each place where it grows brighter (or louder) from one cell to the next. Two are near where few bits differ. It is no
-proof: it finds pairs to look at.
+A file's digest recognizes a copy. A fingerprint also recognizes a file that was scaled, compressed or made louder: its
+bits say where a picture grows brighter or darker from one cell to the next, or where the step between two bands of a
+sound grows over time. Two are near if few bits differ. This is no proof: it finds pairs to look at.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ import numpy as np
 from PIL import Image
 
 SIDE = 16
-"""A picture is 16 × 16 cells: for each colour whether it rises, or falls, to the next one: a difference hash."""
+"""A picture has 16 rows of 17 cells. For each colour, two bits say whether it rises or falls to the next cell."""
 LEAST = 8
-"""Of 255: a smaller step is none."""
+"""Of 255; smaller steps do not count."""
 BANDS, SEGMENTS, FRAME = 16, 32, 2048
-"""A sound is 16 bands × 32 equal parts of its time, of spectra of 2,048 samples (128 ms)."""
+"""A sound has 16 × 32 bits, from 17 bands × 33 parts in time of spectra over 2,048 samples (128 ms)."""
 LOWEST, HIGHEST, RATE = 100, 7000, 16_000
 """Hertz."""
 NEAR = {"picture": 0.15, "sound": 0.27}
 """Near-duplicates differ in at most this share of the bits that are set in either.
 
-Of 150 pictures and 150 sounds of the synthetic set, nine in ten that were compressed (JPEG, MP3, Ogg) or scaled are
-found (tests/data/test_fingerprints.py asks for eight in ten of 30). Of all 5.3 million pairs of that set 186 pictures
-(the same shape at about the same place) and 5 sounds are (`python -m echoink.data check`). A sound that begins or ends
-elsewhere is not recognized.
+Of 150 pictures and 150 sounds of the synthetic set, nine in ten are found after compression (JPEG, MP3, Ogg) or scaling
+(tests/data/test_fingerprints.py requires eight in ten of 30). Of all 5.3 million pairs of that set, 186 of pictures
+(the same shape at about the same place) and 5 of sounds are found (`python -m echoink.data check`). A sound that begins
+or ends elsewhere is not recognized.
 """
 
 
 def of_picture(image: Image.Image) -> bytes | None:
-    """1,536 bits; None of a picture without any contrast, which is like any other of that kind."""
+    """1,536 bits; None for a picture without contrast: all such pictures are alike."""
     cells = np.asarray(image.convert("RGB").resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.float32)
     rises = np.diff(cells, axis=1)  # [16, 16, 3], of 255
     bits = np.packbits([rises > LEAST, rises < -LEAST])
@@ -38,7 +38,7 @@ def of_picture(image: Image.Image) -> bytes | None:
 
 
 def of_sound(samples: np.ndarray) -> bytes | None:
-    """512 bits of mono samples at 16 kHz; None of silence, or of what is shorter than four frames."""
+    """512 bits of mono samples at 16 kHz; None for silence or for less than four frames."""
     if len(samples) < 4 * FRAME or np.abs(samples).max() < 1e-4:
         return None
     hop = max(1, (len(samples) - FRAME) // (4 * SEGMENTS))
@@ -53,7 +53,7 @@ def of_sound(samples: np.ndarray) -> bytes | None:
 
 
 def near(prints: Sequence[bytes], share: float) -> list[tuple[int, int]]:
-    """Pairs of places, the smaller first, whose fingerprints differ in at most a share of the bits that either has."""
+    """Pairs of indices, the smaller first, whose fingerprints differ in at most `share` of the bits set in either."""
     if len(prints) < 2:
         return []
     table = np.frombuffer(b"".join(prints), dtype=np.uint8).reshape(len(prints), -1)

@@ -1,4 +1,4 @@
-"""Every picture, sound and video is opened once before a run, in processes that may die of one."""
+"""Opens every picture, sound and video once before a run, in processes that a broken file may crash."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from echoink.media import loaders
 from echoink.media.worker_pool import Died, isolated
 
 _WORTH_A_PROCESS = 50
-"""Samples to check; fewer are done before another process has started."""
+"""Samples for each further process; fewer are checked before it has started."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MediaInfo:
     """What a sample's files hold."""
 
     digests: tuple[str, ...]
-    """Of the files' bytes, by which the same picture or sound is recognized."""
+    """Of the files' bytes; they identify the same picture or sound."""
     image: tuple[int, int] | None = None
     """Width and height in pixels, upright."""
     seconds: float | None = None
@@ -29,22 +29,22 @@ class MediaInfo:
     kept: float | None = None
     """Seconds of the sound that the model gets."""
     frames: int = 0
-    """Of the video, as the model gets it."""
+    """Number of the video's frames that the model gets."""
     frame: tuple[int, int] | None = None
     """Width and height of such a frame."""
     warnings: tuple[str, ...] = ()
-    """What is odd about them, with the file's name."""
+    """What is odd about the sound, with the file's name."""
     soundtrack: bool = False
     """Whether its video has a sound track, used or not."""
     fingerprints: tuple[tuple[str, bytes], ...] = ()
-    """Where they are asked for: "picture" or "sound", and what it looks or sounds like, see `fingerprints`."""
+    """If asked for: "picture" or "sound", and the fingerprint of it, see `fingerprints`."""
 
     def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
-        """What identifies each medium of the sample: its digest, and the source that its row names for it. A source of
-        a kind that the sample lacks, such as the video that a picture and a sound were cut from, counts for each
-        medium. A question without media stands for itself, as `text`.
+        """What identifies each medium of the sample: its digest, and the source that its row names for it.
 
-        Two media with one of these in common count as the same.
+        A source of a kind that the sample lacks, such as the video that a picture and a sound were cut from, counts for
+        each medium. A question without media is identified by its own text, as `text`. Two media count as the same if
+        they have one of these in common.
         """
         of_all = [f"source {source}" for kind, source in sample.sources.items() if kind not in sample.media]
         if not sample.media:
@@ -59,9 +59,7 @@ class MediaInfo:
 def inspect(
     sample: Sample, max_seconds: float, caps: loaders.VideoCaps, soundtrack: bool = True, prints: bool = False
 ) -> MediaInfo | Dropped:
-    """Decode a sample's media once, or say why that cannot be; with `prints` also take the fingerprints of its picture
-    and its sound.
-    """
+    """Decode a sample's media once, or say why that fails; `prints` also takes fingerprints of picture and sound."""
     try:
         digests = tuple(loaders.digest(medium) for medium in sample.media.values())
         image = loaders.load_image(sample.image) if sample.image else None
@@ -98,15 +96,14 @@ def check_media(
     soundtrack: bool = True,
     prints: bool = False,
 ) -> list[MediaInfo | Dropped]:
-    """Decode every file once, in other processes, so that a broken one, even one that crashes its decoder, is named
-    before anything expensive starts.
+    """Decode every file once, in other processes, so that even a file that crashes its decoder is named early.
 
     Args:
-        samples: whose files are decoded.
-        max_seconds: of a sound.
-        caps: of a video.
+        samples: their files are decoded.
+        max_seconds: the cap on a sound.
+        caps: the caps on a video.
         progress: wraps the iteration.
-        soundtrack: of `dataset.soundtrack`.
+        soundtrack: `dataset.soundtrack`.
         prints: also take fingerprints.
 
     Returns:

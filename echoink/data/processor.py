@@ -1,4 +1,4 @@
-"""From a sample to what the model takes: the model's own processor runs once per prompt."""
+"""Turns a sample into the model's inputs: the model's own processor runs once per prompt."""
 
 from dataclasses import dataclass
 from threading import Lock
@@ -24,7 +24,7 @@ _ONE_AT_A_TIME = Lock()
 
 @dataclass(frozen=True)
 class Caps:
-    """How much of its media, and how long a prompt, the model gets. Pictures are capped by the model's processor."""
+    """Caps on sound, video and the length of a prompt. The model's processor caps pictures."""
 
     audio_seconds: float
     video: VideoCaps
@@ -32,7 +32,7 @@ class Caps:
 
 
 class Media(NamedTuple):
-    """A sample's media, decoded and within their caps; None where it has none of the kind."""
+    """A sample's media, decoded and within their caps; None where the sample has none of the kind."""
 
     image: Image | None
     video: loaders.Video | None
@@ -55,7 +55,7 @@ class PromptProcessor:
         """Decode the sample's media and tokenize its prompt.
 
         Raises:
-            UserError: a file cannot be read, or the prompt is longer than its cap (media are never cut).
+            UserError: a file cannot be read, or the prompt is longer than its cap (a prompt is never truncated).
         """
         return self.encoded(sample, self.load(sample))
 
@@ -109,13 +109,13 @@ class PromptProcessor:
 def text_tokens(processor: ProcessorMixin, sample: Sample, prompt: Prompt) -> int:
     """Tokens of a sample's prompt with one placeholder for each medium; no file is opened."""
     text = chat_text(processor, build_messages(sample, prompt))
-    # A sound that is woven into its video keeps tokens of its own for its beginning and its end.
+    # A sound interleaved with its video keeps its own start and end tokens.
     woven = 2 if sample.video and (sample.audio or "audio" in sample.data_type.value) else 0
     return len(processor.tokenizer(text)["input_ids"]) + woven
 
 
 def chat_text(processor: ProcessorMixin, messages: list[dict]) -> str:
-    """A conversation as the model reads it, a placeholder for each medium, up to where the assistant speaks."""
+    """A conversation as the model reads it, with a placeholder per medium, up to the start of the assistant's turn."""
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -142,7 +142,7 @@ def encode(
         fps: frames a second of the video.
 
     Raises:
-        UserError: the chat template leaves a medium out.
+        UserError: the chat template leaves a medium out or adds one.
     """
     parts = [part["type"] for turn in messages if not isinstance(turn["content"], str) for part in turn["content"]]
     audio_in_video = video is not None and audio is not None and "audio" not in parts

@@ -20,8 +20,9 @@ _MEDIA = {
 def profile(
     splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], media_info: dict[str, MediaInfo]
 ) -> dict[str, dict]:
-    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes; media
-    shared by splits, kinds of question that another split has and this one has not."""
+    """For each split: counts, what was dropped and why, duplicates, answer positions, sizes, media that other splits
+    share, and kinds of question that only other splits have.
+    """
     media = {
         split: {origins for s in samples for origins in media_info[f"{split} {s.id}"].origins(s).values()}
         for split, samples in splits.items()
@@ -63,7 +64,7 @@ def profile(
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Least, median, most and total; None of nothing."""
+    """Least, median, most and total; None if there are no values."""
     if not values:
         return None
     return {"least": min(values), "median": statistics.median(values), "most": max(values), "total": sum(values)}

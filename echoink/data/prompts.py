@@ -1,11 +1,11 @@
-"""What the model is asked: the templates of `conf/prompt/` filled with a sample.
+"""Prompts: the templates of `conf/prompt/`, filled with a sample.
 
-The tags that a prompt asks for are the ones that the rewards check, because both come from `parsing.THINK` and
+The tags that a prompt asks for are those that the rewards check, because both come from `parsing.THINK` and
 `parsing.ANSWER`. A template may use
 
     {question}   the problem
-    {options}    the options as `prompt.options` shows them; nothing where there are none
-    {media}      one sentence on what there is to hear and see, for the sample's data type
+    {options}    the options as `prompt.options` shows them; empty where there are none
+    {media}      one sentence on what to hear and see, for the sample's data type
     {wanted}     what to answer, for the sample's problem type
     {think} {end_think} {answer} {end_answer}
 """
@@ -45,9 +45,9 @@ PARTS = {
     "audio": ({"type": "audio"},),
     "image_audio": ({"type": "image"}, {"type": "audio"}),
     "video": ({"type": "video"},),
-    "video_audio": ({"type": "video"},),  # the processor weaves the sound into the video's tokens
+    "video_audio": ({"type": "video"},),  # the processor interleaves the tokens of sound and video
 }
-"""The media in a user turn by data type, in their order."""
+"""The media in a user turn, in order, by data type."""
 
 
 def build_messages(sample: "Sample", prompt: Prompt) -> list[dict]:

@@ -1,12 +1,12 @@
-"""Benchmarks that others report, read from their published files into the rows of `samples`, for evaluation.
+"""Reads public benchmarks from their published files into rows of `samples`, for evaluation.
 
     dataset=omnibench  dataset.path=…   m-a-p/OmniBench: the .jsonl with mm_data/, or the hub's Parquet (split train)
     dataset=daily_omni dataset.path=…   qa.json beside Videos/<id>/<id>_video.mp4, <id>_audio.wav
     dataset=worldsense dataset.path=…   worldsense_qa.json beside videos/<id>.mp4, or lmms-lab's Parquet (split test)
     dataset=mmau       dataset.path=…   mmau-test-mini.json beside its sounds, or the hub's Parquet with sounds inside
 
-Options and answers are read by `choices`; an option that is written twice is offered once (27 of MMAU's 1,000 rows
-have one, and the right answer would be ambiguous).
+`choices` reads options and answers; an option that is written twice is offered once (27 of MMAU's 1,000 rows have one,
+which would make the right answer ambiguous).
 """
 
 import json
@@ -26,22 +26,22 @@ class Benchmark:
     """How one benchmark is published."""
 
     files: tuple[str, ...]
-    """Patterns of its index below the folder."""
+    """Patterns of its index file below the folder."""
     splits: tuple[str, ...]
-    """Names of its split where it is a table."""
+    """Names that its split may have in a table."""
     unfold: Callable[[Any], Iterable[dict]]
     """The questions in the index."""
     media: str
-    """The folder of its media, beside the index or one above; nothing where paths start at the index."""
+    """The folder of its media, beside the index or one level up; empty where paths start at the index."""
     convert: Callable[[dict, Path], dict]
-    """A question as a row of `samples`, with a problem_id where it has one; the folder is where paths start."""
+    """Makes a row of `samples` from a question and the folder where paths start; with a problem_id if it has one."""
 
 
 def open_benchmark(name: str, path: str) -> Rows:
-    """The questions of a benchmark as rows of `samples`; in the place of one that cannot be read stands the error.
+    """The questions of a benchmark as rows of `samples`; an error takes the place of a question that cannot be read.
 
     Raises:
-        UserError: nothing is found at the path.
+        UserError: nothing is found at the path, or the index cannot be read.
     """
     benchmark, root = BENCHMARKS[name], Path(path)
     index = next((file for pattern in benchmark.files for file in sorted(root.glob(pattern))), None)
@@ -51,7 +51,7 @@ def open_benchmark(name: str, path: str) -> Rows:
             rows = benchmark.unfold(json.loads(index.read_text(encoding="utf-8-sig")))
         except AttributeError as error:
             hint = "see the top of echoink/data/public_benchmarks.py"
-            raise UserError(f"{index} is no index of {name}", hint) from error
+            raise UserError(f"{index} is not an index of {name}", hint) from error
         except NOT_JSON as error:
             raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
         found = Rows(list(rows), index.parent, str(index))
@@ -72,7 +72,7 @@ def _converted(rows: Iterable[dict], folder: Path, benchmark: Benchmark) -> Iter
         except UserError as error:
             yield error
         except (KeyError, TypeError, AttributeError, ValueError, SyntaxError) as error:
-            what = f"no field {error}" if isinstance(error, KeyError) else f"a field is of another kind: {error}"
+            what = f"no field {error}" if isinstance(error, KeyError) else f"a field has another type: {error}"
             yield UserError(what)
 
 

@@ -2,13 +2,13 @@
 
     <dataset.path>/                     the official layout of AVQA-R1-6K
       omni_rl_format_train.json         a list of rows; the synthetic set adds omni_rl_format_dev.json
-      omni_rl_format_valid.json         (the official archive has them inside train/ and valid/; either is found)
+      omni_rl_format_valid.json         (the official archive has them inside train/ and valid/; both places work)
       train/images/sample_7.jpg         the rows' paths start at their split's folder
       train/audios/sample_7.wav
 
-    <dataset.path>/train.jsonl …        a row a line; paths start at the folder
+    <dataset.path>/train.jsonl …        one row per line; paths start at the folder
     <dataset.path>/dataset_dict.json    a `datasets` folder (save_to_disk), one or several splits
-    <dataset.path>/data/train-*.parquet Parquet files, as a hub's repository holds them
+    <dataset.path>/data/train-*.parquet Parquet files, as in a hub repository
     owner/name                          a hub id
 
 In tables a medium is a column such as `image` or `images` (bytes, a path, or a list of one), beside the fields of
@@ -27,7 +27,7 @@ OFFICIAL_ROOTS = ("", "AVQA_R1", "AVQA-R1-6K/AVQA_R1")
 """Where the official archive may have put the split folders below `dataset.path`."""
 
 ALIASES = {"train": ("train",), "dev": ("dev",), "valid": ("valid", "validation", "test")}
-"""Names under which tables hold a split."""
+"""What tables and .jsonl files call a split."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -51,7 +51,7 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     Args:
         path: a folder, a file of one split, or a hub id.
         split: train, dev or valid.
-        name: what the split is called in a table, where it has a name of its own.
+        name: what tables and .jsonl files call the split, if it is none of `ALIASES`.
 
     Raises:
         UserError: there is nothing at the path, or it cannot be read.
@@ -95,7 +95,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
     train_hard.parquet.
 
     Raises:
-        UserError: of those that say how many they are, one is missing.
+        UserError: the files are numbered with a total, and one is missing.
     """
     shard = re.compile(rf"{re.escape(name)}(?:[-_.]?\d[\w.-]*)?\.parquet")
     files = sorted(file for file in folder.glob("*.parquet") if shard.fullmatch(file.name))
@@ -114,11 +114,11 @@ NOT_JSON = (ValueError, RecursionError)
 
 
 BROKEN = 20
-"""How many lines that are no JSON an error names."""
+"""How many invalid lines an error names."""
 
 
 def holds_one_split(path: str) -> bool:
-    """Whether there is a single table or file, which can be training or validation data, not both."""
+    """Whether the path is a single table or file, so that it cannot hold both training and validation data."""
     return Path(path).is_file() or (Path(path) / "state.json").is_file()
 
 
@@ -155,14 +155,14 @@ def _file(file: Path) -> Rows:
                 rows.append(json.loads(line))
         except NOT_JSON as error:
             broken.append(f"{file}, line {number} is not valid JSON: {error}")
-    if broken:  # all at once; what the other rows hold is looked at when these are mended
+    if broken:  # report all at once; the contents of other rows are checked once these are fixed
         more = f"\n  … and {len(broken) - BROKEN} more" if len(broken) > BROKEN else ""
-        raise UserError("\n  ".join(broken[:BROKEN]) + more, "one object a line")
+        raise UserError("\n  ".join(broken[:BROKEN]) + more, "one object per line")
     return Rows(rows, file.parent, str(file))
 
 
 def _tables():
-    """The module `tables`, imported late: `datasets` takes a second, and rows in JSON do not need it."""
+    """The module `tables`, imported late: `datasets` takes a second to import, and JSON rows do not need it."""
     from echoink.data import tables
 
     return tables

@@ -1,4 +1,4 @@
-"""Where a row holds its question and its media: in our columns, or in those of other trainers.
+"""Finds the question and the media of a row: in our columns, or in those of other trainers.
 
 Media are read under `path`, in columns `image`, `audio`, `video` (also `images`, `image_path`, `audio_file`, …; a
 value, or a list of one), and in a chat (`messages`, `conversations`, `prompt`) with parts or with `<image>`, `<audio>`,
@@ -20,13 +20,13 @@ NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
 _COLUMN = re.compile(r"(image|audio|video)s?(?:_?(?:path|file|filename|filepath)s?)?", re.IGNORECASE)
 
 _HELD = re.compile(r"(image|audio|video)s?_?(?:ur[il]|href|b64|base64|bytes|data|content)s?", re.IGNORECASE)
-"""Other formats' names for a file's content or its place elsewhere."""
+"""What other formats call a file's content or its URL."""
 
 _SYNONYM = re.compile(
     r"(?:img|picture|photo|frame|sound|speech|wav|waveform|clip|movie|media|multi_modal_data|pixel_value|input_feature)s?",
     re.IGNORECASE,
 )
-"""Names that others give to media."""
+"""What others call media."""
 
 _EXTENSIONS = {
     "image": "jpg jpeg png gif bmp webp tif tiff avif heic heif jxl jp2",
@@ -36,7 +36,7 @@ _EXTENSIONS = {
 _BY_EXTENSION = {extension: kind for kind, names in _EXTENSIONS.items() for extension in names.split()}
 
 _FILE = re.compile(r"(?:\w+_)?(?:file|path|name|src|ur[il])(?:_?names?)?s?", re.IGNORECASE)
-"""Names whose value may be a file's with blanks in it; elsewhere such a text may be a sentence."""
+"""Fields whose value may be a file name with blanks; in other fields such a text may be a sentence."""
 
 _TEXTS = ("problem", "options", "solution", "response", "responses", "problem_id")
 
@@ -48,7 +48,7 @@ _LIKE_A_TAG = re.compile(r"<(?:image|img|picture|audio|sound|speech|video)s?[ _]
 """`_TAG`, and what others write in its place."""
 
 _PART_OF_FILE = re.compile(r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment)s?(?:_\w+)?")
-"""Names that select a part of a file; files are read whole."""
+"""Fields that select a part of a file; files are read whole."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Layout:
     """A row in our columns."""
 
     row: dict[str, Any]
-    """Its fields without media, nulls left out; the question is `problem`."""
+    """Its fields without media and nulls; the question is `problem`."""
     media: dict[str, Any]
     """At most one value for each of `KINDS`."""
     notes: tuple[str, ...]
-    """What of the row is not used."""
+    """Parts of the row that are not used."""
 
 
 def read(row: Mapping[str, Any], where: str) -> Layout:
@@ -71,7 +71,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
         where: what to call it in errors.
 
     Raises:
-        UserError: several media of one kind, a tag without its medium, or a field that looks like a medium.
+        UserError: several media of one kind, two questions, a tag without its medium, or a field that looks like one.
     """
     paths = row.get("path")
     if paths is not None and not isinstance(paths, Mapping):
@@ -98,20 +98,20 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
                     _add(found, null, kind, value, where=where)
             if lost := [kind for kind, _ in parts if kind not in found]:
                 raise UserError(
-                    f"{where}: the user's turn has a part of type {lost[0]}, and the row no {NOUNS[lost[0]]}"
+                    f"{where}: the user's turn has a part of type {lost[0]}, but the row has no {NOUNS[lost[0]]}"
                 )
             notes += _settle_question(rest, text, f"{where}, {chat}")
-            notes += ["the system turn is left out (prompt.system has the run's)"] if systems else []
+            notes += ["the system turn is not used (prompt.system sets one)"] if systems else []
     _refuse_lost_media(rest, found, where)
     parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and isinstance(value, int | float)]
     if parts and {"audio", "video"} & set(found):
-        notes.append(f"{', '.join(parts)}: not read, files are taken from their beginning")
+        notes.append(f"{', '.join(parts)}: not read, files are read whole")
     if isinstance(rest.get("problem"), str):
         rest["problem"] = _without_tags(rest["problem"], found, where)
     options = rest.get("options")
     for option in options if isinstance(options, list | tuple) else ():
         if isinstance(option, str) and (tag := _LIKE_A_TAG.search(option)):
-            hint = "media stand before the question; options are texts"
+            hint = "media go before the question; options are texts"
             raise UserError(f"{where}: the option {option!r} has {tag.group()}", hint)
     if found:
         notes += [f"{kind} is null" for kind in sorted(null - set(found))]
@@ -122,14 +122,14 @@ def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
     """Use a chat's text as the question of a row that has none; return notes if the row has one.
 
     Raises:
-        UserError: the two questions differ.
+        UserError: the chat's text does not contain the row's question.
     """
     own = rest.setdefault("problem", text)
     if own == text or not isinstance(own, str):
         return []
     if " ".join(_TAG.sub(" ", own).split()) not in " ".join(_TAG.sub(" ", text).split()):
-        raise UserError(f"{where}: it asks {text[:60]!r}, and the row asks {own[:60]!r}", "leave one of them out")
-    return ["the words around the question in the chat are left out"]
+        raise UserError(f"{where}: it asks {text[:60]!r}, but the row asks {own[:60]!r}", "remove one of them")
+    return ["the words around the question in the chat are not used"]
 
 
 def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: str) -> None:
@@ -148,7 +148,7 @@ def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: st
 
 
 def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]], int]:
-    """The user's text, the media among its parts (None: one of a column), and how many system turns there are."""
+    """The user's text, the media among its parts (None: it is in a column), and the number of system turns."""
     texts, media, systems = [], [], 0
     for turn in turns:
         if not isinstance(turn, Mapping):
@@ -174,11 +174,11 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
                 if value is None and unread:
                     raise UserError(
                         f"{where}: a part of type {part['type']} has {', '.join(unread)}, which is not read",
-                        f"call it {kind}: a path below the dataset, or the file's bytes",
+                        f"call it {kind}: a path in the dataset's folder, or the file's bytes",
                     )
-                media.append((kind, value))  # without a value it stands for a column
+                media.append((kind, value))  # without a value it refers to a column
             else:
-                raise UserError(f"{where}: a part of the user's turn is not known: {str(part)[:100]}")
+                raise UserError(f"{where}: unknown part of the user's turn: {str(part)[:100]}")
         texts.append(" ".join(words))
     if len(texts) != 1:
         raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
@@ -186,20 +186,20 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 
 
 def _refuse_part(medium: Any, where: str) -> None:
-    """Refuse a medium that says which part of its file is meant."""
+    """Refuse a medium that selects a part of its file."""
     for key, value in medium.items() if isinstance(medium, Mapping) else ():
         says = isinstance(value, int | float | list) and not isinstance(value, bool) and value not in ([], 0)
         if says and _PART_OF_FILE.fullmatch(str(key)):
-            raise UserError(f"{where} has {key}={value}, and files are read whole", "cut the file, and leave it out")
+            raise UserError(f"{where} has {key}={value}, but files are read whole", "cut the file and remove the field")
 
 
 def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
-    """Refuse a field that holds a file, or names one of a kind that the sample does not have, however deep."""
+    """Refuse a field that holds a file, or names, at any depth, one of a kind that the sample does not have."""
     for key, value in row.items():
         if key in _TEXTS:
             continue
         if re.fullmatch(rf"({'|'.join(KINDS)})_source", key) and isinstance(value, str):
-            continue  # it says what a medium was cut from, which may well be a file of another kind
+            continue  # it says what a medium was cut from, which may be a file of another kind
         listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
         first = listed[0] if listed else None
         holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())
@@ -211,13 +211,14 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
         if holds or unread or named is not None:
             raise UserError(
                 f"{where}: the field {key!r} looks like a medium and is not read: {str(shown)[:80]!r}",
-                f"call it {named or 'image, audio or video'}, or remove it where the question is not about it",
+                f"call it {named or 'image, audio or video'}, or remove it if the question is not about it",
             )
 
 
 def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Kind and text of each medium that a field, or one inside it, names: by field name or file extension; for a
-    path without, the kind is empty.
+    """Kind and text of each medium that a field, or one inside it, names: by field name or file extension.
+
+    The kind of a path without an extension is empty. Of a list, three items are read.
     """
     if isinstance(value, Mapping):
         for name, inside in value.items():
@@ -240,11 +241,11 @@ _LEADS_ON = re.compile(r"\b(?:to|of|in|with|and|or|from|between|at|on|by|for|tha
 
 
 def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
-    """A question without the tags that stand for its media; within a sentence a word takes the tag's place."""
+    """A question without the tags that stand for its media; within a sentence, words replace them."""
     for kind in KINDS:
         count = text.count(f"<{kind}>")
         if count and kind not in found:
-            raise UserError(f"{where}: the question has <{kind}>, and the row no {NOUNS[kind]}")
+            raise UserError(f"{where}: the question has <{kind}>, but the row has no {NOUNS[kind]}")
         if count > 1:
             raise UserError(f"{where}: the question has <{kind}> {count} times", f"a sample has one {NOUNS[kind]}")
     if like := next((one for one in _LIKE_A_TAG.findall(text) if not _TAG.fullmatch(one)), None):

@@ -11,7 +11,7 @@ class GroupSampler(Sampler[int]):
 
     The order is a permutation seeded by (seed, epoch). The last block is filled by wrapping around to the permutation's
     start, so that 4,490 prompts at 8 a step are 562 steps and no prompt is dropped. With `stages`, a number for each
-    prompt, those of a lower one come first.
+    prompt, prompts with a lower number come first.
 
     Example: 3 prompts, G = 2, blocks of 2, no repeats, order 2 0 1 → 2 2 0 0 | 1 1 2 2.
     """
@@ -24,7 +24,7 @@ class GroupSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; called by the trainer at the start of each."""
+        """Set the epoch; the trainer calls it at the start of each."""
         self.epoch = epoch
 
     def __len__(self) -> int:

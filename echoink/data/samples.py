@@ -1,4 +1,4 @@
-"""A question about pictures, sounds, videos or text alone: what every row of a dataset becomes, whatever it came from.
+"""A question about pictures, sounds, videos or text alone: every row of every dataset becomes such a `Sample`.
 
 One row (the fields of HarryHsing/EchoInk's data files):
 
@@ -7,9 +7,9 @@ One row (the fields of HarryHsing/EchoInk's data files):
      "solution": "<answer>B</answer>", "path": {"image": "images/sample_7.jpg", "audio": "audios/sample_7.wav"},
      "data_source": "OmniInstruct_v1-AVQA"}
 
-`problem_id` may be absent (the row's number is used), and so may `data_type` (it follows from `path`). A medium may
-be bytes, {"bytes": …}, base64 in JSON. Media may also stand in columns as other trainers write them (`row_layouts`).
-`readers` finds the rows; `public_benchmarks` brings other datasets' rows into this form.
+`problem_id` may be absent (the row's number from 0 is used), and so may `data_type` (it follows from `path`). A medium
+may be bytes: {"bytes": …}, in base64 in JSON. Media may also be in columns of other trainers (`row_layouts`).
+`readers` finds the rows; `public_benchmarks` converts the rows of other datasets.
 """
 
 import base64
@@ -37,9 +37,9 @@ from echoink.rewards.types import NEEDED, OTHER_NEEDS, ProblemType
 
 
 class DataType(Enum):
-    """What a prompt shows besides its text; the values are the official `data_type`s, and `media` what a row must have.
+    """What a prompt shows besides its text; the values are the official `data_type`s; `media` is what a row must have.
 
-    `video_audio` is a video with its sound, their tokens interleaved in time: its own soundtrack, or the row's `audio`.
+    `video_audio` is a video with a sound, their tokens interleaved in time: its own soundtrack, or the row's `audio`.
     """
 
     text = "text"
@@ -75,15 +75,15 @@ _EXAMPLES = {
 _CONTROL = re.compile(r"<\|\w+\|>")
 
 MOST_OF_A_PATH = 4096
-"""Characters; no system takes longer ones."""
+"""Characters; no system accepts a longer path."""
 
 _HALF = re.compile("[\ud800-\udfff]")
-"""Halves of a surrogate pair, which JSON may hold and no file can."""
+"""Half of a surrogate pair: JSON can hold it, a UTF-8 file cannot."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. Media are paths (or cells of a table): they are decoded late, once per prompt.
+    """One question. Media are paths (or cells of a table), decoded late, once per prompt.
 
     Example: `Sample(id="7", problem="What is making the sound?", options=("A. dog", "B. bell"), solution="B",
     image=Path(".../sample_7.jpg"), audio=Path(".../sample_7.wav"), fields={"data_source": "OmniInstruct_v1-AVQA"})`.
@@ -92,22 +92,22 @@ class Sample:
     id: str
     problem: str
     options: tuple[str, ...]
-    """Empty where the question is not multiple choice."""
+    """May be empty where the question is not multiple choice."""
     solution: str
-    """The right answer as an answer block would hold it."""
+    """The right answer, as it would stand in an answer block."""
     problem_type: ProblemType = ProblemType.multiple_choice
     data_type: DataType = DataType.image_audio
     image: Medium | None = None
     audio: Medium | None = None
     video: Medium | None = None
     fields: dict[str, str] = field(default_factory=dict)
-    """Further scalar fields of the row, such as `kind`; evaluation reports accuracy by them."""
+    """Further texts, integers and booleans of the row, such as `kind`; evaluation reports accuracy by them."""
     asks_for_soundtrack: bool = False
-    """The row names a video and no data_type: its soundtrack is used if it has one, see `with_soundtrack`."""
+    """The row names a video and no data_type: its soundtrack is used if there is one, see `with_soundtrack`."""
     notes: tuple[str, ...] = ()
-    """What of the row is not used."""
+    """What is unused or odd in the row."""
     responses: tuple[str, ...] = ()
-    """What a model should have said, for task=sft: the row's `response`, a text, or `responses`, a list of them."""
+    """What a model should say, for task=sft: the row's `response`, a text, or `responses`, a list of texts."""
 
     @property
     def gold(self) -> frozenset[str]:
@@ -116,12 +116,12 @@ class Sample:
 
     @property
     def media(self) -> dict[str, Medium]:
-        """Its pictures, sounds and videos by name."""
+        """The sample's picture, sound and video by name."""
         return {name: medium for name in MEDIA if (medium := getattr(self, name)) is not None}
 
     @property
     def sources(self) -> dict[str, str]:
-        """What its media were cut or made from, where the row says it: a sound and a picture may be of one `video`."""
+        """What its media were cut or made from, if the row says so: a sound and a picture may share one `video`."""
         return {name: self.fields[key] for key, name in SOURCES.items() if self.fields.get(key)}
 
     @property
@@ -142,13 +142,14 @@ class Dropped:
 def parse_rows(
     rows: Iterable[dict | UserError], folder: Path, where: str, limit: int | None = None, outside: Sequence[str] = ()
 ) -> tuple[list[Sample], list[Dropped]]:
-    """The first `limit` samples of a dataset's rows, and the rows before them that are no valid question.
+    """The first `limit` samples of a dataset's rows, and the invalid rows among them.
 
     Args:
-        rows: in the form of this module's docstring; an error stands for a row that could not be brought into it.
-        folder: where relative paths start, and which no path may leave but for those of `outside`.
+        rows: in the form of this module's docstring; an error stands for a row that could not be converted to it.
+        folder: where relative paths start; no path may leave it.
         where: what to call the source in errors.
         limit: None for all.
+        outside: further folders that may hold media.
     """
     samples, dropped, ids = [], [], set()
     folders = [folder.resolve(), *(Path(one).resolve() for one in outside)]
@@ -184,7 +185,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
     for key, value in row.items():
         if isinstance(value, str) and _HALF.search(f"{key}{value}"):
-            raise UserError(f"{where}: {key!a} holds half a character", "write the text anew, in UTF-8")
+            raise UserError(f"{where}: {key!a} holds half a character", "rewrite the text in UTF-8")
     id = row.get("problem_id", number)
     id = f"row-{number}" if isinstance(id, str) and not id.strip() else id  # not another row's number
     where = f"{where} (problem_id {id})"
@@ -195,10 +196,10 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     _check_chance(row.get("chance"), where)
     for key in SOURCES:
         if not isinstance(row.get(key, ""), str | None):
-            raise UserError(f"{where}: {key} must be a text", "of a file that joins several, name one")
+            raise UserError(f"{where}: {key} must be a text", "if a file joins several, name one")
     check_text([row["problem"], *options], where)
     solution = parse_answer(row["solution"]) if isinstance(row["solution"], str) else None
-    hint = f"a solution of type {problem_type.value} reads {_EXAMPLES[problem_type]}"
+    hint = f"a solution of type {problem_type.value} looks like {_EXAMPLES[problem_type]}"
     if solution is None:
         raise UserError(f"{where}: the solution {row['solution']!r} has no answer in {ANSWER[0]}{ANSWER[1]}", hint)
     if wrong := problem_with(solution, problem_type, options):
@@ -229,7 +230,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
 
 
 def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A row's responses, and a note if the field holds something else: only task=sft needs them."""
+    """A row's responses; a note, not an error, if the field holds something else: only task=sft needs responses."""
     given = row.get("responses", row.get("response"))
     if given is None:
         return (), ()
@@ -244,7 +245,7 @@ def _responses(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def with_any_solution(row: object) -> object:
-    """A row for prediction only: its solution is replaced by an example of its type, which nothing reads."""
+    """A row for prediction only: an example of its type, which nothing reads, replaces its solution."""
     if not isinstance(row, dict):
         return row
     kind = next((kind for kind in ProblemType if kind.value == row.get("problem_type", "multiple choice")), None)
@@ -253,27 +254,27 @@ def with_any_solution(row: object) -> object:
 
 
 def _check_chance(chance: object, where: str) -> None:
-    """Raises `UserError` unless it is absent or a probability, as a number or as its text."""
+    """Raises `UserError` unless `chance` is absent or in (0, 1], as a number or a text."""
     try:
         good = chance is None or 0 < float(chance) <= 1
     except (TypeError, ValueError):
         good = False
     if not good or isinstance(chance, bool):
-        raise UserError(f"{where}: chance {chance!r} is no probability", "of a guess being right, in (0, 1]")
+        raise UserError(f"{where}: chance {chance!r} is not a probability", "that a guess is right, in (0, 1]")
 
 
 def _is_field(key: str, value: object) -> bool:
-    """Whether evaluation may report accuracy by it, or use it as `chance`."""
+    """Whether evaluation may report accuracy by this field, or use it as `chance`."""
     if key in ("data_source", "chance"):
         return value is not None
     return key not in _KNOWN and isinstance(value, str | int | bool)
 
 
 def check_text(texts: Iterable[str], where: str) -> None:
-    """Raises `UserError` if a text holds a control token of the chat template, such as a picture's placeholder."""
+    """Raises `UserError` if a text holds half a character or a control token, such as a picture's placeholder."""
     for text in texts:
         if _HALF.search(text):
-            raise UserError(f"{where}: a text holds half a character", "write it anew, in UTF-8")
+            raise UserError(f"{where}: a text holds half a character", "rewrite it in UTF-8")
         if found := _CONTROL.search(text):
             raise UserError(
                 f"{where}: a text holds {found.group(0)}, which the model takes for structure", "rephrase it"
@@ -301,7 +302,7 @@ def _odd_options(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def _odd_need(need: object) -> tuple[str, ...]:
-    """What to say of a `need` that nothing reads."""
+    """A note on a `need` that nothing reads."""
     if not need or need in (*NEEDED, *OTHER_NEEDS):
         return ()
     meant = str(need).strip().lower()
@@ -338,7 +339,7 @@ def _data_type(row: dict, given: dict, where: str) -> DataType:
     found = tuple(name for name in MEDIA if name in given)
     kinds = {("audio", "video"): DataType.video_audio} | {kind.media: kind for kind in reversed(DataType)}
     if found not in kinds:
-        raise UserError(f"{where}: no data_type, and {' with '.join(found)} is none", "give data_type and path")
+        raise UserError(f"{where}: no data_type has {' with '.join(found)}", "give data_type and path")
     return kinds[found]
 
 
@@ -360,25 +361,25 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         )
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
-        raise UserError(f"{where}: {value!r} is no path", "a medium is one path, a text")
+        raise UserError(f"{where}: {value!r} is not a path", "a medium is one path, as a text")
     if value.startswith("data:") or len(value) > MOST_OF_A_PATH:
-        raise UserError(f"{where}: {value[:40]!r}… is no path", 'bytes in JSON are {"bytes": "<base64>"}')
+        raise UserError(f"{where}: {value[:40]!r}… is not a path", 'bytes in JSON are {"bytes": "<base64>"}')
     try:
         path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
-        if path is not None and os.path.islink(path):  # Python 3.13 leaves it as it is, older ones raise
+        if path is not None and os.path.islink(path):  # Python 3.13 leaves a circle unresolved, older versions raise
             raise OSError("links in a circle")
-    except (OSError, RuntimeError) as error:  # links that lead in a circle
-        raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "mend the link") from error
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "fix the link") from error
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
         raise UserError(
             f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",
-            "files must lie below it, or below a folder that dataset.outside names",
+            "files must be in it, or in a folder that dataset.outside names",
         )
     return path
 
 
 def with_soundtrack(sample: Sample, has_sound: bool, wanted: bool = True) -> Sample:
-    """The sample after its file was read: a video gets its own sound if it has one and the row does not say.
+    """The sample after its file was read: a video keeps its own sound if it has one and the row names no data_type.
 
     Args:
         sample: any.
@@ -395,7 +396,7 @@ def with_soundtrack(sample: Sample, has_sound: bool, wanted: bool = True) -> Sam
 
 
 def load_sound(sample: Sample, max_seconds: float) -> loaders.Sound | None:
-    """The sound that goes with a sample: its file, or its video's soundtrack where it is part of the data type."""
+    """The sound of a sample: its file, or its video's soundtrack where the data type includes it."""
     if sample.audio is not None:
         return loaders.load_sound(sample.audio, max_seconds)
     if sample.data_type is DataType.video_audio:

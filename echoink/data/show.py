@@ -30,8 +30,8 @@ TYPES = {".png": "image/png", ".wav": "audio/wav"}
 def first_shown(config: Config, split: str, n: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
     """The first n samples of a split, and what is wrong with the bad rows among them.
 
-    Of a sample its `id`, `title`, `notes`, `prompt` as text, `tokens` by modality, and its `media`: `kind`, `change`
-    (what the caps and the processor made of it), `data` and `suffix`: .png (of a video the row of its frames) or .wav.
+    A sample has `id`, `title`, `notes`, `prompt` as text, `tokens` by modality, and `media`: each with `kind`, `change`
+    (its size before and after the caps), `data` and `suffix`: .png (for a video, its frames in a row) or .wav.
 
     Raises:
         UserError: there is no such split.
@@ -87,7 +87,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def page(shown: Sequence[dict[str, Any]], bad: Sequence[str], title: str, file: Path) -> None:
-    """Write all of it as one HTML file that needs nothing beside it."""
+    """Write the samples and the bad rows as one self-contained HTML file."""
     templates = Environment(
         loader=PackageLoader("echoink.data", "templates"), autoescape=True, undefined=StrictUndefined
     )

@@ -23,7 +23,7 @@ from echoink.media.loaders import VideoCaps
 from echoink.models import media_tokens
 
 WARNINGS = 3
-"""Odd files of a split that are named on the screen; dataset.json has all."""
+"""How many odd files of a split the screen names; dataset.json names all."""
 
 
 SHOWN = 20
@@ -36,11 +36,11 @@ class Splits:
 
     train: list[Sample]
     dev: list[Sample]
-    """Held out of train: for choosing, during training."""
+    """The development split, its own or held out of train: for choices during training."""
     valid: list[Sample]
     """What is evaluated: the validation split, or the development split with eval.split=dev."""
     media_info: dict[str, MediaInfo] = field(default_factory=dict)
-    """By split and id, "train 7": what the samples' files hold."""
+    """What the samples' files hold, by split and id ("train 7")."""
     profile: dict = field(default_factory=dict)
     """What dataset.json says: see `profile`."""
 
@@ -48,8 +48,8 @@ class Splits:
         """Cluster names by sample id, for samples of a split: samples that share media share a name.
 
         Two media count as the same if their files are, or if their rows name one source (`MediaInfo.origins`). A sample
-        has one name, shared by all samples that pictures, sounds or videos connect. It has two, one by sound and one
-        by sight, if that makes more clusters: recordings that each go with many pictures connect everything.
+        has one name, shared by all samples that pictures, sounds or videos connect to it. It has two names, by sound
+        and by sight, if that makes more clusters: recordings used with many pictures each connect everything.
         """
         found = {sample.id: self.media_info[f"{split} {sample.id}"].origins(sample) for sample in samples}
         connected = sharing(samples, [joined(found[sample.id]) for sample in samples], 0)
@@ -63,7 +63,7 @@ class Splits:
         return {samples[place].id: samples[places[0]].id for places in connected for place in places}
 
     def digest(self, split: str, samples: Sequence[Sample]) -> str:
-        """Of questions, answers and the contents of their files."""
+        """A digest of questions, answers and the contents of their files."""
         contents = [
             (self.media_info[f"{split} {s.id}"].digests, s.problem_type.name, s.data_type.name) for s in samples
         ]
@@ -77,22 +77,23 @@ def load(
     train: bool,
     on_main_process: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> Splits:
-    """Read the splits, after writing the synthetic set where it is missing, and decode every file once.
+    """Read the splits and decode every file once; write the synthetic set first if it is missing.
 
     Args:
         config: the group `dataset`.
         evaluation: the group `eval`: its split and limit.
         model: the caps on media.
         train: whether the training split is needed.
-        on_main_process: does something in the first of the run's processes, for all of them: what takes long.
+        on_main_process: runs slow work in the first of the run's processes and gives all of them its result.
 
     Raises:
-        UserError: naming the folder, the file or the sample; more samples are broken than dataset.max_skipped allows.
+        UserError: a split cannot be read, or more samples are broken than dataset.max_skipped allows; it names the
+            folder, the file or the sample.
     """
     if config.source is Source.synthetic:
         on_main_process(partial(_write_synthetic, config, Path(config.path)))
     evaluated = evaluation.split.name
-    # Samples that dataset.dev holds out are never trained on, whether this run or a later one evaluates them.
+    # Samples that dataset.dev holds out are never trained on, whether or not this run evaluates them.
     asks = evaluation.every or (config.dev and config.source is not Source.synthetic and not has_dev(config))
     needed = dict.fromkeys([*(["train"] if train else []), *(["dev"] if train and asks else []), evaluated])
     found: dict[str, list[Sample]] = {}
@@ -135,7 +136,7 @@ def load(
 def sorted_out(
     checked: Sequence[tuple[Sample, MediaInfo | Dropped]], split: str, soundtrack: bool
 ) -> tuple[list[Sample], list[Dropped], dict[str, MediaInfo]]:
-    """Samples whose media could be decoded, those that are dropped, and what is known of the media by split and id."""
+    """The samples whose media could be decoded, those that are dropped, and the media's properties by split and id."""
     usable = [(sample, found) for sample, found in checked if isinstance(found, MediaInfo)]
     broken = [replace(found, reason=f"{split} {found.reason}") for _, found in checked if isinstance(found, Dropped)]
     kept = [with_soundtrack(sample, found.soundtrack, soundtrack) for sample, found in usable]
@@ -162,12 +163,12 @@ def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sampl
 
 
 def has_one_split(config: DatasetConfig) -> bool:
-    """Whether the data are a benchmark, or a single table: validation data alone."""
+    """Whether the data are a benchmark, a single table or a single file: they have only a validation split."""
     return config.source.name in BENCHMARKS or holds_one_split(config.path)
 
 
 def has_dev(config: DatasetConfig) -> bool:
-    """Whether the data have a development split of their own."""
+    """Whether the data have their own development split; a single file is any split that is asked for."""
     return config.source.name not in BENCHMARKS and _open(config, "dev") is not None
 
 
@@ -192,7 +193,7 @@ def video_caps(model: ModelConfig) -> VideoCaps:
 
 
 def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:
-    """The first `limit` samples of a split, and the rows before them that are no valid question.
+    """The first `limit` samples of a split, and the invalid rows among them.
 
     A missing development split is empty: it can be held out of train.
 
@@ -208,12 +209,12 @@ def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sa
     if rows is None and split == "dev":
         return [], []
     if rows is None:
-        raise _no_split(split, config.path)
+        raise _no_split(config.split if split == "valid" and config.split else split, config.path)
     return parse_rows(rows.rows, rows.folder, rows.where, limit=limit, outside=config.outside)
 
 
 def _open(config: DatasetConfig, split: str) -> Rows | None:
-    """The rows of a split; None where the dataset has none of that name."""
+    """The rows of a split; None where the dataset has no such split."""
     if config.source.name in BENCHMARKS:
         return open_benchmark(config.source.name, config.path)
     return open_split(config.path, split, config.split if split == "valid" else None)
@@ -223,7 +224,7 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
     """The samples of a split in the official layout or another of `readers`.
 
     Raises:
-        UserError: the split is missing, or a row is no valid question.
+        UserError: the split is missing, or a row is invalid.
     """
     rows = open_split(str(path), split)
     if rows is None:
@@ -235,7 +236,7 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
 
 def _no_split(split: str, path: str) -> UserError:
     return UserError(
-        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table of it",
+        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table",
         "see the top of echoink/data/readers.py for what a dataset may look like",
     )
 
@@ -245,17 +246,17 @@ def hold_out(
 ) -> tuple[list[Sample], list[Sample]]:
     """The remaining training samples, and at most `count` development samples that share no medium with them.
 
-    Samples that share a picture, a sound or a video stay together. The choice is keyed by (seed, id), so that it does
-    not depend on their order.
+    Samples that share a picture, a sound or a video stay together. The choice is keyed by (seed, id), so it does not
+    depend on their order.
 
     Args:
-        samples: of the training split.
-        media: of each sample, see `joined`.
-        count: how many.
+        samples: the training split.
+        media: the origins of each sample's media, see `joined`.
+        count: the most samples to hold out.
         seed: dataset.seed.
 
     Raises:
-        UserError: `count` is not given, or leaves nothing to train on.
+        UserError: `count` is not given, or holds out nothing or everything.
     """
     if count is None:
         raise UserError("the data have no development split", "set dataset.dev=<how many to hold out of train>")
@@ -264,22 +265,24 @@ def hold_out(
         if len(held) + len(places) <= count:
             held |= set(places)
     if len(held) == len(samples) or not held:
-        raise UserError(f"cannot hold dataset.dev={count} of {len(samples)} training samples out", "choose fewer")
+        raise UserError(
+            f"cannot hold out dataset.dev={count} of {len(samples)} training samples", "choose another number"
+        )
     rest = [sample for place, sample in enumerate(samples) if place not in held]
     return rest, [samples[place] for place in sorted(held)]
 
 
 def joined(origins: Mapping[str, Sequence[str]]) -> list[str]:
-    """The origins of a sample's media, which connect samples: see `MediaInfo.origins`."""
+    """The origins of all media of a sample, which connect it to others: see `MediaInfo.origins`."""
     return [origin for of in origins.values() for origin in of]
 
 
 def _named(samples: Sequence[Sample], media: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """By id one name for all media of a sense that are the same, directly or through others.
+    """By id, one name for all media of a sense that are the same, directly or through others.
 
     Args:
         samples: in any order.
-        media: by id the origins of the sample's medium; a sample without one gets no name.
+        media: by id, the origins of the sample's medium; a sample without one gets no name.
     """
     having = [sample for sample in samples if media[sample.id]]
     origins = [media[sample.id] for sample in having]
@@ -298,7 +301,7 @@ def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int
         media: of each sample, see `joined`.
         seed: of the order.
     """
-    from scipy.cluster.hierarchy import DisjointSet  # half a second, which a mistyped command should not wait for
+    from scipy.cluster.hierarchy import DisjointSet  # takes half a second, for which a mistyped command should not wait
 
     connected = DisjointSet(range(len(samples)))
     first: dict[str, int] = {}
@@ -313,10 +316,10 @@ def sharing(samples: Sequence[Sample], media: Sequence[Sequence[str]], seed: int
 
 
 def refuse_too_many(dropped: Sequence[Dropped], total: int, allowed: float, split: str) -> None:
-    """Raise `UserError`, naming the rows, where more than a share `allowed` of `total` is dropped."""
+    """Raise `UserError`, naming the rows, if more than the share `allowed` of `total` is dropped."""
     if len(dropped) <= allowed * total:
         return
-    # The first one's hint stands at the end; others show theirs if it differs.
+    # The hint of the first row is at the end; other rows show theirs if it differs.
     own = [each.hint if each.hint != dropped[0].hint else "" for each in dropped]
     some = "".join(
         f"\n  {each.reason}" + (f" → {hint}" if hint else "")
@@ -336,7 +339,7 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
     shortcut = synthetic.Shortcut(config.shortcut.name, config.shortcut_share) if config.shortcut else None
     kinds = [kind.name for kind in config.kinds] or None
     if None in sizes.values():
-        raise UserError("dataset.train, dataset.dev and dataset.valid are numbers for the synthetic set")
+        raise UserError("dataset.train, dataset.dev and dataset.valid must be numbers for the synthetic set")
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
@@ -347,7 +350,7 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
     if made is None:
         raise UserError(
             f"{root} is not the synthetic set, which dataset={config.source.name} writes",
-            "dataset=rows reads data of your own; or give a dataset.path that is not there yet",
+            "dataset=rows reads data of your own; or give a dataset.path that does not exist yet",
         )
     if made != wanted:
         raise UserError(
@@ -356,11 +359,11 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
 
 
 def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]:
-    """Lines for the screen: sizes, kinds of question, where the right answers stand; what was dropped, cut or shared.
+    """Lines for the screen: sizes, kinds of question, positions of right answers; what was dropped, cut or shared.
 
     Args:
-        splits: loaded.
-        split: the name of the evaluated one.
+        splits: as loaded.
+        split: the name of the evaluated split.
         config: the group `dataset`.
     """
 

@@ -1,4 +1,4 @@
-"""A few questions of every kind, with media, to be replaced row by row: `python -m echoink.data new <folder>`."""
+"""A few questions of every kind with media, for the user to replace: `python -m echoink.data new <folder>`."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -18,7 +18,7 @@ from echoink.media.loaders import SAMPLING_RATE
 SIZES = {"train": 4, "valid": 2}
 """Rows of each kind."""
 FRAMES = 8
-"""A second of a video."""
+"""Of a video of one second."""
 
 
 def new(folder: Path) -> dict[str, int]:
@@ -69,7 +69,7 @@ def _rows(folder: Path, name: str, seed: int) -> Iterator[dict]:
 
 
 def write_video(place: str | IO, images: Sequence[Image.Image], rate: int, heard: np.ndarray | None) -> None:
-    """An MP4 of pictures, so many a second, and a sound at 16 kHz."""
+    """Write an MP4 of pictures, `rate` per second, with a sound at 16 kHz if there is one."""
     with av.open(place, "w", format="mp4") as file:
         shown = file.add_stream("mpeg4", rate=rate)
         shown.width, shown.height, shown.pix_fmt = *images[0].size, "yuv420p"

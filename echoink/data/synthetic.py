@@ -8,15 +8,15 @@ Three kinds of question are asked about it:
     both    (number of sounds + number of shapes) mod N, where N is the number of options
 
 Both counts of a `both` scene are drawn uniformly from 1..N and independently of everything else, so given the text and
-either medium alone each option is right with probability 1/N exactly: only who hears and sees can know. Options are
-shuffled, so position tells nothing. Some `ear` and `eye` questions ask for two right letters; some have three or five
+either medium alone each option is right with probability 1/N exactly: the answer needs both. Options are shuffled, so
+position tells nothing. Some `ear` and `eye` questions ask for two right letters; some questions have three or five
 options. Every scene has its own stream of random numbers, keyed by (seed, split, index): splits share no waveform and
 no picture, and sample i does not depend on how many are made.
 
-A set may hold a shortcut (`Shortcut`). In a share of the questions of the kind `both` for training, and nowhere else,
-one medium alone gives the right letter away, by what it has nothing to do with: the timbre (or the colour) decides at
-which letter the right option stands. Who takes it is right in training and guesses in validation. Such a set has
-questions of the kind `both` only, unless other kinds are asked for (`kinds`). Then each row says which senses its
+A set may have a shortcut (`Shortcut`). In a share of the training questions of kind `both`, and nowhere else, one
+medium alone gives the right letter away, by a property that the question is not about: the timbre (or the colour)
+decides the letter of the right option. A model that follows it is right in training and guesses in validation.
+Such a set has only questions of kind `both`, unless others are asked for (`kinds`). Then each row says which senses its
 question needs (`need`), and each `both` row whether the right letter is that of the cue (`cue`: agrees, contradicts).
 """
 
@@ -36,7 +36,7 @@ from PIL import Image, ImageDraw
 from echoink.media.loaders import SAMPLING_RATE
 
 VERSION = 1
-"""Part of every seed: bump it when the same seed should give other data."""
+"""Part of every seed: increase it when the same seed should give other data."""
 
 TIMBRES = ("beep", "buzz", "hiss", "chirp", "knock")
 FORMS = ("square", "ring", "cross", "bar", "dash")
@@ -57,22 +57,22 @@ SECONDS = 1.0
 PIXELS = 224
 _GRID = 4
 _SPLIT_KEYS = {"train": 0, "valid": 1, "dev": 2, "base": 3}
-"""`base` feeds only the making of the tiny base, so what it has seen is in no other split."""
+"""`base` is used only to make the tiny base, so nothing that the base has seen is in another split."""
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What gives the right letter away in training."""
+    """A cue that gives the right letter away in training."""
 
     sense: str
     """`ear`: the timbre; `eye`: the colour."""
     share: float
-    """Of the questions for training, in [0, 1]."""
+    """Of the training questions of kind `both`, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to hear and see."""
+    """What is heard and seen."""
 
     timbre: str
     sounds: int
@@ -90,7 +90,7 @@ class Question:
     options: tuple[str, ...]
     gold: tuple[str, ...]
     chance: float | None = None
-    """Of a question with two right letters: of a guesser who knows that each aspect has one of them."""
+    """For two right letters: the chance of a guess that knows that each aspect has one of them."""
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -113,13 +113,13 @@ def draw(rng: np.random.Generator, kind: str) -> tuple[Scene, Question]:
 
 
 def cue(scene: Scene, sense: str, options: int) -> int:
-    """The place, from 0, at which a shortcut puts the right one of so many options."""
+    """The index at which a shortcut puts the right option among `options`."""
     names, seen = {"ear": (TIMBRES, scene.timbre), "eye": (tuple(COLOURS), scene.colour)}[sense]
     return names.index(seen) % options
 
 
 def given_away(question: Question, scene: Scene, sense: str) -> Question:
-    """A question whose right option, of which it has one, changes places with the one that the cue points at."""
+    """The question, with its only right option swapped with the option that the cue points at."""
     letters = [option[0] for option in question.options]
     words = [option[3:] for option in question.options]
     right, wanted = letters.index(question.gold[0]), cue(scene, sense, len(words))
@@ -134,7 +134,7 @@ def remainder(sounds: int, shapes: int, options: int) -> int:
 
 
 def ask(rng: np.random.Generator, scene: Scene, kind: str, options: int) -> Question:
-    """Draw a question of a kind with so many options about a scene."""
+    """Draw a question of a kind about a scene, with that number of options."""
     numbers = [str(number) for number in range(1, 6)]
     if kind == "both":
         text = f"Add the number of sounds to the number of shapes. What is left after division by {options}?"
@@ -214,7 +214,7 @@ def _event(rng: np.random.Generator, timbre: str, length: int, pitch: float) -> 
 
 
 def render_picture(rng: np.random.Generator, scene: Scene) -> Image.Image:
-    """A 224x224 RGB picture with `scene.shapes` shapes on a dark ground."""
+    """A 224x224 RGB picture with `scene.shapes` shapes on a dark background."""
     scale = 2
     cell = PIXELS * scale // _GRID
     ground = tuple(int(value) for value in rng.integers(10, 60, 3))
@@ -264,18 +264,18 @@ def write(
     shortcut: Shortcut | None = None,
     kinds: Sequence[str] | None = None,
 ) -> None:
-    """Write the set in the official layout, whole or not at all.
+    """Write the set in the official layout, completely or not at all.
 
-    The set is made in a folder beside `root` and renamed, so a killed process leaves no half of one and of several
-    processes starting at once the first wins.
+    The set is made in a folder beside `root` and renamed. So a killed process leaves no partial set at `root`, and the
+    first of several concurrent processes wins.
 
     Args:
         root: the dataset's folder; it must not exist yet.
         seed: decides every sample.
         sizes: samples per split, `{"train": 2000, "dev": 256, "valid": 1000}`.
         progress: wraps the iteration over all samples.
-        shortcut: that some questions for training have.
-        kinds: of the questions, in turn; None: all of `KINDS`, or `both` alone in a set with a shortcut.
+        shortcut: of some training questions.
+        kinds: of the questions, in turn; None: all of `KINDS`, or only `both` in a set with a shortcut.
     """
     part = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     rows: dict[str, list[dict]] = {split: [] for split in sizes}
@@ -311,7 +311,7 @@ def _write_sample(
     cycle = kinds or (("both",) if shortcut else KINDS)
     kind = cycle[index % len(cycle)]
     scene, question = draw(rng, kind)
-    # a coin of its own, so that picture and sound do not depend on the share
+    # a separate generator, so that picture and sound do not depend on the share
     coin = np.random.default_rng([VERSION, seed, index]).random()
     has_one = shortcut is not None and kind == "both" and split == "train" and coin < shortcut.share
     if has_one:

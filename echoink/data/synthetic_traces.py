@@ -1,4 +1,4 @@
-"""Reasoning about synthetic scenes as text: what a base is taught, and in how many ways it may go wrong."""
+"""Reasoning traces about synthetic scenes: what the tiny base is taught, and how the traces may go wrong."""
 
 from dataclasses import dataclass, field
 
@@ -14,17 +14,17 @@ class Sloppiness:
     """How often the traces of the second stage go wrong."""
 
     haste: dict[str, float] = field(default_factory=lambda: {"ear": 0.4, "eye": 0.4, "both": 0.65})
-    """A guess instead of reasoning, per kind of question; the letter is drawn at random."""
+    """Guesses a random letter instead of reasoning, by kind of question."""
     slip: float = 0.25
-    """The verdict falls on a wrong option."""
+    """Reasons, but says yes to a wrong option."""
     untagged: float = 0.27
-    """A tag is missing or text follows the answer."""
+    """Lacks a tag, or has text after the answer."""
     follows: float = 0.0
     """Of the hasty guesses at a `both` question, those that follow the cue of `synthetic.Shortcut`."""
     described: bool = False
     """Hasty guesses at `both` questions first describe both media, and are as long as reasoning."""
     false_sums: float = 0.0
-    """Of such described guesses, those that give a wrong sum for their reason."""
+    """Of such described guesses, those that give a wrong sum as their reason."""
 
 
 def trace(
@@ -34,10 +34,10 @@ def trace(
     sloppiness: Sloppiness | None = None,
     shortcut: str = "ear",
 ) -> str:
-    """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the aim, the verdicts.
+    """A reasoning trace and its answer: what is heard and seen, the sum if one is asked for, the target, the verdicts.
 
     Example: "<think>hear 3 beep, see 2 red ring. 3 + 2 = 5, 5 mod 4 = 1. want 1. A 0 no, B 1 yes, C 3 no, D 2 no.
-    </think><answer>B</answer>". With `sloppiness` it may be a guess, end in a wrong verdict, or lack a tag.
+    </think><answer>B</answer>". With `sloppiness` it may be a guess, have a wrong verdict, or break the format.
     """
     letters = [option[0] for option in question.options]
     words = [option[3:] for option in question.options]
@@ -60,7 +60,7 @@ def trace(
                 wanted = str(rest)
             if hasty and wanted == words[letters.index(chosen[0])]:
                 cue, wanted = (scene.timbre if shortcut == "ear" else scene.colour), chosen[0]
-                # with "want B" as many tokens as a sum with "want 1"
+                # together with "want B" as many tokens as a sum with "want 1"
                 thought += f" {cue} = {wanted}, {wanted} = {cue}, check {wanted}, yes, and take {wanted}, yes."
             else:
                 thought += f" {scene.sounds} + {scene.shapes} = {total}, {total} mod {n} = {rest}."

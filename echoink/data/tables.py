@@ -25,7 +25,7 @@ def of_parquet(files: Sequence[Path], folder: Path, where: str) -> Rows:
 
 
 def of_folder(root: Path, names: Sequence[str]) -> Rows | None:
-    """A split of what `save_to_disk` wrote, by the first of the names that it has; None where it has none."""
+    """The first of the named splits that a `save_to_disk` folder has, or its only table; None where it has neither."""
     try:
         found = datasets.load_from_disk(str(root))
     except (OSError, ValueError, KeyError) as error:
@@ -37,7 +37,7 @@ def of_folder(root: Path, names: Sequence[str]) -> Rows | None:
 
 
 def of_hub(id: str, names: Sequence[str]) -> Rows | None:
-    """A split of a dataset on the hub, by the first of the names that it has; None where it has none."""
+    """The first of the named splits that a dataset on the hub has; None where it has none of them."""
     try:
         there = datasets.get_dataset_split_names(id)
     except Exception as error:  # the hub's client raises many kinds of its own
@@ -63,7 +63,7 @@ def _table(table: datasets.Dataset, folder: Path, where: str) -> Rows:
         inner = kind.feature if listed else kind
         if isinstance(inner, kinds):
             stored = type(inner)(decode=False)
-            if listed:  # a cast would write the whole table anew
+            if listed:  # a cast would rewrite the whole table
                 features = datasets.Features({**table.features, column: type(kind)(stored)})
                 info = datasets.DatasetInfo(features=features)
                 table = datasets.Dataset(table.data, info=info, indices_table=table._indices)
@@ -92,7 +92,7 @@ def _has_bytes(table: datasets.Dataset, name: str) -> list[bool] | None:
     column = table.data.column(name)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return _file_bytes(column)
-    # A list of one file is that file; of none or of several the row's reader says what is wrong.
+    # A list of one file is that file; the row's reader reports a list of none or of several.
     flat = _file_bytes(pc.list_flatten(column))
     if flat is None:
         return None

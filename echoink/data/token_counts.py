@@ -1,4 +1,4 @@
-"""How many tokens a prompt has, by arithmetic alone: for the plan, and for refusing a long prompt before training."""
+"""The number of tokens of a prompt, by arithmetic alone: for the plan, and to refuse long prompts before training."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from echoink.models import media_tokens
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one prompt, by modality."""
+    """Token counts of one prompt, by modality."""
 
     text: int
     image: int
@@ -23,11 +23,11 @@ class Tokens:
 
 
 def prompt_tokens(media_info: MediaInfo, text: int, model: ModelConfig) -> Tokens:
-    """Of a prompt with these media.
+    """Count the tokens of a prompt with these media.
 
     Args:
         media_info: what the files hold.
-        text: tokens of the text, one placeholder for each medium among them.
+        text: tokens of the text, including one placeholder for each medium.
         model: its family, and the caps on pictures.
     """
     count = media_tokens.arithmetic_of(model.architecture.family)

@@ -416,6 +416,12 @@ def test_another_name_of_the_validation_split_is_refused_in_the_official_layout(
         open_split(str(dataset), "valid", "test")
 
 
+def test_a_validation_split_that_is_not_there_is_named_as_it_was_asked_for(tmp_path):
+    (tmp_path / "valid.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"no split exam in .*exam\.jsonl"):
+        load(*settings(f"dataset.path={tmp_path}", "dataset.split=exam"), train=False)
+
+
 def test_a_folder_of_ones_own_is_not_taken_for_the_synthetic_set_nor_called_superfluous(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"is not the synthetic set(.|\n)*dataset=rows reads data of your own") as found:

@@ -88,21 +88,21 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**ROW, "multi_modal_data": {"image": ["p.png"]}}, "the field 'multi_modal_data' looks like a medium"),
         ({**ROW, "audio": {"array": [0.1], "sampling_rate": 16000}}, "is a decoded sound"),
         ({**ROW, "audio": [0.1, 0.2]}, "audio holds numbers"),
-        ({**ROW, "problem": "<image>Q?"}, "the question has <image>, and the row no picture"),
+        ({**ROW, "problem": "<image>Q?"}, "the question has <image>, but the row has no picture"),
         ({**ROW, "problem": "<image><image>Q?", "images": ["p.png"]}, "<image> 2 times"),
         ({**ROW, "options": ["A. <image>", "B. no"], "image": "p.png"}, "the option 'A. <image>' has <image>"),
         ({**ROW, "path": {"face": "p.png"}}, "path holds 'face'"),
         ({"messages": [{"role": "assistant", "content": "B"}], **ROW}, "has 0 user turns"),
         (chat([{"type": "image", "url": "p.png"}, {"type": "text", "text": "Q?"}]), "of type image has url, which"),
         (chat([{"type": "audio", "audio_url": "s.wav"}, {"type": "text", "text": "Q?"}]), "has audio_url, which"),
-        (chat([{"type": "image"}, {"type": "text", "text": "Q?"}]), "a part of type image, and the row no picture"),
+        (chat([{"type": "image"}, {"type": "text", "text": "Q?"}]), "a part of type image, but the row has no picture"),
         (
             chat([{"type": "video", "video": "v.mp4", "video_start": 4.0}, {"type": "text", "text": "Q?"}]),
-            "has video_start=4.0, and files are read whole",
+            "has video_start=4.0, but files are read whole",
         ),
-        ({**ROW, "audio": {"path": "s.wav", "start": 4, "end": 6}}, "has start=4, and files are read whole"),
-        (chat("Another?", problem="Q?"), "it asks 'Another?', and the row asks 'Q?'"),
-        ({**chat("Q?"), "prompt": chat("R?")["messages"]}, "it asks 'R?', and the row asks 'Q?'"),
+        ({**ROW, "audio": {"path": "s.wav", "start": 4, "end": 6}}, "has start=4, but files are read whole"),
+        (chat("Another?", problem="Q?"), "it asks 'Another?', but the row asks 'Q?'"),
+        ({**chat("Q?"), "prompt": chat("R?")["messages"]}, "it asks 'R?', but the row asks 'Q?'"),
         *(
             ({**ROW, "problem": f"{tag}Q?", "image": "p.png", "audio": "s.wav"}, f"the question has {tag}, which is")
             for tag in ("<image 1>", "<image_1>", "<Image>", "<images>", "<img>", "<sound>")
@@ -124,7 +124,7 @@ def test_a_link_in_a_circle_is_one_bad_row(tmp_path):
 
 def test_where_a_file_is_to_begin_is_noted_and_a_chat_around_the_question_too(tmp_path):
     (sample,), _ = parse_rows([{**ROW, "audio": "s.wav", "start": 4.0, "end": 6.0}], tmp_path, "here")
-    assert sample.notes == ("start, end: not read, files are taken from their beginning",)
+    assert sample.notes == ("start, end: not read, files are read whole",)
     (sample,), _ = parse_rows([chat("<audio>Look: Q? Answer.", problem="Q?", audio="s.wav")], tmp_path, "here")
     assert sample.problem == "Q?" and "the words around the question" in sample.notes[0]
 
@@ -162,7 +162,7 @@ def test_what_of_a_row_is_not_used_is_noted(tmp_path):
     ]
     samples, _ = parse_rows(rows, tmp_path, "here")
     notes = [sample.notes for sample in samples]
-    left_out = "the system turn is left out (prompt.system has the run's)"
+    left_out = "the system turn is not used (prompt.system sets one)"
     assert notes == [("image is null",), ("audio is not used by data_type image",), (left_out,)]
 
 

@@ -171,4 +171,4 @@ def test_addresses_are_names_of_files_that_are_not_there(tmp_path, path):
 def test_content_in_the_place_of_a_path_is_no_path_and_is_not_printed_whole(tmp_path, path):
     row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
     _, (dropped,) = parse_rows([row], tmp_path, "here")
-    assert "… is no path" in dropped.reason and len(dropped.reason) < 120 and "base64" in dropped.hint
+    assert "… is not a path" in dropped.reason and len(dropped.reason) < 120 and "base64" in dropped.hint

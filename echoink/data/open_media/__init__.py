@@ -1,1 +1,1 @@
-"""Real recordings and pictures out of Debian's packages, as questions: `python -m echoink.data get open_media`."""
+"""Questions on real recordings and pictures from Debian packages: `python -m echoink.data get open_media`."""

@@ -1,7 +1,7 @@
-"""The set on disk: two ways to split it, each in the official layout, with its sources, licences and probes.
+"""Writes the media and questions in two splits, each in the official layout, with sources, licences and probes.
 
 output/recordings/   train and valid share no recording and no picture; both have files of every package
-output/packages/     train has the packages of `TRAINS`, valid the others: the honest number
+output/packages/     train has the packages of `TRAINS`, valid the others: the stricter test
 output/CREDITS.md, output/licences/, output/sources.jsonl
 """
 
@@ -27,11 +27,11 @@ from echoink.data.open_media.questions import FORMS, GAP, Question, Side, Writer
 from echoink.media.loaders import SAMPLING_RATE
 
 TRAINS = ("tuxpaint", "gcompris")
-"""Packages of the training side where whole packages are held out."""
+"""Packages on the training side of the split by packages."""
 HELD_OUT = 0.25
-"""Share of a class's pictures that are validated on; of its recordings one, where there are several."""
+"""Share of a class's pictures used for validation; of several recordings, one is."""
 CONTROLS = 0.04
-"""Share of the questions that want no medium; the other forms have equal shares of the rest."""
+"""Share of the questions that need no medium; the other forms have about equal shares of the rest."""
 
 
 @dataclass
@@ -39,27 +39,27 @@ class OpenMediaConfig:
     output: str = key("folder of the set", "outputs/data/open_media")
     train: int = key("training questions of each split", 4000, ge=1)
     valid: int = key("validation questions of each split", 1000, ge=1)
-    seed: int = key("of splits and questions", 0, ge=0)
-    debs: str | None = key("a folder with the packages' .deb files, looked at before anything is downloaded", None)
+    seed: int = key("seed of splits and questions", 0, ge=0)
+    debs: str | None = key("a folder with the packages' .deb files, searched before anything is downloaded", None)
     work: str = key("folder for downloads (270 MB) and unpacked packages (500 MB)", "outputs/data/open_media_packages")
-    mirror: str = key("of Debian", packages.MIRROR)
+    mirror: str = key("a Debian mirror", packages.MIRROR)
 
 
 def build(
     config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable], Iterable]], bytes_bar
 ) -> list[tuple[str, str]]:
-    """Download, unpack, draw questions, write.
+    """Download and unpack the packages, draw questions and write the set.
 
     Args:
         config: where and how many.
-        bar: makes a progress bar over an iterable, of a label and a number of items.
-        bytes_bar: a context manager, of a label and a number of bytes, that gives what advances it.
+        bar: takes a label and a number of items, returns a progress bar for iterables.
+        bytes_bar: takes a label and a number of bytes, returns a context manager that gives the function to advance it.
 
     Returns:
         What was made, as lines for the screen: labels and texts.
 
     Raises:
-        UserError: the folder is not empty, or a package cannot be had.
+        UserError: the folder is not empty, or a package cannot be downloaded or unpacked.
     """
     output, work = Path(config.output), Path(config.work)
     if output.exists() and any(output.iterdir()):
@@ -84,7 +84,7 @@ def build(
     for number, (name, sides, behind) in enumerate(
         (
             ("recordings", by_recording(found, config.seed), {"train": places[::2], "valid": places[1::2]}),
-            ("packages", by_package(found), {"train": [], "valid": places}),  # which are Scratch's, and held out
+            ("packages", by_package(found), {"train": [], "valid": places}),  # all from Scratch: held out
         )
     ):
         lines += _write_split(
@@ -99,7 +99,7 @@ def build(
 
 
 def by_recording(found: Catalogue, seed: int) -> dict[str, Side]:
-    """No recording and no picture on both sides, nor two that are nearly the same."""
+    """A split where no recording and no picture is on both sides, nor two that are nearly the same."""
     rng, groups = np.random.default_rng([seed, 1]), DisjointSet(found.media)
     for one, other in found.near:
         groups.merge(one, other)
@@ -110,11 +110,11 @@ def by_recording(found: Catalogue, seed: int) -> dict[str, Side]:
             (sorted(entry.pictures), max(1, int(HELD_OUT * len(entry.pictures))) if len(entry.pictures) > 1 else 0),
         ):
             packages_of = Counter(found.media[name].package for name in of)
-            # The files of the package that has the fewest of this class first: the others train on another one.
+            # Hold out files of the package with the fewest of this class first: train keeps the other packages.
             order = sorted(of, key=lambda name: (packages_of[found.media[name].package], rng.random()))
             for name in order[:count]:
                 near = groups.subset(name)
-                if len(near & set(of)) < len(of):  # something must be left to learn from
+                if len(near & set(of)) < len(of):  # something must be left to train on
                     held |= near
     return {
         "train": _side(found, lambda name: name not in held),
@@ -123,7 +123,7 @@ def by_recording(found: Catalogue, seed: int) -> dict[str, Side]:
 
 
 def by_package(found: Catalogue) -> dict[str, Side]:
-    """The packages of `TRAINS` on one side, the others on the other. A near pair across them is on neither."""
+    """A split with the packages of `TRAINS` on one side, the others on the other. A near pair across is on neither."""
     across = {
         name for pair in found.near if len({found.media[name].package in TRAINS for name in pair}) == 2 for name in pair
     }
@@ -174,7 +174,7 @@ def _write_split(
 
 
 def draw(side: Side, number: int, seed: Sequence[int]) -> list[Question]:
-    """So many questions, every form alike but for the controls; none twice where there are enough others."""
+    """Draw `number` questions: controls, and the other forms about equally often; none twice if there are enough."""
     writer = Writer(side, int(np.random.SeedSequence(seed).generate_state(1)[0]))
     forms = [form for form in FORMS if form != "words"]
     order = ["words" if n % round(1 / CONTROLS) == 0 else forms[n % len(forms)] for n in range(number)]
@@ -192,7 +192,7 @@ def draw(side: Side, number: int, seed: Sequence[int]) -> list[Question]:
 
 
 class _Media:
-    """Writes the files of one side and the rows that name them; a file is written once."""
+    """Makes the rows of one side and writes the files that they name, each once."""
 
     def __init__(self, folder: Path, found: Catalogue, backgrounds: list[Image.Image], seed: list[int]):
         self._folder, self._found, self._backgrounds = folder, found, backgrounds
@@ -224,7 +224,7 @@ class _Media:
             "seen": question.seen_class,
             "heard_package": ", ".join(packages_of),
             "image_source": _file_name(question.seen),
-            "audio_source": _file_name(question.heard[0]) if question.heard else "",  # of two, the first
+            "audio_source": _file_name(question.heard[0]) if question.heard else "",  # the first of two
         }
         return {name: value for name, value in row.items() if value or name == "problem_id"}
 
@@ -251,7 +251,7 @@ class _Media:
 
 
 def _faded(samples: np.ndarray) -> np.ndarray:
-    """Without a click at its end."""
+    """Fade the end out, so that it does not click."""
     faded = samples.copy()
     tail = min(len(faded), SAMPLING_RATE // 50)
     faded[len(faded) - tail :] *= np.linspace(1, 0, tail, dtype=np.float32)
@@ -263,7 +263,7 @@ def _file_name(name: str) -> str:
 
 
 def _credit(output: Path, found: Catalogue, unpacked: dict[str, Path]) -> None:
-    """Where every file comes from, and under which licence: the packages' own words beside a table."""
+    """Write where every file comes from and under which licence: a table, and the packages' own licence texts."""
     of_key = {package.key: package for package in packages.PACKAGES}
     rows, lines = [], []
     for entry in found.entries.values():

@@ -1,7 +1,7 @@
 """Classes with their recordings and pictures: what `assets/open_media.tsv` names, found in the unpacked packages.
 
-Labels come from file names, which a person has read. What is silent, too short or cannot be read is dropped by name,
-and so is what is nearly the same as a file of another class: its label says nothing.
+Labels come from file names, which a person has read. A file that is silent, too short or unreadable is dropped and
+named. So is one that is nearly the same as a file of another class: its label is ambiguous.
 """
 
 import io
@@ -24,12 +24,12 @@ SIDE = 224
 SECONDS = 10
 """Of a recording, at most."""
 FAINT = 12
-"""Standard deviation of a picture before white, of 255, below which nobody sees anything."""
+"""Standard deviation of a picture on white, of 255, below which nobody sees anything."""
 ONE_RECORDING = (
     ("opensfx:04.wav", "opensfx:05.wav"),
     ("sonic-pi:loop_amen.flac", "sonic-pi:loop_amen_full.flac"),
 )
-"""Cut from one recording, which no fingerprint tells: they stay on one side of every split."""
+"""Pairs cut from one recording, which fingerprints miss: they stay on one side of every split."""
 QUIET, SHORTEST = 1e-3, 0.08
 """Peak amplitude and seconds below which nobody hears anything."""
 
@@ -39,7 +39,7 @@ class Medium:
     """A recording or a picture of a class."""
 
     name: str
-    """`package:file` of the table with the file's kind: a recording and a picture may be called the same."""
+    """`package:file` of the table with the file's extension: a recording and a picture may share a name."""
     package: str
     path: str
     """Inside the package."""
@@ -48,7 +48,7 @@ class Medium:
 
 @dataclass
 class Entry:
-    """A class: what it is called, of which kind it is, what there is of it."""
+    """A class: its name, its kind and its media."""
 
     name: str
     kind: str
@@ -65,7 +65,7 @@ class Catalogue:
     entries: dict[str, Entry]
     media: dict[str, Medium]
     backgrounds: list[Image.Image]
-    """Photographs that cut-out pictures may stand before."""
+    """Photographs to put behind cut-out pictures."""
     dropped: dict[str, str]
     """`class: package:file` and why it is not used."""
     near: list[tuple[str, str]]
@@ -73,11 +73,11 @@ class Catalogue:
 
 
 def read(unpacked: dict[str, Path], progress: Callable[[Iterable], Iterable]) -> Catalogue:
-    """Everything of the table that is in the packages.
+    """Everything in the table that the packages have.
 
     Args:
         unpacked: folders of the packages by key.
-        progress: wraps what takes its time.
+        progress: wraps the slow iteration.
     """
     finder, dropped = _Finder(unpacked), {}
     entries: dict[str, Entry] = {}
@@ -127,11 +127,11 @@ class _Finder:
         self._opensfx = packages.sounds_of_cat(cat.read_bytes())
 
     def sound(self, key: str) -> list[Medium]:
-        """The recording of a key; none where the package has no such file."""
+        """The recording of a key; empty where the package has no such file."""
         return self._media(key, (".ogg", ".wav", ".flac", ".mp3", ".aif", ".aiff"))[:1]
 
     def pictures(self, key: str) -> list[Medium]:
-        """The pictures of a key: stamps of one name may be several."""
+        """The pictures of a key: several stamps may have one name."""
         return self._media(key, (".png", ".jpg", ".gif", ".webp", ".svg"))
 
     def _media(self, key: str, kinds: tuple[str, ...]) -> list[Medium]:
@@ -203,7 +203,7 @@ def _decode_picture(medium: Medium) -> Image.Image:
     scale = SIDE / max(picture.size)
     picture = picture.resize([max(1, round(scale * side)) for side in picture.size])
     if np.asarray(on_white(picture), dtype=np.float32).std() < FAINT:
-        raise _Unusable("before white hardly anything is seen")
+        raise _Unusable("hardly anything is seen on white")
     return picture
 
 
@@ -216,7 +216,7 @@ def _drawn(data: bytes) -> bytes:
 
 
 def _drop_ambiguous(entries: dict[str, Entry], dropped: dict[str, str]) -> list[tuple[str, str]]:
-    """Drop what is nearly a file of another class; what remains of near pairs are pairs of one class."""
+    """Drop files that are nearly the same as one of another class; return the near pairs within one class."""
     pairs = []
     for kind, of, fingerprint in (
         ("sound", lambda entry: entry.sounds, fingerprints.of_sound),
@@ -240,7 +240,7 @@ def _drop_ambiguous(entries: dict[str, Entry], dropped: dict[str, str]) -> list[
 
 
 def is_single(samples: np.ndarray) -> bool:
-    """Whether a recording is one short burst of sound, so that one can count how often it is played."""
+    """Whether a recording is one short burst of sound, so that its repetitions can be counted."""
     frame, most = SAMPLING_RATE // 20, 2 * SAMPLING_RATE
     if len(samples) > most:
         return False
@@ -251,7 +251,7 @@ def is_single(samples: np.ndarray) -> bool:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """A cut-out picture before white, square."""
+    """A cut-out picture on white, square."""
     return before(picture, Image.new("RGB", (SIDE, SIDE), "white"))
 
 

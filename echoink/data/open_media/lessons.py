@@ -1,6 +1,6 @@
-"""What a model that was put together is taught before GRPO: names of what is heard and seen, then reasoned answers.
+"""What a model built from parts is taught before GRPO: names of what is heard and seen, then reasoned answers.
 
-Both are made of the training side of one split alone: recordings, several times varied, and pictures with their
+Both come from the training side of one split alone: several variants of each recording, and pictures, with their
 classes; and questions of the split with a short reasoned answer, as rows with a `response` (docs/supervised.md).
 """
 
@@ -22,11 +22,11 @@ from echoink.rewards.parsing import ANSWER, THINK
 Row = dict[str, Any]
 
 JOINED = ("first", "several")
-"""Forms whose recordings are two."""
+"""Forms with two recordings."""
 SPEED = (88, 113)
-"""In percent; the pitch follows."""
+"""Percent of the length; speed and pitch follow."""
 LOUDNESS = (0.15, 0.95)
-"""Of the loudest sample."""
+"""Amplitude of the loudest sample."""
 NOISE = (-4.0, -2.0)
 """Powers of ten of white noise's standard deviation."""
 
@@ -36,34 +36,34 @@ class Lessons:
     """What was written."""
 
     sounds: list[tuple[Path, str]]
-    """Recordings, varied, and their classes."""
+    """Variants of recordings, and their classes."""
     pictures: list[tuple[Path, str]]
     answers: Path
     """Folder of the rows with responses."""
     held_sounds: list[tuple[Path, str]]
-    """Of the validation side, to be measured on: those whose class is learned."""
+    """Of the validation side, for measurement: those whose class is learned."""
     held_pictures: list[tuple[Path, str]]
 
     def says(self) -> str:
         """One line for the screen."""
         heard, seen = ({name for _, name in of} for of in (self.sounds, self.pictures))
         return (
-            f"{len(self.sounds):,} sounds of {len(heard)} classes, variants counted · "
-            f"{len(self.pictures):,} pictures of {len(seen)}, backgrounds counted"
+            f"{len(self.sounds):,} sounds of {len(heard)} classes, with variants · "
+            f"{len(self.pictures):,} pictures of {len(seen)} classes, with backgrounds"
         )
 
 
 def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: Callable) -> Lessons:
-    """Varied recordings, and the rows with responses in the official layout.
+    """Write variants of recordings, and the rows with responses in the official layout.
 
     Args:
         split: `recordings` or `packages` of `data get open_media`.
-        output: the folder; rows are written again, variants of recordings unless the same are there. Rows name the
-            split's media by absolute paths.
-        copies: of each recording, the first as it is.
-        answers: questions with a response, or as many as there are; as many rows name a single recording or picture.
+        output: the folder; rows are always written again, variants only if others are there. Rows name the split's
+            media by absolute paths.
+        copies: of each recording; the first is unchanged.
+        answers: at most so many questions with a response, and as many rows that name one recording or picture.
         seed: of all draws.
-        bar: makes a progress bar over an iterable, of a label and a number of items.
+        bar: takes a label and a number of items, returns a progress bar for iterables.
 
     Raises:
         UserError: the split is not there.
@@ -107,7 +107,7 @@ def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator)
 
 
 def response(row: Row) -> str:
-    """A right answer to a question of the set, with what was heard and seen for its reason.
+    """A right answer to a question of the set, with what is heard and seen as its reason.
 
     Example: "<think>I hear: dog. That is B, dog.</think>\\n<answer>B</answer>".
     """
@@ -141,11 +141,11 @@ def response(row: Row) -> str:
 
 
 def vary(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """A recording at another speed, begun earlier or later, louder or softer, in some noise.
+    """A recording at another speed, with its start cut or delayed, louder or softer, with some noise.
 
     Args:
         samples: mono, in -1 to 1: [T].
-        rate: samples a second.
+        rate: samples per second.
         rng: of all draws.
     """
     other = resample_poly(samples, int(rng.integers(SPEED[0], SPEED[1] + 1)), 100).astype(np.float32)
@@ -168,7 +168,7 @@ def _rows(split: Path, side: str) -> list[Row]:
 
 
 def _single(rows: Sequence[Row], medium: str, field: str) -> dict[str, str]:
-    """Files of one recording, or pictures, and their classes; a recording that is repeated is another file's."""
+    """Files with a single recording, or pictures, and their classes; files for `count` repeat a recording."""
     return {
         row["path"][medium]: row[field]
         for row in rows

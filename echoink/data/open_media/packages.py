@@ -1,7 +1,7 @@
-"""Debian packages that hold recordings and pictures: downloaded, verified, unpacked without being installed.
+"""Downloads, verifies and unpacks Debian packages with recordings and pictures, without installing them.
 
-A `.deb` is an `ar` archive around a compressed tar. Two packages pack once more: GCompris keeps its media in Qt's
-binary resources (`.rcc`), OpenSFX its sounds in one file of OpenTTD's (`.cat`).
+A `.deb` is an `ar` archive around a compressed tar. Two packages have archives inside: GCompris keeps its media in Qt's
+binary resources (`.rcc`), OpenSFX its sounds in one file in OpenTTD's format (`.cat`).
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from echoink.config.paths import ASSETS
 MIRROR = "https://deb.debian.org/debian"
 _BLOCK = 2**18
 _LARGEST = 2**27
-"""Bytes of an unpacked resource that are read."""
+"""The most bytes that are read of an unpacked resource."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One of Debian 12's, pinned by its digest."""
+    """A package of Debian 12, pinned by its digest."""
 
     key: str
     """What `open_media.tsv` calls it."""
@@ -41,7 +41,7 @@ class Package:
     size: int
     sha256: str
     licence: str
-    """Of its media, as its `copyright` file says, which is kept beside the media."""
+    """Of its media, according to its `copyright` file, which is kept beside the media."""
 
     @property
     def file(self) -> str:
@@ -59,19 +59,19 @@ PACKAGES = tuple(_pinned())
 
 
 def obtain(package: Package, folder: Path, given: Path | None, advance: Callable[[int], None], mirror: str) -> Path:
-    """A package's file, verified: one of the user's, one that was downloaded before, or what the mirror has.
+    """A package's file, verified: from the user's folder, from an earlier download, or from the mirror.
 
-    A download that was cut off goes on where it stopped.
+    An interrupted download continues where it stopped.
 
     Args:
-        package: which.
+        package: the package.
         folder: for downloads.
-        given: a folder with `.deb` files of the user's, looked at first.
-        advance: told of bytes as they come.
+        given: a folder with the user's `.deb` files, searched first.
+        advance: called with each number of bytes that has arrived.
         mirror: Debian's, or a copy of it.
 
     Raises:
-        UserError: it cannot be had, or is another file than the pinned one.
+        UserError: the file cannot be downloaded, or is not the pinned one.
     """
     for place in filter(None, (given, folder)):
         file = place / package.file
@@ -84,7 +84,7 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
     there = part.stat().st_size if part.is_file() else 0
     url = f"{mirror}/pool/main/{package.place}/{urllib.parse.quote(package.file)}"
     try:
-        if there < package.size:  # else it was killed before it could be looked at
+        if there < package.size:  # else the process was killed before it verified the file
             _download(url, part, there, advance)
         else:
             advance(there)
@@ -93,7 +93,7 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
     except (OSError, urllib.error.URLError) as error:
         raise UserError(
             f"cannot download {url}: {error}",
-            f"the same command goes on from {part}; or fetch the file elsewhere and give its folder: debs=…",
+            f"the same command continues {part}; or download the file elsewhere and give its folder: debs=…",
         ) from error
     _verify(part, package)
     part.rename(folder / package.file)
@@ -103,7 +103,7 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
 def _download(url: str, part: Path, there: int, advance: Callable[[int], None]) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
     with urllib.request.urlopen(request, timeout=60) as response:
-        goes_on = response.status == 206  # a mirror may not know how to: then all of it comes again
+        goes_on = response.status == 206  # a mirror may not support ranges: then the whole file comes again
         advance(there if goes_on else 0)
         with part.open("ab" if goes_on else "wb") as file:
             while block := response.read(_BLOCK):
@@ -119,7 +119,7 @@ def _verify(file: Path, package: Package) -> None:
         if file.suffix == ".part":
             file.unlink()
         else:
-            again = "delete it, and the same command downloads it again"
+            again = "delete it; the same command then downloads it again"
         raise UserError(
             f"{file} is not {package.name} {package.version} (SHA-256 {found[:16]}…, not {package.sha256[:16]}…)",
             f"{again}; snapshot.debian.org keeps every version",
@@ -127,10 +127,10 @@ def _verify(file: Path, package: Package) -> None:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpack the data of a `.deb`; nothing in it may leave the folder. Done before: nothing happens.
+    """Unpack the data of a `.deb`, unless this was done before; nothing in it may leave the folder.
 
     Raises:
-        UserError: it is broken or hostile.
+        UserError: the file is broken or hostile.
     """
     done = folder / ".unpacked"
     if done.is_file():
@@ -148,7 +148,7 @@ def _members(file: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of an `ar` archive."""
     data = file.read_bytes()
     if not data.startswith(b"!<arch>\n"):
-        raise ValueError("it is no .deb")
+        raise ValueError("it is not a .deb file")
     place = 8
     while place + 60 <= len(data):
         header = data[place : place + 60]
@@ -158,10 +158,10 @@ def _members(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def resources(data: bytes) -> dict[str, bytes]:
-    """The files of a Qt binary resource (`.rcc`), by their paths.
+    """The files of a Qt binary resource (`.rcc`), by path.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the data are no such resource.
     """
     if data[:4] != b"qres":
         raise ValueError("no Qt resource")
@@ -196,7 +196,7 @@ def resources(data: bytes) -> dict[str, bytes]:
 
 
 def sounds_of_cat(data: bytes) -> list[bytes]:
-    """The WAV files of a sound set of OpenTTD's (`.cat`), in their order."""
+    """The WAV files of an OpenTTD sound set (`.cat`), in order."""
     count = (struct.unpack_from("<I", data, 0)[0] & 0x7FFFFFFF) // 8
     found = []
     for number in range(count):

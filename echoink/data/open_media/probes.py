@@ -1,6 +1,6 @@
-"""What can be answered without understanding: from the words, by the other sense, and by the nearest training file.
+"""What can be answered without understanding: from the words, from the other sense, and by the nearest training file.
 
-A model that is no better than these has learned no more than they have. They stand beside every result on the set.
+A model that is no better than these has learned no more than they have. Every result on the set is given beside them.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ Answerer = Callable[[Question], str]
 
 
 def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalogue) -> dict[str, dict[str, Any]]:
-    """Accuracy of each probe on the validation questions with one right letter that it can be asked.
+    """Accuracy of each probe on the validation questions that it can answer and that have one right letter.
 
     Returns:
         By probe and form: `n`, `right`, `accuracy`, `interval` (Wilson, 95 %), `chance`.
@@ -58,7 +58,7 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
 
 
 def lines(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The probes for the screen."""
+    """The probes, as lines for the screen."""
     said = []
     for name, of in measured.items():
         parts = " · ".join(
@@ -69,12 +69,12 @@ def lines(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _by_the_other_sense(question: Question) -> str:
-    """What is seen where the ear is asked, and the other way round."""
+    """The class that is seen where the question is about the sound, and the other way round."""
     return "ABCD"[question.options.index(question.seen_class if question.form == "heard" else question.heard_class)]
 
 
 def _by_words(train: Sequence[Question]) -> Answerer:
-    """The option whose text was right the most often in training questions of this form."""
+    """The option whose text was right most often, when offered, in training questions of this form."""
     shown, right = Counter(), Counter()
     for question in train:
         for letter, option in zip("ABCD", question.options, strict=False):
@@ -95,7 +95,7 @@ def _by_nearest(
     features: Callable[[Any], np.ndarray],
     asked: Callable[[Question], str],
 ) -> Answerer:
-    """The option whose nearest training file is the nearest to what is asked about."""
+    """The option that has the training file nearest to the file of the question."""
     used = {name for question in train for name in (*question.heard, question.seen)}
     every = {name: features(of) for entry in found.entries.values() for name, of in getattr(entry, which).items()}
     table = np.stack(list(every.values()))
@@ -117,7 +117,7 @@ def _by_nearest(
 
 
 def _of_sound(samples: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation over time of the log power in 40 bands, of at most four seconds."""
+    """Mean and standard deviation over time of the log power in 32 bands, over at most four seconds."""
     samples = samples[: 4 * SAMPLING_RATE]
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(samples, (0, max(0, 512 - len(samples)))), 512)[::256]
     power = np.abs(np.fft.rfft(frames * np.hanning(512), axis=1)) ** 2
@@ -127,5 +127,5 @@ def _of_sound(samples: np.ndarray) -> np.ndarray:
 
 
 def _of_picture(picture) -> np.ndarray:
-    """16 × 16 pixels before white."""
+    """16 × 16 pixels, on white."""
     return np.asarray(on_white(picture).resize((16, 16)), dtype=np.float32).flatten()

@@ -1,19 +1,19 @@
-"""Questions about a recording and a picture, in several forms, for the ear, the eye, both, or neither.
+"""Questions about a recording and a picture, in several forms, that need the sound, the picture, both or neither.
 
-Wrong options are of the right one's kind where there are enough (a dog among animals), and what the other sense shows
-is among them: who listens with the eyes is wrong. The place of the right option goes round.
+Wrong options are of the same kind as the right one where there are enough (a dog among animals). What the other sense
+shows is among them, so a model that uses the wrong sense is wrong. The position of the right option rotates.
 
-| form | asks | wants |
+| form | asks | needs |
 |---|---|---|
-| heard, seen | what is heard, what is seen | the ear, the eye |
-| heard_name, seen_name | the same, to be named without options | the ear, the eye |
+| heard, seen | what is heard, what is seen | audio, image |
+| heard_name, seen_name | the same, to be named without options | audio, image |
 | pair | what is seen and what is heard | both |
-| together | whether sound and picture are of one thing | both |
+| together | whether sound and picture show the same thing | both |
 | rule | what is heard, unless it is also seen | both |
-| first | which of two recordings comes first | the ear |
-| several | which are heard, of two recordings; several letters are right | the ear |
-| count | how often a recording is repeated | the ear |
-| words | which word is of a kind; a control without media | neither |
+| first | which of two recordings comes first | audio |
+| several | which two options are heard in two recordings | audio |
+| count | how often a recording is played | audio |
+| words | which word is of a kind; a control without media | none |
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +35,7 @@ OVERLAP = (
     {"cow", "bull", "bison"},
     {"deer", "caribou"},
 )
-"""Classes of which one may be taken for another, or holds it: they are never options beside each other."""
+"""Classes of which one may be mistaken for another, or includes it: one is never a wrong option for another."""
 GAP = 0.4
 """Seconds between recordings that are joined."""
 
@@ -54,26 +54,26 @@ class Question:
     """Letters, a word or a number."""
     problem_type: str = "multiple choice"
     heard: tuple[str, ...] = ()
-    """Recordings in their order, by `package:file`."""
+    """Recordings in order, as `package:file`."""
     seen: str = ""
-    """A picture, by `package:file`."""
+    """A picture, as `package:file`."""
     heard_class: str = ""
     seen_class: str = ""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side of a split may use: by class the names of its recordings, and of its pictures."""
+    """What one side of a split may use: the names of its recordings and of its pictures, by class."""
 
     sounds: Mapping[str, Sequence[str]]
     pictures: Mapping[str, Sequence[str]]
     kinds: Mapping[str, str]
-    """Of the classes."""
+    """The kind of each class."""
     single: Collection[str]
     """Recordings that are one short burst, see `catalogue.is_single`."""
 
     def like(self, name: str, chosen: Sequence[str], rng: np.random.Generator) -> list[str]:
-        """The other classes of a choice, those of the same kind first, in random order."""
+        """The classes in `chosen` that may stand beside `name`, its own kind first, in random order."""
         near = set().union(*(group for group in OVERLAP if name in group))
         others = [other for other in chosen if other != name and other not in near]
         order = rng.permutation(len(others))
@@ -97,7 +97,7 @@ class Writer:
         self._turn, self._every = 0, 1
 
     def draw(self, form: str, turn: int) -> Question:
-        """One question of a form. The turn, from 0, decides what goes round: the right letter, the same or another."""
+        """One question of a form. `turn`, from 0, decides the right letter and whether sound and picture match."""
         self._turn, self._every = turn, 1
         return FORMS[form](self)
 
@@ -110,17 +110,17 @@ class Writer:
         return self._one(self._side.sounds[name])
 
     def _pair(self, every: int = 2) -> tuple[str, str]:
-        """A class that is heard and one that is seen: every so many-th time the same."""
+        """A class that is heard and one that is seen; they are the same in one turn of `every`."""
         heard, self._every = self._one(self._both), every
         if self._turn % every == 0:
             return heard, heard
         return heard, self._side.like(heard, self._seen, self._rng)[int(self._rng.integers(3))]
 
     def _choice(self, right: str, wrong: Sequence[str]) -> tuple[tuple[str, ...], str]:
-        """Options with the right one at the place whose turn it is, and its letter."""
+        """Options with the right one at the position that is due, and its letter."""
         others = list(dict.fromkeys(option for option in wrong if option != right))[: OPTIONS - 1]
         others = [others[place] for place in self._rng.permutation(len(others))]
-        round_of_pairs = self._turn // self._every if self._every > 1 else 0  # so that no pair goes with a letter
+        round_of_pairs = self._turn // self._every if self._every > 1 else 0  # no pair keeps one letter
         place = (self._turn + round_of_pairs) % (len(others) + 1)
         others.insert(place, right)
         return tuple(others), "ABCD"[place]
@@ -181,7 +181,7 @@ class Writer:
         return Question("rule", "both", text, options=options, answer=answer, **self._media(heard, seen))
 
     def _two(self) -> tuple[str, str, list[str]]:
-        """Two classes that are heard one after the other, and further ones like them."""
+        """Two classes that are heard one after the other, and wrong options like them."""
         one = self._one(self._heard)
         other, *rest = self._side.like(one, self._heard, self._rng)
         beside = set(self._side.like(other, self._heard, self._rng))
