@@ -3,17 +3,17 @@
     python -m echoink.train       train or evaluate; sweeps with --multirun
     python -m echoink.data        fetch, start, check, show and split datasets
     python -m echoink.predict     ask a model about files of your own
-    python -m echoink.rescore     judge stored answers by another parser or reward
-    python -m echoink.runs        what there is in outputs/, and how to go on
-    python -m echoink.open        MLflow at a run's or a sweep's page
-    python -m echoink.report      a page about runs and sweeps
-    python -m echoink.export      a plain transformers model with its card
+    python -m echoink.rescore     score stored answers with another parser or reward
+    python -m echoink.runs        list the runs in outputs/, and how to resume them
+    python -m echoink.open        open MLflow at the page of a run or a sweep
+    python -m echoink.report      make a page about runs and sweeps
+    python -m echoink.export      write a plain transformers model with its card
     python -m echoink.curate      make AVQA-R1-6K, hard questions, or responses to learn from
-    python -m echoink.benchmark   the step against plain rows
+    python -m echoink.benchmark   time a training step with and without prompt sharing
     python -m echoink.sync        complete or rebuild MLflow from the run folders
-    python -m echoink.doctor      what is wrong with this machine
+    python -m echoink.doctor      find what is wrong with this machine
     python -m echoink.tiny        make the embedded model
-    python -m echoink.small       make a model of 146 million parameters out of pretrained parts
+    python -m echoink.small       make a model of 146 million parameters from pretrained parts
 
 Each has --help.
 """

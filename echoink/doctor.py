@@ -1,13 +1,13 @@
-"""What a bug report needs, and what is wrong here: `python -m echoink.doctor [key=value …]`.
+"""Finds what is wrong here, and shows what a bug report needs: `python -m echoink.doctor [key=value …]`.
 
-Checks the installed versions against the ones that were tested, GPUs and attention kernels, the decoders of pictures,
-sounds and videos (by decoding), the disk, the tracking store, the hub, and the model and data that the configuration
-names. The exit status is 1 where something is wrong.
+Checks the installed versions against the tested ones, GPUs and attention kernels, the decoders of pictures, sounds and
+videos, the disk, the tracking store, the hub, and the model and data that the configuration names. The exit status is 1
+if something is wrong.
 
-    engine=true   compare vLLM's log-probabilities with the model's, for each kind of medium; say where they part
-    canary=true   do updates reach vLLM? short runs that reward length alone must write longer
+    engine=true   compare vLLM's log-probabilities with the model's for each kind of medium; name where they diverge
+    canary=true   check that updates reach vLLM: short runs that reward only length must write longer
 
-Both need generation.vllm.python=<an interpreter with vLLM>; other keys, such as model=, are the run's.
+Both need vLLM, here or in generation.vllm.python=<its interpreter>; other keys, such as model=, are the run's.
 """
 
 import io
@@ -37,7 +37,7 @@ PATHS = ("model.path", "checkpoint", "dataset.path", "generation.vllm.python")
 
 
 class Verdict(Enum):
-    """Of one finding."""
+    """The verdict of one finding."""
 
     good = "ok"
     note = "–"
@@ -54,7 +54,7 @@ class Finding:
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Every finding, one after the other; none of the checks stops the others."""
+    """Yield every finding; a check that fails does not stop the others."""
     yield Finding("system", Verdict.note, f"Python {platform.python_version()} on {platform.platform()}")
     yield from versions()
     for what, check in (
@@ -75,13 +75,13 @@ def examine(config: Config) -> Iterator[Finding]:
 def _guarded(what: str, check: Callable[[], tuple[Verdict, str]]) -> Finding:
     try:
         return Finding(what, *check())
-    except Exception as error:  # a doctor reports; it does not fall ill itself
+    except Exception as error:  # a check that fails is a finding
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return Finding(what, Verdict.bad, text)
 
 
 def versions() -> Iterator[Finding]:
-    """Installed packages against the bounds of this one, and against constraints.txt where it lies beside."""
+    """Compare installed packages with this package's bounds and, in a checkout, with constraints.txt."""
     from packaging.requirements import Requirement
 
     pins = {}
@@ -106,7 +106,7 @@ def versions() -> Iterator[Finding]:
 
 
 def gpu(config: Config) -> tuple[Verdict, str]:
-    """Accelerators with their memory, and whether the configured attention kernel is there."""
+    """List GPUs with their memory, and check that the configured attention kernel is installed."""
     import torch
 
     from echoink.planning import preflight
@@ -114,6 +114,8 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     preflight.check_attention(config.model.attention)
     flash = version("flash-attn")
     kernels = "attention: sdpa" + (f", flash-attn {flash}" if flash else "")
+    if unused := preflight.check_gpus(config.trainer.bf16):
+        return Verdict.bad, unused
     if not torch.cuda.is_available():
         return Verdict.note, f"none, everything runs on the CPU · {kernels}"
     found = []
@@ -187,7 +189,7 @@ def _hub() -> tuple[Verdict, str]:
         return Verdict.note, f"off (HF_HUB_OFFLINE) · {who} · cache {constants.HF_HUB_CACHE}"
     try:
         HfApi().dataset_info("harryhsing/AVQA-R1-6K", timeout=10)
-    except Exception as error:  # the hub's client raises many kinds of its own
+    except Exception as error:  # the hub's client raises many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return Verdict.note, f"cannot be reached ({reason}) · {who} · files must be here before a run"
     return Verdict.good, f"can be reached · {who}"
@@ -208,20 +210,19 @@ def _model(config: Config) -> tuple[Verdict, str]:
     except LocalEntryNotFoundError:
         pass
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         HfApi().model_info(path, timeout=10)
-    except Exception as error:  # the hub's client raises many kinds of its own
+    except Exception as error:  # the hub's client raises many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return (
-            Verdict.bad,
-            f"{path} is not in the cache, the hub cannot be reached ({reason}); give model.path=<folder>",
-        )
+        what = "does not give it" if isinstance(error, HfHubHTTPError) else "cannot be reached"
+        return Verdict.bad, f"{path} is not in the cache, the hub {what} ({reason}); give model.path=<folder>"
     return Verdict.note, f"{path} is not in the cache and will be downloaded"
 
 
 def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
-    """Whether a model's folder has all that a run will open, so that it is known before the network is gone."""
+    """Check that a model's folder has every file that a run opens, while the network can still be used."""
     if (folder / "summary.json").is_file() or (folder / "checkpoints").is_dir():
         try:
             return _whole(Path(checkpoint.resolve(str(folder))), f"{said} (a run)")
@@ -275,7 +276,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
 
 
 def parity(config: Config) -> Iterator[Finding]:
-    """What vLLM computes beside what the model computes, a line for every kind of prompt."""
+    """Compare vLLM's log-probabilities with the model's, one line for each kind of prompt."""
     from echoink.distributed.process_group import processes
     from echoink.rollout.parity import measure
     from echoink.rollout.vllm_engine import EngineSetup
@@ -292,7 +293,7 @@ def parity(config: Config) -> Iterator[Finding]:
             device=processes().device,
             sleeps=False,
         )
-        yield Finding("", Verdict.note, f"{'':<18} {'prefix cache':<13} {'largest':>9} {'mean':>9}  nats, parts at")
+        yield Finding("", Verdict.note, f"{'':<18} {'prefix cache':<13} {'largest':>9} {'mean':>9}  nats, diverges at")
         for row in measure(loaded.model, loaded.processor, setup, Path(folder)):
             cached = "on" if row.prefix_cache else "off"
             text = f"{row.kind:<18} {cached:<13} {row.largest:9.1e} {row.mean:9.1e}  {row.layer or 'no layer'}"
@@ -300,12 +301,12 @@ def parity(config: Config) -> Iterator[Finding]:
 
 
 def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
-    """Whether updates reach vLLM, a line for every way in which weights pass."""
+    """Check that updates reach vLLM, one line for each way of passing weights."""
     import torch
 
     from echoink.pipeline.canary import run_all
 
-    # The runs lie in another folder: what is a path here, by the command line or a file of conf, must be one there.
+    # The runs start in another folder: relative paths of the command line or of conf are made absolute.
     values = flatten(config)
     places = {key: Path(values[key]) for key in PATHS if isinstance(values.get(key), str)}
     words = [*overrides, *(f"{key}={quoted(path.absolute())}" for key, path in places.items() if path.exists())]

@@ -1,8 +1,8 @@
-"""A checkpoint as a folder that plain transformers (and peft) load without this package, with a model card.
+"""Exports a checkpoint as a folder that plain transformers (and peft) load without this package, with a model card.
 
     python -m echoink.export checkpoint=outputs/tiny/<time> output=my-model
-    python -m echoink.export checkpoint=… output=… merge=false          an adapter as an adapter, on its base
-    python -m echoink.export checkpoint=… output=… push_to=me/my-model  to the hub, as a private repository
+    python -m echoink.export checkpoint=… output=… merge=false          an adapter, not merged into its base
+    python -m echoink.export checkpoint=… output=… push_to=me/my-model  to the hub; a new repository is private
 
 The folder holds weights (safetensors), config.json, generation_config.json, the processor and README.md, the card with
 the run's numbers and data.
@@ -29,7 +29,7 @@ class ExportConfig:
 def main(words: Sequence[str]) -> None:
     """Export as the settings say."""
     given = cli.settings(ExportConfig, words)
-    # Heavy libraries are imported behind the check of the command line.
+    # Heavy libraries are imported after the command line is checked.
     with imports():
         from echoink.common import console
         from echoink.pipeline.export import export

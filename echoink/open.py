@@ -1,11 +1,11 @@
-"""Look at a run or a sweep: MLflow on a free port at its page, and its report.
+"""Opens the MLflow page of a run or a sweep, on a free port, and says where its report is.
 
     python -m echoink.open outputs/tiny/<run>
-    python -m echoink.open outputs/ablate_beta/sweep_<time> port=5000     or a port of your own
+    python -m echoink.open outputs/ablate_beta/sweep_<time> port=5000     on a port of your choice
     python -m echoink.open                                                the newest run or sweep below outputs/
 
-The server listens on this machine alone (127.0.0.1) and runs until Ctrl-C. A browser is opened where there is one;
-browser=false leaves that.
+The server listens on this machine alone (127.0.0.1) and runs until Ctrl-C. A browser is opened if there is one and
+browser=false is not given.
 """
 
 import os
@@ -33,38 +33,38 @@ from echoink.tracking import client
 
 HOST = "127.0.0.1"
 PATIENCE = 90
-"""Seconds that the server gets to answer."""
+"""Seconds to wait for the server's answer."""
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a kill, a terminal that is closed."""
+"""Ctrl-C, `kill`, and a closed terminal."""
 
 
 @dataclass
 class OpenConfig:
-    """Settings beside the folder."""
+    """Settings other than the folder."""
 
     port: int = 0
-    """0: a free one."""
+    """0: a free port."""
     browser: bool = True
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where a folder is to be seen."""
+    """Where to see a run or a sweep."""
 
     folder: Path
     report: Path | None
     uri: str
-    """Of the store."""
+    """The store's URI."""
     path: str
-    """Of the page, below the server's address."""
+    """The page's path below the server's address."""
 
 
 def page(folder: Path) -> Page:
     """The page of a run, or that of a sweep's curves.
 
     Raises:
-        UserError: it is neither, or no store knows it.
+        UserError: the folder is neither, or its run is not in the store.
     """
     is_sweep = (folder / "sweep.json").is_file()
     if not is_sweep and not (folder / "summary.json").is_file():
@@ -73,7 +73,7 @@ def page(folder: Path) -> Page:
     own = {run: mlflow_id(read_summary(run)) for run in (reader.jobs(folder) if is_sweep else [folder])}
     found = [run for run, id in own.items() if id]
     if not found:
-        hint = "it ended before that; python -m echoink.runs lists what there is"
+        hint = "it ended before logging began; python -m echoink.runs lists what there is"
         if (folder / "tracking.json").is_file():
             hint = f"python -m echoink.sync {shlex.quote(str(folder))}"
         hint = f"its report: {report}" if report.is_file() else hint
@@ -81,7 +81,7 @@ def page(folder: Path) -> Page:
     uri, ids = store_of(found[0]), [own[run] for run in found]
     try:
         experiment = client.connect(uri).get_run(ids[0]).info.experiment_id
-    except Exception as error:  # a store raises many kinds of its own
+    except Exception as error:  # stores raise many types
         again = f"python -m echoink.sync {shlex.quote(str(folder))} uri={shlex.quote(uri)}"
         raise UserError(f"{uri} does not have the run of {folder}", again) from error
     path = client.curves_page(ids, experiment) if len(ids) > 1 else client.run_page(ids[0], experiment)
@@ -89,8 +89,8 @@ def page(folder: Path) -> Page:
 
 
 def store_of(run: Path) -> str:
-    """The store that a run was logged to. A relative SQLite path counts from where the run was started: from a folder
-    above the run, or from here.
+    """The store that a run was logged to. A relative SQLite path counts from where the run was started, which is a
+    folder above the run or the current one.
     """
     uri = OmegaConf.load(run / "config.yaml").tracking.uri
     if not uri.startswith("sqlite:///"):
@@ -111,16 +111,16 @@ def newest(outputs: Path) -> Path:
 
 
 def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
-    """MLflow on a store, and its address; it answers.
+    """Start MLflow on a store and wait for its answer; return the process and its address.
 
     Raises:
-        UserError: it does not start.
+        UserError: the port cannot be used, or the server does not start.
     """
     with socket.socket() as free:
         try:
             free.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise UserError(f"port={port} cannot be had: {error}", "leave port= out for a free one") from error
+            raise UserError(f"port={port} cannot be used: {error}", "leave port= out for a free one") from error
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--workers", "1"]
     server = subprocess.Popen(
@@ -128,12 +128,12 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # with its workers it is ended as one
+        start_new_session=True,  # so that it is killed together with its workers
     )
     address = f"http://{HOST}:{port}"
     try:
         _wait_for(server, address)
-    except BaseException:  # Ctrl-C too: in a session of its own it would stay
+    except BaseException:  # Ctrl-C too: the server has its own session and would keep running
         _end(server)
         raise
     return server, address
@@ -170,7 +170,7 @@ def main(words: Sequence[str]) -> None:
         return
     say("MLflow", f"starts on {shown.uri} …")
     server, address = serve(shown.uri, given.port)
-    # A signal ends the server, and with it the loop: an exception could come where Python passes over exceptions.
+    # A signal kills the server, which ends the loop. An exception could be raised where Python ignores exceptions.
     before = {number: signal.signal(number, lambda *_: _kill(server)) for number in _ENDS}
     try:
         _look(address + shown.path, given.browser)
@@ -185,7 +185,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _end(server: subprocess.Popen) -> None:
-    """Kill it with its workers: it only reads, and would wait for open connections."""
+    """Kill the server and its workers: it only reads, and a clean stop would wait for open connections."""
     _kill(server)
     server.wait()
 

@@ -1,4 +1,4 @@
-"""Ask a trained or a base model about files of your own; prints the reasoning and the answer.
+"""Asks a trained or a base model about your own files; prints the reasoning and the answer.
 
     python -m echoink.predict --image cat.jpg --audio meow.wav --question "What is making the sound?" \\
         --options cat dog bell
@@ -6,8 +6,8 @@
         --type counting
     python -m echoink.predict --checkpoint outputs/tiny/<time> --questions mine.jsonl --output answers.jsonl
 
-A file of questions has a row a line, as a dataset has (docs/data.md); a solution is not needed and not looked at. Its
-answers are written as they come; the same command goes on where it was.
+A file of questions has one row per line, like a dataset (docs/data.md); solutions are not needed and are ignored. Each
+answer is written at once; the same command continues where it stopped.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m echoink.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--checkpoint", help="a run folder, a step or model folder, or a hub id; else the model's own")
+    made.add_argument("--checkpoint", help="a run folder, a step or model folder, or a hub id (default: --model's)")
     made.add_argument("--model", default=None, help="a file of conf/model (default: that of the run, else tiny)")
     made.add_argument("--image", type=Path, help="a picture")
     made.add_argument("--audio", type=Path, help="a sound")
@@ -54,19 +54,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
     asked = made.add_mutually_exclusive_group(required=True)
     asked.add_argument("--question")
-    asked.add_argument("--questions", type=Path, help="a .jsonl file of many")
-    made.add_argument("--output", type=Path, help="a .jsonl file for their answers")
-    made.add_argument("--options", nargs="+", default=[], help="without letters (a row of --questions has them)")
-    made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="what is asked for")
+    asked.add_argument("--questions", type=Path, help="a .jsonl file with many questions")
+    made.add_argument("--output", type=Path, help="a .jsonl file for the answers to --questions")
+    made.add_argument("--options", nargs="+", default=[], help="without letters (rows of --questions have letters)")
+    made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="the problem type")
     made.add_argument("--prompt", default=None, help="a file of conf/prompt (default: that of the run, else reason)")
     made.add_argument("--config-dir", default=None, help="a folder of your own with files for --model, --prompt")
-    made.add_argument("--samples", type=int, default=0, help="sampled answers (default 0: the likeliest tokens)")
+    made.add_argument("--samples", type=int, default=0, help="number of sampled answers (default 0: one greedy answer)")
     made.add_argument("--seed", type=int, default=0)
     return made
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """The configuration that the checkpoint's run had for model, prompt and sampling, or that of the named model.
+    """The configuration of the checkpoint's run, with --model and --prompt if given; without a run, the model's.
 
     Raises:
         UserError: see `compose`.
@@ -75,7 +75,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
-    half = ["trainer.bf16=true"] if arguments.model and arguments.model != "tiny" else []  # what those are made for
+    half = ["trainer.bf16=true"] if arguments.model and arguments.model != "tiny" else []  # they are made for it
     chosen = compose([*overrides, *half], config_dir=arguments.config_dir)[0].config
     if run is None:
         return chosen
@@ -87,7 +87,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 
 def _of_run(run: Path) -> Config:
-    """A run's configuration; a key that an older one lacks has its default, one that is gone is left out."""
+    """A run's configuration; keys that it lacks get their defaults, and keys that no longer exist are ignored."""
     config, missing = OmegaConf.structured(compose([])[0].config), object()
     written = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
     for key, value in reader.flat(written):
@@ -201,10 +201,10 @@ def questions(file: Path) -> list[Sample]:
     """The questions of a file, whose rows need no solution.
 
     Raises:
-        UserError: there is no such file, or a row is no question; all of them are named.
+        UserError: there is no such file, or some rows are not questions; it names them all.
     """
     if not file.is_file():
-        raise UserError(f"no such file: {file}", "a .jsonl file, a question a line")
+        raise UserError(f"no such file: {file}", "a .jsonl file, one question per line")
     found = open_split(str(file), "valid")
     rows = [row if isinstance(row, UserError) else with_any_solution(row) for row in found.rows]
     samples, bad = parse_rows(rows, found.folder, found.where)
@@ -214,7 +214,7 @@ def questions(file: Path) -> list[Sample]:
 
 
 def answer_all(arguments: argparse.Namespace) -> None:
-    """Answer a file of questions to a file, from where it was left.
+    """Answer a file of questions into a file; continue if some are answered already.
 
     Raises:
         UserError: see `questions`; or there is no file for the answers.
@@ -223,7 +223,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError("--questions needs --output", "--output answers.jsonl")
     samples = questions(arguments.questions)
     if not samples:
-        raise UserError(f"{arguments.questions} holds no question", "a question a line")
+        raise UserError(f"{arguments.questions} holds no question", "one question per line")
     if arguments.output.is_dir():
         raise UserError(f"--output: {arguments.output} is a folder", "--output answers.jsonl")
     if not arguments.output.parent.is_dir():
@@ -267,14 +267,14 @@ def answer_all(arguments: argparse.Namespace) -> None:
 
 
 def _resolved(arguments: argparse.Namespace) -> str | None:
-    """The folder or hub id that `--checkpoint` stands for, its model compared with its digests; None without it."""
+    """The folder or hub id of `--checkpoint`, with the model's digests checked; None without it."""
     if arguments.checkpoint == "":
         raise UserError("--checkpoint is empty", "is a variable of the shell not set? Leave it out for the model's own")
     return checkpoint.resolve(arguments.checkpoint) if arguments.checkpoint else None
 
 
 def _of_model(model: str | None) -> tuple:
-    """What tells a model from another, without reading it: its place, and sizes and times of its weights' files."""
+    """What identifies a model without reading it: its path, and the sizes and times of its weight files."""
     if not model or not Path(model).is_dir():
         return (model,)
     files = sorted(Path(model).glob("*.safetensors"))
@@ -288,14 +288,14 @@ def _settings(config: Config) -> list[tuple[str, Any]]:
 
 
 def identity(sample: Sample, how: tuple) -> str:
-    """A digest of what an answer depends on: the question with the places of its media, and how it is asked."""
+    """A digest of what an answer depends on: the question, the paths of its media, and how it is asked."""
     what = (sample.problem, sample.options, sample.problem_type.value, sample.data_type.value)
     what += (sample.asks_for_soundtrack, sorted(sample.places.items()))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 
 def meaning(text: str, sample: Sample, match: Match) -> str | None:
-    """What a completion's answer means: the options that it names, or its text; None where none can be read."""
+    """The options that a completion's answer names, or its text; None if no answer can be read."""
     if sample.problem_type is not ProblemType.multiple_choice:
         return parse_answer(text)
     letters = read_letters(text, sample.options, match)
@@ -311,7 +311,7 @@ def main(words: Sequence[str]) -> None:
         single = ("options", "image", "audio", "video", "type", "no_sound")
         if beside := [name for name in single if getattr(arguments, name)]:
             raise UserError(
-                f"--{beside[0].replace('_', '-')} is of one question, and --questions has its own",
+                f"--{beside[0].replace('_', '-')} is for one question; the rows of --questions have their own",
                 "put it into the rows, or leave --questions out",
             )
         answer_all(arguments)
@@ -325,4 +325,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parser().format_help(), again="with --questions the same command goes on where it was")
+    cli.run(main, parser().format_help(), again="with --questions the same command continues where it stopped")

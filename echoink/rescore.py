@@ -53,7 +53,7 @@ class RescoreConfig:
 
 
 class Clock:
-    """A reward's function with the time of its slowest call."""
+    """A reward function that records its slowest call."""
 
     def __init__(self, score: Callable[[str, Sample], float]):
         self._score = score
@@ -68,12 +68,12 @@ class Clock:
 
 
 def about(values: Sequence[float], predictions: Sequence[Prediction], clock: Clock) -> Iterator[str]:
-    """What there is to know of a reward of one's own before training with it: lines for the screen.
+    """Lines for the screen: what to know about a user's reward before training with it.
 
     Args:
-        values: what it gave.
-        predictions: to which; with both senses, the sampled draws.
-        clock: through which it was called.
+        values: the reward's values.
+        predictions: the answers that it judged: sampled, with all media given.
+        clock: the wrapper that called it.
     """
     least, low, median, high, most = (float(x) for x in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
     common = " · ".join(f"{value:g} in {percent(n / len(values))}" for value, n in Counter(values).most_common(3))
@@ -100,7 +100,7 @@ def about(values: Sequence[float], predictions: Sequence[Prediction], clock: Clo
 
 
 def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Prediction], dict[str, Clock]]:
-    """Predictions before and after, and the clocks of the rewards of one's own by name.
+    """Predictions before and after, and the clocks of the user's rewards by name.
 
     Raises:
         UserError: there is no such file, or a line is no prediction.
@@ -133,16 +133,14 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
 
 
 def _match_of_phase(run: Path, given: Match | None) -> Callable[[str], Match]:
-    """How the answers of a phase are read: as is given, else as the run in that folder does; leniently where there is
-    none.
-    """
+    """How to read the answers of a phase: as `given`, else as the run in that folder does, else leniently."""
     if given:
         return lambda phase: given
     file = run / "config.yaml"
     config = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
     match = Match[OmegaConf.select(config, "reward.match") or "lenient"]
     protocol = Protocol[OmegaConf.select(config, "eval.protocol") or "matched"]
-    says = f"as {file} says" if file.is_file() else "for there is no config.yaml beside"
+    says = f"as {file} says" if file.is_file() else "because there is no config.yaml beside the file"
     console.say("match", f"{protocol.reads(match).name}, {says}")
     # The development split is always read as training reads.
     return lambda phase: protocol.reads(match) if phase in (BASE, FINAL) else match
@@ -160,7 +158,7 @@ def main(words: Sequence[str]) -> None:
     groups: dict[str, list[Prediction]] = {}
     for p in after:
         groups.setdefault(p.phase if p.variant == "full" else f"{p.phase} {p.variant}", []).append(p)
-    # Another split than that of base and trained model, and answered in its own number of draws.
+    # These are of the development split, which has its own number of draws.
     during = [name for name in groups if name.startswith("step-")]
     found = {name: metrics.summarize(group) for name, group in groups.items()}
     for names in ([name for name in groups if name not in during], during):

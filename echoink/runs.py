@@ -1,10 +1,10 @@
 """Lists the runs in the output folders: status, accuracy, changed keys, and the command to resume.
 
     python -m echoink.runs                          all of outputs/
-    python -m echoink.runs outputs/tiny             those below a folder
-    python -m echoink.runs status=unfinished        those that can go on, with the command to paste
+    python -m echoink.runs outputs/tiny             only those below a folder
+    python -m echoink.runs status=unfinished        those that can resume, with the command to paste
 
-Jobs are listed under their sweep; the sweep's command runs all that are missing.
+The jobs of a sweep are listed together; one command runs all that are missing.
 """
 
 import json
@@ -30,16 +30,16 @@ from echoink.run_folder.reader import Run
 
 UNFINISHED = "unfinished"
 _PLACES = ("hydra", "resume", "tracking.", "sweep.", "eval.cache", "seed=", "name=")
-"""Words that say where files go, or that have a column of their own."""
+"""Overrides that say where files go, or that have their own column."""
 
 CHANGED = 4
-"""Keys other than the default's that are shown."""
+"""How many changed keys are shown."""
 
 
 def changed(run: Run) -> str:
-    """What a run's command line changed, its first words; without one the first keys other than the default's."""
+    """The first overrides of a run's command line; if it has none, the first keys that differ from the defaults."""
     given = [word for word in reader.overrides(run.folder) if not word.startswith(_PLACES)]
-    if sweep := reader.sweep_of(run.folder):  # first what its siblings have otherwise
+    if sweep := reader.sweep_of(run.folder):  # first what differs between the sweep's jobs
         swept = _said(sweep).get("swept", [])
         given.sort(key=lambda word: word.partition("=")[0] not in swept)
     if not given:
@@ -56,7 +56,7 @@ def _short(value: Any) -> str:
 
 
 def going_on(run: Run) -> str | None:
-    """The command that goes on with an unfinished training; None where there is nothing to go on with."""
+    """The command that resumes an unfinished training run; None if it cannot be resumed."""
     if (
         resume.has_ended(run.summary)
         or run.summary.get("task") not in (Task.train.name, Task.sft.name)
@@ -81,12 +81,12 @@ def _said(sweep: Path) -> dict[str, Any]:
 
 
 def sweep_command(sweep: Path) -> str:
-    """The command that goes on with a sweep."""
+    """The command that resumes a sweep."""
     return shlex.join(["python", "-m", "echoink.train", "--multirun", f"sweep.resume={quoted(sweep)}"])
 
 
 def status(run: Run) -> str:
-    """What a run's folder says, and whether that is still so: a process that was killed could not say it."""
+    """A run's status: `killed` if its folder says that it is running, but no process holds the folder."""
     said = str(run.summary["status"])
     if not run.summary.get("ended") and in_use(run.folder):
         return "running"
@@ -94,7 +94,7 @@ def status(run: Run) -> str:
 
 
 def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
-    """Sweeps whose process has ended with jobs that did not finish, or were never begun; searches apart."""
+    """Sweeps that have ended with unfinished or missing jobs; searches are left out."""
     found = []
     for sweep in sorted(place for folder in folders for place in reader.below(folder, "sweep.json")):
         said = _said(sweep)

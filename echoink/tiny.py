@@ -3,13 +3,13 @@
     python -m echoink.tiny output=my_base
     python -m echoink.tiny output=my_base seed=1
     python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=3000 kinds=[both] sloppy_steps=350 \\
-        sloppy_learning_rate=1e-3 sloppiness.follows=0.95    # from the embedded one: prone to a shortcut
+        sloppy_learning_rate=1e-3 sloppiness.follows=0.95    # from the embedded model, prone to a shortcut
 
 Two supervised stages on reasoning traces (`data/synthetic_traces.py`), both runs of `echoink.train` with task=sft:
 first correct ones, so that the model can listen, look, add and match; then a short stage on sloppy ones (`Sloppiness`),
 so that, like a real base model, it can do the task but often does not: it guesses in haste, slips in a verdict, forgets
-tags. GRPO then has something to find. Scenes come from the `base` split of the synthetic generator, which is in no
-dataset. The same command takes up what was interrupted.
+tags. GRPO then has something to learn. Scenes come from the `base` split of the synthetic generator, which no dataset
+has. The same command resumes what was interrupted.
 """
 
 import json
@@ -36,11 +36,11 @@ from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
 
 TRACES = 2
-"""Of each scene in a step."""
+"""Traces of each scene in a step."""
 ASKED = 100
 """Questions that each stage is evaluated on, beyond the pool."""
 WORDS = 4000
-"""Scenes whose texts the vocabulary is learnt from."""
+"""Number of scenes whose texts the vocabulary is learned from."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class TinyConfig:
     pool: int = 12_000
     """Scenes with a question each."""
     batch: int = 32
-    """Scenes a step, each with two traces."""
+    """Scenes per step, each with two traces."""
     steps: int = 1_800
     """Updates on correct traces."""
     learning_rate: float = 2e-3
@@ -62,11 +62,11 @@ class TinyConfig:
     sloppy_learning_rate: float = 3e-4
     sloppiness: Sloppiness = field(default_factory=Sloppiness)
     start: str | None = None
-    """A base to go on from, `tiny` or a folder; with steps=0 it only learns the sloppy traces."""
+    """A base to start from, `tiny` or a folder; with steps=0 it only learns the sloppy traces."""
     shortcut: str = "ear"
-    """What a hasty guess follows, see `sloppiness.follows`."""
+    """The cue that a hasty guess follows, see `sloppiness.follows`."""
     train: list[str] = field(default_factory=list)
-    """Further words for both runs of `echoink.train`."""
+    """Further overrides for both runs of `echoink.train`."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -102,7 +102,7 @@ def _stage(config: TinyConfig, work: Path, name: str, steps: int, learning_rate:
 
 
 def scenes(config: TinyConfig) -> list[tuple[Scene, Question]]:
-    """The pool and, behind it, what is asked in evaluations; as `synthetic.write` draws them."""
+    """The scenes of the pool, then those of the evaluations, as `synthetic.write` draws them."""
     drawn = []
     for index in range(config.pool + ASKED):
         rng = synthetic.generator(config.seed, "base", index)
@@ -111,7 +111,7 @@ def scenes(config: TinyConfig) -> list[tuple[Scene, Question]]:
 
 
 def write_lessons(config: TinyConfig, work: Path, taught: Sequence[tuple[str, int]]) -> None:
-    """The scenes' pictures and sounds, and for each stage rows with as many traces as it shows of a scene.
+    """Write the scenes' pictures and sounds, and for each stage rows with as many traces as it shows of a scene.
 
     Args:
         config: what is drawn.
@@ -168,7 +168,7 @@ def _asked(question: Question) -> str:
 
 
 def _save(model: Path, output: Path) -> None:
-    """In bfloat16: half the size, for a model that is shipped."""
+    """Save in bfloat16, which halves the size of a model that is shipped."""
     import torch
 
     from echoink.models.loading import load_model

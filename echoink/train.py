@@ -1,4 +1,4 @@
-"""The single entry point: train or evaluate.
+"""The main entry point: trains or evaluates.
 
     python -m echoink.train                                          the default run
     python -m echoink.train reward.lambda_fmt=0.5 grpo.beta=0        other values
@@ -55,7 +55,7 @@ def main() -> None:
             hint = closest(word, [*parser._option_string_actions]) or hint_for(word.lstrip("-").replace("-", "_"))
             raise UserError(f"{unknown[0]} is no flag: settings are key=value, without dashes", hint)
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser wants all overrides side by side
+        sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser needs all overrides together
         if shows_only:
             launch()
             return
@@ -79,11 +79,11 @@ def main() -> None:
         if launched_processes() > 1:
             folder = _agreed(folder, first.config, arguments.multirun)
         elif not arguments.multirun:
-            resume.refuse(first.config, folder)  # before Hydra writes into the folder what this command line is
+            resume.refuse(first.config, folder)  # before Hydra writes this command line into the folder
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
-            # Behind every check, as `execute` is for a run: MLflow, matplotlib and the report.
+            # Imported after every check, like `execute` for a run: it loads MLflow, matplotlib and the report.
             with imports():
                 from echoink.pipeline import sweep_run
 
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
-    """Refuse settings of Hydra that would be passed over."""
+    """Refuse settings of Hydra that would be ignored."""
     for word in overrides:
         if word.startswith("hydra.sweep.subdir="):
             raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")
@@ -108,10 +108,10 @@ def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
 
 
 def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
-    """The first process's folder, for all of them, if it is no other run's; the others leave writing to it."""
+    """The first process's folder, for all processes, unless it holds another run; only the first writes to it."""
     if multirun:
         raise UserError(
-            "a sweep is started as one process; it gives its jobs theirs",
+            "a sweep is started as one process, which starts those of its jobs",
             "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
         )
     with imports():
@@ -130,7 +130,7 @@ def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
 
 
 def _say(error: UserError) -> None:
-    """What is wrong, on the screen; of several processes that find the same only the first says it."""
+    """Print an error; if several processes find the same one, only the first prints it."""
     if not getattr(error, "of_the_first", False):
         print(f"\nerror: {error}", file=sys.stderr)
 
@@ -161,7 +161,7 @@ def _task(raw: DictConfig) -> float | None:
 
 
 def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:
-    """Refuse an experiment that is a grid where the grid would be left out."""
+    """Refuse an experiment whose grid would be left out."""
     if multirun and (len(jobs) == 1 or jobs[0].is_search):
         return
     for job in jobs:
@@ -178,7 +178,7 @@ def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:
 
 
 def _check_processes(config: Config) -> None:
-    """Refuse a training run on another number of processes than it is for."""
+    """Refuse to train on another number of processes than configured."""
     wanted, there, sharding = config.trainer.processes, launched_processes(), config.trainer.sharding
     if not config.trains or config.dry_run:
         return
@@ -192,7 +192,7 @@ def _check_processes(config: Config) -> None:
     if precision not in ("no", "bf16" if config.trainer.bf16 else "no"):
         raise UserError(
             f"ACCELERATE_MIXED_PRECISION={precision}, and trainer.bf16={str(config.trainer.bf16).lower()}",
-            "here trainer.bf16 says it: unset the variable, or mixed_precision: 'no' in accelerate's configuration",
+            "here trainer.bf16 decides: unset the variable, or mixed_precision: 'no' in accelerate's configuration",
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("ACCELERATE_DYNAMO_BACKEND asks for torch.compile, which was never tried here", "unset it")

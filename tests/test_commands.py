@@ -8,11 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 
@@ -242,6 +245,8 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
     with pytest.raises(UserError, match="2 GPUs there, and PyTorch .* cannot use them"):
         preflight.check_gpus(bf16=True)
     assert "needs a newer driver" in preflight.check_gpus(bf16=False)
+    verdict, text = doctor.gpu(config_of())
+    assert verdict is doctor.Verdict.bad and "2 GPUs there" in text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert preflight.check_gpus(bf16=True) is None, "somebody wants the CPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -292,6 +297,25 @@ def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
     assert found()["data"] == (doctor.Verdict.bad, f"{data}: train has no rows")
     verdict, text = found("generation=vllm")["engine"]
     assert verdict is doctor.Verdict.bad and "has no vLLM" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RepositoryNotFoundError("404: no such model", response=Mock(headers={})),
+            "does not give it (404: no such model)",
+        ),
+        (ConnectionError("no route"), "cannot be reached (no route)"),
+    ],
+)
+def test_the_doctor_tells_a_model_that_is_not_on_the_hub_from_a_hub_that_is_away(error, said, monkeypatch):
+    def raising(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raising)
+    found = {finding.what: finding for finding in doctor.examine(config_of("model.path=me/not-there"))}
+    assert found["model"].verdict is doctor.Verdict.bad and said in found["model"].text
 
 
 def test_the_doctor_takes_no_run_without_checkpoints_for_a_model(tmp_path):
@@ -590,8 +614,8 @@ def test_predict_says_what_is_wrong(words, message):
     ("words", "message"),
     [
         (["--output", "."], "is a folder"),
-        (["--output", "a.jsonl", "--image", "gone.png"], "--image is of one question"),
-        (["--output", "a.jsonl", "--no-sound"], "--no-sound is of one question"),
+        (["--output", "a.jsonl", "--image", "gone.png"], "--image is for one question"),
+        (["--output", "a.jsonl", "--no-sound"], "--no-sound is for one question"),
         (["--output", "a.jsonl", "--samples", "-1"], "--samples is negative"),
         (["--output", "a.jsonl", "--seed", "-1"], "--seed is negative"),
     ],

@@ -477,7 +477,7 @@ def test_the_store_above_a_run_goes_before_that_of_the_current_folder(tmp_path, 
 def test_a_port_that_is_none_is_refused(port):
     from echoink import open as opening
 
-    with pytest.raises(UserError, match=f"port={port} cannot be had"):
+    with pytest.raises(UserError, match=f"port={port} cannot be used"):
         opening.serve("sqlite:///x", port)
 
 

@@ -1,4 +1,4 @@
-"""The C library's allocator, told that what is freed will be wanted again."""
+"""Tells the C library's allocator to keep freed memory."""
 
 import ctypes
 import sys

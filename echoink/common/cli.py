@@ -1,4 +1,4 @@
-"""What the commands beside the entry point have in common: help, settings, one clear error."""
+"""What all commands but `echoink.train` share: help, settings, one clear error."""
 
 import dataclasses
 import difflib
@@ -23,15 +23,15 @@ def run(
     main: Callable[[Sequence[str]], int | None],
     doc: str | Callable[[Sequence[str]], str],
     needs_words: bool = True,
-    again: str = "the same command begins again",
+    again: str = "the same command starts over",
 ) -> None:
     """Run a command on the command line's words; its module's docstring is its help.
 
     Args:
         main: takes the words, may return an exit status.
-        doc: the help, or what gives it for the words.
-        needs_words: whether the command says its help where no words are given.
-        again: the way on after Ctrl-C.
+        doc: the help, or a function that returns it for the words.
+        needs_words: whether the command prints its help if no words are given.
+        again: how to continue after Ctrl-C.
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words) or (needs_words and not words):
@@ -48,10 +48,10 @@ def run(
 
 
 def train(words: Sequence[str]) -> int:
-    """Run `python -m echoink.train` in a process of its own; its exit status.
+    """Run `python -m echoink.train` in its own process; return its exit status.
 
-    Ctrl-C reaches both processes. The run ends by itself then, with a checkpoint, and is waited for. Where this process
-    is killed the run ends too.
+    Ctrl-C reaches both processes: the run saves a checkpoint and ends, and this process waits for it. If this process
+    is killed, the run ends too (on Linux).
     """
     command, interrupted = [sys.executable, "-m", "echoink.train", *words], False
     process = subprocess.Popen(command, preexec_fn=signals.end_with_parent)
@@ -68,7 +68,7 @@ def train(words: Sequence[str]) -> int:
 
 
 def without_config_dir(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The other words, and the folder that `--config-dir DIR` or `--config-dir=DIR` names.
+    """The words without `--config-dir DIR` or `--config-dir=DIR`, and the folder that it names.
 
     Raises:
         UserError: it names none.
@@ -92,13 +92,13 @@ def help_of(doc: str | None, schema: type) -> str:
 
 
 def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that are files or folders, and those that are `key=value`; what is there on disk is no setting."""
+    """The words that are files or folders, and the `key=value` settings; a word that exists on disk is no setting."""
     places = [word for word in words if "=" not in word or Path(word).exists()]
     return places, [word for word in words if word not in places]
 
 
 def _keep_text(settings: object, word: str, read: DictConfig) -> None:
-    """Give a setting that takes a text the text that was written: YAML has `read` a number in output=1.10."""
+    """Keep a text setting as it was written: from output=1.10, YAML has `read` a number."""
     key, _, value = word.partition("=")
     *groups, name = key.split(".")
     for group in groups:

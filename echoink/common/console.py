@@ -1,4 +1,4 @@
-"""What a person sees: labelled lines, progress bars, one table. Plain lines where the output is no terminal."""
+"""Output on the screen: labelled lines and progress bars, or plain lines if the output is not a terminal."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 _log = logging.getLogger("echoink")
 
-# It looks for kernels when it is imported, before anything could ask it to be quiet, and warns that there are none.
+# bitsandbytes warns on import that it finds no kernels, before anything else could silence it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 LINES_EVERY = 20
@@ -38,13 +38,13 @@ SERVER = "http://127.0.0.1:5000"
 
 
 def say(label: str, text: str) -> None:
-    """A line with its label; also in train.log."""
+    """Print a line with its label; it also goes to train.log."""
     console.print(f"[bold]{label:<9}[/] {escape(text)}")
     _log.info("%s %s", label, text)
 
 
 def say_mlflow(uri: str, page: str) -> None:
-    """How to open MLflow on a page of this store."""
+    """Print how to open MLflow at a page of this store."""
     say("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
     say("", f"then open {SERVER}{page}")
 
@@ -80,8 +80,7 @@ def bar(label: str, count: ProgressColumn | None = None) -> Progress:
 
 
 def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
-    """A wrapper for an iterable of `total` items (None: not known) that shows how far it is; in a file a
-    line every 20 s."""
+    """Wrap an iterable of `total` items (None: unknown) to show its progress; in a file a line every 20 s."""
 
     def wrap(items: Iterable) -> Iterable:
         with bar(label) as shown:
@@ -89,7 +88,7 @@ def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
             for number, item in enumerate(items, 1):
                 yield item
                 shown.advance(task)
-                # In a file there is no bar: a line now and then says that it goes on.
+                # In a file there is no bar: a line now and then shows the progress.
                 if not console.is_terminal and time.monotonic() - last_line > LINES_EVERY:
                     last_line = time.monotonic()
                     say(label, f"{number:,}/{total:,}" if total else f"{number:,}")
@@ -99,7 +98,7 @@ def progress(label: str, total: int | None) -> Callable[[Iterable], Iterable]:
 
 @contextmanager
 def bytes_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar of bytes: it gives what advances it; in a file a line every 20 s."""
+    """A progress bar of bytes, in a file a line every 20 s; yields the function that advances it."""
     with bar(label, DownloadColumn()) as shown:
         task, last_line = shown.add_task(label, total=total, text=""), time.monotonic()
 
@@ -115,7 +114,7 @@ def bytes_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def quiet_libraries():
-    """Silence the chatter of the libraries below us, their progress bars too."""
+    """Silence the messages and progress bars of the libraries that we use."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with imports():

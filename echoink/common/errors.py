@@ -1,8 +1,8 @@
-"""The one error type for what a user can mend."""
+"""The one error type for what a user can fix."""
 
 
 class UserError(ValueError):
-    """What is wrong in the configuration, the data or a checkpoint: the place, and the way out."""
+    """An error in the configuration, the data or a checkpoint: the problem, and a hint how to fix it."""
 
     def __init__(self, problem: str, hint: str = ""):
         super().__init__(f"{problem}\n  → {hint}" if hint else problem)
@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 def last_error(stderr: str) -> str:
-    """What a command that failed wrote as its error, on one line; where it wrote none, its last line."""
+    """The error that a failed command wrote, on one line; if it wrote none, its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
     begins = [place for place, line in enumerate(lines) if line.startswith("error:")] or [len(lines) - 1]
     return " ".join(lines[begins[-1] :])

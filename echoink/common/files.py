@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON lines."""
+"""Writes files whole or not at all; reads and writes JSON Lines."""
 
 import json
 import os
@@ -22,12 +22,12 @@ def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_atomic(file: Path, text: str) -> None:
-    """Write a text like that."""
+    """Write a text by `write_aside`."""
     write_aside(file, lambda content: content.write(text.encode()))
 
 
 def as_json(content: Any) -> str:
-    """A JSON file's text, for people too."""
+    """A JSON file's text, which people can read too."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -37,7 +37,7 @@ def as_lines(rows: Iterable[dict]) -> str:
 
 
 def milliseconds() -> int:
-    """Now, as MLflow counts time."""
+    """The current time in milliseconds, as MLflow counts it."""
     return int(time.time() * 1000)
 
 
@@ -55,10 +55,10 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
-    """Drop rows of a JSON Lines file, and a line that a kill has cut off."""
+    """Keep only the rows of a JSON Lines file that `keep` accepts; drop a line that a kill has cut off."""
     if not file.is_file():
         return
-    # Bytes, not parsed rows written anew: what stays is what was there, to the last digit.
+    # Bytes are kept, not parsed and written anew: so rows stay the same to the last digit.
     kept = []
     with open(file, "rb") as lines:
         for line in lines:

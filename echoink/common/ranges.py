@@ -1,4 +1,4 @@
-"""Ranges of settings, as their fields say: `ge`, `gt`, `le`, `lt` in the metadata."""
+"""Checks the ranges of settings: `ge`, `gt`, `le`, `lt` in the metadata of their fields."""
 
 import dataclasses
 import math

@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGUSR1 (what schedulers send before they take a machine away).
 
-The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or, where the program is at
-something that must not be left half done (`held`), right after it. The second leaves the process at once.
+The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or at the end of a block that
+must not be left half done (`held`). The second ends the process at once.
 
-With several processes a signal is only noted (`only_note`): all of them leave together, at the next
+With several processes a signal is only noted (`only_note`): all of them stop together, at the next
 `collectives.heed`.
 """
 
@@ -17,21 +17,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PREEMPTED = 128 + signal.SIGTERM
-"""Exit status of a process that was asked to go, by whichever signal: 143."""
+"""Exit status after SIGTERM or SIGUSR1: 143."""
 
 SAME = 1.0
 """A second signal within these seconds counts as the first: launchers signal a process and its group."""
 
 
 class Preempted(SystemExit):
-    """The process was asked to go; it leaves with status 143."""
+    """The process was asked to stop; it exits with status 143."""
 
     def __init__(self) -> None:
         super().__init__(PREEMPTED)
 
 
 KINDS = (None, KeyboardInterrupt, Preempted)
-"""What `asked` counts."""
+"""What the index that `asked` returns stands for."""
 
 _only_noted = False
 _asked: tuple[float, type[BaseException]] | None = None
@@ -40,7 +40,7 @@ _holds = 0
 
 
 def install() -> None:
-    """Take the signals; once, at the start of a process's main thread."""
+    """Install the handlers, once, when a process's main thread starts."""
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
     if hasattr(signal, "SIGUSR1"):
@@ -54,31 +54,31 @@ def only_note() -> None:
 
 
 def asked() -> int:
-    """What this process was asked for, as a place in `KINDS`."""
+    """What this process was asked for, as an index into `KINDS`."""
     return KINDS.index(_asked[1]) if _asked else 0
 
 
 def leave(kind: int) -> None:
-    """Raise what was asked for, of this process or another."""
+    """Raise what this process or another was asked for."""
     raise KINDS[kind]
 
 
 def raise_missed() -> None:
-    """Raise again what the handler raised and Python dropped: in a weak reference's callback and in `__del__` it drops
-    every exception. Whoever still works after a signal calls this.
+    """Raise again what the handler raised and Python dropped: it drops every exception in `__del__` and in the callback
+    of a weak reference. Code that still runs after a signal calls this.
     """
     if _asked and _holds == 0:
         _leave()
 
 
 def hold() -> None:
-    """Begin what must not be left half done."""
+    """Begin a block that must not be left half done."""
     global _holds
     _holds += _main()
 
 
 def release() -> None:
-    """End it; a signal that came meanwhile is raised here."""
+    """End the block; a signal that came meanwhile is raised here."""
     global _holds
     _holds -= _main()
     if _holds == 0 and _asked and not _raised and not _only_noted:
@@ -87,7 +87,7 @@ def release() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """What is done inside is not left half done."""
+    """Delay a signal to the end of the block."""
     hold()
     try:
         yield
@@ -112,11 +112,11 @@ def _leave() -> None:
 
 
 def _main() -> bool:
-    """Whether this is the main thread; no other is interrupted."""
+    """Whether this is the main thread, the only one that signals interrupt."""
     return threading.current_thread() is threading.main_thread()
 
 
 def end_with_parent() -> None:
-    """In a process that was just started: it is told to stop when the one that started it is killed (Linux only)."""
+    """Called in a new process: it gets SIGTERM when the process that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

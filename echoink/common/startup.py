@@ -1,4 +1,4 @@
-"""Starting a process: the large libraries are a second or more each, and read their settings when they are imported."""
+"""Imports large libraries: each takes a second or more, and reads its settings when it is imported."""
 
 import gc
 import os
@@ -11,13 +11,13 @@ SPIN = "1000"
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """Import large libraries in here.
+    """Import large libraries inside this block.
 
-    The garbage collector is off meanwhile and never looks at what they made: it would go through hundreds of thousands
-    of objects again and again and free nothing, and once more at the end of the process.
+    The garbage collector is off meanwhile and later skips the libraries' objects: it would scan hundreds of thousands
+    of them again and again, and once more at the end of the process, and free nothing.
 
-    PyTorch's threads sleep soon when they wait for one another. Spinning, they would hold processors that another
-    program, or the thread they wait for, needs (experiments/cpu_step.md). No number depends on it.
+    PyTorch's threads sleep soon when they wait for one another. If they spun, they would occupy processors that another
+    program, or the thread they wait for, needs (experiments/cpu_step.md). Results do not depend on it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)

@@ -13,11 +13,11 @@ from scipy.stats import binomtest, fisher_exact, norm, t, ttest_1samp
 from echoink.common.clusters import Clusters, count, names
 
 FEW_CLUSTERS = 30
-"""Below so many the intervals over clusters are said to be rough."""
+"""With fewer clusters, intervals over them are reported as rough."""
 
 
 class Interval(NamedTuple):
-    """A two-sided confidence interval of 95 %, such as of a share."""
+    """A two-sided 95 % confidence interval, such as of a proportion."""
 
     low: float
     high: float
@@ -34,29 +34,29 @@ def wilson(hits: int, n: int) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two answers, or two means of several, to each of the same samples, compared.
+    """Two checkpoints compared by their scores (of one answer, or means of several) on the same samples.
 
-    What is compared is these two checkpoints, not two methods: another seed of training gives another checkpoint.
+    The comparison is of these checkpoints, not of methods: another training seed gives another checkpoint.
     """
 
     test: str
     """`McNemar`, or `clustered t`."""
     difference: float
-    """Of the mean scores, second - first."""
+    """Second minus first mean score."""
     interval: tuple[float, float]
-    """95 % of the difference: Tango's, or Student's t over clusters of samples that share media."""
+    """95 % interval of the difference: Tango's, or over clusters of samples that share media (see `paired`)."""
     gained: int
-    """Samples that the second got righter."""
+    """Samples with a higher second score."""
     lost: int
-    """Samples that the first got righter."""
+    """Samples with a higher first score."""
     p_value: float
-    """Two-sided, of no difference."""
+    """Two-sided, for no difference."""
     clusters: int
-    """How many groups of samples that share media there are, see `clusters.count`."""
+    """How many clusters of samples that share media there are, see `clusters.count`."""
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """p of McNemar's test (1947), without a correction for continuity; `tango`'s interval of level 1 - p ends at 0."""
+    """p of McNemar's test (1947), without continuity correction; `tango`'s interval at level 1 - p ends at 0."""
     return 2 * float(norm.sf(abs(gained - lost) / (gained + lost) ** 0.5)) if gained + lost else 1.0
 
 
@@ -79,16 +79,16 @@ def above_chance(hits: int, n: int, chance: float) -> float:
 
 
 def tango(gained: int, lost: int, n: int) -> Interval:
-    """Score interval of a difference of two paired shares, (gained - lost) / n (Tango 1998).
+    """Score interval of a difference of two paired proportions, (gained - lost) / n (Tango 1998).
 
-    It holds 0 exactly where McNemar's test (`mcnemar`) does not reject at the same level, and has a width where nothing
-    or everything changed. Example: 9 gained and 1 lost of 50 gives [0.045, 0.293].
+    It contains 0 exactly when McNemar's test (`mcnemar`) does not reject at the same level, and has a width even if
+    nothing or everything changed. Example: 9 gained and 1 lost of 50 gives [0.045, 0.293].
     """
     z = float(norm.ppf(0.975))
     difference = (gained - lost) / n
 
     def score(delta: float) -> float:
-        # The likeliest share of losses under a difference of delta solves a quadratic equation.
+        # The maximum-likelihood share of losses under a difference of delta solves a quadratic equation.
         b = -gained - lost + (2 * n - gained + lost) * delta
         c = -lost * delta * (1 - delta)
         share = (max(0.0, b * b - 8 * n * c) ** 0.5 - b) / (4 * n)
@@ -111,9 +111,9 @@ class _Clustered:
 
 
 def _clustered(values: Sequence[float], clusters: Sequence[Clusters]) -> _Clustered:
-    """Where clusters are crossed, such as recordings and pictures, the variances by one and by the other add up, less
-    that by both (Cameron, Gelbach and Miller 2011); the sum is at least the larger one. There are as many clusters as
-    the rarer of the two has.
+    """The mean over clusters. If these are crossed, such as recordings and pictures, the variances by one and by the
+    other add up, minus that by both (Cameron, Gelbach and Miller 2011), to at least the larger one. The number of
+    clusters is the smaller of the two.
     """
     crossed = [*zip(*map(names, clusters), strict=True)]
     found = [_one_way(values, of) for of in crossed]
@@ -140,12 +140,12 @@ def _one_way(values: Sequence[float], clusters: Sequence[Hashable]) -> _Clustere
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Clusters]) -> Interval:
-    """Interval of the mean of values in [0, 1], of which those of a cluster are not independent.
+    """Interval of the mean of values in [0, 1]; values of one cluster are not independent.
 
-    Shares whose samples have clusters of their own get Wilson's interval. Otherwise the standard error over clusters is
-    computed, and Wilson's interval is that of as many independent samples as have the same error, with Student's t in
-    the place of the normal (after Korn and Graubard 1998). Where all values are alike each cluster counts as one
-    sample. One cluster says nothing of others: [0, 1].
+    Values of 0 and 1 with one cluster per sample get Wilson's interval. Otherwise it is Wilson's interval for as many
+    independent samples as have the standard error over clusters, with Student's t in place of the normal (after Korn
+    and Graubard 1998). If all values are equal, each cluster counts as one sample. One cluster says nothing about
+    others: [0, 1].
     """
     n, shares = len(values), set(values) <= {0.0, 1.0}
     if count(clusters) == n and shares:
@@ -156,32 +156,32 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Clusters]) -> Inte
     z, wide = norm.ppf(0.975), t.ppf(0.975, found.clusters - 1)
     spread = found.mean * (1 - found.mean)
     samples = spread / found.error**2 if found.error else found.clusters
-    samples = min(n, samples) if shares else samples  # graded scores may spread less than shares do
+    samples = min(n, samples) if shares else samples  # graded scores may vary less than 0/1 scores
     samples *= (z / wide) ** 2
     centre, reach = found.mean + z**2 / (2 * samples), z * (spread / samples + (z / (2 * samples)) ** 2) ** 0.5
     low, high = ((centre + side * reach) / (1 + z**2 / samples) for side in (-1, 1))
-    # It holds the mean, which rounding may leave outside where all values are 0 or 1.
+    # It contains the mean, which rounding could leave outside if all values are 0 or all are 1.
     return Interval(max(0.0, min(float(low), found.mean)), min(1.0, max(float(high), found.mean)))
 
 
 def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[Clusters]) -> Paired:
     """Compare two scores of each sample.
 
-    Shares whose samples have clusters of their own are compared by McNemar's test and Tango's interval. Means of
-    several draws, graded scores and samples that share media are compared by Student's t over clusters. Interval and p
-    are of one procedure: the interval holds 0 exactly where p > 0.05.
+    Scores of 0 and 1 with one cluster per sample are compared by McNemar's test and Tango's interval. Means of several
+    draws, graded scores and samples that share media are compared by Student's t over clusters (by `_all_alike` if
+    these do not vary). Interval and p are of one procedure: the interval contains 0 exactly when p > 0.05.
 
     Args:
         first: scores in [0, 1], means over the draws of each sample.
-        second: of the same samples.
-        clusters: of each sample; those that share media are not independent.
+        second: scores of the same samples.
+        clusters: of each sample; samples that share media are not independent.
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     n, gained, lost = len(differences), sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     found = _clustered(differences, clusters)
     if found.clusters == n and {*first, *second} <= {0.0, 1.0}:
         test, interval, p_value = "McNemar", tango(gained, lost, n), mcnemar(gained, lost)
-    elif found.error and found.clusters > 1:  # of crossed clusters the rarer kind may be one
+    elif found.error and found.clusters > 1:  # crossed clusters may have only one of a kind
         reach = float(t.ppf(0.975, found.clusters - 1)) * found.error
         test, interval = "clustered t", (max(-1.0, found.mean - reach), min(1.0, found.mean + reach))
         p_value = 2 * float(t.sf(abs(found.mean) / found.error, found.clusters - 1))
@@ -191,10 +191,10 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[C
 
 
 def _all_alike(difference: float, clusters: int) -> tuple[tuple[float, float], float]:
-    """Interval and p where every cluster has the same difference: another cluster may still have another.
+    """Interval and p if all K clusters have the same difference: other clusters may still have another one.
 
-    At most a share u of all clusters does, (1 - u)^K = 0.025 (Clopper and Pearson 1934), each with at most the range
-    [-1, 1]; p is the level at which the interval would reach 0. One cluster: [-1, 1], p = 1.
+    At most a share u of all clusters does, (1 - u)^K = 0.025 (Clopper and Pearson 1934), with differences in [-1, 1];
+    p is the level at which the interval would reach 0. One cluster: [-1, 1], p = 1.
     """
     if clusters == 1:
         return (-1.0, 1.0), 1.0
@@ -205,12 +205,12 @@ def _all_alike(difference: float, clusters: int) -> tuple[tuple[float, float], f
 
 @dataclass(frozen=True)
 class Seeds:
-    """One number per seed, together."""
+    """Statistics of one number per seed."""
 
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
-    """95 %, Student's t over seeds; None for one seed or equal values. It speaks of the method, not of a checkpoint."""
+    """95 %, Student's t over seeds; None for one seed or equal values. It is about the method, not a checkpoint."""
     p_value: float | None
     """Two-sided t test of a mean of 0; None where there is no interval."""
 

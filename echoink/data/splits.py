@@ -87,8 +87,7 @@ def load(
         on_main_process: runs slow work in the first of the run's processes and gives all of them its result.
 
     Raises:
-        UserError: a split cannot be read, or more samples are broken than dataset.max_skipped allows; it names the
-            folder, the file or the sample.
+        UserError: a split cannot be read, or more samples are broken than dataset.max_skipped allows.
     """
     if config.source is Source.synthetic:
         on_main_process(partial(_write_synthetic, config, Path(config.path)))

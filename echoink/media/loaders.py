@@ -1,4 +1,4 @@
-"""Opens pictures, sounds and videos for all but the makers of data sets; every limit on media is applied here.
+"""Opens pictures, sounds and videos for everything but the dataset makers; every limit on media is applied here.
 
 An image is returned as 8-bit RGB, upright; the model's own processor then scales it down to `model.max_pixels`. A sound
 is returned as mono float32 samples at 16 kHz, cut to its first `max_seconds`. A video is returned as frames at a steady
@@ -27,7 +27,7 @@ from echoink.common.errors import UserError
 from echoink.media import truncation
 
 SAMPLING_RATE = 16_000
-"""Hz; the rate of the Whisper features that Qwen2.5-Omni listens through."""
+"""Hz; the sampling rate of Qwen2.5-Omni's Whisper features."""
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_FILE_PIXELS = 50_000_000
@@ -46,10 +46,10 @@ MOST_JITTER = 0.05
 """Seconds by which a frame of sound may be late without leaving a gap: times are rounded, encoders add a delay."""
 
 MOST_DELAY = 0.1
-"""A video's sound that begins by less than so many seconds before its pictures is cut to them."""
+"""A video's sound that begins less than this many seconds before the pictures is cut to their start."""
 
 CANCELLED, LOUDEST = 0.05, 8.0
-"""A mono sound of less than this part of its channels' loudness, and a peak above this, are warned of."""
+"""Warn of a mono sound with less than this share of its channels' loudness, and of a peak above this."""
 
 MIN_SECONDS = 0.05
 """A shorter sound gives no audio token."""
@@ -70,7 +70,7 @@ class Embedded:
         return self.name
 
     def __reduce__(self) -> tuple:
-        """To another process it goes with its bytes: what they are read from may be a whole table."""
+        """Pickle the bytes, not what they are read from, which may be a whole table."""
         return Embedded, (self.name, partial(bytes, self.read()))
 
 
@@ -82,7 +82,7 @@ def digest(medium: Medium) -> str:
     """A short digest of the file's bytes, by which copies of it are recognized.
 
     Raises:
-        UserError: it is missing, no file, or too large.
+        UserError: the file is missing, is not a regular file, or is too large.
     """
     stream = _stream(medium)
     if isinstance(stream, io.BytesIO):
@@ -141,15 +141,15 @@ def load_image(medium: Medium) -> Image.Image:
         raise
     except FileNotFoundError:
         raise _missing("picture", medium) from None
-    except Exception as error:  # each decoder fails on broken bytes in ways of its own
+    except Exception as error:  # each decoder fails on broken bytes in its own ways
         raise UserError(f"cannot read the picture {medium}: {error}", "replace the file or drop the sample") from error
     return image
 
 
 def _of_16_bits(image: Image.Image, file: Image.Image, medium: Medium) -> Image.Image:
-    """The upper 8 of 16 bits; Pillow would clip all over 255."""
+    """Keep the upper 8 of 16 bits; Pillow would clip values over 255."""
     values = np.asarray(image)
-    # Fewer bits are kept in 16 too: 12 by microscopes, 14 by sensors.
+    # 16 bits may hold fewer: 12 from microscopes, 14 from sensors.
     unknown = image.mode == "I" or 0 < values.max() < 2**15
     if unknown or getattr(file, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO or "transparency" in file.info:
         what = f"integers of an unknown range, at most {values.max()}" if unknown else "of a rare kind of 16 bits"
@@ -176,8 +176,8 @@ class Sound:
 def load_sound(medium: Medium, max_seconds: float) -> Sound:
     """Read the first `max_seconds` of a sound as mono float32 at 16 kHz.
 
-    libsndfile reads what it knows, but for MP3, where it stops at the first damaged frame and FFmpeg goes on as players
-    do; FFmpeg reads the rest (AAC, Opus in WebM, Matroska, …).
+    libsndfile reads the formats that it knows, except MP3 and chained Ogg (see `truncation.known_to_sndfile`). FFmpeg
+    reads the rest (AAC, Opus in WebM, Matroska, …) and, like players, continues after a damaged frame of an MP3.
 
     Raises:
         UserError: the file is missing, is no sound, is broken or cut off, holds non-finite samples, or is shorter than
@@ -192,19 +192,19 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
             if file.channels > MAX_CHANNELS or rate > MAX_RATE:
                 raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
             wanted = int(np.ceil(max_seconds * rate))
-            if 0 < frames < 2**62:  # a recorder that was killed says 0; FLAC out of a pipe says the most there is
+            if 0 < frames < 2**62:  # a killed recorder writes 0, FLAC from a pipe the largest number
                 samples = file.read(frames=wanted, dtype="float32", always_2d=True)
                 if len(samples) == min(wanted, frames):
                     return _sound(samples, rate, max_seconds, seconds=frames / rate, medium=medium)
     except UserError:
         raise
-    except (soundfile.LibsndfileError, RuntimeError):  # FFmpeg may know it; else it says what is wrong
+    except (soundfile.LibsndfileError, RuntimeError):  # FFmpeg may read it, or says what is wrong
         pass
     return _load_sound_by_ffmpeg(medium, max_seconds)
 
 
 _LENGTH_IS_A_GUESS = ("mp3", "aac", "ac3", "eac3", "amr")
-"""Formats of FFmpeg without a header: it tells the length from the bit rate of the first frames."""
+"""FFmpeg's formats without a header: it estimates the length from the bit rate of the first frames."""
 
 
 def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
@@ -216,7 +216,7 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
         declared = float(container.duration / time_base) if container.duration else None
         if track.duration:
             declared = float(track.duration * track.time_base)
-        # Of an MP3 damaged frames are missing in what is found too; beside a sound its pictures may be longer.
+        # An MP3 is also shorter if frames are damaged; a file's pictures may last longer than its sound.
         certain = form not in _LENGTH_IS_A_GUESS and (track.duration or not container.streams.video)
     found = len(samples) / rate
     if form == "mp3":
@@ -237,14 +237,14 @@ def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
 def _decode_sound(
     container, max_seconds: float, clock: float | None, medium: Medium, skips_bad_packets: bool = False
 ) -> tuple[np.ndarray, int, bool]:
-    """The sound track that players take, each frame where its time says; what is missing between two frames is silence.
+    """Decode the sound track that players choose, each frame at its time; gaps between frames become silence.
 
     Args:
         container: of FFmpeg.
-        max_seconds: after which nothing is decoded.
-        clock: the time, in seconds, at which the sound begins; None: where its first frame stands.
+        max_seconds: where decoding stops.
+        clock: the time, in seconds, at which the sound begins; None: the time of its first frame.
         medium: for errors.
-        skips_bad_packets: go on behind what cannot be decoded, as players do.
+        skips_bad_packets: skip packets that cannot be decoded, as players do.
 
     Returns:
         [samples, channels], the sampling rate, and whether the track ended before `max_seconds`.
@@ -253,7 +253,7 @@ def _decode_sound(
     rate, channels = stream.rate, stream.layout.nb_channels
     if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
         raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
-    # Interleaved: of more than 8 channels one by one, PyAV reads past the end of its list (18.1).
+    # Interleaved: with more than 8 planar channels, PyAV 18.1 reads past the end of its list.
     resampler = AudioResampler(format="flt", layout=stream.layout, rate=rate)
     parts, length, most = [], 0, int(np.ceil(max_seconds * rate))
     ended, skip = True, 0
@@ -318,7 +318,7 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoCaps:
-    """How much of a video the model gets: frames at `fps`, fewer a second where more than `max_frames` would be."""
+    """How much of a video the model gets: frames at `fps`, or fewer per second if there were more than `max_frames`."""
 
     fps: float
     max_frames: int
@@ -328,7 +328,7 @@ class VideoCaps:
     """Sides of scaled frames are multiples of so many pixels."""
 
     def frame_count(self, seconds: float) -> int:
-        """Frames of a video of so many seconds: an even number, for the processor takes them two by two."""
+        """Frames of a video of `seconds`: an even number, because the processor takes them in pairs."""
         return max(2, min(int(seconds * self.fps), self.max_frames) // 2 * 2)
 
 
@@ -364,7 +364,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             # A clock need not start at 0. Before the first picture comes, a player shows it, or nothing.
             start = frame.time if start is None else start
             elapsed = frame.time - start
-            # A frame is shown until the next one's time: the one before this is what the moments until then show.
+            # A frame is shown until the next one's time: the moments before this one show the previous frame.
             if shown is not None and due[len(frames)] + 1e-6 < elapsed:
                 pixels = _rgb(shown, size)
                 while len(frames) < count and due[len(frames)] + 1e-6 < elapsed:
@@ -380,7 +380,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
 
 
 def has_soundtrack(medium: Medium) -> bool:
-    """Whether a video has a sound of its own.
+    """Whether a video has its own sound.
 
     Raises:
         UserError: as `load_video`.
@@ -391,7 +391,7 @@ def has_soundtrack(medium: Medium) -> bool:
 
 def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     """The first `max_seconds` of a video's own sound, as `load_sound` returns it, on the clock of its pictures: a gap
-    in it is silence of its length.
+    in it becomes silence.
 
     Raises:
         UserError: as `load_video`, or the video has no sound.
@@ -415,7 +415,7 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
 
 
 def scaled(width: int, height: int, max_pixels: int, grid: int) -> tuple[int, int]:
-    """Sides of a frame of at most `max_pixels`, multiples of `grid`, about as wide to its height as before."""
+    """Sides of a frame of at most `max_pixels`, multiples of `grid`, with about the same aspect ratio."""
     shrink = min(1.0, (max_pixels / (width * height)) ** 0.5)
     sides = [max(grid, int(side * shrink / grid) * grid) for side in (width, height)]
     return sides[0], sides[1]
@@ -439,8 +439,8 @@ def _upright(pixels: np.ndarray, frame) -> np.ndarray:
 
 
 def _early_sound(container) -> float | None:
-    """When the sound begins, in seconds, where that is clearly before the pictures; such files come of cutting between
-    two key frames. A few hundredths are the delay of an encoder.
+    """When the sound begins, in seconds, if that is clearly before the pictures; else None. Cutting between two key
+    frames makes such files. A few hundredths are an encoder's delay.
     """
     sound, pictures = container.streams.best("audio"), container.streams.best("video")
     if not sound or not pictures or sound.start_time is None or pictures.start_time is None:
@@ -455,7 +455,7 @@ def _duration(container, stream, early: float | None, medium: Medium) -> float:
         seconds = lead + float(stream.duration * stream.time_base)
     elif container.duration:  # of the whole file, whose clock need not start at 0
         seconds = (container.duration - max(0, container.start_time or 0)) / time_base
-    else:  # a browser's recorder writes none: from the first packet to the last
+    else:  # a browser's recorder writes no duration: from the first packet to the last
         packets = [packet for packet in container.demux(stream) if packet.pts is not None and packet.time_base]
         if not packets:
             hint = "write it again: ffmpeg -i in -c copy out.mkv"

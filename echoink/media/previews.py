@@ -1,4 +1,4 @@
-"""Pictures and sounds as a person gets them, in reports and traces: small, playable, whole in themselves."""
+"""Makes pictures and sounds for people, in reports and traces: small, playable, self-contained."""
 
 import base64
 import io

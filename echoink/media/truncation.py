@@ -1,4 +1,4 @@
-"""Files that end before their headers say. Decoders read such a file without a word, as a shorter sound or video."""
+"""Finds files that end before their headers say. Decoders silently read such a file as a shorter sound or video."""
 
 import io
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from echoink.common.errors import UserError
 
 UNKNOWN = 2**31 - 2**20
-"""A program that writes to a pipe cannot know the length and puts the largest number: from here on it means unknown."""
+"""A program that writes to a pipe cannot know the length and writes the largest one: from here on it means unknown."""
 
 
 def check_sound(file: io.BufferedIOBase, name: str) -> None:
@@ -58,8 +58,8 @@ def check_container(file: io.BufferedIOBase, name: str) -> None:
 
 
 def check_mp3(file: io.BufferedIOBase, name: str) -> None:
-    """Raises `UserError` where an MP3 has fewer bytes than the header says that encoders write into its first frame
-    (Xing, Info). Without that header nothing is known.
+    """Raises `UserError` where an MP3 has fewer bytes than its Xing or Info header says, which encoders write into the
+    first frame. Without that header nothing is known.
     """
     with file:
         size = file.seek(0, io.SEEK_END)
@@ -81,9 +81,8 @@ def check_mp3(file: io.BufferedIOBase, name: str) -> None:
 
 
 def known_to_sndfile(file: io.BufferedIOBase) -> bool:
-    """Whether libsndfile reads all of a sound that begins as one of its formats does. It does not for MP3, where it
-    stops at the first damaged frame and prints notes, or for an Ogg of several streams in sequence, of which it reads
-    the first.
+    """Whether libsndfile reads all of a sound, judging by its format. It does not for MP3, where it stops at the first
+    damaged frame and prints notes, or for an Ogg of several streams in sequence, of which it reads only the first.
     """
     with file:
         kind = file.read(4)
@@ -174,7 +173,7 @@ def _of_matroska(file: io.BufferedIOBase) -> tuple[int, int | None]:
 
 
 def _variable(file: io.BufferedIOBase) -> int | None:
-    """A number of 1 to 8 bytes, whose first says how many; all ones is unknown."""
+    """A number of 1 to 8 bytes, whose first byte says how many; None if all bits are ones, which means unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None

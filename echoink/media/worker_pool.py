@@ -47,7 +47,7 @@ class _Process:
         self.connection.send(work)
 
     def send(self, item: Item) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # `result` tells
+        with suppress(BrokenPipeError, ConnectionResetError):  # `result` reports it
             self.connection.send(item)
 
     def result(self) -> Result | Died:
@@ -59,7 +59,7 @@ class _Process:
                 self._said.seek(0)
                 said = self._said.read().decode(errors="replace")[-1000:]
                 raise RuntimeError(f"a process of {__name__} left with {status}: {said}") from None
-            if -status == signal.SIGKILL:  # no decoder does that
+            if -status == signal.SIGKILL:  # no crash of a decoder sends it
                 raise UserError(
                     "a process that reads files was killed: the machine may be out of memory",
                     "free some, and start again",
@@ -77,15 +77,15 @@ class _Process:
 
 
 def isolated(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result | Died]:
-    """`work(item)` for each item, in order, several at once, each in a process that does nothing else.
+    """Yield `work(item)` for each item, in order; several run at once, each in a process that does nothing else.
 
     Args:
-        work: a function of a module, or a `partial` of one; what it takes and gives is pickled.
+        work: a function of a module, or a `partial` of one; its argument and result are pickled.
         processes: how many at once; at most `MAX_PROCESSES`.
 
     Raises:
         Exception: what `work` raises.
-        UserError: a process was killed from outside, as where memory runs out.
+        UserError: a process was killed from outside, such as when memory runs out.
     """
     idle = deque([None] * max(1, min(processes, MAX_PROCESSES)))  # a process starts when it is needed
     busy: deque[_Process] = deque()
@@ -113,7 +113,7 @@ def _collect(busy: deque, idle: deque) -> Result | Died:
 
 
 def _serve(descriptor: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # whoever asked for the work decides when it ends
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent process decides when the work ends
         signal.signal(number, signal.SIG_IGN)
     with Connection(descriptor) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
         work = connection.recv()
@@ -121,7 +121,7 @@ def _serve(descriptor: int) -> None:
             item = connection.recv()
             try:
                 result = work(item)
-            except Exception as error:  # whatever it is, it is raised again where the work was asked for
+            except Exception as error:  # any error is raised again in the parent process
                 result = error
             connection.send(result)
 

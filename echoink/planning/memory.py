@@ -1,4 +1,4 @@
-"""How much memory a training step takes, estimated from the model's dimensions: decides about gradient checkpointing.
+"""Estimates the memory of a training step from the model's dimensions, to decide about gradient checkpointing.
 
 Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K width of keys and values.
 """
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 USABLE = 0.85
-"""Of the memory that an estimate may fill; the rest is for fragments, caches of the allocator and the rollout."""
+"""Share of the memory that an estimate may fill; the rest is for fragmentation and the allocator's cache."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the estimate needs to know of a model: of a loaded one, or of one that nobody has loaded yet."""
+    """What the estimate needs to know about a model, whether it is loaded or not."""
 
     dimensions: Dimensions
     parameters: int
-    """Of the model with its towers."""
+    """Of the model, including its towers."""
     weight_bytes: int
     itemsize: int
     """Bytes of a weight that is not quantized."""
     quantized: bool
     """Whether its linear layers are held in 4 bits."""
     joins_keys: bool
-    """Without a GPU the keys and values of prefix and completion are joined for each completion."""
+    """Whether keys and values of prefix and completion are joined for each completion, as without a GPU."""
 
 
 def model_of(model: "PreTrainedModel") -> Model:
@@ -57,7 +57,7 @@ SHARDED_PARTS = {
     Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
     Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
 }
-"""What of an estimate the processes share out among themselves."""
+"""The parts of an estimate that processes divide among themselves."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Estimate:
     """Bytes on one process."""
 
     weights: int
-    """The policy's, and the copies in bfloat16 of those that learn."""
+    """The policy's, with the copies that computing in bfloat16 takes."""
     reference: int
     gradients: int
     optimizer: int
@@ -73,17 +73,17 @@ class Estimate:
     activations: int
     """Kept for the backward pass."""
     cache: int
-    """Keys and values of a rollout: the decoder keeps the room for the next one."""
+    """Keys and values of a rollout; the decoder keeps this memory for the next one."""
     gathered: int = 0
-    """Divided weights, put together for a rollout."""
+    """Sharded weights, gathered for a rollout."""
     engine: int = 0
     """vLLM's weights, keys and values."""
     engine_between: int = 0
-    """The same between rollouts: nothing where it sleeps."""
+    """The same between rollouts; 0 if the engine sleeps."""
 
     @property
     def total(self) -> int:
-        """At the worst moment of a step: in the rollout, in an evaluation or in the backward pass."""
+        """Bytes at the peak of a step: in the rollout, in an evaluation or in the backward pass."""
         always = self.weights + self.reference + self.optimizer + self.cache + self.engine_between
         decoding = self.gathered + self.engine - self.engine_between
         return always + max(self.gradients + self.activations, decoding)
@@ -93,7 +93,7 @@ class Estimate:
 
         Args:
             sharding: how they divide it.
-            processes: how many have a shard each.
+            processes: how many, each with one shard.
             gathered: bytes of the weights of all shards.
         """
         shares = {name: getattr(self, name) // processes for name in SHARDED_PARTS[sharding]}
@@ -120,11 +120,11 @@ def activations(model: Model, rows: PackedRow, bf16: bool, checkpointing: bool =
     """Bytes that the language model keeps for the backward pass of a packed row of T tokens.
 
     Counted per token and layer, in units of D, F and K: the inputs of two norms and of every linear layer, query and
-    attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps an input of its own:
+    attention output (11 D; under autocast the norms stay in float32 and each linear layer keeps its own input:
     34 bytes per D), four values of the feed-forward layer (4 F), key and value (4 K). Without a GPU keys and values are
     also joined, prefix and completion: 2 K for each of the G (P + C). With gradient checkpointing each layer keeps its
     input alone, and one layer at a time is computed again.
-    The towers, and the head, which works in chunks, are small beside it.
+    The towers, and the head, which works in chunks, are small in comparison.
     """
     size = 2 if bf16 else model.itemsize
     widths = 34 if bf16 and model.itemsize > 2 else 11 * size
@@ -144,7 +144,7 @@ def cache(model: Model, rows: PackedRow, bf16: bool) -> int:
 
 
 def of_run(config: Config, model: Model, learning: int, longest: int, engine_sleeps: bool) -> Estimate:
-    """Memory of a run's training step, on one process that holds everything.
+    """Memory of a run's training step on one process, before anything is sharded.
 
     Args:
         config: the run's.
@@ -161,7 +161,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
     deepspeed = trainer.sharding.is_deepspeed
     size = 4 if adapts or deepspeed else model.itemsize  # an adapter learns in float32
-    # DistributedDataParallel holds what it sums in buckets of its own.
+    # DistributedDataParallel holds a second copy of the gradients, in its buckets.
     buckets = 2 if trainer.sharding is Sharding.none and trainer.processes > 1 else 1
     in_engine, engine = PackedRow(decoded.prompts * group, 1, 0, longest + completion), 0
     if config.uses_vllm:
@@ -186,24 +186,24 @@ def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sh
         learning: how many parameters learn.
         adapts: whether only an adapter learns.
         bf16: whether it computes in bfloat16 under autocast.
-        sharding: how the processes will share it out.
+        sharding: how the processes will divide it.
     """
     held = model.weight_bytes
     if not bf16 or model.itemsize <= 2:
         return held, held
-    if sharding.is_deepspeed:  # its module is in bfloat16, `fit` loads the reference so
+    if sharding.is_deepspeed:  # its module is in bfloat16; `fit` loads the reference in it too
         return 2 * model.parameters, 2 * model.parameters
     if sharding is Sharding.fsdp2:  # gathered in bfloat16; the shards stay as they are
         return held + 2 * model.parameters, held
     # An adapter's base and the reference are held in bfloat16 (`models/rounding.py`). Other linear layers have a
-    # copy in it for the decoder, whether they learn or not, and those that learn autocast's own.
+    # bfloat16 copy for the decoder, whether they learn or not, and those that learn have autocast's copy too.
     saved = 2 * (model.parameters - model.dimensions.head) if not model.quantized else 0
     copied = learning if adapts else max(learning, model.dimensions.linear)
     return held + 2 * learning + 2 * copied - (saved if adapts else 0), held - saved
 
 
 MOST_PROMPTS = 128
-"""Of an evaluation's batch: more of them save little, and the last of a batch is waited for."""
+"""The most in an evaluation's batch: more save little, and a batch waits for its longest completion."""
 
 
 def prompts_that_fit(
@@ -217,10 +217,10 @@ def prompts_that_fit(
 
     Args:
         model: what is evaluated.
-        beside: bytes that are taken by other things.
+        beside: bytes that other things take.
         draws: completions of a prompt.
         longest: tokens of the longest prompt.
-        completion: C, at most.
+        completion: tokens of a completion, at most.
         bf16: whether it computes in bfloat16 under autocast.
         room: bytes of memory.
     """

@@ -1,8 +1,8 @@
 """The plan of a run before anything is loaded: steps, tokens, parameters, memory, disk (`dry_run=true`, plan.json).
 
 Everything is arithmetic on the configuration, the dataset's files and the architecture's dimensions in `conf/model/`.
-What is estimated is called so: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
-(`memory.py` says how; its activations are within 25 % of what autograd keeps on the tiny model).
+Estimates are labelled as such: the text's tokens (a quarter of its characters: no tokenizer is loaded) and the memory
+(see `memory.py`; its activations are within 25 % of what autograd keeps on the tiny model).
 """
 
 import json
@@ -24,18 +24,18 @@ from echoink.planning.steps import training_steps
 from echoink.run_folder import checkpoint
 
 CHARACTERS = 4
-"""Of English text per token, about."""
+"""Characters of English text per token, about."""
 CHAT = 12
 """Tokens of the chat template around a turn, about."""
 NF4 = 4.5 / 8
-"""Bytes of a weight in 4 bits: a 32-bit scale for each block of 64."""
+"""Bytes of a 4-bit weight, with a 32-bit scale for each block of 64."""
 
 
 def make(config: Config, splits: Splits) -> dict[str, Any]:
-    """The plan: see the module's docstring. Bytes where a key says bytes, parameters as numbers.
+    """The plan, see the module's docstring; keys with `bytes` are in bytes.
 
     Raises:
-        UserError: fewer samples than a step takes.
+        UserError: see `training_steps`.
     """
     trainer, grpo = config.trainer, config.grpo
     tokens = [
@@ -45,7 +45,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     parameters = count_parameters(config)
     longest = max(each.total for each in tokens)
     needed = {}
-    if not trainer.sharding.is_deepspeed:  # which computes in other types than a run without it
+    if not trainer.sharding.is_deepspeed:  # DeepSpeed computes in other types than a run without it
         own = -(-trainer.prompts_per_step // trainer.processes)
         alone = replace(trainer, sharding=Sharding.none, processes=1, prompts_per_step=own)
         needed["not sharded"] = needs(replace(config, trainer=alone), parameters, longest)
@@ -83,8 +83,8 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
 
 
 def other_architecture(config: ModelConfig, layers: int, width: int) -> str | None:
-    """A warning where the group `model` describes another model than weights with so many layers of that width:
-    its plan is wrong then, and its caps may be.
+    """A warning if the group `model` describes another model than weights of so many layers of that width: the plan
+    is wrong then, and the caps may be.
     """
     says = config.architecture
     if (says.layers, says.width) == (layers, width):
@@ -92,14 +92,14 @@ def other_architecture(config: ModelConfig, layers: int, width: int) -> str | No
     side = round(config.max_pixels**0.5)
     return (
         f"the weights have {layers} layers of width {width:,}, and model.architecture says {says.layers} of "
-        f"{says.width:,}: the plan is of another model, and so may be the caps. Pictures are scaled to at most about "
+        f"{says.width:,}: the plan is for another model, and the caps may be too. Pictures are scaled to at most about "
         f"{side} x {side} pixels, sounds cut at {config.max_audio_seconds:g} s. model=qwen2_5_omni_3b model.path=… has "
         "those of a real one"
     )
 
 
 def warning_before_loading(config: ModelConfig) -> str | None:
-    """`other_architecture` of a folder that says its dimensions; None where it does not, or is on a hub."""
+    """`other_architecture` of a folder whose config.json has the dimensions; None for any other, or for a hub id."""
     file = Path(resolve(config.path)) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -112,7 +112,7 @@ def warning_before_loading(config: ModelConfig) -> str | None:
 
 
 def _not_counted(config: Config) -> list[str]:
-    """What a run does besides and no number of hours has."""
+    """What a run also does but the hours do not include."""
     found = ["evaluations", "saves", "the start"]
     found += ["the rollouts and passes of reward.integration"] if config.reward.lambda_int else []
     found += ["unpacking 4-bit weights"] if config.adapter.kind is Adapter.qlora else []
@@ -120,8 +120,8 @@ def _not_counted(config: Config) -> list[str]:
 
 
 def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> dict[str, Any]:
-    """Hours, memory and growth on 1, 8 and 64 GPUs and as many as the run is for, as `step_time` says; nothing of it is
-    measured on one.
+    """Hours, memory and growth on 1, 8 and 64 GPUs and on the run's number of them, by `step_time`; none is measured on
+    a GPU.
 
     Args:
         config: the run's.
@@ -160,7 +160,7 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
     for count in sorted({1, step_time.NODE, 8 * step_time.NODE, trainer.processes}):
         sharding = trainer.sharding if count > 1 or trainer.sharding.is_deepspeed else Sharding.none
         if count > 1 and trainer.processes == 1 and sharding is Sharding.none and not adapts:
-            sharding = Sharding.fsdp2  # what a run on one is likely to take there
+            sharding = Sharding.fsdp2  # what a run for one GPU is likely to use there
         several = replace(config, trainer=replace(trainer, processes=count, sharding=sharding))
         setting = {"gpus": count, "sharded": memory.SHARDED_PARTS[sharding], "reference": config.grpo.beta > 0}
         setting["across_machines"] = sharding.is_deepspeed
@@ -182,9 +182,9 @@ def gpus(config: Config, parameters: dict[str, int], tokens: list[Tokens]) -> di
 
 
 def _memory_on(config: Config, parameters: dict[str, int], longest: int, room: int) -> tuple[bool, int]:
-    """Whether activations are computed again on a GPU with so many bytes of memory, and the bytes that are needed then.
+    """Whether activations are recomputed on a GPU with `room` bytes of memory, and the bytes that are needed then.
 
-    Where the configuration leaves it open they are kept if they fit, as in `setup.with_checkpointing_decided`.
+    If the configuration leaves it open, they are kept if they fit, as in `setup.with_checkpointing_decided`.
     """
 
     def needed(again: bool) -> int:
@@ -232,19 +232,19 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 def _frozen(config: Config) -> set[str]:
-    """Names of parts that do not learn; of a tower its projection may."""
+    """Names of the frozen parts; a frozen tower's projection may still learn."""
     frozen = {part.name.removesuffix("_encoder") for part in config.model.freeze}
     return frozen | {"head"} if "language" in frozen else frozen
 
 
 def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
-    """What checkpoints take: the weights (or the adapter) of one, the optimizer's state of one that training can go on
-    from, what is exported for the hub, and all that is there at most at a time, the checkpoint that is being written
-    and the export among them.
+    """Bytes of checkpoints: the weights (or the adapter) of one, the optimizer's state of one that training can resume
+    from, the export for the hub, and the most that exists at a time, including the checkpoint that is being written
+    and the export.
     """
     trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
     deepspeed = trainer.sharding.is_deepspeed
-    halves = deepspeed and trainer.bf16  # it holds and saves the module so
+    halves = deepspeed and trainer.bf16  # it holds and saves the module in bfloat16
     weights = parameters["learning"] * 4 if adapts else _bytes(config, parameters)
     weights = min(weights, 2 * parameters["total"]) if halves and not adapts else weights
     state = 2 * parameters["learning"] * (4 if adapts or config.model.dtype is Dtype.float32 else 2)
@@ -257,7 +257,7 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
 
 
 def _bytes(config: Config, parameters: dict[str, int]) -> int:
-    """Of the weights as they are loaded."""
+    """Bytes of the weights as they are loaded."""
     size = 4 if config.model.dtype is Dtype.float32 else 2
     small = config.model.architecture.linear if config.adapter.kind is Adapter.qlora else 0  # in 4 bits
     return round((parameters["total"] - parameters["adapter"] - small) * size + small * NF4) + parameters["adapter"] * 4
@@ -310,7 +310,7 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("weights", f"{parameters['total']:,} parameters, {parameters['learning']:,} learn"),
     ]
-    apart = ("total", "engine_between")  # which is in the engine's
+    apart = ("total", "engine_between")  # included in the engine's
     for name, parts in plan["memory_bytes_per_process"].items():
         inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part not in apart)
         rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
@@ -318,7 +318,7 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("", f"the longest is over model.max_prompt_tokens={plan['prompt_tokens_cap']}: it will be refused")
         )
-    how = {None: "kept where they fit, else computed again", True: "computed again", False: "kept"}
+    how = {None: "kept if they fit, else recomputed", True: "recomputed", False: "kept"}
     again = how[plan["gradient_checkpointing"]]
     rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/planning/memory.py"))
     disk = plan["disk_bytes"]
@@ -333,7 +333,7 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("", f"a save writes a checkpoint and reads it again for its checksums: {gib(read)} a process"))
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
-        rows.append(("", f"hours are without {', '.join(plan['hours_without'])}"))
+        rows.append(("", f"the hours leave out {', '.join(plan['hours_without'])}"))
     return rows
 
 
@@ -354,6 +354,6 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
     grows = " · ".join(f"{key.replace('_', ' ')} {times:.2f}" for key, times in twice.items())
     made.append(f"twice as many {grows} times the cost; completions of {found['completion_tokens']} tokens assumed")
     made.append(
-        "peaks are the vendor's, the fractions reached assumed; not measured, see echoink/planning/step_time.py"
+        "peaks are the vendor's, the fractions reached are assumed; not measured, see echoink/planning/step_time.py"
     )
     return made

@@ -23,7 +23,7 @@ def check(folder: Path, disk_bytes: int, tracking_uri: str | None, experiment: s
         push_to: the hub repository that gets the model.
 
     Raises:
-        UserError: naming what is missing, and the way out.
+        UserError: it names what is missing and how to fix it.
     """
     check_disk(folder, disk_bytes)
     if tracking_uri is not None:
@@ -42,15 +42,15 @@ def check_attention(attention: Attention) -> None:
 
 
 def check_gpus(bf16: bool) -> str | None:
-    """Whether PyTorch can use the GPUs that the machine has: a driver that is too old leaves it with the CPU, unasked.
+    """Whether PyTorch can use the GPUs that the machine has: if a driver is too old, it silently uses the CPU.
 
     Returns:
         A warning, for a run that may go on without them.
 
     Raises:
-        UserError: it cannot, and the run asks for bfloat16, which is meant for a GPU.
+        UserError: PyTorch cannot, and the run asks for bfloat16, which is meant for a GPU.
     """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # somebody wants the CPU
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the user chose the CPU
     there = len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
     if not there or hidden:
         return None
@@ -73,7 +73,7 @@ def check_disk(folder: Path, disk_bytes: int) -> None:
     """Raises `UserError` where the folder cannot be written to or its disk is too full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:  # of a name of its own: several processes may look
+        with tempfile.TemporaryFile(dir=folder) as probe:  # it has a unique name: several processes may check
             probe.write(b"x")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}", "set hydra.run.dir to another folder") from error
@@ -109,7 +109,7 @@ def check_hub(repository: str) -> None:
     hint = "log in with `hf auth login`, or leave trainer.push_to_hub out and push later with echoink.export"
     try:
         user = HfApi().whoami()
-    except Exception as error:  # the hub's client raises many kinds of its own
+    except Exception as error:  # the hub's client raises many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"cannot push to {repository}: {reason}", hint) from error
     owners = {user["name"], *(each["name"] for each in user.get("orgs", []))}

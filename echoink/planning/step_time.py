@@ -1,8 +1,8 @@
 """What a step costs on GPUs, from its arithmetic: operations, bytes and traffic of each part (dry_run=true, plan.json).
 
-The operations are those that `python -m echoink.benchmark` counts (a test compares them). What a GPU makes of them is
-not measured by this project: its peaks are its vendor's, the shares of them that are reached are assumed (`Gpu`). So a
-number of hours is good for comparing plans and for asking for a queue, not for a promise.
+The operations are those that `python -m echoink.benchmark` counts (a test compares them). How fast a GPU
+runs them is not measured: its peaks are the vendor's, and the fractions of them that are reached are assumed (`Gpu`).
+So the hours serve to compare plans and to ask for time in a queue; they are no promise.
 
 Shapes: B prompts a step, P prompt tokens, G completions of C tokens each, the longest of a rollout 2 C.
 """
@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from echoink.config.schema import Dimensions
 
 LENGTH = 200
-"""Tokens of a mean completion where the cap is higher: in the paper's curve between 110 and 275."""
+"""Mean tokens of a completion if the cap is higher; the paper's curve has 110 to 275."""
 KERNELS = 52
-"""Kernels that a layer starts for one decoded token (`tests/rollout/test_decoder_cost.py` counts them)."""
+"""Kernels that a layer launches for one decoded token (`tests/rollout/test_decoder_cost.py` counts them)."""
 OF_LORA = 42
-"""Further ones with LoRA in all seven linear layers."""
+"""Further kernels with LoRA in all seven linear layers."""
 LARGE = 7
-"""Those of a layer's kernels that read a matrix of weights: they take as long as its bytes."""
+"""How many of a layer's kernels read a weight matrix; its bytes determine their time."""
 NODE = 8
-"""GPUs of one machine; FSDP2 divides within it, ZeRO among all."""
+"""GPUs of one machine; FSDP2 shards within it, ZeRO across all GPUs."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks per second as published by the vendor, and what is assumed to be reached of them."""
+    """Peaks per second as published by the vendor, and the fractions of them that are assumed to be reached."""
 
     name: str
     flops: float
@@ -40,9 +40,9 @@ class Gpu:
     launch: float = 2.5e-6
     """Seconds from one small kernel of a replayed CUDA graph to the next."""
     busy: float = 0.4
-    """Share of the operations."""
+    """Fraction of `flops` that is reached."""
     flowing: float = 0.6
-    """Share of the bytes, in memory and between GPUs."""
+    """Fraction of the bandwidth that is reached, in memory and between GPUs."""
 
 
 GPUS = (
@@ -62,10 +62,10 @@ class Model:
     learning: int
     learning_language: bool
     learning_towers: bool
-    """Whether any weight of a tower learns, its projection's among them."""
+    """Whether any weight of a tower learns, including its projection's."""
     total: int
     adapts: bool = False
-    """Whether an adapter learns, whose kernels the rollout has too."""
+    """Whether an adapter learns; the rollout runs its kernels too."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Step:
     micro_batch: int
     """Prompts per forward and backward of one process."""
     updates: int
-    """Over each rollout."""
+    """Per rollout."""
     given: bool = False
-    """Whether the completions are given and none is sampled."""
+    """Whether completions are given instead of sampled."""
     shared: bool = True
     """Whether the loss computes a prompt once for its G completions, or once for each."""
 
@@ -98,9 +98,9 @@ def operations(model: Model, step: Step) -> dict[str, float]:
     """Floating-point operations of one pass over a rollout of B prompts.
 
     Returns:
-        `prefill`: prompts through the towers and the language model, the head on their last tokens. `decode`: a token
-        at a time. `forward`: each prompt once (in plain rows G times) and its completions, the head on these. `towers`:
-        of that, the media.
+        `prefill`: prompts through the towers and the language model, the head on their last tokens. `decode`: one
+        token at a time. `forward`: each prompt once (in plain rows G times) and its completions, the head on these.
+        `towers`: the part of `forward` that the media take.
     """
     b, p, g, c = step.prompts, step.prompt, step.group, step.completion
     d = model.dimensions
@@ -129,16 +129,16 @@ def seconds(
         model: the policy.
         step: its work.
         gpu: one of them.
-        gpus: how many, each with a process; they have whole prompts.
-        sharded: of "weights", "gradients", "optimizer" what they divide.
+        gpus: how many, each with one process and whole prompts.
+        sharded: which of "weights", "gradients", "optimizer" they divide.
         reference: whether pi_ref is computed.
-        again: whether activations are computed again in the backward pass.
-        across_machines: whether they divide among all, and not within each machine.
+        again: whether activations are recomputed in the backward pass.
+        across_machines: whether they divide across all machines, not within each.
     """
     does = operations(model, step)
     share = -(-step.prompts // gpus) / step.prompts  # of the slowest
     rate, memory, link = gpu.busy * gpu.flops, gpu.flowing * gpu.bandwidth, gpu.flowing * gpu.link
-    within = gpus if across_machines else min(gpus, NODE)  # so many have a share each
+    within = gpus if across_machines else min(gpus, NODE)  # processes with one shard each
     link = gpu.flowing * gpu.network if within > NODE else link
     moved = (within - 1) / within
     gather = 2 * model.total * moved / link if "weights" in sharded else 0.0
@@ -153,15 +153,15 @@ def seconds(
     decode = max(2 * step.completion * (per_token + kept / memory), share * does["decode"] / rate)
     rollout = 0.0 if step.given else gather + share * does["prefill"] / rate + decode
 
-    # Where the towers do not learn, the loss has their features from the rollout.
+    # If the towers do not learn, the loss reuses their features from the rollout.
     forward = share * (does["forward"] - (0 if model.learning_towers else does["towers"])) / rate
     looked_at = max(forward, batches * gather) if reference else 0.0
     passes = 2 + model.learning_language + again  # the backward pass is two, one where the large matrices do not learn
     reduced = 4 * model.learning * moved / link  # gradients, within the machine, then across
     if "optimizer" in sharded and "weights" not in sharded:
-        reduced += 2 * model.learning * moved / link  # what each has updated
+        reduced += 2 * model.learning * moved / link  # the weights that each has updated
     across = 2 * 4 * model.learning / within / (gpu.flowing * gpu.network) if gpus > within else 0.0
-    looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first of them
+    looked_at += max(forward, batches * gather) if step.updates > 1 else 0.0  # the policy's, before the first update
     update = step.updates * (max(passes * forward, batches * 2 * gather) + reduced + across)
     own = model.learning / (within if "optimizer" in sharded else 1)
     optimizer = step.updates * 7 * 4 * own / memory
@@ -170,7 +170,7 @@ def seconds(
 
 
 def hours(model: Model, step: Step, samples: float, gpu: Gpu, gpus: int, **setting) -> dict:
-    """What training on `samples` prompts takes on so many GPUs; with more GPUs than prompts a step, a step has more.
+    """What training on `samples` prompts takes on `gpus` GPUs; a step has at least one micro-batch for each GPU.
     The other arguments are those of `seconds`.
 
     Returns:
@@ -192,7 +192,7 @@ def hours(model: Model, step: Step, samples: float, gpu: Gpu, gpus: int, **setti
 
 
 def growth(model: Model, step: Step, samples: float, gpu: Gpu, **setting) -> dict[str, float]:
-    """How many times the GPU-hours of `hours` (whose further arguments are `setting`) are, with twice of one thing."""
+    """By what factor the GPU-hours of `hours` grow with twice of one thing; `setting`: its other arguments."""
     once = hours(model, step, samples, gpu, **setting)["gpu_hours"]
     twice = {
         "samples": (2 * samples, step),

@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 BEST = "best.json"
 MANIFEST = "manifest.json"
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rollout.pt")
-"""The files that only training needs; the optimizer's is twice the size of what learns."""
+"""The files that only training needs; the optimizer's is twice the size of the weights that learn."""
 _OF_TRAINING = re.compile(
     rf"({'|'.join(map(re.escape, STATE))})(\.process-\d+)?$"
     r"|optimizer/|global_step\d+/|latest$|zero_to_\w+\.py$"  # FSDP2's and DeepSpeed's
@@ -81,7 +81,7 @@ def save(
         run: the run's folder.
         step: N.
         write: writes the files.
-        keep: newest checkpoints kept.
+        keep: how many of the newest checkpoints are kept.
         provenance: what else the manifest says, such as what the weights were trained on.
         on_main_process: runs work in the run's first process; returns its result in all.
         each: runs work in every process; a failure in one is a failure in all.
@@ -119,7 +119,7 @@ def save(
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Delete all but the `keep` newest and the best; only the `RESUMABLE` newest keep the rest."""
+    """Delete all but the `keep` newest and the best; all but the `RESUMABLE` newest lose their training state."""
     for old in steps(run)[:-keep]:
         if old != best(run):
             shutil.rmtree(old)
@@ -147,17 +147,17 @@ def of_process(number: int) -> Callable[[str], str]:
 
 
 def _is_of_training(name: str) -> bool:
-    """Whether only training needs a file of a checkpoint; the optimizer's are twice the size of what learns."""
+    """Whether only training needs a file of a checkpoint."""
     return bool(_OF_TRAINING.match(name))
 
 
 def note_best(run: Path, best_of: dict[str, float]) -> None:
-    """Note step and accuracy of the checkpoint that answered the development split best."""
+    """Note step and accuracy of the checkpoint with the best accuracy on the development split."""
     write_atomic(run / "checkpoints" / BEST, json.dumps(best_of) + "\n")
 
 
 def _largest_first(folder: Path) -> list[str]:
-    """Names of a folder's files."""
+    """Names of a folder's files, the largest first."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [str(path.relative_to(folder)) for path in sorted(files, key=lambda path: (-path.stat().st_size, path))]
 
@@ -187,7 +187,7 @@ def _flush(path: Path) -> None:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says; nothing where it cannot be read."""
+    """A checkpoint's manifest; empty if it cannot be read."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -271,10 +271,10 @@ def run_of(folder: Path) -> Path | None:
 
 
 def resolve(checkpoint: str) -> str:
-    """What to load for `checkpoint=`: of a run folder the best step, else the newest; a step or model folder; a hub id.
+    """What to load for `checkpoint=`: a run folder's best step, else its newest; a step or model folder; a hub id.
 
     Raises:
-        UserError: the folder is neither, its model is damaged, or there is no such folder and the text is no hub id.
+        UserError: the folder is none of these, its model is damaged, or the text is neither a folder nor a hub id.
     """
     folder = Path(checkpoint)
     if folder.is_dir():

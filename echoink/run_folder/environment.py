@@ -21,7 +21,7 @@ _LIBRARIES = (
 
 
 def version(package: str) -> str | None:
-    """The installed one's; None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -53,7 +53,7 @@ def process_is_gone(folder: Path) -> bool:
         began = psutil.Process(found["process"]).create_time()
     except psutil.NoSuchProcess:
         return True
-    # Another process has its PID, or it is this one and the clock was set: then it holds the folder's lock.
+    # Another process has its PID; or it still runs and the clock was set: then it holds the folder's lock.
     return abs(began - found["process_started"]) > 1 and not in_use(folder)
 
 

@@ -23,7 +23,7 @@ ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
 """The files of numbers."""
 
 NOT_METRICS = ("step", "epoch", "timestamp", "phase")
-"""What else a row of numbers has."""
+"""The other keys of a row of numbers."""
 
 PREDICTIONS = "predictions.jsonl"
 """The answers of evaluations."""
@@ -33,11 +33,11 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """The files of one run, and its `summary.json`: a context manager that settles the run's status on disk.
+    """The files of one run, and its `summary.json`: a context manager that writes the run's final status.
 
     Args:
-        path: made here.
-        task: train or eval.
+        path: of the folder, which is created here.
+        task: of the configuration, or plan.
         name: of the configuration.
         seed: of the run.
         writes: whether this process writes; of several only the first does.
@@ -88,7 +88,7 @@ class RunFolder:
             file.write(as_lines(rows))
 
     def write_rows(self, name: str, rows: Iterable[dict]) -> None:
-        """Write a JSON Lines file whole: aside, then renamed."""
+        """Write a JSON Lines file whole or not at all."""
         self.write_text(name, as_lines(rows))
 
     def numbers(self, name: str, row: dict) -> dict:
@@ -98,11 +98,11 @@ class RunFolder:
         return row
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file whole: aside, then renamed."""
+        """Write a JSON file whole or not at all."""
         self.write_text(name, as_json(content))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole: aside, then renamed."""
+        """Write a text file whole or not at all."""
         if not self.writes:
             return
         write_atomic(self.path / name, text)
@@ -160,7 +160,7 @@ def take(folder: Path) -> None:
     """Keep other processes from writing to a folder.
 
     Raises:
-        UserError: one does.
+        UserError: another process is writing to it.
     """
     try:
         with suppress(NotImplementedError):  # some file systems of clusters know no locks

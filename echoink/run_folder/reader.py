@@ -1,4 +1,4 @@
-"""Runs and sweeps read back from disk."""
+"""Reads runs and sweeps from disk."""
 
 import json
 from collections.abc import Iterable
@@ -46,16 +46,16 @@ NOT_THE_METHOD = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read."""
+    """A run, read from its folder."""
 
     folder: Path
     summary: dict
     config: dict[str, Any]
-    """Dotted keys to values, of what the run computes."""
+    """Dotted keys and values on which the run's numbers depend."""
 
     @cached_property
     def metrics(self) -> list[dict]:
-        """The steps that have rewards."""
+        """The rows of steps that have rewards."""
         return [row for row in read_rows(self.folder / "metrics.jsonl") if "reward/accuracy" in row]
 
     @cached_property
@@ -85,7 +85,7 @@ class Run:
 
 
 def read(folder: Path) -> Run | None:
-    """A run's folder; None where it is none, or where one of its two files is damaged."""
+    """Read a run's folder; None if it is not one, or if one of its two files is damaged."""
     if not ((folder / "summary.json").is_file() and (folder / "config.yaml").is_file()):
         return None
     summary, config = read_summary(folder), {}
@@ -115,7 +115,7 @@ def of_yaml(text: str) -> dict[str, Any]:
 
 @cache
 def defaults() -> dict[str, Any]:
-    """The default run's."""
+    """Those of the default run."""
     return of_yaml(to_yaml(compose([])[0].config))
 
 
@@ -135,7 +135,7 @@ def overrides(run: Path) -> list[str]:
 
 
 def is_job(folder: Path) -> bool:
-    """Whether a folder is a job of a sweep: they are numbered."""
+    """Whether a folder is a job of a sweep, whose name is a number."""
     return folder.is_dir() and folder.name.isdigit()
 
 
@@ -150,13 +150,13 @@ def jobs(sweep: Path) -> list[Path]:
 
 
 def below(folder: Path, name: str) -> list[Path]:
-    """The folders below one that hold a file of that name, but for copies of runs' files."""
+    """The folders in or below one that hold a file of that name, except for copies of runs' files."""
     found = (path.parent for path in folder.rglob(name))
     return [place for place in found if not NO_RUNS & {*place.relative_to(folder).parts}]
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """All runs in or below folders, those of a sweep in its order, each once.
+    """All runs in or below folders, each once; a sweep's jobs in their order.
 
     Raises:
         UserError: a folder is missing or holds no run.

@@ -2,7 +2,7 @@
 
 `resume=auto` takes the run in this `hydra.run.dir`, else the newest unfinished one of the same name and configuration
 beside it, else starts a new one; `resume=<folder>` takes that one. Training resumes from the newest whole checkpoint.
-Everything later is cut from the files and made again, byte for byte the same if kernels are deterministic.
+Later rows are cut from the run's files and made again, with the same numbers if kernels are deterministic.
 """
 
 import re
@@ -43,14 +43,14 @@ class Start:
             return "this run has finished"
         if self.checkpoint:
             return f"from step {self.step}, {self.checkpoint}"
-        return "no checkpoint yet, from the first step" if self.again else "nothing to take up, a fresh start"
+        return "no checkpoint yet, from the first step" if self.again else "nothing to resume, a fresh start"
 
 
 def place(config: Config, folder: Path) -> Path:
     """The folder of the run that `config.resume` says, for a run that would otherwise go to `folder`.
 
     Raises:
-        UserError: there is no such run, or it is not training.
+        UserError: there is no such run, or the task is not training.
     """
     if config.resume == NEVER or config.dry_run:
         return folder
@@ -71,14 +71,14 @@ def place(config: Config, folder: Path) -> Path:
 
 
 def left_beside(config: Config, folder: Path) -> str | None:
-    """The unfinished run beside a fresh one that differs from it in the fewest keys, and how to go on with it."""
+    """The unfinished run beside a fresh one that differs from it in the fewest keys, and how to resume it."""
     others = [(path, differs) for path, differs in _unfinished(config, folder) if differs]
     if not others:
         return None
     path, differs = min(others, key=lambda other: len(other[1]))  # of equals the newest, which comes first
     listed = ", ".join(f"{key} is {old} there, {new} here" for key, (old, new) in list(differs.items())[:4])
     more = f" and {len(differs) - 4} more keys" if len(differs) > 4 else ""
-    return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values goes on with it"
+    return f"unfinished beside it: {path} ({listed}{more}); resume={path} with its values resumes it"
 
 
 def _unfinished(config: Config, folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Any, Any]]]]:
@@ -123,19 +123,19 @@ def refuse(config: Config, folder: Path) -> list[str] | None:
     if not folder.is_dir():
         return None
     # A lock first: two processes on one folder would each cut what the other writes.
-    run_folder.take(folder)  # until the process ends: nobody else may cut, or write, what follows
+    run_folder.take(folder)  # until the process ends: no other may cut or write in between
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
     answered = (folder / run_folder.PREDICTIONS).is_file()
     if config.resume == NEVER and left and (config.trains or not answered):
-        raise UserError(f"{folder} holds a run already", "take it up with resume=auto, or choose another hydra.run.dir")
+        raise UserError(f"{folder} holds a run already", "resume it with resume=auto, or choose another hydra.run.dir")
     return _check_same(config, folder) if left else None
 
 
 def begin(config: Config, folder: Path) -> Start:
-    """Where a run begins in its folder, whose files are cut back to that step.
+    """Cut a run's files back to the step that it resumes from, and return where it begins.
 
     Raises:
-        UserError: the folder holds another run; or one that is not to be taken up, cannot be, or is going on.
+        UserError: the folder holds another run, or one that must not or cannot be resumed, or is running.
     """
     changed = refuse(config, folder)
     if changed is None:
@@ -184,7 +184,7 @@ def _set_aside(damaged: dict[Path, str]) -> None:
 
 
 def _check_same(config: Config, folder: Path) -> list[str]:
-    """The keys that differ and may."""
+    """The keys that differ and are allowed to; refuse any others."""
     text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
     before, now = reader.method(text), reader.method(to_yaml(config))
     changed = _differences(before, now, config.resume_allow)
@@ -205,7 +205,7 @@ def _check_same(config: Config, folder: Path) -> list[str]:
 
 
 def _other_rewards(config: Config, folder: Path) -> dict[str, tuple[str, str]]:
-    """The rewards of the user's own whose files have changed since a run was begun."""
+    """The user's reward files that have changed since a run was begun."""
     changed = reward_files.changed(config.reward, folder)
     return {key: (f"another {file}", file) for key, file in changed.items() if key not in config.resume_allow}
 
@@ -221,7 +221,7 @@ _MACHINE = ("processes", "commit", "device")
 
 
 def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
-    """Refuse a checkpoint that was made of another model or other data; say where versions differ.
+    """Refuse a checkpoint of another model or other data; warn if versions differ.
 
     Raises:
         UserError: with the list of differences.

@@ -1,4 +1,4 @@
-"""The rewards of the user's own that a run was begun with: `rewards/<name in metrics>.py` in its folder."""
+"""Keeps the user's reward files that a run was begun with: `rewards/<name in metrics>.py` in its folder."""
 
 import hashlib
 import shutil
@@ -10,7 +10,7 @@ FOLDER = "rewards"
 
 
 def _files(reward: RewardConfig) -> dict[str, tuple[str, Path]]:
-    """For each copy's name: the key that names the file, and the file."""
+    """The key that names a file, and the file, by the name of its copy."""
     found = {"custom.py": ("reward.file", Path(reward.file))} if reward.file else {}
     return found | {f"{each.metric_name}.py": ("reward.files", Path(each.path)) for each in reward.files}
 
@@ -23,14 +23,14 @@ def keep(reward: RewardConfig, run: Path) -> None:
 
 
 def digest(run: Path) -> str | None:
-    """Of the files that a run keeps; None where there are none."""
+    """A digest of the files that a run keeps; None if there are none."""
     kept = sorted((run / FOLDER).glob("*.py"))
     content = [(file.name, file.read_bytes()) for file in kept]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:8] if kept else None
 
 
 def changed(reward: RewardConfig, run: Path) -> dict[str, str]:
-    """By key, the files that have changed since a run began; empty for a run without copies."""
+    """The files that have changed since a run began, by key; empty for a run without copies."""
     return {
         key: str(file)
         for name, (key, file) in _files(reward).items()

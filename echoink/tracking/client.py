@@ -1,7 +1,7 @@
-"""A run folder's place in MLflow: what it is called there (`Record`, its `tracking.json`), and the run in a store.
+"""A run folder in MLflow: how it appears there (`Record`, its `tracking.json`), and its run in a store.
 
-A run is found by a tag with its record's id, so that a folder stays one run whoever asks, and can be rebuilt in another
-store.
+A run is found by a tag with its record's id. So a folder is the same run for every process that asks, and it can be
+rebuilt in another store.
 """
 
 import json
@@ -22,7 +22,7 @@ from echoink.common.files import as_json, milliseconds, write_atomic
 from echoink.run_folder.folder import NOT_METRICS
 
 PARENT = "ECHOINK_PARENT"
-"""Environment variable by which a sweep tells its jobs its own record's id."""
+"""Environment variable that tells a sweep's jobs the id of the sweep's record."""
 
 ID = "echoink.id"
 """The tag by which a folder's run is found in a store."""
@@ -45,7 +45,7 @@ class Record:
     started: int = field(default_factory=milliseconds)
 
     def kept(self, folder: Path) -> "Record":
-        """Write it, or take the one that the folder has: a run that goes on, or has moved, stays the same run."""
+        """Write the record, or return the folder's own: a run that was resumed or moved stays the same run."""
         before = read_record(folder)
         if before and not is_copy(before, folder):
             return before
@@ -60,7 +60,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def is_copy(record: Record, folder: Path) -> bool:
-    """Whether a record came with a copy of its run's folder, which is still where it was."""
+    """Whether a record came with a copy of its run's folder: the original is still where it was."""
     home = Path(record.tags.get("folder", folder))
     original = read_record(home) if home.resolve() != folder.resolve() else None
     return original is not None and original.id == record.id
@@ -70,7 +70,7 @@ def absolute_uri(uri: str, root: Path) -> str:
     """A relative `sqlite:///path` made absolute from `root`; other URIs as they are.
 
     Raises:
-        UserError: the folder's name holds a "?", behind which SQLite's address has its options.
+        UserError: the folder's path holds a "?", after which SQLite expects options.
     """
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
@@ -84,11 +84,11 @@ def absolute_uri(uri: str, root: Path) -> str:
 
 
 def connect(uri: str):
-    """An MLflow client on a store that is ready, also when several processes start on a fresh SQLite file at once."""
+    """Connect to a store and wait until it is ready, also when several processes start on a new SQLite file at once."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Else traces are named by Python's generator, which a run seeds: runs of one seed would share their traces.
+    # Else Python's random generator, which a run seeds, names traces: runs of one seed would share theirs.
     os.environ["MLFLOW_TRACE_USE_ISOLATED_RANDOM_ID_GENERATOR"] = "true"
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -119,7 +119,7 @@ def known_experiment(client, name: str, uri: str) -> str | None:
 
 
 def experiment_id(client, name: str, uri: str) -> str:
-    """The experiment's id, made if need be; the artifacts of a SQLite store go beside it."""
+    """The experiment's id, created if needed; the artifacts of a SQLite store go beside its file."""
     from mlflow.exceptions import MlflowException
 
     location = None
@@ -194,7 +194,7 @@ class StoredRun:
 
         Args:
             rows: of the files in `run_folder.folder.ROWS`.
-            model: id of the logged model that they are of.
+            model: id of the logged model that they belong to.
         """
         from mlflow.entities import Metric
 
@@ -208,5 +208,5 @@ class StoredRun:
             self.client.log_batch(self.run_id, metrics=batch[start : start + 1000])
 
     def end(self, status: str, when: int | None = None) -> None:
-        """Settle the status, once."""
+        """Set the final status."""
         self.client.set_terminated(self.run_id, status, when)

@@ -1,8 +1,8 @@
-"""MLflow while a job runs, fed from a thread of its own, so that a slow or absent server costs the training nothing.
+"""Feeds MLflow while a job runs, from its own thread, so that a slow or absent server does not delay the training.
 
 What the server did not take is completed from the folder at the end of the job, or later by `python -m echoink.sync`.
-Statuses are true also after an exception, `sys.exit` and Ctrl-C: the tracker is a context manager, and MLflow's own
-exit hook (which says FINISHED) is never relied on.
+The status is right also after an exception, `sys.exit` and Ctrl-C: the tracker is a context manager and does not rely
+on MLflow's own exit hook, which says FINISHED.
 """
 
 import logging
@@ -22,15 +22,15 @@ from echoink.tracking.client import Record, StoredRun, run_page
 
 
 class Tracker:
-    """The view of one folder in MLflow while its job runs; a context manager that settles the run's status.
+    """Shows one folder in MLflow while its job runs; a context manager that sets the run's final status.
 
-    A store that fails costs a warning, never the training: all is on disk.
+    A store that fails causes a warning and never stops the training: everything is on disk.
 
     Args:
         uri: absolute tracking URI, or None to track nothing.
         record: how the folder appears.
         folder: the folder, of a run or a sweep.
-        files: of a run, to be settled before it is completed in the store.
+        files: of a run; its status is written there before the run is completed in the store.
 
     Attributes:
         run_id: in MLflow; None where there is none.
@@ -38,7 +38,7 @@ class Tracker:
     """
 
     PATIENCE = 30.0
-    """Seconds that the end of a job waits for what is still to be sent."""
+    """Seconds that the end of a job waits for what is still to be sent, then again for a call that is under way."""
 
     def __init__(self, uri: str | None, record: Record, folder: Path, files: RunFolder | None = None):
         self.uri, self.record, self._folder, self._files = uri, record, folder, files
@@ -54,7 +54,7 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         if self.uri is not None:
             try:
-                with signals.held():  # a run that MLflow has made is closed
+                with signals.held():  # so that a run that MLflow has created is closed
                     self._guarded(self._start)
             except BaseException as error:
                 self.__exit__(type(error), error, None)
@@ -87,7 +87,7 @@ class Tracker:
         self.refused = None  # completed from disk
 
     def row(self, row: dict) -> None:
-        """Queue a row of numbers for logging; those that the run has for that step are not logged again."""
+        """Queue a row of numbers for logging; those that MLflow has for that step are not logged again."""
         self._later(lambda: self._stored.log(self._new(row)))
 
     def _new(self, row: dict) -> Iterable[dict]:
@@ -96,7 +96,7 @@ class Tracker:
         return [] if self._stored.known else [row]  # its history could not be read: completed at the end
 
     def group(self, rows: list[dict]) -> None:
-        """Show a group of completions as a trace, some time soon; see `traces.send`."""
+        """Queue a group of completions to be sent as a trace; see `traces.send`."""
 
         def send() -> None:
             if self._have:
@@ -112,11 +112,11 @@ class Tracker:
             self._guarded(lambda: sync.folder(folder, self.uri))
 
     def adopt_later(self, folder: Path) -> None:
-        """The same, some time soon."""
+        """Queue the same."""
         self._later(lambda: sync.folder(folder, self.uri))
 
     def settle_children(self, statuses: dict[str, str]) -> None:
-        """Close child runs that their own process could not close (it was killed); status by run id."""
+        """Close child runs whose own process was killed; `statuses` has a status by run id."""
 
         def settle() -> None:
             query = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
@@ -156,7 +156,7 @@ class Tracker:
     def _guarded(self, call) -> None:
         try:
             call()
-        except Exception as error:  # whatever a store raises costs the view only
+        except Exception as error:  # an error of the store affects only this view
             self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-            self._silent_until = time.monotonic() + 60  # a server that is away is not asked at every step
+            self._silent_until = time.monotonic() + 60  # an absent server is not asked at every step
             self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)

@@ -1,4 +1,4 @@
-"""MLflow rebuilt from run folders: what a server did not take is completed, and a second pass changes nothing."""
+"""Rebuilds MLflow from run folders: adds what a server did not take; a second pass changes nothing."""
 
 import json
 import math
@@ -31,13 +31,13 @@ ARTIFACTS = (
 
 
 def describe(stored: StoredRun, folder: Path) -> None:
-    """What is known of a run from its start: datasets and files."""
+    """Log what is known of a run from its start: datasets and files."""
     _inputs(stored)
     _artifacts(stored, folder)
 
 
 def complete(stored: StoredRun, folder: Path) -> None:
-    """Bring a run in a store up to what its folder holds: numbers, traces, checkpoint, files."""
+    """Bring a run in a store up to date with its folder: numbers, traces, checkpoint, files."""
     describe(stored, folder)
     have = History(stored)
     for name in ROWS[:2] + ROWS[3:]:
@@ -55,7 +55,7 @@ CLOCKS = ("time/", "perf/")
 
 
 class History:
-    """What a store has of a run already."""
+    """What a store already has of a run."""
 
     def __init__(self, stored: StoredRun):
         self._stored = stored
@@ -69,7 +69,7 @@ class History:
         self._traces = traces.sent(stored)
 
     def send(self, rows: list[dict]) -> None:
-        """Send a group as a trace where it is not there; one of a step that came out otherwise takes its place."""
+        """Send a group as a trace unless it is there; replace one whose completions differ."""
         there = self._traces.get(traces.name(rows))
         if there and there.digest not in (traces.digest(rows), None):
             self._stored.client.delete_traces(self._stored.experiment_id, trace_ids=[there.id])
@@ -78,11 +78,11 @@ class History:
             traces.send(self._stored, rows)
 
     def missing(self, rows) -> Iterator[dict]:
-        """The numbers of rows that are not there yet. A step that a resumed run took again is there already, unless it
-        came out otherwise (another GPU, a setting that `resume_allow` let change): then the new number comes after it.
+        """The numbers of rows that are not there yet. A step that a resumed run repeated is there already, unless its
+        numbers differ (another GPU, a setting in `resume_allow`): then the new ones are added.
 
-        Base and final evaluation may be of one step; they are told apart by their time. Rows of an older version have
-        no time, only an order.
+        Base and final evaluation may be of one step; their timestamps tell them apart. Rows of an older version have
+        no timestamp, only an order.
         """
         for row in rows:
             row = {"timestamp": self._stored.record.started + row["step"], **row}
@@ -134,7 +134,7 @@ def _artifacts(stored: StoredRun, folder: Path) -> None:
 
 
 def _changed(stored: StoredRun, place: Path, file: Path) -> bool:
-    """Whether a file whose size is the same has another content; asked only of what says how a run ended."""
+    """Whether a file of the same size has other content; checked only for files that say how a run ended."""
     if place.name not in ("summary.json", "sweep.json"):
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -143,14 +143,14 @@ def _changed(stored: StoredRun, place: Path, file: Path) -> bool:
 
 
 def _model(stored: StoredRun, folder: Path) -> str | None:
-    """The checkpoint as a logged model, its weights left where they are; its id."""
+    """Register the checkpoint as a logged model, without copying its weights; return its id."""
     summary = read_summary(folder)
     if not summary.get("checkpoint"):
         return None
     client = stored.client
     name = f"step-{summary['steps']}"
     found = client.search_logged_models([stored.experiment_id], f"source_run_id = '{stored.run_id}'")
-    if there := [model.model_id for model in found if model.name == name]:  # a run that went further has several
+    if there := [model.model_id for model in found if model.name == name]:  # a run that was extended has several
         return there[0]
     place = (folder / summary["checkpoint"]).resolve()
     model = client.create_logged_model(
@@ -174,7 +174,7 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
         killed: close a run of another machine that says nothing of its end.
 
     Raises:
-        UserError: the folder has no tracking.json, or its run is going on and feeds MLflow itself.
+        UserError: the folder has no tracking.json, or its run is still running and feeds MLflow itself.
     """
     record = read_record(place)
     if record is None:
@@ -185,8 +185,8 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
     if status is None:
         hint = "sync it when it has ended; one that was killed on another machine: killed=true"
         raise UserError(f"{place} is still running", hint)
-    if is_copy(record, place):  # it becomes a run of its own, beside the one that it was copied from
-        sweep = read_record(place.parent)  # copied too: sweeps come first, so it is another one already
+    if is_copy(record, place):  # it becomes a run of its own, apart from its original
+        sweep = read_record(place.parent)  # a copied sweep comes first, so it has its new id already
         parent = sweep.id if sweep and record.parent else record.parent
         tags = record.tags | {"folder": str(place.resolve())}
         own = replace(record, id=uuid4().hex, tags=tags, parent=parent)
@@ -210,7 +210,7 @@ def _ended(place: Path) -> tuple[str | None, int]:
 
 
 def _note(place: Path, stored: StoredRun) -> None:
-    """A run that MLflow did not know until now gets its id into its summary."""
+    """Write the id of a run that is new in MLflow into its summary."""
     summary = read_summary(place)
     if summary["status"] not in ("missing", "damaged") and not mlflow_id(summary):
         write_atomic(place / "summary.json", as_json(summary | {"mlflow": {"run_id": stored.run_id}}))

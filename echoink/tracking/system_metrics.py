@@ -1,4 +1,4 @@
-"""The machine beside a run: processor, memory and GPU, by MLflow's own monitors, to `system.jsonl` and MLflow."""
+"""Logs processor, memory and GPU during a run, by MLflow's own monitors, to `system.jsonl` and MLflow."""
 
 import logging
 import threading
@@ -8,12 +8,12 @@ from echoink.tracking.logger import Tracker
 
 
 class SystemMonitor:
-    """Looks at the machine every so many seconds from a thread of its own; a context manager.
+    """Measures the machine's load at intervals, from its own thread; a context manager.
 
     Args:
         files: the run's folder.
         tracker: the run in MLflow.
-        every: seconds between looks, 0 for none.
+        every: seconds between measurements; 0 for none.
     """
 
     def __init__(self, files: RunFolder, tracker: Tracker, every: float):
@@ -51,6 +51,6 @@ def _monitors() -> list:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
         found.append(GPUMonitor())
-    except Exception as error:  # no GPU, no driver, or no nvidia-ml-py: each raises a kind of its own
-        logging.getLogger("echoink").info("GPUs are not watched: %s", error)
+    except Exception as error:  # no GPU, no driver, or no nvidia-ml-py: each raises another type
+        logging.getLogger("echoink").info("GPUs are not monitored: %s", error)
     return found

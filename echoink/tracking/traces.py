@@ -1,8 +1,8 @@
-"""Rollouts to look at and listen to in MLflow: a group of completions as a trace.
+"""Shows rollouts in MLflow with their pictures and sounds: a group of completions is a trace.
 
-The trace's input is the prompt with its picture and its playable sound, each completion a span with accuracy, format,
-total reward and advantage as feedback, the gold answer the trace's expectation. What becomes a trace is written to
-`traces.jsonl` first, so that it can be sent again.
+The trace's input is the prompt with its picture and its playable sound. Each completion is a span with its rewards and
+its advantage as feedback; the gold answer is the trace's expectation. What becomes a trace is written to `traces.jsonl`
+first, so that it can be sent again.
 """
 
 import atexit
@@ -26,7 +26,7 @@ PIXELS = 512
 
 
 def name(rows: list[dict]) -> str:
-    """What a group is called: "step 40 · train_17"."""
+    """The name of a group: "step 40 · train_17"."""
     return f"step {rows[0]['step']} · {rows[0]['id']}"
 
 
@@ -39,7 +39,7 @@ def groups(folder: Path) -> Iterator[list[dict]]:
 
 
 def digest(rows: list[dict]) -> str:
-    """Of the completions of a group."""
+    """A digest of a group's completions."""
     return hashlib.sha256("\0".join(row["text"] for row in rows).encode()).hexdigest()[:12]
 
 
@@ -53,7 +53,7 @@ class Sent:
 
 
 def sent(stored) -> dict[str, Sent]:
-    """By name the groups that a store has of a run."""
+    """The groups that a store has of a run, by name."""
     found, page = {}, None
     while True:
         traces = stored.client.search_traces(
@@ -110,14 +110,14 @@ def send(stored, rows: list[dict]) -> None:
 
 @cache
 def _end_quietly() -> None:
-    """MLflow's own generator of ids complains at the interpreter's end where its provider is still there."""
+    """Reset MLflow's trace provider at exit, where its own generator of ids complains otherwise."""
     from mlflow.tracing import provider
 
     atexit.register(provider.reset)
 
 
 def _media(places: dict[str, str]) -> Iterator[dict]:
-    """The parts of a message that hold a sample's picture and sound; what cannot be read is said in words."""
+    """The parts of a message that hold a sample's picture and sound; a text names what cannot be read."""
     for kind, place in places.items():
         try:
             if kind == "image":
