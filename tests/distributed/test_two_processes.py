@@ -28,6 +28,7 @@ KINDS = {
     "integration": ["reward=integration", "two senses"],
     "mixed media": ["grpo.beta=0.05", "mixed"],
     "mixed media, plain rows": ["grpo.beta=0.05", "mixed", "grpo.shared_prefix=false"],
+    "not finite": ["grpo.beta=0.05", "spoiled"],
     "half precision": ["trainer.bf16=true", "trainer.learning_rate=3e-8", "trainer.steps=1"],
 }
 WRAPPED = {
@@ -43,7 +44,7 @@ TOGETHER = (("single",), ("ddp", "fsdp2"), ("zero2", "zero3"))
 NEEDS_A_GPU = {("zero2", "half precision"), ("zero3", "half precision")}
 """There transformers refuses bfloat16."""
 
-SLOW = {("ddp", kind) for kind in ("lora", "integration", "mixed media, plain rows", "half precision")}
+SLOW = {("ddp", kind) for kind in ("lora", "integration", "mixed media, plain rows", "not finite", "half precision")}
 SLOW |= {(trainer, kind) for trainer in ("single", *WRAPPED) for kind in ("kl", "plain rows")}
 """FSDP2 does all other kinds, and differs from one process in more than DDP; what is of mixed media has β > 0 too."""
 
@@ -99,10 +100,13 @@ def test_two_processes_do_what_one_does(found, trainer, kind):
         assert (one["gradient"] - two["gradient"]).norm() <= 1e-5 * one["gradient"].norm() > 0
     for first, second in zip(one["metrics"], two["metrics"], strict=True):
         assert set(first) == set(second)
+        # A loss is nan or infinite, and DeepSpeed's schedule of the learning rate waits.
+        skipped = ("train/loss", "train/grad_norm", "train/lr") if "train/skipped" in first else ()
         for name in first:
-            if not name.startswith(("time/", "perf/")):
+            if not name.startswith(("time/", "perf/", *skipped)):
                 assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
     assert (one["weights"] - two["weights"]).norm() <= 1e-5 * one["weights"].norm()
+    assert [row.get("train/skipped") for row in two["metrics"]] == [None, 1 if kind == "not finite" else None]
 
 
 def test_the_groups_of_a_mesh_wait_as_long_as_the_run_and_a_reference_gives_its_root_back(found):

@@ -64,9 +64,21 @@ def mixed(samples: list[Sample], folder: Path) -> list[Sample]:
     return [makes[number % 4](sample) for number, sample in enumerate(samples)]
 
 
+def spoil(trainer: EchoInkTrainer) -> None:
+    """Make the second step's loss nan in the last process alone."""
+    compute, last = trainer._compute_loss, trainer.accelerator.num_processes - 1
+
+    def spoiled(model, inputs):
+        loss = compute(model, inputs)
+        bad = trainer.state.global_step == 1 and trainer.accelerator.process_index == last
+        return loss * float("nan") if bad else loss
+
+    trainer._compute_loss = spoiled
+
+
 def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
-    is_mixed, some_have_both = "mixed" in settings, "two senses" in settings
-    settings = [word for word in settings if word not in ("mixed", "two senses")]
+    is_mixed, some_have_both, is_spoiled = (word in settings for word in ("mixed", "two senses", "spoiled"))
+    settings = [word for word in settings if word not in ("mixed", "two senses", "spoiled")]
     config = config_of(*settings)
     torch.manual_seed(0)  # an adapter's initial weights
     shard_plan = None
@@ -103,6 +115,8 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
         on_rollout=rollouts.extend,
     )
     before = torch.cat([full(p.detach()).flatten().clone() for p in model.parameters()])
+    if is_spoiled:
+        spoil(trainer)
     trainer.train()
     if config.trainer.sharding is Sharding.none:
         weights = [p.detach() for p in model.parameters()]
