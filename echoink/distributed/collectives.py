@@ -1,6 +1,6 @@
-"""What the processes of one run do together: one works for all, all succeed or none, all leave at the same place.
+"""What the processes of a run do together: one works for all, all fail if one fails, all stop at the same place.
 
-With one process nothing of it costs anything. (`watchdog` says where they are when they hang.)
+With one process none of this costs anything. (`watchdog` reports where processes hang.)
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Lost(RuntimeError):
-    """Another process has gone, or does not answer."""
+    """Another process has ended or does not answer."""
 
 
 def several() -> bool:
@@ -25,7 +25,12 @@ def several() -> bool:
 
 
 def on_main_process(work: Callable[[], Result]) -> Result:
-    """Run `work` in the first process; return its result, or raise, in all."""
+    """Run `work` in the first process; return its result in all processes.
+
+    Raises:
+        Exception: the one that `work` raised, in all processes.
+        Lost: another process has ended.
+    """
     if not several():
         return work()
     found: list = [None, None]
@@ -42,10 +47,12 @@ def on_main_process(work: Callable[[], Result]) -> Result:
 
 
 def each(work: Callable[[], None]) -> None:
-    """Do it in every process; where it fails in one it fails in all.
+    """Run `work` in every process; if it fails in one process, this raises in all.
 
     Raises:
-        Exception: this process's, or a RuntimeError that names the process and its error.
+        Exception: the one that `work` raised in this process.
+        RuntimeError: `work` failed in another process only; names that process and its error.
+        Lost: another process has ended.
     """
     if not several():
         work()
@@ -69,7 +76,10 @@ def share(work: Callable[[int, int], Result]) -> list[Result]:
     """Run `work` on a share in every process; return all results, in process order, in all of them.
 
     Args:
-        work: gets the number of this process and how many there are; where it fails in one it fails in all.
+        work: gets the number of this process and the number of processes.
+
+    Raises:
+        Exception: see `each`.
     """
     state, found = processes(), []
     each(lambda: found.append(work(state.process_index, state.num_processes)))
@@ -80,13 +90,18 @@ def _exchange(operation: Callable, *arguments):
     try:
         return operation(*arguments)
     except RuntimeError as error:
-        raise Lost(f"another process has gone: {next(iter(str(error).splitlines()), '')}") from error
+        raise Lost(f"another process has ended: {next(iter(str(error).splitlines()), '')}") from error
 
 
 def heed() -> None:
-    """Leave if any process was told to: with several processes a signal is only noted, see `signals.only_note`.
+    """Stop if any process got a signal: with several processes a signal is only noted, see `signals.only_note`.
 
-    A single process is interrupted at once, unless the signal came where Python drops exceptions.
+    A single process is interrupted at once; if Python dropped that exception, it is raised again here.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C.
+        signals.Preempted: on SIGTERM or SIGUSR1.
+        Lost: another process has ended.
     """
     if not several():
         signals.raise_missed()

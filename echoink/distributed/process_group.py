@@ -10,14 +10,14 @@ PATIENCE = timedelta(days=7)
 
 
 def processes() -> PartialState:
-    """The processes of this run and the device of this one; without an accelerator they meet on the CPU (gloo).
+    """The processes of this run and the device of this one; without an accelerator they communicate by gloo on the CPU.
 
-    PyTorch's ten minutes would stop those that wait while the first one converts a checkpoint of 100 GB.
+    PyTorch's own timeout of ten minutes would stop those that wait while the first converts a checkpoint of 100 GB.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def device_name() -> str:
-    """What computes here, such as "NVIDIA H200, CUDA 13.0" or "cpu"."""
+    """The name of this process's device, such as "NVIDIA H200, CUDA 13.0" or "cpu"."""
     kind = processes().device.type
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if kind == "cuda" else kind

@@ -1,7 +1,7 @@
 """Sharded checkpoints of a model and its optimizer: any number of processes can read them.
 
-FSDP2's shards are PyTorch's distributed checkpoints, by the names of the weights. DeepSpeed's are by process; another
-number of processes reads them through DeepSpeed's universal format.
+FSDP2's shards are PyTorch's distributed checkpoints, by the names of the weights. DeepSpeed's shards are by process;
+another number of processes reads them through DeepSpeed's universal format.
 """
 
 import os
@@ -30,13 +30,13 @@ from echoink.common.errors import UserError
 from echoink.run_folder import checkpoint
 
 OPTIMIZER = "optimizer"
-"""The folder of a checkpoint with FSDP2's shards of the optimizer's state."""
+"""The folder in a checkpoint that holds FSDP2's shards of the optimizer's state."""
 
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Write each process's shards of the weights, as `load_weights` and `from_pretrained` read them."""
+    """Write each process's shards of the weights, in the format that `load_weights` and `from_pretrained` read."""
     model.save_pretrained(folder, distributed_checkpoint=True, is_main_process=PartialState().is_main_process)
 
 
@@ -46,7 +46,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Read them into a model that is divided among any number of processes."""
+    """Read the weights into a model that FSDP2 has sharded among any number of processes."""
     state = get_model_state_dict(model)
     distributed_checkpoint.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
     set_model_state_dict(model, state)
@@ -59,7 +59,10 @@ def save_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, fol
 
 
 def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read them, of any number of processes. A weight that never had a gradient has no state."""
+    """Read the optimizer's state, whatever number of processes wrote it.
+
+    A weight that never had a gradient has no state.
+    """
     state = get_optimizer_state_dict(model, optimizer, options=_BY_NAME)
     planner = DefaultLoadPlanner(allow_partial_load=True)
     distributed_checkpoint.load(state, checkpoint_id=str(folder / OPTIMIZER), planner=planner)
@@ -67,7 +70,7 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, fol
 
 
 def load_shards(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Read the state that one process wrote for all weights, and keep this process's shards of it."""
+    """Read the optimizer's state that one process wrote for all weights, and keep this process's shards of it."""
     state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -82,29 +85,30 @@ def load_shards(optimizer: torch.optim.Optimizer, file: Path) -> None:
 def make_universal(folder: Path) -> None:
     """Convert DeepSpeed's shards of the optimizer's state to the universal format, by weight name.
 
-    It stays in the folder until `checkpoint.drop_universal`: as large as the shards, at first twice that.
+    The result stays in the folder until `checkpoint.drop_universal` removes it. It is as large as the shards, and twice
+    as large while it is made.
 
     Args:
         folder: a checkpoint that DeepSpeed's processes wrote.
 
     Raises:
-        UserError: there is no room, or DeepSpeed cannot.
+        UserError: the disk has no room, or DeepSpeed fails.
     """
     (shares,) = folder.glob("global_step*")
     files = [path.stat().st_size for path in shares.iterdir()]
-    # fragments and their merged form; and ZeRO-3's common state, which is as large as one process's shards
+    # the fragments, their merged form, and ZeRO-3's common state, which is as large as one process's shards
     size, room = 2 * sum(files) + max(files), shutil.disk_usage(folder).free
     if size > room:
         raise UserError(
-            f"{folder} goes on with another number of processes by way of {size / 2**30:.1f} GiB beside it, and its "
-            f"disk has {room / 2**30:.1f}",
-            "make room, or start as many processes as wrote it",
+            f"{folder}: resuming with another number of processes needs {size / 2**30:.1f} GiB on its disk, which has "
+            f"{room / 2**30:.1f} free",
+            "free some space, or start as many processes as wrote it",
         )
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(shares), "--output_folder", f"{shares}{checkpoint.UNIVERSAL}"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )  # in a session of its own: a launcher's signals are for the run, which hears them
+    )  # in a session of its own: a launcher's signals are meant for the run, which handles them
     try:
         said, _ = process.communicate()
     except BaseException:
@@ -114,20 +118,20 @@ def make_universal(folder: Path) -> None:
         last = " · ".join(said.strip().splitlines()[-3:])
         checkpoint.drop_universal(folder)
         raise UserError(
-            f"DeepSpeed cannot write {folder} for another number of processes: {last}",
+            f"DeepSpeed cannot convert {folder} for another number of processes: {last}",
             "start as many processes as wrote it",
         )
 
 
 def part_groups(optimizer: torch.optim.Optimizer, decays: tuple[float, ...]) -> None:
-    """Give each group of weights its own weight decay and count of steps again.
+    """Give each group of weights its own weight decay again, and each weight its own step count.
 
-    From a universal checkpoint ZeRO-3 gives all groups the first one's settings, and one tensor as their count, which
-    each of them would then raise.
+    From a universal checkpoint ZeRO-3 gives all groups the settings of the first one, and all weights the same tensor
+    as step count, which each update of a weight would then increase.
 
     Args:
-        optimizer: PyTorch's, inside DeepSpeed's.
-        decays: weight decay of each group; DeepSpeed leaves out one without weights, such as an adapter's second.
+        optimizer: PyTorch's optimizer inside DeepSpeed's.
+        decays: weight decay of each group; DeepSpeed leaves out groups without weights, such as an adapter's second.
     """
     for group, decay in zip(optimizer.param_groups, decays, strict=False):
         group["weight_decay"] = decay

@@ -1,10 +1,10 @@
 """Shards a model among the processes of a training run, and gathers it where it must be whole.
 
-`trainer.sharding=fsdp2` is PyTorch's FSDP2 as transformers applies it while it loads: each process reads and keeps its
-shard of every weight, and with it of the gradient and of the optimizer's state. `zero2` and `zero3` are DeepSpeed's,
-put on the whole model when training begins. With `none` several processes are DDP.
+`trainer.sharding=fsdp2` is PyTorch's FSDP2 as transformers applies it while it loads a model: each process reads and
+keeps its shard of every weight, and so of the gradient and of the optimizer's state. `zero2` and `zero3` are
+DeepSpeed's, applied to the whole model when training begins. With `none`, several processes use DDP.
 
-A divided module gathers its weights when its forward is called, so all processes must call the same modules in the same
+A sharded module gathers its weights when its forward is called, so all processes must call the same modules in the same
 order. In a training step they do (`encoders.encode_media`, `run_all`). Where they cannot, because completions differ in
 length, the model is gathered first (`unsharded`).
 """
@@ -26,30 +26,30 @@ from echoink.distributed.process_group import PATIENCE
 
 
 def shard_group_size(processes: int) -> int:
-    """How many of a run's processes FSDP2 divides a model among: those of one machine."""
+    """How many of a run's processes FSDP2 divides a model among: those of one machine, or all if each has only one."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     return here if here > 1 else processes
 
 
 def fsdp2(processes: int, bf16: bool) -> DistributedConfig | None:
-    """How a model is divided while it is loaded; None where there is nobody to share with.
+    """How a model is divided while it is loaded; None for a single process.
 
-    Over several machines each holds a whole copy, divided among its own processes, so that what a layer gathers does
-    not cross the network; gradients do.
+    With several machines each holds a whole copy, divided among its own processes. So the weights that a layer gathers
+    do not cross the network; gradients do.
 
     Args:
-        processes: in all.
+        processes: the number of processes in all.
         bf16: gather the weights in bfloat16; the shards, gradients and the optimizer's state stay in float32.
     """
     if processes == 1:
         return None
-    # Shards within a machine, copies over machines: gathering a layer stays on the fast links.
+    # Shards within a machine, copies across machines: gathering a layer uses only the fast links.
     inside = shard_group_size(processes)
     return DistributedConfig(fsdp_size=inside, dp_replicate_size=processes // inside, fsdp_mixed_precision=bf16)
 
 
 def deepspeed(stage: int, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration; what is `auto` transformers fills in from its own.
+    """DeepSpeed's configuration; transformers replaces `auto` by values from its own.
 
     Args:
         stage: 2 or 3.
@@ -67,58 +67,62 @@ def deepspeed(stage: int, bf16: bool) -> dict[str, Any]:
 
 
 def meet_on_cpu() -> bool:
-    """Let DeepSpeed's processes meet on a CPU, which accelerate does for GPUs alone; False where there is one."""
+    """Let DeepSpeed's processes communicate on a CPU, which accelerate sets up only for GPUs.
+
+    Returns:
+        Whether this was necessary; False if there is an accelerator.
+    """
     if torch.accelerator.is_available():
         return False
     AcceleratorState._reset_state(reset_partial_state=True)
-    state = PartialState(cpu=True)  # the group is there already
+    state = PartialState(cpu=True)  # the process group exists already
     state.distributed_type, state._cpu = DistributedType.DEEPSPEED, False
     return True
 
 
 def register_root(model: PreTrainedModel) -> None:
-    """Make the whole model FSDP2's root: the module called first becomes the root, so it must not be a part."""
-    # The root stays gathered between forward and backward; layers are given back.
+    """Make the whole model FSDP2's root: the first module that is called becomes the root, so it must not be a part."""
+    # The root stays gathered between forward and backward; layers are sharded again after forward.
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     model.reshard()
-    # PyTorch gives the groups of a mesh its own ten minutes, whatever the run's processes agreed on.
+    # PyTorch gives the groups of a mesh its own timeout of ten minutes, whatever the run has set.
     for group in next(model.parameters()).device_mesh.get_all_groups():
         torch.distributed.set_timeout(PATIENCE, group)
 
 
 def give_back_root(model: PreTrainedModel) -> None:
-    """Let a divided model that has no backward pass give its root back too: the embedding and the head."""
+    """Let a sharded model without a backward pass shard its root again after forward too: embedding and head."""
     model.set_reshard_after_forward(True, recurse=False)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether FSDP2 has divided a model."""
+    """Whether FSDP2 has sharded a model."""
     return any(True for _ in _units(model))
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor of which each process may have a shard."""
+    """The whole tensor. All processes must call this if the tensor is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process has of a tensor: its shard, or all of it if it is not sharded."""
+    """This process's shard of a tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
 def unsharded(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, each process holds all weights of a model that FSDP2 has divided, and its forwards wait for nobody."""
-    # All units at once: inside, processes may call them in any order.
+    """Inside, each process holds all weights of a model that FSDP2 has sharded, so its forwards wait for no other."""
+    # All units are gathered at once: inside, processes may call them in any order.
     units = list(_units(model))
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
-    # Called alone, a layer would treat itself as FSDP's root and make its streams wait for this one. During capture of
-    # a CUDA graph that is not allowed: nothing would wait for these streams again. So the root is set here.
+    # A layer that is called alone would treat itself as FSDP's root and make its streams wait for the current one.
+    # While a CUDA graph is captured that is not allowed: nothing would wait for these streams. So set the root.
     root = units[0]._get_fsdp_state() if units else None
     if root:
         root._state_ctx.iter_forward_root = root
@@ -130,8 +134,8 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
         for number, unit in enumerate(units):
             unit.set_reshard_after_forward(number > 0, recurse=False)  # the first is the root
             unit.reshard()
-            # FSDP2 records which modules ran forward, to prefetch them in the backward. Here they differ between
-            # processes and have no backward.
+            # FSDP2 records which modules ran forward, to prefetch them in the backward pass. Here they differ between
+            # processes and have no backward pass.
             for group in unit._get_fsdp_state()._fsdp_param_groups:
                 group._post_forward_indices.clear()
                 group.comm_ctx.post_forward_order.clear()
@@ -139,7 +143,7 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, a model that was loaded while ZeRO-3 is configured, and so divided, is whole."""
+    """Inside, a model that was loaded while ZeRO-3 was configured, and so was sharded, is whole."""
     if not hasattr(next(model.parameters()), "ds_id"):
         yield
         return

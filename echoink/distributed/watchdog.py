@@ -1,4 +1,4 @@
-"""Ends a process that hangs, or whose engine hangs, and names its step and samples."""
+"""Ends a process that hangs or whose engine hangs, and reports its step and samples."""
 
 import faulthandler
 import os
@@ -17,7 +17,7 @@ _place, _since = "the start", time.monotonic()
 
 
 def at(place: str) -> None:
-    """Say what this process begins now; see `Watchdog`."""
+    """Note what this process begins now; see `Watchdog`."""
     global _place, _since
     _place, _since = place, time.monotonic()
 
@@ -25,12 +25,12 @@ def at(place: str) -> None:
 class Watchdog:
     """Ends a process that makes no progress for too long and says where it was; the launcher then ends the others.
 
-    A context manager. A collective operation whose partner is gone or in another one waits forever, or until a timeout
-    that names no step and no sample.
+    This is a context manager. A collective operation waits forever if another process has ended or is in a different
+    operation, or until a timeout that names no step and no sample.
 
     Args:
-        seconds: without a call of `at` before it acts; a single process waits for nobody.
-        watches_engine: it waits for vLLM, which may hang too.
+        seconds: the time without a call of `at` after which it acts. It never acts in a single process without vLLM.
+        watches_engine: whether the process waits for vLLM, which may hang too.
     """
 
     def __init__(self, seconds: float, watches_engine: bool = False):

@@ -1,4 +1,4 @@
-"""How far the answers of an engine are from the model's own, where `eval.engine` lets it answer."""
+"""Measures how far an engine's answers are from the model's own, if `eval.engine` lets it answer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from echoink.rollout import parity
 from echoink.rollout.vllm_engine import Engine
 
 COMPARED = 16
-"""Samples that the model answers too, where an engine answers them all."""
+"""This many samples are answered by the model too if an engine answers all of them."""
 
 
 def push_and_compare(
@@ -24,10 +24,11 @@ def push_and_compare(
     """Give an engine the model's weights, and measure on the first samples how well its answers match the model's.
 
     Returns:
-        `alike` of `of` greedy answers are the same; `logp_difference_mean`, in nats per token.
+        `alike`, the number of equal greedy answers; `of`, the number compared; `logp_difference_mean`, in nats per
+        token.
     """
     engine.push(model)
-    # Greedy, so that both can give the same text: an engine draws other samples in any case.
+    # Greedy, so that both can give the same text: an engine never draws the same samples.
     setup = replace(setup, draws=(GREEDY,))
     chosen = samples[:COMPARED]
     prompts = [setup.processor(sample) for sample in chosen]

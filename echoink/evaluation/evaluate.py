@@ -1,15 +1,15 @@
-"""Evaluation: the reward's own parser on one sampled draw per sample (and a greedy one), with intervals.
+"""Evaluation: answers every sample by one or more sampled draws and a greedy one, read by the reward's own parser.
 
-Sampled accuracy is what training optimizes: the same sampling, one draw, its noise keyed by (seed, split, sample), so
-base and trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest token each time.
-All draws share one prefill.
+Sampled accuracy is what training optimizes. The sampling is the same, and the noise of a draw is keyed by (seed, split,
+sample), so base and trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest
+token each time. All draws share one prefill.
 
 Protocols (`eval.protocol`): `matched` gives base and trained model the same prompt, draws and parser. The two others
-are what the paper's public code shows, for comparison with its numbers; there the base is not asked to reason, options
-follow the question without a heading, and an answer is read as `Match.first_letter`:
+follow the paper's public code, for comparison with its numbers: the base is not asked to reason, options follow the
+question without a heading, and answers are read as `Match.first_letter` says:
 
     release   base without reasoning, sampled    trained with reasoning, sampled     the script of 8 May 2025
-    may19     base without reasoning, greedy     trained with reasoning, sampled     that of 19 May 2025
+    may19     base without reasoning, greedy     trained with reasoning, sampled     the script of 19 May 2025
 """
 
 import hashlib
@@ -46,24 +46,24 @@ class EvaluationSetup:
     sampling: Sampling
     match: Match
     seed: int
-    """Of the sampled draws."""
+    """Seed of the sampled draws."""
     batch_prompts: int
-    """Prompts decoded at once."""
+    """Number of prompts decoded together."""
     bf16: bool = False
     """Autocast to bfloat16, as in training."""
     split: str = "valid"
-    """Of the samples: two splits may use the same ids, and their noise is not the same."""
+    """The samples' split. Two splits may use the same ids; their noise differs."""
     draws: Sequence[str] = (SAMPLED, GREEDY)
     """See `draw_names`."""
     extra_rewards: Sequence[ExtraReward] = ()
-    """Those beside accuracy and format."""
+    """The rewards other than accuracy and format."""
 
 
 def of_phase(setup: EvaluationSetup, config: EvalConfig, phase: str) -> EvaluationSetup:
-    """How `config.protocol` (see the module's docstring) evaluates a phase: its prompt, draws and parser.
+    """The setup of a phase, with the prompt, draws and parser of `config.protocol` (see the module's docstring).
 
     Args:
-        setup: as training asks and reads.
+        setup: training's prompt and parser.
         config: the group `eval`.
         phase: `base`, or anything else for a trained model.
     """
@@ -92,11 +92,11 @@ def evaluate(
     Args:
         model: the policy, not wrapped.
         samples: what to answer.
-        setup: prompt, sampling, draws, how an answer is read.
+        setup: prompt, sampling, draws and parser.
         phase: `base`, `final` or `step-N`.
-        clusters: by id; samples that share media share a name. None: none do.
-        variant: what the samples are, see `ablations`.
-        first_draw: number of the first draw, from 0; it has the noise that this draw has among several.
+        clusters: by id; samples that share media share a name. None: no samples share media.
+        variant: the variant that the samples are, see `ablations`.
+        first_draw: number of the first draw, from 0; the draw with a number always has the same noise.
         engine: answers instead of the model; it has the model's weights.
     """
     processor, draws, size = setup.processor, setup.draws, setup.batch_prompts
@@ -105,7 +105,7 @@ def evaluate(
     with closing(Prefetcher(processor)) as prefetcher:
         for batch, after in zip_longest(batches, batches[1:], fillvalue=()):
             prompts = prefetcher.take(batch)
-            prefetcher.ask(after)  # whose videos are decoded while this batch is answered
+            prefetcher.ask(after)  # its videos are decoded while this batch is answered
             if engine is not None:
                 completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
             else:
@@ -162,14 +162,14 @@ def by_engine(
     """An engine's completions in the order of `generate`. The engine draws its own noise, seeded by the same key.
 
     Args:
-        engine: with the weights that are asked.
-        prompts: of the samples.
+        engine: has the weights to evaluate.
+        prompts: the samples' prompts.
         samples: B samples.
-        setup: whose draws are asked.
+        setup: says which draws are made.
         first_draw: see `evaluate`.
     """
     seeds = [seed_of(setup.seed, first_draw, f"eval {setup.split} {sample.id}") for sample in samples]
-    # An engine takes one temperature for all rows: sampled draws and greedy ones are two calls, put together again.
+    # An engine takes one temperature for all rows: sampled and greedy draws are two calls, merged afterwards.
     sampled, rows = sum(draw != GREEDY for draw in setup.draws), iter(())
     if sampled:
         rows = iter(engine.generate(prompts, seeds, sampled, rests=False)[0])
@@ -180,7 +180,7 @@ def by_engine(
 
 
 def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:
-    """A sample's noise for a number of draws, [draws, C]. It differs from that of training and of other splits."""
+    """A sample's noise for a number of draws, [draws, C]. It differs from the noise of training and of other splits."""
     return uniforms(
         setup.seed, 0, f"eval {setup.split} {sample.id}", group_size=draws, length=setup.sampling.max_new_tokens
     )

@@ -1,6 +1,6 @@
-"""One evaluation of a run: answers go to disk as they come, then the summary, the screen and MLflow.
+"""Evaluates a model in a run: writes answers to disk as they come, then the summary, the screen and MLflow.
 
-A killed evaluation resumes where it stopped: answers that predictions.jsonl already holds are not made again, and each
+A killed evaluation resumes where it stopped: answers that are in predictions.jsonl are not generated again, and each
 occurs there once. Several processes share the samples; the first one writes.
 """
 
@@ -31,14 +31,14 @@ from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
 from echoink.tracking.logger import Tracker
 
 UNREADABLE = 0.9
-"""Share of parse failures that causes a warning."""
+"""A larger share of parse failures causes a warning."""
 
 ANSWERED = "answered.json"
 """Holds the digests of weights and data behind a phase's answers."""
 
 WHAT_TO_DO = (
     "See predictions.jsonl. The embedded model (model.path=tiny) knows only the synthetic questions; for others use a "
-    "real one, model=qwen2_5_omni_3b. If its answers are cut, raise generation.max_new_tokens; if they ignore the "
+    "real one, model=qwen2_5_omni_3b. If answers are cut, raise generation.max_new_tokens; if they ignore the "
     "format, change the prompt."
 )
 
@@ -51,11 +51,11 @@ class Evaluator:
         config: the group `eval`.
         setup: training's prompt and parser; a phase may use others, see `evaluate.of_phase`.
         clusters: by id; evaluated samples that share media share a name.
-        dev_clusters: the same of the development split.
+        dev_clusters: the same for the development split.
         data: digest of the evaluated samples and their files.
         files: the run's folder.
         tracker: the run in MLflow.
-        engine: answers in the place of the model, see `eval.engine`.
+        engine: answers instead of the model, see `eval.engine`.
     """
 
     config: EvalConfig
@@ -68,13 +68,13 @@ class Evaluator:
     engine: Engine | None = None
 
     def phase(self, model: PreTrainedModel, samples: Sequence[Sample], phase: str, step: int) -> list[Prediction]:
-        """Evaluate a model as the protocol says, or take up where an earlier process stopped.
+        """Evaluate a model as the protocol says, or continue where an earlier process stopped.
 
         Args:
             model: the policy, not wrapped.
             samples: what to answer.
             phase: `base` or `final`.
-            step: of training, for MLflow.
+            step: the training step, for MLflow.
         """
         config = self.config
         how = evaluate.of_phase(self.setup, config, phase)
@@ -102,19 +102,19 @@ class Evaluator:
             if any(ablations.applies(variant, sample) for sample in samples):
                 answers[variant] = self._variant(model, samples, phase, how=how, variant=variant, weights=weights)
             else:
-                console.say(phase, f"no sample has what {variant.name} takes away")
+                console.say(phase, f"no sample has the sense that {variant.name} takes away")
         if len(answers) > 1:
             found["ablations"] = modality_need.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))
         if self.engine:
-            self.engine.rest()  # training, or the next model, wants the GPU's memory
+            self.engine.rest()  # training, or the next model, needs the GPU's memory
         self._log({"step": step, "phase": phase, **metrics_of_phase(found, "eval")})
         return answers[Variant.full]
 
     def _log(self, row: dict) -> None:
         """Write a phase's numbers, unless an earlier process wrote the same.
 
-        The base's row comes before the final one, even if only the base's is new: MLflow shows the last row.
+        A new base row removes the final row, which is written again after it: MLflow shows the last row.
         """
         rows, row = self.files.read("eval.jsonl"), finite(row)
         if any(row == {name: value for name, value in each.items() if name != "timestamp"} for each in rows):
@@ -122,17 +122,17 @@ class Evaluator:
         kept = [] if row["phase"] == BASE else [each for each in rows if each["phase"] != row["phase"]]
         self.files.write_rows("eval.jsonl", kept)
         row = self.files.numbers("eval.jsonl", row)
-        if row["phase"] == BASE:  # the final numbers go with the checkpoint, see tracking/sync.py
+        if row["phase"] == BASE:  # the final numbers are logged with the checkpoint, see tracking/sync.py
             self.tracker.row(row)
 
     def _check_answers_on_disk(self, model: PreTrainedModel, phase: str) -> str:
-        """The digest of the weights; refuses answers on disk of other weights or to other questions.
+        """Return the digest of the weights; refuse answers on disk of other weights or to other questions.
 
         Raises:
             UserError: an earlier process has left such answers.
         """
         if phase != BASE and self.files.summary["task"] in (Task.train.name, Task.sft.name):
-            return ""  # what a training run has made itself: `resume.begin` has looked at it
+            return ""  # a training run has made these answers itself; `resume.begin` has checked them
         here = {"weights": weights_digest(model), "data": self.data}
 
         def check() -> None:
@@ -159,9 +159,9 @@ class Evaluator:
         variant: Variant,
         weights: str,
     ) -> list[Prediction]:
-        """The answers to a variant of the samples; a base's may be those of an earlier run.
+        """The answers to a variant of the samples; the base's may come from the cache of an earlier run.
 
-        In a swap each draw takes another donor: one donor in four has by chance the same right answer.
+        In a swap each draw takes another donor, because by chance one donor in four leads to the same right answer.
         """
         cache_file = None
 
@@ -169,12 +169,12 @@ class Evaluator:
             rows = self.files.read(PREDICTIONS)
             return any(row["phase"] == phase and row["variant"] == variant.name for row in rows)
 
-        # Only a base is the same in many runs. Cached answers are not mixed into an evaluation that has begun.
+        # Only the base is the same in many runs. Cached answers are not mixed into an evaluation that has begun.
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
             cache_file = self._cache_file(weights, model.device.type, how, sample=samples[0], variant=variant)
             if self.files.writes:
                 self._load_cached(cache_file, samples)
-        processes().wait_for_everyone()  # what was taken is on disk before the others look for it
+        processes().wait_for_everyone()  # cached answers are on disk before other processes look for them
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
             asked, part = ablations.make(samples, variant, how.seed + first, self.clusters), replace(how, draws=draws)
@@ -189,14 +189,14 @@ class Evaluator:
         return answers
 
     def watch(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> None:
-        """Answer the first samples, with the same noise at every step, into `watched.jsonl`, for people to read."""
+        """Answer the first samples, with the same noise at every step, and append the answers to `watched.jsonl`."""
         setup = replace(self.setup, draws=(SAMPLED,), extra_rewards=())
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
     def _cache_file(self, weights: str, device: str, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
-        """Where the answers of this base are kept for other runs."""
-        example = how.processor(sample)  # for the tokenizer and its template
+        """The file that caches the answers of this base for other runs."""
+        example = how.processor(sample)  # stands for the tokenizer and its template
         name = prediction_cache.key(
             weights,
             device,
@@ -213,14 +213,14 @@ class Evaluator:
             bf16=how.bf16,
             batch=how.batch_prompts,
             engine=self.engine and self.engine.version,
-            # The donors depend on which media samples share; rows may name them (`Sample.sources`).
+            # The choice of donors depends on which media samples share, also through `Sample.sources`.
             **({"clusters": sorted(self.clusters.items())} if variant in ablations.SWAPS else {}),
         )
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
     def _load_cached(self, cache_file: Path, samples: Sequence[Sample]) -> None:
-        """Take kept answers into this run's predictions; `_judged_again` judges them as this run does."""
-        # The texts are the base's; clusters and labels may have changed since they were kept.
+        """Copy cached answers into this run's predictions; `_judged_again` judges them as this run does."""
+        # The texts stay; clusters and fields of the rows may have changed since they were cached.
         of_id = {sample.id: sample for sample in samples}
         taken = [
             replace(
@@ -239,7 +239,7 @@ class Evaluator:
         """Evaluate on the development split during training, always with the prompt and parser of training.
 
         Returns:
-            `dev/accuracy` (the mean over draws), `dev/format`, … and `dev/pass_at_k` where there are several draws.
+            `dev/accuracy` (the mean over draws), `dev/format`, … and, if there are several draws, `dev/pass_at_k`.
         """
         if self.engine:
             self.engine.push(model)
@@ -279,8 +279,8 @@ class Evaluator:
             console.say(
                 label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
             )
-        group.wait_for_everyone()  # everyone has read before anyone writes
-        # Samples are dealt to the processes in turn, so that every round answers the next samples of the file.
+        group.wait_for_everyone()  # all processes have read before the first one writes
+        # Processes take samples in turn, so that every round answers the next samples of the split.
         own = open_samples[group.process_index :: group.num_processes]
         rounds = -(-len(open_samples) // (batch * group.num_processes))
         answers = evaluate.evaluate(
@@ -298,8 +298,8 @@ class Evaluator:
     def _answers_on_disk(
         self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup, round_size: int
     ) -> dict[tuple[str, str], Prediction]:
-        """The answers of earlier processes, judged as this one judges. A round that was cut off is answered again, so
-        that the batches are those of an evaluation that nothing interrupted.
+        """The answers of earlier processes, judged as this process judges. An incomplete round is answered again, so
+        that the batches are those of an uninterrupted evaluation.
         """
         rows, draws = self._judged_again(phase, variant, samples, how), how.draws
 
@@ -319,7 +319,7 @@ class Evaluator:
     def _judged_again(
         self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup
     ) -> list[dict]:
-        """The rows of predictions.jsonl; those of a variant's draws say what today's parser and rewards say."""
+        """The rows of predictions.jsonl; those of the variant's draws are judged by the current parser and rewards."""
         rows, of_id, changed = self.files.read(PREDICTIONS), {sample.id: sample for sample in samples}, 0
         for number, row in enumerate(rows):
             ours = row["phase"] == phase and row["variant"] == variant.name and row["draw"] in how.draws
@@ -329,6 +329,6 @@ class Evaluator:
                 if any(row.get(name, value) != value for name, value in says.items()):
                     rows[number], changed = row | says, changed + 1
         if changed:
-            console.say(phase, f"{changed:,} answers on disk are judged otherwise now")
+            console.say(phase, f"{changed:,} answers on disk are judged differently now")
             self.files.write_rows(PREDICTIONS, rows)
         return rows

@@ -18,17 +18,17 @@ from echoink.rewards.types import ProblemType
 def summarize(predictions: Sequence[Prediction]) -> dict:
     """The numbers of one phase.
 
-    `accuracy` (the mean score), `interval` (95 %, see `statistics.mean_interval`; `clusters` is the number of
-    clusters where samples share media), `format`,
-    `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (further ones by name, where there
-    are any) and `mean_tokens` are of the first sampled draw (of the greedy one where it is the only one);
-    `greedy_accuracy` and `greedy_interval` of the greedy one; `by` has the accuracy with n and interval for every value
-    of data type, problem type and every further field, such as `kind`, that has 2 to max(20, n / 2) values (more are
-    names of samples). `chance` is a guesser's accuracy; `positions` has the shares of the
-    option letters among the right answers and among those given, their distance (half the sum of the differences: 0
-    is no bias) and the accuracy of always giving one letter, the best; `reflection` is what the rules of `reflection`
-    count. With several sampled draws, `samples` has their number k, the mean accuracy and its interval, the accuracy
-    of the majority's answer (ties go to the earlier draw) and pass@k, the share that any draw got right.
+    `accuracy` (the mean score), its `interval` (95 %, see `statistics.mean_interval`), `format`,
+    `accuracy_where_formatted`, `parse_failures`, `truncated`, `custom`, `rewards` (other rewards by name, if there are
+    any) and `mean_tokens` are of the first sampled draw, or of the greedy draw if there is no other; `draw` says which.
+    `clusters` is the number of clusters, if samples share media. `greedy_accuracy` and `greedy_interval` are of the
+    greedy draw. `by` has accuracy, n and interval for every value of data type, problem type and every other field,
+    such as `kind`, that has 2 to max(20, n / 2) values (a field with more identifies samples). `chance` is the accuracy
+    of a guess. `positions` has the shares of the option letters among the right answers and among the given ones, their
+    distance (half the sum of the differences; 0 is no bias), and the accuracy of always giving the best single letter.
+    `reflection` is what the rules of `reflection` count. With several sampled draws, `samples` has their number k, the
+    mean accuracy and its interval, the accuracy of the majority's answer (a tie goes to the earlier draw) and pass@k,
+    the share of samples that at least one draw got right.
     """
     main = headline(predictions)
     greedy = [p for p in predictions if p.draw == GREEDY]
@@ -60,32 +60,32 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         groups: dict[str, list[Prediction]] = {}
         for p, label in zip(main, labels, strict=True):
             groups.setdefault(label.get(name, ""), []).append(p)
-        if 1 < len(groups) <= max(20, len(main) // 2):  # more values than that are names of samples
+        if 1 < len(groups) <= max(20, len(main) // 2):  # a field with more values identifies samples
             summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
     return summary
 
 
 def _further_rewards(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-    """`rewards`: means of the rewards beside accuracy, format and `reward.file`; nothing where there are none."""
+    """`rewards`: means of the rewards other than accuracy, format and `reward.file`; empty if there are none."""
     names = predictions[0].rewards
     return {"rewards": {name: _mean(p.rewards[name] for p in predictions) for name in names}} if names else {}
 
 
 def headline(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The draw whose accuracy is reported: the first sampled one, or the greedy one where it is the only one."""
+    """The draw whose accuracy is reported: the first sampled one, or the greedy one if there is no other."""
     return [p for p in predictions if p.draw == SAMPLED] or [p for p in predictions if p.draw == GREEDY]
 
 
 def chance(prediction: Prediction) -> float:
-    """Probability that a guess is right: the row's field `chance`, if given; else that of a random set of as many
-    options as are right, and 0 for other types than multiple choice.
+    """Probability that a guess is right: the row's field `chance`, if given; else for multiple choice the probability
+    of a random set of as many options as are right, and 0 for other types.
     """
     if given := prediction.fields.get("chance"):
         return float(given)
     if not _has_letters(prediction):
         return 0.0
     gold = equal_options(parse_letters(prediction.gold, prediction.options), prediction.options)
-    if len(gold) == 1:  # a repeated option is right under each of its letters
+    if len(gold) == 1:  # an option that occurs twice is right under both letters
         letters = map(option_letter, prediction.options)
         return sum(equal_options(frozenset(one), prediction.options) == gold for one in letters) / len(
             prediction.options
@@ -98,7 +98,7 @@ def _has_letters(prediction: Prediction) -> bool:
 
 
 def _lettered(prediction: Prediction) -> Sequence[str]:
-    """The options that an answer names by letter; a row of another problem type may list some, too."""
+    """The options that an answer names by letter; none for other problem types, whose rows may list some too."""
     return prediction.options if _has_letters(prediction) else ()
 
 
@@ -106,7 +106,7 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
     asked = [p for p in predictions if _has_letters(p)]
     if not asked:
         return None
-    # A repeated option is right under each of its letters: the first of them stands for all.
+    # An option that occurs twice is right under both letters: the first stands for both.
     gold = [equal_options(parse_letters(p.gold, p.options), p.options) for p in asked]
     chosen = [equal_options(frozenset(p.letters.split(", ")), p.options) for p in asked if p.letters]
     right, given = _shares(gold), _shares(chosen)
@@ -130,7 +130,7 @@ def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
 
 
 def _effect(predictions: Sequence[Prediction]) -> dict:
-    """Doubting versus other completions of the same prompt, if there are several draws."""
+    """Completions with doubt compared with others of the same prompt, if there are several draws."""
     groups: dict[str, list[tuple[reflection.Reflection, bool]]] = {}
     for p in predictions:
         if p.draw != GREEDY:
@@ -157,7 +157,7 @@ def _several(predictions: Sequence[Prediction]) -> dict | None:
 
 
 def _majority(group: Sequence[Prediction]) -> float:
-    # most_common keeps the order of first appearance among equals
+    # most_common keeps the order of first appearance in a tie
     votes = [(canonical(p.letters, ProblemType(p.problem_type), p.options), p.score) for p in group if p.letters]
     top = Counter(vote for vote, _ in votes).most_common(1)
     return next((score for vote, score in votes if vote == top[0][0]), 0.0)
@@ -177,12 +177,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str | None = None) -> Paired:
-    """The same samples answered by two checkpoints: see `statistics.paired`.
+    """Compare the answers of two checkpoints to the same samples; see `statistics.paired`.
 
     Args:
-        base: of the first.
-        final: of the second.
-        draw: compare this draw; None compares the means of all sampled draws (of the greedy one where there are none).
+        base: answers of the first checkpoint.
+        final: answers of the second.
+        draw: compare this draw; None compares the means of all sampled draws (the greedy draw if there is no other).
     """
 
     def scores(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
@@ -199,7 +199,7 @@ def compare(base: Sequence[Prediction], final: Sequence[Prediction], draw: str |
 
 
 def flips(base: Sequence[Prediction], final: Sequence[Prediction]) -> list[dict]:
-    """Samples whose reported answer became right or wrong, with both completions: lines of flips.jsonl."""
+    """Samples whose reported answer became right or wrong, with both completions: the lines of flips.jsonl."""
     before = {p.id: p for p in headline(base)}
     pairs = [(before[p.id], p) for p in headline(final) if p.id in before]
     return [

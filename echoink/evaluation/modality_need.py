@@ -1,7 +1,7 @@
 """Which senses a question needs, from answers with and without them. Pure functions on predictions.
 
-A removed modality cannot help: answers that are still right above chance come from a unimodal shortcut, or from a
-question that needs no more. A drop in accuracy shows that this model used the modality on these questions.
+A removed modality cannot help: if answers are still right above chance, the model uses a unimodal shortcut, or the
+question does not need the modality. A drop in accuracy shows that this model used the modality on these questions.
 """
 
 from collections import Counter, defaultdict
@@ -19,9 +19,9 @@ from echoink.rewards.accuracy import GRADED
 from echoink.rewards.types import ProblemType
 
 ALPHA = 0.05
-"""Level of each of the one-sided tests behind a label."""
+"""Significance level of each of the one-sided tests behind a label."""
 FEWEST = 4
-"""Draws per sample and variant below which nothing is labelled: even with 4, 4 right against 1 has p = 0.07."""
+"""A sample with fewer draws per variant gets no label: even with 4 draws, 4 right against 1 has p = 0.07."""
 
 WITHOUT = {
     "audio": (Variant.swapped_audio, Variant.no_audio),
@@ -29,11 +29,11 @@ WITHOUT = {
     "text": (Variant.text_only,),
 }
 """Variants of a question without sound, without sight, without both. A swap contradicts the question; a removal may be
-unlike any prompt in training. Either may fail for that alone, so a sense is needed only if both fail."""
+unlike any prompt in training. Either may fail for this reason alone, so a sense is needed only if both fail."""
 
 
 class Need(Enum):
-    """What a question needs. `either`: one of the two, whichever; the rest as the words say."""
+    """What a question needs. `either`: one of the two senses, no matter which; the other names say what they mean."""
 
     audio = "audio"
     image = "image"
@@ -53,9 +53,9 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
     removed.
 
     Args:
-        hits: of `full`, and of those of `WITHOUT` that were answered.
-        draws: k, of each.
-        chance: of a guess.
+        hits: right draws of `full`, and of the variants of `WITHOUT` that were answered.
+        draws: k, draws of each variant.
+        chance: probability that a guess is right.
         has: the senses that the question has.
 
     Example: of 8 draws with four options, 8 right in full, 2 without sound, 8 without picture: `audio`.
@@ -68,7 +68,7 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
         return more_often(hits[Variant.full], right, draws) <= ALPHA
 
     def needed(name: str) -> bool | None:
-        """None: it cannot be said."""
+        """Whether the sense is needed; None: undetermined."""
         found = [hits[variant] for variant in WITHOUT[name] if variant in hits]
         if any(not falls(right) and no_guess(right) for right in found):
             return False
@@ -88,7 +88,7 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
 
 
 def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
-    """By id what each sample needs; not of samples whose scores are graded, nor below `FEWEST` sampled draws."""
+    """What each sample needs, by id; samples with graded scores or fewer than `FEWEST` sampled draws are left out."""
     hits: dict[str, Counter[Variant]] = defaultdict(Counter)
     draws: Counter[tuple[str, Variant]] = Counter()
     asked: dict[str, Prediction] = {}
@@ -108,7 +108,7 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
 
 
 def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
-    """A line per sample: what it needs, if that is known, and by variant its right answers and its draws."""
+    """A line per sample: what it needs (null without a label), and for each variant the right answers and the draws."""
     needed, found = labels(answers), {}
     for variant, predictions in answers.items():
         for p in predictions:
@@ -120,16 +120,16 @@ def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
 
 
 def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]:
-    """What a model does without each modality.
+    """Accuracies of a model without each modality.
 
     Args:
-        answers: of `full` and of other variants, each to the samples that it applies to.
+        answers: answers of `full` and of other variants, each to the samples that it applies to.
 
     Returns:
-        By variant: `accuracy`, `interval`, `n`, `parse_failures`; `drop` from full on the same samples with its
-        interval, p and counts (see `statistics.paired`); `chance` and `shortcut`, the accuracy above it,
-        (a - c) / (1 - c), with its interval (not of swaps); `by` field and value the same drop with n and p. `needs`:
-        how many samples need what.
+        By variant: `accuracy`, `interval`, `n`, `parse_failures`, `chance`; `drop` from full on the same samples, with
+        its interval, p, test and counts (see `statistics.paired`); `shortcut`, the accuracy above chance,
+        (a - c) / (1 - c), with its interval (None for swaps); `by` field and value: n, the accuracies with and without
+        the modality, and p. `needs`: the number of samples with each need; None without labels.
     """
     full = {p.id: p for p in metrics.headline(answers[Variant.full])}
     found: dict[str, Any] = {}
@@ -150,7 +150,7 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
                 "gained": drop.lost,
             },
             "shortcut": None
-            if variant in SWAPS or chance == 1  # a swapped medium misleads, it is not just missing
+            if variant in SWAPS or chance == 1  # a swapped medium misleads; it is not only missing
             else {
                 "rate": (summary["accuracy"] - chance) / (1 - chance),
                 "interval": [(end - chance) / (1 - chance) for end in summary["interval"]],
@@ -163,7 +163,7 @@ def summarize(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Any]
 
 
 def _by_field(full: Mapping[str, Prediction], without: Sequence[Prediction], by: Mapping[str, Any]) -> dict[str, Any]:
-    """For the fields that the summary tells apart: n, accuracy with and without, and whether they differ."""
+    """By field and value of the summary: n, accuracy with and without the modality, and p of their difference."""
     made: dict[str, Any] = {}
     for name in by:
         if name in ("data_type", "problem_type"):

@@ -18,13 +18,13 @@ BASE, FINAL = "base", "final"
 
 
 def draw_names(samples: int, greedy: bool) -> list[str]:
-    """The draws of an evaluation: "sampled", "sampled-2", …, "greedy". The first does not depend on how many follow."""
+    """Names of an evaluation's draws: "sampled", "sampled-2", …, "greedy". The first does not depend on the rest."""
     return [SAMPLED, *(f"{SAMPLED}-{number}" for number in range(2, samples + 1)), *([GREEDY] if greedy else [])]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer to one sample: a line of predictions.jsonl, with all that another parser or reward needs."""
+    """One answer to one sample: a line of predictions.jsonl, with everything that another parser or reward needs."""
 
     phase: str
     variant: str
@@ -40,9 +40,9 @@ class Prediction:
     """Whether the prompt asked for a think block."""
     completion: str
     answer: str | None
-    """Content of the answer block; None where it cannot be parsed."""
+    """Content of the answer block; None if it cannot be parsed."""
     letters: str
-    """What was understood: the letters of a multiple-choice answer, else the answer; empty is a parse failure."""
+    """What was read: the letters of a multiple-choice answer, else the answer; empty: a parse failure."""
     gold: str
     score: float
     """The accuracy reward, in [0, 1]."""
@@ -50,16 +50,16 @@ class Prediction:
     """Whether the score is 1."""
     format: bool
     custom: float | None
-    """The reward of reward.file, where there is one."""
+    """The reward of reward.file, if there is one."""
     tokens: int
     truncated: bool
     cluster: Clusters
-    """Cluster names (`Splits.clusters`): samples that share media share one. Intervals and tests count them."""
+    """Cluster names (`Splits.clusters`): samples that share media share a name. Intervals and tests count clusters."""
     fields: dict[str, str]
     rewards: dict[str, float] = field(default_factory=dict)
-    """Further rewards by name, see `rewards.terms`."""
+    """Other rewards by name, see `rewards.terms`."""
     media: dict[str, str] = field(default_factory=dict)
-    """Where its pictures, sounds and videos are."""
+    """Paths of the sample's picture, sound and video."""
 
 
 def of_row(row: dict) -> Prediction:
@@ -75,7 +75,7 @@ def judged(
     thinks: bool,
     extra_rewards: Sequence[ExtraReward] = (),
 ) -> dict:
-    """What the rewards say of a completion: the part of a `Prediction` that a parser or a reward decides."""
+    """Judge a completion: the fields of a `Prediction` that a parser or a reward decides."""
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice
     score = accuracy_reward(text, sample.problem_type, sample.options, solution=sample.solution, match=match)
@@ -93,7 +93,7 @@ def judged(
 
 
 def sample_of(prediction: Prediction) -> Sample:
-    """The sample that was answered, as its line has it."""
+    """The sample that was answered, restored from its line."""
     return Sample(
         id=prediction.id,
         problem=prediction.problem,
@@ -107,7 +107,7 @@ def sample_of(prediction: Prediction) -> Sample:
 
 
 def rejudged(prediction: Prediction, match: Match, extra_rewards: Sequence[ExtraReward]) -> Prediction:
-    """A stored answer under another parser or reward; no model is needed. Rewards that are not given stay."""
+    """A stored answer judged by another parser or reward, without a model. Rewards that are not given stay."""
     sample, text, thinks = sample_of(prediction), prediction.completion, prediction.thinks
     says = judged(text, sample, match, thinks=thinks, extra_rewards=extra_rewards)
     if says["custom"] is None:

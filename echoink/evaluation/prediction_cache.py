@@ -1,8 +1,8 @@
-"""The base's answers, kept for every run of the same base: a sweep over rewards evaluates its base once.
+"""Caches the base's answers for other runs of the same base: a sweep over rewards evaluates its base once.
 
-The key is a digest of all that an answer depends on: weights, samples with their media, prompt, draws, sampling, seed,
-this package's code and the versions of torch and transformers. How an answer is judged is not part of it: answers that
-are taken are judged again.
+The key is a digest of everything that an answer depends on: weights, device, samples with their media, prompt, draws,
+sampling, seed, this package's code, the versions of torch and transformers, and so on. How an answer is judged is not
+part of it: cached answers are judged again.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from echoink.evaluation.prediction import Prediction, of_row
 
 
 def key(weights: str, device: str, **depends_on: Any) -> str:
-    """The name under which the answers of a model are kept.
+    """The name under which the answers of a model are cached.
 
     Args:
-        weights: the digest of the model's.
-        device: the kind of its device.
-        depends_on: whatever else the answers depend on, with a `repr` that says all of it.
+        weights: digest of the model's weights.
+        device: the type of its device.
+        depends_on: whatever else the answers depend on; each `repr` must be complete.
     """
     versions = [metadata.version(library) for library in ("torch", "transformers")]
     parts = [
@@ -47,11 +47,11 @@ def code() -> str:
 
 
 def take(file: Path) -> list[Prediction]:
-    """The answers that are kept in a file; none where there is no such file."""
+    """The answers in a cache file; none if there is no such file."""
     return [of_row(row) for row in read_rows(file)]
 
 
 def keep(file: Path, predictions: Sequence[Prediction]) -> None:
-    """Keep answers; several runs may keep the same at once."""
+    """Write answers to a cache file; several runs may write the same file at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, as_lines(map(asdict, predictions)))

@@ -1,16 +1,16 @@
-"""Reflection in a completion, counted by rules instead of picked by hand: doubt, an answer reaffirmed or revised after
-it, and whether the reasoning speaks of what is heard and of what is seen.
+"""Counts reflection in a completion by rules, not by hand: doubt, an answer that is reaffirmed or revised after doubt,
+and whether the reasoning mentions what is heard and what is seen.
 
 These are indicators. The rules look at words, so they err: `experiments/reflection.md` has their precision and recall
-on held-out completions. They cover English only. If a prompt asks for such words (the paper's does), their number
-shows what the prompt asks for. `prompt=plain` asks for none, and is the control.
+on held-out completions. They cover English only. If a prompt asks for such words (the paper's does), the counts
+show what the prompt asks for. `prompt=plain` does not ask for them and is the control.
 
     doubt        the writer questions its own conclusion or perception, goes back on it or examines it again. Speech in
-                 quotation marks is not the writer's, and "no doubt" is none.
-    revised      doubt, and before it the reasoning held another option than the one it answers (the paper's Figure 2)
-    reaffirmed   doubt, and before it the reasoning leaned to no other option and to the one it answers (Figure 1)
-    audio        something heard is spoken of
-    image        something seen is spoken of
+                 quotation marks is not the writer's, and "no doubt" is not doubt.
+    revised      doubt, and before it the reasoning held another option than its answer (the paper's Figure 2)
+    reaffirmed   doubt, and before it the reasoning leaned to its answer and to no other option (Figure 1)
+    audio        the reasoning mentions something heard
+    image        the reasoning mentions something seen
 
 Which option is held is read from the reasoning, clause by clause (`held`): an option is named by its letter or by words
 that no other option has, and the clause concludes it, considers it or rejects it.
@@ -26,7 +26,7 @@ from echoink.evaluation import reflection_lexicon as lexicon
 from echoink.rewards.parsing import ANSWER, THINK, option_letter, option_text, parse_answer, parse_letters
 
 VERSION = 2
-"""Of the rules; it stands beside what they counted. Numbers of two versions are not comparable."""
+"""Version of the rules, stored beside their counts. Counts of two versions are not comparable."""
 
 SIGNS = ("doubt", "reaffirmed", "revised", "audio", "image")
 """What is counted."""
@@ -42,22 +42,22 @@ class Reflection:
     audio: bool
     image: bool
     words: int
-    """Of the reasoning."""
+    """Number of words of the reasoning."""
     cue: str
-    """The words that were taken for doubt; empty where there are none, as in "So A. So B."."""
+    """The first words that were taken for doubt; empty if there are none, as in "So A. So B."."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """An option that a clause speaks for."""
+    """An option that a clause supports."""
 
     place: int
-    """Of the clause's end in the text."""
+    """Position of the clause's end in the text."""
     letter: str
     firm: bool
-    """It is concluded, not only considered."""
+    """The clause concludes the option and does not only consider it."""
     strict: bool
-    """It is concluded by its letter, as an answer."""
+    """The clause concludes the option by its letter, as an answer."""
 
 
 def _stem(word: str) -> str:
@@ -72,11 +72,11 @@ def _stems(text: str) -> set[str]:
 
 
 def held(text: str, options: Sequence[str]) -> list[Held]:
-    """The options that the clauses of a text speak for, in their order; a clause that names two speaks for none.
+    """The options that the clauses of a text support, in their order; a clause that names two supports none.
 
     Args:
-        text: reasoning.
-        options: as "A. dog"; empty: letters alone are read.
+        text: the reasoning.
+        options: such as "A. dog"; empty: only letters are read.
     """
     texts = {letter: _stems(option_text(option)) for option in options if (letter := option_letter(option))}
     own = {
@@ -112,7 +112,7 @@ def held(text: str, options: Sequence[str]) -> list[Held]:
 
 
 def _article(clause: str, match: re.Match) -> bool:
-    """Whether a letter A is the article: "A dog", or I the pronoun."""
+    """Whether the letter A is the article, as in "A dog"."""
     after = clause[match.end(1) :]
     return (
         match.group(1) == "A"
@@ -129,8 +129,8 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
     """Apply the rules to a completion, whether or not it has the format.
 
     Args:
-        completion: its whole text.
-        options: of the question, where it has some.
+        completion: the whole text.
+        options: the question's options, if it has some.
     """
     reasoning, _, _ = completion.partition(ANSWER[0])
     for tag in THINK:
@@ -163,7 +163,7 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
 
 
 def _reach(cue: re.Match, text: str) -> int:
-    """Where the text on the view before the doubt ends: at the cue, or at its clause's end if the cue looks back."""
+    """Where the text before the doubt ends: at the cue, or at its clause's end if the cue looks back."""
     if not lexicon.BACK.search(cue.group()):
         return cue.start() + 2
     following = lexicon.CLAUSE.search(text, cue.end())
@@ -173,7 +173,7 @@ def _reach(cue: re.Match, text: str) -> int:
 def _is_doubt(text: str, match: re.Match) -> bool:
     before = text[max(0, match.start() - 60) : match.start()]
     cue = match.group()
-    if cue.isupper() and len(cue) > 2:  # a sign in the picture: WAIT
+    if cue.isupper() and len(cue) > 2:  # text on a sign in the picture: WAIT
         return False
     own = re.search(r"\b(?:i|me|my|let)\b", cue, re.IGNORECASE) or re.search(
         r"\b(?:i|i'm|me|my)\b[^.!?;]{0,30}$", before, re.IGNORECASE
@@ -189,7 +189,7 @@ def rates(completions: Sequence[str], options: Sequence[Sequence[str]] = ()) -> 
 
     Args:
         completions: whole texts.
-        options: of the question of each; without it letters alone are read.
+        options: the options of each completion's question; without them only letters are read.
     """
     found = [reflect(*pair) for pair in zip(completions, options or [()] * len(completions), strict=True)]
     return {name: sum(getattr(one, name) for one in found) / len(found) for name in (*SIGNS, "words")}
@@ -200,24 +200,24 @@ class Effect:
     """How much more often completions with doubt are right than those without, to the same prompt."""
 
     prompts: int
-    """That have both."""
+    """Number of prompts that have both."""
     completions: int
     difference: float
-    """Of the shares of right answers, within prompts."""
+    """Difference of the shares of right answers, within prompts."""
     interval: tuple[float, float]
     """95 %, bootstrap over prompts."""
     adjusted: float
-    """The same at equal length: the coefficient of doubt beside that of words, both within prompts (least squares)."""
+    """The same at equal length: the coefficient of doubt in a least-squares fit on doubt and words, within prompts."""
     adjusted_interval: tuple[float, float]
 
 
 def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]]) -> Effect | None:
-    """Compare reflecting with other completions of the same prompt; None where no prompt has both.
+    """Compare completions with doubt with others of the same prompt; None if no prompt has both.
 
-    Doubt is not assigned at random: a difference is no effect of doubting.
+    Doubt is not assigned at random: a difference is not an effect of doubting.
 
     Args:
-        groups: for each prompt what was found in its completions, and whether each is right.
+        groups: for each prompt, the findings in its completions and whether each is right.
     """
     within = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""The words by which `reflection` knows doubt, conclusions, and talk of what is heard and seen. English only."""
+"""The words by which `reflection` recognizes doubt, conclusions, and mentions of sound and sight. English only."""
 
 import re
 
@@ -72,22 +72,22 @@ CUES = (
     r"\bactually,? (?:no\b|let me|wait|that|it|the|this|i)\b|\bi now (?:notice|see|realize|realise|hear|think"
     r"|believe)\b",
 )
-"""What may be doubt; `reflection` leaves out what is denied or somebody else's."""
+"""What may be doubt; `reflection` leaves out denied doubt and the doubt of other people."""
 DOUBT = re.compile("|".join(f"(?:{cue})" for cue in CUES), re.IGNORECASE)
 NEGATED = re.compile(
     r"\b(?:no|not|n't|never|without|nothing|neither|nor|needn't|little|hardly any|free of|beyond)\b[^.!?;,:\n]{0,28}$"
     r"|n't[^.!?;,:\n]{0,28}$",
     re.IGNORECASE,
 )
-"""Before a cue: what it says is denied."""
+"""Before a cue: the cue is denied."""
 QUOTED = re.compile(r"[\"“][^\"”\n]*[\"”]")
-"""Speech, or the words of an option: not the writer's own."""
+"""Speech, or the words of an option: not the writer's own words."""
 OF_OTHERS = re.compile(
     r"\b(?:he|she|they|it|who|man|woman|boy|girl|child|people|person|speaker|player|host|guide|teacher|crowd|voice"
     r"|dog|cat|sign|driver|singer|lyrics|worker|customer|passengers?|runner)\b[^.!?;:\n]{0,30}$",
     re.IGNORECASE,
 )
-"""Before some cues: somebody in the clip is the one who waits, hesitates or is not sure."""
+"""Before some cues: somebody in the clip waits, hesitates or is not sure."""
 CONCLUDES = re.compile(
     r"\b(?:so|hence|therefore|thus|then|answer|choose|chose|pick|select|go(?:ing)? (?:with|for)|must|clearly"
     r"|definitely|certainly|obviously|it(?:'s| is| was)|that(?:'s| is)|this is|these are|giving|gives|makes it"
@@ -96,7 +96,7 @@ CONCLUDES = re.compile(
     r"|confirms?|only|suggests?|indicates?)\b",
     re.IGNORECASE,
 )
-"""In a free-form answer's reasoning: something is concluded."""
+"""In the reasoning before a free-form answer: something is concluded."""
 CONSIDERS = re.compile(
     r"\b(?:could|might|may|possibl[ey]|perhaps|maybe|somewhat|plausible|would (?:mean|be|need|show|have)|if|whether"
     r"|either|between|candidates?|options? (?:are|include)|resembles?|similar|or)\b|\?",
@@ -111,11 +111,11 @@ REJECTS = re.compile(
 )
 """In a clause: an option is rejected."""
 SAID = r"so|hence|therefore|thus|answer|option|pick|choose|lean\w*|settle\w*|conclude\w*|giving|go(?:ing)? with|for"
-"""Before a letter: it is given as an answer."""
+"""Before a letter: the letter is given as an answer."""
 CLAUSE = re.compile(
     r"[.!?;\n…—–]+\s*|,?\s+\b(?:but|however|though|although|while|whereas|yet)\b,?|,\s+(?=(?:not|so|and so)\b)"
 )
-"""Between clauses."""
+"""What separates clauses."""
 COMMON = frozenset(
     re.findall(
         r"\w+",
@@ -123,7 +123,7 @@ COMMON = frozenset(
         " as into some one two someone something man woman people person playing making doing using",
     )
 )
-"""Words that tell no option apart."""
+"""Common words, which do not distinguish options."""
 HEARD = re.compile(
     r"\b(?:audio|audible|audibly|nois(?:e|es|y)|hear|hears|heard|hearing|listen\w*|recording|soundtrack|music\w*"
     r"|melod\w+|tunes?|songs?|sing(?:s|ing|er|ers)?|sung|lyrics|voices?|speaks|speaking|spoken|speaker|speech"
@@ -139,7 +139,7 @@ HEARD = re.compile(
     r"|answer|strange))",
     re.IGNORECASE,
 )
-"""Something heard is spoken of."""
+"""Words that mention something heard."""
 SEEN = re.compile(
     r"\b(?:image|images|picture|pictures|pictured|photo\w*|pic|frame|frames|scene|visible|visibl[ey]|visual\w*|seen"
     r"|saw|depict\w*|display\w*|watch(?:es|ing)|camera|colou?rs?|colou?red|red|blue|green|yellow|purple|orange|white"
@@ -154,10 +154,10 @@ SEEN = re.compile(
     r"|old|young|tired|happy|angry|wooden|metallic|empty|dark|bright)",
     re.IGNORECASE,
 )
-"""Something seen is spoken of."""
+"""Words that mention something seen."""
 BACK = re.compile(
     r"\b(?:first|initial\w*|earlier|original\w*|previous|assum\w+|thought|believed|ready|about|going|leaning|tempted"
     r"|settled?|said|take|withdraw\w*|changed?|drop|conclu\w+)\b",
     re.IGNORECASE,
 )
-"""In a cue: its own clause names what was held before."""
+"""In a cue: its own clause names the earlier view."""

@@ -8,8 +8,8 @@ from echoink.common.console import console, counted, interval, percent, say
 from echoink.common.statistics import FEW_CLUSTERS, Paired
 
 VALUES = 20
-"""The screen shows this many values of a field, those with the most samples. For a field with more, report.md gives
-only their number; report.html has all."""
+"""The table of accuracies shows this many values of a field, those with the most samples. For a field with more, the
+table of ablations and report.md give only their number; report.html has all."""
 
 
 def cluster_note(clusters: int) -> str:
@@ -18,7 +18,7 @@ def cluster_note(clusters: int) -> str:
 
 
 def accuracy_table(phases: dict[str, dict]) -> None:
-    """Base and trained side by side: accuracy with its interval, greedy, format, parse failures, and every kind."""
+    """Print base and trained model side by side: accuracies with intervals, also by field, format, parse failures."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for phase in phases:
@@ -78,16 +78,16 @@ def accuracy_table(phases: dict[str, dict]) -> None:
 def _of_draws(found: dict, k: int, name: str) -> str:
     several = found["samples"]
     if not several or several["k"] != k:
-        return "–"  # a phase with one draw, or with another number of them
+        return "–"  # the phase has one draw, or another number of draws
     return percent(several[name]) + (f" {interval(several['interval'])}" if name == "mean" else "")
 
 
 def gain(found: Paired, draws: int) -> str:
-    """How much more is right, in words.
+    """Describe the gain in accuracy in words.
 
     Args:
         found: see `metrics.compare`.
-        draws: of the trained model; their mean was compared.
+        draws: number of the trained model's draws, whose mean was compared.
     """
     low, high = (100 * end for end in found.interval)
     unit = f" (mean of {draws} draws)" if draws > 1 else ""
@@ -98,8 +98,8 @@ def gain(found: Paired, draws: int) -> str:
 
 
 def ablation_table(phases: dict[str, dict]) -> None:
-    """Accuracy without each sense, base and trained side by side; for the last one also the drop from full on the same
-    samples, and the parse failures.
+    """Print the accuracy without each sense, base and trained model side by side; for the last phase also the fall from
+    the full prompt on the same samples, and the parse failures.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", *phases, "fall", "p", "parse failures"):
@@ -119,7 +119,7 @@ def ablation_table(phases: dict[str, dict]) -> None:
             percent(last[variant]["parse_failures"]),
         )
         for field, groups in last[variant]["by"].items():
-            if len(groups) > VALUES:  # once for each variant would be hundreds of rows
+            if len(groups) > VALUES:  # a row per value and variant would be hundreds of rows
                 table.add_row(f"  {field}: {len(groups)} values", "summary.json, report.html")
                 continue
             for value, group in groups.items():

@@ -1,7 +1,9 @@
 """The language model's attention: ours if a layout is passed, transformers' SDPA otherwise.
 
-Two classes have their own attention: `shared_prefix.Layout` in the loss and `decoder.Decoder` in the rollout. They pass
-through the model as the keyword argument `layout`, which every layer hands on to its attention.
+Two classes have their own attention: `shared_prefix.Layout` in the loss and `decoder.Decoder` in the rollout. They are
+passed through the model as the keyword argument `layout`, which every layer passes on to its attention.
+
+Shapes: R rows, H heads, K key-value heads, T tokens, d width of a head.
 """
 
 from typing import Protocol
@@ -16,22 +18,23 @@ from echoink.common.errors import UserError
 from echoink.models.families import family_of
 
 NAME = "echoink"
-"""Under which transformers knows our attention."""
+"""The name under which transformers knows our attention."""
 
 
 class AttentionLayout(Protocol):
-    """What attends for itself. Not a dataclass: FSDP2's mixed precision would copy it in every layer."""
+    """A layout with its own attention. Not a dataclass: FSDP2's mixed precision would copy that in every layer."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Output [R, H, T, d] of query [R, H, T, d] over key and value [R, K, T, d] and what the layout holds."""
+        """Attention of query [R, H, T, d] over key and value [R, K, T, d] and what the layout holds: [R, H, T, d]."""
 
 
 def select(model: PreTrainedModel) -> None:
-    """Give a model's language model our attention, for good: under gradient checkpointing the backward pass looks it up
-    again.
+    """Give a model's language model our attention.
+
+    It is never taken back, because under gradient checkpointing the backward pass looks it up again.
 
     Raises:
-        UserError: its attention has sliding windows or dropout, which a shared prompt would not follow.
+        UserError: the model's attention has sliding windows or dropout, which a shared prompt does not support.
     """
     config = model.config.get_text_config()
     if "sliding_attention" in config.layer_types or config.attention_dropout:
@@ -51,7 +54,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask=attention_mask, **kwargs)
-    # Under autocast the rotary embedding leaves query and key in float32.
+    # Under autocast the rotary embedding returns query and key in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     return layout.attend(module.layer_idx, query, key, value=value, scale=kwargs["scaling"]).transpose(1, 2), None
 

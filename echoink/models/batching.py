@@ -32,7 +32,7 @@ def row_positions(
 
     Args:
         prompts: the unique prompts.
-        prompt_index: for each row the index of its prompt.
+        prompt_index: for each row, the index of its prompt.
         prompt_width: P.
         completion_width: C.
     """
@@ -47,10 +47,10 @@ def row_positions(
 
 
 def row_media(prompts: Sequence[PromptInputs], prompt_index: Sequence[int]) -> dict[str, Tensor]:
-    """Media tensors of the rows, in their order. Each row carries its prompt's media again.
+    """Media tensors of the rows, in their order. The media of a prompt are repeated for each of its rows.
 
-    Tensors of one name are padded with zeros to a common shape behind their first axis, such as spectrograms of sounds
-    of different lengths. A name that no prompt has is absent.
+    Tensors of one name are padded with zeros to the same shape, apart from their first axis: spectrograms of sounds of
+    different lengths, for example. A name that no prompt has is absent.
     """
     parts: dict[str, list[Tensor]] = {}
     for index in prompt_index:

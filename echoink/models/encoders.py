@@ -1,4 +1,4 @@
-"""Pictures, sounds and videos through their towers, once per prompt.
+"""Runs pictures, sounds and videos through their towers, once per prompt.
 
 The features of a prompt can be reused wherever the same towers run: rollout, policy and reference share them if the
 towers are frozen. Where the towers learn, each update encodes once, with gradients, in the model's own forward.
@@ -22,8 +22,9 @@ def towers_learn(base: torch.nn.Module) -> bool:
 
 
 def same_towers(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two models' towers hold the same weights, bit for bit in the type of the other's; before
-    `rounding.round_frozen` touches one.
+    """Whether two models' towers have the same weights, bit for bit after conversion to the type of `other`.
+
+    Call it before `rounding.round_frozen` changes either of them.
     """
     pairs = [
         zip(getattr(one, tower).parameters(), getattr(other, tower).parameters(), strict=True)
@@ -37,13 +38,12 @@ def encode_media(base: torch.nn.Module, prompts: Sequence[PromptInputs], run_all
 
     Args:
         base: the model without its head.
-        prompts: whose `media` are encoded; prompts may differ in what they have.
-        run_all: also run a tower that has nothing to do. Processes that divide a tower's weights among themselves must
-            all call it, in the same order, and have a gradient for each of its weights, whatever media their own
-            prompts have.
+        prompts: the prompts whose `media` are encoded; they may have different media.
+        run_all: also run a tower that has nothing to encode. Processes that share a tower's weights must all call it,
+            in the same order, and have a gradient for each of its weights, whatever media their own prompts have.
 
     Returns:
-        One `Features` per prompt, in their order.
+        One `Features` per prompt, in their order; `UNUSED`, if there is one, is in the first.
     """
     family = family_of(base)
     encoded = family.encode(base, row_media(prompts, range(len(prompts))), run_all)

@@ -1,7 +1,7 @@
 """The interface of a model family; the rest of the package names no model class.
 
-A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/families.py` lists them.
-Beside it stands `<family>_tokens.py`, see `models/media_tokens.py`.
+A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/families.py` lists them. The
+module `<family>_tokens.py` belongs to it, see `models/media_tokens.py`.
 
 Shapes: A position axes (3 for M-RoPE), P prompt tokens, T tokens of a row, N placeholder tokens of a medium, D width of
 the language model, V vocabulary.
@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 Features = dict[str, Tensor]
-"""What the towers make of one prompt's media: `image`, `video`, `audio`, each [N, D]. An absent medium has no entry."""
+"""The towers' features of one prompt's media: `image`, `video`, `audio`, each [N, D]. An absent medium has no entry."""
 
 UNUSED = "unused"
-"""In `Features`, beside the media: a zero that depends on the towers that had nothing to encode."""
+"""Key of another entry of `Features`: a zero that depends on the towers that had nothing to encode."""
 
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """One prompt as the model takes it.
+    """One prompt as input of the model.
 
     Example: with Qwen2.5-Omni a picture of 112 pixels a side and one second of sound give `input_ids` [116],
     `position_ids` [3, 116] and `media` with `pixel_values` [64, 1176], `image_grid_thw` [1, 3], `input_features`
@@ -39,7 +39,7 @@ class PromptInputs:
     position_ids: Tensor
     """[A, P]"""
     media: dict[str, Tensor]
-    """Processor outputs by the name under which the model takes them; the first axis runs over patches or sounds."""
+    """The processor's outputs by the names of the model's arguments; the first axis is patches, media or sounds."""
 
     @property
     def next_position(self) -> int:
@@ -51,7 +51,7 @@ class Family(Protocol):
     """One family of models. `model` is a model with its head, `base` the same without it (`model.model`)."""
 
     NAME: str
-    """For people."""
+    """The name that messages use."""
     MODEL_TYPE: str
     """`model_type` in the configuration of `MODEL`."""
     MODEL: type[PreTrainedModel]
@@ -60,20 +60,20 @@ class Family(Protocol):
     MEDIA: Sequence[str]
     """Names of the processor's outputs that the towers take."""
     TOWERS: Mapping[str, str]
-    """Names for `model.freeze`, and the modules of `base` that they stand for."""
+    """The towers' names, as in `model.freeze`, and the modules of `base` that they stand for."""
     PROJECTIONS: Mapping[str, str]
-    """By the names of towers, the module of the tower that leads to the language model's width."""
+    """For each tower, by its name, its module that projects to the width of the language model."""
     OTHER_PARTS: tuple[str, ...]
-    """Beginnings of the names of published weights that training does without."""
+    """Prefixes of the names of published weights that training does not use."""
     SHARDED_UNITS: Mapping[str, str]
-    """What FSDP2 gathers at a time, in transformers' notation of an `fsdp_plan`."""
+    """The units that FSDP2 gathers at a time, in transformers' notation of an `fsdp_plan`."""
     PUBLISHED_NAMES: Sequence[tuple[Pattern[str], str]]
-    """From a weight's name in transformers to its name in a published checkpoint, which is what vLLM reads."""
+    """Patterns and replacements that turn a weight's name in transformers into its published name, which vLLM reads."""
     VLLM_FIELDS: tuple[str, str]
-    """Module and function of vLLM that say how a prompt's media tensors are split into items."""
+    """Module and name of vLLM's function that says how a prompt's media tensors are split into items."""
 
     def own_config(self, config: PretrainedConfig) -> PretrainedConfig:
-        """The part of a published configuration that `MODEL` takes."""
+        """The part of a published configuration that `MODEL` uses."""
 
     def prompt_inputs(
         self,
@@ -91,7 +91,7 @@ class Family(Protocol):
         Args:
             processor: the model's.
             model: only its configuration and its position arithmetic are used.
-            text: with one placeholder for each medium.
+            text: the text, with one placeholder for each medium.
             image: RGB.
             audio: mono samples at 16 kHz.
             video: frames [F, 3, height, width], unsigned bytes.
@@ -108,12 +108,14 @@ class Family(Protocol):
         Args:
             base: the model without its head.
             media: the processor's tensors, on any device.
-            run_all: also run a tower that has nothing to do, and add to the result a zero that depends on it, by the
-                name `UNUSED`.
+            run_all: also run a tower that has nothing to encode, and add a zero that depends on it as `UNUSED`.
+
+        Returns:
+            The features of the whole batch: those of all prompts, in their order, concatenated for each medium.
         """
 
     def embed(self, base: torch.nn.Module, input_ids: Tensor, features: Sequence[Features]) -> dict[str, Any]:
-        """What the language model takes in the place of `input_ids` [..., T], features where placeholders stand."""
+        """Keyword arguments that replace `input_ids` [..., T] for the language model: features replace placeholders."""
 
     def positions(self, position_ids: Tensor) -> dict[str, Any]:
         """Positions [A, B, T] as keyword arguments of the language model."""
@@ -122,13 +124,13 @@ class Family(Protocol):
         """A mask [B, T], 1 where there is a token, as keyword arguments of the language model."""
 
     def no_mask(self) -> dict[str, Any]:
-        """Keyword arguments with which the language model makes no mask, because our attention needs none."""
+        """Keyword arguments that keep the language model from making a mask, because our attention needs none."""
 
     def language_model(self, base: torch.nn.Module) -> torch.nn.Module:
         """The decoder layers with their embedding and final norm."""
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """[..., D] → [..., V]"""
+        """Logits [..., V] from hidden states [..., D]."""
 
     def vllm_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """The configuration that vLLM reads."""
@@ -146,9 +148,9 @@ def place_features(
     """Embeddings [..., T, D] with the features of each medium at its placeholders, in their order.
 
     Args:
-        embeddings: [..., T, D] of `input_ids`.
-        input_ids: [..., T].
-        features: of the prompts in `input_ids`, in their order.
+        embeddings: embeddings of `input_ids`, [..., T, D].
+        input_ids: token ids, [..., T].
+        features: features of the prompts in `input_ids`, in their order.
         placeholders: the token that stands for each medium.
     """
     for name, token in placeholders.items():

@@ -8,13 +8,16 @@ from echoink.distributed import sharding
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Digest of a model's parameters and buffers: names, types and values. Of a divided one all processes take part."""
+    """Digest of names, types, shapes and values of a model's state dict; of its parameters if FSDP2 has sharded it.
+
+    All processes must call it for a sharded model.
+    """
     digest = hashlib.sha256()
-    sharded = sharding.is_sharded(model)  # its state_dict would take it apart where it is whole for a while
+    sharded = sharding.is_sharded(model)  # its state_dict would shard it again while it is gathered
     state = dict(model.named_parameters(remove_duplicate=False)) if sharded else model.state_dict()
     for name, tensor in sorted(state.items()):
         tensor = sharding.full(tensor)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().contiguous().flatten().view(torch.uint8).cpu()
-        digest.update(values.clone().numpy().data)  # numpy would keep FSDP2 from giving the memory of a weight back
+        digest.update(values.clone().numpy().data)  # without a copy numpy keeps FSDP2 from freeing a weight
     return digest.hexdigest()

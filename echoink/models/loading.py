@@ -1,4 +1,4 @@
-"""Loads the policy, its reference and its processor, from published checkpoints as from our own."""
+"""Loads the policy, its reference and its processor, from published checkpoints and from our own."""
 
 import contextlib
 import re
@@ -31,28 +31,27 @@ from echoink.models.shared_prefix import install
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a folder holds an adapter's checkpoint."""
+    """Whether a folder is the checkpoint of an adapter."""
     return (Path(path) / "adapter_config.json").is_file()
 
 
 def base_of(adapter: str) -> str:
-    """What an adapter was trained on: a folder or hub id.
+    """The model that an adapter was trained on: a folder or hub id.
 
     Raises:
-        UserError: it is no adapter.
+        UserError: the folder is not an adapter's.
     """
     with as_user_error(adapter):
         return LoraConfig.from_pretrained(adapter).base_model_name_or_path
 
 
 def picture_caps(path: str) -> tuple[int, int]:
-    """Fewest and most pixels of a picture, as a model's processor has them.
+    """The fewest and the most pixels of a picture, as a model's processor sets them.
 
     Raises:
-        UserError: it has none.
+        UserError: the model has no processor that can be loaded.
     """
-    with as_user_error(path):
-        size = AutoProcessor.from_pretrained(resolve(path)).image_processor.size
+    size = _processor(path).image_processor.size
     return size["shortest_edge"], size["longest_edge"]
 
 
@@ -65,24 +64,26 @@ def load_model(
     shard_plan: DistributedConfig | None = None,
     merges: bool = True,
 ) -> PreTrainedModel:
-    """The model of a folder or hub id, in training-ready precision, able to share prompts.
+    """Load the model of a folder or hub id, able to share prompts (`shared_prefix.install`).
 
-    A published checkpoint is read as it is, without the parts that training does not use; an adapter's checkpoint
-    gives its base model with the adapter merged in, in the precision of `dtype`, or beside it, as it was trained.
+    A published checkpoint is read without the parts that training does not use. An adapter's checkpoint gives its base
+    model, with the adapter merged into the weights, in the precision of `dtype`, or in separate layers, as it was
+    trained.
 
     Args:
         path: `tiny`, a folder, or a hub id.
-        dtype: of the weights; float32 are the master weights under bf16 autocast.
-        attention: of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
-        freeze: what does not learn, by the names of `model.freeze`.
-        quantized: the type in which the language model's linear layers compute when they are held in 4 bits (NF4,
-            bitsandbytes); nothing but an adapter can learn then. None: they are not.
-        shard_plan: how it is divided among the processes while it is loaded; None: each has all of it.
-        merges: whether an adapter is merged into its base. On 4 bits it never is: they are not the weights of the base.
-            In bfloat16 a sum loses small updates to a weight, so only a model that will be trained should be merged.
+        dtype: the type of the weights; float32 for the master weights under bf16 autocast.
+        attention: the attention of the towers, `sdpa`, `eager` or `flash_attention_2`; the language model has our own.
+        freeze: the parts that do not learn, by the names of `model.freeze`.
+        quantized: the type in which the language model's linear layers compute if they are stored in 4 bits (NF4,
+            bitsandbytes), when only an adapter can learn. None: they are not quantized.
+        shard_plan: how the model is divided among the processes while it is loaded; None: each has all of it.
+        merges: whether an adapter is merged into its base. It never is on 4 bits, which are not the base's weights. A
+            sum in bfloat16 loses small updates to a weight, so only a model that will be trained should be merged.
 
     Raises:
-        UserError: it is no such model, another architecture, or weights are missing, unexpected or of another shape.
+        UserError: the model cannot be loaded or has another architecture; weights are missing, unexpected or of another
+            shape; FSDP2 cannot divide an adapter; or bitsandbytes is missing.
     """
     if is_adapter(path):
         if shard_plan:
@@ -97,7 +98,7 @@ def load_model(
     model = _frozen(_load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan), freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # repacks the weights in evaluation, for good: no gradient then
+            module.support_avx512bf16_for_cpu = False  # else evaluation repacks the weights: no gradient then
     install(model)
     if shard_plan:
         sharding.register_root(model)
@@ -110,7 +111,7 @@ def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None, 
         model = load_model(base, dtype, attention, quantized=quantized)
     except UserError as error:
         raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
-    # PEFT only warns of what it does not find, and leaves it at 0: the base would be taken for the adapted model.
+    # PEFT only warns of weights that it does not find, and leaves them at 0: the base would pass for the adapted model.
     with as_user_error(path), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(model, path)
@@ -136,7 +137,7 @@ def _load_published(
             optional |= _four_bits(quantized, [*family.TOWERS.values()])
         if shard_plan:
             optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
-        elif processes().device.type != "cpu":  # tensor by tensor: several processes have not all of it in host memory
+        elif processes().device.type != "cpu":  # tensor by tensor: host memory never holds it whole
             optional["device_map"] = {"": processes().device}
         model, report = family.MODEL.from_pretrained(
             resolve(path),
@@ -144,7 +145,7 @@ def _load_published(
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
+            ignore_mismatched_sizes=True,  # so that mismatches are reported, and refused below
             **optional,
         )
     wrong = {
@@ -162,21 +163,21 @@ def _load_published(
 
 
 _NO_RULES = ("max_length", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "transformers_version")
-"""Of a generation configuration what the group `generation` says here, and a version."""
+"""Keys of a generation configuration that the group `generation` replaces, and the version."""
 
 
 def _leave_out_decoding_rules(model: PreTrainedModel, path: str) -> None:
-    """Keep the special tokens of a base's generation configuration, and nothing else.
+    """Keep only the special tokens of a base's generation configuration, and name the rules that are left out.
 
-    What is kept goes into every checkpoint and export. A repetition penalty there would change answers of the exported
-    model, and none of those that were measured here.
+    What is kept goes into every checkpoint and export. A repetition penalty there would change the answers of the
+    exported model, but none of the answers that were measured here.
     """
     found = vars(model.generation_config)
     tokens = {name: found[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**tokens)
     known = [name for name in vars(GenerationConfig()) if name not in (*tokens, *_NO_RULES) and name[0] != "_"]
     if rules := [f"{name}={found[name]}" for name in known if found.get(name) not in (None, 0, 1)]:
-        say("note", f"{path} asks for {', '.join(rules)} in its generation_config.json, which is not done here")
+        say("note", f"{path} asks for {', '.join(rules)} in its generation_config.json, which is ignored here")
 
 
 def _four_bits(compute: str, towers: Sequence[str]) -> dict:
@@ -210,13 +211,13 @@ def _frozen(model: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
 
 
 def _named(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    # an adapter notes its base by this name
+    # an adapter's configuration records its base by this name
     model.name_or_path = path if path == "tiny" or not Path(path).is_dir() else str(Path(path).resolve())
     return model
 
 
 def describe(model: PreTrainedModel, trains: bool) -> str:
-    """One line: parameters in all, learning where it trains, and where they are."""
+    """One line: how many parameters there are, how many learn if the run trains, their type and their device."""
     learning = model.num_parameters(only_trainable=True)
     learns = f", {learning:,} learn" if trains and learning else ""
     return f"{model.num_parameters():,} parameters{learns} · {model.dtype} on {model.device.type}".replace("torch.", "")
@@ -233,7 +234,11 @@ def load_reference(
 
 
 def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Raises `UserError` where the language model has no linear layer of one of the names."""
+    """Check the names of the layers that an adapter changes.
+
+    Raises:
+        UserError: there are no names, or the language model has no linear layer of one of them.
+    """
     linear = {
         name.rpartition(".")[2]
         for name, module in family_of(model).language_model(model.model).named_modules()
@@ -245,7 +250,7 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
 
 
 def lora(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> LoraConfig:
-    """LoRA on the named linear layers of the language model; it never lands on a tower."""
+    """The configuration of LoRA on the named linear layers of the language model, never of a tower."""
     names = "|".join(re.escape(name) for name in targets)
     return LoraConfig(
         r=rank,
@@ -264,20 +269,29 @@ def end_ids(model: PreTrainedModel, processor: ProcessorMixin) -> tuple[int, ...
 
 
 def load_processor(path: str, min_pixels: int, max_pixels: int) -> ProcessorMixin:
-    """The processor of a model folder or hub id, with pictures scaled into `min_pixels` to `max_pixels`."""
+    """The processor of a model folder or hub id; it scales pictures to between `min_pixels` and `max_pixels`.
+
+    Raises:
+        UserError: the path has no processor that can be loaded.
+    """
+    processor = _processor(path)
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return processor
+
+
+def _processor(path: str) -> ProcessorMixin:
     with as_user_error(path):
         processor = AutoProcessor.from_pretrained(resolve(path))
-        if not isinstance(processor, ProcessorMixin):  # without a processor's files transformers gives a tokenizer
-            raise UserError(
-                f"{path} has no processor, only a {type(processor).__name__}", "copy the processor's files to it"
-            )
-    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    if not isinstance(processor, ProcessorMixin):  # without a processor's files transformers gives a tokenizer
+        raise UserError(
+            f"{path} has no processor, only a {type(processor).__name__}", "copy the processor's files there"
+        )
     return processor
 
 
 @contextlib.contextmanager
 def as_user_error(path: str):
-    """Turn what libraries raise while they read a model's files into one line that names the path."""
+    """Turn errors of the libraries that read a model's files into a `UserError` of one line that names the path."""
     try:
         yield
     except UserError:

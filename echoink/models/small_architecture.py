@@ -1,10 +1,9 @@
 """The small model: a Qwen2.5-Omni thinker of 146 million parameters around pretrained parts, with a new vision tower.
 
-Language is SmolLM2-135M-Instruct, hearing the encoder of Whisper tiny.en (`pretrained_parts`). Both fit Omni's
-modules: a Llama layer is a Qwen2 layer whose biases are 0, and text has the same position on all axes of M-RoPE; the
-audio tower is Whisper's encoder, within windows of two seconds, with pooling before its last norm. What has no
-weights yet is the vision tower, the projection of the audio tower and the rows of the embedding for the special
-tokens.
+The language model is SmolLM2-135M-Instruct, the audio encoder is that of Whisper tiny.en (`pretrained_parts`). Both fit
+Omni's modules: a Llama layer is a Qwen2 layer whose biases are 0, and text has the same position on all axes of M-RoPE;
+the audio tower is Whisper's encoder, within windows of two seconds, with pooling before its last norm. The vision
+tower, the projection of the audio tower and the embeddings of the media tokens have no pretrained weights.
 """
 
 import torch
@@ -19,17 +18,17 @@ from echoink.models.pretrained_parts import Parts
 from echoink.models.tiny_architecture import MEDIA, processor_around, token_ids, with_ends
 
 VISION = {"depth": 6, "hidden_size": 192, "num_heads": 6, "intermediate_size": 512, "fullatt_block_indexes": [1, 3, 5]}
-"""The new tower."""
+"""Dimensions of the new vision tower."""
 
 WHISPER_HEAD = 64
 """Width of an attention head in every size of Whisper."""
 
 NEW = ("model.visual.", "model.audio_tower.proj.", "model.audio_tower.audio_bos_eos_token.")
-"""Beginnings of the names of weights that are not pretrained. (Omni's thinker does not use the last.)"""
+"""Prefixes of the names of weights that are not pretrained. (Omni's thinker does not use the last.)"""
 
 
 def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
-    """The Omni processor around the language model's tokenizer, to which the names of the media are added."""
+    """The Omni processor around the language model's tokenizer, to which the media tokens are added."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=parts.tokenizer.backend_tokenizer,
         eos_token="<|im_end|>",
@@ -40,14 +39,14 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
 
 
 def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """The thinker with the pretrained weights in place, the rest drawn at random from torch's generator."""
+    """The thinker with the pretrained weights; new embeddings are their mean, other new weights are random."""
     model = Qwen2_5OmniThinkerForConditionalGeneration(thinker_config(parts, processor))
     state = model.state_dict()
     given = {f"model.language_model.{name.removeprefix('model.')}": value for name, value in parts.language.items()}
     given |= {f"model.audio_tower.{name}": value for name, value in parts.audio.items()}
     words = given["model.language_model.embed_tokens.weight"]
     rows = state["model.language_model.embed_tokens.weight"].clone()
-    rows[: len(words)], rows[len(words) :] = words, words.mean(0)  # new tokens begin as the mean of all
+    rows[: len(words)], rows[len(words) :] = words, words.mean(0)  # new tokens start as the mean of all others
     given["model.language_model.embed_tokens.weight"] = rows
     given |= {name: torch.zeros_like(value) for name, value in state.items() if _is_qwen2_bias(name)}
     left = model.load_state_dict(given, strict=False)

@@ -1,4 +1,4 @@
-"""The embedded model's parts: a real Qwen2.5-Omni thinker and processor of about a million parameters, untrained."""
+"""Parts of the tiny model: a real Qwen2.5-Omni processor and an untrained thinker of about a million parameters."""
 
 import json
 
@@ -19,10 +19,10 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from echoink.config.paths import TINY
 
 PIXELS = 112
-"""Side of the square that the tiny model sees: 64 patches, 16 image tokens."""
+"""Side, in pixels, of the square pictures of the tiny model: 64 patches, 16 image tokens."""
 
 INIT = 0.08
-"""Standard deviation of the first weights; 0.02, as in wide models, learns later (experiments/tiny_base.md)."""
+"""Standard deviation of the initial weights; at 0.02, as in wide models, it learns later (experiments/tiny_base.md)."""
 
 MEDIA = {
     "image_token": "<|IMAGE|>",
@@ -33,11 +33,11 @@ MEDIA = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
-"""The names under which the Omni processor looks its special tokens up."""
+"""The names by which the Omni processor looks up its special tokens, and the tokens."""
 
 
 def make_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """Qwen2's byte-level BPE with a vocabulary learnt from `texts` and the special tokens of Omni."""
+    """Qwen2's byte-level BPE, with a vocabulary learned from `texts` and the special tokens of Omni."""
     learner = Tokenizer(BPE())
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,7 +66,7 @@ def make_processor(texts: list[str]) -> Qwen2_5OmniProcessor:
 
 
 def processor_around(tokenizer: PreTrainedTokenizerBase, mels: int) -> Qwen2_5OmniProcessor:
-    """The Omni processor for pictures of 112x112 and spectrograms of so many bands."""
+    """The Omni processor for pictures of 112x112 pixels and spectrograms of `mels` mel bands."""
     area = {"shortest_edge": PIXELS**2, "longest_edge": PIXELS**2}
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(size=area, patch_size=14, merge_size=2, temporal_patch_size=2),
@@ -78,7 +78,7 @@ def processor_around(tokenizer: PreTrainedTokenizerBase, mels: int) -> Qwen2_5Om
 
 
 def token_ids(processor: Qwen2_5OmniProcessor) -> dict[str, int]:
-    """The special tokens, by the names of the thinker's configuration."""
+    """Ids of the special tokens, by the names of the thinker's configuration."""
     ids = processor.tokenizer.convert_tokens_to_ids
     return {
         "audio_token_index": ids(MEDIA["audio_token"]),
@@ -97,7 +97,7 @@ def token_ids(processor: Qwen2_5OmniProcessor) -> dict[str, int]:
 def with_ends(
     model: Qwen2_5OmniThinkerForConditionalGeneration, processor: Qwen2_5OmniProcessor
 ) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """The model, knowing which tokens end a completion and which fills up."""
+    """The model, with its end tokens and its padding token set in its generation configuration."""
     ids = token_ids(processor)
     model.generation_config.eos_token_id = [ids["eos_token_id"], ids["pad_token_id"]]
     model.generation_config.pad_token_id = ids["pad_token_id"]

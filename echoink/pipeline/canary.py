@@ -1,8 +1,8 @@
-"""Do updates reach the engine? `python -m echoink.doctor canary=true generation.vllm.python=…`.
+"""Checks that updates reach the engine: `python -m echoink.doctor canary=true generation.vllm.python=…`.
 
-A reward that pays for nothing but length makes any model write longer within a few steps, if the rollouts come from the
-weights that learn. So a short run for each way in which weights pass (whole, LoRA, QLoRA, on a GPU also asleep and
-awake) must end with longer completions than it began with.
+A reward for length alone makes any model write longer within a few steps, if the rollouts come from the weights that
+learn. So there is a short run for each way of passing weights (whole, LoRA, QLoRA if bitsandbytes is installed; on a
+GPU each with the engine asleep and awake), and it must end with longer completions than it began with.
 """
 
 import importlib.util
@@ -19,29 +19,29 @@ REWARD = """def reward(completion, sample):
     return len(completion) / 200
 """
 RISE = 1.25
-"""How many times longer completions must be in the last quarter of the steps than in the first rollout."""
+"""In the last quarter of the steps, completions must be more than this many times as long as in the first rollout."""
 DEFAULTS = ["generation=vllm", "dataset.train=64", "tracking=off"]
-"""What the user's words may change."""
+"""Settings that the user's overrides may change."""
 SHORT = ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
 SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
 SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0"]
 ROOM = (96, 512)
-"""Most tokens of a completion of the embedded model, and of a large one: several times what it begins with."""
+"""Cap on completion tokens, for the embedded model and for a large one: several times their first length."""
 RATES = {"whole": (1e-3, 1e-5), "lora": (1e-2, 5e-4), "qlora": (1e-2, 5e-4)}
-"""Learning rates of the embedded model, where they were tried, and of a large one, where they were not."""
+"""Learning rates for the embedded model, which were tried, and for a large one, which were not."""
 
 
 @dataclass(frozen=True)
 class Canary:
-    """What came of a mode."""
+    """The result of one mode."""
 
     mode: str
     first: float
     """Mean tokens of a completion in the first rollout."""
     last: float
-    """In the last quarter of the rollouts."""
+    """The same in the last quarter of the rollouts."""
     failed: str = ""
-    """Why the run ended before its time."""
+    """Why the run failed; empty if it did not."""
 
     @property
     def good(self) -> bool:
@@ -49,18 +49,18 @@ class Canary:
 
 
 def modes(gpu: bool) -> dict[str, list[str]]:
-    """The ways in which weights pass, and the words that choose them."""
+    """The ways of passing weights, and the overrides that choose them."""
     kinds = {"whole": ["adapter=none"], "lora": ["adapter=lora"]}
     if importlib.util.find_spec("bitsandbytes"):
         kinds["qlora"] = ["adapter=qlora"]
-    if not gpu:  # where an engine gives back no memory
+    if not gpu:  # without a GPU an engine gives back no memory
         return kinds
     states = {"asleep": "generation.vllm.sleep=true", "awake": "generation.vllm.sleep=false"}
     return {f"{kind}, {state}": [*words, word] for kind, words in kinds.items() for state, word in states.items()}
 
 
 def train(words: Sequence[str], folder: Path) -> str:
-    """Run the command once; return its error and hint if it failed."""
+    """Run `echoink.train` once; return its error and hint if it failed, else an empty text."""
     done = subprocess.run([sys.executable, "-m", "echoink.train", *words], cwd=folder, capture_output=True, text=True)
     return "" if not done.returncode else last_error(done.stderr)
 
@@ -71,11 +71,11 @@ def run_all(
     """Try every mode.
 
     Args:
-        words: the user's overrides; what the canary itself sets, above all reward, rate and steps, comes after them.
+        words: the user's overrides; the canary's own, above all reward, learning rate and steps, come after them.
         tiny: whether the model is the embedded one.
-        gpu: whether there is one.
-        folder: where the runs lie.
-        run: starts one in `folder` and waits for it.
+        gpu: whether there is a GPU.
+        folder: the folder for the runs.
+        run: runs the command in `folder` and waits for its end.
     """
     (folder / "longer.py").write_text(REWARD)
     for mode, chosen in modes(gpu).items():

@@ -1,4 +1,4 @@
-"""The part of a run that needs the model: evaluation of the base, training, evaluation again, comparison, report."""
+"""The part of a run that needs the model: evaluates the base, trains, evaluates again, compares and reports."""
 
 import gc
 from collections.abc import Sequence
@@ -42,20 +42,20 @@ MLFLOW_PARAMETERS = (
     "trainer.learning_rate",
     "trainer.steps",
 )
-"""The MLflow parameters of every run, besides those that its command line changed."""
+"""The MLflow parameters of every run, in addition to those that its command line changed."""
 
 
 def execute(
     config: Config, files: RunFolder, splits: Splits, start: resume.Start, uri: str | None, overrides: Sequence[str]
 ) -> Tracker:
-    """Evaluate the base, train, evaluate again, compare, report: what of these the task asks for.
+    """Evaluate the base, train, evaluate again, compare, report: those of these that the task asks for.
 
     Args:
-        config: its checkpoint is a folder or a hub id.
+        config: the configuration; its checkpoint is a folder or a hub id.
         files: the run folder.
         splits: the data.
         start: where training begins.
-        uri: MLflow's store; None where this process does not track.
+        uri: MLflow's store; None if this process does not track.
         overrides: the command line's.
 
     Returns:
@@ -72,11 +72,11 @@ def execute(
         system_metrics.SystemMonitor(files, tracker, config.tracking.machine_every),
         ExitStack() as stack,
     ):
-        # Runs beside this one whose processes are gone get their end here, in their folders and in MLflow.
+        # Runs beside this one whose processes are gone are closed here, in their folders and in MLflow.
         for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
             tracker.adopt_later(dead)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
-        files.write_summary()  # a process that dies now leaves its run's id
+        files.write_summary()  # if the process dies from now on, its run's id is on disk
         batch = evaluation_batch_prompts(job, longest)
         engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
@@ -93,11 +93,11 @@ def execute(
                     job, files, tracker, evaluator=evaluator, longest=longest, start=start, engine=rollouts
                 ).unsharded
             elif last != first:
-                del job, evaluator  # two models need not fit side by side
+                del job, evaluator  # memory for one model at a time suffices
                 _free_memory()
                 job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
-            # task=eval without a checkpoint has evaluated its one model above, as the base.
+            # task=eval without a checkpoint has evaluated its only model above, as the base.
             if config.task is not Task.eval or not evaluates_base:
                 with gathered():
                     final = evaluator.phase(job.model, splits.valid, "final", files.summary["steps"] or 0)
@@ -108,17 +108,17 @@ def execute(
 
 
 def _free_memory() -> None:
-    gc.collect()  # a model has reference cycles: a dropped one is freed only here
+    gc.collect()  # a model has reference cycles, so it is freed only here
     torch.cuda.empty_cache()
 
 
 def _base(config: Config) -> str:
-    """The weights that are called the base: where training starts, or model.path where nothing is trained."""
+    """The weights that are called the base: those that training starts from, or model.path if nothing is trained."""
     return (config.checkpoint or config.model.path) if config.trains else config.model.path
 
 
 def _first_and_last(config: Config) -> tuple[str, str]:
-    """The weights that a run begins with, and those that it ends with where it does not train."""
+    """The weights that a run begins with, and those that it ends with if it does not train."""
     if config.task is Task.compare:
         return config.model.path, config.checkpoint
     return (config.checkpoint or config.model.path,) * 2
@@ -130,13 +130,13 @@ def conclude(
     final: Sequence[Prediction],
     protocol: Protocol = Protocol.matched,
 ) -> None:
-    """Compare base and final where both were evaluated: summary, flips.jsonl, screen."""
+    """Compare base and final if both were evaluated, in the summary and flips.jsonl; print gain and tables."""
     if base and final:
         sampled = metrics.compare(base, final)
         drawn = [{p.draw for p in predictions} for predictions in (base, final)]
         both_greedy = all(GREEDY in names and len(names) > 1 for names in drawn)
         greedy = metrics.compare(base, final, GREEDY) if both_greedy else None
-        several = files.summary["final"]["samples"]  # the base may have one draw for them: eval.protocol=may19
+        several = files.summary["final"]["samples"]  # the base may have only one draw: eval.protocol=may19
         k = several["k"] if several else 1
         files.summary["paired"] = {**asdict(sampled), "draws": k, "greedy": greedy and asdict(greedy)}
         files.write_rows("flips.jsonl", metrics.flips(base, final))
@@ -158,7 +158,7 @@ def conclude(
 def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:
     """Compare, write the summary and the report with its figure, show one sample."""
     conclude(files, base, final, job.config.eval.protocol)
-    files.summary["status"] = "finished"  # before the report, which reads it; a later failure is written over it
+    files.summary["status"] = "finished"  # before the report, which reads it; a later failure overwrites it
     files.write_summary()
     if files.writes:
         page = try_to_write([files.path], files.path)
@@ -176,7 +176,7 @@ def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Pred
 def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[str]) -> Tracker:
     config = job.config
     values = flatten(config)
-    # MLflow's table shows parameters as columns: what every run has, and what this one changed, not every key.
+    # MLflow's table shows parameters as columns: those of every run and those that this run changed, not every key.
     params = {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
     inputs = [
         {
@@ -230,7 +230,7 @@ def _evaluator(job: Job, files: RunFolder, tracker: Tracker, batch_prompts: int,
 
 
 def _push(files: RunFolder, repository: str) -> None:
-    """Push the best, else the last checkpoint to the hub; a failure is reported and loses nothing on disk."""
+    """Push the best checkpoint, else the last one, to the hub; a failure is reported and loses nothing on disk."""
     target = files.path / "export"
     try:
         export.export(files.path, target, push_to=repository)

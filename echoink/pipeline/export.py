@@ -1,4 +1,4 @@
-"""A checkpoint as a plain transformers model folder with a model card."""
+"""Exports a checkpoint as a plain transformers model folder with a model card."""
 
 import json
 import os
@@ -26,16 +26,17 @@ from echoink.run_folder import checkpoint
 
 
 def export(source: Path | str, output: Path, merge: bool = True, push_to: str | None = None) -> Path:
-    """Write the folder, and push it where that is asked for.
+    """Write the folder, and push it if asked to.
 
     Args:
         source: a run folder (its best step, else its newest), a step or model folder, or a hub id.
         output: the new folder.
-        merge: an adapter's update added to its base's weights; False exports the adapter.
+        merge: whether to merge an adapter into its base's weights; False exports the adapter.
         push_to: hub id of the repository.
 
     Raises:
-        UserError: `output` is there, the adapter was never trained, or the hub would refuse.
+        UserError: `output` exists, `source` cannot be loaded, the adapter was never trained, `merge` is False for a
+            whole model or for an adapter on top of another one, or the hub would refuse.
     """
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder")
@@ -49,12 +50,12 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
         raise UserError(f"merge=false is for adapters, and {path} is a whole model", "leave it out")
     if adapter and not merge and loading.is_adapter(loading.base_of(path)):
         hint = "merge=true (the default) gives one model with both"
-        raise UserError(f"the adapter {path} stands on another one, {loading.base_of(path)}", hint)
+        raise UserError(f"the adapter {path} is on top of another one, {loading.base_of(path)}", hint)
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        model = loading.load_model(path)  # also says what is wrong with it
+        model = loading.load_model(path)  # its errors say what is wrong with the folder
         processor = loading.load_processor(path, *_caps(path))
         if adapter and not merge:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -71,7 +72,7 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
         umask = os.umask(0)
         os.umask(umask)
         for file in filter(Path.is_file, part.rglob("*")):
-            file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
+            file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -103,12 +104,12 @@ def _refuse_untrained(path: Path) -> None:
 
 
 def card(path: Path, adapter: bool, model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """The model card: what it is, what it was trained on, its numbers, how to load it.
+    """The model card: what the model is, what it was trained on, its numbers, how to load it.
 
     Args:
         path: the step folder; a folder outside a run gives a card without numbers.
-        adapter: whether the folder holds an adapter.
-        model: what was exported; its class and family are named.
+        adapter: whether an adapter is exported.
+        model: the exported model, whose class and family are named.
         processor: its processor.
     """
     summary, dataset, environment = (
@@ -152,7 +153,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
 
 
 def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[str]:
-    """Accuracies of a run's base and trained model; nothing where none was evaluated."""
+    """Accuracies of a run's base and trained model; empty if neither was evaluated."""
     body: list[str] = []
     how = "" if protocol == "matched" else f"; eval.protocol={protocol} asks base and trained model differently"
     phases = [(phase, summary[phase]) for phase in ("base", "final") if summary.get(phase)]
@@ -173,7 +174,7 @@ def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[st
         one = f"one {found.get('draw', 'sampled')} answer to each sample"
         body += ["", f"The last line is {at}. Accuracy: {one}{how}.", ""]
     if quantized:
-        body += ["They are of the adapter on a base in 4 bits; merged into a whole base it was not measured.", ""]
+        body += ["They are of the adapter on a base in 4 bits; merged into a whole base, it was not measured.", ""]
     if paired := summary.get("paired"):
         of = f" (means of {paired['draws']} draws)" if paired.get("draws", 1) > 1 else ""
         body += [f"{100 * paired['difference']:+.1f} points{of}, {paired['test']} p = {paired['p_value']:.2g}.", ""]
@@ -181,7 +182,7 @@ def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[st
 
 
 def _development(path: Path) -> list[str]:
-    """What this step answered of the development split; nothing where it was not asked."""
+    """This step's accuracy on the development split; empty if it was not evaluated there."""
     file = _run_file(path, "dev.jsonl")
     rows = [row for row in read_rows(file) if row["step"] == checkpoint.step_of(path)] if file else []
     if not rows:
@@ -190,7 +191,7 @@ def _development(path: Path) -> list[str]:
 
 
 def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, config: Any) -> list[str]:
-    """A whole program that asks the model about a picture and a sound, without this package."""
+    """A complete program that asks the model about a picture and a sound, without this package."""
     reader, architecture = type(processor).__name__, type(model).__name__
     prompt = Prompt(**config.prompt) if config else Prompt(**OmegaConf.load(conf_dir() / "prompt" / "reason.yaml"))
     asked = Sample("card", "What is making the sound?", ("A. a dog", "B. a bell", "C. a car", "D. the rain"), "B")

@@ -1,4 +1,4 @@
-"""Runs one job. Everything before the model is loaded is here; `pipeline/execute.py` does the rest."""
+"""Runs one job: everything before the model is loaded. `pipeline/execute.py` does the rest."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -31,15 +31,15 @@ from echoink.tracking import client
 
 
 def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | None:
-    """One run: data, model, evaluation of the base, training, evaluation again, and what a person wants to see.
+    """Run once: load data and model, evaluate the base, train, evaluate again, and show the results.
 
     Args:
-        config: validated.
-        folder: where the run's files go.
-        overrides: the command line's, which say what the run is called in MLflow.
+        config: a validated configuration.
+        folder: the folder for the run's files.
+        overrides: the command line's; they name the run in MLflow.
 
     Returns:
-        The final sampled accuracy: the objective of a search. None for a dry run.
+        The final accuracy, or the base's if only the base was evaluated: the objective of a search. None for a dry run.
     """
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
@@ -64,7 +64,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             reward_files.keep(config.reward, folder)
         files.write_json("environment.json", environment())
         if config.checkpoint:
-            # The first process compares the model's digests: gigabytes are read.
+            # Only the first process compares the model's digests: this reads gigabytes.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
             for other in (other_prompt, other_data, other_hold_out, other_model):
                 if warning := other(config):
@@ -73,8 +73,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
-            # The one boundary: what needs torch, transformers and TRL is imported here, after all checks that work
-            # without them.
+            # The only boundary: code that needs torch, transformers and TRL is imported here, after all checks that
+            # work without them.
             with imports():
                 from echoink.distributed.process_group import device_name
                 from echoink.pipeline.execute import execute
@@ -94,22 +94,22 @@ def other_prompt(config: Config) -> str | None:
     run, trained = _trained(config, "prompt")
     if not trained:
         return None
-    then = {"options": OPTIONS, **trained}  # an older run has no such key
+    then = {"options": OPTIONS, **trained}  # an older run lacks this key
     others = [key for key, text in vars(config.prompt).items() if then.get(key, "").split() != text.split()]
     if not others:
         return None
     shown = " ".join(f"{key} {' '.join(then.get(key, '').split())!r}" for key in others)
     shown = shown if len(shown) <= 90 else shown[:89] + "…"
-    return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir where it is your own"
+    return f"{run} was trained with another prompt ({shown}); prompt=<its file>, with --config-dir if it is your own"
 
 
 def other_data(config: Config) -> str | None:
-    """A warning if no dataset was named and a checkpoint of other data is evaluated on the default."""
+    """A warning if no dataset is named and a checkpoint that was trained on other data is evaluated on the default."""
     run, trained = _trained(config, "dataset")
     default = reader.defaults()["dataset.path"]
     if not trained or config.trains or config.dataset.path != default or trained.get("path") == default:
         return None
-    return f"{run} is of dataset.path={trained.get('path')}; none is named here, and the default is asked: {default}"
+    return f"{run} was trained on dataset.path={trained.get('path')}; none is named, so the default is used: {default}"
 
 
 def other_hold_out(config: Config) -> str | None:
@@ -120,23 +120,23 @@ def other_hold_out(config: Config) -> str | None:
     keys = ("dev", "train", "seed")
     if others := [key for key in keys if trained.get(key) != getattr(config.dataset, key)]:
         listed = ", ".join(f"dataset.{key}={trained.get(key)}" for key in others)
-        return f"{run} was trained with {listed}: what is held out here may be among what it learned"
+        return f"{run} was trained with {listed}: samples that are held out here may be among those that it learned"
     return None
 
 
 _SEES = ("min_pixels", "max_pixels", "max_audio_seconds", "video_fps", "max_video_frames", "max_video_pixels", "dtype")
-"""Keys of the group `model` that decide what a model gets to see and hear, and how it computes."""
+"""Keys of the group `model` that decide what a model sees and hears, and in which precision it computes."""
 
 
 def other_model(config: Config) -> str | None:
-    """A warning where a checkpoint is evaluated in another way than its run evaluated it."""
+    """A warning if a checkpoint is evaluated with other settings than in its run."""
     run = checkpoint.run_of(Path(config.checkpoint))
     if not run or config.trains:
         return None
     now, then = map(reader.method, (to_yaml(config), (run / "config.yaml").read_text(encoding="utf-8")))
     keys = [*(f"model.{name}" for name in _SEES), "trainer.bf16", "reward.match"]
     keys += [f"generation.{name}" for name in ("temperature", "top_p", "top_k", "max_new_tokens")]
-    # Without quantization an adapter is the same wherever it is asked.
+    # Without quantization adapter.kind does not change how an adapter is evaluated.
     keys += ["adapter.kind"] if "qlora" in (now["adapter.kind"], then["adapter.kind"]) else []
     if others := [key for key in keys if then[key] != now[key]]:
         said = " ".join(f"adapter={then[key]}" if key == "adapter.kind" else f"{key}={then[key]}" for key in others)
@@ -145,18 +145,18 @@ def other_model(config: Config) -> str | None:
 
 
 def _trained(config: Config, group: str) -> tuple[Path | None, Any]:
-    """The folder of the run that a checkpoint is of, and a group of its configuration."""
+    """The folder of a checkpoint's run, and a group of that run's configuration; None and None outside a run."""
     run = checkpoint.run_of(Path(config.checkpoint))
     return run, OmegaConf.load(run / "config.yaml").get(group) if run else None
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
-    """Check now what a run will need later: GPUs, disk, MLflow's store, the hub, vLLM."""
+    """Check now what a run needs later: GPUs, disk, MLflow's store, the hub, vLLM."""
     preflight.check_attention(config.model.attention)
     if warning := preflight.check_gpus(config.trainer.bf16):
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
-    store = None if client.PARENT in os.environ else uri  # the sweep has looked; a job goes on without the store
+    store = None if client.PARENT in os.environ else uri  # the sweep has checked it; a job continues without the store
     experiment, hub = config.tracking.experiment, config.trainer.push_to_hub
     _on_main_process(lambda: preflight.check(files.path, disk, store, experiment=experiment, push_to=hub))
     if config.uses_vllm:
@@ -167,7 +167,7 @@ def _on_main_process(work: Callable[[], Any]) -> Any:
     """Run work in the first process; return its result in all."""
     if launched_processes() == 1:
         return work()
-    from echoink.distributed import collectives  # imports torch; one process does without
+    from echoink.distributed import collectives  # imports torch; one process does not need it
 
     return collectives.on_main_process(work)
 
@@ -187,7 +187,7 @@ def summary_line(config: Config) -> str:
     how_long = console.counted(steps, "step") if steps else console.counted(epochs, "epoch")
     if config.task is Task.sft:
         responses = console.counted(config.sft.responses, "response")
-        return " · ".join([*parts, f"supervised, up to {responses} of a row", how_long])
+        return " · ".join([*parts, f"supervised, up to {responses} per row", how_long])
     parts.append("reward " + ", ".join(f"{name} {weight:g}" for name, weight in terms.listed(config.reward)))
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
@@ -207,12 +207,12 @@ def _load_data(config: Config) -> Splits:
         }
         if any(takes_both.values()) and not any(map(has_both, splits.train)):
             key = next(key for key, value in takes_both.items() if value)
-            raise UserError(f"{key} is about sound and sight together, and no training sample has both", "set it to 0")
+            raise UserError(f"{key} needs samples with sound and sight, and no training sample has both", "set it to 0")
         rule = config.reward.integration
         twins = config.reward.lambda_int and rule in (Rule.twin, Rule.redraw)
         if twins and not any(sample.fields.get("need") in NEEDED for sample in splits.train):
             raise UserError(
-                f"reward.integration={rule.name} pays questions whose need is known, and no training sample has one",
+                f"reward.integration={rule.name} pays questions whose need is known, and no training sample states one",
                 "a field `need` (audio, image or both) in each row: python -m echoink.curate mode=difficulty",
             )
         if config.task is Task.sft and (empty := [sample.id for sample in splits.train if not sample.responses]):
@@ -222,7 +222,7 @@ def _load_data(config: Config) -> Splits:
                 'each row wants "response": "<think>…</think>\\n<answer>B</answer>", or "responses": a list of them; '
                 "python -m echoink.curate mode=traces makes them",
             )
-        # Raises where there are fewer samples than a step takes, or fewer steps than a warm-up.
+        # Raises if there are fewer samples than a step takes, or no step after the warm-up.
         training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
     return splits
 
@@ -238,6 +238,6 @@ def _plan(config: Config, files: RunFolder) -> None:
 
 
 def _disk_bytes(config: Config, folder: Path) -> int:
-    """What checkpoints will take beside those that are there."""
+    """Disk space that checkpoints will take in addition to the existing ones."""
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/**/*") if file.is_file())
     return max(0, plan.disk_bytes(config, plan.count_parameters(config))["total"] - there)

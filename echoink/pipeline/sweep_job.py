@@ -1,4 +1,4 @@
-"""One job of a sweep, in a process of its own."""
+"""Runs one job of a sweep in its own process."""
 
 import json
 import os
@@ -28,13 +28,13 @@ from echoink.run_folder.reader import Run
 from echoink.tracking.client import Record, read_record
 
 BELOW = "ECHOINK_SWEPT_BELOW"
-"""Environment variable with `common_folders` as JSON."""
+"""Environment variable that holds the result of `common_folders` as JSON."""
 
 LONGEST = 100
-"""Characters of a value that MLflow is given."""
+"""A parameter with a longer value (in characters) is not sent to MLflow."""
 
 PATIENCE = 300
-"""Seconds that a job which was told to stop may take."""
+"""Seconds to wait for a job that was told to stop, before a stronger signal."""
 
 _NOT_PART_OF_A_NAME = ("hydra", "resume", "tracking.", "dataset.path", "checkpoint", "sweep.", "eval.cache")
 
@@ -45,14 +45,14 @@ def swept_keys() -> list[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """What the overrides change, as the name of a run: "reward.lambda_fmt=0.5, seed=1"; in a sweep, what differs."""
+    """A run's name from its overrides: "reward.lambda_fmt=0.5, seed=1"; in a sweep, only those that differ."""
     keys = swept_keys()
     shown = [one for one in descriptive(overrides) if not keys or one.partition("=")[0] in keys]
     return ", ".join(map(shortened, shown))[:200]
 
 
 def shortened(override: str) -> str:
-    """An override without the folders that the values of a swept key have in common: "checkpoint=run-a/checkpoints"."""
+    """An override without the folder that the values of a swept key have in common: "checkpoint=run-a/checkpoints"."""
     key, sign, value = override.partition("=")
     value = value.strip("'")
     below = json.loads(os.environ.get(BELOW, "{}")).get(key)
@@ -60,7 +60,7 @@ def shortened(override: str) -> str:
 
 
 def params(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What overrides change, as parameters of MLflow: values of the configuration, and what `shortened` made short."""
+    """The keys that overrides change, as MLflow parameters: configuration values, or what `shortened` leaves."""
     found = {}
     for override in descriptive(overrides):
         key, _, value = (short := shortened(override)).partition("=")
@@ -73,7 +73,7 @@ def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[s
     """For each swept key whose values are paths: their common parent folder.
 
     Args:
-        keys: swept.
+        keys: the swept keys.
         jobs: the overrides of each job.
     """
     found = {}
@@ -88,36 +88,41 @@ def common_folders(keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> dict[s
 
 
 def descriptive(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a run is, not where its files go; swept ones are always included."""
+    """The overrides that describe a run, not where its files go; swept ones are always included."""
     swept = swept_keys()
     return [o for o in overrides if o.partition("=")[0] in swept or not o.startswith(_NOT_PART_OF_A_NAME)]
 
 
 def side_by_side(settings) -> int:
-    """How many jobs Hydra's launcher runs at once on this machine; a job on a cluster has its own."""
+    """How many jobs Hydra's launcher runs at once on this machine; a job on a cluster counts as alone."""
     choice = settings.runtime.choices["hydra/launcher"]
     if choice not in ("joblib", "submitit_local"):
         return 1
     cores = os.cpu_count() or 1
     wanted = settings.launcher.get("n_jobs") or cores
+    if wanted == 1:
+        return 1
     return max(2, min(cores if wanted < 0 else wanted, cores))
 
 
 def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float:
-    """Run one job in its own process; a failure is left in the job's folder for the table.
+    """Run one job in its own process; the table reads a failure from the job's folder.
 
-    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again; one that left a checkpoint
-    goes on from it.
+    A job that has finished already, here or (`sweep.share`) elsewhere, is not run again; a job that left a checkpoint
+    continues from it.
 
     Args:
         config: the job's.
-        overrides: what the job is.
-        folder: its folder.
-        flags: Hydra's flags, --config-dir.
-        side_by_side: how many jobs run at once; 1 leaves the screen to the job.
+        overrides: the job's.
+        folder: the job's.
+        flags: Hydra's flags: --config-dir.
+        side_by_side: how many jobs run at once; with 1 the job writes to the screen.
 
     Returns:
-        The job's final accuracy: the objective of a search. NaN where it failed.
+        The job's final accuracy: the objective of a search. NaN if it failed.
+
+    Raises:
+        UserError: the job is still running, or has several processes while jobs run side by side.
     """
     summary = read_summary(folder)
     wanted = reader.method(to_yaml(config))
@@ -138,7 +143,8 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     processes = config.trainer.processes if config.trains else 1
     if processes > 1 and side_by_side > 1:
         raise UserError(
-            f"jobs of {processes} processes each do not run side by side", "leave hydra/launcher out, or one at a time"
+            f"jobs of {processes} processes each cannot run side by side",
+            "leave hydra/launcher out, or set hydra.launcher.n_jobs=1",
         )
     launcher = (
         ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"] if processes > 1 else []
@@ -171,9 +177,9 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
         try:
             return process.wait()
         except BaseException as error:
-            # Ctrl-C reaches the job too; a signal to this process alone does not. Two at once count as one.
+            # Ctrl-C also reaches the job; a signal to this process alone does not. The job counts two at once as one.
             process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
-            say("stopping", f"job {folder.name} ends after what it is at; no other is begun")
+            say("stopping", f"job {folder.name} ends after its current work; no other is started")
             _wait(process)
             raise
 
@@ -188,7 +194,7 @@ def _done(folder: Path, how: str) -> float:
 
 
 def _wait(process: subprocess.Popen) -> None:
-    """Let a job that was told to stop write its checkpoint and settle its status; insist after some minutes."""
+    """Wait for a job that was told to stop, which writes its checkpoint and status; after some minutes, force it."""
     for insist in (process.terminate, process.kill):
         try:
             process.wait(PATIENCE)
@@ -198,7 +204,7 @@ def _wait(process: subprocess.Popen) -> None:
 
 @contextmanager
 def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
-    """A GPU of its own for a job beside others: the first that no other job of this sweep holds."""
+    """Reserve a GPU for a job that runs beside others: the first one that no other job of this sweep holds."""
     there = [] if alone else devices()
     while there:
         for device in there:
@@ -228,13 +234,13 @@ def devices() -> list[str]:
 
 
 def shared(config: Config, below: Path, but: Path) -> Run | None:
-    """A finished run below a folder with this configuration; keys that an older run lacks count as their defaults.
+    """A finished run with this configuration below a folder, except `but`; keys that an older run lacks get defaults.
 
     The user's own rewards are compared by file content, the dataset by its path and settings. The code is not
-    compared: `_other_code` says where it differs.
+    compared: `_other_code` says whether it differs.
     """
     if config.trainer.push_to_hub:
-        return None  # a run elsewhere may have pushed nothing
+        return None  # the other run may not have pushed
     wanted = reader.method(to_yaml(config))
     for path in sorted(reader.below(below, "summary.json")):
         run = reader.read(path) if path.resolve() != but.resolve() else None
@@ -253,7 +259,7 @@ def _other_code(run: Run) -> str:
 
 
 def _copy(run: Run, folder: Path) -> None:
-    """Copy a run's files into another sweep, as its child; checkpoints stay where they are and are linked."""
+    """Copy a run's files into a job's folder, except its checkpoints, which are linked."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
@@ -274,14 +280,14 @@ def _copy(run: Run, folder: Path) -> None:
     for path in part.iterdir():
         if path.name != "summary.json":
             path.rename(folder / path.name)
-    write_atomic(folder / "summary.json", as_json(summary))  # last: it says that the job is there
+    write_atomic(folder / "summary.json", as_json(summary))  # last: it marks the copy as complete
     shutil.rmtree(part)
 
 
 def _set_aside(folder: Path) -> None:
-    """Move an earlier attempt's files out of a job's way; nothing is deleted."""
+    """Move the files of an earlier attempt to `unfinished/`; nothing is deleted."""
     left = [path for path in folder.glob("*") if path.name != ".hydra"]
-    if any(path.name != "train.log" for path in left):  # which Hydra opens for the job that starts
+    if any(path.name != "train.log" for path in left):  # Hydra opens train.log for the job that starts
         place = folder.parent / "unfinished" / f"{folder.name}-{time.time_ns()}"
         place.mkdir(parents=True)
         for path in left:

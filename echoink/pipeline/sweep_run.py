@@ -1,15 +1,15 @@
-"""A sweep: every job in a process of its own, one parent run in MLflow, true statuses, a table at the end.
+"""Runs a sweep: every job in its own process, one parent run in MLflow, correct statuses, a table at the end.
 
-Hydra's launchers choose when and where a job starts (one after the other, `hydra/launcher=joblib` side by side,
-`hydra/launcher=submitit_slurm` on a cluster), its sweepers which jobs there are (`hydra/sweeper=optuna` searches). The
-job itself is `python -m echoink.train` again, so that accelerate's state, GPU memory and MLflow never leak from one job
-to the next, and a crash stops one job only.
+Hydra's launchers choose when and where a job starts (one after the other; side by side with `hydra/launcher=joblib`; on
+a cluster with `hydra/launcher=submitit_slurm`), its sweepers choose the jobs (`hydra/sweeper=optuna` searches). A job
+is `python -m echoink.train` again, so that accelerate's state, GPU memory and MLflow never leak from one job to the
+next, and a crash stops only one job.
 
     sweep_<time>/
-      sweep.json        what was asked for, and how it ended
+      sweep.json        the command and overrides, and how the sweep ended
       tracking.json     its parent run in MLflow
-      0/ 1/ …           jobs, each a run's folder; output.log has a job's screen where several run at once
-      unfinished/       what an earlier attempt at a job left, after sweep.resume
+      0/ 1/ …           jobs, each a run's folder; output.log has a job's output if several run at once
+      unfinished/       files of earlier attempts at jobs, after sweep.resume
       figures/, report.html, report.md
 """
 
@@ -40,7 +40,7 @@ from echoink.tracking.logger import Tracker
 
 
 def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
-    """The keys that differ between jobs; of a search, those that the command line leaves open."""
+    """The keys that differ between jobs; in a search, those that the command line leaves open."""
     changes = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
     names = dict.fromkeys(key for job in changes for key in job)
     open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
@@ -66,14 +66,17 @@ def run(
 
     Args:
         launch: Hydra's entry point.
-        jobs: composed (of a search only the first is known).
+        jobs: the composed jobs (of a search only the first is known).
         folder: the sweep's.
         overrides: the command line's.
         flags: the command line's other words, such as --multirun.
-        config_dir: the user's folder of configuration, which the sweep remembers.
+        config_dir: the user's configuration folder, which is stored for sweep.resume.
 
     Returns:
-        Exit status: 0 where every job finished.
+        Exit status 0.
+
+    Raises:
+        SystemExit: a job did not finish; the exit status is 1.
     """
     config, keys = jobs[0].config, _keys(jobs, overrides)
     what = "search" if jobs[0].is_search else f"sweep of {len(jobs)} jobs" if len(jobs) > 1 else "sweep"
@@ -105,7 +108,7 @@ def run(
             raise
         bad = _settle(folder, definition, parent, None)
         if bad:
-            raise SystemExit(bad)  # from which the tracker takes the parent's status
+            raise SystemExit(bad)  # the tracker takes the parent's status from it
     if parent.run_id:
         ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
@@ -114,7 +117,7 @@ def run(
 
 
 def _record(definition: dict, experiment: str, folder: Path) -> Record:
-    """The sweep's parent run in MLflow."""
+    """The record of the sweep's parent run in MLflow, stored in the folder."""
     name, keys, overrides = definition["name"], definition["swept"], definition["overrides"]
     return Record(
         experiment=experiment,
@@ -127,10 +130,10 @@ def _record(definition: dict, experiment: str, folder: Path) -> Record:
 
 
 def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None) -> int:
-    """Close what is open, print the table, write figures and report.
+    """Close runs that are still open, print the table, write figures and report.
 
     Returns:
-        Exit status: 0 where every job finished.
+        Exit status: 0 if every job finished, else 1.
     """
     places, until = reader.jobs(folder), time.monotonic() + 30
     summaries = {path: _closed(path, until) for path in places}
@@ -158,9 +161,9 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
 
 
 def _closed(path: Path, until: float) -> dict:
-    """Wait for a job's process and return its summary; one killed before it could say so is marked killed.
+    """Wait for a job's process and return its summary; a job that was killed without writing its end is marked killed.
 
-    A job on another machine cannot be checked: its status stands.
+    A job on another machine cannot be checked: its status stays.
     """
     while (summary := read_summary(path))["status"] == "running" and time.monotonic() < until:
         if process_is_gone(path):
@@ -174,7 +177,7 @@ def _closed(path: Path, until: float) -> dict:
 
 
 def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, definition: dict) -> int:
-    left = max(0, definition["jobs"] - len(summaries))  # that were never begun; of a search not known
+    left = max(0, definition["jobs"] - len(summaries))  # jobs that were never started; unknown for a search
     if not summaries:
         print("\nerror: no job was run", file=sys.stderr)
         return 1
@@ -182,11 +185,11 @@ def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, definiti
     print(f"\nerror: {len(bad) + left} of {len(summaries) + left} jobs did not finish{never}", file=sys.stderr)
     for path in bad[:5]:
         log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
-        why = summaries[path].get("error") or "no word of why"
+        why = summaries[path].get("error") or "no reason is known"
         print(f"  job {path.name}: {summaries[path]['status']}, {why}\n  → {log}", file=sys.stderr)
     if not definition["search"]:
         again = f"python -m echoink.train --multirun {shlex.quote(f'sweep.resume={quoted(folder)}')}"
-        print(f"  → again, only these: {again}", file=sys.stderr)
+        print(f"  → run only these: {again}", file=sys.stderr)
     return 1
 
 

@@ -4,13 +4,14 @@ r"""The accuracy reward (Eq. 3), for every type of question. Pure functions on t
 
     R = lambda_acc * R_acc + lambda_fmt * R_fmt,    R_acc, R_fmt in {0, 1} for multiple choice
 
-A completion is `<think>...</think>` then `<answer>...</answer>`. The parser is strict about what it takes for an
-answer: the content of the one answer block, never a letter found elsewhere in the prose. The public code of the paper
-checks the format with a regular expression that lets repeated tags on several lines pass; `format.py` counts tags.
+A completion is `<think>...</think>`, then `<answer>...</answer>`. The parser is strict about what counts as an answer:
+the content of the only answer block, never a letter elsewhere in the text (except with `Match.first_letter`). The
+paper's public code checks the format with a regular expression that accepts repeated tags on several lines;
+`format.py` counts tags.
 
-The public code declares further types of problem, some of them scored on a scale: `SCORES` has them all. Departures
-from it: a temporal answer is compared as a union of spans (there, overlapping spans count twice), a number may carry
-thousands separators, a regression of a gold value of 0 is right or wrong.
+The public code declares other problem types, some of them graded: `SCORES` has them all. Departures from it: a
+temporal answer is compared as a union of spans (there, overlapping spans count twice), a number may have thousands
+separators, a regression with a gold value of 0 is right or wrong.
 """
 
 import re
@@ -22,10 +23,10 @@ from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
 _MAX_TEXT = 10_000
-"""Of a longer text only so many characters are compared."""
+"""Only this many characters of a text are compared."""
 
 _EXPRESSION = re.compile(r"(?:[\d\s.+\-*/()]|\\frac|\{\d+\}){1,60}")
-"""What may be evaluated: sums, products and fractions, no powers, nothing long."""
+"""Expressions that are evaluated: sums, products and fractions, without powers and not long."""
 
 
 def accuracy_reward(
@@ -39,9 +40,9 @@ def accuracy_reward(
 
     Args:
         completion: the whole text.
-        problem_type: how an answer is scored.
-        options: the question's, where it has some.
-        solution: the right answer as an answer block would hold it, "B" or "A, C" or "3.5".
+        problem_type: decides how an answer is scored.
+        options: the question's options, if it has some.
+        solution: the right answer as in an answer block: "B", "A, C" or "3.5".
         match: how letters are read.
     """
     if problem_type is ProblemType.multiple_choice:
@@ -54,20 +55,20 @@ def accuracy_reward(
 
 
 def has_answer(completion: str, problem_type: ProblemType, options: Sequence[str], match: Match) -> bool:
-    """Whether an answer can be read from a completion, whatever it is; as `accuracy_reward` reads it."""
+    """Whether an answer, right or wrong, can be read from a completion, as `accuracy_reward` reads it."""
     if problem_type is ProblemType.multiple_choice:
         return bool(read_letters(completion, options, match))
     return parse_answer(completion) is not None
 
 
 def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]) -> Hashable:
-    """One value for all answers that the accuracy reward takes for the same: "7" and "7.0" of a count, two letters with
-    the same text.
+    """One value for all answers that the accuracy reward treats as equal: "7" and "7.0" as a count, two letters whose
+    options are the same.
 
     Args:
         understood: the letters of a multiple-choice answer, "A, C"; else the content of the answer block.
-        problem_type: how it is scored.
-        options: the question's, where it has some.
+        problem_type: decides how an answer is scored.
+        options: the question's options, if it has some.
     """
     if problem_type is ProblemType.multiple_choice:
         return equal_options(frozenset(understood.split(", ")), options)
@@ -82,7 +83,7 @@ def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]
 
 
 def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str]) -> str | None:
-    """What is wrong with a dataset's right answer; None where it scores 1 against itself."""
+    """What is wrong with a dataset's right answer; None if it is readable and scores 1 against itself."""
     unreadable = problem_type in _PLAIN_GOLD and not _PLAIN_GOLD[problem_type](solution)
     right = accuracy_reward(f"{ANSWER[0]}{solution}{ANSWER[1]}", problem_type, options, solution) == 1
     if right and not unreadable:
@@ -111,11 +112,11 @@ _NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil
 _MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
-"""Words after a number that change it."""
+"""Words after a number that are not a unit, because they change the number."""
 
 
 def _plain_number(text: str) -> float | None:
-    """The number that a text is: "-3", "1,234.5", "12 %"; None for anything else."""
+    """The number that a text consists of: "-3", "1,234.5", "12 %"; None for any other text."""
     found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*\.?\s*", text)
     try:
         return float(found.group(1).replace(",", "")) if found else None
@@ -124,15 +125,15 @@ def _plain_number(text: str) -> float | None:
 
 
 def number_in(text: str) -> float | None:
-    """The number that an answer gives: `_plain_number`, a number word below 100, a currency sign before it, or one or
-    two words of a unit behind it ("7 knocks", "$3", "seven"); None where it is ambiguous.
+    """The number that an answer gives: a plain number or a number word below 100, perhaps with a currency sign before
+    it or a unit of one or two words after it ("7 knocks", "$3", "seven"); None if it is ambiguous.
     """
-    text = re.sub(r"^\u2013(?=[\d.])", "-", normalize(text).strip("*`\"' ")).removesuffix(".")  # a dash for a minus
+    text = re.sub(r"^\u2013(?=[\d.])", "-", normalize(text).strip("*`\"' ")).removesuffix(".")  # a dash as a minus sign
     text = re.fullmatch(r"\(([^()]*)\)|(.*)", text, re.DOTALL).group(1) or text
     text = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", text)
     if (plain := _plain_number(text)) is not None:
         return plain
-    if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" are millions, "2π" is no 2
+    if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" means millions, "2π" is not 2
         return None
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
@@ -144,13 +145,13 @@ def number_in(text: str) -> float | None:
 
 
 def _numerical(answer: str, solution: str) -> float:
-    """1 where both numbers are equal after rounding to two decimals."""
+    """1 if both numbers are equal after rounding to two decimals."""
     found, gold = number_in(answer), number_in(solution)
     return float(found is not None and gold is not None and round(found, 2) == round(gold, 2))
 
 
 def _regression(answer: str, solution: str) -> float:
-    """1 - |answer - gold| / |gold|, at least 0; for a gold value of 0 only 0 is right."""
+    """1 - |answer - gold| / |gold|, at least 0; if gold is 0, only 0 is right."""
     found, gold = number_in(answer), number_in(solution)
     if found is None or gold is None:
         return 0.0
@@ -158,7 +159,7 @@ def _regression(answer: str, solution: str) -> float:
 
 
 def _ocr(answer: str, solution: str) -> float:
-    """1 - word error rate, at least 0; a character of a script without blanks is a word (`text.as_written`)."""
+    """1 - word error rate, at least 0; each character of a script without spaces is a word (`text.as_written`)."""
     import jiwer  # slow to import, and needed by few runs
 
     gold = as_written(solution)
@@ -169,7 +170,7 @@ def _free_form(answer: str, solution: str) -> float:
     """F1 of ROUGE-L, the longest common subsequence of words (Lin 2004)."""
     from rouge_score.rouge_scorer import RougeScorer  # slow to import, and needed by few runs
 
-    # Words of any script: its own tokenizer knows only a-z.
+    # Words of any script: the scorer's own tokenizer knows only a-z and digits.
     return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words)).score(solution, answer)["rougeL"].fmeasure
 
 
@@ -177,11 +178,11 @@ _NO_SECONDS = re.compile(
     r"\d\s*(?:%|(?:m|mins?|minutes?|h|hrs?|hours?|ms|msecs?|milliseconds?|frames?|fps)(?![^\W\d_]))|\bframes?\W*\d",
     re.I,
 )
-"""A number that is no time in seconds."""
+"""A number that is not a time in seconds."""
 
 
 def _spans(text: str) -> list[tuple[float, float]]:
-    """Spans of time in a text, in seconds, as disjoint unions in order; empty where times do not pair up or have
+    """The time spans in a text, in seconds, in order, overlapping ones merged; empty if times do not pair up or have
     another unit.
 
     Example: "0:05-0:10 and [8, 12.5]" is [(5, 12.5)].
@@ -189,7 +190,7 @@ def _spans(text: str) -> list[tuple[float, float]]:
     times = []
     text = normalize(text)
     if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
-        return []  # no time is negative
+        return []  # a time is never negative
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):
@@ -207,7 +208,7 @@ def _spans(text: str) -> list[tuple[float, float]]:
 
 
 def _temporal(answer: str, solution: str) -> float:
-    """Intersection over union of the answer's and the solution's time."""
+    """Intersection over union of the answer's and the solution's time spans."""
     found, gold = _spans(answer), _spans(solution)
     shared = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in found for b in gold)
     either = sum(end - start for start, end in found) + sum(end - start for start, end in gold) - shared
@@ -215,7 +216,7 @@ def _temporal(answer: str, solution: str) -> float:
 
 
 def _counting(answer: str, solution: str) -> float:
-    """1 where both are the same expression: "7", "7.0", "14/2"."""
+    """1 if both have the same value, as "7", "7.0" and "14/2" do."""
     found, gold = number_in(answer), number_in(solution)
     if found is not None and gold is not None and "%" not in answer:
         return float(found == gold)
@@ -231,13 +232,13 @@ def _is_expression(text: str) -> bool:
 
 
 def _value(answer: str) -> float | None:
-    """The number that an expression such as "14/2" comes to; None for anything else."""
+    """The value of an expression such as "14/2"; None for any other text."""
     from math_verify import parse
 
     found = parse(normalize(answer)) if _is_expression(normalize(answer)) else []
     try:
         return float(found[0])
-    except (IndexError, TypeError, ValueError):  # nothing, or no number: a division by 0
+    except (IndexError, TypeError, ValueError):  # no result, or one that is not a number, as after a division by 0
         return None
 
 
@@ -249,17 +250,17 @@ SCORES: dict[ProblemType, Callable[[str, str], float]] = {
     ProblemType.temporal: _temporal,
     ProblemType.counting: _counting,
 }
-"""How an answer is scored against the solution, in [0, 1]; multiple choice, which needs the options, stands apart."""
+"""How an answer is scored against the solution, in [0, 1]; multiple choice needs the options and is not here."""
 
 _PLAIN_GOLD: dict[ProblemType, Callable[[str], object]] = {
     ProblemType.numerical: lambda gold: _plain_number(gold) is not None,
     ProblemType.regression: lambda gold: _plain_number(gold) is not None,
     ProblemType.counting: lambda gold: _plain_number(gold) is not None or _EXPRESSION.fullmatch(gold),
 }
-"""What a right answer must be: a number in digits. A model may write "seven"; a gold answer may not."""
+"""Checks of a gold answer: it must be a number in digits, or for a count an expression. A model may write "seven"."""
 
 NUMBERS = frozenset(_PLAIN_GOLD)
-"""Those whose answer is a number."""
+"""Problem types whose answer is a number."""
 
 GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
-"""Those whose scores lie between 0 and 1, too."""
+"""Problem types whose scores may lie between 0 and 1."""

@@ -1,10 +1,10 @@
-"""A reward of the user's own, in a file of their own: `reward.file=mine.py`.
+"""Loads a user's own reward from a Python file: `reward.file=mine.py`.
 
     def reward(completion: str, sample) -> float:
         return 1.0 if len(completion) < 400 else 0.0
 
-`sample` is a `samples.Sample`. The file is the user's code and runs as such; it is named on the command line or in the
-user's own configuration, never by a dataset or a checkpoint.
+`sample` is a `samples.Sample`. The file is the user's code and runs with the user's rights; the command line or the
+user's own configuration names it, never a dataset or a checkpoint.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
     """The function `reward` of a Python file, tried once on the right answer to a sample.
 
     Args:
-        path: of the file.
-        example: to try it on.
-        on_error: what happens where it raises, takes too long, or gives something else than a finite number; said aloud
-            once for each kind of fault.
-        max_seconds: for one completion; Python code is interrupted, a call into C that does not return is not.
+        path: the file.
+        example: the sample to try it on.
+        on_error: what happens if it raises, takes too long, or does not return a finite number; with `zero` there is
+            one warning for each type of error.
+        max_seconds: limit for one completion; Python code is interrupted, a call into C that does not return is not.
 
     Raises:
         UserError: there is no such file or function, it cannot be imported, or it fails on the example.
@@ -47,24 +47,24 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
     file = Path(path)
     if not file.is_file():
         raise UserError(
-            f"reward.file={path}: no such file", "it is a Python file that defines reward(completion, sample)"
+            f"the reward {path}: no such file", "it is a Python file that defines reward(completion, sample)"
         )
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]  # several files, several modules
     spec = importlib.util.spec_from_file_location(f"echoink_reward_{digest}", file)
     module = importlib.util.module_from_spec(spec) if spec and spec.loader else None
     if module is None:
-        raise UserError(f"reward.file={path} is no Python file", "its name must end in .py")
-    sys.modules[spec.name] = module  # dataclasses look their module up
+        raise UserError(f"the reward {path} is not a Python file", "its name must end in .py")
+    sys.modules[spec.name] = module  # dataclasses look up their module
     folder = str(file.resolve().parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # a module beside the file can be imported, and hides none of ours
+        sys.path.append(folder)  # modules beside the file can be imported, but do not hide ours
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"reward.file={path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"the reward {path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, "reward", None)
     if not callable(function):
-        raise UserError(f"reward.file={path} defines no function reward", "write def reward(completion, sample): …")
+        raise UserError(f"the reward {path} defines no function reward", "write def reward(completion, sample): …")
 
     said: set[str] = set()
 
@@ -75,15 +75,15 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
         except (Exception, SystemExit) as error:
             lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == spec.origin]
             place = f"{path}, line {lines[-1]}" if lines else path
-            problem = f"reward.file={place} failed on sample {sample.id}: {type(error).__name__}: {error}"
+            problem = f"the reward {place} failed on sample {sample.id}: {type(error).__name__}: {error}"
             hint = f"the completion was {completion[:200]!r}"
             if tried:
-                raise UserError(problem, f"{hint}: a right answer, on which it has to work") from error
+                raise UserError(problem, f"{hint}: a right answer, on which it must work") from error
             if on_error is OnError.stop:
                 raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
             if type(error).__name__ not in said:
                 said.add(type(error).__name__)
-                say("warning", f"{problem}; it counts as 0, as will others of the kind ({hint})")
+                say("warning", f"{problem}; it counts as 0, and so will further errors of this type ({hint})")
             return 0.0
 
     tried = True
@@ -104,7 +104,7 @@ def _number(value: object) -> float:
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in what takes longer; only in the main thread, where a timer can interrupt."""
+    """Raise `TimeoutError` in a block that takes longer; only in the main thread, where a timer can interrupt."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

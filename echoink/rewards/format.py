@@ -8,7 +8,7 @@ def format_reward(completion: str, thinks: bool = True) -> float:
 
     Args:
         completion: the whole text.
-        thinks: whether the prompt asks for a think block; if not, the answer block alone is right.
+        thinks: whether the prompt asks for a think block; if not, the text must be the answer block alone.
     """
     text = completion.strip()
     if not thinks:

@@ -1,4 +1,4 @@
-"""From a completion's text to its answer: the one parser for training and evaluation."""
+"""Reads the answer from a completion's text: the only parser, for training and evaluation."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ THINK = ("<think>", "</think>")
 ANSWER = ("<answer>", "</answer>")
 
 _MAX_ANSWER = 1_000
-"""An answer longer than this many characters is not an option; bounds the work of the parser."""
+"""A longer answer (in characters) names no option; this bounds the parser's work."""
 
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
@@ -22,7 +22,7 @@ _PREFIX = re.compile(
     r"(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:选项|选)\s*|(?:options?|choices?)\s*[:=]?\s+",
     re.IGNORECASE,
 )
-"""What may stand before the letters: "Answer: B", "Option B"."""
+"""Words that may precede the letters: "Answer: B", "Option B"."""
 
 _WRAPPERS = (("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"), ("$", "$"), ("[", "]"))
 _WRAPPERS += (("(", ")"), ("{", "}"))
@@ -34,17 +34,17 @@ _CHOICE = re.compile(
     r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*([A-Za-z])[.:)]?\*\*"""
     r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]){0,2}\s*(?:[-–—]\s*)?"""
 )
-"""A letter as an answer names it: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", and what leads to the option's text."""
+"""A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", with the marks before the option's text."""
 
 _JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
-"""What may stand between two letters."""
+"""Separators of two letters."""
 
 _NEXT = re.compile(r"""[A-Z](?![^\W_])|[(\["'`*]""")
-"""A further letter after a blank alone: a capital, or one in brackets, so that an article is no letter."""
+"""Another letter after only a blank: a capital, or one in brackets, so that an article does not count."""
 
 
 def parse_answer(completion: str) -> str | None:
-    """The content of the only answer block, stripped; None where there is not exactly one or it is empty."""
+    """The content of the only answer block, stripped; None if there is not exactly one, or if it is empty."""
     opening, closing = ANSWER
     if completion.count(opening) != 1 or completion.count(closing) != 1:
         return None
@@ -64,10 +64,10 @@ def option_text(option: str) -> str:
 
 
 def parse_letters(answer: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:
-    """The set of option letters that an answer names; empty where it names none or anything besides.
+    """The set of option letters that an answer names; empty if it names none, or says anything else.
 
-    Lenient reading takes a letter with or without its option's text, in the forms of `docs/rewards.md`; a text that is
-    not the option's own makes the answer unreadable. Texts are compared as `text.same` does.
+    Lenient reading accepts a letter with or without its option's text, in the forms of `docs/rewards.md`; any other
+    text makes the answer unreadable. Texts are compared as by `text.same`.
 
     Args:
         answer: the content of the answer block.
@@ -80,7 +80,7 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
         return frozenset()
     letters = answer.split(", ")
     is_exact = set(letters) <= valid.keys() and len(set(letters)) == len(letters)
-    # Of options that are letters themselves "A, C" names two, not A with its text.
+    # If the options' texts are letters themselves, "A, C" names two options, not A with its text.
     if is_exact or match is Match.exact:
         return frozenset(letters) if is_exact else frozenset()
     answer = _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
@@ -108,12 +108,12 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
 
 @functools.lru_cache(maxsize=4096)
 def _text_pattern(text: str) -> re.Pattern[str]:
-    # the option's text, perhaps in brackets, not in the middle of a word
+    # the option's text, perhaps in brackets; it does not end within a word
     return re.compile(rf"""[,("'\[]?\s*{pattern_of(text)}(?![^\W_])\s*[)"'\]]?[{CLOSING}]*\s*""", re.IGNORECASE)
 
 
 def _unwrapped(text: str) -> str:
-    """A text without the marks that stand around all of it, such as **B**, \boxed{B}, "B"."""
+    """A text without the marks around the whole of it, as in **B**, \boxed{B}, "B"."""
     while True:
         before, text = text, _BOXED.sub(r"\1", text).strip()
         for opening, closing in _WRAPPERS:
@@ -127,16 +127,16 @@ def _unwrapped(text: str) -> str:
 
 
 def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[str]:
-    """Letters, each replaced by the first one whose option is the same (`text.alike`): a repeated option is right under
-    each of its letters.
+    """Letters, each replaced by the first letter whose option is the same (`text.alike`): an option that occurs twice
+    is right under both letters.
     """
     texts = {letter: option_text(option) for option in options if (letter := option_letter(option))}
     first = {letter: next(each for each in texts if alike(texts[each], texts[letter])) for letter in texts}
-    return frozenset(first.get(letter, letter) for letter in letters)  # a letter may be none of the options
+    return frozenset(first.get(letter, letter) for letter in letters)  # a letter may name no option
 
 
 def read_letters(completion: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:
-    """The option letters that a completion chooses: those of its answer block, and see `Match.first_letter`."""
+    """The option letters that a completion chooses, in its answer block or as `Match.first_letter` says."""
     answer = parse_answer(completion) or ""
     if match is not Match.first_letter:
         return parse_letters(answer, options, match)

@@ -1,9 +1,9 @@
-"""The rewards of a run, whose sum `grpo.total_reward` makes (Eq. 5): each a name, a function and its weight λ.
+"""The rewards of a run, which `grpo.total_reward` adds up (Eq. 5): each has a name, a function and a weight λ.
 
-A new reward needs three things. `echoink/rewards/brevity.py` with `reward(completion, sample) -> float`; in
-`RewardConfig` the field `lambda_brevity`; its value in `conf/reward/accuracy_format.yaml`. It is called by that name in
-`metrics.jsonl` (`reward/brevity`), `completions/`, traces, evaluation, report and model card. A reward of the user's
-own needs none of this: `reward.file`, `reward.files`. What needs the model itself is in
+A new reward needs three things: `echoink/rewards/brevity.py` with `reward(completion, sample) -> float`, the field
+`lambda_brevity` in `RewardConfig`, and its value in `conf/reward/accuracy_format.yaml`. Its name is then used in
+`metrics.jsonl` (`reward/brevity`), `completions/`, traces, evaluation, report and model card. A user's own reward needs
+none of this: `reward.file`, `reward.files`. The reward that needs the model itself is in
 `training/integration_reward.py`.
 """
 
@@ -26,7 +26,7 @@ RewardFunction = Callable[[Sequence[str], Sequence["Sample"]], list[float]]
 """R completions and their R samples → R rewards."""
 
 _APART = ("acc", "fmt", "int", "file")
-"""Weights `lambda_<name>` of rewards that are not found by that name."""
+"""Names in `lambda_<name>` for which there is no module `echoink/rewards/<name>.py` to import."""
 
 
 class Reward(NamedTuple):
@@ -39,7 +39,7 @@ class Reward(NamedTuple):
 
 
 class ExtraReward(NamedTuple):
-    """A reward beside accuracy and format, of one completion at a time."""
+    """A reward other than accuracy and format, which scores one completion at a time."""
 
     name: str
     score: Callable[[str, "Sample"], float]
@@ -47,7 +47,7 @@ class ExtraReward(NamedTuple):
 
 
 def accuracy_of(match: Match) -> RewardFunction:
-    """R_accuracy (Eq. 3), answers read as `match` says."""
+    """R_acc (Eq. 3) as a function of many completions; answers are read as `match` says."""
     return lambda texts, samples: [
         accuracy_reward(text, s.problem_type, s.options, solution=s.solution, match=match)
         for text, s in zip(texts, samples, strict=True)
@@ -55,10 +55,10 @@ def accuracy_of(match: Match) -> RewardFunction:
 
 
 def listed(config: Any) -> list[tuple[str, float]]:
-    """The terms of the total reward as a reader sees them: ("λ_acc", 1.0), ("λ_int (twin)", 0.3), ("mine.py", 0.5).
+    """The terms of the total reward, for display: ("λ_acc", 1.0), ("λ_int (twin)", 0.3), ("mine.py", 0.5).
 
     Args:
-        config: the group `reward`: a `RewardConfig`, or what the config.yaml of a run has, perhaps an older one's.
+        config: the group `reward`: a `RewardConfig`, or the group in the config.yaml of a run, perhaps an older one.
     """
     weights = dict(config if isinstance(config, Mapping) else vars(config))
     found = [("λ_acc", weights["lambda_acc"]), ("λ_fmt", weights["lambda_fmt"])]
@@ -72,10 +72,10 @@ def listed(config: Any) -> list[tuple[str, float]]:
 
 
 def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward]:
-    """The rewards of a configuration beside accuracy and format: the package's by name, then the user's files.
+    """The rewards of a configuration other than accuracy and format: the package's by name, then the user's files.
 
     Args:
-        config: its weights and files.
+        config: the weights and files.
         example: a sample on which a user's reward is tried.
 
     Raises:
@@ -97,7 +97,7 @@ def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward
 
 
 def of_config(config: "RewardConfig", thinks: bool, extra: Sequence[ExtraReward] = ()) -> list[Reward]:
-    """The rewards that are functions of the text: accuracy, format, and what comes beside them.
+    """The rewards that are functions of the text: accuracy, format and the others.
 
     Args:
         config: the weights, and how an answer is read.

@@ -1,4 +1,4 @@
-"""How texts are compared: one normalization for options, free-form answers and OCR."""
+"""Normalizes texts before they are compared: options, free-form answers and OCR."""
 
 import functools
 import re
@@ -21,27 +21,27 @@ _NO_BLANKS = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3134F),
 )
-"""Scripts that write no blank between words."""
+"""Scripts without blanks between words."""
 
 CLOSING = ".!?\u3002"
 """Punctuation that may end an answer without changing it."""
 
 
 def normalize(text: str) -> str:
-    """NFKC (full-width letters become ordinary ones, accents composed), straight quotes, one blank for each run of
-    white space, none at the ends. The case stays.
+    """A text in NFKC (full-width letters become ordinary ones, accents are composed), with straight quotes, without
+    zero-width characters, with one blank for each run of white space and none at the ends. The case stays.
     """
     return " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two texts are equal but for normalization, case, blanks and closing punctuation."""
+    """Whether two texts are equal apart from normalization, case, blanks and closing punctuation."""
     return comparable(one) == comparable(other)
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two options are one and the same: equal but for the way in which accents are encoded, the form of quotes,
-    runs of blanks and a full stop at the end. Case counts: "DM7" is another chord than "Dm7".
+    """Whether two options are the same: equal apart from the encoding of accents, the form of quotes, runs of blanks
+    and a full stop at the end. Case counts: "DM7" is not the chord "Dm7".
     """
     return _option(one) == _option(other)
 
@@ -53,22 +53,22 @@ def _option(text: str) -> str:
 
 @functools.lru_cache(maxsize=8192)
 def comparable(text: str) -> str:
-    """What texts that are the `same` have in common."""
+    """The form of a text that `same` compares."""
     text = "".join(normalize(text).casefold().split())
     return text.rstrip(CLOSING) or text
 
 
 def pattern_of(text: str) -> str:
-    """A regular expression that matches a normalized text as `same` compares, closing punctuation apart. It is for
-    normalized text, without regard to case.
+    """A regular expression that finds a text as `same` compares it, without closing punctuation. Use it on normalized
+    text, with case ignored.
     """
     letters = "".join(normalize(text).split())
     return r"\s*".join(map(re.escape, letters.rstrip(CLOSING) or letters))
 
 
 def words(text: str) -> list[str]:
-    """Words of any script, in lower case: runs of letters, digits and the marks on them; a character of a script
-    without blanks is a word of its own, with the marks on it.
+    """Words of any script, in lower case: runs of letters and digits with their marks; each character of a script
+    without blanks is a word, with its marks.
     """
     found, current = [], ""
     for character in unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold():
@@ -86,8 +86,8 @@ def words(text: str) -> list[str]:
 
 
 def as_written(text: str) -> list[str]:
-    """A text in the pieces that OCR compares: split at white space, characters of scripts without blanks one by one;
-    case and punctuation count, the way in which accents are encoded does not.
+    """The pieces of a text that OCR compares: split at white space, and into characters for scripts without blanks.
+    Case and punctuation count; the encoding of accents does not.
     """
     pieces = []
     for word in unicodedata.normalize("NFC", text).split():

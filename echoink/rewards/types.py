@@ -1,10 +1,10 @@
-"""The enumerations that rewards are configured by."""
+"""Enumerations for the configuration of rewards."""
 
 from enum import Enum
 
 
 class Rule(Enum):
-    """What is paid for using both senses; integration.py has the formulas."""
+    """Rules that reward using both senses; integration.py has the formulas."""
 
     counterfactual = "counterfactual"
     need = "need"
@@ -15,14 +15,14 @@ class Rule(Enum):
 
 
 NEEDED = {"audio": (True, False), "image": (False, True), "both": (True, True)}
-"""For the labels of `need` that `twin` can pay: whether audio and image are needed."""
+"""For each label of `need` that `twin` can pay: whether audio and image are needed."""
 
 OTHER_NEEDS = ("either", "neither", "undetermined", "none")
-"""Labels that it cannot: of curation, and of questions without media."""
+"""Labels that `twin` cannot pay: those of curation, and of questions without media."""
 
 
 ROW_FIELDS = ("step", "id", "g", "text", "tokens", "advantage", "problem", "options", "gold", "media", "total")
-"""What a completion's row in `completions/` holds beside its rewards: no reward may have such a name."""
+"""Fields of a completion's row in `completions/` other than its rewards: no reward may have such a name."""
 
 
 class OnError(Enum):
@@ -31,7 +31,7 @@ class OnError(Enum):
 
 
 class ProblemType(Enum):
-    """What kind of answer a question wants; the values are the official `problem_type`s."""
+    """The kind of answer that a question asks for; the values are the official `problem_type`s."""
 
     multiple_choice = "multiple choice"
     numerical = "numerical"
@@ -43,12 +43,12 @@ class ProblemType(Enum):
 
 
 class Match(Enum):
-    """How the text of the answer becomes a set of option letters."""
+    """How option letters are read from an answer."""
 
     lenient = "lenient"
-    """"C", "C.", "(c)", "C. dog" where that is option C, "A, C", "A and C" for several."""
+    """"C", "C.", "(c)", "C. dog" if that is option C; several as "A, C" or "A and C"."""
     exact = "exact"
-    """The bare upper-case letter, as the paper's public code wants; several as in "A, C"."""
+    """The bare upper-case letter, as the paper's public code requires; several as "A, C"."""
     first_letter = "first_letter"
-    """As the paper's public evaluation scripts read: one bare letter in the answer block, else the first lone letter
-    of A-D anywhere in the reply, case ignored (so that the article "a" is option A). For comparison only."""
+    """As the paper's public evaluation scripts read: the bare letter in the answer block, else the first single letter
+    A-D anywhere in the completion, case ignored (so the article "a" is option A). For comparison only."""

@@ -1,20 +1,20 @@
-"""Decodes a token for every running row, from one prompt cache per group.
+"""Decodes one token for every running row, from one prompt cache per group.
 
-The cache of a prompt is not copied to its G completions. Their queries attend to it together, each keeps keys and
-values of its own tokens only, and one softmax runs over both parts. Keys and values stay in the type in which the model
-computes; products accumulate, and the softmax runs, in float32.
+The cache of a prompt is not copied to its G completions. Their queries attend to it together, each completion keeps
+only the keys and values of its own tokens, and one softmax runs over both parts. Keys and values have the type in which
+the model computes; products accumulate in float32, and the softmax is in float32.
 
-On a GPU a model step pays for kernel launches as well as bytes. So shapes stay fixed there, and a captured CUDA graph
-replays a whole step. Finished rows leave their slots idle; once half of the slots are idle, the others move
-together. A row's own tokens are read from a window that doubles as they grow. A graph serves every later rollout, as
-long as the weights keep their addresses. On a CPU rows leave at once.
+On a GPU a model step pays for kernel launches as well as for bytes. So shapes stay fixed there, and a captured CUDA
+graph replays a whole step. Finished rows leave their slots idle; once the running rows fit into half of the slots (with
+equally many for every prompt), they move together. A row's own tokens are read from a window that doubles as they grow.
+A graph serves every later rollout, as long as the weights keep their addresses. On a CPU finished rows leave at once.
 
-A *row* is a completion that still runs. A *slot* is its index in the tensors of a step; the slot of a row that has
-finished stays idle until the others move together. A *place* numbers the slots of one prompt. With fixed shapes, keys
-and values lie in *buffers*, which are as large as the largest rollout so far needed.
+A *row* is a completion that still runs. A *slot* is its index in the tensors of a step; the slot of a finished row
+stays idle until the others move together. A *place* numbers the slots of one prompt. With fixed shapes, keys and values
+are in *buffers*, which are as large as the largest rollout so far needed.
 
 Shapes: B prompts, R running rows, S slots, P prompt and C completion tokens, W of these in the window, H heads, K
-key-value heads, V vocabulary.
+key-value heads, d width of a head, V vocabulary.
 """
 
 import functools
@@ -35,46 +35,46 @@ WINDOW = 64
 """With fixed shapes, attention first reads this many of a row's own tokens; the number doubles as they grow."""
 
 Step = Callable[[], Tensor]
-"""One step of all slots: logits [S, V]."""
+"""One step of all slots; returns logits [S, V]."""
 Capture = Callable[[Step], Step]
-"""Turns a step into a replay, which needs fixed shapes and addresses."""
+"""Turns a step into a replay of it; shapes and addresses must stay fixed."""
 
 
 class Decoder:
-    """Decodes R = B·G rows, row b·G + g continuing prompt b. One decoder serves one rollout after another.
+    """Decodes R = B·G rows; row b·G + g continues prompt b. One decoder serves one rollout after another.
 
     Args:
         model: the model with our attention (`attention.select`), in evaluation mode.
-        make_capture: makes the function that captures steps; called again whenever all captured steps are void. None
-            captures nothing.
+        make_capture: makes the function that captures steps; called again whenever all captured steps become invalid.
+            None: steps are not captured.
     """
 
     def __init__(self, model: PreTrainedModel, make_capture: Callable[[], Capture] | None = None):
         self._make_capture, self._layers = make_capture, _Layers(model)
         self._replays: dict[tuple[int, ...], Step] = {}
-        self._sizes, self._relies_on = (0, 0, 0, 0), None  # of the buffers; what the replays rely on
+        self._sizes, self._relies_on = (0, 0, 0, 0), None  # sizes of the buffers; what the replays rely on
         self._prefix_buffers: list[tuple[Tensor, Tensor]] = []
         self._own_buffers: list[tuple[Tensor, Tensor]] = []
         self._own: list[tuple[Tensor, Tensor]] = []
         self.captures = 0
-        """Steps that were captured so far."""
+        """How many steps have been captured so far."""
 
     def begin(self, cache: DynamicCache, mask: Tensor, group: int, length: int) -> None:
-        """Take up a rollout.
+        """Begin a rollout.
 
         Args:
-            cache: of its B prompts, padded on the left.
+            cache: the cache of its B prompts, padded on the left.
             mask: [B, P], 1 where there is a prompt token.
             group: G.
-            length: C, at most so many calls.
+            length: C; the decoder can be called at most so many times.
         """
-        # Under autocast the cache is in float32, because the rotary embedding leaves the keys so.
+        # Under autocast the cache is in float32, because the rotary embedding returns float32 keys.
         dtype = autocast_dtype(mask.device.type) or cache.layers[0].values.dtype
         self._layers.round(mask.device.type)
         self._prefix = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
         self._prefix_bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, float("-inf"))  # [B, P]
-        self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # of each slot
-        self._slots = list(range(len(self._prompt)))  # of each running row
+        self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # prompt of each slot
+        self._slots = list(range(len(self._prompt)))  # slot of each running row
         self._calls = 0
         if self._make_capture:
             self._load_prompts(length)
@@ -85,13 +85,16 @@ class Decoder:
         self._index_slots()
 
     def _new_buffers(self, rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
-        """Zeros for keys and values of each layer: [rows, K, tokens, d]."""
+        """Zeros for the keys and the values of each layer: [rows, K, tokens, d] each."""
         first = self._prefix[0][0]
         shape = (rows, first.shape[1], tokens, first.shape[3])
         return [(first.new_zeros(shape), first.new_zeros(shape)) for _ in self._prefix]
 
     def _load_prompts(self, length: int) -> None:
-        """Put the prompts where the captured steps look for them. When a buffer grows, the replays are void."""
+        """Copy the prompts to where the captured steps read them.
+
+        If a buffer must grow, or its type or the weights' addresses have changed, all replays are dropped.
+        """
         prefix, prefix_bias = self._prefix, self._prefix_bias
         prompts, tokens = prefix_bias.shape
         wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt), length)
@@ -101,7 +104,7 @@ class Decoder:
             self._sizes, self._relies_on = sizes, relies_on
             self._replays.clear()
             self._capture = self._make_capture()
-            # The old buffers go before the new ones are made: both at once would not fit.
+            # The old buffers are freed before the new ones are made: both at once would not fit.
             self._own.clear()
             self._prefix_buffers = self._resized(self._prefix_buffers, sizes[0], sizes[1])
             self._own_buffers = self._resized(self._own_buffers, sizes[2], sizes[3])
@@ -109,7 +112,7 @@ class Decoder:
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=prefix_bias.device)
             self._own_length = torch.zeros(1, dtype=torch.long, device=prefix_bias.device)
         start = sizes[1] - tokens  # prompts end where their buffers end
-        # Values left by an earlier rollout are masked: multiplied by 0. They must be finite, as 0 · nan is nan.
+        # Values left by an earlier rollout are masked, which multiplies them by 0. They must be finite: 0 · nan is nan.
         for buffer in chain(*self._prefix_buffers, *self._own_buffers):
             buffer.zero_()
         for buffer, part in zip(chain(*self._prefix_buffers), chain(*prefix), strict=True):
@@ -120,7 +123,7 @@ class Decoder:
         self._use_first(prompts, len(self._prompt))
 
     def _resized(self, buffers: list[tuple[Tensor, Tensor]], rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
-        """The buffers, or in their place new ones of this size and of the prompts' type."""
+        """The buffers if they have this size and the prompts' type; otherwise new ones, and the old ones are freed."""
         wanted = (rows, tokens, self._prefix[0][0].dtype)
         if buffers and (len(buffers[0][0]), buffers[0][0].shape[2], buffers[0][0].dtype) == wanted:
             return buffers
@@ -141,8 +144,8 @@ class Decoder:
             running.setdefault(self._prompt[slot], []).append(slot)
         places = max(map(len, running.values()))
         if self._make_capture:
-            # A move costs copies and perhaps a capture, so it waits until half of the slots are free. Every prompt then
-            # has equally many slots, some idle.
+            # A move costs copies and perhaps a capture, so it waits until the rows fit into half of the slots. Every
+            # prompt then has equally many slots, some of them idle.
             if len(running) * places > len(self._prompt) // 2:
                 self._running = torch.tensor(self._slots, device=self._prefix_bias.device)
                 return
@@ -153,7 +156,13 @@ class Decoder:
         self._move(list(running), kept, moved)
 
     def _move(self, prompts: list[int], kept: list[list[int]], moved: dict[int, int]) -> None:
-        """Bring the slots `kept` of each of `prompts` together."""
+        """Move slots together.
+
+        Args:
+            prompts: the prompts that stay.
+            kept: for each of them the slots that it keeps.
+            moved: for each old slot the new one.
+        """
         device = self._prefix_bias.device
         slots = torch.tensor([slot for of_prompt in kept for slot in of_prompt], device=device)
         stay = torch.tensor(prompts, device=device)
@@ -163,12 +172,12 @@ class Decoder:
             self._use_first(len(prompts), len(slots))
             for buffers, parts, index in ((self._own, own, slots), (self._prefix, prefix, stay)):
                 for buffer, part in zip(chain(*buffers), chain(*parts), strict=True):
-                    buffer.copy_(part[index])  # they share memory: indexing by a tensor has made a copy first
+                    buffer.copy_(part[index])  # they share memory; `part[index]` is a copy
             self._prefix_bias.copy_(prefix_bias)
         else:
             self._own = [(keys[slots], values[slots]) for keys, values in self._own]
             self._tokens, self._positions = torch.zeros(2, len(slots), dtype=torch.long, device=device)
-            # Prompts without rows leave too, but not one by one: each time the other prompts' caches are copied.
+            # Prompts without rows leave too, but not one by one: each time, the caches of the others are copied.
             if len(prompts) <= len(self._prefix_bias) // 2:
                 self._prefix = [(keys[stay], values[stay]) for keys, values in self._prefix]
                 self._prefix_bias = self._prefix_bias[stay]
@@ -186,7 +195,7 @@ class Decoder:
             slots[prompt].append(slot)
         self._places = max(map(len, slots))
         self._coordinates = (
-            None  # a reshape suffices if all prompts have equally many slots; else prompt and place of each [S]
+            None  # if all prompts have equally many slots, a reshape suffices; else prompt and place of each slot [S]
         )
         if any(len(of_prompt) < self._places for of_prompt in slots):
             place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
@@ -196,7 +205,7 @@ class Decoder:
         self._running = None if all_run else torch.tensor(self._slots, device=device)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits [R, V] after `tokens` [R], which stand at `positions` [R]."""
+        """Logits [R, V] after `tokens` [R] at `positions` [R]."""
         running = slice(None) if self._running is None else self._running
         self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
@@ -229,13 +238,13 @@ class Decoder:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one token per slot: query [S, H, 1, d], key and value [S, K, 1, d] → [S, H, 1, d]."""
-        # 1. The new token's key and value join the row's own.
+        # 1. The new token's key and value are added to the row's own.
         own_keys, own_values = self._own[layer]
         own_keys.index_copy_(2, self._own_length, key.to(own_keys.dtype))
         own_values.index_copy_(2, self._own_length, value.to(own_values.dtype))
         own_keys, own_values = own_keys[:, :, : self._window], own_values[:, :, : self._window]
         prefix_keys, prefix_values = self._prefix[layer]
-        # 2. A group's queries meet the prompt's keys as one matrix, so that the cache is read once per prompt.
+        # 2. A group's queries are multiplied by the prompt's keys as one matrix, so the cache is read once per prompt.
         slots, heads, _, width = query.shape
         query = query.view(slots, own_keys.shape[1], -1, width).to(own_keys.dtype)  # [S, K, H/K, d]
         shared = self._by_slot(_product(self._by_prompt(query), prefix_keys.transpose(2, 3)))
@@ -247,7 +256,7 @@ class Decoder:
         return output.to(value.dtype).reshape(slots, heads, 1, width)
 
     def _by_prompt(self, x: Tensor) -> Tensor:
-        """[S, K, H/K, n] → [B, K, places·H/K, n]: what belongs to a group side by side."""
+        """[S, K, H/K, n] → [B, K, places·H/K, n]: the slots of a group side by side."""
         prompts, places = len(self._prefix_bias), self._places
         if self._coordinates is None:
             grid = x.unflatten(0, (prompts, places))
@@ -257,13 +266,13 @@ class Decoder:
         return grid.transpose(1, 2).flatten(2, 3)
 
     def _by_slot(self, x: Tensor) -> Tensor:
-        """The way back."""
+        """[B, K, places·H/K, n] → [S, K, H/K, n]: the inverse of `_by_prompt`."""
         grid = x.unflatten(2, (self._places, -1)).transpose(1, 2)  # [B, places, K, H/K, n]
         return grid.flatten(0, 1) if self._coordinates is None else grid[self._coordinates]
 
 
 class _Layers(nn.Module):
-    """The language model and its head on one token per slot, with weights rounded before."""
+    """Runs the language model and its head on one token per slot, with weights that were rounded beforehand."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -271,16 +280,16 @@ class _Layers(nn.Module):
         self._rounded: dict[str, Tensor] = {}
 
     def round(self, device_type: str) -> None:
-        """Round the current weights that autocast would round, into the existing copies."""
+        """Round the current weights that autocast would round; existing copies are overwritten in place."""
         used = {*self._family.language_model(self.model.model).modules(), self.model.lm_head}
         round_linear(self, autocast_dtype(device_type), self._rounded, used)
 
     def addresses(self) -> list[int]:
-        """Where the weights lie."""
+        """The addresses of the weights, of the buffers and of the rounded copies."""
         return [weight.data_ptr() for weight in (*self.parameters(), *self.buffers(), *self._rounded.values())]
 
     def run(self, tokens: Tensor, positions: Tensor, decoder: Decoder) -> Tensor:
-        """Logits [S, V]."""
+        """Logits [S, V] from the rounded weights, see `forward`."""
         given = (tokens, positions, decoder)
         # The head may be tied to the embedding, which is not rounded.
         return functional_call(self, self._rounded, given, tie_weights=False) if self._rounded else self(*given)
@@ -299,13 +308,13 @@ class _Layers(nn.Module):
 
 
 def _windows(length: int) -> list[int]:
-    """Tokens that are read: doubling up to C."""
+    """The possible window sizes in tokens: doubling from `WINDOW`, the last one is `length`."""
     return [*takewhile(lambda window: window < length, (WINDOW << n for n in count())), length]
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
-    """[N, K, M, n] @ [N, K, n, T] in float32, whatever the factors are rounded to."""
-    if one.device.type == "cpu":  # which has no such product of its own
+    """[N, K, M, n] @ [N, K, n, T] → [N, K, M, T] in float32, whatever the type of the factors."""
+    if one.device.type == "cpu":  # a CPU has no product of bfloat16 factors with a float32 result
         with torch.autocast("cpu", enabled=False):
             return one.float() @ other.float()
     if one.dtype is torch.float32:
@@ -320,12 +329,12 @@ def _capture_stream() -> torch.cuda.Stream:
 
 
 def cuda_graphs() -> Capture:
-    """Captures steps as CUDA graphs, which share one pool of memory."""
-    # CUDA frees the pool with its last graph. Where all graphs are dropped, a new capture function is made.
+    """Make a function that captures steps as CUDA graphs, which share one pool of memory."""
+    # CUDA frees the pool with its last graph. So after all graphs are dropped, a new capture function is made.
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Step) -> Step:
-        # A step has to run once before it is captured. What this run writes, the first replay writes again.
+        # A step must run once before it is captured. The first replay overwrites what this run writes.
         stream = _capture_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -2,9 +2,9 @@
 
 Shapes: B prompts, G completions per prompt, R = B·G rows (row b·G + g), P prompt and C completion tokens, V vocabulary.
 
-Sampling noise is keyed by (seed, step, prompt id, g, token position): one uniform number each, turned into a token by
-inverting the cumulative distribution. So neither the batch, nor its order, nor rows that finish and leave, nor the
-number of processes changes what a row samples (up to rounding in the logits).
+Sampling noise is keyed by (seed, step, prompt id, g, token position): one uniform number each, which inverting the
+cumulative distribution turns into a token. So what a row samples does not depend on the batch, its order, rows that
+finish and leave, or the number of processes (up to rounding in the logits).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ from echoink.rollout.sampling import Sampling, choose
 
 @dataclass(frozen=True)
 class Prefilled:
-    """B prompts after their one pass."""
+    """B prompts after their single pass through the model."""
 
     cache: DynamicCache
     """Keys and values of the prompts, padded on the left."""
     mask: Tensor
     """[B, P], 1 where there is a prompt token."""
     logits: Tensor
-    """Of the first completion token: [B, V]."""
+    """Logits of the first completion token: [B, V]."""
     next_positions: Tensor
     """Position of the first completion token on all position axes: [B]."""
 
@@ -42,12 +42,12 @@ def prefill(
     prompts: Sequence[PromptInputs],
     features: Sequence[Features] | None = None,
 ) -> Prefilled:
-    """Run each of B prompts through towers and language model once, the head on its last position only.
+    """Run each of B prompts through towers and language model once; the head runs on the last position only.
 
     Args:
         model: the model, not wrapped.
         prompts: B prompts.
-        features: what the towers made of the prompts' media; None encodes them here.
+        features: the towers' features of the prompts' media; None encodes them here.
     """
     features = encode_media(model.model, prompts) if features is None else features
     family = family_of(model)
@@ -88,12 +88,12 @@ def generate(
         noise: uniform numbers [B, G, C].
         temperatures: one per completion of a group, length G; 0 is greedy.
         sampling: top-p, top-k, the cap C on new tokens, the tokens that end a completion.
-        features: what the towers made of the prompts' media; None encodes them here.
-        pick: turns logits into tokens; a benchmark replays given ones.
-        decoder: the model's, of an earlier rollout; None makes one.
+        features: the towers' features of the prompts' media; None encodes them here.
+        pick: turns logits into tokens; a benchmark uses it to replay given tokens.
+        decoder: the model's decoder from an earlier rollout; None makes a new one.
 
     Returns:
-        R lists of token ids; a completion that ended has its end token last, one that was cut has none.
+        R lists of token ids; a completion that ended has its end token last, one that was cut off has none.
     """
     device, group, was_training = model.device, len(temperatures), model.training
     model.eval()
@@ -102,10 +102,10 @@ def generate(
     positions = start.next_positions.repeat_interleave(group)
     decoder = decoder or decoder_for(model)
     decoder.begin(start.cache, start.mask, group, sampling.max_new_tokens)
-    del start  # the decoder lets go of the caches of prompts whose rows have all left
+    del start  # the decoder frees the caches of prompts whose rows have all left
     temperature = torch.tensor(list(temperatures) * len(prompts), dtype=torch.float32, device=device)
     noise = noise.flatten(0, 1).to(device)
-    # A sampled placeholder would stand for a picture or a sound that is not there.
+    # Placeholders are never sampled: they would stand for a medium that is not there.
     media_tokens = torch.tensor(list(family_of(model).placeholders(model.config).values()), device=device)
     completions: list[list[int]] = [[] for _ in range(len(logits))]
     rows, ends = list(range(len(logits))), set(sampling.end_ids)

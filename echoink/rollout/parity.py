@@ -1,9 +1,9 @@
-"""Whether vLLM computes what the trainer computes.
+"""Checks whether vLLM computes what the trainer computes.
 
-In a run: whether the engine's language model gets a prompt as ours does (`compare_prompt`).
+In a run, `compare_prompt` checks that the engine's language model gets the same input for a prompt as ours.
 
-`python -m echoink.doctor engine=true`: prompts of every kind of medium are answered by the engine, and the model gives
-the log-probabilities of the same tokens. Where they part, the residual stream after each layer says from where on.
+In `python -m echoink.doctor engine=true`, the engine answers prompts with every kind of medium, and the model computes
+the log-probabilities of the same tokens. If they differ, the residual stream after each layer shows where this begins.
 
 Shapes: P prompt tokens, D width, A axes of positions.
 """
@@ -34,30 +34,30 @@ from echoink.rollout.vllm_engine import Engine, EngineSetup
 
 G = 4
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Parity fails from this difference on, in nats for one token, by the type of the engine."""
+"""Parity fails from this difference of a token's log-probabilities on, in nats, by the engine's type."""
 PARTS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""From this relative difference of the residual stream on, a layer is named and embedded media cause a warning."""
+"""From this relative difference on, a layer's residual stream is reported, and the embedded prompt causes a warning."""
 OTHER = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""From this one on, embedded media count as wrong: two kernels of bfloat16 towers do not differ so much."""
+"""From this relative difference on, an embedded prompt is wrong: kernels of bfloat16 towers do not differ so much."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Of one kind of prompt."""
+    """The comparison of engine and model on one kind of prompt."""
 
     kind: str
     prefix_cache: bool
     largest: float
-    """Difference of log-probabilities, nats."""
+    """The largest difference of a token's log-probabilities, nats."""
     mean: float
     tokens: int
     layer: str
-    """Where the residual streams diverge; empty if they do not, or were not compared."""
+    """Where the residual streams first differ; empty if they do not, or were not compared."""
     good: bool
 
 
 def sample_of_each_kind() -> dict[str, Sample]:
-    """One question of each kind, with media that are made here."""
+    """One question for each combination of media, by its name; the media are made here."""
     rng = np.random.default_rng(0)
     picture, sound = io.BytesIO(), io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(picture, "PNG")
@@ -89,13 +89,16 @@ def _video(rng: np.random.Generator, tone: np.ndarray | None) -> Callable[[], by
 
 
 def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSetup, folder: Path) -> Iterator[Parity]:
-    """Every kind of prompt, with the engine's prefix cache and without.
+    """Compare engine and model on every kind of prompt, with the engine's prefix cache and without.
 
     Args:
         model: the policy, on the device of this process.
-        processor: the model's.
-        setup: what the engine is started for; its rows and longest prompt are decided here.
-        folder: for the engine's log and the weights.
+        processor: the model's processor.
+        setup: what the engine is started for; `rows`, `longest`, `sleeps`, `prefix_cache` and `eager` are set here.
+        folder: the folder for the engine's log and the weights.
+
+    Raises:
+        UserError: the engine does not start, or fails.
     """
     asked = {kind: processor(sample) for kind, sample in sample_of_each_kind().items()}
     prompts = list(asked.values())
@@ -135,17 +138,17 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
 def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[PromptInputs], ids: Sequence[str]) -> None:
     """Compare what the engine's language model gets for a prompt with what ours gets for it.
 
-    The prompt is the one with the most kinds of media; nothing is compared where none has any. Tokens, the towers'
-    features and their places are all in the embedded prompt.
+    The prompt is the one with the most kinds of media; if no prompt has any, nothing is compared. The embedded prompt
+    shows differences in the tokens, in the towers' features and in where these are placed.
 
     Args:
-        model: the policy, whose weights the engine has; under the run's autocast.
-        engine: asked for one prompt.
-        prompts: of a rollout.
-        ids: of their samples.
+        model: the policy, whose weights the engine has; called under the run's autocast.
+        engine: the engine; it is asked for one prompt.
+        prompts: the prompts of a rollout.
+        ids: the ids of their samples.
 
     Raises:
-        UserError: positions differ, or the embedded text, or a medium.
+        UserError: the positions, the embedded text or an embedded medium differ.
     """
     placeholders = family_of(model).placeholders(model.config)
 
@@ -158,10 +161,10 @@ def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[Pro
     prompt, place = prompts[chosen], f"sample {ids[chosen]}"
     positions, theirs = engine.given(prompt)
     hint = (
-        f"vLLM {engine.version} reads this model otherwise: python -m echoink.doctor engine=true says for which media"
+        f"vLLM {engine.version} reads this model differently: python -m echoink.doctor engine=true says for which media"
     )
     if (wrong := (positions != prompt.position_ids).any(0).nonzero().flatten()).numel():
-        raise UserError(f"{place}: the engine has another position than the trainer for token {int(wrong[0])}", hint)
+        raise UserError(f"{place}: the engine and the trainer have different positions for token {int(wrong[0])}", hint)
     ours = embedded_prompt(model, prompt)
     parts = {name: prompt.input_ids == token for name, token in placeholders.items()}
     parts = {"text": ~torch.stack(list(parts.values())).any(0), **parts}
@@ -171,17 +174,17 @@ def compare_prompt(model: PreTrainedModel, engine: Engine, prompts: Sequence[Pro
         if where.any()
     }
     for name, gap in gaps_of.items():
-        apart = f"{place}: the engine embeds its {name} otherwise than the trainer, by {gap:.0%}"
+        apart = f"{place}: the engine embeds its {name} differently from the trainer, by {gap:.0%}"
         if not gap < OTHER[engine.dtype]:
             raise UserError(apart, hint)
         if gap >= PARTS[engine.dtype]:
             say("warning", f"{apart}; {hint}")
     said = ", ".join(f"{name} within {gap:.0e}" for name, gap in gaps_of.items())
-    say("engine", f"{place}: {len(ours)} tokens, positions as here, embedded {said}")
+    say("engine", f"{place}: {len(ours)} tokens, the same positions, embedded {said}")
 
 
 def embedded_prompt(model: PreTrainedModel, prompt: PromptInputs) -> Tensor:
-    """Tokens and media of a prompt as the language model gets them, [P, D] in float32 on the host."""
+    """The embedded tokens and media of a prompt, [P, D] in float32 on the CPU."""
     family, ids = family_of(model), prompt.input_ids[None].to(model.device)
     return family.embed(model.model, ids, encode_media(model.model, [prompt]))["inputs_embeds"][0].float().cpu()
 
@@ -195,15 +198,18 @@ def gaps(
     temperature: float,
     bf16: bool,
 ) -> Tensor:
-    """How far an engine's log-probabilities of its completions are from the model's: one difference for each token.
+    """How far an engine's log-probabilities of its completions are from the model's.
 
     Args:
-        model: with our attention.
-        prompt: that was asked.
-        rows: token ids of its completions.
-        logps: the engine's.
-        temperature: of the distribution that they are of.
+        model: the model with our attention.
+        prompt: the prompt of the completions.
+        rows: token ids of the completions.
+        logps: the engine's log-probabilities of these tokens.
+        temperature: the sampling temperature, at which the log-probabilities are taken.
         bf16: whether the model computes in bfloat16 under autocast.
+
+    Returns:
+        The absolute difference for each token, in nats; [N] for N tokens of all completions.
     """
     family, device, was_training = family_of(model), model.device, model.training
     model.eval()
@@ -222,7 +228,7 @@ def gaps(
 
 
 def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, setup: EngineSetup) -> str:
-    """Where along the layers the residual streams of the prompt first differ, and how much."""
+    """Where the residual streams of the prompt first differ, and by how much; empty if they do not."""
     ours, theirs = _residuals(model, prompt, setup.bf16), engine.residuals(prompt)
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         apart = (one - other).norm() / one.norm()
@@ -234,7 +240,7 @@ def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, s
 
 
 def _residuals(model: PreTrainedModel, prompt: PromptInputs, bf16: bool) -> list[Tensor]:
-    """The embedded prompt and the residual stream after each layer, each [P, D] in float32 on the host."""
+    """The embedded prompt and the residual stream after each layer, each [P, D] in float32 on the CPU."""
     family, base, found = family_of(model), model.model, []
     language = family.language_model(base)
 

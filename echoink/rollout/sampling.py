@@ -1,4 +1,4 @@
-"""How a token is drawn: temperature, top-p and top-k, with noise keyed by seed, step, sample and token."""
+"""Draws tokens by temperature, top-p and top-k, with noise keyed by seed, step, sample, completion and token."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 _FEW = 1024
-"""Candidates that are looked at first where a nucleus alone limits them."""
+"""Number of candidates that are sorted first where only top-p limits them."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: logits over temperature, the `top_k` likeliest (0: all), of those the nucleus `top_p`."""
+    """How a token is chosen: logits over `temperature`, the `top_k` likeliest (0: all), of them the nucleus `top_p`"""
 
     temperature: float
     top_p: float
     top_k: int
     max_new_tokens: int
     end_ids: tuple[int, ...] = ()
-    """Tokens that end a completion; without any each has `max_new_tokens`."""
+    """Tokens that end a completion; if there are none, every completion has `max_new_tokens`."""
 
 
 def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int) -> Tensor:
@@ -31,7 +31,7 @@ def uniforms(seed: int, step: int, prompt_id: str, group_size: int, length: int)
 
 
 def seed_of(seed: int, step: int, prompt_id: str) -> int:
-    """For an engine that draws its own noise: of one group, 62 bits."""
+    """The seed of one group for an engine that draws its own noise, an integer of 62 bits."""
     key = int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:8], "big")
     return int(np.random.SeedSequence([seed, step, key]).generate_state(1, np.uint64)[0]) >> 2
 
@@ -51,7 +51,7 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
     """
     greedy = temperature == 0
     scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
-    if not top_k and top_p == 1:  # all tokens in the vocabulary's order: nothing is left out, so nothing is sorted
+    if not top_k and top_p == 1:  # no token is left out, so none is sorted
         probabilities, ids = scaled.softmax(1), None
     else:
         probabilities, ids = _likeliest(scaled, top_p, top_k)
@@ -66,10 +66,10 @@ def choose(logits: Tensor, noise: Tensor, temperature: Tensor, top_p: float, top
 
 
 def _likeliest(scaled: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """Probabilities and ids of the candidates, the likeliest first.
+    """Probabilities and ids of the candidates, each [R, n], the likeliest first.
 
-    Without `top_k` a nucleus is nearly always inside a few hundred tokens; only where it is not is all of a vocabulary
-    of 150,000 sorted.
+    With `top_k` the probabilities are normalized over the candidates. Without it, the nucleus nearly always lies in the
+    `_FEW` likeliest tokens; the whole vocabulary of 150,000 is sorted only where it does not.
     """
     vocabulary = scaled.shape[1]
     if top_k or vocabulary <= _FEW:

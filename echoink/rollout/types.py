@@ -1,4 +1,4 @@
-"""What a rollout is: the prompts of a step as they were asked, and G completions of each.
+"""A rollout: the prompts of a step and G completions of each.
 
 Shapes: B prompts, G group, R = B·G rows, C completion tokens.
 """
@@ -12,20 +12,20 @@ from echoink.models.family import Features, PromptInputs
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One rollout of this process. The rows of a group stand together."""
+    """One rollout of this process. The rows of a group are adjacent."""
 
     samples: Sequence[Sample]
-    """B samples as they were asked: with modality dropout perhaps without a sense."""
+    """The B samples; modality dropout may have removed a sense."""
     prompts: Sequence[PromptInputs]
     """Model inputs of the B samples."""
     features: Sequence[Features] | None
-    """What the towers made of the prompts' media; None where nothing encoded them."""
+    """The features of the prompts' media, from frozen towers; None if towers learn: the loss then encodes the media."""
     prompt_index: Sequence[int]
-    """For each of the R rows the index of its prompt."""
+    """For each of the R rows, the index of its prompt."""
     completions: Sequence[Sequence[int]]
     """R lists of token ids."""
     engine_logps: Sequence[Sequence[float]] | None = None
-    """Log-probabilities of those tokens under the engine that sampled them; None where the model itself did."""
+    """Log-probabilities of these tokens under the engine that sampled them; None if no engine did."""
 
     @property
     def ids(self) -> list[str]:

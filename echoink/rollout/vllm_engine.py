@@ -1,9 +1,9 @@
-"""Rollouts by vLLM, in a process and a Python of its own (`generation=vllm`).
+"""Rollouts by vLLM, in its own process and its own Python (`generation=vllm`).
 
-Engine and trainer seldom want the same versions of torch and transformers. So the engine is another interpreter
+Engine and trainer seldom need the same versions of torch and transformers. So the engine is another interpreter
 (`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its GPU. It gets the
-trainer's own inputs: the prompt's tokens, its media as the trainer's processor made them, its positions. Before each
-generation it gets the weights that learn, an adapter merged in.
+trainer's own inputs: the prompt's tokens, its media as the trainer's processor made them, and its positions. Before
+each rollout it gets the weights that learn, with an adapter merged in.
 
 Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
 """
@@ -42,14 +42,14 @@ from echoink.rollout.sampling import Sampling
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
 MEMORY = Path("/dev/shm")
-"""Where weights pass from trainer to engine without a GPU, if there is room: a container's may have 64 MB."""
+"""The folder through which weights are passed without a GPU, if it has room: in a container it may have only 64 MB."""
 CHUNK = 2**30
-"""Bytes of weights, in the engine's type, that are sent at a time; the weight that passes this ends the chunk."""
+"""Bytes of weights, in the engine's type, that are sent at a time; the weight that reaches this ends the chunk."""
 MORE = object()
-"""The engine's answer where it wants more weights."""
+"""The engine's answer if it asks for more weights."""
 _BLOCK = 32
-"""Tokens per block of vLLM's cache on a CPU; a prompt's tokens after its last whole block are computed again for each
-completion."""
+"""Tokens per block of vLLM's cache on a CPU. The tokens of a prompt after its last whole block are computed again for
+each completion."""
 
 
 @dataclass(frozen=True)
@@ -57,66 +57,66 @@ class EngineSetup:
     """What an engine is started for."""
 
     python: str | None
-    """The interpreter that has vLLM; None: this one."""
+    """The interpreter that has vLLM; None: the current one."""
     sampling: Sampling
-    """How a token is chosen, and which ends a completion."""
+    """How a token is chosen, and which tokens end a completion."""
     rows: int
     """Completions that are decoded together."""
     longest: int
-    """P of the longest prompt."""
+    """Tokens of the longest prompt."""
     bf16: bool
-    """Weights and arithmetic in bfloat16, else float32."""
+    """Whether weights and arithmetic are in bfloat16; else they are in float32."""
     device: torch.device
-    """The GPU of this process; any other is the CPU."""
+    """The GPU of this process; any other device means the CPU."""
     sleeps: bool
-    """Give the GPU's memory back between rollouts."""
+    """Whether the engine gives the GPU's memory back between rollouts."""
     prefix_cache: bool = True
-    """Compute a prompt once for its group."""
+    """Whether a prompt is computed once for its group."""
     eager: bool = False
-    """Without CUDA graphs, so that one can look into the layers."""
+    """Whether to do without CUDA graphs, so that hooks can read the layers; on a CPU there never are any."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The type of the engine's weights."""
         return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
     def shares_memory(self) -> bool:
-        """Whether the engine can read this process's weights where they lie."""
+        """Whether the engine can read the weights in this process's memory."""
         return self.gpu is not None
 
     @property
     def gpu(self) -> torch.device | None:
-        """Where it computes; None for the CPU."""
+        """The GPU that it computes on; None for the CPU."""
         return self.device if self.device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of a sync."""
+    """The result of a push of weights."""
 
     written: int
-    """Weights of the engine."""
+    """How many weights of the engine's model were written."""
     parts: int
-    """Parts of layers that were sent."""
+    """How many parts of layers were sent."""
     compared: int
-    """How many of these could be compared bit for bit. The engine packs the others: on a CPU linear layers."""
+    """How many of these could be compared bit for bit. The engine repacks the others: on a CPU, linear layers."""
 
 
 class Engine:
     """vLLM with the architecture of a model.
 
     Args:
-        model: only its configuration is used.
-        processor: the model's; vLLM wants to find its files.
-        setup: what it is started for.
-        log: file for what vLLM says.
-        weights: file by which weights are passed; the processes of one machine share it.
-        writes: whether this process writes it for all of its machine.
-        each: does a piece of work in every process of the run, and waits for all.
+        model: the model; only its configuration is used.
+        processor: the model's processor; vLLM requires its files.
+        setup: what the engine is started for.
+        log: the file for vLLM's output.
+        weights: the file through which weights are passed without a GPU; the processes of a machine share it.
+        writes: whether this process writes this file for all processes of its machine.
+        each: runs a function in every process of the run, and waits for all of them.
 
     Raises:
-        UserError: there is no vLLM, or it does not start.
+        UserError: there is no vLLM, or it does not start. Every request raises it if the engine has ended or fails.
     """
 
     def __init__(
@@ -138,17 +138,17 @@ class Engine:
             "top_k": sampling.top_k,
             "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": list(sampling.end_ids),
-            # A sampled placeholder would stand for a picture or a sound that is not there.
+            # Placeholders are not sampled: they would stand for a medium that is not there.
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
         self._sleeps = setup.sleeps and self._gpu is not None
         self._shares = setup.shares_memory
         self._has_weights = False
         if writes:
-            weights.unlink(missing_ok=True)  # of a killed run, on another machine than the first process's
+            weights.unlink(missing_ok=True)  # left by a killed run; `passage` removes it only on the first machine
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
         started = time.perf_counter()
-        self._said = log.stat().st_size if log.is_file() else 0  # by engines of an earlier process of the run
+        self._said = log.stat().st_size if log.is_file() else 0  # bytes that engines of an earlier process have written
         try:
             processor.save_pretrained(self._folder)
             family.vllm_config(model.config).save_pretrained(self._folder)
@@ -164,7 +164,7 @@ class Engine:
         self.seconds = time.perf_counter() - started
 
     def _settings(self, model: PreTrainedModel, setup: EngineSetup) -> dict[str, Any]:
-        """vLLM's own."""
+        """Settings of `vllm.LLM`."""
         length = setup.longest + setup.sampling.max_new_tokens
         return {
             "model": str(self._folder),
@@ -174,7 +174,7 @@ class Engine:
             # On a CPU vLLM cannot divide the prefill of a prompt whose sampling has a seed.
             "max_num_batched_tokens": max(4096, setup.rows, setup.longest if self._gpu else setup.rows * setup.longest),
             "kv_cache_memory_bytes": cache_bytes(model, setup.rows, length, self.dtype),
-            "gpu_memory_utilization": 0.01,  # the bytes above are meant; this is only compared with what is free
+            "gpu_memory_utilization": 0.01,  # the bytes above count; vLLM only compares this with what is free
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
             "enable_prefix_caching": setup.prefix_cache,
             "enforce_eager": setup.eager or not self._gpu,
@@ -182,16 +182,19 @@ class Engine:
         }
 
     def push(self, model: torch.nn.Module) -> Pushed:
-        """Give the engine the model's weights; after the first time only those that learn.
+        """Give the engine the model's weights; after the first time only those that learn, if it never sleeps.
 
-        On a GPU they stay there: the engine copies them out of this process's memory. Else one process of each machine
-        writes a file for all.
+        On a GPU they stay there: the engine copies them from this process's memory. Otherwise one process of each
+        machine writes a file for all.
 
         Args:
-            model: the policy with all its weights in this process, perhaps with an adapter's in its layers.
+            model: the policy with all its weights in this process, perhaps with an adapter in its layers.
+
+        Returns:
+            How many weights were written, and how many parts were sent and compared.
 
         Raises:
-            UserError: the engine then holds other weights than it was sent.
+            UserError: afterwards the engine holds other weights than it was sent, see `_checked`.
         """
         everything = self._sleeps or not self._has_weights
         device = next(model.parameters()).device.type
@@ -205,9 +208,9 @@ class Engine:
         return found[0]
 
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
-        """Send handles to weights in this process's memory, in chunks; the engine asks for each next one."""
+        """Send handles to weights in this process's memory, in chunks; the engine asks for each chunk."""
         self._make_room()
-        # Always a copy: memory that is handed out again and again piles up a context of CUDA's for each time.
+        # Always copy: each time the same memory is shared again, one more CUDA context piles up.
         made = ((name, weight.to(self.dtype, copy=True)) for name, weight in published(model, everything))
         weights = ((name, weight.contiguous()) for name, weight in made)
         sent: dict[str, int] = {}
@@ -220,7 +223,7 @@ class Engine:
         return self._checked(sent, answer)
 
     def _push_file(self, model: torch.nn.Module, everything: bool, found: list[Pushed]) -> None:
-        """One file for all processes of a machine, which its first one writes."""
+        """Pass weights in one file for all processes of a machine, written by the first of them."""
 
         def write() -> None:
             if self._writes:
@@ -236,30 +239,30 @@ class Engine:
 
         self._each(write)
         self._each(read)
-        self._weights.unlink(missing_ok=True)  # it may be gigabytes of memory
+        self._weights.unlink(missing_ok=True)  # in `MEMORY` it may take gigabytes
 
     def _checked(self, sent: dict[str, int], answer: dict[str, Any]) -> Pushed:
-        """What the engine made of the weights.
+        """Compare what the engine holds after a push with what it was sent.
 
         Raises:
-            UserError: it holds others.
+            UserError: it holds other weights, a buffer has changed, or no part can be found in it.
         """
         if wrong := weight_transfer.differing(sent, answer["held"]):
             raise UserError(
                 f"after a sync the engine holds other weights than it was sent in {len(wrong)} of {len(sent)} parts: "
                 f"{', '.join(wrong[:3])}",
-                f"this version of vLLM ({self.version}) does not take them as the tested ones do; {self._log}",
+                f"vLLM {self.version} does not load them as the tested versions do; its output is in {self._log}",
             )
         if answer["buffers"]:
             raise UserError(
                 f"a sync has changed {len(answer['buffers'])} buffers of the engine: "
                 f"{', '.join(answer['buffers'][:3])}",
-                "generation.vllm.sleep=false keeps them where they are",
+                "generation.vllm.sleep=false keeps them in memory",
             )
         if sent.keys().isdisjoint(answer["held"]):
             raise UserError(
                 f"nothing of what the engine was sent can be found in it: {len(sent)} parts of layers",
-                f"this version of vLLM ({self.version}) names its weights otherwise than the tested ones",
+                f"vLLM {self.version} names its weights differently from the tested versions",
             )
         seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
         if not self._has_weights:
@@ -274,31 +277,31 @@ class Engine:
         greedy: bool = False,
         rests: bool = True,
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """G completions for each of B prompts.
+        """Generate G completions for each of B prompts.
 
         Args:
             prompts: B prompts.
-            seeds: of their sampling, one each.
+            seeds: one sampling seed for each prompt.
             group: G.
             greedy: take the likeliest token each time; then G is 1.
-            rests: give the GPU's memory back afterwards, where the engine sleeps: the next call wants a `push` before.
+            rests: if the engine sleeps, give the GPU's memory back afterwards; the next call then needs a `push` first.
 
         Returns:
-            B·G lists of tokens, an end token last where there is one, and the log-probability of each under the
-            distribution at the sampling temperature, before top-k and top-p.
+            B·G lists of token ids, with the end token last where a completion ended, and as many lists of the tokens'
+            log-probabilities under the distribution at the sampling temperature, before top-k and top-p.
         """
         asked = [
             {"tokens": prompt.input_ids.numpy(), "seed": seed, "n": group, **self._media(prompt)}
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         self._make_room()
-        sampling = self._sampling | {"temperature": 0.0 if greedy else 1.0}  # the logits are divided already
+        sampling = self._sampling | {"temperature": 0.0 if greedy else 1.0}  # the worker has divided the logits
         answer = self._ask("generate", prompts=asked, sampling=sampling, rests=rests)
         self.cached = answer["cached"]
         return [row for rows in answer["tokens"] for row in rows], [row for rows in answer["logps"] for row in rows]
 
     def rest(self) -> None:
-        """Give the GPU's memory back, where the engine sleeps."""
+        """Give the GPU's memory back, if the engine sleeps between rollouts."""
         self._ask("rest")
 
     def given(self, prompt: PromptInputs) -> tuple[Tensor, Tensor]:
@@ -315,7 +318,7 @@ class Engine:
         return {"tokens": prompt.input_ids.numpy(), "seed": 0, "n": 1, **self._media(prompt)}
 
     def close(self) -> None:
-        """End the engine's process and remove what was written for it."""
+        """End the engine's process and remove the files written for it."""
         if process := getattr(self, "_process", None):
             self._connection.close()
             with suppress(ProcessLookupError):
@@ -325,13 +328,16 @@ class Engine:
         self._weights.unlink(missing_ok=True)
 
     def _make_room(self) -> None:
-        """Give the GPU what PyTorch keeps for later: the engine is another process and cannot use it."""
+        """Free the GPU memory that PyTorch caches: the engine is another process and cannot use it."""
         if self._gpu is not None:
-            torch.cuda.ipc_collect()  # weights that the engine has read by now
+            torch.cuda.ipc_collect()  # frees weights that the engine has read
             torch.cuda.empty_cache()
 
     def _media(self, prompt: PromptInputs) -> dict[str, Any]:
-        """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions."""
+        """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions.
+
+        Empty for a prompt without media.
+        """
         if not prompt.media:
             return {}
         places = []
@@ -339,7 +345,7 @@ class Engine:
             at = (prompt.input_ids == token).nonzero().squeeze(1)
             if len(at):
                 first, length = int(at[0]), int(at[-1] - at[0]) + 1
-                woven = len(at) < length  # into the tokens of another medium
+                woven = len(at) < length  # interleaved with the tokens of another medium
                 mask = (prompt.input_ids[first : first + length] == token).numpy() if woven else None
                 places.append((name, first, length, mask))
         return {
@@ -353,7 +359,7 @@ class Engine:
         return self._receive(method)
 
     def _send(self, what: Any) -> None:
-        with suppress(OSError):  # of an engine that has ended: `_receive` says so
+        with suppress(OSError):  # the engine has ended: `_receive` reports it
             self._connection.send(what)
 
     def _receive(self, method: str) -> Any:
@@ -365,14 +371,14 @@ class Engine:
         except (EOFError, OSError) as error:
             status = self._process.wait()
             output = self._log.read_bytes()[self._said :].decode(errors="replace").strip()
-            hint = vllm_environment.INSTALL if "No module named 'vllm'" in output else f"{self._log} has all it said"
+            hint = vllm_environment.INSTALL if "No module named 'vllm'" in output else f"its output is in {self._log}"
             last = output.splitlines()[-1][:300] if output else "it said nothing"
             raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
         if outcome == "failed":
             with self._log.open("a") as log:
                 log.write(answer)
             reason = answer.strip().splitlines()[-1][:300]
-            raise UserError(f"the engine could not {method}: {reason}", f"{self._log} has all it said")
+            raise UserError(f"the engine failed ({method}): {reason}", f"its output is in {self._log}")
         return MORE if outcome == "more" else answer
 
 
@@ -381,8 +387,8 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
 
     Args:
         model: the policy, not wrapped.
-        everything: if False, only modules in which something learns, each as a whole: vLLM fuses the projections of an
-            attention, and those of a feed-forward layer, into one weight.
+        everything: if False, only the weights of modules in which something learns, all of them for each such module:
+            vLLM fuses projections of an attention layer, and of a feed-forward layer, into one weight.
     """
     family, parts = family_of(model), {}
     learning = set()
@@ -405,7 +411,7 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
 
 
 def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The next weights, about `CHUNK` bytes, which are held twice at once; nothing at the end."""
+    """The next weights, about `CHUNK` bytes; two such chunks may be in memory at once. Empty at the end."""
     size = 0
     for name, weight in weights:
         yield name, weight
@@ -415,25 +421,29 @@ def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 
 def cache_bytes(model: PreTrainedModel, rows: int, length: int, dtype: torch.dtype) -> int:
-    """Keys and values of `rows` completions with their prompts, `length` tokens each: nobody waits for room."""
+    """Bytes of keys and values of `rows` completions, `length` tokens each with the prompt: none has to wait."""
     blocks = memory.PackedRow(rows, 1, 0, (length // _BLOCK + 2) * _BLOCK)
     return memory.cache(memory.model_of(model), blocks, dtype is torch.bfloat16)
 
 
 def published_name(family: Family, name: str) -> str:
-    """The name that a weight has in a published checkpoint, from the name that it has in transformers."""
+    """The name of a weight in a published checkpoint, from its name in transformers.
+
+    Raises:
+        ValueError: the family has no such weight.
+    """
     for pattern, published_as in family.PUBLISHED_NAMES:
         name, found = pattern.subn(published_as, name)
         if found:
             return name
-    raise ValueError(f"{name} is no weight of {family.NAME}")
+    raise ValueError(f"{name} is not a weight of {family.NAME}")
 
 
 def passage(run: Path, needed: int) -> Path:
-    """The file by which a run passes so many bytes of weights: in memory where there is room.
+    """The file through which a run passes `needed` bytes of weights: in memory if there is room, else on disk.
 
-    Its name is the run folder's, so that a run which is taken up on the same machine removes what it left there when it
-    was killed.
+    Its name is made from the run folder's device and inode. So a run that was killed and is resumed on the same machine
+    removes the file that it left there.
     """
     known, disk = run.stat(), Path(tempfile.gettempdir())
     name = f"echoink-{known.st_dev:x}-{known.st_ino:x}.safetensors"

@@ -1,4 +1,4 @@
-"""vLLM's environment: whether vLLM is installed, and which of our variables its process gets."""
+"""vLLM's environment: whether vLLM is installed, and which environment variables its process gets."""
 
 import os
 import subprocess
@@ -7,18 +7,18 @@ import sys
 from echoink.common.errors import UserError
 
 INSTALL = (
-    "vLLM lives in an environment of its own: python3.11 -m venv engine && engine/bin/pip install vllm==0.31.0, then "
+    "vLLM needs an environment of its own: python3.11 -m venv engine && engine/bin/pip install vllm==0.31.0, then "
     "generation.vllm.python=engine/bin/python"
 )
 _OF_THE_RUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
-"""Beginnings of the variables by which the processes of a run find each other: an engine is not one of them."""
+"""Prefixes of the variables by which the processes of a run find each other; an engine is not one of them."""
 
 
 def check(python: str | None) -> str:
     """The version of vLLM that an interpreter has, without starting it.
 
     Raises:
-        UserError: it is no interpreter, or has no vLLM.
+        UserError: `python` is not an interpreter, or has no vLLM.
     """
     python = python or sys.executable
     asks = "from importlib.metadata import packages_distributions as d, version; print(version(d()['vllm'][0]))"
@@ -33,7 +33,10 @@ def check(python: str | None) -> str:
 
 
 def variables(python: str) -> dict[str, str]:
-    """Environment variables of the engine's process: ours without those by which the run's processes meet."""
+    """Environment variables of the engine's process: ours, without those by which the run's processes find each other.
+
+    Another interpreter does not get `PYTHONPATH`; three variables for vLLM and the hub are added.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_RUN)}
     if python != sys.executable:
         kept.pop("PYTHONPATH", None)

@@ -1,12 +1,12 @@
-"""vLLM, at the other end of `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
+"""Runs vLLM for `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
 start(settings, …), weights(path, whole), generate(prompts, sampling, rests), rest(), given(prompt), residuals(prompt).
-It ends when the connection does. While it takes weights without a file it answers ("more", None), and gets the next of
+It ends when the connection does. While it takes weights without a file, it answers ("more", None) and gets the next of
 them.
 
-What a prompt is was decided before: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor, its
-resizing, resampling and position arithmetic, of another version of transformers, has no part in it.
+A prompt arrives complete: token ids, the processor's tensors, M-RoPE positions. vLLM's own processor is not used, nor
+are its resizing, resampling and position arithmetic, which are those of another version of transformers.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from vllm.sampling_params import RequestOutputKind
 
 
 def _beside(name: str):
-    """A module of this folder, without the package around it."""
+    """Import a module of this folder without the package around it."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,12 +39,12 @@ weight_transfer = _beside("weight_transfer")
 
 
 class Worker:
-    """One engine and what it was sent.
+    """One engine and the methods that the trainer calls by name.
+
+    All of these take and return plain values and numpy arrays, except for the handles of shared weights.
 
     Args:
-        connection: to the trainer.
-
-    All methods take and return plain values and numpy arrays, but for the handles of shared weights.
+        connection: the connection to the trainer.
     """
 
     def __init__(self, connection: Connection):
@@ -54,11 +54,11 @@ class Worker:
         """Build the engine around random weights.
 
         Args:
-            settings: of `vllm.LLM`.
-            temperature: of sampling. The logits are divided by it where they are computed, so that the
-                log-probabilities are those of the distribution that is sampled from, before top-k and top-p.
-            sleeps: give the GPU's memory back between rollouts.
-            fields: module, function and arguments by which vLLM says how media tensors are split into items.
+            settings: arguments of `vllm.LLM`.
+            temperature: the sampling temperature. The model divides its logits by it, so that the log-probabilities
+                are those of the distribution that is sampled from, before top-k and top-p.
+            sleeps: whether to give the GPU's memory back between rollouts.
+            fields: module, name and arguments of vLLM's function that says how media tensors are split into items.
 
         Returns:
             The version of vLLM.
@@ -101,15 +101,18 @@ class Worker:
             self._llm.sleep(level=2)  # drops weights as well as keys and values
 
     def weights(self, path: str | None, whole: bool) -> dict:
-        """Read weights, by their published names.
+        """Load weights by their published names.
 
         Args:
-            path: of a safetensors file; None: they come over the connection, as handles to the trainer's memory.
-            whole: whether it must have every weight of the model.
+            path: a safetensors file; None: the weights come over the connection, as handles to the trainer's memory.
+            whole: whether every weight of the model must be among them.
 
         Returns:
             `count`: how many weights of the engine's model were written. `held`: digests of its parts.
-            `buffers`: those that are no longer what they were.
+            `buffers`: names of the buffers that have changed since the start.
+
+        Raises:
+            ValueError: weights are missing, or the prefix cache cannot be cleared.
         """
         if self._sleeps:
             self._llm.wake_up(tags=["weights"])
@@ -137,7 +140,7 @@ class Worker:
                 yield name, file.get_tensor(name)
 
     def _shared(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights of the trainer's, by their handles; it keeps them until it is asked for more."""
+        """The trainer's weights, by their handles; the trainer keeps a chunk until it is asked for the next."""
         while True:
             self._connection.send(("more", None))
             if not (handles := self._connection.recv()):
@@ -146,20 +149,20 @@ class Worker:
                 yield name, weight_transfer.of_handle(handle)
 
     def rest(self) -> None:
-        """Sleep until weights come."""
+        """Sleep until the next weights arrive, if the engine sleeps between rollouts."""
         self._sleep()
 
     def generate(self, prompts: list[dict], sampling: dict, rests: bool = True) -> dict:
-        """n completions for each prompt.
+        """Generate n completions for each prompt.
 
         Args:
-            prompts: each with `tokens` [P], `seed`, `n`, and where it has media `media` (arrays by the names of vLLM's
-                fields), `places` (modality, offset, length, mask or None) and `positions` [3, P].
-            sampling: arguments of `SamplingParams` for all.
-            rests: sleep afterwards.
+            prompts: each with `tokens` [P], `seed`, `n`, and if it has media, `media` (arrays by the names of vLLM's
+                fields), `places` (modality, offset, length, mask or None) and `positions` [A, P].
+            sampling: arguments of `SamplingParams` for all prompts.
+            rests: whether to sleep afterwards.
 
         Returns:
-            `tokens`, `logps`: for each prompt n lists; `cached`: prompt tokens that were not computed again.
+            `tokens`, `logps`: n lists for each prompt; `cached`: prompt tokens from the prefix cache.
         """
         self._generated += 1
         self._positions.clear()
@@ -191,7 +194,11 @@ class Worker:
         }
 
     def given(self, prompt: dict) -> tuple[np.ndarray, np.ndarray]:
-        """What the language model gets for a prompt: its positions [A, P], and its embedded tokens and media [P, D]."""
+        """What the language model gets for a prompt: its positions [A, P], and its embedded tokens and media [P, D].
+
+        Raises:
+            ValueError: vLLM divided the prefill of the prompt.
+        """
         found = []
 
         def keep(_module, _given, named) -> None:
@@ -205,21 +212,21 @@ class Worker:
             self.generate([prompt], {"max_tokens": 1, "temperature": 1.0}, rests=False)
         finally:
             hook.remove()
-        length = len(prompt["tokens"])  # behind it is padding
+        length = len(prompt["tokens"])  # what follows is padding
         positions, embedded = found[0]
         if len(embedded) < length:
             raise ValueError(f"the prefill of {length} tokens was divided")
         return positions[:, :length].cpu().numpy(), embedded[:length].float().cpu().numpy()
 
     def residuals(self, prompt: dict) -> list[np.ndarray]:
-        """The embedded prompt and the residual stream after each layer, each [P, D]. Wants an engine without graphs."""
+        """The embedded prompt and the residual stream after each layer, each [P, D]. Needs an engine without graphs."""
         found = []
 
         def embedded(_module, _given, named) -> None:
-            found.append(named["hidden_states"].clone())  # which the layers' norms write over
+            found.append(named["hidden_states"].clone())  # a copy: the layers' norms overwrite it
 
         def after(_module, _given, made) -> None:
-            found.append(made[0] + made[1])  # what the layer adds, and what was there
+            found.append(made[0] + made[1])  # what the layer adds, and the stream before it
 
         def watch(model) -> list:
             layers = model.language_model.model.layers
@@ -243,7 +250,7 @@ class Worker:
         items = MultiModalKwargsItems.from_hf_inputs(media, self._fields(media))
         hashes, places = {}, {}
         for modality, offset, length, mask in prompt["places"]:
-            hashes[modality] = [f"{name}.{modality}"]  # never the same again: towers may learn
+            hashes[modality] = [f"{name}.{modality}"]  # never reused: towers may learn
             embedded = None if mask is None else torch.from_numpy(mask)
             places[modality] = [PlaceholderRange(offset=offset, length=length, is_embed=embedded)]
         positions = torch.from_numpy(prompt["positions"])
@@ -253,13 +260,13 @@ class Worker:
 
 
 def _of_names(hook):
-    """A hook that gets what a layer was given by name, in whatever way it was: positions, hidden states, residual."""
-    names = ("positions", "hidden_states", "residual")  # of a layer; a whole model gets all by name
+    """A hook that gets all arguments of a layer by name: positions, hidden states, residual."""
+    names = ("positions", "hidden_states", "residual")  # a layer's in order; a whole model gets all of its by name
     return lambda module, given, named: hook(module, given, {**dict(zip(names, given, strict=False)), **named})
 
 
 def main() -> None:
-    """Answer what comes over the connection until it ends."""
+    """Answer requests over the connection until it ends."""
     connection = Connection(int(sys.argv[1]))
     worker = Worker(connection)
     while True:

@@ -1,13 +1,13 @@
-"""What passes with the weights from a trainer to an engine: handles to them, and sums that say whether they arrived.
+"""Handles by which a trainer passes weights to an engine, and sums that show whether the weights arrived.
 
-The file imports torch alone: the engine's Python reads it too.
+This file imports only torch, because the engine's Python imports it too.
 
-**Handles** let another process read a tensor in this process's memory of a GPU (CUDA's inter-process handles). PyTorch
-keeps the memory until the other has let go of it.
+**Handles** let another process read a tensor in this process's GPU memory (CUDA's inter-process handles). PyTorch keeps
+the memory until the other process has released it.
 
-**Sums of bits.** An engine keeps some weights as one (query, key and value), so sums are by part of a layer:
-`model.layers.3.self_attn.weight` has those of all projections there. A sum does not detect a swap within a part; it
-detects a part that did not arrive, is of an earlier step, or has another type.
+**Sums of bits.** An engine fuses some weights into one (query, key and value), so there is one sum for each part of a
+layer: `model.layers.3.self_attn.weight` covers all projections there. A sum does not detect a swap within a part; it
+detects a part that did not arrive, is from an earlier step, or has another type.
 """
 
 from collections.abc import Iterable
@@ -20,43 +20,44 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def part_of(name: str) -> str:
-    """The part of a layer that a weight belongs to, alike for the names of a checkpoint and of an engine."""
+    """The part of a layer that a weight belongs to, the same for its name in a checkpoint and in an engine."""
     *words, own, kind = name.split(".")
     if numbers := [place for place, word in enumerate(words) if word.isdigit()]:
         return ".".join([*words[max(0, numbers[-1] - 2) :], kind])
-    # Of no layer: two towers may both have a `proj`; the head's neighbours have other names in an engine.
+    # Outside the layers a weight keeps the name of the module around it, because two towers may both have a `proj`. The
+    # head does not: what is around it has another name in an engine.
     return ".".join([*([] if own == "lm_head" else words[-1:]), own, kind])
 
 
 def digests(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
-    """The sum of the bits of each part, modulo 2^64; -1 for a part of which something is not there to be seen."""
+    """The sum of each part's weights, their bits read as integers, modulo 2^64; -1 for a part with an empty weight."""
     found: dict[str, int] = {}
     for name, weight in weights:
         part, bits = part_of(name), weight.detach().contiguous().view(_BITS[weight.itemsize])
         before = found.get(part, 0)
-        gone = before < 0 or not weight.numel()  # packed by the engine into a form of its own
+        gone = before < 0 or not weight.numel()  # the engine has packed it into a form of its own
         found[part] = -1 if gone else (before + int(bits.sum(dtype=torch.int64))) % 2**64
     return found
 
 
 def differing(sent: dict[str, int], held: dict[str, int]) -> list[str]:
-    """Parts that were sent and are held otherwise. What cannot be seen does not differ."""
+    """Parts of which the engine holds another sum than was sent. Parts that it cannot show do not count."""
     return sorted(part for part, value in sent.items() if held.get(part, -1) not in (-1, value))
 
 
 def handle(weight: torch.Tensor) -> Any:
-    """What lets another process of this GPU read a tensor; without a GPU its values (numpy), for tests."""
+    """A handle by which another process on this GPU can read a tensor; for a tensor on a CPU its values (for tests)."""
     return reduce_tensor(weight)[1] if weight.is_cuda else weight.numpy()
 
 
 def of_handle(given: Any) -> torch.Tensor:
-    """The tensor of a handle, in the memory of the process that made it."""
+    """The tensor of a handle; it stays in the memory of the process that made the handle."""
     if not isinstance(given, tuple):
         return torch.from_numpy(given)
     arguments = list(given)
-    arguments[_DEVICE] = torch.cuda.current_device()  # which has another number here
+    arguments[_DEVICE] = torch.cuda.current_device()  # the GPU may have another number here
     return rebuild_cuda_tensor(*arguments)
 
 
 _DEVICE = 6
-"""Of the arguments with which PyTorch rebuilds a shared tensor, the number of its GPU."""
+"""Index of the GPU's number among the arguments with which PyTorch rebuilds a shared tensor."""

@@ -1,4 +1,4 @@
-"""What happens beside a training step: metrics to disk and MLflow, rollout samples, the progress bar, checkpoints."""
+"""What happens beside a training step: metrics on disk and in MLflow, the progress bar, checkpoints, evaluations."""
 
 import os
 import shutil
@@ -28,10 +28,13 @@ class Recorder(TrainerCallback):
     """Writes every logged step to `metrics.jsonl`, then to MLflow, and shows it on the progress bar.
 
     Args:
-        config: the run's.
-        files: its folder.
+        config: the run's configuration.
+        files: the run's folder.
         tracker: the run in MLflow.
-        steps: steps in all.
+        steps: total number of steps.
+
+    Raises:
+        UserError: in `on_log`, after more than `trainer.max_skipped_steps` skipped steps in a row.
     """
 
     def __init__(self, config: Config, files: RunFolder, tracker: Tracker, steps: int):
@@ -42,7 +45,7 @@ class Recorder(TrainerCallback):
         self._newest: dict[str, float] = {}
         self._bar = bar("train")
         self._task = self._bar.add_task("train", total=steps, text="")
-        for row in files.read("metrics.jsonl"):  # of a run that is taken up
+        for row in files.read("metrics.jsonl"):  # of a resumed run
             self._count(row)
 
     def on_train_begin(self, args, state, control, **_) -> None:
@@ -72,14 +75,14 @@ class Recorder(TrainerCallback):
             say(
                 "warning",
                 f"step {step}: the engine's log-probabilities are {apart:.2g} nats a token from the trainer's "
-                f"(generation.vllm.alarm={self._alarm:g}): it samples from another policy than the one that learns",
+                f"(generation.vllm.alarm={self._alarm:g}): it samples from a different policy than the one in training",
             )
         if "train/skipped" in row:
             say("warning", f"step {step} is skipped: its loss or gradient is not finite")
         if self._skipped > self._max_skipped:
             raise UserError(
                 f"{self._skipped} steps in a row had a loss or gradient that is not finite",
-                "the weights are those before them; lower trainer.learning_rate, or look at the rewards",
+                "the weights are those from before these steps; lower trainer.learning_rate, or look at the rewards",
             )
 
     def _count(self, row: dict[str, float]) -> None:
@@ -87,30 +90,31 @@ class Recorder(TrainerCallback):
         self._skipped = self._skipped + 1 if "train/skipped" in row else 0
 
     def development(self, step: int, metrics: dict[str, float]) -> None:
-        """Take an evaluation on the development split."""
+        """Write the metrics of an evaluation on the development split to `dev.jsonl`, then to MLflow."""
         self._tracker.row(self._files.numbers("dev.jsonl", {"step": step, **metrics}))
 
     def close(self) -> None:
-        """Take the bar off the screen, when training has ended or failed."""
+        """Remove the progress bar when training has ended or failed."""
         self._bar.stop()
 
 
 class Keeper(TrainerCallback):
-    """Does what is due after a step: checkpoints (periodic, at the end, and at the best development accuracy so far),
-    evaluations on the development split, answers to the watched samples.
+    """Does what is due after a step: saves a checkpoint (periodically, at the end, and at the best development accuracy
+    so far), evaluates the development split, has the watched samples answered.
 
-    What is on disk already is not done again, so a run can resume in the middle of this work.
+    It does not repeat what is already on disk, so a run can resume in the middle of this work.
 
     Args:
-        job: what the run works with.
-        files: the run's folder; it keeps the best checkpoint beside the newest.
-        evaluator: asks the development split and the watched samples.
-        recorder: takes the metrics of the development split.
-        provenance: what the manifest of a checkpoint says beside its step.
+        job: model, data and configuration of the run.
+        files: the run's folder.
+        evaluator: evaluates the development split and the watched samples.
+        recorder: records the metrics of the development split.
+        provenance: what the manifest of a checkpoint says besides its step.
 
     Attributes:
-        newest: the last checkpoint.
-        best: step and accuracy of the best on the development split; the later one of equals.
+        newest: the newest checkpoint; None if there is none yet.
+        best: `step` and `accuracy` of the best checkpoint on the development split, the later one on a tie; None if
+            there is none yet.
     """
 
     def __init__(
@@ -153,7 +157,8 @@ class Keeper(TrainerCallback):
         def done(name: str) -> bool:
             return any(row["step"] == step for row in self._files.read(name))
 
-        # The first process decides for all: only it sees what an earlier process has left in the files.
+        # The first process decides for all: the others may not see what an earlier
+        # process has left in the files.
         watches, evaluates = collectives.on_main_process(
             lambda: (
                 evaluation.watched and due(trainer.completions_every) and not done("watched.jsonl"),
@@ -174,7 +179,7 @@ class Keeper(TrainerCallback):
                 self._recorder.development(step, metrics)
                 if self._is_best(metrics["dev/accuracy"]):
                     self._save(step, last)
-                    # Where it could not be saved, the best of those that are there stays.
+                    # If it could not be saved, the best of the existing checkpoints stays the best.
                     if self.newest and checkpoint.step_of(self.newest) == step:
                         self._take_best(step, metrics["dev/accuracy"])
                         if state.is_world_process_zero:
@@ -182,18 +187,18 @@ class Keeper(TrainerCallback):
                             checkpoint.rotate(self._files.path, self._keep)
 
     def leave(self) -> None:
-        """Save a checkpoint when the process is told to stop."""
+        """Save a checkpoint when training stops early, and say which step is kept."""
         step = self.trainer.state.global_step
         if step:
-            with suppress(UserError):  # said by what is kept; the signal is what the run ends with
+            with suppress(UserError):  # the message below says what is kept
                 self._save(step, step == self.trainer.state.max_steps)
         kept = checkpoint.step_of(self.newest) if self.newest else 0
         lost = "" if kept == step else f" ({step - kept} steps are lost)"
-        again = "sweep.resume" if client.PARENT in os.environ else "resume=auto"  # of a job the sweep says how
+        again = "sweep.resume" if client.PARENT in os.environ else "resume=auto"  # the sweep resumes its jobs
         if kept:
             say("stopped", f"step {kept} is kept; {again} goes on from it{lost}")
         else:
-            say("stopped", f"nothing is kept yet; {again} begins again{lost}")
+            say("stopped", f"no checkpoint is kept yet; {again} starts again{lost}")
 
     def _save(self, step: int, last: bool) -> None:
         if self.newest and checkpoint.step_of(self.newest) == step:
@@ -204,7 +209,7 @@ class Keeper(TrainerCallback):
         def check() -> None:
             if broken := [name for name, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
                 raise UserError(
-                    f"at step {step} weights are not finite ({broken[0]}, {len(broken)} in all); they are not saved",
+                    f"at step {step} weights are not finite ({len(broken)}, such as {broken[0]}); they are not saved",
                     f"the last good ones are {self.newest}; lower trainer.learning_rate" if self.newest else "",
                 )
 
@@ -212,7 +217,7 @@ class Keeper(TrainerCallback):
             self.trainer.save_weights(folder, weights)
             self.trainer.save_state_beside(folder)
 
-        # Refused in all processes before anything is written: the good checkpoint before it stays the newest.
+        # All processes refuse before anything is written, so the last good checkpoint stays the newest.
         collectives.each(check)
         provenance = {"last": last, **self._provenance}
         try:
@@ -229,7 +234,7 @@ class Keeper(TrainerCallback):
                 )
         except collectives.Lost:
             raise
-        except Exception as error:  # a full disk is another kind of error in each of the libraries that write
+        except Exception as error:  # each library that writes raises its own kind of error for a full disk
             free = shutil.disk_usage(self._files.path).free / 2**30
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             problem = f"step {step} could not be saved ({reason}); {free:.1f} GiB are free"

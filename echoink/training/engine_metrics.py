@@ -1,8 +1,8 @@
-"""What is logged of an engine's rollout: how far its log-probabilities are from the policy's, and the loss's weights.
+"""Metrics of an engine's rollout: how far its log-probabilities are from the policy's, and the weights in the loss.
 
-The weights themselves are `grpo.engine_ratio`.
+`grpo.engine_ratio` computes these weights.
 
-Shapes: R rows, C completion tokens.
+Shapes: R rows, C completion tokens, N micro-batches of all processes.
 """
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 
 def notes(logps: Tensor, engine: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """What `metrics` needs of one micro-batch: [7], sums, counts and extremes."""
+    """Sums, counts and extremes of one micro-batch, [7], from which `metrics` computes means.
+
+    Args:
+        logps: log-probabilities of the policy, [R, C].
+        engine: log-probabilities of the engine, [R, C]; NaN where it gave none.
+        mask: [R, C], True on the tokens that count.
+        weights: [R, C] or [R, 1], see `grpo.engine_ratio`.
+    """
     difference = (logps - engine).abs()[mask]
     difference = difference[~difference.isnan()]
     inside = weights[mask] if weights.shape == mask.shape else weights[mask.any(1)]
@@ -29,10 +36,13 @@ def notes(logps: Tensor, engine: Tensor, mask: Tensor, weights: Tensor) -> Tenso
 
 
 def metrics(noted: Tensor) -> dict[str, float]:
-    """Difference of the log-probabilities (mean and largest, nats a token) and the weights, of a whole step.
+    """The difference of the log-probabilities (mean and largest, nats per token) and the weights over a whole step.
 
     Args:
         noted: [N, 7], `notes` of all micro-batches and processes.
+
+    Returns:
+        Values by metric name; empty if no token could be compared.
     """
     total, count, largest, least, weights, rows, most = noted.double().unbind(1)
     if not count.sum():

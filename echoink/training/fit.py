@@ -1,4 +1,4 @@
-"""Trains a run: builds the trainer and its callbacks, starts or resumes it, saves a checkpoint if it is stopped."""
+"""Trains a run: builds the trainer and its callbacks, starts or resumes training, saves a checkpoint if it stops."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,23 +45,24 @@ def train(
     start: resume.Start,
     engine: Engine | None = None,
 ) -> EchoInkTrainer:
-    """Train the job's model to the last step; the run's summary says what came of it.
+    """Train the job's model to the last step and write the outcome to the run's summary.
 
     Args:
-        job: what the run works with.
+        job: model, data and configuration of the run.
         files: the run's folder.
         tracker: the run in MLflow.
-        evaluator: for the development split and the watched samples.
+        evaluator: evaluates the development split and the watched samples.
         longest: tokens of the longest prompt.
-        start: the step and the checkpoint that it begins with.
-        engine: generates the rollouts in the place of our decoder.
+        start: the step and the checkpoint from which training starts.
+        engine: generates the rollouts instead of our decoder.
 
     Returns:
-        The trainer, whose `unsharded` has the model that came of it.
+        The trainer; its `unsharded` gives the trained model.
 
     Raises:
-        UserError: a checkpoint of another run, or training that cannot go on; KeyboardInterrupt and `signals.Preempted`
-            after a checkpoint is kept.
+        UserError: the checkpoint belongs to another run, or training cannot go on.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint is saved where possible.
+        signals.Preempted: on SIGTERM or SIGUSR1, after a checkpoint is saved where possible.
     """
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
@@ -95,12 +96,12 @@ def train(
 
 
 def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, keeper: Keeper) -> None:
-    """Train to the end; save a checkpoint if the process is told to stop."""
+    """Train to the end. Save a checkpoint if a signal stops training, or, with one process, a `UserError`."""
     try:
         trainer.go_on(start.checkpoint)
     except (KeyboardInterrupt, signals.Preempted, UserError) as error:
         if isinstance(error, UserError) and collectives.several():
-            raise  # the others may not know of it, and a checkpoint is written by all
+            raise  # the other processes may not know of the error, and all of them write a checkpoint
         recorder.close()
         keeper.leave()
         raise
@@ -110,7 +111,7 @@ def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, kee
 
 
 def _scoring(job: Job) -> Scoring:
-    """The rewards of a configuration."""
+    """The rewards of the job's configuration."""
     config, train = job.config, job.splits.train
     rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
@@ -121,8 +122,9 @@ def _scoring(job: Job) -> Scoring:
 
 
 def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel | None]:
-    """The adapter that learns, and the frozen reference of the KL term. With an adapter the reference is the same model
-    with the adapter switched off, so that no second one is loaded.
+    """The adapter that learns, and the frozen reference of the KL term; each is None where there is none.
+
+    With an adapter the reference is the same model with the adapter switched off, so no second model is loaded.
     """
     config, adapter, wanted = job.config, job.config.adapter, job.config.model
     if adapter.kind is not Adapter.none:
@@ -131,7 +133,7 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
         return None, None
     shards, dtype = shard_plan_of(config), wanted.dtype.name
     if config.trainer.bf16 and config.trainer.sharding.is_deepspeed:
-        dtype = "bfloat16"  # DeepSpeed would round it, after each process has held it whole in float32
+        dtype = "bfloat16"  # DeepSpeed would round it only after each process has held all of it in float32
     return None, loading.load_reference(job.path, dtype, wanted.attention.name, shards)
 
 
@@ -141,7 +143,7 @@ def _on_rollout(
     tracker: Tracker,
     scoring: Scoring,
 ) -> Callable[[list[dict]], None]:
-    """The observers of every rollout's rows: the monitor for runs that cannot learn, `completions/`, traces."""
+    """A function that passes the rows of every rollout to the learning signal monitor, `completions/` and traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
     weights = {reward.name: reward.weight for reward in scoring.terms}
     if (integration := scoring.integration) and integration.pays:
@@ -153,7 +155,7 @@ def _on_rollout(
         rejects=config.grpo.advantage is Advantage.rejection,
     )
     lookers = (
-        *(() if config.task is Task.sft else (watch,)),  # of runs that cannot learn from what they sample
+        *(() if config.task is Task.sft else (watch,)),  # supervised runs sample nothing
         every(
             config.trainer.completions_every,
             updates,
@@ -171,7 +173,7 @@ def _on_rollout(
 
 
 def _sum_up(files: RunFolder, trainer: EchoInkTrainer, keeper: Keeper) -> None:
-    """What came of training, into the summary."""
+    """Write the outcome of training to the run's summary."""
     files.summary |= {
         "steps": trainer.state.global_step,
         "train": collectives.on_main_process(lambda: _first_and_last(files)),
@@ -191,7 +193,7 @@ def _first_and_last(files: RunFolder) -> dict[str, float]:
 
 
 def _provenance(job: Job) -> dict[str, Any]:
-    """What a checkpoint's manifest says of the run beside its configuration."""
+    """What a checkpoint's manifest says about the run: model, data, processes, versions, commit and device."""
     here, splits = environment(), job.splits
     asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))
     return {

@@ -6,7 +6,7 @@
     KL  = exp(d) - d - 1,  d = log π_ref - log π_θ                      `kl`
 
 R_accuracy (Eq. 3) is in `rewards/accuracy.py`, R_format (Eq. 4) in `rewards/format.py`. The variants are TRL's; the
-tests compare each with TRL's own loss and gradient. Departure from the paper's public code: d is not clamped to ±10.
+tests compare each with TRL's own loss and gradient. Unlike the paper's public code, this one does not clamp d to ±10.
 
 Shapes: B prompts, G group, R = B·G rows (completions), K rewards, C completion tokens. Masks are True on tokens that
 count.
@@ -21,18 +21,20 @@ from torch import Tensor
 from echoink.config.schema import Correction, Loss, Scale
 
 EPSILON = 1e-4
-"""Beside the standard deviation in Eq. 1, as in TRL."""
+"""Added to the standard deviation in Eq. 1, as in TRL."""
 
 
 def total_reward(rewards: Tensor, weights: Tensor) -> Tensor:
-    """r_i = Σ_k λ_k R_k(o_i), Eq. 5: [R] of rewards [R, K] and their weights λ [K]."""
+    """r_i = Σ_k λ_k R_k(o_i), Eq. 5: [R] from rewards [R, K] and their weights λ [K]."""
     return (rewards * weights).sum(1)
 
 
 def _from_the_first(rows: Tensor) -> Tensor:
-    """Rewards minus the first of their row. Equal rewards become exactly 0, and so does their deviation from the mean:
-    in floats the mean of eight times 1.2 is not 1.2, and Adam would turn the rest into ordinary steps. Sums
-    that differ only by rounding count as equal: 0.3 + 0.4 and 0.7.
+    """Rewards [N, M] minus the first reward of their row.
+
+    Equal rewards become exactly 0, and so does their deviation from the mean. Without this, the mean of eight times 1.2
+    is not 1.2 in floats, and Adam would turn the remainder into ordinary steps. Sums that differ only by rounding, such
+    as 0.3 + 0.4 and 0.7, count as equal.
     """
     rounding = 4 * torch.finfo(rows.dtype).eps * rows.abs().amax(1, keepdim=True)
     difference = rows - rows[:, :1]
@@ -40,7 +42,7 @@ def _from_the_first(rows: Tensor) -> Tensor:
 
 
 def standard_deviation(rewards: Tensor, group: int, scale: Scale) -> Tensor:
-    """Standard deviation (with Bessel's correction) of each row's group, with `Scale.batch` of all rows: [R]."""
+    """Standard deviation (with Bessel's correction) of each row's group, or of all rows with `Scale.batch`: [R]."""
     grouped = _from_the_first(rewards.view(1, -1) if scale is Scale.batch else rewards.view(-1, group))
     count = grouped.shape[1]
     variance = (grouped - grouped.mean(1, keepdim=True)).square().mean(1) * (count / (count - 1))
@@ -51,7 +53,7 @@ def advantages(rewards: Tensor, group: int, scale: Scale) -> Tensor:
     """A_i = (r_i - mean r) / (std r + 1e-4), Eq. 1.
 
     Args:
-        rewards: total rewards [R]; the rows of a group stand together.
+        rewards: total rewards [R]; the rows of a group are adjacent.
         group: G.
         scale: divide by the standard deviation of the group (Eq. 1), of the batch, or by nothing (Dr. GRPO).
 
@@ -64,14 +66,14 @@ def advantages(rewards: Tensor, group: int, scale: Scale) -> Tensor:
 
 
 def rejection(accuracy: Tensor) -> Tensor:
-    """[R] from R_accuracy [R]: 1 if right, else 0. The step is supervised, on the right completions (RAFT)."""
+    """1 where R_accuracy is 1, else 0: [R] from [R]. The step is then supervised, on the right completions (RAFT)."""
     return (accuracy == 1).float()
 
 
 def silent_rows(advantages: Tensor, group: int, rejects: bool) -> Tensor:
-    """The rows of groups that add nothing to the loss at β = 0: [R], True where all of a group's advantages are equal.
+    """The rows of groups that add nothing to the loss at β = 0: [R], True where all advantages of a group are equal.
 
-    With `rejects` (advantages are 1 or 0, see `rejection`) a group is silent only where nothing in it is right.
+    With `rejects` (advantages are 1 or 0, see `rejection`) a group is silent only if none of its completions is right.
     """
     grouped = advantages.view(-1, group)
     silent = grouped.amax(1) == grouped.amin(1)
@@ -92,12 +94,12 @@ def engine_ratio(logps: Tensor, engine: Tensor, mask: Tensor, how: Correction, l
     Args:
         logps: log-probabilities of the policy, [R, C].
         engine: log-probabilities of the engine, [R, C]; NaN where it gave none, which counts as a ratio of 1.
-        mask: [R, C].
-        how: truncate or mask ratios, by token or by sequence; see `Correction`.
+        mask: [R, C], True on the tokens that count.
+        how: truncate or mask ratios, by token or by sequence, or do not correct; see `Correction`.
         largest: the bound on a ratio.
 
     Returns:
-        Weights of the token losses: [R, C] for tokens, [R, 1] for sequences.
+        Weights of the token losses: [R, C] by token, [R, 1] by sequence, and [R, C] of ones without correction.
     """
     if how is Correction.none:
         return torch.ones_like(logps)
@@ -115,9 +117,9 @@ class ObjectiveSettings:
     """Which variant of Eq. 2 a run minimizes."""
 
     loss: Loss
-    """How token losses become one number, see `reduce`; CISPO also changes the token loss."""
+    """How token losses are reduced to one number, see `reduce`; CISPO also changes the token loss."""
     clip: float
-    """ε, the bound on the ratio of new and old policy."""
+    """ε: the ratio of the new to the old policy is clipped at 1 ± ε."""
     beta: float
     """β, the weight of the KL term."""
     max_tokens: int
@@ -129,9 +131,9 @@ def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, settings: Objec
 
     Args:
         logps: log π_θ [R, C].
-        old: log π_old [R, C], of the policy that sampled.
+        old: log π_old [R, C], under the policy that sampled.
         advantages: [R].
-        settings: gives ε and says whether it is CISPO.
+        settings: gives ε and says whether the loss is CISPO's.
 
     Returns:
         [R, C].
@@ -144,13 +146,13 @@ def token_losses(logps: Tensor, old: Tensor, advantages: Tensor, settings: Objec
 
 
 def reduce(losses: Tensor, mask: Tensor, settings: ObjectiveSettings, tokens: Tensor | float) -> Tensor:
-    """One number of token losses [R, C].
+    """Reduce token losses [R, C] to one number.
 
     Args:
         losses: [R, C].
-        mask: [R, C].
-        settings: `grpo` averages each completion, then the completions (Eq. 2); `bnpo` all tokens; `dr_grpo` divides by
-            R times the cap on a completion's tokens; `dapo` and `cispo` by `tokens`.
+        mask: [R, C], True on the tokens that count.
+        settings: `grpo` averages over each completion's tokens, then over the completions (Eq. 2); `bnpo` averages over
+            all tokens; `dr_grpo` divides by R times the cap on a completion's tokens, `dapo` and `cispo` by `tokens`.
         tokens: the divisor of `dapo` and `cispo`, see `EchoInkTrainer._tokens_of_step`.
     """
     summed, loss = losses * mask, settings.loss
@@ -187,11 +189,11 @@ def objective(
         logps: log π_θ [R, C].
         old: log π_old [R, C].
         advantages: [R].
-        mask: [R, C].
+        mask: [R, C], True on the tokens that count.
         settings: the loss, ε and β.
         tokens: see `reduce`.
         reference: log π_ref [R, C]; None where β is 0.
-        weights: w, see `engine_ratio`; None: 1.
+        weights: w, [R, C] or [R, 1], see `engine_ratio`; None means 1.
     """
     divergence = None if reference is None else kl(logps, reference)
     losses = token_losses(logps, old, advantages, settings)

@@ -1,7 +1,7 @@
-"""The base of `EchoInkTrainer`: TRL's and transformers' trainer with our order of prompts, timer and log.
+"""The base class of `EchoInkTrainer`: TRL's and transformers' trainer with our order of prompts, timer and log.
 
 The algorithm is in `trainer`. This module runs it inside `transformers.Trainer`: construction, the prompts that the
-data loader reads, the work around an update, and the rollout that a checkpoint keeps.
+data loader reads, the work around an update, and the unfinished rollout that a checkpoint holds.
 """
 
 import copy
@@ -47,13 +47,13 @@ class Policy:
     """The policy, its reference, and the engine that samples from it."""
 
     model: PreTrainedModel
-    """pi_theta, from `loading.load_model`, as the reference is."""
+    """pi_theta, from `loading.load_model`."""
     reference: PreTrainedModel | None
-    """The frozen pi_ref; None where `args.beta` is 0 or with an adapter."""
+    """The frozen pi_ref, from `loading.load_reference`; None if `args.beta` is 0 or there is an adapter."""
     processor: PromptProcessor
     """Turns a sample into model inputs."""
     adapter: PeftConfig | None = None
-    """Trained instead of the weights; the model with the adapter switched off is the reference."""
+    """What is trained instead of the model's weights; the model with the adapter switched off is the reference."""
     engine: Engine | None = None
     """Generates the rollouts instead of our decoder."""
     correction: Correction = Correction.none
@@ -65,28 +65,29 @@ class Scoring:
     """What a completion is rewarded for."""
 
     terms: Sequence[Reward]
-    """Of the total reward; one of them is called `accuracy`."""
+    """The terms of the total reward; one of them is called `accuracy`."""
     integration: IntegrationReward | None = None
-    """A reward, or a weighting of groups, that needs the model itself."""
+    """A reward, or a weight of groups, that needs the model itself; None for none."""
 
 
 def _never(**_) -> list[float]:
-    raise AssertionError("TRL wants a reward function; ours are called by `EchoInkTrainer._compute_rewards`")
+    raise AssertionError("TRL requires a reward function; `EchoInkTrainer._compute_rewards` calls ours")
 
 
 class TRLHost(ResumableTrainer):
     """TRL's GRPO trainer for prompts with a picture and a sound.
 
     Args:
-        policy: what learns.
-        samples: the training set; their ids are unique.
+        policy: the model that learns, its reference and its engine.
+        samples: the training set, with unique ids.
         scoring: the rewards.
         args: TRL's configuration, see `trl_config.arguments`.
         settings: the variant of GRPO; the shared prefix, modality dropout.
-        curriculum: needs (field `need` of the samples) in the order in which an epoch goes through them.
-        callbacks: transformers'.
-        on_rollout: called with the rows of every rollout: `step`, `id`, `g`, `text`, `tokens`,
-            `media`, rewards, `advantage`.
+        curriculum: values of the samples' field `need`, in the order in which an epoch goes through them; empty
+            for no such order.
+        callbacks: callbacks of transformers.
+        on_rollout: the first process calls it with the rows of every rollout, those of all processes. A row has `step`,
+            `id`, `g`, `text`, `tokens`, `media`, the rewards by name, and `advantage`.
     """
 
     GENERATES = True
@@ -104,26 +105,26 @@ class TRLHost(ResumableTrainer):
         callbacks: list | None = None,
         on_rollout: Callable[[list[dict]], None] | None = None,
     ):
-        # What the run gives us.
+        # What the run passes in.
         model, reference, processor = policy.model, policy.reference, policy.processor
         self._prompt_processor, self._prefetcher = processor, Prefetcher(processor)
         self._upcoming: list[str] = []  # sample ids that the data loader has read since the last rollout
         self._samples = {sample.id: sample for sample in samples}
         self._on_rollout = on_rollout
-        self.rollout: Rollout | None = None  # the one whose micro-batches are buffered
+        self.rollout: Rollout | None = None  # the rollout whose micro-batches are buffered
         self._rewards, self._integration, self._settings = list(scoring.terms), scoring.integration, settings
         if self._integration and self._integration.pays:
             self._rewards.append(Reward("integration", self._integration_reward, self._integration.weight))
         self._engine = policy.engine
         self._pushed: int | None = None  # the step whose weights the engine has
         self._correction, self._largest_ratio = policy.correction, args.vllm_importance_sampling_clip_max
-        # Sums of the step's micro-batches, over all processes, see `EchoInkTrainer._compute_loss`.
+        # Sums over the tokens of each micro-batch of all processes, see `EchoInkTrainer._compute_loss`.
         self._token_sums: list[list[float]] = []
         self._engine_notes: list[Tensor] = []
         self._random_state = rng_state.state()  # as of the end of the last whole step
         self._reference_sees_the_same = reference is None or same_towers(model.model, reference.model)
-        # TRL cannot load a reference from a full Omni configuration. So the trainer is built without a KL term and
-        # gets ours afterwards.
+        # TRL cannot load a reference from a full Omni configuration. So the trainer is built without a KL term; the KL
+        # term and our reference are set afterwards.
         without_reference = copy.copy(args)
         without_reference.beta = 0.0
         super().__init__(
@@ -135,30 +136,30 @@ class TRLHost(ResumableTrainer):
             callbacks=callbacks,
             peft_config=policy.adapter,
         )
-        # From here on TRL's own objects are there, and some are replaced by ours.
+        # TRL's own objects exist now; some are replaced by ours.
         self.args.beta = self.beta = args.beta
         self.remove_callback(PrinterCallback)
-        self.data_collator = self._read  # of batches that the data loader reads one step ahead
+        self.data_collator = self._read  # gets the batches that the data loader reads one step ahead
         self.timer = StepTimer(self.accelerator.device)
         self._order = self._sampler([curriculum.index(s.fields["need"]) for s in samples] if curriculum else None)
         self._set_dtypes(policy, args.bf16)
         # With an adapter the model is its own reference, the adapter switched off.
         self.ref_model = self._prepared(reference) if self.beta and policy.adapter is None else None
-        # A tower that no prompt of a step needs gets a gradient of zero, not none, in whatever way it is divided.
+        # A tower that no prompt of a step needs gets a gradient of zero instead of none, however the model is sharded.
         for each in filter(None, (model, reference)):
             each.model.run_all_towers = True
-        self._decoder: Decoder | None = None  # made for the first rollout; what it captures serves all of them
+        self._decoder: Decoder | None = None  # made for the first rollout; all later ones reuse its captured steps
 
     def _set_dtypes(self, policy: Policy, bf16: bool) -> None:
         if policy.adapter is not None:
             unround_what_learns(self.model)
-        # Weights that autocast would round at every use are rounded once if they are frozen and not saved.
+        # Autocast would round these weights at every use. They are frozen and not saved, so they are rounded once.
         frozen = policy.reference if policy.adapter is None else self.model
         if bf16 and frozen is not None:
             round_frozen(frozen, torch.bfloat16)
 
     def _sampler(self, stages: Sequence[int] | None) -> GroupSampler:
-        # TRL's sampler drops the last, partial block of prompts; ours fills it (561 or 562 steps of the paper).
+        # TRL's sampler drops the last, partial block of prompts; ours fills it (562 steps of the paper, not 561).
         return GroupSampler(
             prompts=len(self._samples),
             group_size=self.num_generations,
@@ -182,12 +183,12 @@ class TRLHost(ResumableTrainer):
         return self._order
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
-        self._order.set_epoch(epoch)  # transformers forgets this if the data loader skips trained batches
+        self._order.set_epoch(epoch)  # transformers omits this if the data loader skips trained batches
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _prepare_inputs(self, generation_batch: list[dict]) -> dict[str, Tensor]:
-        # TRL's own, without the shuffle that scatters a group over micro-batches.
-        # One rollout serves this many micro-batch passes; between rollouts the buffer gives the next micro-batch.
+        # This is TRL's method without the shuffle, which would scatter a group over micro-batches. One rollout serves
+        # `rollouts_every` micro-batches; between rollouts the next micro-batch comes from the buffer.
         rollouts_every = self.args.steps_per_generation * self.num_iterations
         if self._step % rollouts_every == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
@@ -200,16 +201,16 @@ class TRLHost(ResumableTrainer):
         return rows
 
     def _prefetch(self) -> None:
-        """Let threads make the next rollout's prompts once this rollout is done: its decoding needs the GIL too."""
-        now = set(self.rollout.ids)  # a rollout's rows are read again for each of its updates
+        """Let threads prepare the next rollout's prompts; during decoding they would compete for the GIL."""
+        now = set(self.rollout.ids)  # the data loader reads a rollout's rows again for each of its updates
         self._prefetcher.ask([self._samples[id] for id in self._upcoming if id not in now])
         self._upcoming.clear()
 
     def _shown(self, sample: Sample) -> Sample:
-        """The sample as this step uses it; modality dropout may have removed a sense."""
+        """The sample as this step uses it; modality dropout may remove one sense of a sample that has both."""
         if not self._settings.modality_dropout or not has_both(sample):
             return sample
-        number = self.state.global_step // self.num_iterations  # of the rollout, also in the middle of its updates
+        number = self.state.global_step // self.num_iterations  # the rollout's number, the same for all of its updates
         coin = uniforms(self.args.seed, number, f"dropout {sample.id}", group_size=1, length=2).flatten().tolist()
         return without(sample, SENSES[int(2 * coin[1])]) if coin[0] < self._settings.modality_dropout else sample
 
@@ -227,9 +228,9 @@ class TRLHost(ResumableTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         sound = torch.isfinite(torch.as_tensor([float(norm), float(self._tr_loss)])).all()
         if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
-            # The step is skipped: no number of it reaches a weight or a moment.
-            self.optimizer.zero_grad(set_to_none=True)  # an optimizer leaves weights without a gradient alone
-        # transformers updates next. From here until `log` releases the hold, no signal may interrupt.
+            # Skip the step: nothing of it reaches a weight or a moment of the optimizer.
+            self.optimizer.zero_grad(set_to_none=True)  # an optimizer does not change weights without a gradient
+        # transformers updates the weights next. From here until `log` calls `release`, no signal may interrupt.
         signals.hold()
         return norm
 
@@ -239,9 +240,9 @@ class TRLHost(ResumableTrainer):
         self._note_means()
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
             logs["skipped"] = 1
-            self._tr_loss.zero_()  # transformers subtracts it from itself: nan stays nan
+            self._tr_loss.zero_()  # transformers resets it by subtracting it from itself: nan stays nan
         logs.update(self.timer.end())
-        # Tokens a second of the whole run, from the mean length over all processes.
+        # Tokens per second of all processes together, from the mean length over all of them.
         lengths = self._metrics["train"].get("completion/mean_length")
         if self.GENERATES and lengths and logs.get("time/rollout"):
             tokens = sum(lengths) / len(lengths) * self.args.generation_batch_size
@@ -251,29 +252,29 @@ class TRLHost(ResumableTrainer):
         signals.release()
 
     def _note(self, name: str, value: Tensor | float) -> None:
-        """Keep a number for the log of this step."""
+        """Add a value to this step's metrics."""
         self._metrics["train"][name].append(float(value))
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
-        """R_int of the rows of this rollout."""
+        """R_int of this rollout's rows, [R]."""
         raise NotImplementedError
 
     def _note_means(self) -> None:
-        """Note what the step's micro-batches added up."""
+        """Add to this step's metrics the means over the tokens of its micro-batches."""
         raise NotImplementedError
 
-    # --- what a checkpoint keeps of a rollout whose updates are not over ---
+    # --- what a checkpoint holds of a rollout whose updates are not finished ---
 
     def rollout_state(self) -> dict[str, Any]:
-        """Nothing where the next step makes a rollout of its own."""
-        # At the end of a rollout's last update there is nothing to keep.
+        """See `ResumableTrainer`."""
+        # After a rollout's last update there is nothing to keep.
         if self._buffered_inputs is None or not self.state.global_step % self.num_iterations:
             return {}
         features = self.rollout.features
         return {"micro_batches": self._buffered_inputs, "prompts": self.rollout.ids, "features": features}
 
     def take_rollout(self, kept: dict[str, Any]) -> None:
-        """Go on in the middle of it."""
+        """See `ResumableTrainer`."""
         self._buffered_inputs = kept["micro_batches"]
         samples = [self._shown(self._samples[id]) for id in kept["prompts"]]
         index = torch.cat([batch["prompt_index"] for batch in self._buffered_inputs]).tolist()
@@ -287,12 +288,12 @@ class TRLHost(ResumableTrainer):
         )
 
     def close(self) -> None:
-        """End the threads that look ahead."""
+        """End the threads that prepare prompts."""
         self._prefetcher.close()
 
     @contextmanager
     def apart(self):
-        """Run work between steps that changes neither the step's time nor its random state."""
+        """Work done inside counts in no step's time, and the random state is restored afterwards."""
         before = rng_state.state()
         with self.timer.paused():
             yield

@@ -1,4 +1,6 @@
-"""The rules of `integration` at work in a step of training: what is scored or answered again without each sense.
+"""Applies the rules of `rewards/integration.py` in a training step: it scores or answers changed prompts.
+
+A changed prompt lacks a sense, has another sample's sound or sight (`twin`), or is the same again (`redraw`).
 
 Shapes: B prompts, G group, R = B·G rows, M = 2 senses, C completion tokens.
 """
@@ -29,18 +31,20 @@ from echoink.rollout.types import Rollout
 
 
 class IntegrationReward:
-    """A rule, and the rollout that it judges.
+    """A rule and the rollout that it scores.
 
     Args:
         config: the group `reward`: the rule, its scale and weight, how answers are read.
         processor: turns a sample into model inputs.
-        rows: R of one scoring pass.
-        twins: for the rules twin and redraw, by sense and sample id: the training samples with that sense changed.
+        rows: most rows of one scoring pass.
+        twins: for the rules `twin` and `redraw`: for each sense, the training samples with that sense changed, by id
+            (`redraw` changes nothing).
 
     Attributes:
-        notes: numbers of the last rollout, to be logged: `integration/gain`, the mean c_i of right completions,
-            `integration/fires`, the share of groups that `need` weighs, or `integration/paid`, the share of right
-            completions that `twin` or `redraw` pays; each with how many it is a mean of.
+        notes: metrics of the last rollout: `integration/gain`, the mean c_i of right completions; `integration/fires`,
+            the share of groups that `need` weighs; or `integration/paid`, the share of right completions that `twin`
+            or `redraw` pays. Each comes with the number of values that it is a mean of. Prompts that the rule cannot
+            pay count only in `fires`; the other rules have no metric.
     """
 
     def __init__(
@@ -57,12 +61,13 @@ class IntegrationReward:
         return self.rule is not Rule.need
 
     def take(self, samples: Sequence[Sample], prompts: Sequence[PromptInputs], features: Sequence[Features]) -> None:
-        """Take the B prompts of a rollout, of which those with both senses are ablated.
+        """Take the B prompts of a rollout, and change each sense of those that the rule applies to.
 
         Args:
-            samples: as they were asked.
-            prompts: made of them.
-            features: of the prompts' media; the ablated prompts reuse those of the sense that is left.
+            samples: the samples of the rollout, after modality dropout.
+            prompts: the samples' model inputs.
+            features: features of the prompts' media. Prompts without one sense reuse those of the other; `twin` and
+                `redraw` encode all media again.
         """
         self.notes.clear()
         self._samples = list(samples)
@@ -70,7 +75,7 @@ class IntegrationReward:
         self._both = [i for i, sample in enumerate(samples) if (self._payable(sample) if changes else has_both(sample))]
         self._full = [prompts[index] for index in self._both], [features[index] for index in self._both]
         self._ablated = []
-        if changes:  # a donor's medium is new, so all media of these prompts are encoded again
+        if changes:  # a donor's medium is new: `generate` encodes all media of these prompts again
             for twins in self._twins:
                 self._ablated.append(([self._processor(twins[samples[index].id]) for index in self._both], None))
             return
@@ -81,22 +86,24 @@ class IntegrationReward:
             self._ablated.append((made, kept))
 
     def _payable(self, sample: Sample) -> bool:
-        """Whether twin and redraw can pay for a prompt: its need is known, and both senses are there and can change."""
+        """Whether `twin` and `redraw` can pay for a prompt: it has both senses and a twin for each of them."""
         return has_both(sample) and all(sample.id in twins for twins in self._twins)
 
     def answer_again(self, model, noise: Tensor, sampling: Sampling, decoder: Decoder | None = None) -> None:
-        """Complete the changed prompts with the noise of the full ones, where the rule needs it.
+        """Complete the changed prompts, if the rule needs it, with the noise of the full prompts.
+
+        `redraw` shifts the noise by one completion in the group for the first sense, and by two for the second.
 
         Args:
             model: the policy, not wrapped.
-            noise: [B, G, C] of the rollout.
-            sampling: of the rollout.
-            decoder: the policy's, of the rollout.
+            noise: the rollout's noise, [B, G, C].
+            sampling: the rollout's settings.
+            decoder: the decoder of the rollout; None makes one for each call of `generate`.
         """
         if self.rule not in ANSWERS_AGAIN:
             return
         group = noise.shape[1]
-        # A prompt without both senses counts as answered rightly without each, so that no completion of it is paid.
+        # A prompt that the rule does not apply to counts as right without each sense: its completions are not paid.
         self._right_without = torch.ones(len(SENSES), len(self._samples) * group, device=model.device)
         rows = [index * group + g for index in self._both for g in range(group)]
         asked = [self._samples[index] for index in self._both for _ in range(group)]
@@ -124,13 +131,13 @@ class IntegrationReward:
                 readable[rows] = torch.tensor(answers, device=right.device)
 
     def reward(self, model, rollout: Rollout, texts: Sequence[str], samples: Sequence[Sample]) -> Tensor:
-        """R_int [R] of a rule that pays; 0 for prompts without both senses.
+        """R_int [R] of a rule that is a reward; 0 for prompts that the rule does not apply to.
 
         Args:
             model: the policy, not wrapped.
-            rollout: that `take` got the prompts of.
+            rollout: the rollout whose prompts `take` got.
             texts: its R completions.
-            samples: R samples that they answer.
+            samples: for each completion the sample that it answers.
         """
         device = next(model.parameters()).device
         right = torch.tensor(self._accuracy(texts, samples), device=device)
@@ -152,7 +159,12 @@ class IntegrationReward:
         return paid
 
     def needs_both(self, right: Tensor, group: int) -> Tensor:
-        """For each row [R] whether the rule `need` weighs its group: 1 or 0."""
+        """For each row [R], 1 if the rule `need` weighs its group, else 0.
+
+        Args:
+            right: R_acc of the completions, [R].
+            group: G.
+        """
         fires = integration.needs_both(right, self._right_without, group).float()
         self.notes["integration/fires"] = fires.mean().item(), len(fires)
         return fires.repeat_interleave(group)
@@ -167,8 +179,8 @@ class IntegrationReward:
         if not rows:
             return gain
         places = [self._both.index(prompt_index[row]) for row in rows]
-        logps = []  # `model.forward` avoids DeepSpeed's hooks: they wait for processes that may have nothing to score
-        with without_dropout(model):  # it would be another noise in each pass
+        logps = []  # `model.forward` skips DeepSpeed's hooks, which wait for processes that may have nothing to score
+        with without_dropout(model):  # each pass would drop other units
             for prompts, features in (self._full, *self._ablated):
                 parts = []
                 for start in range(0, len(rows), self._rows):
@@ -195,30 +207,31 @@ def integration_of(
     seed: int = 0,
     clusters: Mapping[str, Clusters] | None = None,
 ) -> IntegrationReward | None:
-    """The integration reward of a configuration; None where lambda_int is 0.
+    """The integration reward of a configuration; None if `lambda_int` is 0.
 
     Args:
         config: the group `reward`.
         processor: turns a sample into model inputs.
-        rows: R of one scoring pass.
-        samples: the training set, of which the rule twin takes its donors.
-        seed: of their choice.
-        clusters: by id; samples that share media share a name and are no donors for each other.
+        rows: most rows of one scoring pass.
+        samples: the training set, from which the rule `twin` takes its donors.
+        seed: seed for the choice of donors.
+        clusters: clusters by sample id; samples that share media are no donors for each other.
 
     Raises:
-        UserError: the rule is twin, and no sample can be paid.
+        UserError: the rule is `twin` or `redraw`, and no sample can be paid.
     """
     if not config.lambda_int:
         return None
     rule, twins = config.integration, []
     if rule in TWINS:
-        for variant in SWAPS:  # the same donors for all labels: of the same kind of question
+        for variant in SWAPS:  # donors are of the same kind of question, whatever its need
             changed = make(samples, variant, seed, clusters) if rule is Rule.twin else samples
             twins.append({sample.id: sample for sample in changed if sample.fields.get("need") in NEEDED})
-        payable = sum(all(sample.id in each for each in twins) for sample in samples)
+        payable = sum(has_both(sample) and all(sample.id in each for each in twins) for sample in samples)
         console.say(rule.name, f"{payable:,} of {len(samples):,} training samples can be paid")
         if not payable:
             raise UserError(
-                f"reward.integration={rule.name}: no question whose need is known has a donor", "more samples"
+                f"reward.integration={rule.name}: no question whose need is known can be paid",
+                "samples need the field need (audio, image or both); twin also needs a donor for each",
             )
     return IntegrationReward(config, processor, rows, twins)

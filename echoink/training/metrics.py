@@ -6,13 +6,13 @@ METRICS = {
     "learning_rate": "train/lr",
     "skipped": "train/skipped",
 }
-"""What transformers calls a metric, and what `metrics.jsonl` and MLflow call it."""
+"""A metric's name in a trainer's log, and its name in `metrics.jsonl` and MLflow."""
 
 GROUPS = ("reward/", "completion/", "grpo/", "engine/", "time/", "perf/", "integration/", "reflection/")
-"""Beginnings of the names that our own code gives."""
+"""Prefixes of the names that our own code gives."""
 
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
-    """The stable metrics in what a trainer logged; the rest, TRL's and transformers' own, is left out."""
+    """The metrics of a trainer's log under their stable names, without TRL's and transformers' other metrics."""
     renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS and value is not None}
     return renamed | {name: value for name, value in logs.items() if name.startswith(GROUPS)}

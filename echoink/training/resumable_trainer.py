@@ -1,4 +1,4 @@
-"""Saves a trainer's state in a checkpoint and restores it, however its model is sharded among the processes."""
+"""Saves a trainer's state in a checkpoint and restores it, however the model is sharded among the processes."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,25 +21,29 @@ from echoink.training import rng_state
 
 
 class ResumableTrainer(GRPOTrainer):
-    """TRL's trainer with our checkpoints: `callbacks.Keeper` says when, `checkpoint.save` makes them whole or absent.
+    """TRL's trainer with our checkpoints: `callbacks.Keeper` decides when, `checkpoint.save` writes them atomically.
 
     Attributes:
-        _random_state: as of the end of the last whole step.
+        _random_state: the random state at the end of the last complete step.
     """
 
     _random_state: dict[str, Any]
 
     def rollout_state(self) -> dict[str, Any]:
-        """What the next step needs of the current rollout; empty if it makes its own."""
+        """What the next step needs of the current rollout; empty if that step makes a rollout of its own."""
         raise NotImplementedError
 
     def take_rollout(self, kept: dict[str, Any]) -> None:
-        """Go on in the middle of a rollout."""
+        """Continue in the middle of the rollout that `rollout_state` returned."""
         raise NotImplementedError
 
     @contextmanager
     def unsharded(self):
-        """The model with all its weights in this process: what it computes inside waits for no other process."""
+        """Inside, this process holds all weights of the model, so computing waits for no other process.
+
+        Yields:
+            The model, not wrapped; with an adapter, its base model with the adapter's layers inside.
+        """
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -51,7 +55,12 @@ class ResumableTrainer(GRPOTrainer):
             yield model.get_base_model() if isinstance(model, PeftModel) else model
 
     def go_on(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint of this run where there is one."""
+        """Train to the end, from a checkpoint of this run if there is one.
+
+        Raises:
+            UserError: the checkpoint is of a later step than the run's last, or does not fit this trainer, see
+                `_check_kind` and `_rollout_of`.
+        """
         if checkpoint is None:
             self.train()
             return
@@ -59,7 +68,7 @@ class ResumableTrainer(GRPOTrainer):
         if self.state.global_step > self.args.max_steps:
             raise UserError(
                 f"{checkpoint} is of step {self.state.global_step}, and this run ends at step {self.args.max_steps}",
-                "begin another run, or go on to as many steps at least",
+                "start another run, or train for at least as many steps",
             )
         self._check_kind(checkpoint)
         self._rollout_of(checkpoint)
@@ -70,23 +79,23 @@ class ResumableTrainer(GRPOTrainer):
                 watchdog.at(f"reading the shards of {checkpoint}")
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             self.train(resume_from_checkpoint=str(checkpoint))
-        else:  # transformers would take another step
+        else:  # transformers would train one more step
             self._load_from_checkpoint(str(checkpoint))
             self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model, trial) -> None:
-        pass  # transformers' are not atomic; callbacks.Keeper writes ours
+        pass  # transformers does not write checkpoints atomically; callbacks.Keeper writes ours
 
     @property
     def _divides_what_learns(self) -> bool:
-        """An adapter is not divided; the model around it may be."""
+        """Whether the weights that learn are sharded. An adapter never is, even if the model around it is."""
         return sharding.is_sharded(self.model_wrapped) and not isinstance(self.model, PeftModel)
 
     def save_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write one model folder; all processes must call it. `weights` are those of `checkpoint_weights()`."""
+        """Write one model folder; all processes must call it. `weights` come from `checkpoint_weights()`."""
         model = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
-            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
+            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps the tokenizer's alone
             self.processing_class.save_pretrained(folder)
         if self._divides_what_learns:
             sharded_checkpoint.save_weights(model, folder)
@@ -94,7 +103,7 @@ class ResumableTrainer(GRPOTrainer):
             model.save_pretrained(folder, state_dict=weights)
 
     def save_state_beside(self, folder: Path) -> None:
-        """Write the state that training resumes from, as of the end of the last whole step."""
+        """Write the state that training resumes from, as of the end of the last complete step."""
         own = of_process(self.args.process_index)
         if self._divides_what_learns:
             sharded_checkpoint.save_optimizer(self.model_wrapped, self.optimizer.optimizer, folder)
@@ -108,9 +117,10 @@ class ResumableTrainer(GRPOTrainer):
         torch.save(self.rollout_state(), folder / own("rollout.pt"))
 
     def checkpoint_weights(self) -> dict[str, Tensor]:
-        """Names and weights that this process writes into a checkpoint. All processes must call it.
+        """Names and weights of this process for a checkpoint. All processes must call it.
 
-        The first process gets all weights and the others none; under FSDP2 each gets its own shards.
+        Under FSDP2 each process gets its own shards; under ZeRO-3 the first process gets all weights and the others get
+        none; otherwise each gets all of them, and the first one writes them.
         """
         if sharding.is_sharded(self.model_wrapped):
             return {name: sharding.local_shard(weight) for name, weight in self.model_wrapped.state_dict().items()}
@@ -124,8 +134,8 @@ class ResumableTrainer(GRPOTrainer):
         if sharding.is_sharded(model) and sharded_checkpoint.holds_weights(Path(resume_from_checkpoint)):
             sharded_checkpoint.load_weights(model, Path(resume_from_checkpoint))
             return
-        # transformers looks for the model's weight names, but the file has those of the published layout: it would
-        # find none and keep the current weights.
+        # transformers looks for the names that the weights have in the model, but the file has the published names:
+        # it would find none and keep the current weights.
         plan = None
         if sharding.is_sharded(model):
             units = dict(family_of(model).SHARDED_UNITS)
@@ -150,20 +160,20 @@ class ResumableTrainer(GRPOTrainer):
             inner = self.optimizer.optimizer.optimizer
             collectives.each(
                 lambda: sharded_checkpoint.part_groups(inner, (self.args.weight_decay, 0.0))
-            )  # all have read by then
+            )  # after this all processes have read
             collectives.on_main_process(lambda: drop_universal(folder))
         if not self.is_deepspeed_enabled:
-            self._set_rates(asked)  # what `resume_allow` lets differ; `resume.begin` refuses it with DeepSpeed
+            self._set_rates(asked)  # `resume_allow` may let them differ; `resume.begin` refuses that with DeepSpeed
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
         if kept := self._rollout_of(folder):
             self.take_rollout(kept)
 
     def _rates(self) -> list[tuple[float, float]]:
-        """Learning rate before the schedule, and weight decay, of each group of parameters."""
+        """The learning rate before the schedule and the weight decay of each group of parameters."""
         return [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
 
     def _set_rates(self, rates: list[tuple[float, float]]) -> None:
-        """Continue with these from the schedule's step."""
+        """Continue with these learning rates and weight decays from the schedule's current step."""
         schedule = self.lr_scheduler
         schedule.base_lrs = [rate for rate, _ in rates]
         groups = zip(self.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True)
@@ -175,7 +185,7 @@ class ResumableTrainer(GRPOTrainer):
         """The unfinished rollout in a checkpoint; empty if there is none.
 
         Raises:
-            UserError: it is of another number of processes or of micro-batches.
+            UserError: it was made with another number of processes or micro-batches.
         """
         file, before = self._own_file(checkpoint, "rollout.pt"), self._processes_of(checkpoint)
         kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
@@ -183,31 +193,30 @@ class ResumableTrainer(GRPOTrainer):
             raise UserError(
                 f"{checkpoint} is in the middle of a rollout of {len(kept['micro_batches'])} micro-batches on each of "
                 f"{before} processes",
-                "resume it only with the trainer.micro_batch_prompts and trainer.processes that it had",
+                "resume it with the same trainer.micro_batch_prompts and trainer.processes",
             )
         return kept
 
     def _check_kind(self, checkpoint: Path) -> None:
-        """Refuse an optimizer's state that this trainer would not find.
+        """Refuse a checkpoint whose optimizer state this trainer cannot read.
 
         Raises:
-            UserError: DeepSpeed wrote it and is not used now, or the other way round.
+            UserError: DeepSpeed wrote the state and is not used now, or the other way round.
         """
         theirs = any(checkpoint.glob("global_step*"))
         if theirs != self.is_deepspeed_enabled:
             raise UserError(
                 f"{checkpoint} has the optimizer's state {'as' if theirs else 'not as'} DeepSpeed writes it",
-                "go on with the trainer.sharding that it had, or begin another run with its weights, "
-                f"checkpoint={checkpoint}",
+                f"go on with the same trainer.sharding, or start another run from its weights, checkpoint={checkpoint}",
             )
 
     def _reads_universal(self, checkpoint: Path) -> bool:
-        """Whether DeepSpeed's shards are those of another number of processes."""
+        """Whether another number of processes wrote the checkpoint's DeepSpeed shards."""
         return self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size
 
     @staticmethod
     def _processes_of(checkpoint: Path) -> int:
-        """How many wrote it."""
+        """How many processes wrote a checkpoint; 1 if its manifest does not say."""
         return manifest(checkpoint).get("processes", 1)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -216,6 +225,6 @@ class ResumableTrainer(GRPOTrainer):
             rng_state.restore(self._random_state)
 
     def _own_file(self, folder: Path, name: str) -> Path:
-        """This process's; the first one's where there were fewer processes."""
+        """This process's file; the first process's if this one's does not exist."""
         own = folder / of_process(self.args.process_index)(name)
         return own if own.is_file() else folder / name

@@ -1,4 +1,4 @@
-"""The state of all generators of random numbers, as a checkpoint keeps it."""
+"""The state of all random number generators, as a checkpoint stores it."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def state() -> dict[str, Any]:
-    """Of Python, NumPy, torch and every GPU, in types that `torch.load(weights_only=True)` takes."""
+    """The states of Python, NumPy, torch and every GPU, in types that `torch.load(weights_only=True)` accepts."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -19,9 +19,9 @@ def state() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put back what `state` gave."""
+    """Restore what `state` returned."""
     kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.random.set_rng_state(state["cpu"])
-    torch.cuda.random.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer now
+    torch.cuda.random.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer GPUs now

@@ -11,19 +11,19 @@ from echoink.tracking.logger import Tracker
 
 
 class LearningSignalMonitor:
-    """Reports the learning signal of the first rollout; warns, once each, of signs that a run cannot learn.
+    """Reports the learning signal of the first rollout, and warns once about each sign that a run cannot learn.
 
     Args:
-        cap: of tokens in a completion.
-        rewards: names of the terms of the total reward that have a weight.
-        rejects: right completions are imitated (`grpo.advantage=rejection`), whatever the rewards of the others are.
+        cap: the most tokens that a completion may have.
+        rewards: names of the terms of the total reward whose weight is not 0.
+        rejects: whether the run imitates right completions (`grpo.advantage=rejection`), whatever the rewards are.
 
     Attributes:
         said: the warnings so far.
     """
 
     PATIENCE = 20
-    """Rollouts in a row before a warning that a single one does not justify."""
+    """So many rollouts in a row must show a sign before a warning that one rollout does not justify."""
 
     def __init__(self, cap: int, rewards: Sequence[str] = ("accuracy", "format"), rejects: bool = False):
         self._cap, self._rewards, self._rejects = cap, rewards, rejects
@@ -32,7 +32,7 @@ class LearningSignalMonitor:
         self.said: list[str] = []
 
     def __call__(self, rows: list[dict]) -> None:
-        """Look at the rows of one rollout, see `on_rollout` of `host.TRLHost`."""
+        """Check the rows of one rollout, see `on_rollout` of `host.TRLHost`."""
         n = len(rows)
         if all(not row["text"].strip() for row in rows):
             self._say("every completion is empty: the prompt or the end tokens do not fit this model")
@@ -47,7 +47,7 @@ class LearningSignalMonitor:
         if first:
             say("signal", self._signal(rows))
         if signs["silent"] and first:
-            self._say(f"no group of the first rollout has {self._signs}: there is nothing to learn from in it")
+            self._say(f"no group of the first rollout has {self._signs}: there is nothing to learn from it")
         if self._seen["silent"] == self.PATIENCE:
             self._say(f"no group had {self._signs} in {self.PATIENCE} rollouts: raise the temperature or G")
         if self._seen["format"] == self.PATIENCE:
@@ -58,7 +58,10 @@ class LearningSignalMonitor:
             self._say(f"nearly all completions are cut at generation.max_new_tokens={self._cap}: raise it")
 
     def _signal(self, rows: list[dict]) -> str:
-        """In how many groups the rewards differ, each and their total: only these groups have advantages (Eq. 1)."""
+        """In how many groups the total reward and each term differ: only these groups have advantages (Eq. 1).
+
+        With `rejects`, in how many groups a completion is right.
+        """
         groups = [list(group) for _, group in groupby(rows, key=lambda row: row["id"])]
         if self._rejects:
             right = sum(any(row["accuracy"] == 1 for row in group) for group in groups)
@@ -80,11 +83,11 @@ class LearningSignalMonitor:
 def with_question_and_total(
     samples: Sequence[Sample], weights: Mapping[str, float]
 ) -> Callable[[list[dict]], list[dict]]:
-    """Adds to the rows of a rollout their question, gold answer and total reward.
+    """A function that adds question, options, gold answer and total reward to the rows of a rollout.
 
     Args:
-        samples: of training.
-        weights: of the rewards by name.
+        samples: the training samples.
+        weights: weights of the rewards by name.
     """
     of_id = {sample.id: sample for sample in samples}
 
@@ -104,12 +107,12 @@ def with_question_and_total(
 
 
 def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
-    """Passes on the first rollout and the next one after every `steps` steps; none where it is 0.
+    """A function that passes on the first rollout and the first one at or after each multiple of `steps`.
 
     Args:
-        steps: between those passed on.
+        steps: steps between the rollouts that are passed on; 0 passes on none.
         updates: steps that share a rollout.
-        write: takes them.
+        write: gets the rows of these rollouts.
     """
 
     def pass_on(rows: list[dict]) -> None:
@@ -121,7 +124,7 @@ def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Call
 
 
 def keep_traces(files: RunFolder, tracker: Tracker, groups: int) -> Callable[[list[dict]], None]:
-    """Writes the first groups of a rollout to `traces.jsonl` and sends them as traces."""
+    """A function that writes the first `groups` groups of a rollout to `traces.jsonl` and sends them as traces."""
 
     def keep(rows: list[dict]) -> None:
         ids = list(dict.fromkeys(row["id"] for row in rows))[:groups]

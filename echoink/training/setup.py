@@ -24,12 +24,12 @@ from echoink.rewards.terms import ExtraReward
 from echoink.rollout.sampling import Sampling
 
 SLOW = 1.5
-"""Above this ratio of times bfloat16 on a CPU is warned of."""
+"""A warning is printed if bfloat16 takes more than so many times as long as float32 on this CPU."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what is needed to ask it something."""
+    """A model and what is needed to generate with it."""
 
     model: PreTrainedModel
     processor: PromptProcessor
@@ -43,17 +43,17 @@ def load_for_inference(
     shard_plan: DistributedConfig | None = None,
     learns: bool = False,
 ) -> Loaded:
-    """Model and processor of a path, with the configuration's caps, prompt and sampling.
+    """Load the model and the processor of a path, with the configuration's caps, prompt and sampling.
 
     Args:
-        config: model, prompt, generation, adapter and dataset.workers are read.
+        config: `model`, `prompt`, `generation`, `adapter`, `trainer.bf16` and `dataset.workers` are read.
         path: a model folder or hub id.
-        freeze: what does not learn, by the names of `model.freeze`.
+        freeze: the parts that do not learn, by the names of `model.freeze`.
         shard_plan: how the model is divided among processes; None: it is not.
         learns: whether it will be trained; if not, weights that bfloat16 autocast would round are rounded here.
 
     Raises:
-        UserError: it is no such model.
+        UserError: the path has no model or processor that can be loaded.
     """
     if processes().device.type == "cpu":
         allocator.keep_freed()
@@ -86,12 +86,12 @@ def load_for_inference(
 
 @dataclass(frozen=True)
 class Job:
-    """What a run works with."""
+    """Configuration, data, model and rewards of a run."""
 
     config: Config
     splits: Splits
     path: str
-    """Model folder or hub id that the weights come from."""
+    """The model folder or hub id that the weights come from."""
     model: PreTrainedModel
     processor: PromptProcessor
     sampling: Sampling
@@ -99,10 +99,10 @@ class Job:
 
 
 def build_job(config: Config, splits: Splits, path: str) -> Job:
-    """Model and processor of a path, with what the configuration says of caps, prompt, sampling and adapter.
+    """Build the job of a run: load the model of a path and set it up as the configuration says.
 
     Raises:
-        UserError: it is no such model, or the adapter or the user's reward does not fit.
+        UserError: the model cannot be loaded, or the adapter or the user's reward does not fit it.
     """
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
@@ -114,7 +114,7 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
             hint = "merge it first (python -m echoink.export), or use adapter=lora"
             raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
         loading.check_targets(model, config.adapter.targets)
-        model.requires_grad_(False)  # PEFT's adapter alone learns
+        model.requires_grad_(False)  # only PEFT's adapter learns
     console.say("model", f"{path} · {loading.describe(model, trains)}")
     text = model.config.get_text_config()
     if warning := plan.other_architecture(config.model, text.num_hidden_layers, text.hidden_size):
@@ -128,14 +128,18 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:
-    """How the policy and its reference are divided while they are loaded, see `sharding`; None where they are not."""
+    """How FSDP2 divides the policy and its reference while they are loaded, see `sharding`; None if it does not."""
     if not config.trains or config.trainer.sharding is not Sharding.fsdp2:
         return None
     return sharding.fsdp2(processes().num_processes, config.trainer.bf16)
 
 
 def longest_prompt(job: Job) -> int:
-    """Tokens of the longest prompt, every prompt's length checked against its cap before anything is computed."""
+    """Tokens of the longest prompt. The length of every prompt is checked before anything is computed.
+
+    Raises:
+        UserError: a prompt is longer than `model.max_prompt_tokens`.
+    """
     wanted, longest = job.config.model, 0
     evaluated = job.config.eval.split.name
     for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
@@ -148,16 +152,16 @@ def longest_prompt(job: Job) -> int:
 
 
 def divided_among(trainer: TrainerConfig) -> int:
-    """Processes that a model is divided among: FSDP2 divides it within a machine."""
+    """How many processes a model is divided among: with FSDP2 those of one machine, else all."""
     return sharding.shard_group_size(trainer.processes) if trainer.sharding is Sharding.fsdp2 else trainer.processes
 
 
 def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
-    """The trainer's settings; activations are recomputed if they probably do not fit."""
+    """The trainer's settings; a null `gradient_checkpointing` becomes true if activations probably do not fit."""
     config = job.config
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
-    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # an adapter's are few
+    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # without an adapter's, which are few
     model, trainer = memory.model_of(job.model), config.trainer
     sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
     alone = memory.of_run(config, model, learning, longest=longest, engine_sleeps=sleeps)
@@ -165,7 +169,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     there = available_memory(job.model.device)
     fits = collectives.on_main_process(
         lambda: needs.total <= memory.USABLE * there
-    )  # they gather a divided model in the same order
+    )  # all must gather a divided model in the same order
     console.say(
         "memory",
         f"at most about {needs.total / 2**30:.1f} of {there / 2**30:.0f} GiB · activations "
@@ -175,40 +179,40 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
 
 
 def evaluation_batch_prompts(job: Job, longest: int) -> int:
-    """Prompts that an evaluation decodes together: `eval.batch_prompts`, or as many as there is memory for.
+    """How many prompts an evaluation decodes together: `eval.batch_prompts`, or as many as the GPU has memory for.
 
-    In a training run the memory of optimizer and reference is left free from the beginning, so that base and trained
-    model are evaluated in the same batches.
+    On a CPU it is `memory.MOST_PROMPTS`, which is also the most on a GPU. A training run leaves memory for optimizer
+    and reference free from the beginning, so that base and trained model are evaluated in batches of the same size.
     """
     config, model = job.config, memory.model_of(job.model)
     if config.eval.batch_prompts:
         return config.eval.batch_prompts
     device = job.model.device
-    if device.type == "cpu":  # where they share the machine's memory with everything
+    if device.type == "cpu":  # it shares the machine's memory with everything else
         return memory.MOST_PROMPTS
     beside = model.weight_bytes
     if config.trains:
         learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
         if config.adapter.kind is not Adapter.none:
-            learning = 0  # not yet there, and few
+            learning = 0  # the adapter is not there yet, and has few
         needs = memory.of_run(config, model, learning, longest=longest, engine_sleeps=config.generation.vllm.sleep)
         gathered = memory.gathered_bytes(model, config.trainer.bf16)
         needs = needs.sharded(config.trainer.sharding, divided_among(config.trainer), gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between
         if config.adapter.kind is not Adapter.none:
-            # Before training both its float32 base and the decoder's rounded copy are held.
+            # Before training the float32 base and the decoder's rounded copy are both in memory.
             beside = max(beside, model.weight_bytes + 2 * model.parameters * config.trainer.bf16)
     draws = max(config.eval.samples + config.eval.greedy, config.eval.dev_samples)
     room = torch.cuda.mem_get_info(device)[1]
     completion, bf16 = config.generation.max_new_tokens, config.trainer.bf16
     own = memory.prompts_that_fit(model, beside, draws, longest=longest, completion=completion, bf16=bf16, room=room)
-    chosen = min(collectives.share(lambda number, count: own))  # their rounds go together
+    chosen = min(collectives.share(lambda number, count: own))  # all processes must evaluate in the same rounds
     console.say("", f"{console.counted(chosen, 'prompt')} decoded together in evaluations (eval.batch_prompts)")
     return chosen
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes of memory that this process may have: what it holds and what is free."""
+    """Bytes of memory that this process can use: what it holds now and what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss

@@ -1,4 +1,4 @@
-"""vLLM as a run wants it: started beside each process."""
+"""Starts vLLM for a run, one engine beside each process."""
 
 import torch
 
@@ -13,15 +13,16 @@ from echoink.training.setup import Job
 
 
 def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
-    """vLLM beside this process, for the rollouts of a run, for its evaluations, or for both.
+    """Start vLLM beside this process, for the rollouts of a run, for its evaluations, or for both.
 
     Args:
-        job: what the run works with.
-        files: the run's folder, for what the engine says.
+        job: model and configuration of the run.
+        files: the run's folder, for the engine's log.
         longest: tokens of the longest prompt.
 
     Raises:
-        UserError: there is no vLLM, or it does not start in one of the processes.
+        UserError: there is no vLLM, or it does not start beside this process.
+        RuntimeError: it does not start beside another process.
     """
     trainer, settings, state = job.config.trainer, job.config.generation.vllm, processes()
     bf16 = trainer.bf16 or job.config.model.dtype is Dtype.bfloat16
@@ -55,7 +56,7 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
             )
         )
 
-    console.say("engine", f"vLLM starts, {files.path / own} has what it says …")
+    console.say("engine", f"vLLM starts, its output is in {files.path / own} …")
     try:
         collectives.each(begin)
     except BaseException:
@@ -67,12 +68,15 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
 
 
 def rows_of_evaluation(job: Job, longest: int, bf16: bool) -> int:
-    """Completions that vLLM decodes together for an evaluation: as many as its cache has room for. The rest waits."""
+    """How many completions vLLM decodes together in an evaluation: as many as its cache has room for; others wait.
+
+    At least 1 and at most `memory.MOST_PROMPTS`, which is also the number on a CPU.
+    """
     device = processes().device
     if device.type != "cuda":
         return memory.MOST_PROMPTS
     model = memory.model_of(job.model)
-    taken = model.weight_bytes + memory.gathered_bytes(model, bf16)  # the model's, and the engine's
+    taken = model.weight_bytes + memory.gathered_bytes(model, bf16)  # the weights of the model and of the engine
     room = memory.USABLE * torch.cuda.mem_get_info(device)[1] - taken
     dtype = torch.bfloat16 if bf16 else torch.float32
     each = vllm_engine.cache_bytes(job.model, 1, longest + job.sampling.max_new_tokens, dtype)

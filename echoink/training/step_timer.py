@@ -1,4 +1,4 @@
-"""Where the seconds of a training step go."""
+"""Measures the seconds that each section of a training step takes."""
 
 import time
 from collections import defaultdict
@@ -11,13 +11,13 @@ Mark = float | torch.cuda.Event
 
 
 class StepTimer:
-    """Seconds of a step's sections; a nested section does not count in the outer one.
+    """Measures the seconds of a step's sections; a nested section does not count in the outer one.
 
     A GPU runs asynchronously to Python, so there the marks are CUDA events. They are read once, at the end of a
     step, after one synchronization. On a CPU they are readings of `time.perf_counter`.
 
     Args:
-        device: that the step runs on.
+        device: the device that the step runs on.
     """
 
     def __init__(self, device: torch.device):
@@ -28,7 +28,7 @@ class StepTimer:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Count what runs inside as `name`."""
+        """Count the time of what runs inside as `name`."""
         place, parent, start = len(self._sections), self._open[-1] if self._open else None, self._mark()
         self._sections.append((name, parent, start, start))
         self._open.append(place)
@@ -39,12 +39,12 @@ class StepTimer:
             self._sections[place] = (name, parent, start, self._mark())
 
     def begin(self) -> None:
-        """Begin the first step; every later one begins where the one before ended."""
+        """Begin the first step. Every later step begins where the one before ended."""
         if self._started is None:
             self._started = time.perf_counter()
 
     def end(self) -> dict[str, float]:
-        """End the step: the seconds of each section, and of the whole step as `time/step`."""
+        """End the step; return the seconds of each section, and of the whole step as `time/step`."""
         if self._on_gpu:
             torch.cuda.synchronize(self._device)
         seconds: dict[str, float] = defaultdict(float)

@@ -1,9 +1,9 @@
-"""Supervised fine-tuning (task=sft): responses of the rows instead of a rollout, their likelihood instead of Eq. 2.
+"""Supervised fine-tuning (task=sft): given responses instead of a rollout, their likelihood instead of Eq. 2.
 
     L = -1/N Σ_i Σ_t log pi_theta(y_it | q, y_i<t)       over the N tokens of all responses of an optimizer step
 
-All else is `EchoInkTrainer`'s: prompts with picture and sound, a prompt computed once for its responses, rewards (here
-of what the rows say), log, checkpoints, exact resume, adapters, sharding. The temperature is 1.
+All else is as in `EchoInkTrainer`: prompts with picture and sound, one computation of a prompt for all its responses,
+rewards (here of the given responses), log, checkpoints, exact resume, adapters, sharding. The temperature is 1.
 
 Shapes: B prompts, G responses of each, R = B·G rows, C response tokens.
 """
@@ -22,7 +22,11 @@ from echoink.training.trainer import EchoInkTrainer
 
 
 def check(samples: Sequence[Sample], tokenizer, longest: int) -> None:
-    """Raises `UserError` where a response has more than `longest` tokens with its end; it names the longest."""
+    """Refuse responses of more than `longest` tokens, counted with the end token.
+
+    Raises:
+        UserError: there are some; the error names the sample with the longest.
+    """
     counts = {sample.id: max(len(_tokens(tokenizer, text)) for text in sample.responses) for sample in samples}
     if over := {id: count for id, count in counts.items() if count > longest}:
         id = max(over, key=over.__getitem__)
@@ -37,9 +41,10 @@ def _tokens(tokenizer, text: str) -> list[int]:
 
 
 class SupervisedTrainer(EchoInkTrainer):
-    """Learns given responses. A row with fewer than G repeats some; repeats are computed and counted once.
+    """Learns given responses, G per row and epoch.
 
-    If a row has more than G, each epoch takes the next ones.
+    A row with fewer than G responses repeats some; the loss counts a repeated response once. A row with more than G
+    gives the next ones in each epoch.
     """
 
     GENERATES = False
@@ -57,7 +62,7 @@ class SupervisedTrainer(EchoInkTrainer):
             self.accelerator.autocast(),
             torch.no_grad(),
         ):
-            if not towers_learn(model.model):  # they serve the loss
+            if not towers_learn(model.model):  # the loss reuses the features
                 features = encode_media(model.model, prompts)
         completions = [_tokens(self._tokenizer, text) for sample in samples for text in self._responses(sample, group)]
         prompt_index = [ids.index(id) for id in row_ids]
@@ -65,7 +70,7 @@ class SupervisedTrainer(EchoInkTrainer):
         return Rollout(samples, prompts, features, prompt_index=prompt_index, completions=completions)
 
     def _responses(self, sample: Sample, group: int) -> list[str]:
-        """G of a sample's responses, those of this pass first."""
+        """G of a sample's responses, starting with this epoch's first one."""
         first = int(self.state.epoch or 0) * group
         return [sample.responses[(first + place) % len(sample.responses)] for place in range(group)]
 
@@ -74,7 +79,7 @@ class SupervisedTrainer(EchoInkTrainer):
         seen: set[tuple[int, tuple[int, ...]]] = set()
         for row, (index, tokens) in enumerate(zip(rollout.prompt_index, rollout.completions, strict=True)):
             if (key := (index, tuple(tokens))) in seen:
-                batch["completion_mask"][row] = 0  # shown twice
+                batch["completion_mask"][row] = 0  # a repeat
             seen.add(key)
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         return batch

@@ -1,11 +1,12 @@
 """The first training of a new tower or projection: it learns to map a medium to the embedding of its name.
 
-    y = mean over a medium's tokens of what its projection gives            [D]
+    y = mean of the projection's output over the medium's tokens            [D]
     L = cross-entropy of cos(y - m, w_c - m) / 0.07 over the names c  +  |y - w_name|² / E|w - m|²
 
-with w_c the mean embedding of the words of name c, m their mean over the names. The language model takes no part in it,
-so a step costs only the tower. Supervised learning through a frozen language model (LLaVA's first stage) learned
-nothing from these few hundred files in the same time (experiments/open_media.md). The form is CLIP's, with given names.
+where w_c is the mean embedding of the tokens of name c, and m is the mean of the w_c over the names. The language model
+is not run, so a step costs only the tower. Supervised learning through a frozen language model (LLaVA's first stage)
+learned nothing from these few hundred files in the same time (experiments/open_media.md). The form is CLIP's, with
+given names.
 
 Shapes: B media, C names, D width of the language model, N tokens of a medium.
 """
@@ -30,14 +31,14 @@ from echoink.training import rng_state
 
 TEMPERATURE = 0.07
 SECONDS = 6.0
-"""Of a sound."""
+"""Longer sounds are cut to this length."""
 KEPT_EVERY = 50
-"""So many steps lie between two states that are kept."""
+"""Number of steps between two saved states."""
 
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """How long and how fast something learns."""
+    """How long and how fast a module learns."""
 
     label: str
     steps: int
@@ -47,9 +48,9 @@ class AlignmentSettings:
 
 
 PROJECTION = AlignmentSettings("hearing", 600, 256, learning_rate=3e-3, weight_decay=0.3)
-"""Of a frozen encoder's features, which are computed once."""
+"""For a projection of a frozen encoder's features, which are computed once."""
 TOWER = AlignmentSettings("seeing", 500, 48, learning_rate=1e-3, weight_decay=0.05)
-"""Of a new tower: encoder and projection."""
+"""For a new tower: encoder and projection."""
 
 
 Media = Sequence[tuple[Path, str]]
@@ -57,12 +58,12 @@ Media = Sequence[tuple[Path, str]]
 
 
 class NameEmbeddings:
-    """The names, as the language model's embedding has them.
+    """The names as vectors of the language model's embedding.
 
     Args:
-        model: whose embedding is looked at; it does not change.
-        tokenizer: the model's.
-        names: C different ones.
+        model: the model whose embedding is read; it does not change.
+        tokenizer: the model's tokenizer.
+        names: C different names.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer, names: Sequence[str]):
@@ -77,42 +78,42 @@ class NameEmbeddings:
         return normalize(features - self.mean, dim=1) @ normalize(self.words - self.mean, dim=1).T
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Of features [B, D] and the numbers of their names [B]."""
+        """The loss of features [B, D], given the indices of their names [B]."""
         labels = labels.to(features.device)
         apart = (features - self.words[labels]).square().sum(1).mean() / self._scale
         return cross_entropy(self.similarity(features) / TEMPERATURE, labels) + apart
 
 
 class Teacher:
-    """Teaches a model's towers, and asks what they have learned.
+    """Trains a model's towers, and tests what they have learned.
 
     Args:
-        model: whose towers learn.
-        processor: the model's.
+        model: the model whose towers learn.
+        processor: the model's processor.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         self._model, self._processor, self._family = model, processor, family_of(model)
 
     def sounds(self, sounds: Media, kept: Path) -> dict:
-        """Teach the audio tower's projection; its encoder stays, and hears each sound once.
+        """Train the audio tower's projection; its encoder does not change, and encodes each sound once.
 
-        The mean over tokens commutes with a linear map, so that each sound is one vector; normal noise of 0.3 times the
-        vectors' standard deviation is added to it at every draw.
+        The mean over tokens commutes with a linear map, so each sound is one vector. At every draw, normal noise of 0.3
+        times the vectors' standard deviation is added to it.
 
         Args:
-            sounds: B files and their names.
-            kept: file for what is learned so far; a call with the same media and settings goes on from it.
+            sounds: files and their names.
+            kept: the file for the state of the training; a call with the same media and settings goes on from it.
 
         Returns:
-            How many names and media there were, steps, and the first and last loss.
+            The number of names, of media and of steps, the first loss, and the mean of the last 20 losses.
         """
         tower = getattr(self._model.model, self._family.TOWERS["audio"])
         projection = tower.get_submodule(self._family.PROJECTIONS["audio"])
 
         @functools.cache
         def pooled() -> tuple[Tensor, Tensor]:
-            """The mean of each sound's tokens [B, D], and the noise's standard deviation [D]."""
+            """The mean of each sound's tokens before the projection, and the standard deviation of the noise."""
             caught: list[Tensor] = []
             hook = projection.register_forward_pre_hook(lambda module, given: caught.append(given[0].mean(0)))
             try:
@@ -126,14 +127,15 @@ class Teacher:
 
         def draw(chosen: Tensor) -> Tensor:
             means, spread = pooled()
-            noise = torch.randn(len(chosen), means.shape[1]).to(means)  # drawn on the CPU, alike on every device
+            noise = torch.randn(len(chosen), means.shape[1]).to(means)  # drawn on the CPU, the same for every device
             return projection(means[chosen] + spread * noise)
 
         return self._learn(projection, draw, sounds, settings=PROJECTION, kept=kept)
 
     def pictures(self, pictures: Media, seed: int, kept: Path) -> dict:
-        """Teach the vision tower, encoder and projection, on square pictures, augmented by the seed; otherwise as
-        `sounds`.
+        """Train the vision tower, encoder and projection, on square pictures; otherwise as `sounds`.
+
+        Every draw augments a picture at random; `seed` seeds this.
         """
         rng, shown = np.random.default_rng(seed), [load_image(file) for file, _ in pictures]
 
@@ -146,7 +148,7 @@ class Teacher:
 
     @torch.no_grad()
     def recognized(self, media: Media, names: Sequence[str], heard: bool) -> int:
-        """Of how many sounds, or pictures, the features are nearer to their own name than to any other of `names`."""
+        """How many sounds (`heard`) or pictures have features nearer to their own name than to any other of `names`."""
         known, right = NameEmbeddings(self._model, self._processor.tokenizer, names), 0
         for file, name in media:
             features = self._hear(file) if heard else self._see([load_image(file)])
@@ -179,10 +181,10 @@ class Teacher:
         kept: Path,
         variants: np.random.Generator | None = None,
     ) -> dict:
-        """AdamW on features [B, D] that `draw` makes of chosen media [B]; each name is drawn as often as another.
+        """Train a module by AdamW on features [B, D] that `draw` makes of the media with indices [B].
 
-        A call that was interrupted is continued from `kept`, to the same weights: the file has the states of the global
-        generators and of `variants`, from which `draw` draws.
+        All names are drawn equally often on average. A call that was interrupted continues from `kept` and ends with
+        the same weights: the file has the states of the global generators and of `variants`, which `draw` uses.
         """
         named = [name for _, name in media]
         known = sorted(set(named))
@@ -197,7 +199,7 @@ class Teacher:
         learned = {"settings": asdict(settings), "media": [[digest(file), name] for file, name in media]}
         found = torch.load(kept, weights_only=True) if kept.is_file() else None
         if found and found["learned"] != learned:
-            say(settings.label, f"{kept} is of other media or settings, and is not used")
+            say(settings.label, f"{kept} is from other media or settings, and is not used")
         elif found:
             for name, part in parts.items():
                 part.load_state_dict(found[name])
@@ -232,7 +234,7 @@ class Teacher:
 
 
 def varied(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Another cut of a square picture, mirrored or not, in other light."""
+    """A random crop of a square picture, perhaps mirrored, with other brightness, contrast and color."""
     side = picture.width
     cut = int(side * rng.uniform(0.65, 1))
     x, y = (int(rng.integers(side - cut + 1)) for _ in range(2))

@@ -15,12 +15,12 @@ The paper's algorithm (Section 3.2) and where each line happens:
 TRL supports pictures but no sound. It processes, encodes, prefills and back-propagates every prompt G times, and
 scatters a group over micro-batches. The overrides here fix this: each prompt is processed once, encoded once if the
 towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
-stays whole; picture and sound reach both rollout and loss. At beta = 0, groups whose rewards are all equal are left
-out of the loss, which does not change it. (If all groups of a micro-batch are left out, one token is still
-computed, so that every parameter has a gradient of zero.) `grpo/entropy` is the mean over the groups whose rewards
-differ, whatever is left out.
+stays whole; picture and sound reach both rollout and loss. At beta = 0 with `grpo.shared_prefix`, silent groups
+(`grpo.silent_rows`: all rewards are equal) are left out of the loss, which does not change it. (If all groups of a
+micro-batch are left out, one token is still computed, so that every parameter has a gradient of zero.) `grpo/entropy`
+is the mean over the groups that are not silent, whatever is left out.
 
-Departure from the paper's public code: the loss gives the tokens their M-RoPE positions, as the rollout does.
+Unlike the paper's public code, the loss gives the tokens their M-RoPE positions, as the rollout does.
 
 Shapes: B prompts, G group, R = B·G rows, P prompt tokens, C completion tokens.
 """
@@ -51,13 +51,13 @@ from echoink.training.host import TRLHost
 class EchoInkTrainer(TRLHost):
     """GRPO for prompts with a picture and a sound: a rollout, its rewards and advantages, the loss.
 
-    Its arguments are those of `TRLHost`, which runs it inside `transformers.Trainer`.
+    The arguments are those of `TRLHost`, which runs this class inside `transformers.Trainer`.
     """
 
     # --- rollout, rewards, advantages, log-probabilities: in the order of the paper ---
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Tensor]:
-        # TRL wants a column called "prompt"; ours holds ids of samples.
+        # TRL requires a column called "prompt"; ours holds sample ids.
         self.rollout = rollout = self._sample_completions([row["prompt"] for row in inputs])
         texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
         with self.timer.section("time/reward"):
@@ -68,7 +68,7 @@ class EchoInkTrainer(TRLHost):
             # With one update per rollout the policy in the loss is still the one that sampled. The loss then uses its
             # own log-probabilities as the old ones, and also corrects an engine's rollout.
             if self.num_iterations > 1:
-                with without_dropout(self.model):  # as it sampled
+                with without_dropout(self.model):  # as in the rollout
                     batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
                 if rollout.engine_logps is not None:
                     mask = batch["completion_mask"].bool()
@@ -79,8 +79,8 @@ class EchoInkTrainer(TRLHost):
         return batch
 
     def _sample_completions(self, row_ids: list[str]) -> Rollout:
-        """Process, encode and prefill each prompt once; sample G completions of it by our decoder or an engine."""
-        # One row per completion: each prompt occurs G times in sequence.
+        """Process, encode and prefill each prompt once; sample its G completions with our decoder or an engine."""
+        # One row per completion: each id occurs G times in sequence.
         ids, group = list(dict.fromkeys(row_ids)), self.num_generations
         watchdog.at(f"step {self.state.global_step + 1}, rollout of {', '.join(ids)}")
         prompt_index = [ids.index(id) for id in row_ids]
@@ -98,17 +98,17 @@ class EchoInkTrainer(TRLHost):
         seed, step = self.args.seed, self.state.global_step
         noise = torch.stack([uniforms(seed, step, id, group_size=group, length=sampling.max_new_tokens) for id in ids])
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
-            # Media are encoded here where our decoder needs them, or where they can serve the loss as well.
+            # Media are encoded here if our decoder or the integration reward needs them, or if the loss can reuse them.
             features = engine_logps = None
             if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():
                     features = encode_media(model.model, prompts)
             if self._engine:
-                # The engine has the weights of the last rollout until the policy has learned.
+                # Until this push the engine has the weights of the last rollout.
                 if self._pushed != step:
                     with self.timer.section("time/push"):
                         self._engine.push(model)
-                    if self._pushed is None:  # once in a run; where the comparison fails in one process, all end
+                    if self._pushed is None:  # once in a run; if the comparison fails in one process, all end
                         collectives.each(lambda: parity.compare_prompt(model, self._engine, prompts, ids))
                     self._pushed = step
                 completions, engine_logps = self._engine.generate(
@@ -130,7 +130,7 @@ class EchoInkTrainer(TRLHost):
                 with self.timer.section("time/integration"):
                     self._integration.take(samples, prompts, features)
                     self._integration.answer_again(model, noise, sampling, self._decoder)
-            # The loss reuses the features of frozen towers; towers that learn encode again there, with gradients.
+            # The loss reuses the features of frozen towers; towers that learn encode again in the loss, with gradients.
             features = None if towers_learn(model.model) else features
         return Rollout(
             samples, prompts, features, prompt_index=prompt_index, completions=completions, engine_logps=engine_logps
@@ -143,17 +143,17 @@ class EchoInkTrainer(TRLHost):
         return self.accelerator.gather(torch.tensor(columns, dtype=torch.float32, device=self.accelerator.device).T)
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:
-        """R_int of this rollout's rows. It depends on the model, not on the texts alone."""
+        """R_int of this rollout's rows, [R]. It depends on the model too, not on the texts alone."""
         with self.timer.section("time/integration"), self.unsharded() as model, self.accelerator.autocast():
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
     def _advantages(self, rewards: Tensor, rows: int) -> Tensor:
-        """A_i of this process's rows, [R], from the rewards of all processes; the means are noted as metrics."""
+        """A_i of this process's rows, [R], from the rewards of all processes; the mean rewards become metrics."""
         group, scale = self.num_generations, self._settings.scale
         names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
-        # Eq. 5, then Eq. 1: over the rows of all processes, of which this one keeps its own.
+        # Eq. 5, then Eq. 1, over the rows of all processes; this one keeps its own.
         total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
-        no_spread = grpo.standard_deviation(total, group, Scale.group) == 0  # whatever divides advantages
+        no_spread = grpo.standard_deviation(total, group, Scale.group) == 0  # whatever `grpo.scale` is
         for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
         self._note("reward/total", total.mean())
@@ -168,13 +168,13 @@ class EchoInkTrainer(TRLHost):
         return advantages
 
     def _as_tensors(self, rollout: Rollout) -> dict[str, Tensor]:
-        """The rows as tensors, under TRL's names: a checkpoint in the middle of a rollout holds them."""
+        """The rows as tensors under TRL's names; a checkpoint in the middle of a rollout holds them."""
         device, pad_id = self.accelerator.device, self._tokenizer.pad_token_id
 
         def padded(rows: Iterable[Sequence], value: float, side: str = "right") -> Tensor:
             return pad([torch.as_tensor(row) for row in rows], padding_value=value, padding_side=side).to(device)
 
-        # Prompts are padded on the left and completions on the right, so that they meet.
+        # Prompts are padded on the left and completions on the right, so a completion directly follows its prompt.
         prompts = [rollout.prompts[index].input_ids for index in rollout.prompt_index]
         batch = {
             "prompt_ids": padded(prompts, pad_id, "left"),
@@ -185,7 +185,7 @@ class EchoInkTrainer(TRLHost):
         }
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         if rollout.engine_logps is not None:
-            # An engine may give no probability for a token; nan leaves it out of the correction.
+            # An engine may give no log-probability for a token; nan leaves the token out of the correction.
             unknown = float("nan")
             rows = [[unknown if x is None else x for x in row] for row in rollout.engine_logps]
             batch["sampling_per_token_logps"] = padded(rows, 0.0)
@@ -199,7 +199,7 @@ class EchoInkTrainer(TRLHost):
             return self._log_probabilities(self.model, batch)[0]
 
     def _log_rollout(self, rollout: Rollout, rewards: Tensor, texts: list[str], advantages: Tensor) -> None:
-        """Note the rollout's metrics and hand its rows to `on_rollout`."""
+        """Note the rollout's metrics; in the first process, pass the rows of all processes to `on_rollout`."""
         device = self.accelerator.device
         ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         lengths = self.accelerator.gather(torch.tensor(rollout.lengths, device=device))
@@ -210,11 +210,11 @@ class EchoInkTrainer(TRLHost):
         self._note("completion/mean_length", lengths.float().mean())
         self._note("completion/clipped_ratio", cut.float().mean())
         if self._integration:
-            notes = gather_object([self._integration.notes])  # a process without such prompts has none
+            notes = gather_object([self._integration.notes])  # a process without prompts for the rule has none
             for name in sorted({name for found in notes for name in found}):
                 means = [found[name] for found in notes if name in found]
                 self._note(name, sum(value * count for value, count in means) / sum(count for _, count in means))
-        # Rewards were gathered from all processes; these rows are ours.
+        # `rewards` has the rows of all processes; those of this one begin at `first`.
         first = self.accelerator.process_index * len(texts)
         rows = [
             {
@@ -250,13 +250,13 @@ class EchoInkTrainer(TRLHost):
         silent = grpo.silent_rows(advantages, self.num_generations, rejects)
         learning = mask & ~silent.unsqueeze(1)
         if self._settings.shared_prefix and self.beta == 0:
-            # Without a KL term a group whose rewards are all equal, and so its advantages 0, is left out of the loss.
+            # Without a KL term, a group whose advantages are all 0 is left out of the loss.
             known = learning
             computed = without_silent_groups(self.rollout.prompts, prompt_index, mask, silent)
-            if old is not None:  # a ratio of 1 where nothing is computed
+            if old is not None:  # makes the ratio 1 where nothing is computed
                 old = old.masked_fill(silent.unsqueeze(1), 0)
         logps, entropies = self._log_probabilities(model, inputs, computed)
-        # On-policy, the engine's correction can be computed only here, from the loss's own log-probabilities.
+        # With one update per rollout, the correction is computed only here, from the loss's own log-probabilities.
         weights = inputs.get("importance_sampling_ratio")
         if weights is None and "sampling_per_token_logps" in inputs:
             weights = self._engine_ratio(logps.detach(), inputs, known)
@@ -275,11 +275,11 @@ class EchoInkTrainer(TRLHost):
             divergence = logps.new_zeros(()) if found.kl is None else (found.kl * mask).sum()
             entropy = logps.new_zeros(()) if entropies is None else (entropies * learning).sum()
             self._note_sums(divergence, mask.sum(), entropy, learning.sum())
-        # DAPO and CISPO divide by the tokens of the whole step, the others by those of a micro-batch.
+        # DAPO and CISPO have divided by the tokens of the whole step, the others by a count of their micro-batch.
         return found.loss if loss in (Loss.dapo, Loss.cispo) else found.loss / accumulation
 
     def _tokens_of_step(self, inputs: dict[str, Tensor]) -> Tensor:
-        """What DAPO and CISPO divide by: the completion tokens of an optimizer step, per process."""
+        """What DAPO, CISPO and supervised learning divide by: completion tokens per optimizer step and process."""
         # The gradient is averaged over processes, so the divisor is too. A step takes a part of the rollout's tokens.
         tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
@@ -291,20 +291,20 @@ class EchoInkTrainer(TRLHost):
     def _log_probabilities(
         self, model, inputs: dict[str, Tensor], computed: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies [R, C] of completions, with their prompts and media.
+        """Log-probabilities and entropies [R, C] of completion tokens; the entropies are None if the head has none.
 
         Args:
             model: policy or reference, wrapped.
-            inputs: rows, see `_as_tensors`.
-            computed: [R, C], True on the tokens that are wanted; None: all of the completions.
+            inputs: the rows, see `_as_tensors`.
+            computed: [R, C], True on the tokens to compute; None: all tokens of the completions.
         """
         training = torch.is_grad_enabled()
         rows = len(inputs["completion_ids"])
-        # The loss sees one micro-batch; without gradients a rollout is computed in parts of that size.
+        # The loss gets one micro-batch; without gradients, a whole rollout is computed in parts of that size.
         size = rows if training else self.args.per_device_train_batch_size  # whole groups
         computed = inputs["completion_mask"].bool() if computed is None else computed
         prompts, prompt_index, found = self.rollout.prompts, inputs["prompt_index"].tolist(), []
-        # Features of frozen towers are shared with the reference where its towers hold the same weights.
+        # The reference uses the features of frozen towers too, if its own towers have the same weights.
         same = model is not self.ref_model or self._reference_sees_the_same
         features = self.rollout.features if same else None
         timed = nullcontext() if training else self.timer.section("time/logprob")
@@ -327,7 +327,7 @@ class EchoInkTrainer(TRLHost):
         return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)
 
     def _engine_ratio(self, logps: Tensor, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Weights of the loss for an engine's rollout; what they are is noted."""
+        """Weights of the token losses for an engine's rollout, see `grpo.engine_ratio`; also notes their metrics."""
         engine = inputs["sampling_per_token_logps"]
         weights = grpo.engine_ratio(logps, engine, mask, how=self._correction, largest=self._largest_ratio)
         noted = engine_metrics.notes(logps, engine, mask, weights)
@@ -335,11 +335,11 @@ class EchoInkTrainer(TRLHost):
         return weights
 
     def _note_means(self) -> None:
-        """Means over the step's tokens: they do not depend on how the step is split into micro-batches."""
+        """Note means over the step's tokens; they do not depend on how the step is split into micro-batches."""
         divergence, tokens, entropy, learning = (sum(column) for column in zip(*self._token_sums, strict=True))
         if self.beta:
             self._note("grpo/kl", divergence / tokens)
-        if learning:  # of groups whose rewards are all equal there is none
+        if learning:  # there are none if all groups are silent
             self._note("grpo/entropy", entropy / learning)
         self._token_sums.clear()
         if self._engine_notes:

@@ -1,4 +1,4 @@
-"""TRL's configuration from ours."""
+"""Builds TRL's configuration from ours."""
 
 import torch
 from trl import GRPOConfig
@@ -11,12 +11,13 @@ from echoink.distributed.process_group import processes
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
 ) -> GRPOConfig:
-    """TRL's configuration from ours. `gradient_checkpointing` must be decided; `prompts_per_step` is divided among
-    the processes.
+    """Build TRL's configuration from ours.
+
+    `gradient_checkpointing` must be decided, so not None; `prompts_per_step` is divided among the processes.
     """
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
-    at_once = config.micro_batch_prompts * processes().num_processes  # a divisor, see `compose.validate`
+    at_once = config.micro_batch_prompts * processes().num_processes  # a divisor of prompts_per_step, see `validate.py`
     zero = {Sharding.zero2: 2, Sharding.zero3: 3}.get(config.sharding)
     # For CISPO TRL's `epsilon_high` is the bound of the ratio itself, not what is added to 1.
     bound = 1 + grpo.clip if grpo.loss is Loss.cispo else None
@@ -53,7 +54,7 @@ def arguments(
         deepspeed=zero and sharding.deepspeed(zero, config.bf16),
         accelerator_config={"use_configured_state": bool(zero and sharding.meet_on_cpu())},
         dataloader_pin_memory=torch.accelerator.is_available(),
-        save_strategy="steps",  # after each the callbacks see what is due
+        save_strategy="steps",  # after each step `callbacks.Keeper` does what is due
         save_only_model=True,  # transformers saves nothing, see _save_checkpoint
         save_steps=1,
         logging_strategy="steps",
@@ -63,7 +64,7 @@ def arguments(
         disable_tqdm=True,
         log_level_replica="error",
     )
-    # A process uses one GPU. Where it sees several, transformers would multiply the batch by their number and wrap the
-    # model in DataParallel, which splits a group.
+    # A process uses one GPU. If it sees several, transformers would multiply the batch by their number and wrap the
+    # model in DataParallel, which would split a group.
     made._n_gpu = min(made.n_gpu, 1)
     return made

@@ -308,7 +308,7 @@ def test_answers_on_disk_are_judged_as_this_run_judges(make_evaluator, model, sa
     after = other.phase(model, samples[:3], FINAL, 0)
     assert [p.completion for p in after] == [p.completion for p in before]
     assert [p.custom for p in after] == [len(p.completion) + 1000 for p in after] == [r["custom"] for r in lines(other)]
-    assert "3 answers on disk are judged otherwise now" in capsys.readouterr().out
+    assert "3 answers on disk are judged differently now" in capsys.readouterr().out
     assert other.files.summary[FINAL]["custom"] == sum(p.custom for p in after) / 3
     assert len(other.files.read("eval.jsonl")) == 1
 
@@ -347,7 +347,7 @@ def test_a_reward_is_called_once_for_each_answer_of_a_fresh_evaluation(make_eval
     evaluator = replace(evaluator, setup=replace(evaluator.setup, extra_rewards=own))
     evaluator.phase(model, samples[:4], FINAL, 0)
     assert len(lines(evaluator)) == len(calls) > 4 * 3
-    assert "judged otherwise" not in capsys.readouterr().out
+    assert "judged differently" not in capsys.readouterr().out
 
 
 def test_videos_of_the_next_round_are_asked_for_while_this_one_is_answered(make_evaluator, model, samples, monkeypatch):

@@ -1,11 +1,13 @@
 """Where weights go while they are read, and which of them learn."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from echoink.common.errors import UserError
+from echoink.config.paths import TINY
 from echoink.models import loading
 from echoink.models.encoders import towers_learn
 from echoink.models.families import FAMILIES
@@ -69,3 +71,12 @@ def test_a_frozen_language_model_hands_the_gradient_on_to_the_projections(proces
     given = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert given and all(".proj." in name or ".merger." in name for name in given)
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("ask", [loading.picture_caps, lambda path: loading.load_processor(path, 1, 2)])
+def test_a_model_without_its_processor_is_refused(tmp_path, ask):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"has no processor, only a"):
+        ask(str(tmp_path))

@@ -76,9 +76,9 @@ def test_an_interrupted_sweep_is_killed_everywhere_and_says_how_to_go_on(tmp_pat
     until(lambda: list(name.glob("outputs/quickstart/sweep_*/0/metrics.jsonl")), started)
     send(started)
     done = started.wait(60)
-    assert done.returncode == 130 and "job 0 ends after what it is at" in done.stdout
+    assert done.returncode == 130 and "job 0 ends after its current work" in done.stdout
     assert "error: 2 of 2 jobs did not finish, 1 of them not begun" in done.stderr
-    assert "again, only these: python -m echoink.train --multirun" in done.stderr and "sweep.resume=" in done.stderr
+    assert "run only these: python -m echoink.train --multirun" in done.stderr and "sweep.resume=" in done.stderr
     (summary,) = (json.loads(path.read_text()) for path in name.glob("outputs/quickstart/sweep_*/*/summary.json"))
     assert summary["status"] == "killed"
     assert sorted(run.info.status for run in mlflow_runs(name)) == ["KILLED", "KILLED"]

@@ -38,7 +38,7 @@ def test_the_default_data_are_not_taken_for_those_of_the_run(tmp_path):
     (run / "checkpoints/step-2").mkdir(parents=True)
     asks = [f"checkpoint={run}", "task=eval"]
     said = other_data(config_of(*asks))
-    assert "is of dataset.path=mine" in said and "synthetic_seed0" in said
+    assert "was trained on dataset.path=mine" in said and "synthetic_seed0" in said
     for named in (["dataset=rows", "dataset.path=mine"], ["dataset=rows", "dataset.path=a_benchmark"]):
         assert other_data(config_of(*asks, *named)) is None
     assert other_data(config_of(f"checkpoint={run}")) is None, "training goes its own way"

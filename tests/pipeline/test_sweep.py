@@ -9,6 +9,7 @@ import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from echoink import runs, train
 from echoink.common.errors import UserError
@@ -234,6 +235,14 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path, monkeypatch):
         assert device == {}, "a job by itself has all of them"
 
 
+@pytest.mark.parametrize(("launcher", "jobs", "at_once"), [("joblib", 1, 1), ("joblib", 8, 2), ("basic", None, 1)])
+def test_a_launcher_of_one_job_runs_none_beside_it(monkeypatch, launcher, jobs, at_once):
+    """Then a job may have several processes, and writes to the screen."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    settings = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": launcher}}, "launcher": {"n_jobs": jobs}})
+    assert sweep_job.side_by_side(settings) == at_once
+
+
 @pytest.mark.parametrize(("value", "gpus"), [("0,1", ["0", "1"]), ("", []), ("-1", []), ("GPU-a", ["GPU-a"])])
 def test_visible_devices(monkeypatch, value, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
@@ -248,7 +257,7 @@ def test_a_sweep_is_taken_up_with_its_own_overrides(tmp_path):
     assert sweep.settled([*again, "hydra/launcher=joblib"])[0][-1] == "hydra/launcher=joblib"
     with pytest.raises(UserError, match=r"not with grpo\.beta=1"):
         sweep.settled([*again, "grpo.beta=1"])
-    with pytest.raises(UserError, match=r"it has a sweep\.json"):
+    with pytest.raises(UserError, match=r"has a sweep\.json"):
         sweep.settled(["sweep.resume=nowhere"])
     odd = tmp_path / "it's here"
     shutil.copytree(tmp_path, odd, ignore=shutil.ignore_patterns("it*"))

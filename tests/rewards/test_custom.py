@@ -25,6 +25,14 @@ def test_it_may_be_any_python(tmp_path, samples):
     assert custom_reward.load(written(tmp_path, text), samples[0])("short", samples[0]) == 1.0
 
 
+def test_a_fault_names_the_file_whatever_key_gave_it(tmp_path, samples):
+    path = written(tmp_path, "x = 1")
+    with pytest.raises(UserError, match=f"^the reward {path} defines no function reward"):
+        custom_reward.load(path, samples[0])
+    with pytest.raises(UserError, match=f"^the reward {tmp_path}/none.py: no such file"):
+        custom_reward.load(f"{tmp_path}/none.py", samples[0])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -79,7 +87,7 @@ def test_a_fault_stops_the_run_or_counts_as_nothing_and_is_named(tmp_path, sampl
 
 
 def test_zero_does_not_forgive_a_function_that_never_works(tmp_path, samples):
-    with pytest.raises(UserError, match="failed on sample.*\n.*a right answer, on which it has to work$"):
+    with pytest.raises(UserError, match="failed on sample.*\n.*a right answer, on which it must work$"):
         custom_reward.load(written(tmp_path, "def reward(a, b):\n    return None"), samples[0], OnError.zero)
 
 

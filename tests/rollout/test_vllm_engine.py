@@ -264,7 +264,7 @@ def test_weights_pass_in_memory_where_there_is_room(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("fails", "asks", "says"),
     [
-        ("cannot", "start", "the engine could not start: ValueError: no room for the weights"),
+        ("cannot", "start", "the engine failed (start): ValueError: no room for the weights"),
         ("dies", "generate", "the engine has ended (status 9)"),
     ],
 )
@@ -345,9 +345,9 @@ def test_after_each_update_it_samples_from_the_model_that_learns(train, adapter)
 @pytest.mark.parametrize(
     ("fails", "says"),
     [
-        ("", "positions as here, embedded text within"),
-        ("shifts", r"sample \d: the engine has another position than the trainer for token 0"),
-        ("blurs", r"sample \d: the engine embeds its audio otherwise than the trainer, by 10%"),
+        ("", "the same positions, embedded text within"),
+        ("shifts", r"sample \d: the engine and the trainer have different positions for token 0"),
+        ("blurs", r"sample \d: the engine embeds its audio differently from the trainer, by 10%"),
     ],
 )
 def test_a_prompt_of_the_first_rollout_is_compared_with_what_the_engine_makes_of_it(
@@ -368,7 +368,7 @@ def test_media_that_are_embedded_a_little_otherwise_are_warned_of(train, monkeyp
     monkeypatch.setattr(parity, "OTHER", {torch.float32: 0.2})
     train()
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("the engine embeds its audio otherwise than the trainer, by 10%; vLLM") == 1
+    assert said.count("the engine embeds its audio differently from the trainer, by 10%; vLLM") == 1
 
 
 def test_updates_that_share_a_rollout_need_one_push(train):
@@ -392,7 +392,7 @@ def test_weights_that_do_not_arrive_are_warned_of(train, tmp_path, capsys):
             state = type("State", (), {"is_world_process_zero": True, "global_step": step + 1, "epoch": 0.0})
             recorder.on_log(None, state, None, logs | wanted)
     said = capsys.readouterr().out
-    assert said.count("it samples from another policy") == 1 and "step 2" in said.replace("\n", " ")
+    assert said.count("it samples from a different policy") == 1 and "step 2" in said.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_an_adapter_is_exported_alone_only_where_its_base_is_a_whole_model(model
     config = tmp_path / "two/adapter_config.json"
     settings = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "one")}
     config.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="stands on another one, .*/one"):
+    with pytest.raises(UserError, match="is on top of another one, .*/one"):
         export.export(tmp_path / "two", tmp_path / "out", merge=False)
     load_model("tiny").save_pretrained(tmp_path / "whole")
     with pytest.raises(UserError, match="merge=false is for adapters"):

@@ -144,9 +144,12 @@ def test_redraw_changes_the_noise_alone(make_trainer, samples):
     assert torch.equal(reward._right_without, torch.stack([right.roll(1, 1), right.roll(2, 1)]).flatten(1))
 
 
-def test_twin_needs_questions_whose_need_is_known(make_trainer, samples):
+def test_twin_and_redraw_need_questions_that_can_be_paid(make_trainer, samples):
     with pytest.raises(UserError, match="no question whose need is known"):
         make_trainer("trainer.steps=1", rule=Rule.twin, rule_weight=1.0)
+    heard = [without(replace(s, fields=s.fields | {"need": "audio"}), Variant.no_image) for s in samples]
+    with pytest.raises(UserError, match="no question whose need is known"):
+        make_trainer("trainer.steps=1", rule=Rule.redraw, rule_weight=1.0, chosen=heard)
 
 
 def test_what_has_both_senses(samples):

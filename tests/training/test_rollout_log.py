@@ -57,7 +57,7 @@ def test_with_rejection_the_right_completions_are_the_signal(capsys):
     watch([{**rollout_rows(n=1)[0], "id": id, "accuracy": x, "advantage": x} for id, x in (("a", 1.0), ("b", 0.0))])
     assert "a right completion in 1 of 2 groups" in " ".join(capsys.readouterr().out.split()) and not watch.said
     watch([{**row, "accuracy": 0.0, "advantage": 0.0} for row in rollout_rows()])
-    assert watch.said == ["no group of the first rollout has a right completion: there is nothing to learn from in it"]
+    assert watch.said == ["no group of the first rollout has a right completion: there is nothing to learn from it"]
 
 
 def test_one_good_rollout_starts_the_count_again():

@@ -112,7 +112,7 @@ def test_what_is_interrupted_goes_on_to_the_same_weights(processor, tmp_path, sh
     monkeypatch.setattr(tower_alignment, "PROJECTION", replace(tower_alignment.PROJECTION, steps=3))
     monkeypatch.setattr(tower_alignment, "TOWER", replace(tower_alignment.TOWER, steps=3))
     learn(sense, tiny_model(), processor, tmp_path / "whole")
-    assert steps == [1, 2, 3] and "is of other media or settings" in capsys.readouterr().out
+    assert steps == [1, 2, 3] and "is from other media or settings" in capsys.readouterr().out
 
 
 def test_a_picture_is_varied_within_its_size():
