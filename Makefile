@@ -6,5 +6,5 @@ test:    ## all tests
 	pytest
 smoke:   ## the whole pipeline in under a minute
 	python -m echoink.train experiment=quickstart
-base:    ## make a base as the embedded tiny model, in outputs/tiny_base
+base:    ## make a base like the embedded tiny model, in outputs/tiny_base
 	python -m echoink.tiny

@@ -1,11 +1,11 @@
-"""What a forward and backward pass on a CPU takes: the way attention is cut, its type, and the allocator.
+"""Times a forward and backward pass on a CPU: how attention is split, its type, and the allocator.
 
     python experiments/cpu_step.py outputs/models/small rounds=3
 
-Groups of a prompt and 8 completions through the packed loss under bfloat16 autocast, four ways in turns, each in a
-process of its own: attention as it was (a slice for each group, in bfloat16) and as it is (split once, in float32),
-each with glibc as it comes and with `common/allocator.py`. Prints the median seconds of a step, and how many pages
-the system handed out in the last one.
+It computes 8 groups of a prompt and 8 completions through the packed loss under bfloat16 autocast. Four variants take
+turns, each in its own process: former attention (a slice for each group, in bfloat16) and today's (split once, in
+float32), each with glibc's defaults and with `common/allocator.py`. Prints the median seconds per step, and how many
+pages the system provided in the last one.
 """
 
 import json
@@ -30,7 +30,7 @@ PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 140, 30
 
 
 def sliced(query, key, value, layout, scale):
-    """Attention as it was."""
+    """The former attention."""
     settings, outputs, completions = {"enable_gqa": True, "scale": scale}, [], []
     start, own = 0, layout.prefixes
     for prefix, lengths in layout.groups:
@@ -61,7 +61,7 @@ WAYS = {
 
 
 def measure(path: str, way: str) -> tuple[list[float], int]:
-    """Seconds of three steps after a first, and the pages that the system handed out for the last."""
+    """Seconds of three steps after a first one, and the pages that the system provided in the last one."""
     shared_prefix.by_parts, keeps = WAYS[way]
     if keeps:
         allocator.keep_freed()
@@ -101,7 +101,7 @@ def main(words: list[str]) -> None:
             steps, last = json.loads(said.splitlines()[-1])
             seconds.extend(steps)
             pages.append(last)
-    print("| way | seconds a step, median | least to most | pages handed out |\n|---|---|---|---|")
+    print("| variant | seconds per step, median | least to most | pages provided by the system |\n|---|---|---|---|")
     for way, (seconds, pages) in taken.items():
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
         print(f"| {way} | {statistics.median(seconds):.2f} | {spread} | {statistics.median(pages):,.0f} |")

@@ -1,17 +1,17 @@
-"""Do the intervals hold what they promise, and do the tests reject no more nulls than they say?
+"""Do the intervals have their nominal coverage, and do the tests reject no more nulls than their level?
 
-    python experiments/intervals.py simulations=4000
+    python experiments/intervals.py simulations=2000
 
-Simulated evaluations: questions whose rates of right answers differ, in clusters that share media and so their
-difficulty (`size` questions each). Each row compares what the package uses (`echoink.common.statistics`) with cheaper
-ways on the same simulated answers:
+It simulates evaluations. Questions have different probabilities of a right answer; the questions of a cluster (`size`
+of them) share media and so their difficulty. Each row compares the package's methods (`echoink.common.statistics`) with
+simpler ones on the same simulated answers:
 
     accuracy    Wilson's interval on all samples; the percentile bootstrap over clusters (999 resamples); ours
     null        two checkpoints that are equally good on average: exact McNemar, the bootstrap, ours
     crossed     recordings that go with many pictures, and pictures with many recordings
 
-Coverage should be 95 % or more, rejection 5 % or less. `disagree`: how often a p-value and its interval contradict each
-other. With 4,000 simulations a share of 95 % has a standard error of 0.3 points. One processor, a few minutes.
+Coverage should be 95 % or more, rejection 5 % or less. `disagree`: how often a p value and its interval contradict each
+other. With 2,000 simulations a share of 95 % has a standard error of 0.5 points. One processor, a few minutes.
 """
 
 import sys
@@ -27,12 +27,12 @@ RESAMPLES = 999
 
 
 def rates(rng: np.random.Generator, clusters: int, mean: float, spread: float) -> np.ndarray:
-    """Rates of right answers, one a cluster: logistic of a normal."""
+    """Probabilities of a right answer, one per cluster: logistic of a normal variable."""
     return 1 / (1 + np.exp(-(mean + spread * rng.normal(size=clusters))))
 
 
 def bootstrap(rng: np.random.Generator, totals: np.ndarray, n: int) -> tuple[float, float]:
-    """Percentile interval of the mean over clusters of one size."""
+    """Percentile interval of the mean, over clusters of equal size."""
     k = len(totals)
     drawn = rng.multinomial(k, np.full(k, 1 / k), RESAMPLES) @ totals / n
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -40,7 +40,7 @@ def bootstrap(rng: np.random.Generator, totals: np.ndarray, n: int) -> tuple[flo
 
 
 def coverage(n: int, size: int, mean: float, simulations: int) -> dict[str, float]:
-    """How often the intervals of an accuracy hold the true one."""
+    """How often the intervals of an accuracy contain the true accuracy."""
     rng = np.random.default_rng([n, size, int(10 * mean)])
     truth = float(rates(np.random.default_rng(1), 400_000, mean, 1.5).mean())
     names, hits = [str(place // size) for place in range(n)], np.zeros(3)
@@ -53,7 +53,7 @@ def coverage(n: int, size: int, mean: float, simulations: int) -> dict[str, floa
 
 
 def rejection(n: int, size: int, mean: float, apart: float, simulations: int) -> dict[str, float]:
-    """How often equally good checkpoints are told apart; `apart`: how far they differ from cluster to cluster."""
+    """How often the null of equally good checkpoints is rejected; `apart`: how much they differ by cluster."""
     rng = np.random.default_rng([n, size, int(10 * mean), int(10 * apart)])
     names, found = [str(place // size) for place in range(n)], np.zeros(5)
     for _ in range(simulations):
@@ -73,10 +73,10 @@ def rejection(n: int, size: int, mean: float, apart: float, simulations: int) ->
 
 
 def crossed(sounds: int, pictures: int, n: int, simulations: int) -> dict[str, float]:
-    """Questions of a recording and a picture each, drawn from a few of both: everything is connected with everything.
+    """Each question has a recording and a picture, drawn from a few of both, so all questions are connected.
 
-    Coverage of an accuracy by Wilson, by clusters of recordings alone, and by both; then how often equally good
-    checkpoints, which differ by recording and by picture, are told apart by McNemar's test and by ours.
+    Returns the coverage of an accuracy's interval by Wilson, by clusters of recordings alone, and by both; then how
+    often exact McNemar and ours reject the null of equally good checkpoints, which differ by recording and by picture.
     """
     rng, found = np.random.default_rng([sounds, pictures, n]), np.zeros(5)
     draw = np.random.default_rng(1).normal(size=(2, 400_000))
@@ -109,13 +109,13 @@ def cases() -> Iterator[tuple[int, int, float]]:
 
 def main(words: list[str]) -> None:
     simulations = int(dict(word.split("=", 1) for word in words).get("simulations", 2000))
-    print("| n | a cluster | clusters | mean rate | Wilson | bootstrap | ours |\n|---|---|---|---|---|---|---|")
+    print("| n | per cluster | clusters | mean rate | Wilson | bootstrap | ours |\n|---|---|---|---|---|---|---|")
     for n, size, mean in track(list(cases()), "coverage"):
         rate = rates(np.random.default_rng(1), 400_000, mean, 1.5).mean()
         cells = [f"{100 * share:.1f}" for share in coverage(n, size, mean, simulations).values()]
         print(f"| {n} | {size} | {n // size} | {100 * rate:.0f} | {' | '.join(cells)} |")
     print(
-        "\n| n | a cluster | clusters | mean rate | differ by cluster | exact McNemar | bootstrap | ours |"
+        "\n| n | per cluster | clusters | mean rate | differ by cluster | exact McNemar | bootstrap | ours |"
         " disagree: ours | disagree: exact McNemar, bootstrap |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for n, size, mean in track(list(cases()), "rejection"):

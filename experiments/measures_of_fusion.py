@@ -1,29 +1,29 @@
-"""Which measure tells answers that joined both senses from answers that followed a cue?
+"""Which measure separates answers that use both modalities from answers that follow a cue?
 
     python experiments/measures_of_fusion.py model=outputs/described_base \
-        data=outputs/data/described_0.9_seed0_2000_256_500
+        data=outputs/data/described_0.9_seed0_2000_256_500 samples=400
 
-Samples completions of a base that knows several routes to training questions of the set with a shortcut. The route of a
-completion is known from its text (`shortcut.route`): reasoned, the cue, or a false sum; the two wrong ones
-describe both media as well, at the same length. Of the right completions to questions for both senses whose right
-letter is that of the cue it prints how well each measure separates the reasoned ones from the others: AUC, the area
-under the ROC curve, with a 95 % interval by the bootstrap over questions. 0.5 is none, below 0.5 the measure prefers
-the wrong route.
+Samples completions for training questions of the set with a shortcut, from a base that knows several routes to an
+answer. The route of a completion is known from its text (`shortcut.route`): reasoned, the cue, or a false sum; the two
+wrong ones also describe both media, at the same length. It takes the right completions to questions that need both
+modalities and whose right letter is that of the cue, and prints how well each measure separates the reasoned ones from
+the others: AUC, the area under the ROC curve, with a 95 % interval by bootstrap over questions. 0.5 means no
+separation; below 0.5 the measure prefers the wrong route.
 
-A measure should also pay nothing for a sense that a question does not need: the last columns give the mean of each
-measure over right answers to questions for the ear alone, for the eye alone, and for both, reasoned.
+A measure should also be 0 if a question does not need both: the last columns have the mean of each measure over right
+answers to audio questions, to image questions, and to questions that need both, reasoned and by the cue.
 
-Measures (S: log-probability of the completion, per token unless said; m: a sense):
+Measures (S: log-probability of the completion, per token unless stated; m: a modality):
 
-    length, mention     tokens; 1 where the text says "hear" and "see". They know nothing of the media.
+    length, mention     tokens; 1 if the text says "hear" and "see". They know nothing of the media.
     removed, blank, swapped     min_m S(o | q) - S(o | q, m removed, blank, of a donor); swapped: the mean over donors
-    answer, swapped     the same of the answer's tokens alone, given the completion's own reasoning
-    twin                1 where the answer of the completion drawn with the same noise changes under both swaps, in a
-                        readable way; the mean over donors (with one donor: what reward.integration=twin pays)
-    twin, other noise   the same, the swaps drawn with another noise
-    redraw              1 where the answer changes with the noise alone, twice: no medium is touched
-    implied             1 where the twins' answers are those that the donors' media imply (known for synthetic scenes
-                        only: an oracle, and no reward)
+    answer, swapped     the same for the answer's tokens only, given the completion's own reasoning
+    twin                1 if the answer drawn with the same noise changes under both swaps and can be read; the mean
+                        over donors (with one donor: what reward.integration=twin pays)
+    twin, other noise   the same, but the swaps are drawn with other noise
+    redraw              1 if the answer changes with the noise alone, twice; the media stay
+    implied             1 if the twins' answers are those that the donors' media imply (known for synthetic scenes
+                        only: an oracle, not a reward)
 """
 
 import re
@@ -58,11 +58,11 @@ REMOVED = {
 GROUP, BATCH, DONORS = 8, 16, 4
 TWIN = "twin, 1 donor"
 BY_THE_CUE = [Route.cue.name, Route.hasty.name]
-"""Ways that follow the cue: with a description of both media, or in haste."""
+"""Routes that follow the cue: with a description of both media, or as a hasty guess."""
 
 
 class Scorer:
-    """A model with what it takes to ask it and to score its answers."""
+    """A model, with what is needed to prompt it and to score its answers."""
 
     def __init__(self, path: str):
         config = compose([f"model.path={path}"], False, None)[0].config
@@ -75,7 +75,7 @@ class Scorer:
         self.sampling = Sampling(made.temperature, made.top_p, made.top_k, made.max_new_tokens, ends)
 
     def complete(self, samples: Sequence[Sample], step: int) -> list[list[int]]:
-        """GROUP completions of each, with the noise of a step."""
+        """GROUP completions of each sample, with the noise of a step."""
         length = self.sampling.max_new_tokens
         noise = torch.stack([uniforms(0, step, sample.id, group_size=GROUP, length=length) for sample in samples])
         prompts = [self.processor(sample) for sample in samples]
@@ -117,7 +117,7 @@ def measured(scorer: Scorer, batch: Sequence[Sample], changed: dict, scenes: dic
     values = {"length": lengths.float(), "mention": torch.tensor([float("hear" in t and "see" in t) for t in texts])}
 
     def loss(variants: Sequence[tuple], where: torch.Tensor) -> torch.Tensor:
-        """[R]: the smaller of two losses of likelihood, each the mean over the given draws."""
+        """[R]: the smaller of two losses of likelihood, each a mean over the given draws."""
         each = []
         for draws in variants:
             lost = [
@@ -134,7 +134,7 @@ def measured(scorer: Scorer, batch: Sequence[Sample], changed: dict, scenes: dic
     values["answer, swapped"] = loss(swaps, answer)
 
     def changes(step: int, donor: int) -> tuple[np.ndarray, np.ndarray]:
-        """[R]: the answer changes with both senses; the answers are those that the donors' media imply."""
+        """[R]: whether the answer changes under both swaps; whether the answers are those the donors' media imply."""
         both, implied = np.ones(len(texts), bool), np.ones(len(texts), bool)
         for variant in ablations.SWAPS:
             asked = [changed[variant, donor][s.id] for s in batch]
@@ -167,7 +167,7 @@ def measured(scorer: Scorer, batch: Sequence[Sample], changed: dict, scenes: dic
 
 
 def answer_mask(scorer: Scorer, completions: Sequence[Sequence[int]], mask: torch.Tensor) -> torch.Tensor:
-    """[R, C]: the tokens from the opening tag of the answer on."""
+    """[R, C]: True from the opening tag of the answer on."""
     found = torch.zeros_like(mask)
     for row, tokens in enumerate(completions):
         text = scorer.texts([tokens])[0]
@@ -179,13 +179,13 @@ def answer_mask(scorer: Scorer, completions: Sequence[Sequence[int]], mask: torc
 
 
 def auc(good: np.ndarray, bad: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted as a half."""
+    """Area under the ROC curve; ties count one half."""
     ranks = rankdata(np.concatenate([good, bad]))
     return float((ranks[: len(good)].sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad)))
 
 
 def interval(rows: Sequence[dict], name: str, wrong: Sequence[str]) -> str:
-    """AUC with its interval over questions."""
+    """AUC with its interval by bootstrap over questions."""
     by: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         if row["route"] in (Route.reasoned.name, *wrong):
@@ -235,7 +235,7 @@ def main(words: list[str]) -> None:
 
 
 def report(rows: Sequence[dict]) -> None:
-    """The table."""
+    """Print the table."""
     names = [name for name in rows[0] if name not in ("id", "kind", "cue", "route")]
     both = [row for row in rows if row["kind"] == "both" and row["cue"] == "agrees"]
     routes = {way.name: sum(row["route"] == way.name for row in both) for way in Route}

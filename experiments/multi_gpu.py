@@ -1,9 +1,9 @@
-"""What experiments/scale.md says has not been run: the same few steps on several GPUs, divided in each way, by vLLM.
+"""Runs what experiments/scale.md lists as not run: ten steps on several GPUs, with each kind of sharding and with vLLM.
 
     python experiments/multi_gpu.py --processes 8 --engine engine/bin/python
 
-Each run is the README's command with a launcher before it, on the embedded model; the table compares it with the run on
-one process. On a machine without a GPU it runs too, by gloo: what is tried there are the commands and the table.
+Each run is the README's command with a launcher before it, on the embedded model. The table compares it with a run on
+one process. It also runs on a machine without a GPU, with gloo; this only tests the commands and the table.
 """
 
 import argparse
@@ -20,7 +20,7 @@ STEPS = 10
 
 
 def runs(engine: str | None) -> dict[str, list[str]]:
-    """Names of the runs and what each adds to the command; the first is on one process."""
+    """Names of the runs and the overrides of each; the first is on one process."""
     zero = importlib.util.find_spec("deepspeed") is not None
     found = {"single": ["trainer=single"]}
     for trainer in ("ddp", "fsdp2", *(("zero2", "zero3") if zero else ())):
@@ -37,7 +37,7 @@ def runs(engine: str | None) -> dict[str, list[str]]:
 
 
 def run(folder: Path, processes: int, words: list[str]) -> bool:
-    """Whether a run came to its end; its log lies beside its folder."""
+    """Run the command; returns whether it succeeded. The log is beside the run's folder."""
     common = [f"trainer.steps={STEPS}", f"trainer.prompts_per_step={2 * processes}", "trainer.micro_batch_prompts=1"]
     common += ["eval.base=false", "eval.watched=0", "eval.limit=16", "tracking=off", f"hydra.run.dir={folder}"]
     alone = words[0] == "trainer=single"
@@ -49,7 +49,7 @@ def run(folder: Path, processes: int, words: list[str]) -> bool:
 
 
 def compared(folder: Path, one: Path, adapts: bool) -> str:
-    """Of the table: how far a run is from that on one process, where the same learns, and what took how long."""
+    """Cells of the table: how far a run is from that on one process if the same weights learn, and its times."""
     mine, theirs = (read_rows(path / "metrics.jsonl") for path in (folder, one))
     texts = [[row["text"] for row in read_rows(path / "completions/step-1.jsonl")] for path in (folder, one)]
     same = texts[0] == texts[1]
@@ -63,10 +63,10 @@ def compared(folder: Path, one: Path, adapts: bool) -> str:
 
 
 def main() -> None:
-    """Run them all and print the table."""
+    """Run all of them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2, help="of each run but the first; GPUs of this machine")
-    parser.add_argument("--engine", help="a Python that has vLLM; without it rollouts by vLLM are left out")
+    parser.add_argument("--processes", type=int, default=2, help="processes of all runs but the first")
+    parser.add_argument("--engine", help="a Python that has vLLM; without it runs with vLLM are left out")
     parser.add_argument("--folder", type=Path, default=Path("outputs/several_gpus"), help="for the runs and their logs")
     asked = parser.parse_args()
     folder = asked.folder / time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -1,14 +1,14 @@
-"""The tables of experiments/open_media.md, from the folders of their runs.
+"""Prints the tables of experiments/open_media.md from the folders of their runs.
 
     python experiments/open_media.py outputs/open_media/sweep_<time> [outputs/…]
     python experiments/open_media.py answers outputs/open_media/<time>
     python experiments/open_media.py figure outputs/open_media/sweep_<time>     # experiments/figures/open_media.png
 
-For each run, by the sense that a question wants and by its form: accuracy of the base and of the trained model (sampled
-at temperature 1, intervals clustered by recording and picture), and their difference, paired by question
-(`statistics.paired`). In percent. Then the differences over all runs, which are seeds.
+For each run, by the modality that a question needs and by its form: accuracy of the base and of the trained model
+(sampled at temperature 1, intervals clustered by recording and picture) and their difference, paired by question
+(`statistics.paired`), in percent. Then the differences over all runs; each run is one seed.
 
-answers: ten answers of the trained model to questions for the ear, five right and five wrong, drawn with seed 0.
+answers: ten answers of the trained model to audio questions, five right and five wrong, drawn with seed 0.
 """
 
 import sys
@@ -44,13 +44,13 @@ HEADS = (
 
 
 def predictions(run: Run, phase: str) -> list[Prediction]:
-    """A phase's answers to the questions as they are."""
+    """The answers of a phase to the full questions."""
     rows = read_rows(run.folder / PREDICTIONS)
     return [of_row(row) for row in rows if row["phase"] == phase and row["variant"] == "full"]
 
 
 def groups(of: Sequence[Prediction]) -> Iterator[tuple[str, set[str]]]:
-    """Names and questions: all, by sense, by form."""
+    """Names of groups and the ids of their questions: all, by need, by form."""
     yield "all", {one.id for one in of}
     for field in ("need", "kind"):
         for value in sorted({one.fields[field] for one in of}):
@@ -58,7 +58,7 @@ def groups(of: Sequence[Prediction]) -> Iterator[tuple[str, set[str]]]:
 
 
 def accuracy(of: Sequence[Prediction]) -> str:
-    """Of the sampled answers."""
+    """Accuracy of the sampled answers, with its interval."""
     rows = metrics.headline(of)
     ends = mean_interval([one.score for one in rows], [one.cluster for one in rows])
     return f"{100 * sum(one.score for one in rows) / len(rows):.1f} [{100 * ends.low:.1f}, {100 * ends.high:.1f}]"
@@ -82,7 +82,7 @@ def table(run: Run) -> Iterator[str]:
 
 
 def over_runs(runs: Sequence[Run]) -> Iterator[str]:
-    """Differences of all runs, with Student's t over them."""
+    """The differences of all runs, with Student's t over runs."""
     changes: dict[str, list[float]] = {}
     for run in runs:
         base, final = predictions(run, "base"), predictions(run, "final")
@@ -98,7 +98,7 @@ def over_runs(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def answers(run: Run) -> Iterator[str]:
-    """What the trained model says, drawn at random, and what is heard and seen."""
+    """Answers of the trained model, drawn at random, with their recordings and pictures."""
     by_ear = [one for one in metrics.headline(predictions(run, "final")) if one.fields["need"] == "audio"]
     before = {one.id: one for one in metrics.headline(predictions(run, "base"))}
     rng = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def answers(run: Run) -> Iterator[str]:
 
 
 def figure(runs: Sequence[Run]) -> Path:
-    """Accuracy by the sense that a question wants: the base, the model after each seed, a guess."""
+    """Draw accuracy by the modality that a question needs: the base, the trained model of each seed, a guess."""
     shown, axis = pyplot.subplots(figsize=(8, 3.4), constrained_layout=True)
     senses = {"audio": "the ear", "both": "both", "image": "the eye", "none": "words alone"}
     width = 0.8 / (len(runs) + 1)

@@ -1,8 +1,8 @@
-"""What it saves to decode videos ahead of time: an evaluation with and without threads, in turns.
+"""Times an evaluation on videos with and without threads that decode them ahead of time, in turns.
 
     python experiments/prefetch.py
 
-24 questions about a video of 12 s in 1280x720, the embedded model, batches of 4; see experiments/scale.md.
+24 questions about a video of 12 s in 1280x720, with the embedded model and batches of 4; see experiments/scale.md.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ from tests.helpers import files
 
 
 def seconds(samples: list[Sample], workers: int) -> float:
-    """Of one evaluation."""
+    """Seconds of one evaluation."""
     config = compose([])[0].config
     model, omni = loading.load_model("tiny"), loading.load_processor("tiny", 112 * 112, 112 * 112)
     caps = Caps(10.0, video_caps(config.model), 4096)
@@ -31,7 +31,7 @@ def seconds(samples: list[Sample], workers: int) -> float:
     sampling = Sampling(1.0, 0.95, 50, 64, loading.end_ids(model, omni))
     started = time.perf_counter()
     setup = evaluate.EvaluationSetup(
-        processor, sampling, match=Match.lenient, seed=0, batch_prompts=4, draws=("sample",)
+        processor, sampling, match=Match.lenient, seed=0, batch_prompts=4, draws=("sampled",)
     )
     answers = evaluate.evaluate(model, samples, setup, "videos")
     assert len(list(answers)) == len(samples)

@@ -1,10 +1,10 @@
-"""The table of experiments/scale.md: two processes against one, for every way to divide the model.
+"""Prints the numbers of the first table of experiments/scale.md: two processes compared with one, by kind of sharding.
 
     python experiments/sharded_run.py
 
-Relative differences of the first gradient and of the weights after two updates, and whether all completions are the
-same; in the cases of tests/distributed/test_two_processes.py, on the embedded model.
-Needs `pip install -e ".[zero]"`.
+These are relative differences of the first gradient and of the weights after two updates, and whether all completions
+are the same, for the cases of tests/distributed/test_two_processes.py on the embedded model. It needs `pip install -e
+".[zero]"`.
 """
 
 import tempfile
@@ -26,9 +26,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         synthetic.write(Path(place) / "set", seed=0, sizes={"train": 24, "dev": 6, "valid": 12})
         for trainers in TOGETHER:
-            folder = Path(place) / trainers[0]
-            folder.mkdir()
-            found |= train(Path(place) / "set", folder, trainers)
+            for slow in (False, True):
+                folder = Path(place) / f"{trainers[0]}-{slow}"
+                folder.mkdir()
+                found |= train(Path(place) / "set", folder, trainers, slow)
     print("| case | trainer | gradient | weights | completions |")
     print("|---|---|---|---|---|")
     for kind in KINDS:

@@ -1,13 +1,14 @@
-"""The tables of experiments/integration.md, from the folders of their runs.
+"""Prints the tables of experiments/integration.md from the folders of their runs.
 
     python experiments/shortcut.py outputs/shortcut
     python experiments/shortcut.py outputs/described
 
-For each arm, over seeds: accuracy of the final answers to validation questions for both senses, and among these where
-the letter of the cue is wrong and where it is right; how much of the gap between plain GRPO with and without the
-shortcut in training an arm closes (mean over seeds of arm - plain, by mean of clean - plain, both with their errors:
-Fieller's interval, paired by seed); how many answers stand at the cue's letter; the way that their texts took
-(`route`); accuracy under swapped senses; questions for one sense; tokens. All in percent but the last.
+For each arm, over seeds: accuracy of the final answers to validation questions that need both modalities, also split by
+whether the cue's letter is wrong or right; the share of the gap between plain GRPO with and without the shortcut in
+training that an arm closes (mean over seeds of arm - plain, divided by the mean of clean - plain; Fieller's interval,
+paired by seed, includes the errors of both); the share of answers with the cue's letter; the routes of their texts
+(`route`); accuracy on `ear` and `eye` questions; accuracy under swaps; tokens; seconds per step. All shares are in
+percent.
 """
 
 import re
@@ -37,7 +38,7 @@ class Route(Enum):
     cue = "cue"
     """The timbre or the colour is said to tell the letter."""
     false_sum = "false_sum"
-    """Both media are described, and what is said to remain of their sum is wrong."""
+    """Both media are described, and the stated remainder of their sum is wrong."""
     hasty = "hasty"
     """Nothing is described."""
     other = "other"
@@ -45,7 +46,7 @@ class Route(Enum):
 
 
 def route(text: str, scene: Scene, options: int) -> Route:
-    """Which way a completion took: the ground truth that measures of fusion are held against."""
+    """The route of a completion: the ground truth for measures of fusion."""
     counts = re.search(r"hear (\d) (\w+), see (\d) (\w+) (\w+)", text)
     if counts is None:
         return Route.hasty if "no need to check" in text else Route.other
@@ -61,9 +62,9 @@ def route(text: str, scene: Scene, options: int) -> Route:
 
 
 def ratio(values: Sequence[float], of: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval of mean(values) / mean(of), both with their errors, paired by seed (Fieller 1954).
+    """Interval of mean(values) / mean(of), paired by seed, with the errors of both (Fieller 1954).
 
-    None where the denominator may be 0 at that level: no share of it can be given.
+    None if the denominator may be 0 at that level: then no ratio can be given.
     """
     x, y = np.asarray(values, float), np.asarray(of, float)
     if len(x) < 2:
@@ -83,7 +84,7 @@ PLAIN, CLEAN = "plain GRPO", "no shortcut in training"
 
 
 def arm(run: Run) -> str:
-    """What a run's arm is called here."""
+    """The name of a run's arm."""
     config, where = run.config, "" if run.config["dataset.shortcut_share"] else f", {CLEAN}"
     if config["reward.lambda_int"]:
         return f"{config['reward.integration']}, λ_int {config['reward.lambda_int']:g}{where}"
@@ -97,7 +98,7 @@ def arm(run: Run) -> str:
 
 
 class Answers:
-    """The answers of one phase of a run, by variant; of those to questions for both senses also cue and route."""
+    """The answers of one phase of a run, by variant; with cue and route for questions that need both modalities."""
 
     def __init__(self, run: Run, phase: str):
         self._rows: dict[str, list[dict]] = defaultdict(list)
@@ -113,7 +114,7 @@ class Answers:
                 self._rows[row["variant"]].append(row)
 
     def share(self, of: Callable[[dict], float], where: Callable[[dict], bool], variant: str = "full") -> float | None:
-        """Mean of a number over the rows of a variant; None where there are none."""
+        """Mean of a number over the rows of a variant; None if there are none."""
         found = [of(row) for row in self._rows[variant] if where(row)]
         return sum(found) / len(found) if found else None
 
@@ -177,7 +178,7 @@ def main(folders: Sequence[str]) -> None:
 
 
 def closed(accuracy: dict[str, dict[int, float]], name: str) -> str:
-    """Share of the gap that an arm closes, of the seeds that it has in common with the two ends."""
+    """Share of the gap that an arm closes, over the seeds that it shares with both ends of the gap."""
     if name in (PLAIN, CLEAN) or not {PLAIN, CLEAN} <= accuracy.keys():
         return ""
     plain, clean = accuracy[PLAIN], accuracy[CLEAN]

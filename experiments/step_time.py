@@ -1,10 +1,11 @@
-"""Checks echoink/planning/step_time.py on this machine: its operations against those that run, and its times.
+"""Checks echoink/planning/step_time.py on this machine: its operations against the executed ones, and its times.
 
     python experiments/step_time.py          the table of shapes
-    python experiments/step_time.py paper    what the paper's run should take
+    python experiments/step_time.py paper    the estimate for the paper's run
 
-One rate for each part (operations a second) comes from the first shape; the others are predicted with it and timed in
-the same run. The widened tiny architecture of `shape=paper`, float32; see experiments/scale.md.
+The first shape gives one rate for each part (operations per second). The times of the other shapes are predicted with
+it and measured in the same run. The model is the widened tiny architecture of `shape=paper`, in float32; see
+experiments/scale.md.
 """
 
 import gc
@@ -42,7 +43,7 @@ def composed(words: list[str]) -> BenchmarkConfig:
 
 
 def predicted(system: Step) -> dict[str, float]:
-    """Operations of each phase of a step of ours, by `step_time.operations`."""
+    """Operations of each phase of our step, by `step_time.operations`."""
     thinker, work = system.unwrapped, system.work
     tower = lambda part: sum(p.numel() for p in part.parameters())  # noqa: E731
     model = step_time.Model(
@@ -83,7 +84,7 @@ def paper() -> None:
         step_time.LENGTH = mean
         found = plan.gpus(config, parameters, tokens)
         print(f"\ncompletions of {mean} tokens, the longest of a step {2 * mean}\n")
-        print("| | steps | rollout | reference | update | optimizer | s a step | hours | GPU-hours |\n|" + "---|" * 9)
+        print("| | steps | rollout | reference | update | optimizer | s per step | hours | GPU-hours |\n|" + "---|" * 9)
         for count in ("8", "64"):
             for gpu in step_time.GPUS:
                 of = found[count][gpu.name]

@@ -1,14 +1,14 @@
-"""A tracking server that is killed in a run and comes back: is a step slower, is one lost or there twice?
+"""Kills and restarts a tracking server during a run: is a step slower, is a point lost or duplicated?
 
     python experiments/tracking_outage.py <an empty folder> [repeats]
 
-Trains 60 steps of the default run three ways, in turn, `repeats` times: without tracking; with a server; with a server
-that is killed (SIGKILL) at step 15 and comes back at step 45. Prints
+Trains 60 steps of the default run in three ways, in turn, `repeats` times (default 1): without tracking; with a server;
+with a server that is killed (SIGKILL) at step 15 and restarted at step 45. Prints
 
-- median seconds a step over steps 16 to 45 and their ratio to the first way (as noisy as the machine is);
-- what tracking costs, which hardly depends on the machine: how long training waits for it (the calls that hand a row
-  over), and how much processor the thread that sends takes, both as a share of the time of all steps;
-- what the server has of each run at its end, after `python -m echoink.sync`, and after another.
+- the median seconds per step over steps 16 to 45 and their ratio to the first way (as noisy as the machine);
+- the cost of tracking, which hardly depends on the machine: how long training waits for it (in calls that pass a row
+  on), and the processor time of the sending thread, both as a share of the time of all steps;
+- how many points and steps the server has of each run at its end, after `python -m echoink.sync`, and after a second.
 """
 
 import json
@@ -62,7 +62,7 @@ class Server:
         self._place, self._process = place, None
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
+        """Start it and return when it answers."""
         words = ["--host", "127.0.0.1", "--port", str(PORT), "--workers", "1"]
         store = ["--backend-store-uri", f"sqlite:///{self._place}/server.db"]
         artifacts = ["--artifacts-destination", str(self._place / "artifacts")]
@@ -79,13 +79,13 @@ class Server:
         raise SystemExit(f"no server: see {self._place}/server.log")
 
     def kill(self) -> None:
-        """SIGKILL to it and its workers."""
+        """Send SIGKILL to it and its workers."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def train(place: Path, name: str, tracking: list[str], outage: list[tuple[int, Callable[[], None]]]) -> None:
-    """One run, and what happens at some of its steps."""
+    """Run a training and do something at some of its steps."""
     folder = place / name
     words = [f"hydra.run.dir={folder}", *SETTINGS, *tracking]
     run = subprocess.Popen([sys.executable, "-c", TRAIN, *words], cwd=place, stdout=subprocess.DEVNULL)
@@ -105,17 +105,17 @@ def points(name: str, place: Path) -> tuple[int, int]:
 
 
 def main(place: Path, repeats: int) -> None:
-    """Run all ways in turn and print what the module's docstring says."""
+    """Run all ways in turn and print what the module docstring says."""
     place.mkdir(parents=True, exist_ok=True)
-    server, ratios = Server(place), {"with a server": [], "killed and back": []}
+    server, ratios = Server(place), {"with a server": [], "killed and restarted": []}
     for turn in range(repeats):
         train(place, f"without_{turn}", ["tracking=off"], [])
         without = seconds(place / f"without_{turn}")
-        print(f"without_{turn}: {without:.3f} s a step", flush=True)
+        print(f"without_{turn}: {without:.3f} s per step", flush=True)
         for way, found in ratios.items():
             name = f"{way.replace(' ', '_')}_{turn}"
             server.start()
-            outage = [(15, server.kill), (45, server.start)] if way == "killed and back" else []
+            outage = [(15, server.kill), (45, server.start)] if way == "killed and restarted" else []
             train(place, name, [f"tracking.uri={URI}"], outage)
             counts = [points(name, place)]
             for _ in range(2):
@@ -125,9 +125,9 @@ def main(place: Path, repeats: int) -> None:
             server.kill()
             found.append(seconds(place / name) / without)
             print(
-                f"{name}: {found[-1] * without:.3f} s a step; points and steps in MLflow at its end, after sync, after"
+                f"{name}: {found[-1] * without:.3f} s per step; points and steps in MLflow at its end and after sync,"
             )
-            print(f"  another: {counts}")
+            print(f"  after a second sync: {counts}")
             spent = json.loads((place / name / "spent.json").read_text())
             whole = sum(row["time/step"] for row in read_rows(place / name / "metrics.jsonl"))
             print("  " + ", ".join(f"{key} {100 * value / whole:.3f} %" for key, value in spent.items()), flush=True)
@@ -136,7 +136,7 @@ def main(place: Path, repeats: int) -> None:
 
 
 def seconds(folder: Path) -> float:
-    """Median of a step's, over those in which the server is away."""
+    """Median seconds of a step, over the steps in which the server is down."""
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "a step is missing"
     return statistics.median(row["time/step"] for row in rows[15:45])

@@ -1,10 +1,10 @@
-"""What it costs a rollout on a CPU that waiting threads spin, alone and beside other programs.
+"""Times a rollout on a CPU with waiting threads that spin, alone and beside other programs.
 
     python experiments/waiting_threads.py rounds=3 others=0,1,2
 
-Rollouts of the embedded model (8 prompts, G = 8), with GNU OpenMP's own GOMP_SPINCOUNT and with that of
-`common/startup.py`, while so many other processes compute all the time. The ways take turns, each in a process of its
-own: five rollouts after one that is not counted. Prints the median seconds of a rollout.
+It runs rollouts of the embedded model (8 prompts, G = 8), with GNU OpenMP's default GOMP_SPINCOUNT and with that of
+`common/startup.py`, while `others` other processes compute all the time. The settings take turns, each in its own
+process: five rollouts after one that is not counted. Prints the median seconds of a rollout.
 """
 
 import json
@@ -22,8 +22,8 @@ PROMPTS, GROUP, ROLLOUTS = 8, 8, 6
 
 
 def measure(folder: str) -> list[float]:
-    """Seconds of each rollout but the first."""
-    # PyTorch reads the environment when it is imported: only the measuring process does.
+    """Seconds of each rollout except the first."""
+    # PyTorch reads the environment when it is imported, so only the measuring process imports it.
     import torch
 
     from echoink.config.compose import compose
@@ -70,7 +70,7 @@ def main(words: list[str]) -> None:
                 for process in busy:
                     process.kill()
                 seconds.extend(json.loads(said.splitlines()[-1]))
-    print("| other processes | waiting threads spin | seconds a rollout, median | least to most |\n|---|---|---|---|")
+    print("| other processes | waiting threads spin | seconds per rollout, median | least to most |\n|---|---|---|---|")
     for (way, number), seconds in taken.items():
         print(f"| {number} | {way} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} |")
 

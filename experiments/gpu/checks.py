@@ -1,7 +1,7 @@
-"""The checks of `kit.py`: each asks one question that a CPU cannot answer, and yields rows with numbers.
+"""The checks of `kit.py`: each answers one question that needs a GPU, and yields rows with numbers.
 
-On a CPU (`SMALL`) each runs the same code at small size, where only parity means anything. Weights are random: of
-Qwen2.5-Omni's dimensions as `conf/model/` gives them.
+On a CPU (`SMALL`) each runs the same code at small size, where only the agreement of values means anything. Weights are
+random; their dimensions are those of Qwen2.5-Omni in `conf/model/`.
 
 Shapes: P prompt tokens, G = 16 completions of C tokens, T tokens of a packed row.
 """
@@ -48,7 +48,7 @@ class Row:
     value: float | str
     unit: str = ""
     ok: bool | None = None
-    """None: nothing to pass, a measurement."""
+    """None: a measurement, which cannot fail."""
 
 
 def architecture(name: str) -> Dimensions:
@@ -57,7 +57,7 @@ def architecture(name: str) -> Dimensions:
 
 
 def thinker(name: str = "qwen2_5_omni_7b", dtype: str = "bfloat16", layers: int | None = None, towers: int = 2):
-    """A model with random weights, with our attention; `towers` layers in each tower."""
+    """A model with random weights and our attention, with `towers` layers in each tower."""
     d = architecture(name)
     shape = ShapeConfig(
         layers=min(layers or d.layers, d.layers),
@@ -86,7 +86,7 @@ def thinker(name: str = "qwen2_5_omni_7b", dtype: str = "bfloat16", layers: int 
 
 
 def with_lora(model):
-    """The model with LoRA inside its linear layers, as it decodes."""
+    """The model with LoRA inside its linear layers, as in decoding."""
     from peft import get_peft_model
 
     model.requires_grad_(False)
@@ -106,7 +106,7 @@ def synchronize() -> None:
 
 
 def timed(work: Callable[[], object], times: int = 3, warm: int = 1) -> float:
-    """Mean seconds of a call, after `warm` that are not timed."""
+    """Mean seconds of a call, after `warm` calls that are not timed."""
     for _ in range(warm):
         work()
     synchronize()
@@ -135,7 +135,7 @@ def autocast(enabled: bool = True):
 
 
 def flex() -> Iterator[Row]:
-    """FlexAttention as the loss uses it: values and gradients against the split attention, and its price."""
+    """FlexAttention as the loss uses it: values and gradients against the split attention, and its time."""
     heads, keys, width = (4, 2, 16) if SMALL else (28, 4, 128)
     large = [(579, [200] * G), (999, [150, 250, 3, 77] * 4), (101, [5] * 3)]
     shapes = [(60, [20] * 4), (33, [5, 9])] if SMALL else large
@@ -176,7 +176,7 @@ def flex() -> Iterator[Row]:
 
 
 def head() -> Iterator[Row]:
-    """TRL's fused head at the true vocabulary, against log_softmax."""
+    """TRL's fused head with the real vocabulary size, against log_softmax."""
     if SMALL:
         yield Row("fused head", "needs a GPU (Triton)")
         return
@@ -206,7 +206,7 @@ def head() -> Iterator[Row]:
 
 
 def capturing(seconds: list[float]) -> Callable[[], decoder.Capture]:
-    """How steps are captured: as CUDA graphs; on a CPU they are computed again in the same slots. Notes the seconds."""
+    """Capture steps as CUDA graphs; on a CPU they are computed again in the same slots. Records the seconds."""
 
     def graphs() -> decoder.Capture:
         make = (lambda step: step) if SMALL else decoder.cuda_graphs()
@@ -225,11 +225,11 @@ def capturing(seconds: list[float]) -> Callable[[], decoder.Capture]:
 
 
 def graph() -> Iterator[Row]:
-    """Captured decoding: the same tokens as without a graph, while rows leave; what a capture costs."""
+    """Captured decoding: whether tokens equal those without a graph while rows end; the time of a capture."""
     length = 12 if SMALL else 64
     prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(2)]
     noise = torch.stack([sampling.uniforms(0, 0, str(seed), group_size=G, length=length) for seed in range(2)])
-    how = sampling.Sampling(1.0, 0.95, 50, length, tuple(range(20, 60)))  # rows leave along the way
+    how = sampling.Sampling(1.0, 0.95, 50, length, tuple(range(20, 60)))  # rows end at different steps
     kinds = {
         "float32": ("float32", False, False),
         "float32 masters under autocast": ("float32", False, True),
@@ -260,7 +260,7 @@ def graph() -> Iterator[Row]:
 
 
 def decode() -> Iterator[Row]:
-    """A decoded token at the true dimensions: milliseconds, bytes a second, choosing, capturing."""
+    """A decoded token with real dimensions: milliseconds, bytes per second, and the choice of the token."""
     cases = (("qwen2_5_omni_7b", 1, False), ("qwen2_5_omni_3b", 8, True))
     for name, count, adapts in cases:
         model, _ = thinker(name)
@@ -275,7 +275,7 @@ def decode() -> Iterator[Row]:
                 rows = G * count
                 tokens = torch.zeros(rows, dtype=torch.long, device=DEVICE)
                 places = torch.full((rows,), 580, device=DEVICE)
-                for _ in range(length // 2):  # to the middle of a completion: attention reads what is there by then
+                for _ in range(length // 2):  # to the middle of a completion, so that attention reads as much as there
                     one(tokens, places)
                 step = timed(lambda d=one, t=tokens, p=places: d(t, p), min(length - 4, 40) // 2, 1)
                 logits = start.logits.repeat_interleave(G, 0)
@@ -295,7 +295,7 @@ def decode() -> Iterator[Row]:
 
 
 def update() -> Iterator[Row]:
-    """Reference and update of one group at the 7B's size: seconds, TFLOP/s, memory, with and without checkpointing."""
+    """Reference and update of one group of the 7B: seconds, TFLOP/s, memory, with and without checkpointing."""
     from trl.trainer.utils import add_fused_lm_head
 
     model, _ = thinker()
@@ -357,7 +357,7 @@ def towers() -> Iterator[Row]:
 
 
 def fsdp_graph() -> Iterator[Row]:
-    """Capture under FSDP2's hooks on a mesh of one, and one layout for all layers of a pass."""
+    """Capture under FSDP2's hooks on a mesh of one; whether all layers of a pass share one layout."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -418,15 +418,15 @@ while handles := connection.recv():
 
 
 def push() -> Iterator[Row]:
-    """Weights to another process of this GPU, as `generation=vllm` sends them: do they arrive, and how fast?"""
+    """Send weights to another process on this GPU, as `generation=vllm` does: do they arrive, and how fast?"""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         numbers = [str(theirs.fileno()), DEVICE]
         child = subprocess.Popen([sys.executable, "-c", RECEIVER, *numbers], pass_fds=[theirs.fileno()])
         connection = Connection(ours.detach())
     try:
-        shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 4)  # 2 GB of 0.5 GB each
-        dtype = torch.float32 if SMALL else torch.bfloat16  # of values alone numpy has no bfloat16
+        shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 4)  # four tensors of 0.5 GB each
+        dtype = torch.float32 if SMALL else torch.bfloat16  # values pass through numpy, which has no bfloat16
         for turn in (1, 2):  # the first opens the handles
             weights = {
                 f"model.layers.{n}.mlp.up_proj.weight": torch.randn(shape, dtype=dtype, device=DEVICE)
@@ -438,8 +438,8 @@ def push() -> Iterator[Row]:
             held = connection.recv()
             seconds, size = time.perf_counter() - began, sum(each.nbytes for each in weights.values())
             differ = weight_transfer.differing(weight_transfer.digests(weights.items()), held)
-            yield Row(f"turn {turn}: parts that arrived otherwise", len(differ), "", not differ)
-            yield Row(f"turn {turn}: handed over, copied and summed", size / 1e9 / seconds, "GB/s")
+            yield Row(f"turn {turn}: parts that differ after the transfer", len(differ), "", not differ)
+            yield Row(f"turn {turn}: sent, copied and checksummed", size / 1e9 / seconds, "GB/s")
         connection.send([])
         status = child.wait(60)
         yield Row("the other process's exit status", status, "", status == 0)
@@ -448,7 +448,7 @@ def push() -> Iterator[Row]:
 
 
 def train() -> Iterator[Row]:
-    """The command itself on the embedded model: four steps of each kind; the first KL is 0, the numbers are finite."""
+    """Train the embedded model, four steps of each kind: is the first KL 0, are all numbers finite?"""
     import json
     import math
     import subprocess
@@ -496,4 +496,4 @@ CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
     "towers": towers,
     "push": push,
 }
-"""The most dangerous first."""
+"""The checks most likely to crash come first."""

@@ -1,13 +1,13 @@
-"""What only a GPU can show, in one call of at most ten minutes: one JSON and one page.
+"""Runs the checks that need a GPU in one call of at most ten minutes, and writes one JSON file and one page.
 
     python experiments/gpu/kit.py                         all checks, to outputs/gpu
     python experiments/gpu/kit.py checks=graph,flex       some of them
     DEVICE=cpu python experiments/gpu/kit.py              the same code at small size, without a GPU
-    bash experiments/gpu/run.sh wheels                    where there is a network: the small packages, to .wheels/
-    bash experiments/gpu/run.sh run                       on a machine without one: with these packages
+    bash experiments/gpu/run.sh wheels                    with a network: collect the small packages in .wheels/
+    bash experiments/gpu/run.sh run                       without a network: run the checks with these packages
 
-Each check (`checks.py`) runs in a process of its own, at most 280 s, so that one that crashes leaves the others. A row
-is measured, or passes or fails. The exit status is 1 where one fails.
+Each check (`checks.py`) runs in its own process for at most 280 s, so a crash does not affect the others. A row is a
+measurement, or it passes or fails. The exit status is 1 if one fails.
 """
 
 import json
@@ -25,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 MOST = 280
-"""Seconds of a check."""
+"""Most seconds of one check."""
 ALL = 600
-"""Seconds of all of them."""
+"""Most seconds of all checks."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
 def machine() -> dict:
-    """What the numbers were measured on."""
+    """The machine on which the numbers were measured."""
     import torch
 
     from echoink.run_folder.environment import git
@@ -47,7 +47,7 @@ def machine() -> dict:
 
 
 def run(name: str, seconds: float) -> dict:
-    """One check in a process of its own: its rows, and how it ended."""
+    """Run one check in its own process; returns its rows and how it ended."""
     began = time.monotonic()
     command = [sys.executable, __file__, f"only={name}"]
     pipe = subprocess.PIPE
@@ -56,7 +56,7 @@ def run(name: str, seconds: float) -> dict:
             text, said = process.communicate(timeout=seconds)
             ended = "" if process.returncode == 0 else (said.strip().splitlines() or ["?"])[-1][:300]
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the trainings that it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and the trainings that it has started
             text, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
         except BaseException:  # Ctrl-C reaches this process alone
             os.killpg(process.pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ def main(words: list[str]) -> int:
         if check["error"]:
             print(f"    {check['error']}", flush=True)
         found["checks"].append(check)
-        (output / "gpu.json").write_text(json.dumps(found, indent=1))  # what is there stays, whatever comes
+        (output / "gpu.json").write_text(json.dumps(found, indent=1))  # kept even if a later check crashes
         (output / "gpu.md").write_text(page(found))
     print(output / "gpu.md")
     return int(any(check["error"] or any(row["ok"] is False for row in check["rows"]) for check in found["checks"]))

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The checks of kit.py, then the benchmark of experiments/shared_prefix.md at Qwen2.5-Omni-7B's size with random weights,
-# on one GPU of 80 GB or more. The machine needs PyTorch and transformers; it may lack the rest, and a network.
+# on one GPU of 80 GB or more. The machine needs PyTorch and transformers, but no other package and no network.
 #
 #   experiments/gpu/run.sh wheels          with a network: collect the small packages in .wheels/
-#   experiments/gpu/run.sh run [folder]    on the GPU machine: the checks (10 minutes at most), JSON and a page to folder
-#   experiments/gpu/run.sh benchmark [folder]   then this, if there is time: another 10 minutes
+#   experiments/gpu/run.sh run [folder]    on the GPU machine: the checks (10 minutes at most); JSON and a page in the folder
+#   experiments/gpu/run.sh benchmark [folder]   then, if there is time, the benchmark: another 10 minutes
 #
 # DEVICE=cpu tries the same commands on a CPU, at small size.
 set -euo pipefail
@@ -15,7 +15,7 @@ packages=(trl hydra-core omegaconf antlr4-python3-runtime peft accelerate datase
   fonttools kiwisolver pyparsing python-dateutil six scipy av jinja2 markupsafe)
 device=${DEVICE:-cuda} out=${2:-outputs/gpu}
 
-# Packages that are not there come from .wheels/.
+# Packages that are not installed come from .wheels/.
 with_wheels() {
   libs=$(mktemp -d)
   trap 'rm -rf "$libs"' EXIT
@@ -39,7 +39,7 @@ case "${1:-}" in
     ;;
   run)
     with_wheels
-    { nvidia-smi; df -h /dev/shm; } 2>&1 || true # what fails here must not end the script
+    { nvidia-smi; df -h /dev/shm; } 2>&1 || true # a failure here must not end the script
     python3 experiments/gpu/kit.py output="$out"
     ;;
   benchmark)

@@ -3,8 +3,8 @@
     python -m tests.evaluation.test_reflection        the table of experiments/reflection.md
 
 Version 2 of the rules was written on `reflection_dev.jsonl` and `reflection_dev2.jsonl`. `reflection_blind.jsonl` was
-written by somebody who knew neither the rules nor the other texts, half of it to mislead a program that looks for
-words; `reflection_held.jsonl` was kept aside since version 1. Neither was looked at when rules were written.
+written by somebody who knew neither the rules nor the other texts, at least 45 of them to mislead a program that looks
+for words; `reflection_held.jsonl` was held out since version 1. Neither was looked at when the rules were written.
 """
 
 import json
