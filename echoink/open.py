@@ -170,7 +170,7 @@ def main(words: Sequence[str]) -> None:
         return
     say("MLflow", f"starts on {shown.uri} …")
     server, address = serve(shown.uri, given.port)
-    # A signal kills the server, which ends the loop. An exception could be raised where Python ignores exceptions.
+    # A signal kills the server, which ends the loop: an exception might be raised where Python ignores exceptions.
     before = {number: signal.signal(number, lambda *_: _kill(server)) for number in _ENDS}
     try:
         _look(address + shown.path, given.browser)

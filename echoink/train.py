@@ -108,7 +108,7 @@ def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
 
 
 def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
-    """The first process's folder, for all processes, unless it holds another run; only the first writes to it."""
+    """The first process's folder, for all processes, unless it holds another run; the others log to their own files."""
     if multirun:
         raise UserError(
             "a sweep is started as one process, which starts those of its jobs",

@@ -39,7 +39,7 @@ class BenchmarkConfig:
     seed: int = key("seed of weights, media and completions", ge=0)
     repeats: int = key("timed repetitions of every phase, after one that is not timed", ge=1)
     beta: float = key("weight of the KL term; 0 leaves the reference out, except for one group at a time", ge=0)
-    lora: bool = key("LoRA on the language model; without LoRA it is the reference; false: full fine-tuning")
+    lora: bool = key("LoRA on the language model, switched off for the reference; false: full fine-tuning")
     growth: bool = key("also time update and reference over G and P")
     device: Device = key("auto: a GPU where there is one")
     peak_tflops: float | None = key("peak TFLOP/s of the device in shape.dtype, for MFU; null leaves MFU out", gt=0)

@@ -27,7 +27,7 @@ from echoink.models.shared_prefix import install
 from echoink.run_folder.environment import environment
 
 GROWTH = {"group_size": (2, 4, 8, 16, 32), "prompt_tokens": (1, 1.5, 2)}
-"""Where the growth of the cost is measured: values of G, and of P as multiples of the shape's P."""
+"""Where the growth of the cost is measured: G, and P as multiples of the shape's, which must hold picture and sound."""
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:

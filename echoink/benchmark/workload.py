@@ -68,7 +68,7 @@ def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTraine
 
 
 def make_workload(model: PreTrainedModel, shape: ShapeConfig, seed: int) -> Workload:
-    """Prompts of about P tokens (each 8 shorter than the last) and completions of random tokens and varied length."""
+    """Prompts of about P tokens (each 8 shorter than the one before) and random completions of varied length."""
     prompts = [_prompt(model, shape, shape.prompt_tokens - 8 * index, seed + index) for index in range(shape.prompts)]
     mean, rows = shape.completion_tokens, shape.prompts * shape.group_size
     spread = torch.linspace(0.75 * mean, 1.25 * mean, shape.group_size).round().long()

@@ -1,4 +1,4 @@
-"""What all commands but `echoink.train` share: help, settings, one clear error."""
+"""What all commands but `echoink.train` and `echoink.benchmark` share: help, settings, one clear error."""
 
 import dataclasses
 import difflib

@@ -525,7 +525,7 @@ class Config:
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
     """Every leaf of the configuration: dotted key, field, value."""
     for spec in dataclasses.fields(config):
-        if "former" in spec.metadata:  # a former name; compose.py moves its values
+        if "former" in spec.metadata:  # a former name; validate.py moves its values
             continue
         value = getattr(config, spec.name)
         if dataclasses.is_dataclass(value):

@@ -166,7 +166,7 @@ def curate_split(
         The rows of the index, the counts of dropped rows by reason, and those of odd rows that are kept.
 
     Raises:
-        UserError: the source has no such split, its columns are others, or none of its rows can be used.
+        UserError: the source has no such split, lacks a column, or has no row that can be used.
     """
     found = open_named(source, split, only)
     folder = output / split

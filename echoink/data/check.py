@@ -163,7 +163,7 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
 
 
 def _near(found: Found) -> Iterator[tuple[str, str]]:
-    """Files that look or sound nearly the same; only pairs across splits are named, if there are any."""
+    """Different files that look or sound nearly the same; only pairs across splits are named, if there are any."""
     for kind in fingerprints.NEAR:
         first: dict[str, tuple[str, str, bytes]] = {}  # by digest: split, file, fingerprint
         for split, samples in found.samples.items():

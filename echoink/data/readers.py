@@ -51,7 +51,7 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
     Args:
         path: a folder, a file of one split, or a hub id.
         split: train, dev or valid.
-        name: what tables and .jsonl files call the split, if it is none of `ALIASES`.
+        name: what tables and .jsonl files call the split; None: the first of its `ALIASES` that is there.
 
     Raises:
         UserError: there is nothing at the path, or it cannot be read.

@@ -71,7 +71,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
         where: what to call it in errors.
 
     Raises:
-        UserError: several media of one kind, two questions, a tag without its medium, or a field that looks like one.
+        UserError: several media of a kind, two questions, a tag without a medium, or a field that looks like a medium.
     """
     paths = row.get("path")
     if paths is not None and not isinstance(paths, Mapping):
@@ -105,7 +105,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
     _refuse_lost_media(rest, found, where)
     parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and isinstance(value, int | float)]
     if parts and {"audio", "video"} & set(found):
-        notes.append(f"{', '.join(parts)}: not read, files are read whole")
+        notes.append(f"{', '.join(parts)}: not read, files are read from their beginning")
     if isinstance(rest.get("problem"), str):
         rest["problem"] = _without_tags(rest["problem"], found, where)
     options = rest.get("options")

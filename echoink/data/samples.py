@@ -146,7 +146,7 @@ def parse_rows(
 
     Args:
         rows: in the form of this module's docstring; an error stands for a row that could not be converted to it.
-        folder: where relative paths start; no path may leave it.
+        folder: where relative paths start; no path may leave it, except into `outside`.
         where: what to call the source in errors.
         limit: None for all.
         outside: further folders that may hold media.

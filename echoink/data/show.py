@@ -31,7 +31,7 @@ def first_shown(config: Config, split: str, n: int) -> tuple[Iterator[dict[str, 
     """The first n samples of a split, and what is wrong with the bad rows among them.
 
     A sample has `id`, `title`, `notes`, `prompt` as text, `tokens` by modality, and `media`: each with `kind`, `change`
-    (its size before and after the caps), `data` and `suffix`: .png (for a video, its frames in a row) or .wav.
+    (its size or length, before and after the caps), `data` and `suffix`: .png (a video's frames in a row) or .wav.
 
     Raises:
         UserError: there is no such split.

@@ -36,7 +36,7 @@ class Splits:
 
     train: list[Sample]
     dev: list[Sample]
-    """The development split, its own or held out of train: for choices during training."""
+    """The development split, the data's own or held out of train: for choices during training."""
     valid: list[Sample]
     """What is evaluated: the validation split, or the development split with eval.split=dev."""
     media_info: dict[str, MediaInfo] = field(default_factory=dict)
@@ -235,7 +235,7 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
 
 def _no_split(split: str, path: str) -> UserError:
     return UserError(
-        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table",
+        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table of it",
         "see the top of echoink/data/readers.py for what a dataset may look like",
     )
 

@@ -1,4 +1,4 @@
-"""Evaluation: answers every sample by one or more sampled draws and a greedy one, read by the reward's own parser.
+"""Evaluation: answers every sample by sampled draws, a greedy one or both, read by the reward's own parser.
 
 Sampled accuracy is what training optimizes. The sampling is the same, and the noise of a draw is keyed by (seed, split,
 sample), so base and trained model answer the same samples with the same noise. Greedy accuracy takes the likeliest

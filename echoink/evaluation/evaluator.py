@@ -1,4 +1,4 @@
-"""Evaluates a model in a run: writes answers to disk as they come, then the summary, the screen and MLflow.
+"""Evaluates a model in a run: writes answers to disk as they come, then results to summary, screen and MLflow.
 
 A killed evaluation resumes where it stopped: answers that are in predictions.jsonl are not generated again, and each
 occurs there once. Several processes share the samples; the first one writes.
@@ -102,7 +102,7 @@ class Evaluator:
             if any(ablations.applies(variant, sample) for sample in samples):
                 answers[variant] = self._variant(model, samples, phase, how=how, variant=variant, weights=weights)
             else:
-                console.say(phase, f"no sample has the sense that {variant.name} takes away")
+                console.say(phase, f"no sample has what {variant.name} takes away")
         if len(answers) > 1:
             found["ablations"] = modality_need.summarize(answers)
             self.files.write_rows(f"needs-{phase}.jsonl", modality_need.rows(answers))

@@ -59,7 +59,7 @@ class Prediction:
     rewards: dict[str, float] = field(default_factory=dict)
     """Other rewards by name, see `rewards.terms`."""
     media: dict[str, str] = field(default_factory=dict)
-    """Paths of the sample's picture, sound and video."""
+    """Where the sample's picture, sound and video are: file paths, or names of embedded media."""
 
 
 def of_row(row: dict) -> Prediction:

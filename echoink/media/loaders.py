@@ -192,7 +192,7 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
             if file.channels > MAX_CHANNELS or rate > MAX_RATE:
                 raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
             wanted = int(np.ceil(max_seconds * rate))
-            if 0 < frames < 2**62:  # a killed recorder writes 0, FLAC from a pipe the largest number
+            if 0 < frames < 2**62:  # after a killed recorder it is 0, for FLAC from a pipe the largest
                 samples = file.read(frames=wanted, dtype="float32", always_2d=True)
                 if len(samples) == min(wanted, frames):
                     return _sound(samples, rate, max_seconds, seconds=frames / rate, medium=medium)

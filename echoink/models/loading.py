@@ -98,7 +98,7 @@ def load_model(
     model = _frozen(_load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan), freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # else evaluation repacks the weights: no gradient then
+            module.support_avx512bf16_for_cpu = False  # else evaluation repacks weights for good: no gradient then
     install(model)
     if shard_plan:
         sharding.register_root(model)
@@ -137,7 +137,7 @@ def _load_published(
             optional |= _four_bits(quantized, [*family.TOWERS.values()])
         if shard_plan:
             optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
-        elif processes().device.type != "cpu":  # tensor by tensor: host memory never holds it whole
+        elif processes().device.type != "cpu":  # tensor by tensor: else each process has all in host memory
             optional["device_map"] = {"": processes().device}
         model, report = family.MODEL.from_pretrained(
             resolve(path),

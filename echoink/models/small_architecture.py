@@ -39,7 +39,7 @@ def make_processor(parts: Parts) -> Qwen2_5OmniProcessor:
 
 
 def make_model(parts: Parts, processor: Qwen2_5OmniProcessor) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """The thinker with the pretrained weights; new embeddings are their mean, other new weights are random."""
+    """The thinker with the pretrained weights; new embeddings are the mean of the old, other new weights are random."""
     model = Qwen2_5OmniThinkerForConditionalGeneration(thinker_config(parts, processor))
     state = model.state_dict()
     given = {f"model.language_model.{name.removeprefix('model.')}": value for name, value in parts.language.items()}

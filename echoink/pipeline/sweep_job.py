@@ -259,7 +259,7 @@ def _other_code(run: Run) -> str:
 
 
 def _copy(run: Run, folder: Path) -> None:
-    """Copy a run's files into a job's folder, except its checkpoints, which are linked."""
+    """Copy a run's files into a job's folder, as a child of this sweep; its checkpoints are only linked."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")

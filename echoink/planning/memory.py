@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 USABLE = 0.85
-"""Share of the memory that an estimate may fill; the rest is for fragmentation and the allocator's cache."""
+"""Share of memory that an estimate may fill; the rest is for fragmentation, the allocator's cache and the rollout."""
 
 
 @dataclass(frozen=True)

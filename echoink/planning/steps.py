@@ -5,7 +5,7 @@ from echoink.config.schema import TrainerConfig
 
 
 def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int) -> int:
-    """Optimizer steps of a run: as configured, or `epochs` over the prompts, each with a full last step.
+    """Optimizer steps of a run: as configured, or `epochs` over the prompts, the last step of each filled up.
 
     Raises:
         UserError: there are fewer prompts than a step takes, or no step after the warm-up.

@@ -5,7 +5,7 @@ python -m echoink.report outputs/ablate_beta/sweep_<time>       an ablation: arm
 python -m echoink.report <folder> <folder> … output=<folder>    several together, runs paired by seed
 python -m echoink.report outputs/data/<set> sheet.png           samples of a dataset as a picture
 
-A report is written into the folder or output=; of several folders, into outputs/report. The picture is the named file.
+A report is written into output=, else into the folder (of several: outputs/report); the picture is the named file.
 """
 
 from collections.abc import Sequence

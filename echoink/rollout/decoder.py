@@ -159,7 +159,7 @@ class Decoder:
         """Move slots together.
 
         Args:
-            prompts: the prompts that stay.
+            prompts: the prompts that still have running rows.
             kept: for each of them the slots that it keeps.
             moved: for each old slot the new one.
         """

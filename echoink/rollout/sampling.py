@@ -13,7 +13,7 @@ _FEW = 1024
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: logits over `temperature`, the `top_k` likeliest (0: all), of them the nucleus `top_p`"""
+    """How a token is chosen: logits over `temperature`, the `top_k` likeliest (0: all), then the nucleus `top_p`."""
 
     temperature: float
     top_p: float

@@ -3,7 +3,7 @@
 Engine and trainer seldom need the same versions of torch and transformers. So the engine is another interpreter
 (`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its GPU. It gets the
 trainer's own inputs: the prompt's tokens, its media as the trainer's processor made them, and its positions. Before
-each rollout it gets the weights that learn, with an adapter merged in.
+each rollout or evaluation it gets the weights that learn, with an adapter merged in.
 
 Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
 """

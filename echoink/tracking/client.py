@@ -84,7 +84,7 @@ def absolute_uri(uri: str, root: Path) -> str:
 
 
 def connect(uri: str):
-    """Connect to a store and wait until it is ready, also when several processes start on a new SQLite file at once."""
+    """An MLflow client on a store; a SQLite store is ready then, even if several processes start on a new file."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

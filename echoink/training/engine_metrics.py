@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def notes(logps: Tensor, engine: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Sums, counts and extremes of one micro-batch, [7], from which `metrics` computes means.
+    """Sums, counts and extremes of one micro-batch, [7], from which `metrics` computes means and extremes.
 
     Args:
         logps: log-probabilities of the policy, [R, C].

@@ -143,7 +143,7 @@ def _on_rollout(
     tracker: Tracker,
     scoring: Scoring,
 ) -> Callable[[list[dict]], None]:
-    """A function that passes the rows of every rollout to the learning signal monitor, `completions/` and traces."""
+    """A function that passes every rollout's rows to the learning signal monitor, some to `completions/` and traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
     weights = {reward.name: reward.weight for reward in scoring.terms}
     if (integration := scoring.integration) and integration.pays:

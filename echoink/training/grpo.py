@@ -119,7 +119,7 @@ class ObjectiveSettings:
     loss: Loss
     """How token losses are reduced to one number, see `reduce`; CISPO also changes the token loss."""
     clip: float
-    """ε: the ratio of the new to the old policy is clipped at 1 ± ε."""
+    """ε: the ratio of the new to the old policy is clipped at 1 ± ε, with CISPO only at 1 + ε."""
     beta: float
     """β, the weight of the KL term."""
     max_tokens: int

@@ -201,7 +201,7 @@ class TRLHost(ResumableTrainer):
         return rows
 
     def _prefetch(self) -> None:
-        """Let threads prepare the next rollout's prompts; during decoding they would compete for the GIL."""
+        """Let threads prepare the next rollout's prompts, after this rollout: its token decoding needs the GIL too."""
         now = set(self.rollout.ids)  # the data loader reads a rollout's rows again for each of its updates
         self._prefetcher.ask([self._samples[id] for id in self._upcoming if id not in now])
         self._upcoming.clear()

@@ -86,7 +86,7 @@ class IntegrationReward:
             self._ablated.append((made, kept))
 
     def _payable(self, sample: Sample) -> bool:
-        """Whether `twin` and `redraw` can pay for a prompt: it has both senses and a twin for each of them."""
+        """Whether `twin` and `redraw` can pay for a prompt: its need is known, it has both senses, each with a twin."""
         return has_both(sample) and all(sample.id in twins for twins in self._twins)
 
     def answer_again(self, model, noise: Tensor, sampling: Sampling, decoder: Decoder | None = None) -> None:
@@ -215,7 +215,7 @@ def integration_of(
         rows: most rows of one scoring pass.
         samples: the training set, from which the rule `twin` takes its donors.
         seed: seed for the choice of donors.
-        clusters: clusters by sample id; samples that share media are no donors for each other.
+        clusters: cluster names by sample id; samples that share media share a name and are no donors for each other.
 
     Raises:
         UserError: the rule is `twin` or `redraw`, and no sample can be paid.
@@ -232,6 +232,6 @@ def integration_of(
         if not payable:
             raise UserError(
                 f"reward.integration={rule.name}: no question whose need is known can be paid",
-                "samples need the field need (audio, image or both); twin also needs a donor for each",
+                "samples need both senses and the field need (audio, image or both); twin also needs a donor for each",
             )
     return IntegrationReward(config, processor, rows, twins)

@@ -95,7 +95,7 @@ class ResumableTrainer(GRPOTrainer):
         """Write one model folder; all processes must call it. `weights` come from `checkpoint_weights()`."""
         model = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
-            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps the tokenizer's alone
+            model.generation_config.eos_token_id = self.eos_token_ids  # transformers keeps only the tokenizer's
             self.processing_class.save_pretrained(folder)
         if self._divides_what_learns:
             sharded_checkpoint.save_weights(model, folder)

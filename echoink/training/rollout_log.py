@@ -16,7 +16,7 @@ class LearningSignalMonitor:
     Args:
         cap: the most tokens that a completion may have.
         rewards: names of the terms of the total reward whose weight is not 0.
-        rejects: whether the run imitates right completions (`grpo.advantage=rejection`), whatever the rewards are.
+        rejects: whether right completions are imitated (`grpo.advantage=rejection`), whatever the others' rewards are.
 
     Attributes:
         said: the warnings so far.

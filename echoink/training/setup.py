@@ -102,7 +102,7 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
     """Build the job of a run: load the model of a path and set it up as the configuration says.
 
     Raises:
-        UserError: the model cannot be loaded, or the adapter or the user's reward does not fit it.
+        UserError: the model cannot be loaded, the adapter does not fit it, or the user's reward cannot be used.
     """
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
@@ -181,7 +181,7 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
 def evaluation_batch_prompts(job: Job, longest: int) -> int:
     """How many prompts an evaluation decodes together: `eval.batch_prompts`, or as many as the GPU has memory for.
 
-    On a CPU it is `memory.MOST_PROMPTS`, which is also the most on a GPU. A training run leaves memory for optimizer
+    If unset, it is `memory.MOST_PROMPTS` on a CPU and at most that on a GPU. A training run leaves memory for optimizer
     and reference free from the beginning, so that base and trained model are evaluated in batches of the same size.
     """
     config, model = job.config, memory.model_of(job.model)

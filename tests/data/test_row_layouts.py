@@ -124,7 +124,7 @@ def test_a_link_in_a_circle_is_one_bad_row(tmp_path):
 
 def test_where_a_file_is_to_begin_is_noted_and_a_chat_around_the_question_too(tmp_path):
     (sample,), _ = parse_rows([{**ROW, "audio": "s.wav", "start": 4.0, "end": 6.0}], tmp_path, "here")
-    assert sample.notes == ("start, end: not read, files are read whole",)
+    assert sample.notes == ("start, end: not read, files are read from their beginning",)
     (sample,), _ = parse_rows([chat("<audio>Look: Q? Answer.", problem="Q?", audio="s.wav")], tmp_path, "here")
     assert sample.problem == "Q?" and "the words around the question" in sample.notes[0]
 

@@ -58,7 +58,7 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
 
     Args:
         split: `recordings` or `packages` of `data get open_media`.
-        output: the folder; rows are always written again, variants only if others are there. Rows name the split's
+        output: the folder; rows are always written again, variants unless the same are there. Rows name the split's
             media by absolute paths.
         copies: of each recording; the first is unchanged.
         answers: at most so many questions with a response, and as many rows that name one recording or picture.
