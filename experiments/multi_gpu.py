@@ -65,7 +65,7 @@ def compared(folder: Path, one: Path, adapts: bool) -> str:
 def main() -> None:
     """Run all of them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2, help="processes of all runs but the first")
+    parser.add_argument("--processes", type=int, default=2, help="processes of each run but the first; one per GPU")
     parser.add_argument("--engine", help="a Python that has vLLM; without it runs with vLLM are left out")
     parser.add_argument("--folder", type=Path, default=Path("outputs/several_gpus"), help="for the runs and their logs")
     asked = parser.parse_args()

@@ -426,7 +426,7 @@ def push() -> Iterator[Row]:
         connection = Connection(ours.detach())
     try:
         shape, count = ((8, 1 << 20), 1) if SMALL else ((256, 1 << 20), 4)  # four tensors of 0.5 GB each
-        dtype = torch.float32 if SMALL else torch.bfloat16  # values pass through numpy, which has no bfloat16
+        dtype = torch.float32 if SMALL else torch.bfloat16  # a CPU sends values by numpy, which has no bfloat16
         for turn in (1, 2):  # the first opens the handles
             weights = {
                 f"model.layers.{n}.mlp.up_proj.weight": torch.randn(shape, dtype=dtype, device=DEVICE)
