@@ -24,7 +24,7 @@ from pathlib import Path
 
 from echoink.common import cli
 from echoink.common.console import console, quiet_libraries
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
@@ -190,7 +190,7 @@ def _hub() -> tuple[Verdict, str]:
     try:
         HfApi().dataset_info("harryhsing/AVQA-R1-6K", timeout=10)
     except Exception as error:  # the hub's client raises many types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         return Verdict.note, f"cannot be reached ({reason}) · {who} · files must be here before a run"
     return Verdict.good, f"can be reached · {who}"
 
@@ -215,7 +215,7 @@ def _model(config: Config) -> tuple[Verdict, str]:
     try:
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # the hub's client raises many types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         what = "does not give it" if isinstance(error, HfHubHTTPError) else "cannot be reached"
         return Verdict.bad, f"{path} is not in the cache, the hub {what} ({reason}); give model.path=<folder>"
     return Verdict.note, f"{path} is not in the cache and will be downloaded"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common import cli, console
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.schema import key
 from echoink.run_folder import reader
 from echoink.tracking.client import absolute_uri
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
             folder(place, uri, killed=config.killed)
         except Exception as error:  # stores raise many types; the next folder may work
             failed += 1
-            console.say("failed", f"{place}: {next(iter(str(error).splitlines()), type(error).__name__)}")
+            console.say("failed", f"{place}: {first_line(error)}")
     console.say("synced", f"{len(places) - failed} of {len(places)} folders · {uri}")
     return int(failed > 0)
 

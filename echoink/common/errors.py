@@ -1,4 +1,4 @@
-"""The one error type for what a user can fix."""
+"""The one error type for what a user can fix, and one line of any other error."""
 
 
 class UserError(ValueError):
@@ -8,6 +8,11 @@ class UserError(ValueError):
         super().__init__(f"{problem}\n  → {hint}" if hint else problem)
         self.problem = problem
         self.hint = hint
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def last_error(stderr: str) -> str:

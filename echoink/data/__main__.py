@@ -27,7 +27,7 @@ from typing import Any
 
 from echoink.common import cli
 from echoink.common.console import bytes_bar, console, counted, progress, say
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.data import check as checking
@@ -55,8 +55,8 @@ def get(name: str, output: Path) -> Path:
         try:
             archive = hf_hub_download(id, ARCHIVE, repo_type="dataset")
             break
-        except Exception as error:  # the hub's client raises errors of many types
-            refused.append(f"{id}: {next(iter(str(error).strip().splitlines()), type(error).__name__)}")
+        except Exception as error:  # the hub's client raises many types
+            refused.append(f"{id}: {first_line(error)}")
     else:
         raise UserError(
             f"cannot download {name}: {'; '.join(refused)}",

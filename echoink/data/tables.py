@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.data.readers import Rows
 from echoink.media.loaders import Embedded
 
@@ -40,8 +40,8 @@ def of_hub(id: str, names: Sequence[str]) -> Rows | None:
     """The first of the named splits that a dataset on the hub has; None where it has none of them."""
     try:
         there = datasets.get_dataset_split_names(id)
-    except Exception as error:  # the hub's client raises many kinds of its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except Exception as error:  # the hub's client raises many types
+        reason = first_line(error)
         raise UserError(f"cannot reach the dataset {id}: {reason}", "no such folder either; check the id") from error
     split = next((name for name in names if name in there), None)
     return _table(_load(id, split=split), Path.cwd(), f"{id} ({split})") if split else None
@@ -51,7 +51,7 @@ def _load(kind: str, **arguments) -> datasets.Dataset:
     try:
         return datasets.load_dataset(kind, **{"split": "train", **arguments})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         what = ", ".join(arguments.get("data_files", [kind]))
         raise UserError(f"cannot read {what}: {reason}", "restore the files") from error
 

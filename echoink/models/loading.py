@@ -22,7 +22,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from echoink.common.console import say
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.paths import resolve
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
@@ -297,7 +297,7 @@ def as_user_error(path: str):
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        reason = first_line(error)[:300]
         raise UserError(
             f"cannot load a model from {path}: {reason}",
             "give a folder with config.json, weights and processor files, or a hub id; checkpoint= takes run folders",

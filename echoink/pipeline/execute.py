@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from echoink.common import console
+from echoink.common.errors import first_line
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
 from echoink.data import samples
 from echoink.data.splits import Splits
@@ -235,6 +236,6 @@ def _push(files: RunFolder, repository: str) -> None:
     try:
         export.export(files.path, target, push_to=repository)
         console.say("pushed", repository)
-    except Exception as error:  # the hub's client raises many kinds of its own
+    except Exception as error:  # the hub's client raises many types
         hint = f"python -m echoink.export checkpoint={files.path} output=<folder> push_to={repository}"
-        console.say("push", f"failed: {next(iter(str(error).splitlines()), type(error).__name__)} · again: {hint}")
+        console.say("push", f"failed: {first_line(error)} · again: {hint}")

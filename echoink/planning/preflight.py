@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from echoink.common.console import counted
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.schema import Attention
 from echoink.tracking import client
 
@@ -96,7 +96,7 @@ def check_store(uri: str, experiment: str) -> None:
     except UserError:
         raise
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"the tracking store {uri} cannot be opened: {reason}", "set tracking.uri, or tracking=off to do without"
         ) from error
@@ -110,7 +110,7 @@ def check_hub(repository: str) -> None:
     try:
         user = HfApi().whoami()
     except Exception as error:  # the hub's client raises many types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"cannot push to {repository}: {reason}", hint) from error
     owners = {user["name"], *(each["name"] for each in user.get("orgs", []))}
     if (owner := repository.partition("/")[0]) not in owners:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from echoink.common import signals
+from echoink.common.errors import first_line
 from echoink.common.files import milliseconds
 from echoink.run_folder.folder import RunFolder, status_of
 from echoink.tracking import sync, traces
@@ -157,6 +158,6 @@ class Tracker:
         try:
             call()
         except Exception as error:  # an error of the store affects only this view
-            self.refused = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            self.refused = first_line(error)[:200]
             self._silent_until = time.monotonic() + 60  # an absent server is not asked at every step
             self._log.warning("MLflow did not take a call (%s); the run folder has everything", self.refused)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerState
 
 from echoink.common import signals
 from echoink.common.console import bar, console, say
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.config.schema import Config
 from echoink.distributed import collectives, watchdog
 from echoink.evaluation.evaluator import Evaluator
@@ -236,7 +236,7 @@ class Keeper(TrainerCallback):
             raise
         except Exception as error:  # each library that writes raises its own kind of error for a full disk
             free = shutil.disk_usage(self._files.path).free / 2**30
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             problem = f"step {step} could not be saved ({reason}); {free:.1f} GiB are free"
             if last:
                 raise UserError(problem, f"the newest checkpoint is {self.newest}") from error
