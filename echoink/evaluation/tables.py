@@ -53,7 +53,8 @@ def accuracy_table(phases: dict[str, dict]) -> None:
         table.add_row("clusters of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
     for field, groups in next(iter(phases.values()))["by"].items():
         named = {value: group["n"] for value, group in groups.items() if value != ""}  # "": rows without it
-        for value in [value for value in named if value in sorted(named, key=named.get, reverse=True)[:VALUES]]:
+        largest = sorted(named, key=named.get, reverse=True)[:VALUES]
+        for value in [value for value in named if value in largest]:
             table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
         if len(named) > VALUES:
             table.add_row(f"  {field}: {len(named) - VALUES} more", *cells(lambda _: "summary.json, report.html"))

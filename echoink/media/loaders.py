@@ -209,9 +209,9 @@ _LENGTH_IS_A_GUESS = ("mp3", "aac", "ac3", "eac3", "amr")
 
 def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
     with _container(medium, "sound") as container:
-        if not container.streams.audio:
-            raise UserError(f"{medium} has no sound", "replace the file or drop the sample")
         form, track = container.format.name, container.streams.best("audio")
+        if track is None:  # there is none, or one that is declared and holds nothing
+            raise UserError(f"{medium} has no sound", "replace the file or drop the sample")
         samples, rate, ended = _decode_sound(container, max_seconds, None, medium, skips_bad_packets=form == "mp3")
         declared = float(container.duration / time_base) if container.duration else None
         if track.duration:
@@ -342,9 +342,9 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
     """
     truncation.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
-        if not container.streams.video:
-            raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
         stream = container.streams.best("video")
+        if stream is None:
+            raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
         stream.thread_type = "AUTO"
         width, height = stream.codec_context.width, stream.codec_context.height
         if stream.sample_aspect_ratio:  # pixels need not be square
@@ -386,7 +386,7 @@ def has_soundtrack(medium: Medium) -> bool:
         UserError: as `load_video`.
     """
     with _container(medium) as container:
-        return bool(container.streams.audio)
+        return container.streams.best("audio") is not None
 
 
 def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
@@ -398,9 +398,9 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     """
     truncation.check_container(_open(medium, "video"), str(medium))
     with _container(medium) as container:
-        if not container.streams.audio:
-            raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
         stream, pictures = container.streams.best("audio"), container.streams.best("video")
+        if stream is None:
+            raise UserError(f"the video {medium} has no sound", "use data_type video for it, or drop the sample")
         declared = float(stream.duration * stream.time_base) if stream.duration else None
         clock = _early_sound(container)
         if clock is None and pictures:

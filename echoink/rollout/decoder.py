@@ -194,9 +194,8 @@ class Decoder:
         for slot, prompt in enumerate(self._prompt):
             slots[prompt].append(slot)
         self._places = max(map(len, slots))
-        self._coordinates = (
-            None  # if all prompts have equally many slots, a reshape suffices; else prompt and place of each slot [S]
-        )
+        # Prompt and place of each slot [S]; None if all prompts have equally many slots, since a reshape suffices then.
+        self._coordinates = None
         if any(len(of_prompt) < self._places for of_prompt in slots):
             place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
             places = [place[slot] for slot in range(len(self._prompt))]
@@ -228,12 +227,9 @@ class Decoder:
         else:
             prefix_bias = self._prefix_bias[self._coordinates[0]]
         later = torch.arange(self._window, device=prefix_bias.device) > self._own_length
-        own = (
-            torch.zeros_like(later, dtype=prefix_bias.dtype)
-            .masked_fill(later, float("-inf"))
-            .expand(len(prefix_bias), -1)
-        )
-        self._bias = torch.cat([prefix_bias, own], 1)[:, None, None]  # [S, 1, 1, P + W], added to the scores
+        own_bias = torch.zeros_like(later, dtype=prefix_bias.dtype).masked_fill(later, float("-inf"))
+        own_bias = own_bias.expand(len(prefix_bias), -1)
+        self._bias = torch.cat([prefix_bias, own_bias], 1)[:, None, None]  # [S, 1, 1, P + W], added to the scores
         return self._layers.run(self._tokens, self._positions, self)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

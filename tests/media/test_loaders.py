@@ -19,6 +19,7 @@ from echoink.media.loaders import (
     Embedded,
     VideoCaps,
     digest,
+    has_soundtrack,
     load_audio,
     load_image,
     load_sound,
@@ -280,6 +281,25 @@ def test_a_video_without_what_is_asked_for_is_refused(tmp_path):
     soundfile.write(tmp_path / "only.wav", tone(16_000, 1), 16_000)
     with pytest.raises(UserError, match="no picture track"):
         load_video(tmp_path / "only.wav", CAPS)
+
+
+def test_a_sound_track_without_packets_is_no_sound(tmp_path):
+    path = tmp_path / "late.ts"  # cut from a broadcast before its sound begins: the track is declared, and nothing more
+    with av.open(str(path), "w", format="mpegts") as container:
+        pictures = container.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        container.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode())
+    assert not has_soundtrack(path)
+    assert len(load_video(path, CAPS).frames) == 4
+    with pytest.raises(UserError, match=r"the video .*late\.ts has no sound"):
+        load_soundtrack(path, 10)
+    with pytest.raises(UserError, match=r"late\.ts has no sound"):
+        load_sound(path, 10)
 
 
 def test_media_may_be_bytes(tmp_path):
