@@ -279,7 +279,7 @@ def parity(config: Config) -> Iterator[Finding]:
     """Compare vLLM's log-probabilities with the model's, one line for each kind of prompt."""
     from echoink.distributed.process_group import processes
     from echoink.rollout.parity import measure
-    from echoink.rollout.vllm_engine import EngineSetup
+    from echoink.rollout.vllm_engine import EngineSetup, adapter_rank
     from echoink.training.setup import load_for_inference
 
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
@@ -292,6 +292,7 @@ def parity(config: Config) -> Iterator[Finding]:
             bf16=config.trainer.bf16 or config.model.dtype is Dtype.bfloat16,
             device=processes().device,
             sleeps=False,
+            adapter_rank=adapter_rank(loaded.model),
         )
         yield Finding("", Verdict.note, f"{'':<18} {'prefix cache':<13} {'largest':>9} {'mean':>9}  nats, diverges at")
         for row in measure(loaded.model, loaded.processor, setup, Path(folder)):

@@ -53,8 +53,8 @@ def modes(gpu: bool) -> dict[str, list[str]]:
     kinds = {"whole": ["adapter=none"], "lora": ["adapter=lora"]}
     if importlib.util.find_spec("bitsandbytes"):
         kinds["qlora"] = ["adapter=qlora"]
-    if not gpu:  # without a GPU an engine gives back no memory
-        return kinds
+    if not gpu:  # without a GPU an engine gives back no memory; in bfloat16 it gets an adapter apart
+        return kinds | {"lora, bfloat16": [*kinds["lora"], "trainer.bf16=true"]}
     states = {"asleep": "generation.vllm.sleep=true", "awake": "generation.vllm.sleep=false"}
     return {f"{kind}, {state}": [*words, word] for kind, words in kinds.items() for state, word in states.items()}
 

@@ -3,7 +3,10 @@
 Engine and trainer seldom need the same versions of torch and transformers. So the engine is another interpreter
 (`generation.vllm.python`) that runs `vllm_worker.py`, one beside each process of the run, on its GPU. It gets the
 trainer's own inputs: the prompt's tokens, its media as the trainer's processor made them, and its positions. Before
-each rollout or evaluation it gets the weights that learn, with an adapter merged in.
+each rollout or evaluation it gets the weights that learn.
+
+An adapter is merged into the weights if they are in float32. In bfloat16 a sum loses an update that is small beside the
+weight (of LoRA's first steps almost all), so there vLLM gets the adapter's matrices alone and applies them itself.
 
 Shapes: B prompts, G completions per prompt, P prompt tokens, C completion tokens.
 """
@@ -19,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
@@ -47,6 +51,8 @@ CHUNK = 2**30
 """Bytes of weights, in the engine's type, that are sent at a time; the weight that reaches this ends the chunk."""
 MORE = object()
 """The engine's answer if it asks for more weights."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks for which vLLM makes room."""
 _BLOCK = 32
 """Tokens per block of vLLM's cache on a CPU. The tokens of a prompt after its last whole block are computed again for
 each completion."""
@@ -72,6 +78,8 @@ class EngineSetup:
     """Whether the engine gives the GPU's memory back between rollouts."""
     prefix_cache: bool = True
     """Whether a prompt is computed once for its group."""
+    adapter_rank: int = 0
+    """The rank of the policy's adapter; 0 if it has none."""
     eager: bool = False
     """Whether to do without CUDA graphs, so that hooks can read the layers; on a CPU there never are any."""
 
@@ -84,6 +92,12 @@ class EngineSetup:
     def shares_memory(self) -> bool:
         """Whether the engine can read the weights in this process's memory."""
         return self.gpu is not None
+
+    @property
+    def rank_apart(self) -> int:
+        """The rank, one of `RANKS`, for an adapter that the engine applies itself; 0: it gets none, or a merged one."""
+        fitting = [rank for rank in RANKS if rank >= self.adapter_rank]
+        return min(fitting, default=0) if self.bf16 and self.adapter_rank else 0
 
     @property
     def gpu(self) -> torch.device | None:
@@ -142,7 +156,7 @@ class Engine:
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
         self._sleeps = setup.sleeps and self._gpu is not None
-        self._shares = setup.shares_memory
+        self._shares, self._merges = setup.shares_memory, not setup.rank_apart
         self._has_weights = False
         if writes:
             weights.unlink(missing_ok=True)  # left by a killed run; `passage` removes it only on the first machine
@@ -179,13 +193,14 @@ class Engine:
             "enable_prefix_caching": setup.prefix_cache,
             "enforce_eager": setup.eager or not self._gpu,
             **({} if self._gpu else {"block_size": _BLOCK}),
+            **({"enable_lora": True, "max_loras": 1, "max_lora_rank": setup.rank_apart} if setup.rank_apart else {}),
         }
 
     def push(self, model: torch.nn.Module) -> Pushed:
         """Give the engine the model's weights; after the first time only those that learn, if it never sleeps.
 
         On a GPU they stay there: the engine copies them from this process's memory. Otherwise one process of each
-        machine writes a file for all.
+        machine writes a file for all. An adapter that the engine applies itself is a small file of each process.
 
         Args:
             model: the policy with all its weights in this process, perhaps with an adapter in its layers.
@@ -198,20 +213,25 @@ class Engine:
         """
         everything = self._sleeps or not self._has_weights
         device = next(model.parameters()).device.type
+        apart = not self._merges and adapter_rank(model) > 0
         with torch.no_grad(), torch.autocast(device, enabled=False):
             found: list[Pushed] = []
-            if self._shares:
-                self._each(lambda: found.append(self._push_shared(model, everything)))
-            else:
-                self._push_file(model, everything, found)
+            if everything or not apart:  # beside an adapter nothing learns
+                if self._shares:
+                    self._each(lambda: found.append(self._push_shared(model, everything)))
+                else:
+                    self._push_file(model, everything, found)
+            if apart:
+                self._each(lambda: found.append(self._push_adapter(model)))
         self._has_weights = True
-        return found[0]
+        return Pushed(*(sum(column) for column in zip(*map(astuple, found), strict=True)))
 
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
         """Send handles to weights in this process's memory, in chunks; the engine asks for each chunk."""
         self._make_room()
         # Always copy: each time the same memory is shared again, one more CUDA context piles up.
-        made = ((name, weight.to(self.dtype, copy=True)) for name, weight in published(model, everything))
+        named = published(model, everything, self._merges)
+        made = ((name, weight.to(self.dtype, copy=True)) for name, weight in named)
         weights = ((name, weight.contiguous()) for name, weight in made)
         sent: dict[str, int] = {}
         self._send(("weights", {"path": None, "whole": everything}))
@@ -227,7 +247,8 @@ class Engine:
 
         def write() -> None:
             if self._writes:
-                named = ((name, weight.to("cpu", self.dtype)) for name, weight in published(model, everything))
+                named = published(model, everything, self._merges)
+                named = ((name, weight.to("cpu", self.dtype)) for name, weight in named)
                 kept = {name: weight.contiguous() for name, weight in named}
                 note = {"digests": json.dumps(weight_transfer.digests(kept.items()))}
                 save_file(kept, self._weights, metadata=note)
@@ -241,7 +262,21 @@ class Engine:
         self._each(read)
         self._weights.unlink(missing_ok=True)  # in `MEMORY` it may take gigabytes
 
-    def _checked(self, sent: dict[str, int], answer: dict[str, Any]) -> Pushed:
+    def _push_adapter(self, model: torch.nn.Module) -> Pushed:
+        """Send the matrices of an adapter, in PEFT's format."""
+        named = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in adapter_matrices(model)}
+        rank = max(weight.shape[0] for name, weight in named.items() if name.endswith("lora_A"))
+        layers = sorted({name.split(".")[-2] for name in named})
+        # The matrices have the scaling already: α / r = 1.
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=layers).save_pretrained(self._folder)
+        kept = {f"base_model.model.{name}.weight": weight for name, weight in named.items()}
+        save_file(kept, self._folder / "adapter_model.safetensors")
+        sent = weight_transfer.digests(named.items())
+        return self._checked(
+            sent, self._ask("adapter", path=str(self._folder)), "the adapter is sent alone, its matrices"
+        )
+
+    def _checked(self, sent: dict[str, int], answer: dict[str, Any], what: str = "weights") -> Pushed:
         """Compare what the engine holds after a push with what it was sent.
 
         Raises:
@@ -266,7 +301,7 @@ class Engine:
             )
         seen = sum(answer["held"].get(part, -1) >= 0 for part in sent)
         if not self._has_weights:
-            console.say("engine", f"weights are compared bit for bit in {seen} of {len(sent)} parts of layers")
+            console.say("engine", f"{what} are compared bit for bit in {seen} of {len(sent)} parts of layers")
         return Pushed(answer["count"], len(sent), seen)
 
     def generate(
@@ -382,13 +417,14 @@ class Engine:
         return MORE if outcome == "more" else answer
 
 
-def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, Tensor]]:
-    """Published names and weights of a model, with an adapter merged in and 4-bit weights dequantized.
+def published(model: torch.nn.Module, everything: bool, merges: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Published names and weights of a model, with 4-bit weights dequantized.
 
     Args:
         model: the policy, not wrapped.
         everything: if False, only the weights of modules in which something learns, all of them for each such module:
             vLLM fuses projections of an attention layer, and of a feed-forward layer, into one weight.
+        merges: merge an adapter into them; if False, they are those of its base.
     """
     family, parts = family_of(model), {}
     learning = set()
@@ -405,9 +441,26 @@ def published(model: torch.nn.Module, everything: bool) -> Iterator[tuple[str, T
             if kind == "weight":
                 layer = model.get_submodule(place)
                 weight = dequantize_module_weight(model.get_submodule(name.rpartition(".")[0]))
-                if isinstance(layer, LoraLayer):
+                if merges and isinstance(layer, LoraLayer):
                     weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
             yield published_name(family, f"{place}.{kind}"), weight.detach()
+
+
+def adapter_matrices(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Published names and matrices of a LoRA adapter: A [r, in] and B [out, r] of each layer, B times the scaling."""
+    family = family_of(model)
+    for place, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            (adapter,) = layer.active_adapters
+            name = published_name(family, place)
+            yield f"{name}.lora_A", layer.lora_A[adapter].weight.detach()
+            yield f"{name}.lora_B", layer.lora_B[adapter].weight.detach() * layer.scaling[adapter]
+
+
+def adapter_rank(model: torch.nn.Module) -> int:
+    """The rank of a model's LoRA adapter; 0 if it has none."""
+    layers = (layer for layer in model.modules() if isinstance(layer, LoraLayer))
+    return max((layer.r[adapter] for layer in layers for adapter in layer.active_adapters), default=0)
 
 
 def _chunk(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Runs vLLM for `vllm_engine.Engine`: a script for a Python that has vLLM and need not have this package.
 
 It takes requests over one connection, and answers each request with ("done", result) or ("failed", traceback):
-start(settings, …), weights(path, whole), generate(prompts, sampling, rests), rest(), given(prompt), residuals(prompt).
+start(settings, …), weights(path, whole), adapter(path), generate(prompts, sampling, rests), rest(), given(prompt),
+residuals(prompt).
 It ends when the connection does. While it takes weights without a file, it answers ("more", None) and gets the next of
 them.
 
@@ -23,6 +24,7 @@ import vllm
 from safetensors import safe_open
 from vllm import LLM, SamplingParams
 from vllm.inputs.engine import mm_input, tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.sampling_params import RequestOutputKind
 
@@ -75,6 +77,7 @@ class Worker:
         self._sleeps = sleeps
         self._positions: dict[str, tuple[torch.Tensor, int]] = {}
         self._generated = 0
+        self._adapter: LoRARequest | None = None
         self._llm.apply_model(lambda model: self._prepare(model, temperature))
         module, function, arguments = fields
         self._fields = getattr(importlib.import_module(module), function)(*arguments)
@@ -83,8 +86,9 @@ class Worker:
         return vllm.__version__
 
     def _prepare(self, model, temperature: float):
-        model.language_model.logits_processor.scale = 1 / temperature
-        self._names = {name for name, _ in model.named_parameters()}
+        logits = model.language_model.logits_processor
+        getattr(logits, "base_layer", logits).scale = 1 / temperature  # wrapped if vLLM applies an adapter
+        self._names = {_unwrapped(name) for name, _ in model.named_parameters()}
         load, compute, known = model.load_weights, model.get_mrope_input_positions, self._positions
 
         def load_and_count(weights):
@@ -118,20 +122,53 @@ class Worker:
             self._llm.wake_up(tags=["weights"])
         given = self._shared() if path is None else self._filed(path)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
-        if whole and (lacking := sorted(self._names - self._loaded)):
+        if whole and (lacking := sorted(self._names - {_unwrapped(name) for name in self._loaded})):
             raise ValueError(f"{len(lacking)} weights did not arrive: {', '.join(lacking[:5])}")
-        if self._llm.reset_prefix_cache() is False:
-            raise ValueError("keys and values of the old weights are still in use: the prefix cache was not cleared")
+        self._forget_prompts()
         if self._sleeps:
             self._llm.wake_up(tags=["kv_cache"])
         held, buffers = self._llm.apply_model(self._seen)[0]
         changed = [name for name, value in self._buffers.items() if buffers.get(name) != value]
         return {"count": len(self._loaded), "held": held, "buffers": changed}
 
+    def adapter(self, path: str) -> dict:
+        """Apply a LoRA adapter instead of the one before; the weights below it have been loaded.
+
+        Args:
+            path: a folder in PEFT's format.
+
+        Returns:
+            `count`, `held`, `buffers`: as `weights` does, of the adapter's matrices.
+        """
+        # A new number and name each time: vLLM takes an adapter that it knows for unchanged.
+        number = self._adapter.lora_int_id + 1 if self._adapter else 1
+        if self._adapter:
+            self._engine.remove_lora(self._adapter.lora_int_id)
+        self._adapter = LoRARequest(f"adapter {number}", number, path)
+        self._engine.add_lora(self._adapter)
+        self._forget_prompts()
+        held, count = self._llm.apply_model(self._seen_of_adapter)[0]
+        return {"count": count, "held": held, "buffers": []}
+
+    def _forget_prompts(self) -> None:
+        if self._llm.reset_prefix_cache() is False:
+            raise ValueError("keys and values of the old weights are still in use: the prefix cache was not cleared")
+
     @staticmethod
     def _seen(model) -> tuple[dict[str, int], dict[str, int]]:
         buffers = {name: weight_transfer.digests([(name, x)]) for name, x in model.named_buffers()}
-        return weight_transfer.digests(model.named_parameters()), buffers
+        return weight_transfer.digests((_unwrapped(name), x) for name, x in model.named_parameters()), buffers
+
+    @staticmethod
+    def _seen_of_adapter(model) -> tuple[dict[str, int], int]:
+        # What the kernels read. Where a matrix is smaller than the room for it, zeros follow, which add nothing.
+        stacks = [
+            (f"{name}.{kind}", stack)
+            for name, module in model.named_modules()
+            for kind in ("lora_A", "lora_B")
+            for stack in getattr(module, f"{kind.lower()}_stacked", ())
+        ]
+        return weight_transfer.digests(stacks), len(stacks)
 
     @staticmethod
     def _filed(path: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -175,7 +212,8 @@ class Worker:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 **sampling,
             )
-            self._engine.add_request(str(number), self._input(prompt, f"{self._generated}.{number}"), params)
+            asked = self._input(prompt, f"{self._generated}.{number}")
+            self._engine.add_request(str(number), asked, params, lora_request=self._adapter)
         finished = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
@@ -257,6 +295,11 @@ class Worker:
         given = positions, int(positions.max()) + 1 - len(tokens)
         self._positions.update({keys[0]: given for keys in hashes.values()})
         return mm_input(tokens, items, hashes, places)
+
+
+def _unwrapped(name: str) -> str:
+    """A weight's name without the layer that vLLM puts around each linear layer where it applies an adapter."""
+    return name.replace(".base_layer.", ".")
 
 
 def _of_names(hook):

@@ -3,7 +3,7 @@
 import torch
 
 from echoink.common import console
-from echoink.config.schema import Dtype
+from echoink.config.schema import Adapter, Dtype
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
 from echoink.planning import memory
@@ -33,6 +33,8 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
     rows = trainer.prompts_per_step // state.num_processes * job.config.grpo.group_size
     if not job.config.trains:
         rows = rows_of_evaluation(job, longest, bf16)
+    learns = job.config.trains and job.config.adapter.kind is not Adapter.none
+    rank = job.config.adapter.rank if learns else vllm_engine.adapter_rank(job.model)
     started: list[vllm_engine.Engine] = []
 
     def begin() -> None:
@@ -48,6 +50,7 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
                     bf16=bf16,
                     device=state.device,
                     sleeps=settings.sleep,
+                    adapter_rank=rank,
                 ),
                 log=files.path / own,
                 weights=weights,

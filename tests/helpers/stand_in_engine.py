@@ -20,10 +20,13 @@ from echoink.common.startup import imports
 with imports():
     import numpy as np
     import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
     from safetensors.torch import load_file
     from transformers import Qwen2_5OmniConfig, Qwen2_5OmniThinkerForConditionalGeneration
     from trl.trainer.utils import add_fused_lm_head
 
+    from echoink.models import loading
     from echoink.models.families import family_of
     from echoink.models.family import PromptInputs
     from echoink.models.logprobs import packed_logprobs
@@ -56,10 +59,13 @@ class StandIn:
         install(self.model)
         add_fused_lm_head(self.model, temperature=temperature)
         self.temperature, self.settings = temperature, settings
+        if settings.get("enable_lora"):
+            layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+            get_peft_model(self.model, loading.lora(settings["max_lora_rank"], 1, 0.0, layers))
         return "stand-in"
 
     def weights(self, path, whole):
-        there = dict(self.model.named_parameters())
+        there = self._own_weights()
         found = dict(self._shared()) if path is None else load_file(path)
         if os.environ.get("STAND_IN") == "stale" and hasattr(self, "taken"):
             return self.taken | {"held": weight_transfer.digests(found.items())}
@@ -72,7 +78,7 @@ class StandIn:
         self.taken = {
             "count": len(found),
             "held": weight_transfer.digests(
-                (published_name(family_of(self.model), name), weight) for name, weight in self.model.named_parameters()
+                (published_name(family_of(self.model), name), weight) for name, weight in self._own_weights().items()
             ),
             "buffers": ["rotary"] if os.environ.get("STAND_IN") == "drops" else [],
         }
@@ -81,6 +87,27 @@ class StandIn:
         if os.environ.get("STAND_IN") == "renames":
             self.taken["held"] = {f"other.{part}": value for part, value in self.taken["held"].items()}
         return self.taken
+
+    def _own_weights(self):
+        own = ((name, weight) for name, weight in self.model.named_parameters() if ".lora_" not in name)
+        return {name.replace(".base_layer.", "."): weight for name, weight in own}
+
+    def adapter(self, path):
+        found = load_file(f"{path}/adapter_model.safetensors")
+        rank, held = LoraConfig.from_pretrained(path).r, {}
+        for place, layer in self.model.named_modules():
+            if not isinstance(layer, LoraLayer):
+                continue
+            name = published_name(family_of(self.model), place)
+            layer.scaling["default"] = 1.0
+            for kind in ("lora_A", "lora_B"):
+                room = getattr(layer, kind)["default"].weight.data.zero_()
+                given = found.pop(f"base_model.model.{name}.{kind}.weight", None)
+                if given is not None and not (os.environ.get("STAND_IN") == "forgets" and ".layers.1." in name):
+                    (room[:rank] if kind == "lora_A" else room[:, :rank]).copy_(given)
+                held[f"{name}.{kind}"] = room.to(getattr(torch, self.settings["dtype"]))
+        assert not found
+        return {"count": len(held), "held": weight_transfer.digests(held.items()), "buffers": []}
 
     def _shared(self):
         while True:

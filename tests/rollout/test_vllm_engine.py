@@ -60,7 +60,7 @@ def make_engine(tmp_path, monkeypatch):
     """An engine for a model; the stand-in where no interpreter is named."""
     started = []
 
-    def make(model, processor, temperature=1.0, python=None, rows=64, length=LENGTH, longest=400, near=True):
+    def make(model, processor, temperature=1.0, python=None, rows=64, near=True, bf16=False, rank=0):
         if python is None:
             monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
             if near:
@@ -70,12 +70,13 @@ def make_engine(tmp_path, monkeypatch):
             processor.processor,
             vllm_engine.EngineSetup(
                 python=python,
-                sampling=Sampling(temperature, 0.95, 50, length, loading.end_ids(model, processor.processor)),
+                sampling=Sampling(temperature, 0.95, 50, LENGTH, loading.end_ids(model, processor.processor)),
                 rows=rows,
-                longest=longest,
-                bf16=False,
+                longest=400,
+                bf16=bf16,
                 device=torch.device("cpu"),
                 sleeps=True,
+                adapter_rank=rank,
             ),
             log=tmp_path / "engine.log",
             weights=tmp_path / f"weights-{len(started)}.safetensors",
@@ -212,6 +213,78 @@ def test_weights_that_are_shared_pass_in_chunks_and_arrive(make_engine, model, p
     assert not one._weights.exists(), "nothing of it is left"
     one.close()
     assert process.poll() == -signal.SIGKILL and not folder.exists()
+
+
+def spread(model, size) -> None:
+    """Give an adapter's B matrices values of one size and of random signs."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(size * torch.randn(weight.shape).sign())
+
+
+def test_a_bfloat16_sum_loses_an_update_that_an_adapters_matrices_keep(model):
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16())  # as a published model is stored
+    adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    spread(adapted, 1e-5)
+    thinker = adapted.get_base_model()
+    base = dict(vllm_engine.published(thinker, everything=True, merges=False))
+    kept = lost = 0
+    matrices = dict(vllm_engine.adapter_matrices(thinker))
+    for name, merged in vllm_engine.published(thinker, everything=True):
+        place = name.removesuffix(".weight")
+        if f"{place}.lora_A" in matrices:
+            update = merged - base[name]
+            a, b = (matrices[f"{place}.{kind}"].bfloat16().float() for kind in ("lora_A", "lora_B"))
+            assert (b @ a - update).norm() < 0.01 * update.norm()
+            lost += ((merged.bfloat16() - base[name].bfloat16()) == 0).sum()
+            kept += (update != 0).sum()
+        else:
+            assert torch.equal(merged, base[name])
+    assert lost > 0.9 * kept > 0
+
+
+@pytest.mark.parametrize("python", [None, *([VLLM] if VLLM else [])])
+def test_in_bfloat16_an_adapter_is_sent_alone_and_arrives(make_engine, model, processor, prompts, python):
+    adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj", "up_proj")))
+    thinker, matrices = adapted.get_base_model(), 2 * 2 * 3  # A and B, two projections, three layers
+    one = make_engine(model, processor, bf16=True, rank=4, python=python)
+    spread(adapted, 0.0)
+    first = one.push(thinker)
+    assert first.parts > matrices and first.compared == first.parts
+    for size in (0.5, 1.0):  # the second adapter takes the place of the first
+        rows, logps = one.generate(prompts[:4], [1, 2, 3, 4], G)
+        assert apart(thinker, prompts[:4], rows, logps).mean() < 0.05  # bfloat16
+        spread(adapted, size)
+        assert apart(thinker, prompts[:4], rows, logps).mean() > 0.2
+        pushed = one.push(thinker)
+        assert pushed.parts == pushed.compared == 2 * 2 * 3, "attention and feed-forward of each layer: A and B"
+        assert not one._weights.exists()
+    rows, logps = one.generate(prompts[:4], [1, 2, 3, 4], G)
+    difference = apart(thinker, prompts[:4], rows, logps)
+    print(f"mean {difference.mean():.1e}, largest {difference.max():.1e} nats")
+    assert difference.mean() < 0.05
+
+
+def test_an_adapter_that_does_not_arrive_stops_the_run(make_engine, model, processor, monkeypatch):
+    adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj",)))
+    one = make_engine(model, processor, bf16=True, rank=4)
+    one.push(adapted.get_base_model())
+    spread(adapted, 0.1)
+    monkeypatch.setenv("STAND_IN", "forgets")
+    with pytest.raises(UserError, match=r"2 of 6 parts: model\.layers\.1\.self_attn\.lora_A"):
+        one.push(adapted.get_base_model())
+
+
+@pytest.mark.parametrize(
+    ("bf16", "rank", "apart"), [(False, 4, 0), (True, 0, 0), (True, 4, 8), (True, 16, 16), (True, 999, 0)]
+)
+def test_an_adapter_is_apart_in_bfloat16_with_the_next_rank_that_vllm_has(bf16, rank, apart):
+    setup = vllm_engine.EngineSetup(None, None, 1, 1, bf16, torch.device("cpu"), sleeps=False, adapter_rank=rank)
+    assert setup.rank_apart == apart
 
 
 @pytest.mark.parametrize("fails", ["forgets", "drops"])
@@ -547,15 +620,23 @@ def test_vllm_sees_hears_and_counts_positions_as_the_model_does(make_engine, pro
 @pytest.mark.skipif(not VLLM, reason="ECHOINK_VLLM names no interpreter that has vLLM")
 @pytest.mark.parametrize(
     "words",
-    [[], ["adapter=lora"], ["adapter=qlora"], ["model.freeze=[audio,vision]"]],
-    ids=["whole", "lora", "qlora", "frozen"],
+    [
+        [],
+        ["adapter=lora"],
+        ["adapter=qlora"],
+        ["model.freeze=[audio,vision]"],
+        ["adapter=lora", "trainer.bf16=true"],
+        ["adapter=qlora", "trainer.bf16=true"],
+    ],
+    ids=["whole", "lora", "qlora", "frozen", "lora apart", "qlora apart"],
 )
 def test_a_run_by_vllm(tmp_path, words):
     words = [*RUN, *words, f"generation.vllm.python={VLLM}", "trainer.learning_rate=1e-3", "hydra.run.dir=outputs/run"]
     done = processes.run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     rows = logged(tmp_path / "outputs/run")
-    assert len(rows) == 3 and all(row["engine/logp_difference_mean"] < 1e-4 for row in rows)
+    largest = 0.05 if "trainer.bf16=true" in words else 1e-4
+    assert len(rows) == 3 and all(row["engine/logp_difference_mean"] < largest for row in rows)
     assert json.loads((tmp_path / "outputs/run/summary.json").read_text())["status"] == "finished"
 
 
@@ -623,7 +704,7 @@ def test_the_canarys_own_words_come_after_the_users_and_its_error_is_whole(tmp_p
 
 def test_the_canary_tries_every_way_in_which_weights_pass():
     pytest.importorskip("bitsandbytes")
-    assert list(canary.modes(gpu=False)) == ["whole", "lora", "qlora"]
+    assert list(canary.modes(gpu=False)) == ["whole", "lora", "qlora", "lora, bfloat16"]
     assert list(canary.modes(gpu=True)) == [
         f"{kind}, {state}" for kind in ("whole", "lora", "qlora") for state in ("asleep", "awake")
     ]
