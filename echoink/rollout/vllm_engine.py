@@ -263,7 +263,11 @@ class Engine:
         self._weights.unlink(missing_ok=True)  # in `MEMORY` it may take gigabytes
 
     def _push_adapter(self, model: torch.nn.Module) -> Pushed:
-        """Send the matrices of an adapter, in PEFT's format."""
+        """Send the matrices of an adapter, in PEFT's format.
+
+        Raises:
+            UserError: vLLM leaves layers of it out, or see `_checked`.
+        """
         named = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in adapter_matrices(model)}
         rank = max(weight.shape[0] for name, weight in named.items() if name.endswith("lora_A"))
         layers = sorted({name.split(".")[-2] for name in named})
@@ -271,10 +275,14 @@ class Engine:
         LoraConfig(r=rank, lora_alpha=rank, target_modules=layers).save_pretrained(self._folder)
         kept = {f"base_model.model.{name}.weight": weight for name, weight in named.items()}
         save_file(kept, self._folder / "adapter_model.safetensors")
-        sent = weight_transfer.digests(named.items())
-        return self._checked(
-            sent, self._ask("adapter", path=str(self._folder)), "the adapter is sent alone, its matrices"
-        )
+        sent, answer = weight_transfer.digests(named.items()), self._ask("adapter", path=str(self._folder))
+        if ignored := sorted(sent.keys() - answer["held"].keys()):
+            raise UserError(
+                f"vLLM {self.version} applies no adapter in {len(ignored)} of {len(sent)} parts: "
+                f"{', '.join(ignored[:3])}",
+                "merge the adapter into its base first: python -m echoink.export",
+            )
+        return self._checked(sent, answer, "the adapter is sent alone, its matrices")
 
     def _checked(self, sent: dict[str, int], answer: dict[str, Any], what: str = "weights") -> Pushed:
         """Compare what the engine holds after a push with what it was sent.

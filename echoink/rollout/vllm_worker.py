@@ -78,6 +78,7 @@ class Worker:
         self._positions: dict[str, tuple[torch.Tensor, int]] = {}
         self._generated = 0
         self._adapter: LoRARequest | None = None
+        self._adapters = 0
         self._llm.apply_model(lambda model: self._prepare(model, temperature))
         module, function, arguments = fields
         self._fields = getattr(importlib.import_module(module), function)(*arguments)
@@ -105,7 +106,7 @@ class Worker:
             self._llm.sleep(level=2)  # drops weights as well as keys and values
 
     def weights(self, path: str | None, whole: bool) -> dict:
-        """Load weights by their published names.
+        """Load weights by their published names; an adapter from before no longer applies.
 
         Args:
             path: a safetensors file; None: the weights come over the connection, as handles to the trainer's memory.
@@ -121,6 +122,7 @@ class Worker:
         if self._sleeps:
             self._llm.wake_up(tags=["weights"])
         given = self._shared() if path is None else self._filed(path)
+        self._adapter = None  # vLLM forgets it with the old weights
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         if whole and (lacking := sorted(self._names - {_unwrapped(name) for name in self._loaded})):
             raise ValueError(f"{len(lacking)} weights did not arrive: {', '.join(lacking[:5])}")
@@ -140,11 +142,11 @@ class Worker:
         Returns:
             `count`, `held`, `buffers`: as `weights` does, of the adapter's matrices.
         """
-        # A new number and name each time: vLLM takes an adapter that it knows for unchanged.
-        number = self._adapter.lora_int_id + 1 if self._adapter else 1
         if self._adapter:
             self._engine.remove_lora(self._adapter.lora_int_id)
-        self._adapter = LoRARequest(f"adapter {number}", number, path)
+        # A new number and name each time: vLLM takes an adapter that it knows for unchanged.
+        self._adapters += 1
+        self._adapter = LoRARequest(f"adapter {self._adapters}", self._adapters, path)
         self._engine.add_lora(self._adapter)
         self._forget_prompts()
         held, count = self._llm.apply_model(self._seen_of_adapter)[0]

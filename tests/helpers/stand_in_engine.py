@@ -2,8 +2,8 @@
 
 What it has of the model comes over the connection alone: the configuration's folder, weights by published names.
 STAND_IN, in its environment, makes it fail: `dies` while it generates, `cannot` start, `lies` about probabilities and
-layers, `shifts` positions, `blurs` features, `forgets` a layer, `drops` a buffer, `packs` or `renames` what it holds,
-is `stale`: keeps the first weights and says that it took the later ones.
+layers, `shifts` positions, `blurs` features, `forgets` a layer, `ignores` an adapter in one, `drops` a buffer, `packs`
+or `renames` what it holds, is `stale`: keeps the first weights and says that it took the later ones.
 """
 
 import os
@@ -107,6 +107,8 @@ class StandIn:
                     (room[:rank] if kind == "lora_A" else room[:, :rank]).copy_(given)
                 held[f"{name}.{kind}"] = room.to(getattr(torch, self.settings["dtype"]))
         assert not found
+        if os.environ.get("STAND_IN") == "ignores":
+            held = {name: room for name, room in held.items() if ".layers.2." not in name}
         return {"count": len(held), "held": weight_transfer.digests(held.items()), "buffers": []}
 
     def _shared(self):

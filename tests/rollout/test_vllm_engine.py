@@ -269,13 +269,20 @@ def test_in_bfloat16_an_adapter_is_sent_alone_and_arrives(make_engine, model, pr
     assert difference.mean() < 0.05
 
 
-def test_an_adapter_that_does_not_arrive_stops_the_run(make_engine, model, processor, monkeypatch):
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("forgets", r"2 of 6 parts: model\.layers\.1\.self_attn\.lora_A"),
+        ("ignores", r"applies no adapter in 2 of 6 parts: model\.layers\.2\.self_attn\.lora_A"),
+    ],
+)
+def test_an_adapter_that_does_not_arrive_stops_the_run(make_engine, model, processor, monkeypatch, fails, says):
     adapted = get_peft_model(model, loading.lora(4, 8, 0.0, ("q_proj",)))
     one = make_engine(model, processor, bf16=True, rank=4)
     one.push(adapted.get_base_model())
     spread(adapted, 0.1)
-    monkeypatch.setenv("STAND_IN", "forgets")
-    with pytest.raises(UserError, match=r"2 of 6 parts: model\.layers\.1\.self_attn\.lora_A"):
+    monkeypatch.setenv("STAND_IN", fails)
+    with pytest.raises(UserError, match=says):
         one.push(adapted.get_base_model())
 
 
