@@ -85,4 +85,4 @@ def test_the_whole_kit_runs_on_a_cpu(tmp_path):
     done = kit(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(found["checks"]) == 9 and all(check["rows"] and not check["error"] for check in found["checks"])
+    assert len(found["checks"]) == 11 and all(check["rows"] and not check["error"] for check in found["checks"])

@@ -6,7 +6,10 @@ random; their dimensions are those of Qwen2.5-Omni in `conf/model/`.
 Shapes: P prompt tokens, G = 16 completions of C tokens, T tokens of a packed row.
 """
 
+import json
+import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -447,42 +450,102 @@ def push() -> Iterator[Row]:
         child.kill()
 
 
-def train() -> Iterator[Row]:
-    """Train the embedded model, four steps of each kind: is the first KL 0, are all numbers finite?"""
-    import json
-    import math
-    import subprocess
-    import sys
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = (
+    [f"trainer.steps={2 if SMALL else 4}", f"generation.max_new_tokens={12 if SMALL else 64}", "dataset.train=64"]
+    + ["dataset.dev=8", "dataset.valid=16", "eval.base=false", "eval.greedy=false"]
+    + (["trainer.prompts_per_step=4", "trainer.micro_batch_prompts=2"] if SMALL else [])
+)
+"""A training of a few steps."""
 
+
+def training(run: Path, *words: str) -> subprocess.Popen:
+    """Start a training into a run folder, without MLflow, which the machine need not have."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if SMALL else {}
+    command = [sys.executable, "-m", "echoink.train", *words, "tracking=off", f"hydra.run.dir={run}"]
+    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=run.parent, env=environment, **pipe)
+
+
+def trained(run: Path, *words: str) -> tuple[list[dict], str]:
+    """Train to the end; the rows of metrics.jsonl, and the error if there is one."""
+    process = training(run, *words)
+    error = process.communicate()[1]
+    return metrics(run), last_error(error)[:200] if process.returncode else ""
+
+
+def metrics(run: Path) -> list[dict]:
+    """What a run has logged so far, whole lines alone."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def train() -> Iterator[Row]:
+    """Train the embedded model, a few steps of each kind: is the first KL 0, are all numbers finite?"""
     kinds = {
         "float32": [],
         "bfloat16": ["trainer.bf16=true"],
         "LoRA, bfloat16, frozen towers": ["trainer.bf16=true", "adapter=lora", "model.freeze=[audio,vision]"],
     }
-    steps, tokens = (2, 12) if SMALL else (4, 64)
-    common = [f"trainer.steps={steps}", f"generation.max_new_tokens={tokens}", "grpo.beta=0.04"]
-    common += ["trainer.prompts_per_step=4", "trainer.micro_batch_prompts=2"] if SMALL else []
-    common += ["dataset.train=64", "dataset.dev=8"]
-    common += ["dataset.valid=16", "tracking=off", "eval.base=false", "eval.greedy=false"]
-    common += ["trainer.gradient_checkpointing=true"]
-    root = Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        environment |= {"CUDA_VISIBLE_DEVICES": ""} if SMALL else {}
         for name, words in kinds.items():
-            run = Path(folder) / name.split(",")[0]
-            command = [sys.executable, "-m", "echoink.train", *common, *words, f"hydra.run.dir={run}"]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                yield Row(f"{name}: training", last_error(done.stderr)[:200], "", False)
+            words = [*SHORT, "grpo.beta=0.04", "trainer.gradient_checkpointing=true", *words]
+            rows, error = trained(Path(folder) / name.split(",")[0], *words)
+            if error:
+                yield Row(f"{name}: training", error, "", False)
                 continue
-            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             kl = rows[0]["grpo/kl"]
             yield Row(f"{name}: KL of the first step", kl, "nats", abs(kl) < (1e-6 if name == "float32" else 1e-3))
             finite = all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
             yield Row(f"{name}: every number is finite", str(finite), "", finite)
             with suppress(KeyError):
-                yield Row(f"{name}: a step", sum(row["time/step"] for row in rows[1:]) / (steps - 1), "s")
+                yield Row(f"{name}: a step", sum(row["time/step"] for row in rows[1:]) / (len(rows) - 1), "s")
+
+
+def resume() -> Iterator[Row]:
+    """Ask a training to end after its first step and resume it: how far is it from one that was not interrupted?"""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, error = trained(Path(folder) / "whole", *SHORT)
+        if error:
+            yield Row("training", error, "", False)
+            return
+        run = Path(folder) / "interrupted"
+        process = training(run, *SHORT)
+        while process.poll() is None and not metrics(run):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        yield Row("exit status after SIGTERM", process.returncode, "", process.returncode == 128 + signal.SIGTERM)
+        yield Row("steps before it", len(metrics(run)), f"of {len(whole)}", 0 < len(metrics(run)) < len(whole))
+        resumed, error = trained(run, *SHORT, "resume=auto")
+        steps = [row["step"] for row in resumed]
+        yield Row("steps of the resumed run", error or str(steps), "", steps == [row["step"] for row in whole])
+        pairs = [
+            (row[name], value)
+            for row, wanted in zip(resumed, whole, strict=False)
+            for name, value in wanted.items()
+            if not name.startswith(("time/", "perf/", "timestamp")) and isinstance(value, int | float)
+        ]
+        apart = max((abs(one - other) / max(abs(other), 1e-9) for one, other in pairs), default=math.inf)
+        # Exact on a CPU. On a GPU kernels may add up in another order, and then a completion can differ.
+        yield Row("largest relative difference of a metric", apart, "", apart == 0 if SMALL else None)
+
+
+def default() -> Iterator[Row]:
+    """The default run to its end: does it learn, and how long does it take?"""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        rows, error = trained(Path(folder) / "run", *(SHORT if SMALL else []), "eval.base=true")
+        if error:
+            yield Row("training", error, "", False)
+            return
+        yield Row(f"{len(rows)} steps with evaluations", time.perf_counter() - began, "s")
+        summary = json.loads((Path(folder) / "run/summary.json").read_text())
+        before, after = (100 * summary[phase]["accuracy"] for phase in ("base", "final"))
+        yield Row("accuracy before", before, "%")
+        yield Row("accuracy after", after, "%", None if SMALL else after > before + 20)
 
 
 CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -491,9 +554,11 @@ CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
     "fsdp_graph": fsdp_graph,
     "head": head,
     "train": train,
+    "resume": resume,
     "decode": decode,
     "update": update,
     "towers": towers,
     "push": push,
+    "default": default,
 }
-"""The checks most likely to crash come first."""
+"""The checks most likely to crash come first, the longest last."""
