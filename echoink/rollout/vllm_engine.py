@@ -263,19 +263,13 @@ class Engine:
         self._weights.unlink(missing_ok=True)  # in `MEMORY` it may take gigabytes
 
     def _push_adapter(self, model: torch.nn.Module) -> Pushed:
-        """Send the matrices of an adapter, in PEFT's format.
+        """Send the matrices of an adapter.
 
         Raises:
             UserError: vLLM leaves layers of it out, or see `_checked`.
         """
-        named = {name: weight.to("cpu", self.dtype).contiguous() for name, weight in adapter_matrices(model)}
-        rank = max(weight.shape[0] for name, weight in named.items() if name.endswith("lora_A"))
-        layers = sorted({name.split(".")[-2] for name in named})
-        # The matrices have the scaling already: α / r = 1.
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=layers).save_pretrained(self._folder)
-        kept = {f"base_model.model.{name}.weight": weight for name, weight in named.items()}
-        save_file(kept, self._folder / "adapter_model.safetensors")
-        sent, answer = weight_transfer.digests(named.items()), self._ask("adapter", path=str(self._folder))
+        sent = write_adapter(model, self._folder, self.dtype)
+        answer = self._ask("adapter", path=str(self._folder))
         if ignored := sorted(sent.keys() - answer["held"].keys()):
             raise UserError(
                 f"vLLM {self.version} applies no adapter in {len(ignored)} of {len(sent)} parts: "
@@ -463,6 +457,18 @@ def adapter_matrices(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
             name = published_name(family, place)
             yield f"{name}.lora_A", layer.lora_A[adapter].weight.detach()
             yield f"{name}.lora_B", layer.lora_B[adapter].weight.detach() * layer.scaling[adapter]
+
+
+def write_adapter(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """Write a model's LoRA adapter in PEFT's format; returns the digests of its matrices."""
+    named = {name: weight.to("cpu", dtype).contiguous() for name, weight in adapter_matrices(model)}
+    layers = sorted({name.split(".")[-2] for name in named})
+    # The matrices have the scaling already: α / r = 1.
+    rank = adapter_rank(model)
+    LoraConfig(r=rank, lora_alpha=rank, target_modules=layers).save_pretrained(folder)
+    kept = {f"base_model.model.{name}.weight": weight for name, weight in named.items()}
+    save_file(kept, folder / "adapter_model.safetensors")
+    return weight_transfer.digests(named.items())
 
 
 def adapter_rank(model: torch.nn.Module) -> int:
