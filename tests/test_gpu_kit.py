@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from tests.helpers import processes
 from tests.helpers.paths import ROOT
 
 KIT = ROOT / "experiments/gpu/kit.py"
@@ -35,6 +36,18 @@ def test_a_check_measures_and_passes_and_is_on_the_page(tmp_path):
     assert found["machine"]["torch"] and len(found["machine"]["commit"] or "0" * 40) == 40
     page = (tmp_path / "gpu.md").read_text()
     assert page.count("| passes |") == 2 and "FlexAttention, torch.bfloat16" in page
+
+
+def test_the_checks_that_train_nothing_run_on_the_code_of_today(tmp_path):
+    quick = ("graph", "flex", "fsdp_graph", "head", "decode", "update")
+    code = (
+        f"import sys; sys.path.insert(0, {str(KIT.parent)!r}); import checks\n"
+        f"for name in {quick}:\n"
+        "    rows = list(checks.CHECKS[name]())\n"
+        "    assert rows and all(row.ok is not False for row in rows), (name, rows)\n"
+    )
+    done = processes.run(tmp_path, code=code, DEVICE="cpu")
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_fails_or_crashes_is_said_and_leaves_the_others(monkeypatch, tmp_path, capsys):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from echoink.benchmark.config import ShapeConfig
 from echoink.benchmark.workload import make_model, make_workload
 from echoink.common.errors import last_error
+from echoink.common.files import read_rows
 from echoink.config.compose import compose
 from echoink.config.schema import Dimensions, Dtype
 from echoink.models import shared_prefix
@@ -272,7 +273,7 @@ def decode() -> Iterator[Row]:
         for length in (8,) if SMALL else (96, 256, 768):
             with torch.no_grad(), autocast():
                 prompts = [text_prompt(60 if SMALL else 580, seed) for seed in range(count)]
-                start = generate.prefill(model, prompts, 0)
+                start = generate.prefill(model, prompts)
                 one = decoder.Decoder(model, capturing([]))
                 one.begin(start.cache, start.mask, G, length)
                 rows = G * count
@@ -453,7 +454,7 @@ def push() -> Iterator[Row]:
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = (
     [f"trainer.steps={2 if SMALL else 4}", f"generation.max_new_tokens={12 if SMALL else 64}", "dataset.train=64"]
-    + ["dataset.dev=8", "dataset.valid=16", "eval.base=false", "eval.greedy=false"]
+    + ["dataset.dev=8", "dataset.valid=16", "eval.greedy=false"]
     + (["trainer.prompts_per_step=4", "trainer.micro_batch_prompts=2"] if SMALL else [])
 )
 """A training of a few steps."""
@@ -472,14 +473,7 @@ def trained(run: Path, *words: str) -> tuple[list[dict], str]:
     """Train to the end; the rows of metrics.jsonl, and the error if there is one."""
     process = training(run, *words)
     error = process.communicate()[1]
-    return metrics(run), last_error(error)[:200] if process.returncode else ""
-
-
-def metrics(run: Path) -> list[dict]:
-    """What a run has logged so far, whole lines alone."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_rows(run / "metrics.jsonl"), last_error(error)[:200] if process.returncode else ""
 
 
 def train() -> Iterator[Row]:
@@ -491,7 +485,7 @@ def train() -> Iterator[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, words in kinds.items():
-            words = [*SHORT, "grpo.beta=0.04", "trainer.gradient_checkpointing=true", *words]
+            words = [*SHORT, "eval.base=false", "grpo.beta=0.04", "trainer.gradient_checkpointing=true", *words]
             rows, error = trained(Path(folder) / name.split(",")[0], *words)
             if error:
                 yield Row(f"{name}: training", error, "", False)
@@ -506,20 +500,22 @@ def train() -> Iterator[Row]:
 
 def resume() -> Iterator[Row]:
     """Ask a training to end after its first step and resume it: how far is it from one that was not interrupted?"""
+    words = [*SHORT, "eval.base=false"]
     with tempfile.TemporaryDirectory() as folder:
-        whole, error = trained(Path(folder) / "whole", *SHORT)
+        whole, error = trained(Path(folder) / "whole", *words)
         if error:
             yield Row("training", error, "", False)
             return
         run = Path(folder) / "interrupted"
-        process = training(run, *SHORT)
-        while process.poll() is None and not metrics(run):
+        process = training(run, *words)
+        while process.poll() is None and not read_rows(run / "metrics.jsonl"):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         process.communicate()
         yield Row("exit status after SIGTERM", process.returncode, "", process.returncode == 128 + signal.SIGTERM)
-        yield Row("steps before it", len(metrics(run)), f"of {len(whole)}", 0 < len(metrics(run)) < len(whole))
-        resumed, error = trained(run, *SHORT, "resume=auto")
+        before = len(read_rows(run / "metrics.jsonl"))
+        yield Row("steps before it", before, f"of {len(whole)}", 0 < before < len(whole))
+        resumed, error = trained(run, *words, "resume=auto")
         steps = [row["step"] for row in resumed]
         yield Row("steps of the resumed run", error or str(steps), "", steps == [row["step"] for row in whole])
         pairs = [
@@ -537,7 +533,7 @@ def default() -> Iterator[Row]:
     """The default run to its end: does it learn, and how long does it take?"""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        rows, error = trained(Path(folder) / "run", *(SHORT if SMALL else []), "eval.base=true")
+        rows, error = trained(Path(folder) / "run", *(SHORT if SMALL else []))
         if error:
             yield Row("training", error, "", False)
             return
