@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import huggingface_hub
@@ -259,6 +260,8 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
 
 def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    free = {"bytes": 6 * 2**30}  # the verdict on this machine's own disk would change from day to day
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"]))
     found = {finding.what: finding for finding in doctor.examine(config_of())}
     for what in ("torch", "picture", "sound", "video", "disk", "tracking", "model", "data"):
         assert found[what].verdict is doctor.Verdict.good, found[what]
@@ -266,6 +269,9 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     bad = {finding.what: finding.text for finding in doctor.examine(sick) if finding.verdict is doctor.Verdict.bad}
     assert set(bad) == {"model", "data"}
     assert "model.path=<folder>" in bad["model"] and "dataset folder not found" in bad["data"]
+    free["bytes"] = 2 * 2**30
+    full = {finding.what: finding for finding in doctor.examine(config_of())}["disk"]
+    assert full.verdict is doctor.Verdict.bad and full.text == f"2 GiB free in {tmp_path}"
 
 
 def test_the_doctor_says_which_staged_files_are_missing(tmp_path):
