@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from math import comb
+from math import comb, prod
 
 from echoink.common.clusters import count
 from echoink.common.statistics import Paired, mean_interval, paired
@@ -85,12 +85,9 @@ def chance(prediction: Prediction) -> float:
     if not _has_letters(prediction):
         return 0.0
     gold = equal_options(parse_letters(prediction.gold, prediction.options), prediction.options)
-    if len(gold) == 1:  # an option that occurs twice is right under both letters
-        letters = map(option_letter, prediction.options)
-        return sum(equal_options(frozenset(one), prediction.options) == gold for one in letters) / len(
-            prediction.options
-        )
-    return 1 / comb(len(prediction.options), len(gold))
+    # An option that occurs twice is right under both letters.
+    each = [equal_options(frozenset(option_letter(option)), prediction.options) for option in prediction.options]
+    return prod(each.count(frozenset(letter)) for letter in gold) / comb(len(each), len(gold))
 
 
 def _has_letters(prediction: Prediction) -> bool:

@@ -108,14 +108,17 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
 
 
 def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:
-    """A line per sample: what it needs (null without a label), and for each variant the right answers and the draws."""
+    """A line per sample: what it needs (null without a label), and for each variant the right answers and the draws. Of
+    graded questions it is the sum of the scores: none of their answers may score 1.
+    """
     needed, found = labels(answers), {}
     for variant, predictions in answers.items():
         for p in predictions:
             if p.draw != GREEDY:
                 row = found.setdefault(p.id, {"id": p.id, "need": needed[p.id].name if p.id in needed else None})
                 right, drawn = row.get(variant.name, (0, 0))
-                row[variant.name] = (right + p.correct, drawn + 1)
+                graded = ProblemType(p.problem_type) in GRADED
+                row[variant.name] = (right + (p.score if graded else p.correct), drawn + 1)
     return list(found.values())
 
 

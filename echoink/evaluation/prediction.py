@@ -6,7 +6,7 @@ from pathlib import Path
 
 from echoink.common.clusters import Clusters
 from echoink.data.samples import DataType, Sample
-from echoink.rewards.accuracy import accuracy_reward
+from echoink.rewards.accuracy import accuracy_reward, has_answer
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import parse_answer, read_letters
 from echoink.rewards.terms import ExtraReward
@@ -42,7 +42,7 @@ class Prediction:
     answer: str | None
     """Content of the answer block; None if it cannot be parsed."""
     letters: str
-    """What was read: the letters of a multiple-choice answer, else the answer; empty: a parse failure."""
+    """What was read: the letters of a multiple-choice answer, else the answer; empty: nothing was, a parse failure."""
     gold: str
     score: float
     """The accuracy reward, in [0, 1]."""
@@ -79,11 +79,12 @@ def judged(
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice
     score = accuracy_reward(text, sample.problem_type, sample.options, solution=sample.solution, match=match)
+    readable = answer if has_answer(text, sample.problem_type, sample.options, match) else ""
     extra = {each.name: each.score(text, sample) for each in extra_rewards}
     return {
         "thinks": thinks,
         "answer": answer,
-        "letters": ", ".join(sorted(read_letters(text, sample.options, match))) if choice else answer or "",
+        "letters": ", ".join(sorted(read_letters(text, sample.options, match))) if choice else readable,
         "score": score,
         "correct": score == 1,
         "format": bool(format_reward(text, thinks)),

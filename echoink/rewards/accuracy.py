@@ -18,7 +18,15 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 
-from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
+from echoink.rewards.parsing import (
+    ANSWER,
+    equal_options,
+    option_letter,
+    parse_answer,
+    parse_letters,
+    read_letters,
+    unwrapped,
+)
 from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
@@ -58,7 +66,10 @@ def has_answer(completion: str, problem_type: ProblemType, options: Sequence[str
     """Whether an answer, right or wrong, can be read from a completion, as `accuracy_reward` reads it."""
     if problem_type is ProblemType.multiple_choice:
         return bool(read_letters(completion, options, match))
-    return parse_answer(completion) is not None
+    answer = parse_answer(completion)
+    if answer is None or problem_type not in _READ:
+        return answer is not None
+    return _READ[problem_type](answer[:_MAX_TEXT])
 
 
 def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]) -> Hashable:
@@ -76,7 +87,7 @@ def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]
         return tuple(_spans(understood)) or comparable(understood)
     number = number_in(understood) if problem_type in NUMBERS else None
     if problem_type is ProblemType.counting:
-        number = number if number is not None and "%" not in understood else _value(understood)
+        number = _count(understood)
     if number is not None:
         return round(number, 2) if problem_type is ProblemType.numerical else number
     return " ".join(as_written(understood)) if problem_type is ProblemType.ocr else comparable(understood)
@@ -115,6 +126,9 @@ for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth te
 """Words after a number that are not a unit, because they change the number."""
 
 
+_UNIT = re.compile(r"°|°?[^\W\d_]+(?:/[^\W\d_]+)?[23]?")
+
+
 def _plain_number(text: str) -> float | None:
     """The number that a text consists of: "-3", "1,234.5", "12 %"; None for any other text."""
     found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*\.?\s*", text)
@@ -125,20 +139,20 @@ def _plain_number(text: str) -> float | None:
 
 
 def number_in(text: str) -> float | None:
-    """The number that an answer gives: a plain number or a number word below 100, perhaps with a currency sign before
-    it or a unit of one or two words after it ("7 knocks", "$3", "seven"); None if it is ambiguous.
+    """The number that an answer gives: a plain number or a number word below 100, perhaps with a currency sign or with
+    a unit of one or two words after it ("7 knocks", "60 km/h", "$3", "seven"), in marks as in \\boxed{7}; None if it is
+    ambiguous.
     """
-    text = re.sub(r"^\u2013(?=[\d.])", "-", normalize(text).strip("*`\"' ")).removesuffix(".")  # a dash as a minus sign
-    text = re.fullmatch(r"\(([^()]*)\)|(.*)", text, re.DOTALL).group(1) or text
-    text = re.sub(r"^([-+]?)\s*[$€£¥]\s*", r"\1", text)
+    text = re.sub(r"^\u2013(?=[\d.])", "-", unwrapped(text.strip().removesuffix(".")).removesuffix("."))  # a minus sign
+    text = re.sub(r"^([-+]?)\s*[$€£¥]\s*|(?<=\d)\s*[$€£¥]$", r"\1", text)
     if (plain := _plain_number(text)) is not None:
         return plain
     if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" means millions, "2π" is not 2
         return None
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
-    first, *unit = re.sub(r"(?<=\d)(?=[^\W\d_]{1,4}\d?$)", " ", text).split()[:4] or [""]
-    units = all(re.fullmatch(r"°?[^\W\d_]+[23]?", word) and word not in _NO_UNITS for word in unit)
+    first, *unit = re.sub(r"(?<=\d)(?=(?:°|°?[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?\d?)$)", " ", text).split()[:4] or [""]
+    units = all(_UNIT.fullmatch(word) and _NO_UNITS.isdisjoint(word.split("/")) for word in unit)
     if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
     return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else _plain_number(first) if unit else None
@@ -191,6 +205,8 @@ def _spans(text: str) -> list[tuple[float, float]]:
     text = normalize(text)
     if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
         return []  # a time is never negative
+    if re.search(r"\d,\d+\s*(?:[-–—]|to)\s*\d+,\d", text):
+        return []  # "2,5-3,9" is from 2.5 to 3.9, or two spans
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):
@@ -216,30 +232,36 @@ def _temporal(answer: str, solution: str) -> float:
 
 
 def _counting(answer: str, solution: str) -> float:
-    """1 if both have the same value, as "7", "7.0" and "14/2" do."""
-    found, gold = number_in(answer), number_in(solution)
-    if found is not None and gold is not None and "%" not in answer:
-        return float(found == gold)
-    if not _is_expression(answer := normalize(answer)):
-        return float(answer.strip() == solution.strip())
-    from math_verify import parse, verify
+    """1 if both have the same value, as "7", "7 knocks" and "14/2" do."""
+    found, gold = _count(answer), _count(solution)
+    if found is None or gold is None:
+        return float(normalize(answer) == normalize(solution))
+    return float(found == gold)
 
-    return float(verify(parse(solution), parse(answer)))
+
+def _count(text: str) -> float | None:
+    """The value of a number (not of a percentage) or of an expression such as "14/2"; None for any other text."""
+    number = None if "%" in text else number_in(text)
+    if number is None and _is_expression(text := unwrapped(text)):
+        from math_verify import parse  # slow to import, and needed by few answers
+
+        try:
+            number = float(parse(text)[0])
+        except (IndexError, TypeError, ValueError):  # no result, or one that is not a number: a division by 0
+            return None
+    return None if number is None else round(number, 9)
 
 
 def _is_expression(text: str) -> bool:
-    return bool(_EXPRESSION.fullmatch(text)) and not re.search(r"\d\s+\d|\*\s*\*", text)
-
-
-def _value(answer: str) -> float | None:
-    """The value of an expression such as "14/2"; None for any other text."""
-    from math_verify import parse
-
-    found = parse(normalize(answer)) if _is_expression(normalize(answer)) else []
-    try:
-        return float(found[0])
-    except (IndexError, TypeError, ValueError):  # no result, or one that is not a number, as after a division by 0
-        return None
+    """Whether a text is an expression as a whole: math_verify reads "7+", "7 (8)" and "3/4/" as their beginnings."""
+    if not _EXPRESSION.fullmatch(text) or re.search(r"\d\s+\d|[\d)]\s*\(|\)\s*\d|[-+*/]\s*[-+*/]|[-+*/]\s*$", text):
+        return False
+    depth = 0
+    for mark in text:
+        depth += {"(": 1, ")": -1}.get(mark, 0)
+        if depth < 0:
+            return False
+    return depth == 0 and not re.match(r"\s*[*/]", text)
 
 
 SCORES: dict[ProblemType, Callable[[str, str], float]] = {
@@ -255,12 +277,20 @@ SCORES: dict[ProblemType, Callable[[str, str], float]] = {
 _PLAIN_GOLD: dict[ProblemType, Callable[[str], object]] = {
     ProblemType.numerical: lambda gold: _plain_number(gold) is not None,
     ProblemType.regression: lambda gold: _plain_number(gold) is not None,
-    ProblemType.counting: lambda gold: _plain_number(gold) is not None or _EXPRESSION.fullmatch(gold),
+    # "7-8" is a range, not -1
+    ProblemType.counting: lambda gold: _plain_number(gold) is not None or (_is_expression(gold) and _count(gold) >= 0),
 }
 """Checks of a gold answer: it must be a number in digits, or for a count an expression. A model may write "seven"."""
 
 NUMBERS = frozenset(_PLAIN_GOLD)
 """Problem types whose answer is a number."""
+
+_READ: dict[ProblemType, Callable[[str], bool]] = {
+    **dict.fromkeys(NUMBERS, lambda answer: number_in(answer) is not None),
+    ProblemType.counting: lambda answer: number_in(answer) is not None or _count(answer) is not None,
+    ProblemType.temporal: lambda answer: bool(_spans(answer)),
+}
+"""Whether an answer can be read; as a text any can."""
 
 GRADED = frozenset({ProblemType.ocr, ProblemType.free_form, ProblemType.regression, ProblemType.temporal})
 """Problem types whose scores may lie between 0 and 1."""

@@ -25,16 +25,16 @@ _PREFIX = re.compile(
 """Words that may precede the letters: "Answer: B", "Option B"."""
 
 _WRAPPERS = (("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ('"', '"'), ("'", "'"), ("$", "$"), ("[", "]"))
-_WRAPPERS += (("(", ")"), ("{", "}"))
+_WRAPPERS += (("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
 """Marks around an answer."""
 
-_BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 
 _CHOICE = re.compile(
     r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*([A-Za-z])[.:)]?\*\*"""
-    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]){0,2}\s*(?:[-–—]\s*)?"""
+    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]){0,2}\s*"""
 )
-"""A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", with the marks before the option's text."""
+"""A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**"."""
 
 _JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
 """Separators of two letters."""
@@ -83,7 +83,7 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
     # If the options' texts are letters themselves, "A, C" names two options, not A with its text.
     if is_exact or match is Match.exact:
         return frozenset(letters) if is_exact else frozenset()
-    answer = _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
+    answer = unwrapped(answer)
     if re.fullmatch(r"[A-Z]{2,}", answer) and set(answer) <= valid.keys():  # "AB"
         is_text = any(same(answer, text) for text in valid.values())
         return frozenset(answer) if len(set(answer)) == len(answer) and not is_text else frozenset()
@@ -108,14 +108,31 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
 
 @functools.lru_cache(maxsize=4096)
 def _text_pattern(text: str) -> re.Pattern[str]:
-    # the option's text, perhaps in brackets; it does not end within a word
-    return re.compile(rf"""[,("'\[]?\s*{pattern_of(text)}(?![^\W_])\s*[)"'\]]?[{CLOSING}]*\s*""", re.IGNORECASE)
+    # The option's text, perhaps after a dash, in brackets or in bold; it does not end within a word. A dash before a
+    # digit is the number's sign: "B. -6 dB" is not the option "6 dB".
+    before, after = (
+        r"""(?:[-–—](?!\d)\s*)?[,("'\[]?[*`]{0,2}\s*""",
+        rf"""\s*[*`]{{0,2}}[)"'\]]?[{CLOSING}]*[*`]{{0,2}}\s*""",
+    )
+    return re.compile(rf"{before}{pattern_of(_unboxed(text))}(?![^\W_]){after}", re.IGNORECASE)
+
+
+def unwrapped(answer: str) -> str:
+    """The answer itself, normalized: without words such as "Answer:" before it and marks such as **B**, $B$, "B"
+    or \boxed{B} around the whole of it.
+    """
+    return _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
+
+
+def _unboxed(text: str) -> str:
+    while (inner := _BOXED.sub(r"\1", text)) != text:
+        text = inner
+    return text
 
 
 def _unwrapped(text: str) -> str:
-    """A text without the marks around the whole of it, as in **B**, \boxed{B}, "B"."""
     while True:
-        before, text = text, _BOXED.sub(r"\1", text).strip()
+        before, text = text, _unboxed(text).strip()
         for opening, closing in _WRAPPERS:
             inner = text[len(opening) : -len(closing)]
             around = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)

@@ -134,6 +134,8 @@ def test_labels_take_the_sampled_draws_of_every_variant():
     assert labels(dict(zip((FULL, DEAF), heard, strict=True))) == {"0": Need.audio}
     graded = [[replace(p, problem_type="free-form") for p in one] for one in (full, deaf)]
     assert labels(dict(zip((FULL, DEAF), graded, strict=True))) == {}
+    scores = [[replace(p, score=0.75, correct=False) for p in one] for one in graded]
+    assert rows({FULL: scores[0]}) == [{"id": "0", "need": None, "full": (6.0, 8)}], "the mean is the pass rate"
     few = [p for name in names[: FEWEST - 1] for p in answers(FULL, [True], name)]
     assert labels({FULL: few}) == {}
 
@@ -141,6 +143,8 @@ def test_labels_take_the_sampled_draws_of_every_variant():
 def test_a_guess_and_the_positions_of_answers():
     (one,) = answers(FULL, [True])
     assert chance(one) == 0.25 and chance(replace(one, gold="A, C")) == pytest.approx(1 / 6)
+    twice = replace(one, options=("A. dog", "B. cat", "C. dog"))
+    assert chance(replace(twice, gold="A")) == chance(replace(twice, gold="A, B")) == pytest.approx(2 / 3)
     assert chance(replace(one, options=(), problem_type="free-form")) == 0
     assert chance(replace(one, options=(), problem_type="counting", fields={"chance": "0.2"})) == 0.2
     given = [replace(one, id=str(i), gold=g, letters=x) for i, (g, x) in enumerate(zip("AABC", "AAAA", strict=True))]

@@ -2,9 +2,12 @@
 
 import re
 import time
+from functools import partial
 
 import pytest
 
+from echoink.data.samples import DataType, Sample
+from echoink.evaluation.prediction import judged
 from echoink.rewards.accuracy import accuracy_reward, number_in, problem_with
 from echoink.rewards.format import format_reward
 from echoink.rewards.parsing import option_letter, option_text, parse_answer, parse_letters
@@ -150,6 +153,40 @@ def test_labels_of_options_are_read_in_every_form(options):
     assert [option_letter(option) for option in options] == ["A", "B"]
     assert [option_text(option) for option in options] == ["cat", "bell"]
     assert parse_letters("(B) bell", options) == parse_letters("B. bell", options) == {"B"}
+
+
+SIGNED = ("A. 6 dB", "B. -6 dB", "C. 12 dB", "D. -12 dB", "E. - they talk")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [
+        *(
+            (answer, "B")
+            for answer in ("B", "B. -6 dB", "**B. -6 dB**", "(B) -6 dB", "B: −6 dB", "B - -6 dB", "B -6 dB")
+        ),
+        *((answer, "A") for answer in ("A. 6 dB", "A - 6 dB")),
+        *((answer, "") for answer in ("A. -6 dB", "C. -12 dB", "B. 6 dB", "A -6 dB")),
+        ("D. -12 dB", "D"),
+        *((answer, "E") for answer in ("E. - they talk", "E - they talk")),
+    ],
+)
+def test_the_sign_of_an_option_belongs_to_its_number(answer, letters):
+    assert parse_letters(answer, SIGNED) == frozenset(letters)
+
+
+FORMULAS = (r"A. $5\,\text{kg}$", r"B. **dog**", r"C. $\mathrm{H_2O}$", r"D. $\frac{1}{2}$")
+
+
+@pytest.mark.parametrize("label", ["{}", "**{}**", r"\boxed{{{}}}", r"\({}\)", r"\[\boxed{{{}}}\]"])
+def test_an_option_with_marks_in_its_text_can_be_repeated(label):
+    for option in FORMULAS:
+        letter, plain = option[0], option.replace("**", "")
+        assert parse_letters(label.format(letter), FORMULAS) == {letter}
+        if "**" not in label or "**" not in option:
+            assert parse_letters(label.format(option), FORMULAS) == {letter}, label.format(option)
+        assert parse_letters(label.format(plain), (*FORMULAS[:1], "B. dog", *FORMULAS[2:])) == {letter}
+    assert parse_letters("B. **dog**", ("A. cat", "B. dog")) == {"B"}
 
 
 GUIDE = ("A. They talk.", "B. It's a  bell", "C. 50 %", "D. Both A and B")
@@ -315,6 +352,21 @@ SCORED = [  # type, answer, solution, score by hand
     ("temporal retrieval", "from 2 s (frame 60) to 7 s (frame 210)", "2-7", 0),
     ("temporal retrieval", "2-7 seconds", "2-7", 1),
     ("counting", "9**9**9**9**9**9" * 9, "7", 0),
+    *(("counting", text, "7", 0) for text in ("7+", "7-", "7/", "7*", "7(8)", "7 (8)", "7)8", "(7", "*7", "7--8")),
+    ("counting", "3/4/", "3", 0),
+    *(("counting", text, "14/2", 1) for text in ("7", "7 knocks", "seven", "21/3", "14/2")),
+    *(
+        ("counting", text, "7", 1)
+        for text in ("$7$", "\\boxed{7}", "\\(7\\)", "**7**", "Answer: 7", "[7]", "\\text{seven}")
+    ),
+    *(
+        ("numerical", text, "3", 1)
+        for text in ("$\\boxed{3}$", "$3.00$", "3 €", "3€", "3°", "3°C", "3 km/h", "3km/h", "3 m/s²")
+    ),
+    *(("numerical", text, "3", 0) for text in ("3 and/or 4", "3/4", "3€4", "≈3")),
+    ("temporal retrieval", "2,5-3,9", "2.5-3.9", 0),
+    ("temporal retrieval", "[2,5]", "2-5", 1),
+    ("temporal retrieval", "2,5 and 7,9", "2-5 and 7-9", 1),
 ]
 
 
@@ -382,14 +434,33 @@ def test_option_text():
 @pytest.mark.parametrize(
     ("kind", "gold"),
     [
-        *(("counting", gold) for gold in ("seven", "7 knocks", "(7", "about 7", "")),
+        *(("counting", gold) for gold in ("seven", "7 knocks", "(7", "about 7", "", "7-8", "7 8", "7+")),
         *(("numerical", gold) for gold in ("three", "$3", "3 m", "1/2", "\N{MINUS SIGN}3")),
         *(("temporal retrieval", gold) for gold in ("-1-5", "5", "10-5", "5-10-15", "[-1, 5]")),
+        *(("temporal retrieval", gold) for gold in ("2,5-3,9", "1,200-1,300", "1,5 to 2,5")),
         *(("temporal retrieval", gold) for gold in ("1m5s-1m10s", "0.5min-1min", "10-20%", "300-450 ms")),
     ],
 )
 def test_a_right_answer_that_no_model_could_match_is_refused_when_it_is_read(kind, gold):
     assert problem_with(gold, ProblemType(kind), ()) is not None
+
+
+def test_an_answer_without_a_number_is_a_parse_failure_where_a_number_is_asked():
+    sample = partial(Sample, id="1", problem="How many?", options=(), fields={}, data_type=DataType.text)
+    counted = sample(problem_type=ProblemType.counting, solution="7")
+    span = sample(problem_type=ProblemType.temporal, solution="2-7")
+    free = sample(problem_type=ProblemType.free_form, solution="a dog")
+    for asked, text, read in (
+        (counted, "7", True),
+        (counted, "14/2", True),
+        (counted, "7%", True),
+        (counted, "I cannot tell", False),
+        (span, "2 to 7", True),
+        (span, "at once", False),
+        (free, "I cannot tell", True),
+    ):
+        found = judged(f"<think>x</think><answer>{text}</answer>", asked, Match.lenient, thinks=True)
+        assert (found["letters"], found["answer"]) == (text if read else "", text), "what was said stays"
 
 
 def test_right_answers_in_digits_and_fractions_are_taken():

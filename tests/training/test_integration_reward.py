@@ -122,8 +122,9 @@ def test_the_rewards_twins_are_the_answers_to_changed_prompts_with_the_noise_of_
     [
         ("multiple choice", OPTIONS, Match.lenient, [True, False, True]),
         ("multiple choice", OPTIONS, Match.exact, [False, False, True]),
-        ("counting", [], Match.exact, [True, True, True]),
-        ("counting", OPTIONS, Match.lenient, [True, True, True]),
+        ("counting", [], Match.exact, [False, True, False]),
+        ("counting", OPTIONS, Match.lenient, [False, True, False]),
+        ("free-form", OPTIONS, Match.lenient, [True, True, True]),
     ],
 )
 def test_an_answer_is_there_where_the_reward_would_read_one(kind, options, match, readable):

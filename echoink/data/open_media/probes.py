@@ -32,7 +32,10 @@ def measure(train: Sequence[Question], valid: Sequence[Question], found: Catalog
             of_form.append(q)
     answerers: dict[str, tuple[Answerer, tuple[str, ...]]] = {
         "words alone": (_by_words(train), tuple(asked)),
-        "the other sense": (_by_the_other_sense, ("heard", "seen")),
+        "the other sense": (
+            _by_the_other_sense,
+            tuple(form for form in ("heard", "seen") if all(q.heard and q.seen for q in asked.get(form, ()))),
+        ),
         "nearest recording": (
             _by_nearest(train, found, "sounds", features=_of_sound, asked=lambda q: q.heard[0]),
             ("heard", "first"),
