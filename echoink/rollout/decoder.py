@@ -56,6 +56,7 @@ class Decoder:
         self._prefix_buffers: list[tuple[Tensor, Tensor]] = []
         self._own_buffers: list[tuple[Tensor, Tensor]] = []
         self._own: list[tuple[Tensor, Tensor]] = []
+        self._logits: Tensor | None = None  # [slots, V], the result of every captured step
         self.captures = 0
         """How many steps have been captured so far."""
 
@@ -105,10 +106,12 @@ class Decoder:
             self._replays.clear()
             self._capture = self._make_capture()
             # The old buffers are freed before the new ones are made: both at once would not fit.
+            self._logits = None
             self._own.clear()
             self._prefix_buffers = self._resized(self._prefix_buffers, sizes[0], sizes[1])
             self._own_buffers = self._resized(self._own_buffers, sizes[2], sizes[3])
             self._prefix_bias_buffer = prefix_bias.new_empty(sizes[:2])
+            self._logits = prefix[0][0].new_empty(sizes[2], self._layers.vocabulary)
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=prefix_bias.device)
             self._own_length = torch.zeros(1, dtype=torch.long, device=prefix_bias.device)
         start = sizes[1] - tokens  # prompts end where their buffers end
@@ -145,7 +148,8 @@ class Decoder:
         places = max(map(len, running.values()))
         if self._make_capture:
             # A move costs copies and perhaps a capture, so it waits until the rows fit into half of the slots. Every
-            # prompt then has equally many slots, some of them idle.
+            # prompt then has equally many slots, some of them idle. Powers of two keep the number of captures small.
+            places = 1 << (places - 1).bit_length()
             if len(running) * places > len(self._prompt) // 2:
                 self._running = torch.tensor(self._slots, device=self._prefix_bias.device)
                 return
@@ -204,7 +208,7 @@ class Decoder:
         self._running = None if all_run else torch.tensor(self._slots, device=device)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits [R, V] after `tokens` [R] at `positions` [R]."""
+        """Logits [R, V] after `tokens` [R] at `positions` [R]; the next call may write to the same memory."""
         running = slice(None) if self._running is None else self._running
         self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
@@ -212,7 +216,7 @@ class Decoder:
             self._window = next(w for w in _windows(self._own_buffers[0][0].shape[2]) if w >= self._calls)
             shapes = (len(self._prefix_bias), self._places, self._window)
             if shapes not in self._replays:
-                self._replays[shapes] = self._capture(self._step)
+                self._replays[shapes] = self._capture(self._captured_step)
                 self.captures += 1
             logits = self._replays[shapes]()
         else:
@@ -220,6 +224,13 @@ class Decoder:
             logits = self._step()
         self._own_length += 1
         return logits[running]
+
+    def _captured_step(self) -> Tensor:
+        """A step for a capture. All captures write their logits [S, V] to one buffer: of their own they would take more
+        memory than all else that they keep.
+        """
+        logits = self._step()
+        return self._logits[: len(logits)].copy_(logits)
 
     def _step(self) -> Tensor:
         if self._coordinates is None:
@@ -280,6 +291,10 @@ class _Layers(nn.Module):
         used = {*self._family.language_model(self.model.model).modules(), self.model.lm_head}
         round_linear(self, autocast_dtype(device_type), self._rounded, used)
 
+    @property
+    def vocabulary(self) -> int:
+        return len(self.model.lm_head.weight)
+
     def addresses(self) -> list[int]:
         """The addresses of the weights, of the buffers and of the rounded copies."""
         return [weight.data_ptr() for weight in (*self.parameters(), *self.buffers(), *self._rounded.values())]
@@ -337,7 +352,8 @@ def cuda_graphs() -> Capture:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may use the GPU meanwhile: what they do is no error of this capture.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits = step()
 
         def replay() -> Tensor:
