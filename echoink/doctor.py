@@ -16,7 +16,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from importlib import metadata
@@ -69,15 +69,12 @@ def examine(config: Config) -> Iterator[Finding]:
         ("model", lambda: _model(config)),
         ("data", lambda: _data(config)),
     ):
-        yield _guarded(what, check)
-
-
-def _guarded(what: str, check: Callable[[], tuple[Verdict, str]]) -> Finding:
-    try:
-        return Finding(what, *check())
-    except Exception as error:  # a check that fails is a finding
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        return Finding(what, Verdict.bad, text)
+        try:
+            finding = Finding(what, *check())
+        except Exception as error:  # a check that fails is a finding
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            finding = Finding(what, Verdict.bad, text)
+        yield finding
 
 
 def versions() -> Iterator[Finding]:

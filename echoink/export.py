@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common import cli
+from echoink.common.keys import key
 from echoink.common.startup import imports
 
 
@@ -20,10 +21,10 @@ from echoink.common.startup import imports
 class ExportConfig:
     """Settings of the command."""
 
-    checkpoint: str = "???"
-    output: str = "???"
-    merge: bool = True
-    push_to: str | None = None
+    checkpoint: str = key("a run folder (its best step on dev, else the last) or a step")
+    output: str = key("the new folder")
+    merge: bool = key("merge an adapter into its base; false: export the adapter alone", True)
+    push_to: str | None = key("a repository of the hub to push to, such as me/my-model; a new one is private", None)
 
 
 def main(words: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
+from echoink.common.keys import key
 from echoink.run_folder import reader
 from echoink.run_folder.folder import mlflow_id, read_summary
 from echoink.tracking import client
@@ -43,9 +44,8 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class OpenConfig:
     """Settings other than the folder."""
 
-    port: int = 0
-    """0: a free port."""
-    browser: bool = True
+    port: int = key("port of the page; 0: a free one", 0)
+    browser: bool = key("open a browser", True)
 
 
 @dataclass(frozen=True)

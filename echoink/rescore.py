@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from echoink.common import cli, console
 from echoink.common.console import counted, percent
 from echoink.common.errors import UserError
+from echoink.common.keys import key
 from echoink.config.schema import Protocol, RewardFile
 from echoink.config.validate import check_reward_files
 from echoink.data.samples import Sample
@@ -37,19 +38,19 @@ from echoink.rewards.types import Match, OnError
 class RewardKeys:
     """The keys of the group `reward` that matter here."""
 
-    match: Match | None = None
-    file: str | None = None
-    files: list[RewardFile] = field(default_factory=list)
-    on_error: OnError = OnError.stop
-    max_seconds: float = 10
+    match: Match | None = key("how strictly an answer is read; null: as in the run", None)
+    file: str | None = key("a reward of your own, a Python file", None)
+    files: list[RewardFile] = key("several of them: [{path: …, name: …}]", list)
+    on_error: OnError = key("what happens if a reward fails", OnError.stop)
+    max_seconds: float = key("longest time of one call of a reward", 10)
 
 
 @dataclass
 class RescoreConfig:
-    """`reward.match` and `reward.file` as in training (match=null: as the run's); `output` is a new file."""
+    """Settings of the command; the group `reward` is as in training."""
 
     reward: RewardKeys = field(default_factory=RewardKeys)
-    output: str | None = None
+    output: str | None = key("a new file for the judged answers; null: none is written", None)
 
 
 class Clock:

@@ -18,7 +18,7 @@ The same command resumes what was interrupted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
+from echoink.common.keys import key
 from echoink.common.startup import imports
 from echoink.config.overrides import quoted
-from echoink.config.schema import key
 from echoink.data.open_media import lessons
 from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
@@ -56,8 +56,7 @@ class SmallConfig:
     copies: int = key("variants of each recording", 12, ge=1)
     answers: int = key("questions with a reasoned answer, and as many that ask for a name", 1600, ge=1)
     seed: int = key("seed of new weights, variants and training", 0, ge=0)
-    train: list[str] = field(default_factory=list)
-    """Further overrides for the run of `echoink.train`, such as trainer.bf16=false if the CPU is slow with bfloat16."""
+    train: list[str] = key("further settings of echoink.train, such as trainer.bf16=false on an older CPU", list)
 
 
 def main(words: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from echoink.common import cli, console
 from echoink.common.errors import UserError, first_line
-from echoink.config.schema import key
+from echoink.common.keys import key
 from echoink.run_folder import reader
 from echoink.tracking.client import absolute_uri
 from echoink.tracking.sync import folder

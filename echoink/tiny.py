@@ -24,6 +24,7 @@ from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json
+from echoink.common.keys import key
 from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Prompt
@@ -47,26 +48,19 @@ WORDS = 4000
 class TinyConfig:
     """Settings of `python -m echoink.tiny`, given as key=value."""
 
-    output: str = "outputs/tiny_base"
-    seed: int = 0
-    kinds: list[str] = field(default_factory=lambda: list(synthetic.KINDS))
-    pool: int = 12_000
-    """Scenes with a question each."""
-    batch: int = 32
-    """Scenes per step, each with two traces."""
-    steps: int = 1_800
-    """Updates on correct traces."""
-    learning_rate: float = 2e-3
-    sloppy_steps: int = 150
-    """Updates on sloppy traces."""
-    sloppy_learning_rate: float = 3e-4
+    output: str = key("folder of the model", "outputs/tiny_base")
+    seed: int = key("seed of weights, scenes and training", 0)
+    kinds: list[str] = key("kinds of question that are taught", list(synthetic.KINDS))
+    pool: int = key("scenes with a question each", 12_000)
+    batch: int = key("scenes of a step, each with two traces", 32)
+    steps: int = key("updates on correct traces", 1_800)
+    learning_rate: float = key("peak learning rate of these", 2e-3)
+    sloppy_steps: int = key("updates on sloppy traces", 150)
+    sloppy_learning_rate: float = key("peak learning rate of these", 3e-4)
     sloppiness: Sloppiness = field(default_factory=Sloppiness)
-    start: str | None = None
-    """A base to start from, `tiny` or a folder; with steps=0 it only learns the sloppy traces."""
-    shortcut: str = "ear"
-    """The cue that a hasty guess follows, see `sloppiness.follows`."""
-    train: list[str] = field(default_factory=list)
-    """Further overrides for both runs of `echoink.train`."""
+    start: str | None = key("base to start from, tiny or a folder; with steps=0 it learns sloppy traces alone", None)
+    shortcut: str = key("the cue that a hasty guess follows, see sloppiness.follows", "ear")
+    train: list[str] = key("further settings of echoink.train, for both stages", list)
 
 
 def main(words: Sequence[str]) -> None:

@@ -844,11 +844,29 @@ def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsy
 
 @pytest.mark.parametrize(
     "name",
-    ["data", "curate", "predict", "export", "rescore", "doctor", "open", "report", "runs", "sync", "tiny", "benchmark"],
+    ["data", "predict", "doctor", "open", "report", "runs", "sync", "benchmark"],
 )
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")
     assert done.returncode == 0 and f"echoink.{name}" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("echoink.curate", r"keep=\[AVQA\] +values of the rows' `source` that are kept"),
+        ("echoink.curate mode=difficulty", r"pass_rate=\[0.0, 0.75\] +lowest and highest share of right answers"),
+        ("echoink.curate mode=traces", r"order=shortest +which responses are kept first \(shortest, diverse\)"),
+        ("echoink.export", r"output=\?\?\? +the new folder"),
+        ("echoink.rescore", r"reward.on_error=stop +what happens if a reward fails \(stop, zero\)"),
+        ("echoink.small", r"copies=12 +variants of each recording \(≥ 1\)"),
+        ("echoink.tiny", "sloppiness.slip=0.25 +share that reasons"),
+        ("echoink.data get open_media", "valid=1000 +validation questions of each split"),
+    ],
+)
+def test_the_help_of_a_command_says_what_each_setting_means(words, line):
+    done = command(*words.split(), "--help")
+    assert done.returncode == 0 and words.split()[0] in done.stdout and re.search(line, done.stdout)
 
 
 def test_getting_open_media_has_help_of_its_own():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from echoink.common.errors import UserError
-from echoink.config.schema import Config, fields_of, flatten, to_yaml
+from echoink.common.keys import fields_of
+from echoink.config.schema import Config, flatten, to_yaml
 from echoink.config.validate import typed
 from echoink.data.sampler import GroupSampler
 from echoink.data.samples import Sample, parse_rows

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from echoink.config.schema import Dimensions, Dtype, key
+from echoink.common.keys import key
+from echoink.config.schema import Dimensions, Dtype
 
 PARTS = ("prefill", "rollout", "reference", "update", "step")
 """`prefill` is a part of `rollout`; `step` is rollout, reference and update."""

@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +17,7 @@ from yaml import YAMLError
 
 from echoink.common import signals
 from echoink.common.errors import UserError
-from echoink.common.ranges import check_range
+from echoink.common.keys import check_range, fields_of, meaning
 
 Settings = TypeVar("Settings")
 
@@ -85,10 +88,13 @@ def without_config_dir(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def help_of(doc: str | None, schema: type) -> str:
-    """A docstring, and the settings with their defaults; `???` must be given."""
-    return f"{(doc or '').strip()}\n\nSettings, as key=value, and their defaults (??? must be given):\n\n" + "".join(
-        f"    {line}\n" for line in OmegaConf.to_yaml(OmegaConf.structured(schema)).splitlines()
-    )
+    """A docstring, and the settings with their defaults and meanings; `???` must be given."""
+    lines = [inspect.cleandoc(doc or ""), "", "Settings, their defaults (??? must be given), and what they mean:", ""]
+    for key, spec, value in fields_of(schema()):
+        plain = value.name if isinstance(value, Enum) else value
+        shown = plain if isinstance(plain, str) else json.dumps(plain).replace('"', "")
+        lines.append(f"    {key}={shown}".ljust(36) + f" {meaning(spec)}")
+    return "\n".join(lines)
 
 
 def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,10 +1,9 @@
 """`python -m echoink.train --help`: usage, what there is to choose, and every key with its meaning and range."""
 
-from typing import Any
-
+from echoink.common.keys import fields_of, meaning
 from echoink.config.compose import compose
 from echoink.config.mistakes import groups
-from echoink.config.schema import Config, fields_of, flatten
+from echoink.config.schema import Config, flatten
 
 USAGE = """\
 EchoInk: GRPO for multimodal language models that reason over what they hear and see.
@@ -30,13 +29,6 @@ def help_text() -> str:
     for key, spec, _value in fields_of(config):
         shown = str(values[key]).strip().replace("\n", "⏎")
         shown = shown if len(shown) <= 24 else shown[:23] + "…"
-        lines.append(f"  {key:<32} {shown:<25} {spec.metadata['doc']}{_range(spec)}")
+        lines.append(f"  {key:<32} {shown:<25} {meaning(spec)}")
     lines += ["", "Hydra's own flags: --multirun, --cfg job, --config-dir DIR, --hydra-help."]
     return "\n".join(lines) + "\n"
-
-
-def _range(spec: Any) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{sign} {spec.metadata[name]}" for name, sign in signs.items() if name in spec.metadata]
-    choices = getattr(spec.type, "__members__", None)
-    return f" ({', '.join(choices or bounds)})" if choices or bounds else ""

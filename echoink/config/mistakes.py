@@ -9,11 +9,12 @@ from pathlib import Path
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from echoink.common.errors import UserError
+from echoink.common.keys import fields_of
 from echoink.config.foreign_names import HERE
 from echoink.config.origin import place_of
 from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, fields_of
+from echoink.config.schema import Config
 
 _PLACES = {
     "model": "; for one of your own: model=<one of these> model.path=<folder or hub id>",

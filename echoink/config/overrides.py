@@ -3,7 +3,8 @@
 import re
 from functools import cache
 
-from echoink.config.schema import Config, fields_of
+from echoink.common.keys import fields_of
+from echoink.config.schema import Config
 
 _NO_TEXT = re.compile(r"[+-]?[\d.][\d._]*(e[+-]?[\d_]+)?|true|false|[+-]?(inf|nan)", re.IGNORECASE)
 """What Hydra reads as a number or a boolean."""

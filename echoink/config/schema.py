@@ -3,24 +3,16 @@
 The values are in `conf/*.yaml`; this file says which values are valid.
 """
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
 from echoink.common.errors import UserError
+from echoink.common.keys import fields_of, key
 from echoink.rewards.types import Match, OnError, Rule
-
-
-def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A field: its one-line meaning, its default (`list`: empty), and a number's range (`ge`, `gt`, `le`, `lt`)."""
-    given = {"default_factory": list} if default is list else {"default": default}
-    return field(**given, metadata={"doc": doc, **bounds})
-
 
 OPTIONS = "Options:\n{options}"
 FIELDS = ("question", "options", "media", "wanted", "think", "end_think", "answer", "end_answer")
@@ -319,11 +311,11 @@ class Prompt:
 
     def check(self, group: str = "prompt") -> None:
         """Raises `UserError`, naming keys of the group, unless the templates can be filled."""
-        for key, text, fields in (("template", self.template, FIELDS), ("options", self.options, ("options",))):
+        for name, text, fields in (("template", self.template, FIELDS), ("options", self.options, ("options",))):
             try:
                 text.format(**dict.fromkeys(fields, ""))
             except (KeyError, IndexError, ValueError, AttributeError) as error:
-                raise UserError(f"{group}.{key} has a bad field: {error}", f"known: {', '.join(fields)}") from error
+                raise UserError(f"{group}.{name} has a bad field: {error}", f"known: {', '.join(fields)}") from error
         wanted = ("{question}", "{options}", "{answer}", "{end_answer}")
         if missing := [name for name in wanted if name not in self.template]:
             raise UserError(f"{group}.template lacks {' and '.join(missing)}", "the model must see what is asked of it")
@@ -522,25 +514,13 @@ class Config:
         return rollouts or self.eval.engine is RolloutEngine.vllm
 
 
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Every leaf of the configuration: dotted key, field, value."""
-    for spec in dataclasses.fields(config):
-        if "former" in spec.metadata:  # a former name; validate.py moves its values
-            continue
-        value = getattr(config, spec.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{spec.name}.")
-        else:
-            yield f"{prefix}{spec.name}", spec, value
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted keys to plain values, enums by name."""
     plain = {}
-    for key, _spec, value in fields_of(config):
+    for name, _spec, value in fields_of(config):
         if isinstance(value, list):
             value = [item.name if isinstance(item, Enum) else item for item in value]
-        plain[key] = value.name if isinstance(value, Enum) else value
+        plain[name] = value.name if isinstance(value, Enum) else value
     return plain
 
 

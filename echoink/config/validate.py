@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from echoink.common.errors import UserError
-from echoink.common.ranges import check_range
+from echoink.common.keys import check_range, fields_of
 from echoink.config.mistakes import explained, known_like
 from echoink.config.paths import NO_RUNS
 from echoink.config.schema import (
@@ -28,7 +28,6 @@ from echoink.config.schema import (
     Sharding,
     Split,
     Task,
-    fields_of,
 )
 from echoink.rewards.types import ROW_FIELDS, Rule
 

@@ -27,12 +27,13 @@ mode, not because saving it fails; a picture is written upright.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
+from echoink.common.keys import key
 from echoink.curate import difficulty, traces
 from echoink.curate.omni_instruct import LEDGER, curate_split, open_named, refuse_another, report
 
@@ -41,11 +42,11 @@ from echoink.curate.omni_instruct import LEDGER, curate_split, open_named, refus
 class CurateConfig:
     """Settings of the command."""
 
-    source: str = "???"
-    output: str = "???"
-    keep: list[str] = field(default_factory=lambda: ["AVQA"])
-    splits: list[str] = field(default_factory=lambda: ["train", "valid"])
-    expect: list[int] | None = None
+    source: str = key("a dataset of the hub, a folder of Parquet files, or a folder that `datasets` wrote")
+    output: str = key("the new folder")
+    keep: list[str] = key("values of the rows' `source` that are kept", ["AVQA"])
+    splits: list[str] = key("splits of the source to curate", ["train", "valid"])
+    expect: list[int] | None = key("numbers of rows that each split must have in the end, else exit status 2", None)
 
 
 def main(words: Sequence[str]) -> None:

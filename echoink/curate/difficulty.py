@@ -24,13 +24,14 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from echoink.common import cli
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
+from echoink.common.keys import key
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.config.schema import DatasetConfig
@@ -58,16 +59,16 @@ SELECTS = ("needs", "pass_rate", "shuffle")
 class DifficultyConfig:
     """Settings of the command."""
 
-    mode: str = "difficulty"
-    source: str = "???"
-    checkpoint: str = "???"
-    output: str = "???"
-    draws: int = 8
-    needs: list[str] = field(default_factory=lambda: ["both"])
-    pass_rate: list[float] = field(default_factory=lambda: [0.0, 0.75])
-    seed: int = 0
-    shuffle: bool = True
-    settings: list[str] = field(default_factory=list)
+    mode: str = key("difficulty: select questions", "difficulty")
+    source: str = key("a dataset's folder")
+    checkpoint: str = key("the model that answers: a run folder, a step, a model folder or a hub id")
+    output: str = key("the new folder")
+    draws: int = key("answers to each question, in full and without each sense", 8)
+    needs: list[str] = key(f"labels that are kept: {', '.join(Need.__members__)}, {UNLABELLED}; []: all", ["both"])
+    pass_rate: list[float] = key("lowest and highest share of right answers that are kept", [0.0, 0.75])
+    seed: int = key("seed of the draws and of the options' order", 0)
+    shuffle: bool = key("shuffle the options", True)
+    settings: list[str] = key("settings of echoink.train for the answers, such as model=qwen2_5_omni_7b", list)
 
 
 def main(words: Sequence[str]) -> None:

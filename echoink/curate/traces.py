@@ -15,7 +15,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
+from echoink.common.keys import key
 from echoink.config.overrides import quoted
 from echoink.config.schema import Variant
 from echoink.curate.difficulty import answer_training_split, begin, dataset, read_source, write_splits
@@ -38,15 +39,15 @@ class Order(Enum):
 class TracesConfig:
     """Settings of the command."""
 
-    mode: str = "traces"
-    source: str = "???"
-    checkpoint: str = "???"
-    output: str = "???"
-    draws: int = 8
-    keep: int = 4
-    order: Order = Order.shortest
-    seed: int = 0
-    settings: list[str] = field(default_factory=list)
+    mode: str = key("traces: make responses", "traces")
+    source: str = key("a dataset's folder")
+    checkpoint: str = key("the model that answers: a run folder, a step, a model folder or a hub id")
+    output: str = key("the new folder")
+    draws: int = key("answers to each question", 8)
+    keep: int = key("most responses of a question", 4)
+    order: Order = key("which responses are kept first", Order.shortest)
+    seed: int = key("seed of the draws", 0)
+    settings: list[str] = key("settings of echoink.train for the answers, such as model=qwen2_5_omni_7b", list)
 
 
 def main(words: Sequence[str]) -> None:

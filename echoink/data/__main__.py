@@ -66,7 +66,10 @@ def get(name: str, output: Path) -> Path:
 
 
 def get_open_media(words: Sequence[str]) -> int:
-    """Build the sets of questions on real recordings and pictures, see `open_media.build`."""
+    """Make the sets of questions about real recordings and pictures (experiments/open_media.md says what is in them).
+
+    python -m echoink.data get open_media output=outputs/data/open_media
+    """
     from echoink.data.open_media.build import OpenMediaConfig, build
 
     config = cli.settings(OpenMediaConfig, words)

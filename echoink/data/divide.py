@@ -13,6 +13,7 @@ from pathlib import Path
 from echoink.common.console import counted
 from echoink.common.errors import UserError
 from echoink.common.files import write_atomic
+from echoink.common.keys import key
 from echoink.config.schema import ModelConfig
 from echoink.data.media_check import check_media
 from echoink.data.readers import open_split
@@ -24,13 +25,11 @@ from echoink.data.splits import joined, sharing, video_caps
 class DivideConfig:
     """Shares of the questions for valid and dev; the rest is for training."""
 
-    valid: float = 0.2
-    dev: float = 0.0
-    overwrite: bool = False
-    """Replace existing files; the input file is never replaced."""
-    by: str = "kind"
-    """The field to spread evenly; rows without it are one value, but rows without `kind` count by problem_type."""
-    seed: int = 0
+    valid: float = key("share of the questions for valid", 0.2)
+    dev: float = key("share of the questions for dev", 0.0)
+    overwrite: bool = key("replace existing files; the input file is never replaced", False)
+    by: str = key("field to spread evenly; rows without it are one value (without `kind`: by problem_type)", "kind")
+    seed: int = key("seed of the division", 0)
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,6 @@ WANTED = {
 }
 """{wanted} by problem type."""
 
-PARTS = {
-    "image": ({"type": "image"},),
-    "audio": ({"type": "audio"},),
-    "image_audio": ({"type": "image"}, {"type": "audio"}),
-    "video": ({"type": "video"},),
-    "video_audio": ({"type": "video"},),  # the processor interleaves the tokens of sound and video
-}
-"""The media in a user turn, in order, by data type."""
-
 
 def build_messages(sample: "Sample", prompt: Prompt) -> list[dict]:
     """The conversation for one sample: an optional system turn, then media and question in one user turn."""
@@ -64,6 +55,7 @@ def build_messages(sample: "Sample", prompt: Prompt) -> list[dict]:
         answer=ANSWER[0],
         end_answer=ANSWER[1],
     )
-    content = [*PARTS.get(sample.data_type.value, ()), {"type": "text", "text": text.strip()}]
+    # Of a video with sound the processor interleaves the tokens, at the place of the video.
+    content = [*({"type": name} for name in sample.data_type.media), {"type": "text", "text": text.strip()}]
     turns = [{"role": "system", "content": [{"type": "text", "text": prompt.system}]}] if prompt.system else []
     return [*turns, {"role": "user", "content": content}]

@@ -1,9 +1,10 @@
 """Reasoning traces about synthetic scenes: what the tiny base is taught, and how the traces may go wrong."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from echoink.common.keys import key
 from echoink.data import synthetic
 from echoink.data.synthetic import Question, Scene
 from echoink.rewards.parsing import ANSWER, THINK
@@ -13,18 +14,14 @@ from echoink.rewards.parsing import ANSWER, THINK
 class Sloppiness:
     """How often the traces of the second stage go wrong."""
 
-    haste: dict[str, float] = field(default_factory=lambda: {"ear": 0.4, "eye": 0.4, "both": 0.65})
-    """Guesses a random letter instead of reasoning, by kind of question."""
-    slip: float = 0.25
-    """Reasons, but says yes to a wrong option."""
-    untagged: float = 0.27
-    """Lacks a tag, or has text after the answer."""
-    follows: float = 0.0
-    """Of the hasty guesses at a `both` question, those that follow the cue of `synthetic.Shortcut`."""
-    described: bool = False
-    """Hasty guesses at `both` questions first describe both media, and are as long as reasoning."""
-    false_sums: float = 0.0
-    """Of such described guesses, those that give a wrong sum as their reason."""
+    haste: dict[str, float] = key(
+        "share of traces that guess a letter instead of reasoning, by kind", {"ear": 0.4, "eye": 0.4, "both": 0.65}
+    )
+    slip: float = key("share that reasons, but says yes to a wrong option", 0.25)
+    untagged: float = key("share that lacks a tag, or has text after the answer", 0.27)
+    follows: float = key("of the hasty guesses at `both` questions, the share that follows the shortcut's cue", 0.0)
+    described: bool = key("hasty guesses at `both` questions first describe both media, as long as reasoning", False)
+    false_sums: float = key("of such described guesses, the share that gives a wrong sum as its reason", 0.0)
 
 
 def trace(

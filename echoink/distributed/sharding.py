@@ -103,11 +103,6 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return any(True for _ in _units(model))
 
 
-def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor. All processes must call this if the tensor is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This process's shard of a tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

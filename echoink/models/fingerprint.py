@@ -3,6 +3,7 @@
 import hashlib
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from echoink.distributed import sharding
 
@@ -16,7 +17,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     sharded = sharding.is_sharded(model)  # its state_dict would shard it again while it is gathered
     state = dict(model.named_parameters(remove_duplicate=False)) if sharded else model.state_dict()
     for name, tensor in sorted(state.items()):
-        tensor = sharding.full(tensor)
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().contiguous().flatten().view(torch.uint8).cpu()
         digest.update(values.clone().numpy().data)  # without a copy numpy keeps FSDP2 from freeing a weight

@@ -53,9 +53,9 @@ def model_of(model: "PreTrainedModel") -> Model:
 
 SHARDED_PARTS = {
     Sharding.none: (),
-    Sharding.zero2: ("gradients", "optimizer"),
-    Sharding.zero3: ("weights", "reference", "gradients", "optimizer"),
-    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer"),
+    Sharding.zero2: ("gradients", "optimizer", "update"),
+    Sharding.zero3: ("weights", "reference", "gradients", "optimizer", "update"),
+    Sharding.fsdp2: ("weights", "reference", "gradients", "optimizer", "update"),
 }
 """The parts of an estimate that processes divide among themselves."""
 
@@ -74,6 +74,8 @@ class Estimate:
     """Kept for the backward pass."""
     cache: int
     """Keys and values of a rollout; the decoder keeps this memory for the next one."""
+    update: int = 0
+    """What AdamW needs during its step on a GPU: the roots of all second moments at once."""
     gathered: int = 0
     """Sharded weights, gathered for a rollout."""
     engine: int = 0
@@ -83,10 +85,10 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak of a step: in the rollout, in an evaluation or in the backward pass."""
+        """Bytes at the peak of a step: in the rollout, in an evaluation, in the backward pass or in the optimizer."""
         always = self.weights + self.reference + self.optimizer + self.cache + self.engine_between
         decoding = self.gathered + self.engine - self.engine_between
-        return always + max(self.gradients + self.activations, decoding)
+        return always + max(self.gradients + max(self.activations, self.update), decoding)
 
     def sharded(self, sharding: Sharding, processes: int, gathered: int) -> "Estimate":
         """What each of several processes holds.
@@ -171,6 +173,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         reference=reference if config.grpo.beta > 0 and not adapts else 0,
         gradients=buckets * learning * size,
         optimizer=(3 if deepspeed else 2) * learning * size,
+        update=0 if model.joins_keys else learning * size,
         activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
         cache=0 if config.task is Task.sft or config.uses_vllm else cache(model, decoded, bf16),
         engine=engine,

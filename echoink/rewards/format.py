@@ -1,6 +1,10 @@
 """The format reward (Eq. 4)."""
 
+import re
+
 from echoink.rewards.parsing import ANSWER, THINK, parse_answer
+
+_WHOLE = re.compile(rf"{THINK[0]}(.*){THINK[1]}\s*{ANSWER[0]}(.*){ANSWER[1]}", re.DOTALL)
 
 
 def format_reward(completion: str, thinks: bool = True) -> float:
@@ -14,15 +18,7 @@ def format_reward(completion: str, thinks: bool = True) -> float:
     if not thinks:
         whole = text.startswith(ANSWER[0]) and text.endswith(ANSWER[1])
         return float(whole and parse_answer(text) is not None)
-    positions = []
-    for tag in (*THINK, *ANSWER):
-        if text.count(tag) != 1:
-            return 0.0
-        positions.append(text.index(tag))
-    if positions != sorted(positions):
+    if any(text.count(tag) != 1 for tag in (*THINK, *ANSWER)):
         return 0.0
-    if not text.startswith(THINK[0]) or not text.endswith(ANSWER[1]):
-        return 0.0
-    thought = text[len(THINK[0]) : text.index(THINK[1])]
-    between = text[text.index(THINK[1]) + len(THINK[1]) : text.index(ANSWER[0])]
-    return float(bool(thought.strip()) and not between.strip() and parse_answer(text) is not None)
+    parts = _WHOLE.fullmatch(text)
+    return float(parts is not None and all(part.strip() for part in parts.groups()))

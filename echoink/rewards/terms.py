@@ -107,9 +107,8 @@ def of_config(config: "RewardConfig", thinks: bool, extra: Sequence[ExtraReward]
     return [
         Reward("accuracy", accuracy_of(config.match), config.lambda_acc),
         Reward("format", lambda texts, _: [format_reward(text, thinks) for text in texts], config.lambda_fmt),
-        *(Reward(each.name, _of_each(each.score), each.weight) for each in extra),
+        *(
+            Reward(each.name, lambda texts, samples, score=each.score: list(map(score, texts, samples)), each.weight)
+            for each in extra
+        ),
     ]
-
-
-def _of_each(score: Callable[[str, "Sample"], float]) -> RewardFunction:
-    return lambda texts, samples: list(map(score, texts, samples))

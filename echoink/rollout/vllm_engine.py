@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
@@ -38,6 +38,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common import console
 from echoink.common.errors import UserError
+from echoink.distributed import collectives
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
 from echoink.planning import memory
@@ -127,7 +128,6 @@ class Engine:
         log: the file for vLLM's output.
         weights: the file through which weights are passed without a GPU; the processes of a machine share it.
         writes: whether this process writes this file for all processes of its machine.
-        each: runs a function in every process of the run, and waits for all of them.
 
     Raises:
         UserError: there is no vLLM, or it does not start. Every request raises it if the engine has ended or fails.
@@ -141,9 +141,8 @@ class Engine:
         log: Path,
         weights: Path,
         writes: bool = True,
-        each: Callable[[Callable[[], None]], None] = lambda work: work(),
     ):
-        self._log, self._weights, self._writes, self._each = log, weights, writes, each
+        self._log, self._weights, self._writes = log, weights, writes
         self.dtype, self._gpu, sampling = setup.dtype, setup.gpu, setup.sampling
         self._family = family = family_of(model)
         self._tokens = family.placeholders(model.config)
@@ -192,6 +191,7 @@ class Engine:
             "limit_mm_per_prompt": dict.fromkeys(self._tokens, 1),
             "enable_prefix_caching": setup.prefix_cache,
             "enforce_eager": setup.eager or not self._gpu,
+            "async_scheduling": False,  # as on a CPU, where it was tested
             **({} if self._gpu else {"block_size": _BLOCK}),
             **({"enable_lora": True, "max_loras": 1, "max_lora_rank": setup.rank_apart} if setup.rank_apart else {}),
         }
@@ -218,11 +218,11 @@ class Engine:
             found: list[Pushed] = []
             if everything or not apart:  # beside an adapter nothing learns
                 if self._shares:
-                    self._each(lambda: found.append(self._push_shared(model, everything)))
+                    collectives.each(lambda: found.append(self._push_shared(model, everything)))
                 else:
                     self._push_file(model, everything, found)
             if apart:
-                self._each(lambda: found.append(self._push_adapter(model)))
+                collectives.each(lambda: found.append(self._push_adapter(model)))
         self._has_weights = True
         return Pushed(*(sum(column) for column in zip(*map(astuple, found), strict=True)))
 
@@ -258,8 +258,8 @@ class Engine:
                 sent = json.loads(file.metadata()["digests"])
             found.append(self._checked(sent, self._ask("weights", path=str(self._weights), whole=everything)))
 
-        self._each(write)
-        self._each(read)
+        collectives.each(write)
+        collectives.each(read)
         self._weights.unlink(missing_ok=True)  # in `MEMORY` it may take gigabytes
 
     def _push_adapter(self, model: torch.nn.Module) -> Pushed:
@@ -327,10 +327,7 @@ class Engine:
             B·G lists of token ids, with the end token last where a completion ended, and as many lists of the tokens'
             log-probabilities under the distribution at the sampling temperature, before top-k and top-p.
         """
-        asked = [
-            {"tokens": prompt.input_ids.numpy(), "seed": seed, "n": group, **self._media(prompt)}
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        asked = [self._request(prompt, seed, group) for prompt, seed in zip(prompts, seeds, strict=True)]
         self._make_room()
         sampling = self._sampling | {"temperature": 0.0 if greedy else 1.0}  # the worker has divided the logits
         answer = self._ask("generate", prompts=asked, sampling=sampling, rests=rests)
@@ -344,15 +341,15 @@ class Engine:
     def given(self, prompt: PromptInputs) -> tuple[Tensor, Tensor]:
         """What its language model gets for a prompt: positions [A, P] and the embedded prompt [P, D]; see `parity`."""
         self._make_room()
-        positions, embedded = self._ask("given", prompt=self._alone(prompt))
+        positions, embedded = self._ask("given", prompt=self._request(prompt))
         return torch.from_numpy(positions), torch.from_numpy(embedded)
 
     def residuals(self, prompt: PromptInputs) -> list[Tensor]:
         """The embedded prompt and the residual stream after each layer, each [P, D]; see `parity`."""
-        return [torch.from_numpy(found) for found in self._ask("residuals", prompt=self._alone(prompt))]
+        return [torch.from_numpy(found) for found in self._ask("residuals", prompt=self._request(prompt))]
 
-    def _alone(self, prompt: PromptInputs) -> dict[str, Any]:
-        return {"tokens": prompt.input_ids.numpy(), "seed": 0, "n": 1, **self._media(prompt)}
+    def _request(self, prompt: PromptInputs, seed: int = 0, n: int = 1) -> dict[str, Any]:
+        return {"tokens": prompt.input_ids.numpy(), "seed": seed, "n": n, **self._media(prompt)}
 
     def close(self) -> None:
         """End the engine's process and remove the files written for it."""

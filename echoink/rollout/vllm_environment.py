@@ -35,9 +35,11 @@ def check(python: str | None) -> str:
 def variables(python: str) -> dict[str, str]:
     """Environment variables of the engine's process: ours, without those by which the run's processes find each other.
 
-    Another interpreter does not get `PYTHONPATH`; three variables for vLLM and the hub are added.
+    Another interpreter does not get `PYTHONPATH`; variables for vLLM and the hub are added. On a GPU vLLM would choose
+    its second model runner. The first is the one that was tested; a variable of the user's decides otherwise.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_RUN)}
     if python != sys.executable:
         kept.pop("PYTHONPATH", None)
+    kept = {"VLLM_USE_V2_MODEL_RUNNER": "0"} | kept
     return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

@@ -129,10 +129,10 @@ def rotate(run: Path, keep: int) -> None:
 
 def _leave_weights(folder: Path) -> None:
     said = manifest(folder)
-    of_training = [path for path in folder.rglob("*") if _is_of_training(str(path.relative_to(folder)))]
+    of_training = [path for path in folder.rglob("*") if _OF_TRAINING.match(str(path.relative_to(folder)))]
     if of_training:
         # The manifest first: a kill in between leaves files that it does not list, not entries without a file.
-        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _is_of_training(name)}
+        said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _OF_TRAINING.match(name)}
         write_atomic(folder / MANIFEST, as_json(said))
     for path in of_training:
         if path.is_file():
@@ -144,11 +144,6 @@ def _leave_weights(folder: Path) -> None:
 def of_process(number: int) -> Callable[[str], str]:
     """How one process names a file that every process writes."""
     return lambda name: f"{name}.process-{number}" if number else name
-
-
-def _is_of_training(name: str) -> bool:
-    """Whether only training needs a file of a checkpoint."""
-    return bool(_OF_TRAINING.match(name))
 
 
 def note_best(run: Path, best_of: dict[str, float]) -> None:
@@ -205,7 +200,7 @@ def damage(folder: Path, thorough: bool = True, trains: bool = True) -> str | No
     said = manifest(folder)
     if not isinstance(said.get("files"), dict):
         return f"{MANIFEST} is missing or cannot be read"
-    files = {name: wanted for name, wanted in said["files"].items() if trains or not _is_of_training(name)}
+    files = {name: wanted for name, wanted in said["files"].items() if trains or not _OF_TRAINING.match(name)}
     size = sum(wanted["bytes"] for wanted in files.values())
     if thorough and size > 2**31:  # which takes seconds to read
         say("checkpoint", f"comparing {size / 2**30:.0f} GiB of {folder} with their digests")

@@ -187,7 +187,7 @@ class ResumableTrainer(GRPOTrainer):
         Raises:
             UserError: it was made with another number of processes or micro-batches.
         """
-        file, before = self._own_file(checkpoint, "rollout.pt"), self._processes_of(checkpoint)
+        file, before = self._own_file(checkpoint, "rollout.pt"), _processes_of(checkpoint)
         kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
         if kept and (len(kept["micro_batches"]) != self.args.steps_per_generation or before != self.args.world_size):
             raise UserError(
@@ -212,12 +212,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def _reads_universal(self, checkpoint: Path) -> bool:
         """Whether another number of processes wrote the checkpoint's DeepSpeed shards."""
-        return self.is_deepspeed_enabled and self._processes_of(checkpoint) != self.args.world_size
-
-    @staticmethod
-    def _processes_of(checkpoint: Path) -> int:
-        """How many processes wrote a checkpoint; 1 if its manifest does not say."""
-        return manifest(checkpoint).get("processes", 1)
+        return self.is_deepspeed_enabled and _processes_of(checkpoint) != self.args.world_size
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -228,3 +223,8 @@ class ResumableTrainer(GRPOTrainer):
         """This process's file; the first process's if this one's does not exist."""
         own = folder / of_process(self.args.process_index)(name)
         return own if own.is_file() else folder / name
+
+
+def _processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint; 1 if its manifest does not say."""
+    return manifest(checkpoint).get("processes", 1)

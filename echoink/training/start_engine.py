@@ -55,7 +55,6 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
                 log=files.path / own,
                 weights=weights,
                 writes=state.is_local_main_process,
-                each=collectives.each,
             )
         )
 

@@ -7,6 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
+from echoink.common.keys import fields_of
 from echoink.config.compose import SWEPT, compose
 from echoink.config.effects import of_training_alone
 from echoink.config.foreign_names import HERE
@@ -14,7 +15,7 @@ from echoink.config.help import help_text
 from echoink.config.mistakes import groups
 from echoink.config.overrides import as_text, quoted
 from echoink.config.paths import conf_dir
-from echoink.config.schema import fields_of, flatten, to_yaml
+from echoink.config.schema import flatten, to_yaml
 from echoink.config.validate import launched_processes
 from echoink.planning.steps import training_steps
 from tests.helpers.configs import config_of

@@ -96,6 +96,20 @@ def test_an_engine_takes_its_memory_in_the_rollout_or_always():
     assert asleep.sharded(Sharding.fsdp2, 1, 10) == asleep
 
 
+def test_on_a_gpu_adamw_takes_the_roots_of_all_second_moments_at_once(model):
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    here = memory.model_of(model)
+    config = config_of("trainer.prompts_per_step=1", "trainer.micro_batch_prompts=1", "grpo.group_size=2")
+    cpu, gpu = (
+        memory.of_run(config, replace(here, joins_keys=joined), parameters, longest=20, engine_sleeps=True)
+        for joined in (True, False)
+    )
+    assert (cpu.update, gpu.update) == (0, 4 * parameters)
+    stepping = replace(gpu, activations=0, cache=0)
+    assert stepping.total == replace(stepping, update=0).total + 4 * parameters
+    assert stepping.sharded(Sharding.fsdp2, 4, 0).update == parameters
+
+
 def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(monkeypatch):
     words = ["experiment=echoink_r1_7b", "dataset.path=x", "trainer.prompts_per_step=16", "trainer.sharding="]
     found = {}

@@ -20,7 +20,7 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from echoink.common.errors import UserError
 from echoink.common.files import as_json
-from echoink.config.schema import key
+from echoink.common.keys import key
 from echoink.data.open_media import catalogue, packages, probes
 from echoink.data.open_media.catalogue import Catalogue
 from echoink.data.open_media.questions import FORMS, GAP, Question, Side, Writer

@@ -1,0 +1,59 @@
+"""Keys of a configuration or of a command's settings: their meaning, default and range, in the fields' metadata."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import MISSING
+
+from echoink.common.errors import UserError
+
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
+    """A field: its one-line meaning, its default (a list, a dictionary or a type: a new one for each instance), and a
+    number's range (`ge`, `gt`, `le`, `lt`).
+    """
+    if isinstance(default, list | dict):
+        given = {"default_factory": default.copy}
+    else:
+        given = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    return dataclasses.field(**given, metadata={"doc": doc, **bounds})
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Every leaf of a configuration: dotted key, field, value."""
+    for spec in dataclasses.fields(config):
+        if "former" in spec.metadata:  # a former name; validate.py moves its values
+            continue
+        value = getattr(config, spec.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{spec.name}.")
+        else:
+            yield f"{prefix}{spec.name}", spec, value
+
+
+def meaning(spec: dataclasses.Field) -> str:
+    """The meaning of a key with its range or its choices, for `--help`."""
+    bounds = [f"{sign} {spec.metadata[name]}" for name, sign in _SIGNS.items() if name in spec.metadata]
+    choices = getattr(spec.type, "__members__", None)
+    return spec.metadata["doc"] + (f" ({', '.join(choices or bounds)})" if choices or bounds else "")
+
+
+def check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
+    """Raises `UserError` where a number is not finite or outside its field's range."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
+    tests = {
+        "ge": (">=", value.__ge__),
+        "gt": (">", value.__gt__),
+        "le": ("<=", value.__le__),
+        "lt": ("<", value.__lt__),
+    }
+    for name, (sign, holds) in tests.items():
+        if name in spec.metadata and holds(spec.metadata[name]) is not True:
+            raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
