@@ -40,6 +40,9 @@ from echoink.rewards.parsing import option_letter, parse_answer, read_letters
 from echoink.rewards.types import Match, ProblemType
 from echoink.run_folder import checkpoint, reader
 
+LONGEST = 768
+"""Tokens of an answer of a real model without a run, as in the paper."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line; free text and paths need no quoting beyond the shell's."""
@@ -62,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config-dir", default=None, help="a folder of your own with files for --model, --prompt")
     made.add_argument("--samples", type=int, default=0, help="number of sampled answers (default 0: one greedy answer)")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help=f"most tokens of an answer (default: the run's; {LONGEST} with --model; else 96)",
+    )
     return made
 
 
@@ -75,14 +83,20 @@ def configuration(arguments: argparse.Namespace) -> Config:
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
-    half = ["trainer.bf16=true"] if arguments.model and arguments.model != "tiny" else []  # they are made for it
-    chosen = compose([*overrides, *half], config_dir=arguments.config_dir)[0].config
+    # What real models are made for.
+    real = ["trainer.bf16=true", f"generation.max_new_tokens={LONGEST}"]
+    overrides += real if arguments.model and arguments.model != "tiny" else []
+    if arguments.max_new_tokens is not None:
+        overrides.append(f"generation.max_new_tokens={arguments.max_new_tokens}")
+    chosen = compose(overrides, config_dir=arguments.config_dir)[0].config
     if run is None:
         return chosen
     config = _of_run(run)
     for group in ("model", "prompt"):
         if getattr(arguments, group):
             setattr(config, group, getattr(chosen, group))
+    if arguments.max_new_tokens is not None:
+        config.generation.max_new_tokens = arguments.max_new_tokens
     return config
 
 
@@ -177,6 +191,10 @@ class Answerer:
                 temperatures=[sampling.temperature if given.samples else 0.0] * draws,
                 sampling=sampling,
             )
+        if cut := sum(tokens[-1] not in sampling.end_ids for tokens in completions):
+            what = "the answer is" if draws == 1 else f"{cut} of {draws} answers are"
+            limit = f"{sampling.max_new_tokens} tokens (--max-new-tokens)"
+            console.say("warning", f"sample {sample.id}: {what} cut at {limit}")
         return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
 
 

@@ -532,6 +532,25 @@ def test_predict_answers_about_files_of_ones_own(run, tmp_path):
     assert "only the first 10 of 12 s are heard" in " ".join(done.stdout.split())
 
 
+def test_predict_says_when_an_answer_is_cut_and_takes_a_longer_limit(run, capsys):
+    words = ["--checkpoint", str(run), "--question", "How many?", "--type", "counting", "--max-new-tokens"]
+    (cut,) = asked(*words, "2")
+    assert "the answer is cut at 2 tokens (--max-new-tokens)" in capsys.readouterr().out
+    (longer,) = asked(*words, "90")
+    assert len(longer) > len(cut) and longer.startswith(cut[:3])
+
+
+def test_a_real_model_without_a_run_is_asked_for_as_many_tokens_as_in_the_paper():
+    def limit(*words) -> int:
+        arguments = predict.parser().parse_args(["--question", "What?", *words])
+        return predict.configuration(arguments).generation.max_new_tokens
+
+    assert (limit(), limit("--model", "qwen2_5_omni_3b")) == (96, 768)
+    assert limit("--model", "qwen2_5_omni_3b", "--max-new-tokens", "5") == 5
+    with pytest.raises(UserError, match="max_new_tokens=0 must be"):
+        limit("--max-new-tokens", "0")
+
+
 def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, dataset, tmp_path, capsys):
     rows = json.loads((dataset / "omni_rl_format_valid.json").read_text())[:4]
     for row in rows:
