@@ -217,7 +217,8 @@ def test_the_papers_run_is_planned_without_weights_and_without_a_hub(dataset, tm
 
 
 def test_preflight_names_what_would_fail_later(tmp_path, monkeypatch):
-    preflight.check(tmp_path / "run", 1, f"sqlite:///{tmp_path}/mlflow.db", experiment="x", push_to=None)
+    preflight.check_disk(tmp_path / "run", 1)
+    preflight.check_store(f"sqlite:///{tmp_path}/mlflow.db", "x")
     with pytest.raises(UserError, match=r"GiB free; the checkpoints need about .* GiB"):
         preflight.check_disk(tmp_path, 2**60)
     (tmp_path / "file").write_text("")

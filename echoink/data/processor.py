@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from echoink.common.errors import UserError
 from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
+from echoink.data.row_layouts import NOUNS
 from echoink.data.samples import Sample, load_sound
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
@@ -156,14 +157,11 @@ def encode(
     return prompt
 
 
-_WORDS = {"image": "picture", "audio": "sound", "video": "video"}
-
-
 def _check_placeholders(placeholders: dict[str, int], input_ids: Tensor, **media) -> None:
     for name, token in placeholders.items():
         there = bool((input_ids == token).any())
         if there != (media[name] is not None):
             raise UserError(
-                f"the prompt has {'no' if media[name] is not None else 'a'} place for a {_WORDS[name]}",
+                f"the prompt has {'no' if media[name] is not None else 'a'} place for a {NOUNS[name]}",
                 "the model's chat template must write a placeholder for every medium of the user turn",
             )

@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import combinations
@@ -415,10 +415,15 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def answer_positions(samples: Sequence[Sample]) -> dict[str, float]:
-    """Share of right answers at each letter; a sample with two right letters counts half for each."""
+    """Share of right answers at each letter of the questions with options."""
+    return shares(sample.gold for sample in samples if sample.problem_type is ProblemType.multiple_choice)
+
+
+def shares(answers: Iterable[Collection[str]]) -> dict[str, float]:
+    """Share of each letter; each letter of an answer with n letters counts 1/n."""
     counts: Counter[str] = Counter()
-    asked = [sample for sample in samples if sample.problem_type is ProblemType.multiple_choice]
-    for sample in asked:
-        for letter in sample.gold:
-            counts[letter] += 1 / len(sample.gold)
-    return {letter: counts[letter] / len(asked) for letter in sorted(counts)}
+    for letters in answers:
+        for letter in letters:
+            counts[letter] += 1 / len(letters)
+    total = sum(counts.values())
+    return {letter: counts[letter] / total for letter in sorted(counts)}

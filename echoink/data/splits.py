@@ -99,10 +99,10 @@ def load(
     dropped: dict[str, list[Dropped]] = {}
     for split in needed:
         limits = [getattr(config, split), evaluation.limit if split == "valid" else None]
-        found[split], dropped[split] = _read(config, split, min(filter(None, limits), default=None))
+        found[split], dropped[split] = first_samples(config, split, min(filter(None, limits), default=None))
     holds_out = "dev" in needed and not found["dev"]
     if holds_out and "train" not in found:
-        found["train"], dropped["train"] = _read(config, "train", config.train)
+        found["train"], dropped["train"] = first_samples(config, "train", config.train)
     if holds_out:
         del found["dev"], dropped["dev"]
     media_info: dict[str, MediaInfo] = {}
@@ -154,13 +154,6 @@ def _of_needs(samples: Sequence[Sample], needs: Sequence[str], path: str) -> lis
     return [sample for need in needs for sample in samples if sample.fields.get("need") == need]
 
 
-def first_samples(config: DatasetConfig, split: str, n: int) -> tuple[list[Sample], list[Dropped]]:
-    """The first n samples of a split, and its invalid rows; writes the synthetic set if it is missing."""
-    if config.source is Source.synthetic:
-        _write_synthetic(config, Path(config.path))
-    return _read(config, split, n)
-
-
 def has_one_split(config: DatasetConfig) -> bool:
     """Whether the data are a benchmark, a single table or a single file: they have only a validation split."""
     return config.source.name in BENCHMARKS or holds_one_split(config.path)
@@ -191,14 +184,16 @@ def video_caps(model: ModelConfig) -> VideoCaps:
     return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels, grid)
 
 
-def _read(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:
-    """The first `limit` samples of a split, and the invalid rows among them.
+def first_samples(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:
+    """The first `limit` samples of a split, and the invalid rows among them; writes the synthetic set if it is missing.
 
     A missing development split is empty: it can be held out of train.
 
     Raises:
         UserError: the split is missing or unreadable.
     """
+    if config.source is Source.synthetic:
+        _write_synthetic(config, Path(config.path))
     if config.source.name in BENCHMARKS and split != "valid":
         raise UserError(f"dataset={config.source.name} is a benchmark: it has no split {split}", "use task=eval")
     if config.source.name not in BENCHMARKS and split == "train" and holds_one_split(config.path):

@@ -7,7 +7,7 @@ from math import comb, prod
 
 from echoink.common.clusters import count
 from echoink.common.statistics import Paired, mean_interval, paired
-from echoink.data.samples import SOURCES
+from echoink.data.samples import SOURCES, shares
 from echoink.evaluation import reflection
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction
 from echoink.rewards.accuracy import canonical
@@ -106,7 +106,7 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
     # An option that occurs twice is right under both letters: the first stands for both.
     gold = [equal_options(parse_letters(p.gold, p.options), p.options) for p in asked]
     chosen = [equal_options(frozenset(p.letters.split(", ")), p.options) for p in asked if p.letters]
-    right, given = _shares(gold), _shares(chosen)
+    right, given = shares(gold), shares(chosen)
     letters = sorted({*right, *given})
     return {
         "right": right,
@@ -114,16 +114,6 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
         "distance": sum(abs(right.get(letter, 0) - given.get(letter, 0)) for letter in letters) / 2 if given else None,
         "one_letter": max(sum(one == {letter} for one in gold) for letter in letters) / len(predictions),
     }
-
-
-def _shares(answers: Iterable[Iterable[str]]) -> dict[str, float]:
-    """Share of each letter; each letter of an answer with n letters counts 1/n."""
-    counts: Counter[str] = Counter()
-    for letters in map(list, answers):
-        for letter in letters:
-            counts[letter] += 1 / len(letters)
-    total = sum(counts.values())
-    return {letter: counts[letter] / total for letter in sorted(counts)}
 
 
 def _effect(predictions: Sequence[Prediction]) -> dict:

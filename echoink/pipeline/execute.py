@@ -75,7 +75,7 @@ def execute(
     ):
         # Runs beside this one whose processes are gone are closed here, in their folders and in MLflow.
         for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
-            tracker.adopt_later(dead)
+            tracker.adopt(dead, later=True)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # if the process dies from now on, its run's id is on disk
         batch = evaluation_batch_prompts(job, longest)

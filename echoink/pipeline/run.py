@@ -157,8 +157,15 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
         console.say("warning", warning)
     disk = _disk_bytes(config, files.path) if config.trains else 0
     store = None if client.PARENT in os.environ else uri  # the sweep has checked it; a job continues without the store
-    experiment, hub = config.tracking.experiment, config.trainer.push_to_hub
-    _on_main_process(lambda: preflight.check(files.path, disk, store, experiment=experiment, push_to=hub))
+
+    def check() -> None:
+        preflight.check_disk(files.path, disk)
+        if store is not None:
+            preflight.check_store(store, config.tracking.experiment)
+        if config.trainer.push_to_hub is not None:
+            preflight.check_hub(config.trainer.push_to_hub)
+
+    _on_main_process(check)
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
 

@@ -12,26 +12,6 @@ from echoink.config.schema import Attention
 from echoink.tracking import client
 
 
-def check(folder: Path, disk_bytes: int, tracking_uri: str | None, experiment: str, push_to: str | None) -> None:
-    """Refuse a run that would fail at its end.
-
-    Args:
-        folder: the run's.
-        disk_bytes: what its checkpoints need at most at a time.
-        tracking_uri: absolute, or None where nothing is tracked.
-        experiment: in MLflow.
-        push_to: the hub repository that gets the model.
-
-    Raises:
-        UserError: it names what is missing and how to fix it.
-    """
-    check_disk(folder, disk_bytes)
-    if tracking_uri is not None:
-        check_store(tracking_uri, experiment)
-    if push_to is not None:
-        check_hub(push_to)
-
-
 def check_attention(attention: Attention) -> None:
     """Raises `UserError` where the towers' attention kernel is not installed."""
     if attention is Attention.flash_attention_2 and importlib.util.find_spec("flash_attn") is None:
@@ -93,7 +73,7 @@ def check_store(uri: str, experiment: str) -> None:
 
     try:
         client.known_experiment(client.connect(uri), experiment, uri)
-    except UserError:
+    except UserError:  # a ValueError too
         raise
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
         reason = first_line(error)[:200]

@@ -29,6 +29,7 @@ from echoink.media.loaders import Embedded
 from echoink.models.encoders import encode_media
 from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
+from echoink.models.logprobs import without_dropout
 from echoink.models.shared_prefix import pack
 from echoink.rollout.vllm_engine import Engine, EngineSetup
 
@@ -211,10 +212,9 @@ def gaps(
     Returns:
         The absolute difference for each token, in nats; [N] for N tokens of all completions.
     """
-    family, device, was_training = family_of(model), model.device, model.training
-    model.eval()
+    family, device = family_of(model), model.device
     packed = pack([prompt], [[torch.tensor(row) for row in rows]])
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with without_dropout(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         hidden = model.model(
             input_ids=packed.input_ids.to(device),
             position_ids=packed.position_ids.to(device),
@@ -222,7 +222,6 @@ def gaps(
             prompts=[prompt],
         ).last_hidden_state
         logits = family.logits(model, hidden)[0].float() / temperature
-    model.train(was_training)
     ours = logits.log_softmax(-1).gather(1, packed.labels[0, :, None].to(device))[:, 0]
     return (ours - torch.tensor([value for row in logps for value in row], device=device)).abs()
 

@@ -1,7 +1,7 @@
 """Reads runs and sweeps from disk."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -80,8 +80,13 @@ class Run:
     def lengths(self) -> tuple[float, float] | None:
         """Completion length in tokens over the first and the last tenth of the steps."""
         values = [row["completion/mean_length"] for row in self.metrics]
-        tenth = -(-len(values) // 10)
-        return (sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth) if values else None
+        return ends(values) if values else None
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """The means of the first and of the last tenth."""
+    tenth = -(-len(values) // 10)
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
 
 
 def read(folder: Path) -> Run | None:

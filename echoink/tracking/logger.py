@@ -107,14 +107,10 @@ class Tracker:
 
         self._later(send)
 
-    def adopt(self, folder: Path) -> None:
-        """Complete the run of another folder in the same store, such as that of a job that was copied."""
+    def adopt(self, folder: Path, later: bool = False) -> None:
+        """Complete the run of another folder in the same store, such as that of a job that was copied; or queue it."""
         if self.uri is not None:
-            self._guarded(lambda: sync.folder(folder, self.uri))
-
-    def adopt_later(self, folder: Path) -> None:
-        """Queue the same."""
-        self._later(lambda: sync.folder(folder, self.uri))
+            (self._later if later else self._guarded)(lambda: sync.folder(folder, self.uri))
 
     def settle_children(self, statuses: dict[str, str]) -> None:
         """Close child runs whose own process was killed; `statuses` has a status by run id."""

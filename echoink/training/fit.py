@@ -17,9 +17,10 @@ from echoink.models import fingerprint, loading
 from echoink.planning.steps import training_steps
 from echoink.rewards import terms
 from echoink.rollout.vllm_engine import Engine
-from echoink.run_folder import resume
+from echoink.run_folder import reader, resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
+from echoink.tracking import traces
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.host import Policy, Scoring
@@ -27,8 +28,6 @@ from echoink.training.integration_reward import integration_of
 from echoink.training.rollout_log import (
     LearningSignalMonitor,
     every,
-    keep_traces,
-    with_question_and_total,
 )
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.supervised import SupervisedTrainer
@@ -148,12 +147,19 @@ def _on_rollout(
     weights = {reward.name: reward.weight for reward in scoring.terms}
     if (integration := scoring.integration) and integration.pays:
         weights["integration"] = integration.weight
-    complete = with_question_and_total(job.splits.train, weights)
+    of_id = {sample.id: sample for sample in job.splits.train}
     watch = LearningSignalMonitor(
         config.generation.max_new_tokens,
         [name for name, weight in weights.items() if weight],
         rejects=config.grpo.advantage is Advantage.rejection,
     )
+
+    def keep_traces(rows: list[dict]) -> None:
+        for id in list(dict.fromkeys(row["id"] for row in rows))[: config.tracking.traces_groups]:
+            group = [row for row in rows if row["id"] == id]
+            files.append(traces.FILE, group)
+            tracker.group(group)
+
     lookers = (
         *(() if config.task is Task.sft else (watch,)),  # supervised runs sample nothing
         every(
@@ -161,11 +167,20 @@ def _on_rollout(
             updates,
             lambda rows: files.append(f"completions/step-{rows[0]['step']}.jsonl", rows),
         ),
-        every(config.tracking.traces_every, updates, keep_traces(files, tracker, config.tracking.traces_groups)),
+        every(config.tracking.traces_every, updates, keep_traces),
     )
 
     def on_rollout(rows: list[dict]) -> None:
-        rows = complete(rows)
+        rows = [
+            {
+                **row,
+                "total": sum(weight * row[name] for name, weight in weights.items()),
+                "problem": of_id[row["id"]].problem,
+                "options": of_id[row["id"]].options,
+                "gold": of_id[row["id"]].solution,
+            }
+            for row in rows
+        ]
         for look in lookers:
             look(rows)
 
@@ -188,8 +203,7 @@ def _sum_up(files: RunFolder, trainer: EchoInkTrainer, keeper: Keeper) -> None:
 def _first_and_last(files: RunFolder) -> dict[str, float]:
     """Mean accuracy reward of the first and the last tenth of the rollouts."""
     rewards = [row["reward/accuracy"] for row in files.read("metrics.jsonl") if "reward/accuracy" in row]
-    tenth = -(-len(rewards) // 10)
-    return {"accuracy_first": sum(rewards[:tenth]) / tenth, "accuracy_last": sum(rewards[-tenth:]) / tenth}
+    return dict(zip(("accuracy_first", "accuracy_last"), reader.ends(rewards), strict=True))
 
 
 def _provenance(job: Job) -> dict[str, Any]:

@@ -1,13 +1,9 @@
-"""Logs rollouts: samples on disk, traces in MLflow, the learning signal on the screen."""
+"""Watches rollouts: the learning signal on the screen, and which rollouts are logged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from echoink.common.console import counted, say
-from echoink.data.samples import Sample
-from echoink.run_folder.folder import RunFolder
-from echoink.tracking import traces
-from echoink.tracking.logger import Tracker
 
 
 class LearningSignalMonitor:
@@ -80,32 +76,6 @@ class LearningSignalMonitor:
             say("warning", text)
 
 
-def with_question_and_total(
-    samples: Sequence[Sample], weights: Mapping[str, float]
-) -> Callable[[list[dict]], list[dict]]:
-    """A function that adds question, options, gold answer and total reward to the rows of a rollout.
-
-    Args:
-        samples: the training samples.
-        weights: weights of the rewards by name.
-    """
-    of_id = {sample.id: sample for sample in samples}
-
-    def complete(rows: list[dict]) -> list[dict]:
-        return [
-            {
-                **row,
-                "total": sum(weight * row[name] for name, weight in weights.items()),
-                "problem": of_id[row["id"]].problem,
-                "options": of_id[row["id"]].options,
-                "gold": of_id[row["id"]].solution,
-            }
-            for row in rows
-        ]
-
-    return complete
-
-
 def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Callable[[list[dict]], None]:
     """A function that passes on the first rollout and the first one at or after each multiple of `steps`.
 
@@ -121,16 +91,3 @@ def every(steps: int, updates: int, write: Callable[[list[dict]], None]) -> Call
             write(rows)
 
     return pass_on
-
-
-def keep_traces(files: RunFolder, tracker: Tracker, groups: int) -> Callable[[list[dict]], None]:
-    """A function that writes the first `groups` groups of a rollout to `traces.jsonl` and sends them as traces."""
-
-    def keep(rows: list[dict]) -> None:
-        ids = list(dict.fromkeys(row["id"] for row in rows))[:groups]
-        for id in ids:
-            group = [row for row in rows if row["id"] == id]
-            files.append(traces.FILE, group)
-            tracker.group(group)
-
-    return keep

@@ -27,7 +27,7 @@ SLOW = 1.5
 """A warning is printed if bfloat16 takes more than so many times as long as float32 on this CPU."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model and what is needed to generate with it."""
 
@@ -81,20 +81,17 @@ def load_for_inference(
         end_ids=loading.end_ids(model, processor),
     )
     prompts = PromptProcessor(processor, model, config.prompt, caps=caps, workers=config.dataset.workers)
-    return Loaded(model, prompts, sampling)
+    return Loaded(model=model, processor=prompts, sampling=sampling)
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Job(Loaded):
     """Configuration, data, model and rewards of a run."""
 
     config: Config
     splits: Splits
     path: str
     """The model folder or hub id that the weights come from."""
-    model: PreTrainedModel
-    processor: PromptProcessor
-    sampling: Sampling
     extra_rewards: Sequence[ExtraReward]
 
 
@@ -124,7 +121,7 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
         console.say("warning", f"{slow}; faster: trainer.bf16=false")
     if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
         console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
-    return Job(config, splits, path, **vars(loaded), extra_rewards=extra)
+    return Job(**vars(loaded), config=config, splits=splits, path=path, extra_rewards=extra)
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:
