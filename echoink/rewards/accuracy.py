@@ -33,6 +33,9 @@ from echoink.rewards.types import Match, ProblemType
 _MAX_TEXT = 10_000
 """Only this many characters of a text are compared."""
 
+_MAX_NUMBER = 200
+"""A longer answer (in characters) is no number and no expression; this bounds the parser's work."""
+
 _EXPRESSION = re.compile(r"(?:[\d\s.+\-*/()]|\\frac|\{\d+\}){1,60}")
 """Expressions that are evaluated: sums, products and fractions, without powers and not long."""
 
@@ -143,6 +146,8 @@ def number_in(text: str) -> float | None:
     a unit of one or two words after it ("7 knocks", "60 km/h", "$3", "seven"), in marks as in \\boxed{7}; None if it is
     ambiguous.
     """
+    if len(text) > _MAX_NUMBER:
+        return None
     text = re.sub(r"^\u2013(?=[\d.])", "-", unwrapped(text.strip().removesuffix(".")).removesuffix("."))  # a minus sign
     text = re.sub(r"^([-+]?)\s*[$€£¥]\s*|(?<=\d)\s*[$€£¥]$", r"\1", text)
     if (plain := _plain_number(text)) is not None:
@@ -242,7 +247,7 @@ def _counting(answer: str, solution: str) -> float:
 def _count(text: str) -> float | None:
     """The value of a number (not of a percentage) or of an expression such as "14/2"; None for any other text."""
     number = None if "%" in text else number_in(text)
-    if number is None and _is_expression(text := unwrapped(text)):
+    if number is None and len(text) <= _MAX_NUMBER and _is_expression(text := unwrapped(text)):
         from math_verify import parse  # slow to import, and needed by few answers
 
         try:

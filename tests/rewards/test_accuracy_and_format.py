@@ -413,6 +413,8 @@ def test_format_without_reasoning():
         "<think>x</think><answer>" + "A " * 400 + "!</answer>",
         "<" * 100_000,
         " " * 100_000 + GOOD,
+        "<think>x</think><answer>" + "\\text{" * 1_400 + "}" * 1_400 + "</answer>",
+        "<think>x</think><answer>7" + "+1" * 4_000 + "</answer>",
     ],
 )
 def test_long_and_pathological_texts_are_fast(text):
@@ -422,7 +424,8 @@ def test_long_and_pathological_texts_are_fast(text):
 
 def _seconds(text: str) -> float:
     started = time.perf_counter()
-    accuracy_reward(text, ProblemType.multiple_choice, OPTIONS, "B")
+    for kind, gold in ((ProblemType.multiple_choice, "B"), (ProblemType.counting, "7"), (ProblemType.temporal, "2-7")):
+        accuracy_reward(text, kind, OPTIONS, gold)
     format_reward(text)
     return time.perf_counter() - started
 
