@@ -84,7 +84,7 @@ def versions() -> Iterator[Finding]:
     pins = {}
     constraints = conf_dir().parent / "constraints.txt"
     if constraints.is_file():
-        lines = (line.partition("==") for line in constraints.read_text().splitlines())
+        lines = (line.partition("==") for line in constraints.read_text("utf-8").splitlines())
         pins = {name.strip().lower(): pin.strip() for name, _, pin in lines if pin}
     for line in metadata.requires("echoink") or []:
         requirement = Requirement(line)
@@ -229,7 +229,7 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
     adapter = (folder / "adapter_config.json").is_file()
     weights = {"adapter_model.safetensors" if adapter else "model.safetensors"}
     if index.is_file():
-        weights = set(json.loads(index.read_text())["weight_map"].values())
+        weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
     sharded = any(folder.glob("shard-*.safetensors"))
     needed = [
         ("adapter_config.json" if adapter else "config.json",),

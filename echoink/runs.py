@@ -77,7 +77,7 @@ def going_on(run: Run) -> str | None:
 
 
 def _said(sweep: Path) -> dict[str, Any]:
-    return json.loads((sweep / "sweep.json").read_text())
+    return json.loads((sweep / "sweep.json").read_text("utf-8"))
 
 
 def sweep_command(sweep: Path) -> str:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from echoink.common import signals
 from echoink.common.errors import UserError
-from echoink.common.startup import imports
+from echoink.common.startup import imports, take_any_text
 from echoink.config.compose import SWEPT, VERSION_BASE, Composed, compose
 from echoink.config.help import help_text
 from echoink.config.mistakes import closest, hint_for
@@ -42,6 +42,7 @@ from echoink.run_folder import resume
 def main() -> None:
     """Validate the command line, then let Hydra run the job or the sweep."""
     signals.install()
+    take_any_text()
     parser = get_args_parser()
     arguments, unknown = parser.parse_known_intermixed_args()
     if arguments.help:

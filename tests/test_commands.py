@@ -1,5 +1,6 @@
 """The commands around a run: plan, doctor, predict, export, rescore, preflight."""
 
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 
 from echoink import doctor, predict, rescore
+from echoink.common import startup
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.data import synthetic
@@ -869,6 +871,22 @@ def test_rescore_says_what_a_reward_of_ones_own_would_teach(run, tmp_path, capsy
 def test_every_command_has_help(name):
     done = command(f"echoink.{name}", "--help")
     assert done.returncode == 0 and f"echoink.{name}" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "export"])
+def test_a_screen_that_lacks_characters_gets_others(name, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = subprocess.run([sys.executable, "-m", f"echoink.{name}", "--help"], capture_output=True, check=True)
+    assert b"?" in done.stdout and done.stdout.isascii()
+
+
+def test_a_run_says_lambda_on_a_screen_that_lacks_it(monkeypatch, tmp_path):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", screen)
+    startup.take_any_text()
+    screen.write("λ_acc 1")
+    screen.flush()
+    assert screen.buffer.getvalue() == b"?_acc 1"
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,21 @@ def folder_imports() -> dict[str, set[str]]:
     return {name: others - {name} for name, others in found.items()}
 
 
+def test_files_are_utf_8_whatever_the_locale_is():
+    """Under LANG=en_US a file would be written in latin-1, and "λ" would be an error."""
+    left = []
+    for module in (ROOT / "echoink").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            given = [getattr(value, "value", "") for value in (*node.args, *(k.value for k in node.keywords))]
+            said = "utf-8" in given or "utf-8-sig" in given
+            own = ast.unparse(node.func.value) in ("self", "files", "self.files")  # `RunFolder.write_text` writes UTF-8
+            if node.func.attr in ("read_text", "write_text") and not said and not own:
+                left.append(f"{module.name}:{node.lineno}")
+    assert not left
+
+
 def test_imports_between_folders_run_one_way():
     left = folder_imports()
     assert len(left) > 18

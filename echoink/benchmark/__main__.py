@@ -22,7 +22,7 @@ from rich.table import Table
 from echoink.benchmark.config import PARTS, SYSTEMS, BenchmarkConfig
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.common.startup import imports
+from echoink.common.startup import imports, take_any_text
 from echoink.config.compose import VERSION_BASE
 from echoink.config.mistakes import closest
 from echoink.config.paths import conf_dir
@@ -33,6 +33,7 @@ ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
 
 def main() -> None:
     """Compose and run."""
+    take_any_text()
     shapes = sorted(path.stem for path in (conf_dir() / "shape").glob("*.yaml"))
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
@@ -67,11 +68,11 @@ def run(config: BenchmarkConfig) -> None:
 
         found = benchmark(config)
         file = folder / "benchmark.json"
-        file.write_text(json.dumps(found, indent=1))
+        file.write_text(json.dumps(found, indent=1), "utf-8")
         show(found)
         if config.growth:
             found["growth"] = growth(config)
-            file.write_text(json.dumps(found, indent=1))
+            file.write_text(json.dumps(found, indent=1), "utf-8")
             show_growth(found["growth"])
             figure(found["growth"], folder / "growth.png")
     console.say("written", f"{folder}/benchmark.json" + (" and growth.png" if config.growth else ""))

@@ -18,6 +18,7 @@ from yaml import YAMLError
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.keys import check_range, fields_of, meaning
+from echoink.common.startup import take_any_text
 
 Settings = TypeVar("Settings")
 
@@ -36,6 +37,7 @@ def run(
         needs_words: whether the command prints its help if no words are given.
         again: how to continue after Ctrl-C.
     """
+    take_any_text()
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words) or (needs_words and not words):
         print((doc if isinstance(doc, str) else doc(words)).strip())

@@ -1,12 +1,20 @@
-"""Imports large libraries: each takes a second or more, and reads its settings when it is imported."""
+"""The beginning of a process: its streams, and imports of large libraries, which take a second or more each."""
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SPIN = "1000"
 """How often a waiting OpenMP thread spins before it sleeps. GNU's default is 300,000."""
+
+
+def take_any_text() -> None:
+    """A character that the screen's encoding lacks becomes "?"; under LANG=en_US, a run would end at its first "λ"."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's or a notebook's may have none
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

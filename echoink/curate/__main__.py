@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> None:
             given.source, split, output, keep=given.keep, only=only
         )
     made = report(output, splits, dropped, noted)
-    (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n")
+    (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n", "utf-8")
     for split in splits:
         (output / split / LEDGER).unlink()
     for split, found in made.items():

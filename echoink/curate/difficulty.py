@@ -133,7 +133,7 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
     if (output / report).is_file():
         raise UserError(f"{output} is finished", "give a new output=")
     begun = (work / "recipe.json").is_file()
-    if begun and json.loads((work / "recipe.json").read_text()) != recipe:
+    if begun and json.loads((work / "recipe.json").read_text("utf-8")) != recipe:
         raise UserError(f"{output} was begun with other settings", "give a new output=")
     if not begun and output.is_dir() and any(path != work for path in output.iterdir()):
         raise UserError(f"{output} holds other files", "give a new output=")

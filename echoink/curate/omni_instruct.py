@@ -243,8 +243,8 @@ def refuse_another(output: Path, recipe: dict) -> None:
     """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))
-    if begun and note.is_file() and json.loads(note.read_text()) != recipe:
-        raise UserError(f"{output} was begun as {note.read_text().strip()}", "give a new output=")
+    if begun and note.is_file() and json.loads(note.read_text("utf-8")) != recipe:
+        raise UserError(f"{output} was begun as {note.read_text('utf-8').strip()}", "give a new output=")
     output.mkdir(parents=True, exist_ok=True)
     take(output)
-    note.write_text(json.dumps(recipe) + "\n")
+    note.write_text(json.dumps(recipe) + "\n", "utf-8")

@@ -340,7 +340,7 @@ def _write_synthetic(config: DatasetConfig, root: Path) -> None:
         say("data", f"writing {total:,} pictures and sounds to {root}")
         synthetic.write(root, config.seed, sizes, progress=progress("data", total), shortcut=shortcut, kinds=kinds)
     file, wanted = root / synthetic.RECIPE, synthetic.recipe(config.seed, sizes, shortcut, kinds)
-    made = json.loads(file.read_text()) if file.is_file() else None
+    made = json.loads(file.read_text("utf-8")) if file.is_file() else None
     if made is None:
         raise UserError(
             f"{root} is not the synthetic set, which dataset={config.source.name} writes",

@@ -289,11 +289,12 @@ def write(
             for split, row in progress(made):
                 rows[split].append(row)
         for split, content in rows.items():
-            (part / f"omni_rl_format_{split}.json").write_text(json.dumps(content, indent=1))
-        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes, shortcut, kinds)))
+            (part / f"omni_rl_format_{split}.json").write_text(json.dumps(content, indent=1), "utf-8")
+        (part / RECIPE).write_text(json.dumps(recipe(seed, sizes, shortcut, kinds)), "utf-8")
         (part / "README.md").write_text(
             f"Synthetic audio-visual questions, version {VERSION}, seed {seed}, made by `python -m echoink.train`.\n"
-            "Delete this folder to have it written again.\n"
+            "Delete this folder to have it written again.\n",
+            "utf-8",
         )
         try:
             os.rename(part, root)

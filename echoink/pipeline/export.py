@@ -60,9 +60,9 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
         if adapter and not merge:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copy2(Path(path) / name, part)
-            settings = json.loads((part / "adapter_config.json").read_text())
+            settings = json.loads((part / "adapter_config.json").read_text("utf-8"))
             settings["base_model_name_or_path"] = resolve(settings["base_model_name_or_path"])
-            (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         else:
             model.save_pretrained(part)
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
@@ -113,7 +113,7 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
         processor: its processor.
     """
     summary, dataset, environment = (
-        json.loads(file.read_text()) if (file := _run_file(path, name)) else {}
+        json.loads(file.read_text("utf-8")) if (file := _run_file(path, name)) else {}
         for name in ("summary.json", "dataset.json", "environment.json")
     )
     file = _run_file(path, "config.yaml")

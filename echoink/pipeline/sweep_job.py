@@ -165,7 +165,7 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
     """The exit status of a job's process. It writes to the screen, or to its folder if other jobs run beside it."""
     alone = side_by_side == 1
     with (
-        nullcontext() if alone else open(folder / "output.log", "a") as output,
+        nullcontext() if alone else open(folder / "output.log", "a", encoding="utf-8") as output,
         _device(folder.parent, alone) as device,
     ):
         environment = {**os.environ, **device}
@@ -253,7 +253,7 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 def _other_code(run: Run) -> str:
     file = run.folder / "environment.json"
-    then = json.loads(file.read_text()).get("commit") if file.is_file() else None
+    then = json.loads(file.read_text("utf-8")).get("commit") if file.is_file() else None
     now = git()["commit"]
     return f" (commit {(then or 'unknown')[:7]}, here {(now or 'unknown')[:7]})" if then != now else ""
 

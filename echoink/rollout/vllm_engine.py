@@ -409,7 +409,7 @@ class Engine:
             last = output.splitlines()[-1][:300] if output else "it said nothing"
             raise UserError(f"the engine has ended (status {status}): {last}", hint) from error
         if outcome == "failed":
-            with self._log.open("a") as log:
+            with self._log.open("a", encoding="utf-8") as log:
                 log.write(answer)
             reason = answer.strip().splitlines()[-1][:300]
             raise UserError(f"the engine failed ({method}): {reason}", f"its output is in {self._log}")

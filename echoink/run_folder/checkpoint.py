@@ -59,7 +59,7 @@ def step_of(folder: Path) -> int:
 def best(run: Path) -> Path | None:
     """A run's checkpoint with the best development accuracy; None if that split was not evaluated."""
     note = run / "checkpoints" / BEST
-    folder = run / "checkpoints" / f"step-{json.loads(note.read_text())['step']}" if note.is_file() else None
+    folder = run / "checkpoints" / f"step-{json.loads(note.read_text('utf-8'))['step']}" if note.is_file() else None
     return folder if folder and folder.is_dir() else None
 
 
@@ -96,7 +96,7 @@ def save(
 
     def finish(found: dict[str, Any]) -> None:
         files = dict(sorted(found.items()))
-        (part / MANIFEST).write_text(as_json({"step": step, **(provenance or {}), "files": files}))
+        (part / MANIFEST).write_text(as_json({"step": step, **(provenance or {}), "files": files}), "utf-8")
         # Directories too: without it a crash may leave a renamed folder whose files' names are lost.
         for path in (part / MANIFEST, *(path for path in part.rglob("*") if path.is_dir()), part):
             _flush(path)
