@@ -202,4 +202,4 @@ def _look(address: str, browser: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, needs_words=False)
+    cli.run(main, cli.help_of(__doc__, OpenConfig), needs_words=False)

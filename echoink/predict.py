@@ -86,6 +86,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     # What real models are made for.
     real = ["trainer.bf16=true", f"generation.max_new_tokens={LONGEST}"]
     overrides += real if arguments.model and arguments.model != "tiny" else []
+    if arguments.checkpoint and run is None:
+        overrides.append(f"generation.max_new_tokens={LONGEST}")
     if arguments.max_new_tokens is not None:
         overrides.append(f"generation.max_new_tokens={arguments.max_new_tokens}")
     chosen = compose(overrides, config_dir=arguments.config_dir)[0].config

@@ -53,4 +53,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, cli.help_of(__doc__, SyncConfig))

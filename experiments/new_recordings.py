@@ -30,20 +30,21 @@ ROUNDS = {"train": 20, "valid": 12}
 
 
 def halves(found: Catalogue) -> dict[str, Side]:
-    """The recordings of each class, divided; two of one recording stay together."""
+    """The recordings of each class, divided. Two that are nearly the same stay together; none is like the base's."""
     groups, rng = DisjointSet(found.media), np.random.default_rng(0)
     for one, other in found.near:
         groups.merge(one, other)
     sides: dict[str, dict[str, list[str]]] = {"train": {}, "valid": {}}
+    chosen: dict[str, str] = {}  # the side of each group
     for entry in found.entries.values():
-        of = [name for name in entry.sounds if found.media[name].package not in TRAINS]
+        of = [n for n in entry.sounds if all(found.media[near].package not in TRAINS for near in groups.subset(n))]
         independent = sorted({min(groups.subset(name)) for name in of})
         if len(independent) < 2:
             continue
         order = [independent[place] for place in rng.permutation(len(independent))]
         for number, first in enumerate(order):
-            side = sides["valid" if number % 2 else "train"]
-            side.setdefault(entry.name, []).extend(sorted(groups.subset(first) & set(of)))
+            side = chosen.setdefault(first, "valid" if number % 2 else "train")
+            sides[side].setdefault(entry.name, []).extend(sorted(groups.subset(first) & set(of)))
     kinds = {entry.name: entry.kind for entry in found.entries.values()}
     return {name: Side(sounds, {}, kinds, ()) for name, sounds in sides.items()}
 
@@ -91,8 +92,7 @@ def row(number: int, question: Question, folder: Path, samples: np.ndarray) -> d
     }
 
 
-def main(output: Path) -> None:
-    work = Path(OpenMediaConfig().work)
+def main(output: Path, work: Path) -> None:
     found = catalogue.read({each.key: work / f"{each.name}_{each.version}" for each in packages.PACKAGES}, iter)
     sounds = {name: of for entry in found.entries.values() for name, of in entry.sounds.items()}
     known = {
@@ -115,4 +115,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(OpenMediaConfig().work))

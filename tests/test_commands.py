@@ -540,6 +540,7 @@ def test_predict_says_when_an_answer_is_cut_and_takes_a_longer_limit(run, capsys
     (cut,) = asked(*words, "2")
     assert "the answer is cut at 2 tokens (--max-new-tokens)" in capsys.readouterr().out
     (longer,) = asked(*words, "90")
+    assert ("is cut at 90 tokens" in capsys.readouterr().out) == (not longer.endswith("</answer>"))
     assert len(longer) > len(cut) and longer.startswith(cut[:3])
 
 
@@ -548,7 +549,7 @@ def test_a_real_model_without_a_run_is_asked_for_as_many_tokens_as_in_the_paper(
         arguments = predict.parser().parse_args(["--question", "What?", *words])
         return predict.configuration(arguments).generation.max_new_tokens
 
-    assert (limit(), limit("--model", "qwen2_5_omni_3b")) == (96, 768)
+    assert (limit(), limit("--model", "qwen2_5_omni_3b"), limit("--checkpoint", "me/mine")) == (96, 768, 768)
     assert limit("--model", "qwen2_5_omni_3b", "--max-new-tokens", "5") == 5
     with pytest.raises(UserError, match="max_new_tokens=0 must be"):
         limit("--max-new-tokens", "0")

@@ -10,8 +10,15 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-PURE = {"rewards/parsing.py", "rewards/accuracy.py", "rewards/format.py", "rewards/types.py", "common/statistics.py"}
-PURE |= {"data/prompts.py"}  # but for the templates, which are configured
+PURE = {
+    "rewards/parsing.py",
+    "rewards/numbers.py",
+    "rewards/accuracy.py",
+    "rewards/format.py",
+    "rewards/types.py",
+    "common/statistics.py",
+}
+PURE |= {"rewards/numbers.py", "data/prompts.py"}  # but for the templates, which are configured
 
 EXTRAS = re.compile(r'-e "\.\[([\w,-]+)\]"')
 

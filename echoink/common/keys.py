@@ -1,9 +1,9 @@
-"""Keys of a configuration or of a command's settings: their meaning, default and range, in the fields' metadata."""
+"""Keys of a configuration or of a command's settings: fields with a meaning and a range in their metadata."""
 
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING
 
@@ -38,7 +38,7 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.
 def meaning(spec: dataclasses.Field) -> str:
     """The meaning of a key with its range or its choices, for `--help`."""
     bounds = [f"{sign} {spec.metadata[name]}" for name, sign in _SIGNS.items() if name in spec.metadata]
-    choices = getattr(spec.type, "__members__", None)
+    choices = [name for one in (spec.type, *get_args(spec.type)) for name in getattr(one, "__members__", ())]
     return spec.metadata["doc"] + (f" ({', '.join(choices or bounds)})" if choices or bounds else "")
 
 

@@ -5,12 +5,12 @@
     python -m echoink.curate mode=difficulty … settings=[model=qwen2_5_omni_7b,trainer.bf16=true]
 
 A model answers every training question `draws` times, in full and without each sense (`modality_need.py` has the tests
-behind the labels). A question is kept if its share of right answers lies in `pass_rate`, its need is among `needs` (an
-empty list keeps all), and it shares no picture, sound or video with another split. The output has the official layout;
-its rows have `need`, by which `dataset.curriculum` orders and filters training, and `pass_rate`. Options are shuffled
-(`shuffle=false` leaves them), so that each letter is right equally often among questions with the same number of
-options. They keep their order where one refers to others ("both A and B", "none of the above"). Free-form answers have
-graded scores and get no label of need: needs=[unlabelled] keeps them.
+behind the labels). A question is kept if its share of right answers (if graded, its mean score) lies in `pass_rate`,
+its need is among `needs` (an empty list keeps all), and it shares no picture, sound or video with another split. The
+output has the official layout; its rows have `need`, by which `dataset.curriculum` orders and filters training, and
+`pass_rate`. Options are shuffled (`shuffle=false` leaves them), so that each letter is right equally often among
+questions with the same number of options. They keep their order where one refers to others ("both A and B", "none of
+the above"). Free-form answers have graded scores and get no label of need: needs=[unlabelled] keeps them.
 
 Selecting by a noisy measure biases it: the kept questions are answered again with other draws, and those numbers are
 the ones to report. curation.json counts what was kept and why the rest was dropped; needs.jsonl has the measurement,
@@ -59,7 +59,7 @@ SELECTS = ("needs", "pass_rate", "shuffle")
 class DifficultyConfig:
     """Settings of the command."""
 
-    mode: str = key("difficulty: select questions", "difficulty")
+    mode: str = key("this command", "difficulty")
     source: str = key("a dataset's folder")
     checkpoint: str = key("the model that answers: a run folder, a step, a model folder or a hub id")
     output: str = key("the new folder")

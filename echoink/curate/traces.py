@@ -39,7 +39,7 @@ class Order(Enum):
 class TracesConfig:
     """Settings of the command."""
 
-    mode: str = key("traces: make responses", "traces")
+    mode: str = key("this command", "traces")
     source: str = key("a dataset's folder")
     checkpoint: str = key("the model that answers: a run folder, a step, a model folder or a hub id")
     output: str = key("the new folder")

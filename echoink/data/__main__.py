@@ -15,7 +15,7 @@ python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev 
         n=3             the number of samples
         output=outputs/shown    a folder for the media; or a name that ends in .html: one page with everything
 
-    split spreads the values of the field `kind` evenly (by=… another field); seed=0 sets the random choice.
+    `split --help` and `get open_media --help` explain their settings.
 """
 
 import shlex
@@ -233,6 +233,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def _help(words: Sequence[str]) -> str:
+    if words[:1] == ["split"]:
+        return cli.help_of("    python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1", divide.DivideConfig)
     if words[:2] != ["get", "open_media"]:
         return __doc__
     from echoink.data.open_media.build import OpenMediaConfig

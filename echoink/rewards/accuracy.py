@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 
+from echoink.rewards.numbers import count_in, number_in, plain_number, value_of
 from echoink.rewards.parsing import (
     ANSWER,
     equal_options,
@@ -25,19 +26,12 @@ from echoink.rewards.parsing import (
     parse_answer,
     parse_letters,
     read_letters,
-    unwrapped,
 )
 from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
 _MAX_TEXT = 10_000
 """Only this many characters of a text are compared."""
-
-_MAX_NUMBER = 200
-"""A longer answer (in characters) is no number and no expression; this bounds the parser's work."""
-
-_EXPRESSION = re.compile(r"(?:[\d\s.+\-*/()]|\\frac|\{\d+\}){1,60}")
-"""Expressions that are evaluated: sums, products and fractions, without powers and not long."""
 
 
 def accuracy_reward(
@@ -90,7 +84,7 @@ def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]
         return tuple(_spans(understood)) or comparable(understood)
     number = number_in(understood) if problem_type in NUMBERS else None
     if problem_type is ProblemType.counting:
-        number = _count(understood)
+        number = count_in(understood)
     if number is not None:
         return round(number, 2) if problem_type is ProblemType.numerical else number
     return " ".join(as_written(understood)) if problem_type is ProblemType.ocr else comparable(understood)
@@ -106,61 +100,6 @@ def problem_with(solution: str, problem_type: ProblemType, options: Sequence[str
         letters = ", ".join(filter(None, map(option_letter, options)))
         return f"the answer {solution!r} is not among the options {letters}"
     return f"the answer {solution!r} cannot be read as one of type {problem_type.value!r}"
-
-
-_ONES = "one two three four five six seven eight nine"
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = {word: number for number, word in enumerate(f"zero {_ONES} {_TEENS}".split())}
-for _number_of_tens, _ten in enumerate(_TENS.split(), 2):
-    _NUMBER_WORDS[_ten] = 10 * _number_of_tens
-    _NUMBER_WORDS |= {f"{_ten}-{word}": 10 * _number_of_tens + one for one, word in enumerate(_ONES.split(), 1)}
-
-_DIGITS = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,2})?"
-
-_TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' ', '|')})\b)")
-"""The beginning of "twenty one"."""
-
-_NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
-_NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand"}
-_MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
-for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
-    _NO_UNITS |= {_multiple, f"{_multiple}s"}
-"""Words after a number that are not a unit, because they change the number."""
-
-
-_UNIT = re.compile(r"°|°?[^\W\d_]+(?:/[^\W\d_]+)?[23]?")
-
-
-def _plain_number(text: str) -> float | None:
-    """The number that a text consists of: "-3", "1,234.5", "12 %"; None for any other text."""
-    found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*\.?\s*", text)
-    try:
-        return float(found.group(1).replace(",", "")) if found else None
-    except ValueError:
-        return None
-
-
-def number_in(text: str) -> float | None:
-    """The number that an answer gives: a plain number or a number word below 100, perhaps with a currency sign or with
-    a unit of one or two words after it ("7 knocks", "60 km/h", "$3", "seven"), in marks as in \\boxed{7}; None if it is
-    ambiguous.
-    """
-    if len(text) > _MAX_NUMBER:
-        return None
-    text = re.sub(r"^\u2013(?=[\d.])", "-", unwrapped(text.strip().removesuffix(".")).removesuffix("."))  # a minus sign
-    text = re.sub(r"^([-+]?)\s*[$€£¥]\s*|(?<=\d)\s*[$€£¥]$", r"\1", text)
-    if (plain := _plain_number(text)) is not None:
-        return plain
-    if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" means millions, "2π" is not 2
-        return None
-    # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
-    text = _TWO_WORDS.sub(r"\1-", text.casefold())
-    first, *unit = re.sub(r"(?<=\d)(?=(?:°|°?[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?\d?)$)", " ", text).split()[:4] or [""]
-    units = all(_UNIT.fullmatch(word) and _NO_UNITS.isdisjoint(word.split("/")) for word in unit)
-    if len(unit) > 2 or not units or "times" in unit[:-1]:
-        return None
-    return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else _plain_number(first) if unit else None
 
 
 def _numerical(answer: str, solution: str) -> float:
@@ -210,7 +149,7 @@ def _spans(text: str) -> list[tuple[float, float]]:
     text = normalize(text)
     if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
         return []  # a time is never negative
-    if re.search(r"\d,\d+\s*(?:[-–—]|to)\s*\d+,\d", text):
+    if re.search(r"\d,\d+\s*(?:s\w*)?\s*(?:[-–—~]|to|until)\s*\d+,\d", text):
         return []  # "2,5-3,9" is from 2.5 to 3.9, or two spans
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
@@ -238,35 +177,10 @@ def _temporal(answer: str, solution: str) -> float:
 
 def _counting(answer: str, solution: str) -> float:
     """1 if both have the same value, as "7", "7 knocks" and "14/2" do."""
-    found, gold = _count(answer), _count(solution)
+    found, gold = count_in(answer), count_in(solution)
     if found is None or gold is None:
         return float(normalize(answer) == normalize(solution))
     return float(found == gold)
-
-
-def _count(text: str) -> float | None:
-    """The value of a number (not of a percentage) or of an expression such as "14/2"; None for any other text."""
-    number = None if "%" in text else number_in(text)
-    if number is None and len(text) <= _MAX_NUMBER and _is_expression(text := unwrapped(text)):
-        from math_verify import parse  # slow to import, and needed by few answers
-
-        try:
-            number = float(parse(text)[0])
-        except (IndexError, TypeError, ValueError):  # no result, or one that is not a number: a division by 0
-            return None
-    return None if number is None else round(number, 9)
-
-
-def _is_expression(text: str) -> bool:
-    """Whether a text is an expression as a whole: math_verify reads "7+", "7 (8)" and "3/4/" as their beginnings."""
-    if not _EXPRESSION.fullmatch(text) or re.search(r"\d\s+\d|[\d)]\s*\(|\)\s*\d|[-+*/]\s*[-+*/]|[-+*/]\s*$", text):
-        return False
-    depth = 0
-    for mark in text:
-        depth += {"(": 1, ")": -1}.get(mark, 0)
-        if depth < 0:
-            return False
-    return depth == 0 and not re.match(r"\s*[*/]", text)
 
 
 SCORES: dict[ProblemType, Callable[[str, str], float]] = {
@@ -280,10 +194,10 @@ SCORES: dict[ProblemType, Callable[[str, str], float]] = {
 """How an answer is scored against the solution, in [0, 1]; multiple choice needs the options and is not here."""
 
 _PLAIN_GOLD: dict[ProblemType, Callable[[str], object]] = {
-    ProblemType.numerical: lambda gold: _plain_number(gold) is not None,
-    ProblemType.regression: lambda gold: _plain_number(gold) is not None,
+    ProblemType.numerical: lambda gold: plain_number(gold) is not None,
+    ProblemType.regression: lambda gold: plain_number(gold) is not None,
     # "7-8" is a range, not -1
-    ProblemType.counting: lambda gold: _plain_number(gold) is not None or (_is_expression(gold) and _count(gold) >= 0),
+    ProblemType.counting: lambda gold: plain_number(gold) is not None or (value_of(gold) or -1) > 0,
 }
 """Checks of a gold answer: it must be a number in digits, or for a count an expression. A model may write "seven"."""
 
@@ -292,7 +206,7 @@ NUMBERS = frozenset(_PLAIN_GOLD)
 
 _READ: dict[ProblemType, Callable[[str], bool]] = {
     **dict.fromkeys(NUMBERS, lambda answer: number_in(answer) is not None),
-    ProblemType.counting: lambda answer: number_in(answer) is not None or _count(answer) is not None,
+    ProblemType.counting: lambda answer: number_in(answer) is not None or count_in(answer) is not None,
     ProblemType.temporal: lambda answer: bool(_spans(answer)),
 }
 """Whether an answer can be read; as a text any can."""

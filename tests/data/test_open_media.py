@@ -24,6 +24,7 @@ from echoink.common.errors import UserError
 from echoink.data.open_media import catalogue, packages, probes, questions
 from echoink.data.open_media.build import OpenMediaConfig, build, draw
 from echoink.data.splits import read_split
+from experiments import new_recordings
 
 ANIMALS = ("dog", "cat", "cow", "horse", "sheep")
 THINGS = ("bell", "clock", "saw", "car")
@@ -200,6 +201,23 @@ def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tm
     assert set(json.loads((output / "recordings/probes.json").read_text())) == {
         "words alone", "the other sense", "nearest recording", "nearest picture",
     }  # fmt: skip
+
+
+def test_recordings_that_a_base_has_never_heard_are_divided_by_recording_and_words_alone_do_not_help(tmp_path, given):
+    made(tmp_path, given)
+    new_recordings.main(tmp_path / "new", tmp_path / "work")
+    used = {}
+    for split in ("train", "valid"):
+        samples = read_split(tmp_path / "new", split)
+        used[split] = {s.fields["audio_source"] for s in samples}
+        right = Counter(s.fields["heard"] for s in samples)
+        offered = Counter(option[3:] for s in samples for option in s.options)
+        assert len(set(right.values())) == 1 and set(right) == set(offered)
+        assert all(right[name] / offered[name] == pytest.approx(1 / 4, abs=0.02) for name in right)
+        assert len(set(Counter(s.solution for s in samples).values())) == 1
+    assert used["train"] and used["valid"] and not used["train"] & used["valid"]
+    assert not any(name.startswith(("tuxpaint", "gcompris")) for name in used["train"] | used["valid"])
+    assert json.loads((tmp_path / "new/probes.json").read_text()).keys() == {"words alone", "nearest recording"}
 
 
 def test_the_same_seed_makes_the_same_bytes_and_a_full_folder_is_refused(tmp_path, given):

@@ -8,7 +8,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.data.media_check import check_media, inspect
-from echoink.data.samples import Dropped, answer_positions, fingerprint, parse_rows
+from echoink.data.samples import Dropped, answer_positions, fingerprint, parse_rows, shares
 from echoink.data.splits import read_split
 from echoink.media.loaders import VideoCaps
 
@@ -124,6 +124,7 @@ def test_fingerprint_and_positions(samples):
     assert fingerprint(samples) == fingerprint(list(samples))
     assert fingerprint(samples) != fingerprint(samples[1:])
     assert sum(answer_positions(samples).values()) == pytest.approx(1)
+    assert shares([{"A"}, {"A", "B"}]) == {"A": 0.75, "B": 0.25} and shares([]) == {}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ class StandIn:
         self.model = Qwen2_5OmniThinkerForConditionalGeneration._from_config(config.thinker_config, dtype=dtype).eval()
         install(self.model)
         add_fused_lm_head(self.model, temperature=temperature)
+        assert settings["async_scheduling"] is False, "on a CPU vLLM has none, so nothing else was tested"
         self.temperature, self.settings = temperature, settings
         if settings.get("enable_lora"):
             layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

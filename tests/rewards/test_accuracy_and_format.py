@@ -8,8 +8,9 @@ import pytest
 
 from echoink.data.samples import DataType, Sample
 from echoink.evaluation.prediction import judged
-from echoink.rewards.accuracy import accuracy_reward, number_in, problem_with
+from echoink.rewards.accuracy import accuracy_reward, problem_with
 from echoink.rewards.format import format_reward
+from echoink.rewards.numbers import number_in
 from echoink.rewards.parsing import option_letter, option_text, parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
 from tests.helpers.paths import ROOT
@@ -352,8 +353,19 @@ SCORED = [  # type, answer, solution, score by hand
     ("temporal retrieval", "from 2 s (frame 60) to 7 s (frame 210)", "2-7", 0),
     ("temporal retrieval", "2-7 seconds", "2-7", 1),
     ("counting", "9**9**9**9**9**9" * 9, "7", 0),
-    *(("counting", text, "7", 0) for text in ("7+", "7-", "7/", "7*", "7(8)", "7 (8)", "7)8", "(7", "*7", "7--8")),
+    *(
+        ("counting", text, "7", 0)
+        for text in ("7+", "7-", "7/", "7(8)", "7 (8)", "7)8", "(7", "/7", "7--8", "7**1", "7//1")
+    ),
+    *(("counting", text, "7", 0) for text in ("7{8}", "3. 7", "7.7.7", r"\frac{14}{2}+1", r"7\frac{1}{2}", "7,0*1")),
+    *(("counting", text, "7", 1) for text in ("* 7", "**7", "7**", "```7```", "```\n7\n```", '7"', "$$7$$", "10 + -3")),
+    *(("counting", text, "34", 0) for text in (r"\boxed{3}\boxed{4}", "3 4", "3. 4")),
     ("counting", "3/4/", "3", 0),
+    ("counting", "- 7", "7", 0),
+    ("counting", "0/0", "7", 0),
+    ("counting", r"\frac{14}{2}+1", "8", 1),
+    ("numerical", "10\N{SUPERSCRIPT THREE}", "103", 0),
+    *(("numerical", text, "3", 1) for text in (r"$3\,\text{kg}$", r"3^\circ", r"\$3", r"3\%", "3 m/s^2")),
     *(("counting", text, "14/2", 1) for text in ("7", "7 knocks", "seven", "21/3", "14/2")),
     *(
         ("counting", text, "7", 1)
@@ -438,9 +450,13 @@ def test_option_text():
     ("kind", "gold"),
     [
         *(("counting", gold) for gold in ("seven", "7 knocks", "(7", "about 7", "", "7-8", "7 8", "7+")),
+        *(("counting", gold) for gold in ("1/0", "..", "()", r"\frac", r"\frac{1}{0}", "{7}{8}", "- 7", "3. 7")),
         *(("numerical", gold) for gold in ("three", "$3", "3 m", "1/2", "\N{MINUS SIGN}3")),
         *(("temporal retrieval", gold) for gold in ("-1-5", "5", "10-5", "5-10-15", "[-1, 5]")),
-        *(("temporal retrieval", gold) for gold in ("2,5-3,9", "1,200-1,300", "1,5 to 2,5")),
+        *(
+            ("temporal retrieval", gold)
+            for gold in ("2,5-3,9", "1,200-1,300", "1,5 to 2,5", "2,5s - 3,9 s", "from 2,5 until 3,9", "2,5 ~ 3,9")
+        ),
         *(("temporal retrieval", gold) for gold in ("1m5s-1m10s", "0.5min-1min", "10-20%", "300-450 ms")),
     ],
 )

@@ -1,12 +1,17 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from echoink.data.splits import Splits
 from echoink.models.rounding import bf16_slowdown
+from echoink.planning import memory
 from echoink.training import setup
 from tests.helpers.configs import config_of
+
+BF16 = ["trainer.bf16=true"]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +27,31 @@ def test_bfloat16_on_a_cpu_that_is_slow_with_it_is_warned_of(words, slower, warn
 
 def test_the_slowdown_is_a_ratio_of_times():
     assert 0 < bf16_slowdown() < math.inf
+
+
+@pytest.mark.parametrize(
+    ("words", "copies"),
+    [
+        ([], 0),
+        (["trainer.bf16=true"], 1),
+        (["trainer.bf16=true", "adapter=lora"], 0),
+        (["trainer.bf16=true", *FSDP2], 0),
+    ],
+)
+def test_an_evaluation_leaves_room_for_the_decoder_of_training_and_its_cache(model, monkeypatch, words, copies):
+    asked = {}
+    of = replace(memory.model_of(model), joins_keys=False)
+    job = SimpleNamespace(config=config_of(*words), model=SimpleNamespace(device=torch.device("cuda"), parameters=list))
+    monkeypatch.setattr(memory, "model_of", lambda _: of)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 2**35))
+    monkeypatch.setattr(memory, "prompts_that_fit", lambda _, beside, draws, **room: asked.update(beside=beside) or 7)
+    assert setup.evaluation_batch_prompts(job, longest=300) == 7
+    needs = memory.of_run(job.config, of, 0, longest=300, engine_sleeps=True)
+    needs = needs.sharded(job.config.trainer.sharding, 1, 0)
+    beside = needs.weights + needs.reference + needs.optimizer + needs.cache + 2 * copies * of.dimensions.linear
+    if "adapter=lora" in words:
+        beside = max(beside, of.weight_bytes + 2 * of.parameters)
+    assert needs.cache > 0 and asked["beside"] == beside
 
 
 @pytest.mark.parametrize(("trainer", "among"), [("fsdp2", 8), ("zero3", 64), ("none", 64)])

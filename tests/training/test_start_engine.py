@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from echoink.planning import memory
-from echoink.rollout import vllm_engine
+from echoink.rollout import vllm_engine, vllm_environment
 from echoink.rollout.sampling import Sampling
 from echoink.training import start_engine
+
+
+def test_an_engine_takes_vllms_first_runner_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    assert vllm_environment.variables("python")["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert vllm_environment.variables("python")["VLLM_USE_V2_MODEL_RUNNER"] == "1"
 
 
 @pytest.mark.parametrize(("gpu_has", "rows"), [(80 * 2**30, memory.MOST_PROMPTS), (None, 10), (0, 1)])
