@@ -33,9 +33,9 @@ def test_the_slowdown_is_a_ratio_of_times():
     ("words", "copies"),
     [
         ([], 0),
-        (["trainer.bf16=true"], 1),
-        (["trainer.bf16=true", "adapter=lora"], 0),
-        (["trainer.bf16=true", *FSDP2], 0),
+        (BF16, 1),
+        ([*BF16, "adapter=lora"], 0),
+        ([*BF16, "trainer.sharding=fsdp2"], 0),
     ],
 )
 def test_an_evaluation_leaves_room_for_the_decoder_of_training_and_its_cache(model, monkeypatch, words, copies):
