@@ -119,9 +119,9 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
 @functools.lru_cache(maxsize=4096)
 def _text_pattern(text: str) -> re.Pattern[str]:
     # The option's text, perhaps after a dash, in brackets or in bold; it does not end within a word. A dash before a
-    # digit is the number's sign: "B. -6 dB" is not the option "6 dB".
+    # number is its sign: "B. -6 dB" is not the option "6 dB".
     before, after = (
-        r"""(?:[-–—](?!\d)\s*)?[,("'\[]?[*`]{0,2}\s*""",
+        r"""(?:[-–—](?![\d.$€£¥])\s*)?[,("'\[]?[*`]{0,2}\s*""",
         rf"""\s*[*`]{{0,2}}[)"'\]]?[{CLOSING}]*[*`]{{0,2}}\s*""",
     )
     return re.compile(rf"{before}{pattern_of(_unboxed(text))}(?![^\W_]){after}", re.IGNORECASE)

@@ -176,6 +176,12 @@ def test_the_sign_of_an_option_belongs_to_its_number(answer, letters):
     assert parse_letters(answer, SIGNED) == frozenset(letters)
 
 
+def test_the_sign_before_a_point_or_a_currency_belongs_to_the_number_too():
+    options = ("A. .5", "B. -.5", "C. $5", "D. -$5")
+    assert [parse_letters(answer, options) for answer in ("A. -.5", "C. -$5")] == [frozenset()] * 2
+    assert [parse_letters(option, options) for option in options] == [{"A"}, {"B"}, {"C"}, {"D"}]
+
+
 FORMULAS = (r"A. $5\,\text{kg}$", r"B. **dog**", r"C. $\mathrm{H_2O}$", r"D. $\frac{1}{2}$")
 
 
