@@ -42,7 +42,7 @@ _BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*(?:\{[^{}]*\
 
 _CHOICE = re.compile(
     r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*([A-Za-z])[.:)]?\*\*"""
-    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]){0,2}\s*"""
+    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]{1,2})?\s*"""
 )
 """A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**"."""
 
