@@ -51,12 +51,9 @@ def test_a_folder_that_is_no_run_says_nothing_of_a_model_below_it(tmp_path):
     (tmp_path / "weights/m").mkdir(parents=True)
     asks = config_of(f"checkpoint={tmp_path}/weights/m", "task=eval")
     assert other_prompt(asks) is None and other_model(asks) is None
-    assert (
-        predict.configuration(
-            predict.parser().parse_args(["--question", "What?", "--checkpoint", f"{tmp_path}/weights/m"])
-        )
-        == config_of()
-    )
+    assert predict.configuration(
+        predict.parser().parse_args(["--question", "What?", "--checkpoint", f"{tmp_path}/weights/m"])
+    ) == config_of(f"generation.max_new_tokens={predict.LONGEST}")
 
 
 def test_a_development_split_that_the_checkpoint_may_have_learned_is_named(tmp_path, dataset):
