@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--max-new-tokens",
         type=int,
-        help=f"most tokens of an answer (default: the run's; {LONGEST} with --model; else 96)",
+        help=f"most tokens of an answer (default: the run's; without a run {LONGEST}, of the embedded model 96)",
     )
     return made
 
@@ -83,13 +83,11 @@ def configuration(arguments: argparse.Namespace) -> Config:
     overrides = [
         f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
     ]
-    # What real models are made for.
-    real = ["trainer.bf16=true", f"generation.max_new_tokens={LONGEST}"]
-    overrides += real if arguments.model and arguments.model != "tiny" else []
-    if arguments.checkpoint and run is None:
-        overrides.append(f"generation.max_new_tokens={LONGEST}")
-    if arguments.max_new_tokens is not None:
-        overrides.append(f"generation.max_new_tokens={arguments.max_new_tokens}")
+    real, limit = arguments.model not in (None, "tiny"), arguments.max_new_tokens
+    if limit is None and run is None and (real or arguments.checkpoint):
+        limit = LONGEST
+    overrides += ["trainer.bf16=true"] if real else []  # real models are made for it
+    overrides += [f"generation.max_new_tokens={limit}"] if limit is not None else []
     chosen = compose(overrides, config_dir=arguments.config_dir)[0].config
     if run is None:
         return chosen
@@ -97,8 +95,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     for group in ("model", "prompt"):
         if getattr(arguments, group):
             setattr(config, group, getattr(chosen, group))
-    if arguments.max_new_tokens is not None:
-        config.generation.max_new_tokens = arguments.max_new_tokens
+    if limit is not None:
+        config.generation.max_new_tokens = limit
     return config
 
 

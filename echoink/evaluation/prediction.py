@@ -79,12 +79,15 @@ def judged(
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice
     score = accuracy_reward(text, sample.problem_type, sample.options, solution=sample.solution, match=match)
-    readable = answer if has_answer(text, sample.problem_type, sample.options, match) else ""
+    if choice:
+        understood = ", ".join(sorted(read_letters(text, sample.options, match)))
+    else:
+        understood = answer if has_answer(text, sample.problem_type, sample.options, match) else ""
     extra = {each.name: each.score(text, sample) for each in extra_rewards}
     return {
         "thinks": thinks,
         "answer": answer,
-        "letters": ", ".join(sorted(read_letters(text, sample.options, match))) if choice else readable,
+        "letters": understood,
         "score": score,
         "correct": score == 1,
         "format": bool(format_reward(text, thinks)),

@@ -19,14 +19,7 @@ from collections.abc import Callable, Hashable, Sequence
 from types import SimpleNamespace
 
 from echoink.rewards.numbers import count_in, number_in, plain_number, value_of
-from echoink.rewards.parsing import (
-    ANSWER,
-    equal_options,
-    option_letter,
-    parse_answer,
-    parse_letters,
-    read_letters,
-)
+from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
 from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
 
@@ -82,9 +75,8 @@ def canonical(understood: str, problem_type: ProblemType, options: Sequence[str]
         return equal_options(frozenset(understood.split(", ")), options)
     if problem_type is ProblemType.temporal:
         return tuple(_spans(understood)) or comparable(understood)
-    number = number_in(understood) if problem_type in NUMBERS else None
-    if problem_type is ProblemType.counting:
-        number = count_in(understood)
+    read = count_in if problem_type is ProblemType.counting else number_in
+    number = read(understood) if problem_type in NUMBERS else None
     if number is not None:
         return round(number, 2) if problem_type is ProblemType.numerical else number
     return " ".join(as_written(understood)) if problem_type is ProblemType.ocr else comparable(understood)
@@ -206,7 +198,7 @@ NUMBERS = frozenset(_PLAIN_GOLD)
 
 _READ: dict[ProblemType, Callable[[str], bool]] = {
     **dict.fromkeys(NUMBERS, lambda answer: number_in(answer) is not None),
-    ProblemType.counting: lambda answer: number_in(answer) is not None or count_in(answer) is not None,
+    ProblemType.counting: lambda answer: number_in(answer) is not None or value_of(answer) is not None,
     ProblemType.temporal: lambda answer: bool(_spans(answer)),
 }
 """Whether an answer can be read; as a text any can."""

@@ -30,7 +30,6 @@ for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth te
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
 """Words after a number that are not a unit, because they change the number."""
 
-
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:/[^\W\d_]+)?[23]?")
 
 
@@ -110,7 +109,7 @@ def _bare(text: str) -> str:
 
 
 _LATEX = (
-    (re.compile(r"\\[,;: ]|~"), " "),
+    (re.compile(r"\\[,;: ]|(?<=\d)~"), " "),
     (re.compile(r"\^\{?\\circ\}?"), "°"),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"(?<=[^\W\d_])\^\{?([23])\}?"), r"\1"),

@@ -24,18 +24,8 @@ _PREFIX = re.compile(
 )
 """Words that may precede the letters: "Answer: B", "Option B"."""
 
-_WRAPPERS = (
-    ("$$", "$$"),
-    ("**", "**"),
-    ("__", "__"),
-    ("*", "*"),
-    ("`", "`"),
-    ('"', '"'),
-    ("'", "'"),
-    ("$", "$"),
-    ("[", "]"),
-)
-_WRAPPERS += (("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
+_WRAPPERS = tuple((mark, mark) for mark in ("$$", "**", "__", "*", "`", '"', "'", "$"))
+_WRAPPERS += (("[", "]"), ("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
 """Marks around an answer."""
 
 _BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
@@ -120,15 +110,13 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
 def _text_pattern(text: str) -> re.Pattern[str]:
     # The option's text, perhaps after a dash, in brackets or in bold; it does not end within a word. A dash before a
     # number is its sign: "B. -6 dB" is not the option "6 dB".
-    before, after = (
-        r"""(?:[-–—](?![\d.$€£¥])\s*)?[,("'\[]?[*`]{0,2}\s*""",
-        rf"""\s*[*`]{{0,2}}[)"'\]]?[{CLOSING}]*[*`]{{0,2}}\s*""",
-    )
+    before = r"""(?:[-–—](?![\d.$€£¥])\s*)?[,("'\[]?[*`]{0,2}\s*"""
+    after = rf"""\s*[*`]{{0,2}}[)"'\]]?[{CLOSING}]*[*`]{{0,2}}\s*"""
     return re.compile(rf"{before}{pattern_of(_unboxed(text))}(?![^\W_]){after}", re.IGNORECASE)
 
 
 def unwrapped(answer: str) -> str:
-    """The answer itself, normalized: without words such as "Answer:" before it and marks such as **B**, $B$, "B"
+    r"""The answer itself, normalized: without words such as "Answer:" before it and marks such as **B**, $B$, "B"
     or \boxed{B} around the whole of it.
     """
     return _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))

@@ -25,10 +25,7 @@ from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
-from echoink.training.rollout_log import (
-    LearningSignalMonitor,
-    every,
-)
+from echoink.training.rollout_log import LearningSignalMonitor, every
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.supervised import SupervisedTrainer
 from echoink.training.trainer import EchoInkTrainer

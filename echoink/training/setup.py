@@ -196,8 +196,8 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
         gathered = memory.gathered_bytes(model, config.trainer.bf16)
         needs = needs.sharded(config.trainer.sharding, divided_among(config.trainer), gathered)
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between + needs.cache
-        rounds = config.trainer.bf16 and model.itemsize > 2 and config.trainer.sharding is Sharding.none
-        if rounds and config.adapter.kind is Adapter.none:
+        copies = config.trainer.bf16 and model.itemsize > 2 and config.trainer.sharding is Sharding.none
+        if copies and config.adapter.kind is Adapter.none:
             beside += 2 * model.dimensions.linear  # an evaluation's decoder has rounded copies of its own
         if config.adapter.kind is not Adapter.none:
             # Before training the float32 base and the decoder's rounded copy are both in memory.

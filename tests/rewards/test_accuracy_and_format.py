@@ -381,6 +381,8 @@ SCORED = [  # type, answer, solution, score by hand
         ("numerical", text, "3", 1)
         for text in ("$\\boxed{3}$", "$3.00$", "3 €", "3€", "3°", "3°C", "3 km/h", "3km/h", "3 m/s²")
     ),
+    ("numerical", r"3~\text{kg}", "3", 1),
+    *(("counting", text, "7", 0) for text in ("~7", "7~8")),
     *(("numerical", text, "3", 0) for text in ("3 and/or 4", "3/4", "3€4", "≈3")),
     ("temporal retrieval", "2,5-3,9", "2.5-3.9", 0),
     ("temporal retrieval", "[2,5]", "2-5", 1),
