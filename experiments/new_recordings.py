@@ -5,7 +5,8 @@
 
 All recordings are of the packages that `packages/` holds out. Of each class with two independent recordings or more,
 half are for training and half for validation. A question is "What is heard?", without a picture: four options, three of
-them of the same kind where there are enough. Each class is right equally often, and so is each letter.
+them of the same kind where there are enough. Each class is right equally often, and so is each letter. Each
+row has a `response` for task=sft.
 """
 
 import json
@@ -19,7 +20,7 @@ import soundfile
 from scipy.cluster.hierarchy import DisjointSet
 
 from echoink.common.files import as_json
-from echoink.data.open_media import catalogue, packages, probes
+from echoink.data.open_media import catalogue, lessons, packages, probes
 from echoink.data.open_media.build import TRAINS, OpenMediaConfig
 from echoink.data.open_media.catalogue import Catalogue
 from echoink.data.open_media.questions import Question, Side
@@ -77,7 +78,7 @@ def row(number: int, question: Question, folder: Path, samples: np.ndarray) -> d
     file = folder / "audios" / f"{source}.flac"
     if not file.is_file():
         soundfile.write(file, samples[: catalogue.SECONDS * SAMPLING_RATE], SAMPLING_RATE, subtype="PCM_16")
-    return {
+    written = {
         "problem_id": number,
         "problem": question.text,
         "data_type": "audio",
@@ -90,6 +91,7 @@ def row(number: int, question: Question, folder: Path, samples: np.ndarray) -> d
         "heard": question.heard_class,
         "audio_source": source,
     }
+    return {**written, "response": lessons.response(written)}
 
 
 def main(output: Path, work: Path) -> None:

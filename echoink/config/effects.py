@@ -58,8 +58,10 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 """Keys, when they act, and what to add."""
 
 
-_OF_TRAINING = ("grpo.", "reward.lambda_", "dataset.curriculum", "eval.every", "eval.watched", "eval.dev_samples")
+_OF_TRAINING = ("grpo.", "dataset.curriculum", "eval.every", "eval.watched", "eval.dev_samples")
 _OF_TRAINING += ("tracking.traces_", "model.freeze")
+# An evaluation reports the package's other rewards too, if their weights are not 0.
+_OF_TRAINING += tuple(f"reward.lambda_{name}" for name in ("acc", "fmt", "int", "file"))
 _OF_EVALUATIONS_TOO = ("processes", "sharding", "patience", "bf16")
 """Keys of the group `trainer` that evaluations read too."""
 

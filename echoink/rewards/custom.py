@@ -23,6 +23,7 @@ import numpy as np
 
 from echoink.common.console import say
 from echoink.common.errors import UserError
+from echoink.common.signals import Preempted
 from echoink.rewards.types import OnError
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
         sys.path.append(folder)  # modules beside the file can be imported, but do not hide ours
     try:
         spec.loader.exec_module(module)
+    except Preempted:
+        raise
     except (Exception, SystemExit) as error:
         raise UserError(f"the reward {path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, "reward", None)
@@ -72,6 +75,8 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
         try:
             with _at_most(max_seconds):
                 return _number(function(completion, sample))
+        except Preempted:  # a signal is no fault of the reward
+            raise
         except (Exception, SystemExit) as error:
             lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == spec.origin]
             place = f"{path}, line {lines[-1]}" if lines else path

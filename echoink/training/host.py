@@ -252,7 +252,7 @@ class TRLHost(ResumableTrainer):
         signals.release()
 
     def _note(self, name: str, value: Tensor | float) -> None:
-        """Add a value to this step's metrics."""
+        """Add a value to this step's metrics; its name begins with one of `metrics.GROUPS`, else it is not logged."""
         self._metrics["train"][name].append(float(value))
 
     def _integration_reward(self, texts: list[str], samples: Sequence[Sample]) -> list[float]:

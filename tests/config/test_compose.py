@@ -170,6 +170,8 @@ def test_keys_of_training_may_stand_beside_an_evaluation_but_no_sweep_over_them(
     given = {word.partition("=")[0] for word in words}
     assert of_training_alone(given, config_of(*words)) == ["grpo.beta", "trainer.steps"]
     assert of_training_alone(given, config_of(*words[1:])) == []
+    of_rewards = {"reward.lambda_acc", "reward.lambda_brevity"}  # one of a package's own is scored in evaluations too
+    assert of_training_alone(of_rewards, config_of("task=eval")) == ["reward.lambda_acc"]
     engines = ["generation=vllm", "eval.engine=vllm"]
     assert of_training_alone({"generation"}, config_of("task=eval", engines[0])) == ["generation.engine"]
     assert of_training_alone({"generation"}, config_of("task=eval", *engines)) == []

@@ -3,6 +3,7 @@
 import pytest
 
 from echoink.common.errors import UserError
+from echoink.common.signals import Preempted
 from echoink.rewards import custom as custom_reward
 from echoink.rewards.types import OnError
 
@@ -109,3 +110,11 @@ def test_an_exit_inside_a_reward_is_an_error_like_any_other(tmp_path, samples):
     text = "import sys\ndef reward(completion, sample):\n    sys.exit(3)\n"
     with pytest.raises(UserError, match="failed on sample .*: SystemExit: 3"):
         custom_reward.load(written(tmp_path, text), samples[0])
+
+
+def test_a_signal_inside_a_reward_is_no_fault_of_the_reward(tmp_path, samples):
+    body = "    if 'asked' in completion:\n        raise Preempted\n    return 1.0\n"
+    text = f"from echoink.common.signals import Preempted\ndef reward(completion, sample):\n{body}"
+    for on_error in OnError:
+        with pytest.raises(Preempted):
+            custom_reward.load(written(tmp_path, text), samples[0], on_error)("asked to stop", samples[0])
