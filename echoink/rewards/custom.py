@@ -45,6 +45,37 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
     Raises:
         UserError: there is no such file or function, it cannot be imported, or it fails on the example.
     """
+    function, origin = _imported(path)
+    said: set[str] = set()
+
+    def checked(completion: str, sample: "Sample") -> float:
+        try:
+            with _at_most(max_seconds):
+                return _number(function(completion, sample))
+        except Preempted:  # a signal is no fault of the reward
+            raise
+        except (Exception, SystemExit) as error:
+            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == origin]
+            place = f"{path}, line {lines[-1]}" if lines else path
+            problem = f"the reward {place} failed on sample {sample.id}: {type(error).__name__}: {error}"
+            hint = f"the completion was {completion[:200]!r}"
+            if tried:
+                raise UserError(problem, f"{hint}: a right answer, on which it must work") from error
+            if on_error is OnError.stop:
+                raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
+            if type(error).__name__ not in said:
+                said.add(type(error).__name__)
+                say("warning", f"{problem}; it counts as 0, and so will further errors of this type ({hint})")
+            return 0.0
+
+    tried = True
+    checked(f"<think>because</think><answer>{example.solution}</answer>", example)
+    tried = False
+    return checked
+
+
+def _imported(path: str) -> tuple[Callable, str]:
+    """The function `reward` of a Python file, and the file's name in a traceback."""
     file = Path(path)
     if not file.is_file():
         raise UserError(
@@ -68,33 +99,7 @@ def load(path: str, example: "Sample", on_error: OnError = OnError.stop, max_sec
     function = getattr(module, "reward", None)
     if not callable(function):
         raise UserError(f"the reward {path} defines no function reward", "write def reward(completion, sample): …")
-
-    said: set[str] = set()
-
-    def checked(completion: str, sample: "Sample") -> float:
-        try:
-            with _at_most(max_seconds):
-                return _number(function(completion, sample))
-        except Preempted:  # a signal is no fault of the reward
-            raise
-        except (Exception, SystemExit) as error:
-            lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == spec.origin]
-            place = f"{path}, line {lines[-1]}" if lines else path
-            problem = f"the reward {place} failed on sample {sample.id}: {type(error).__name__}: {error}"
-            hint = f"the completion was {completion[:200]!r}"
-            if tried:
-                raise UserError(problem, f"{hint}: a right answer, on which it must work") from error
-            if on_error is OnError.stop:
-                raise UserError(problem, f"{hint}; reward.on_error=zero goes on") from error
-            if type(error).__name__ not in said:
-                said.add(type(error).__name__)
-                say("warning", f"{problem}; it counts as 0, and so will further errors of this type ({hint})")
-            return 0.0
-
-    tried = True
-    checked(f"<think>because</think><answer>{example.solution}</answer>", example)
-    tried = False
-    return checked
+    return function, spec.origin
 
 
 def _number(value: object) -> float:
