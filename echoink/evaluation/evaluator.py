@@ -271,50 +271,62 @@ class Evaluator:
         variant: Variant = Variant.full,
         first_draw: int = 0,
     ) -> list[Prediction]:
-        label, draws = phase if variant is Variant.full else f"{phase} {variant.name}", how.draws
+        label = phase if variant is Variant.full else f"{phase} {variant.name}"
         group, batch = processes(), how.batch_prompts
-        have = self._answers_on_disk(phase, variant, samples, how=how, round_size=batch * group.num_processes)
-        open_samples = [s for s in samples if any((s.id, draw) not in have for draw in draws)]
-        if have and open_samples:
-            console.say(
-                label, f"{len(samples) - len(open_samples):,} of {len(samples):,} samples were already answered"
-            )
+        have, begun = self._answers_on_disk(phase, variant, samples, how=how, round_size=batch * group.num_processes)
         group.wait_for_everyone()  # all processes have read before the first one writes
-        # Processes take samples in turn, so that every round answers the next samples of the split.
-        own = open_samples[group.process_index :: group.num_processes]
-        rounds = -(-len(open_samples) // (batch * group.num_processes))
-        answers = evaluate.evaluate(
-            model, own, how, phase, clusters=clusters, variant=variant, first_draw=first_draw, engine=self.engine
-        )
-        for number in console.progress(label, rounds)(range(rounds)):
-            collectives.heed()
-            watchdog.at(f"{label}, round {number + 1} of {rounds}")
-            part = list(islice(answers, batch * len(draws)))
-            new = [p for p in gather_object(part) if (p.id, p.draw) not in have]
-            self.files.append(PREDICTIONS, map(asdict, new))
-            have |= {(p.id, p.draw): p for p in new}
-        return [have[sample.id, draw] for sample in samples for draw in draws]
+        for done, draws in begun.items():
+            left = samples[done:]
+            if have and left:
+                which = "" if len(begun) == 1 else f" ({', '.join(draws)})"
+                console.say(label, f"{done:,} of {len(samples):,} samples were already answered{which}")
+            # Processes take samples in turn, so that every round answers the next samples of the split.
+            own = left[group.process_index :: group.num_processes]
+            rounds = -(-len(left) // (batch * group.num_processes))
+            answers = evaluate.evaluate(
+                model,
+                own,
+                replace(how, draws=draws),
+                phase,
+                clusters=clusters,
+                variant=variant,
+                first_draw=first_draw + how.draws.index(draws[0]),
+                engine=self.engine,
+            )
+            for number in console.progress(label, rounds)(range(rounds)):
+                collectives.heed()
+                watchdog.at(f"{label}, round {number + 1} of {rounds}")
+                part = list(islice(answers, batch * len(draws)))
+                new = [p for p in gather_object(part) if (p.id, p.draw) not in have]
+                self.files.append(PREDICTIONS, map(asdict, new))
+                have |= {(p.id, p.draw): p for p in new}
+        return [have[sample.id, draw] for sample in samples for draw in how.draws]
 
     def _answers_on_disk(
         self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup, round_size: int
-    ) -> dict[tuple[str, str], Prediction]:
-        """The answers of earlier processes, judged as this process judges. An incomplete round is answered again, so
-        that the batches are those of an uninterrupted evaluation.
+    ) -> tuple[dict[tuple[str, str], Prediction], dict[int, tuple[str, ...]]]:
+        """The answers of earlier processes, judged as this process judges; and how many samples, from the first on,
+        have which draws. These are fewer for draws that an earlier process did not ask for.
+
+        An incomplete round is answered again, so that the batches are those of an uninterrupted evaluation.
         """
-        rows, draws = self._judged_again(phase, variant, samples, how), how.draws
+        rows, asked = self._judged_again(phase, variant, samples, how), {sample.id for sample in samples}
 
         def ours(row: dict) -> bool:
-            return row["phase"] == phase and row["variant"] == variant.name and row["draw"] in draws
+            is_of = row["phase"] == phase and row["variant"] == variant.name
+            return is_of and row["draw"] in how.draws and row["id"] in asked
 
         have = {(row["id"], row["draw"]): of_row(row) for row in rows if ours(row)}
-        done = next((n for n, s in enumerate(samples) if any((s.id, d) not in have for d in draws)), len(samples))
-        if have and done < len(samples):
-            complete = {sample.id for sample in samples[: done // round_size * round_size]}
-            remaining = [row for row in rows if not ours(row) or row["id"] in complete]
-            if len(remaining) < len(rows):
-                self.files.write_rows(PREDICTIONS, remaining)
-            have = {key: answer for key, answer in have.items() if key[0] in complete}
-        return have
+        begun: dict[int, tuple[str, ...]] = {}
+        for draw in how.draws:
+            done = next((n for n, sample in enumerate(samples) if (sample.id, draw) not in have), len(samples))
+            whole = done if done == len(samples) else done // round_size * round_size
+            begun[whole] = (*begun.get(whole, ()), draw)
+        complete = {(sample.id, draw) for whole, draws in begun.items() for sample in samples[:whole] for draw in draws}
+        remaining = [row for row in rows if not ours(row) or (row["id"], row["draw"]) in complete]
+        if len(remaining) < len(rows):
+            self.files.write_rows(PREDICTIONS, remaining)
+        return {key: answer for key, answer in have.items() if key in complete}, begun
 
     def _judged_again(
         self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup

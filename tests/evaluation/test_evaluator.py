@@ -83,6 +83,32 @@ def test_answered_samples_are_not_answered_again(make_evaluator, model, samples,
     assert len(evaluator.phase(model, samples[:5], FINAL, 0)) == 10
 
 
+def test_more_draws_keep_the_answers_that_are_there_and_are_those_of_a_fresh_evaluation(
+    make_evaluator, model, samples, tmp_path, monkeypatch
+):
+    wanted = make_evaluator(tmp_path / "fresh", samples=3).phase(model, samples[:10], FINAL, 0)
+    asked = []
+
+    def counting(model, prompts, noise, **words):
+        asked.append(noise.shape[:2])
+        return generate(model, prompts, noise, **words)
+
+    monkeypatch.setattr("echoink.evaluation.evaluate.generate", counting)
+    once = make_evaluator(greedy=False, samples=2)
+    once.phase(model, samples[:10], FINAL, 0)
+    before, asked[:] = lines(once), []
+    killed = make_evaluator(samples=3)
+    killed.files.write_rows("predictions.jsonl", before)
+    assert killed.phase(model, samples[:10], FINAL, 0) == wanted
+    assert asked == [(4, 2), (4, 2), (2, 2)], "the third and the greedy draw alone"
+    assert lines(killed)[: len(before)] == before
+    # Killed between two rounds of the new draws: these alone are asked again.
+    killed.files.write_rows("predictions.jsonl", lines(killed)[: len(before) + 9])
+    asked[:] = []
+    assert killed.phase(model, samples[:10], FINAL, 0) == wanted
+    assert asked == [(4, 2), (2, 2)] and len(lines(killed)) == 40
+
+
 def test_what_each_protocol_asks_draws_and_reads(make_evaluator):
     setup, direct = replace(make_evaluator().setup, match=Match.exact), CONFIG.eval.direct
     prompt = setup.processor.prompt
