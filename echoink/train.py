@@ -29,7 +29,7 @@ from echoink.common.startup import imports, take_any_text
 from echoink.config.compose import SWEPT, VERSION_BASE, Composed, compose
 from echoink.config.help import help_text
 from echoink.config.mistakes import closest, hint_for
-from echoink.config.overrides import as_text, quoted
+from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
 from echoink.config.validate import launched_processes, validate
@@ -60,7 +60,7 @@ def main() -> None:
         if shows_only:
             launch()
             return
-        given = [as_text(word) for word in arguments.overrides]
+        given = [normalized(word) for word in arguments.overrides]
         overrides, again, remembered = sweep.settled(given) if arguments.multirun else sweep.Settled(given)
         if remembered and not arguments.config_dir:
             arguments.config_dir, flags = remembered, [*flags, "--config-dir", remembered]

@@ -20,7 +20,7 @@ from echoink.common.errors import UserError
 from echoink.config.effects import refuse_without_effect
 from echoink.config.mistakes import explained
 from echoink.config.origin import chosen_files, has_key, line_of, refuse_surprises
-from echoink.config.overrides import as_text, quoted
+from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
 from echoink.config.validate import refuse_secret, validate
@@ -60,7 +60,7 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     Raises:
         UserError: naming the key and the closest valid one, the wrong type, or the value out of range.
     """
-    overrides = [as_text(word) for word in overrides]
+    overrides = [normalized(word) for word in overrides]
     for word in overrides:
         refuse_secret(word.partition("=")[0], word)
     own = Path(config_dir).resolve() if config_dir else None

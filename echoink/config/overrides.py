@@ -11,15 +11,20 @@ _NO_TEXT = re.compile(r"[+-]?[\d.][\d._]*(e[+-]?[\d_]+)?|true|false|[+-]?(inf|na
 
 
 @cache
-def _text_keys() -> set[str]:
-    keys = {key for key, spec, _ in fields_of(Config()) if spec.type in (str, str | None)}
-    return keys | {"hydra.run.dir", "hydra.sweep.dir"}
+def _keys() -> dict[str, bool]:
+    """The known keys, and whether they take text."""
+    keys = {key: spec.type in (str, str | None) for key, spec, _ in fields_of(Config())}
+    return keys | {"hydra.run.dir": True, "hydra.sweep.dir": True}
 
 
-def as_text(override: str) -> str:
-    """An override, its value quoted where its key takes text and Hydra would read another type: name=2026_11_29."""
+def normalized(override: str) -> str:
+    """An override without what changes nothing in it: `++steps=3` of a known key is `steps=3`. Its value is quoted where
+    its key takes text and Hydra would read another type: name=2026_11_29.
+    """
     key, _, value = override.partition("=")
-    if key.lstrip("+") not in _text_keys() or not any(map(_NO_TEXT.fullmatch, values := value.split(","))):
+    if key.startswith("++") and key[2:] in _keys():
+        key, override = key[2:], override[2:]
+    if not _keys().get(key.lstrip("+")) or not any(map(_NO_TEXT.fullmatch, values := value.split(","))):
         return override
     return f"{key}=" + ",".join(quoted(one) if _NO_TEXT.fullmatch(one) else one for one in values)
 

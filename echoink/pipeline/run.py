@@ -115,7 +115,8 @@ def other_data(config: Config) -> str | None:
 def other_hold_out(config: Config) -> str | None:
     """A warning if the development split, held out of train here, may overlap a checkpoint's training data."""
     run, trained = _trained(config, "dataset")
-    if not trained or config.eval.split is not Split.dev or has_dev(config.dataset):
+    uses_dev = config.eval.split is Split.dev or (config.trains and config.eval.every)
+    if not trained or not uses_dev or has_dev(config.dataset):
         return None
     keys = ("dev", "train", "seed")
     if others := [key for key in keys if trained.get(key) != getattr(config.dataset, key)]:

@@ -50,7 +50,8 @@ class RunFolder:
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
         later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
-        before = read_summary(path)
+        before = self._before = read_summary(path)
+        self._config = self._configuration()
         self.summary["started"] = before.get("started") or milliseconds()
         self.summary["mlflow"] = before.get("mlflow")
         self._started = time.perf_counter() - (before.get("seconds") or 0)
@@ -70,10 +71,26 @@ class RunFolder:
         if self.summary.get("ended"):
             return
         with signals.held():
+            if error and self._is_of_a_finished_evaluation():
+                self.summary = self._before
+                self.write_json("summary.json", self.summary)
+                return
             self.summary["status"] = status_of(error).lower()
             self.summary["error"] = error and reason(error)
             self.summary["ended"] = milliseconds()
             self.write_summary()
+
+    def _is_of_a_finished_evaluation(self) -> bool:
+        """Whether the folder holds a finished evaluation of the same configuration, and this process measured nothing:
+        what the earlier one found still holds.
+        """
+        measured = self.summary["base"] or self.summary["final"]
+        finished = self._before.get("status") == "finished" and self._before.get("steps") is None
+        return finished and not measured and self._config == self._configuration() is not None
+
+    def _configuration(self) -> str | None:
+        file = self.path / "config.yaml"
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def write_summary(self) -> None:
         """Bring `summary.json` up to date."""

@@ -7,6 +7,7 @@ Later rows are cut from the run's files and made again, with the same numbers if
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,8 +126,10 @@ def refuse(config: Config, folder: Path) -> list[str] | None:
     # A lock first: two processes on one folder would each cut what the other writes.
     run_folder.take(folder)  # until the process ends: no other may cut or write in between
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
+    # An evaluation goes on by itself, also one that was killed before its first answer.
     answered = (folder / run_folder.PREDICTIONS).is_file()
-    if config.resume == NEVER and left and (config.trains or not answered):
+    goes_on = answered or run_folder.read_summary(folder).get("task") == config.task.name
+    if config.resume == NEVER and left and (config.trains or not goes_on):
         raise UserError(f"{folder} holds a run already", "resume it with resume=auto, or choose another hydra.run.dir")
     return _check_same(config, folder) if left else None
 
@@ -151,6 +154,8 @@ def begin(config: Config, folder: Path) -> Start:
         )
     if not config.trains:
         cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
+        if others := [key for key in changed if key.startswith(_ANSWERS_DEPEND_ON) and key not in _DIGESTED]:
+            _set_answers_aside(folder, others)
         return Start(again=True)
     found, damaged = checkpoint.newest(folder)
     if found is None and checkpoint.steps(folder):
@@ -173,6 +178,21 @@ def begin(config: Config, folder: Path) -> Start:
 
 _ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "seed", "checkpoint")
 """Keys on which the base's answers, or how they are judged, depend."""
+
+
+_ANSWERS_DEPEND_ON = ("prompt.", "generation.", "model.", "seed", "trainer.bf16", "eval.protocol", "eval.direct")
+_ANSWERS_DEPEND_ON += ("eval.engine",)
+_DIGESTED = ("model.path",)
+"""The evaluator compares the digest of the weights (`Evaluator._check_answers_on_disk`)."""
+
+
+def _set_answers_aside(folder: Path, keys: list[str]) -> None:
+    """Answers to another prompt, or sampled in another way, are none of this evaluation's."""
+    answers = folder / run_folder.PREDICTIONS
+    if answers.is_file():
+        aside = answers.with_name(f"predictions-{time.time_ns()}.jsonl")
+        answers.rename(aside)
+        say("warning", f"{', '.join(keys)}: all is answered again; the answers before this are kept as {aside.name}")
 
 
 def _set_aside(damaged: dict[Path, str]) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,7 +182,9 @@ class StoredRun:
             self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         self.status = run.info.status
-        missing = [Param(k, str(v)) for k, v in record.params.items() if k not in run.data.params]
+        # MLflow takes no other characters in names; Hydra does: prompt@eval.direct.
+        params = {re.sub(r"[^\w./: -]", ".", name): str(value) for name, value in record.params.items()}
+        missing = [Param(name, value) for name, value in params.items() if name not in run.data.params]
         if missing:
             self.client.log_batch(self.run_id, params=missing)
 

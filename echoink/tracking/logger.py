@@ -68,23 +68,25 @@ class Tracker:
         self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
         if self._stored.known:  # a run that goes on
             self._stored.client.update_run(self.run_id, "RUNNING")
+            self._stored.status = "RUNNING"
             self._have = sync.History(self._stored)
         sync.describe(self._stored, self._folder)
 
     def __exit__(self, kind, error, traceback) -> None:
         with signals.held():
+            status = status_of(error)
             if self._files:
                 self._files.settle(error)
+                status = self._files.summary["status"].upper()
             if self.uri is None:
                 return
             self._drain()
-            self._guarded(lambda: self._finish(status_of(error)))
+            self._guarded(lambda: self._finish(status))
 
     def _finish(self, status: str) -> None:
         stored = self._stored or StoredRun(self.uri, self.record)
         self.run_id, self.experiment_id = stored.run_id, stored.experiment_id
-        sync.complete(stored, self._folder)
-        stored.end(status, milliseconds())
+        sync.complete(stored, self._folder, status, milliseconds())
         self.refused = None  # completed from disk
 
     def row(self, row: dict) -> None:

@@ -36,18 +36,45 @@ def describe(stored: StoredRun, folder: Path) -> None:
     _artifacts(stored, folder)
 
 
-def complete(stored: StoredRun, folder: Path) -> None:
-    """Bring a run in a store up to date with its folder: numbers, traces, checkpoint, files."""
-    describe(stored, folder)
-    have = History(stored)
-    for name in ROWS[:2] + ROWS[3:]:
-        stored.log(have.missing(read_rows(folder / name)))
+def complete(stored: StoredRun, folder: Path, status: str, ended: int) -> None:
+    """Bring a run in a store up to date with its folder: numbers, checkpoint, datasets, files, traces, status.
+
+    A store may refuse some of these (a server whose files this machine may not write, one without traces); it gets the
+    others all the same.
+
+    Raises:
+        Exception: what the store refused first.
+    """
+    have, models, refused = History(stored), [], []  # an absent server fails here, before anything is tried
     evaluations = read_rows(folder / "eval.jsonl")
-    stored.log(have.missing(row for row in evaluations if row["phase"] == "base"))
-    final = [row for row in evaluations if row["phase"] == "final"]
-    stored.log(have.missing(final), _model(stored, folder))
-    for rows in traces.groups(folder):
-        have.send(rows)
+
+    def numbers() -> None:
+        for name in ROWS[:2] + ROWS[3:]:
+            stored.log(have.missing(read_rows(folder / name)))
+        stored.log(have.missing(row for row in evaluations if row["phase"] == "base"))
+
+    def final() -> None:
+        stored.log(have.missing(row for row in evaluations if row["phase"] == "final"), *models)
+
+    def groups() -> None:
+        for rows in traces.groups(folder):
+            have.send(rows)
+
+    for part in (
+        numbers,
+        lambda: models.append(_model(stored, folder)),
+        final,
+        lambda: _inputs(stored),
+        lambda: _artifacts(stored, folder),
+        groups,
+        lambda: None if status == stored.status else stored.end(status, ended),
+    ):
+        try:
+            part()
+        except Exception as error:  # stores raise many types
+            refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 CLOCKS = ("time/", "perf/")
@@ -66,10 +93,12 @@ class History:
             for point in stored.client.get_metric_history(stored.run_id, name):
                 self._times.add((name, point.step, point.timestamp))
                 self._values[name, point.step].append(point.value)
-        self._traces = traces.sent(stored)
+        self._traces: dict[str, traces.Sent] | None = None
 
     def send(self, rows: list[dict]) -> None:
         """Send a group as a trace unless it is there; replace one whose completions differ."""
+        if self._traces is None:
+            self._traces = traces.sent(self._stored)
         there = self._traces.get(traces.name(rows))
         if there and there.digest not in (traces.digest(rows), None):
             self._stored.client.delete_traces(self._stored.experiment_id, trace_ids=[there.id])
@@ -192,10 +221,10 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
         own = replace(record, id=uuid4().hex, tags=tags, parent=parent)
         record = own.kept(place)
     stored = StoredRun(uri, record)
-    complete(stored, place)
-    if status != stored.status:
-        stored.end(status, ended)
-    _note(place, stored)
+    try:
+        complete(stored, place, status, ended)
+    finally:
+        _note(place, stored)
     return stored
 
 

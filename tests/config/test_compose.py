@@ -13,7 +13,7 @@ from echoink.config.effects import of_training_alone
 from echoink.config.foreign_names import HERE
 from echoink.config.help import help_text
 from echoink.config.mistakes import groups
-from echoink.config.overrides import as_text, quoted
+from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import flatten, to_yaml
 from echoink.config.validate import launched_processes
@@ -191,11 +191,20 @@ def test_keys_of_training_may_stand_beside_an_evaluation_but_no_sweep_over_them(
         ("dataset.path=true", "dataset.path", "true"),
         ("checkpoint=null", "checkpoint", None),
         ("grpo.beta=0.10", "grpo.beta", 0.1),
+        ("++checkpoint=0123", "checkpoint", "0123"),
     ],
 )
 def test_a_text_that_reads_like_a_number_stays_as_it_was_written(override, key, value):
-    (read,) = OverridesParser.create().parse_overrides([as_text(override)])
+    (read,) = OverridesParser.create().parse_overrides([normalized(override)])
     assert (read.key_or_group, read.value()) == (key, value)
+
+
+def test_two_plus_signs_before_a_known_key_change_nothing():
+    """Also where a key is looked for among those that were given."""
+    assert normalized("++trainer.steps=3") == "trainer.steps=3"
+    assert normalized("++model.figures.layers=5") == "++model.figures.layers=5"
+    with pytest.raises(UserError, match=r"adapter\.rank has no effect here"):
+        compose(["++adapter.rank=8"])
 
 
 def test_names_that_read_like_numbers_stay_in_a_run_and_in_a_sweep():

@@ -11,6 +11,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
+from echoink.tracking import sync
 from echoink.tracking.client import Record, StoredRun, absolute_uri, compare_page, connect, curves_page
 from echoink.tracking.logger import Tracker
 from tests.helpers import processes, stores
@@ -168,6 +169,40 @@ def test_rows_that_a_store_refused_are_there_at_the_end(tmp_path, monkeypatch):
     history = client.get_metric_history(shown.run_id, "reward/accuracy")
     assert {m.step: m.value for m in history} == {step: step / 10 for step in range(1, 6)} and len(history) == 5
     assert shown.refused is None and client.get_run(shown.run_id).info.status == "FINISHED"
+
+
+def test_a_store_that_takes_no_files_and_no_traces_gets_the_rest(tmp_path, monkeypatch):
+    """Such as a server whose files lie where this machine may not write."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def refuses(*_, **__):
+        raise MlflowException("access denied")
+
+    uri, client = open_store(tmp_path)
+    for name in ("log_artifact", "list_artifacts", "search_traces", "create_logged_model"):
+        monkeypatch.setattr(MlflowClient, name, refuses)
+    files = RunFolder(tmp_path / "run", "train", "x", 0)
+    files.append("traces.jsonl", [{"step": 1, "id": "0", "text": "x"}])
+    files.summary["checkpoint"] = "checkpoints/step-1"
+    with files, Tracker(uri, Record("x", "run", {}, {}).kept(files.path), files.path, files) as shown:
+        shown.row(files.numbers("metrics.jsonl", {"step": 1, "reward/accuracy": 0.5}))
+        files.numbers("eval.jsonl", {"step": 1, "phase": "final", "eval/accuracy": 0.75})
+    found = client.get_run(shown.run_id)
+    assert found.data.metrics == {"reward/accuracy": 0.5, "eval/accuracy": 0.75}
+    assert found.info.status == "FINISHED" and "access denied" in shown.refused
+    client.update_run(shown.run_id, "RUNNING")
+    with pytest.raises(MlflowException, match="access denied"):
+        sync.folder(files.path, uri)
+    assert client.get_run(shown.run_id).info.status == "FINISHED"
+
+
+def test_a_parameter_that_hydra_takes_and_mlflow_does_not_has_another_name(tmp_path):
+    uri, client = open_store(tmp_path)
+    with view(tmp_path, uri, params={"prompt@eval.direct": "mine"}) as shown:
+        shown.row(row(1, m=1.0))
+    assert client.get_run(shown.run_id).data.params == {"prompt.eval.direct": "mine"}
+    assert client.get_run(shown.run_id).data.metrics == {"m": 1.0}
 
 
 def test_a_slow_store_does_not_slow_a_step(tmp_path, monkeypatch):
