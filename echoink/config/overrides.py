@@ -18,7 +18,7 @@ def _keys() -> dict[str, bool]:
 
 
 def normalized(override: str) -> str:
-    """An override without what changes nothing in it: `++steps=3` of a known key is `steps=3`. Its value is quoted where
+    """An override as the rest of the package reads it: `++seed=3` is `seed=3` if the key is known. A value is quoted if
     its key takes text and Hydra would read another type: name=2026_11_29.
     """
     key, _, value = override.partition("=")
