@@ -234,7 +234,8 @@ def devices() -> list[str]:
 
 
 def shared(config: Config, below: Path, but: Path) -> Run | None:
-    """A finished run with this configuration below a folder, except `but`; keys that an older run lacks get defaults.
+    """A finished run with this configuration in all of its steps below a folder, except `but`. Keys that an older run
+    lacks get defaults.
 
     The user's own rewards are compared by file content, the dataset by its path and settings. The code is not
     compared: `_other_code` says whether it differs.
@@ -244,7 +245,9 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     wanted = reader.method(to_yaml(config))
     for path in sorted(reader.below(below, "summary.json")):
         run = reader.read(path) if path.resolve() != but.resolve() else None
-        if run is None or not run.finished or run.summary.get("shared") or run.summary["task"] != config.task.name:
+        if run is None or not run.finished or run.summary.get("shared") or run.changed:
+            continue
+        if run.summary["task"] != config.task.name:
             continue
         if run.config == wanted and not reward_files.changed(config.reward, run.folder):
             return run

@@ -31,6 +31,7 @@ SHORT = {
     "grpo.modality_dropout": "modality dropout",
     "dataset.shortcut_share": "shortcut",
     "dataset.curriculum": "curriculum",
+    "changed": "changed between steps:",
 }
 """Names of keys in labels, the paper's where it has one. A weight `reward.lambda_x` is λ_x, see `short`."""
 
@@ -51,10 +52,12 @@ def differing(runs: Sequence[Run]) -> list[str]:
                 named = repr([(key, run.config[key]) for key in sorted(run.config) if key.startswith(beginnings)])
                 digests.setdefault(named, set()).add(digest)
         found += [content] if any(len(several) > 1 for several in digests.values()) else []
-    return found
+    return found + (["changed"] if len({repr(run.changed) for run in runs}) > 1 else [])
 
 
 def _value(run: Run, key: str) -> Any:
+    if key == "changed":
+        return ", ".join(run.changed) or None
     return run.contents[key] if key in CONTENTS else run.config.get(key)
 
 

@@ -54,6 +54,8 @@ class RunFolder:
         self._config = self._configuration()
         self.summary["started"] = before.get("started") or milliseconds()
         self.summary["mlflow"] = before.get("mlflow")
+        if before.get("changed"):
+            self.changed(before["changed"])
         self._started = time.perf_counter() - (before.get("seconds") or 0)
 
     def __enter__(self) -> "RunFolder":
@@ -96,6 +98,11 @@ class RunFolder:
         """Bring `summary.json` up to date."""
         self.summary["seconds"] = round(time.perf_counter() - self._started, 1)
         self.write_json("summary.json", self.summary)
+
+    def changed(self, keys: Iterable[str]) -> None:
+        """Note configuration keys whose values changed between the steps of the run."""
+        if found := sorted({*self.summary.get("changed", ()), *keys}):
+            self.summary["changed"] = found
 
     def append(self, name: str, rows: Iterable[dict]) -> None:
         """Append rows to a JSON Lines file and flush it."""

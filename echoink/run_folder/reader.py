@@ -68,6 +68,11 @@ class Run:
         return self.config["seed"]
 
     @property
+    def changed(self) -> list[str]:
+        """Keys whose values in `config` are those of the last steps only: the run was resumed with other values."""
+        return self.summary.get("changed") or []
+
+    @property
     def finished(self) -> bool:
         return self.summary["status"] == "finished"
 

@@ -37,6 +37,8 @@ class Start:
     """Whether the folder holds what an earlier process has left."""
     finished: bool = False
     """Whether there is nothing left to do."""
+    changed: tuple[str, ...] = ()
+    """Keys that training goes on with after steps with other values of them."""
 
     def describe(self) -> str:
         """Where the run begins, for the screen."""
@@ -144,9 +146,10 @@ def begin(config: Config, folder: Path) -> Start:
     if changed is None:
         there = run_folder.read_summary(folder)["status"] != "missing"
         return Start(again=config.resume != NEVER and there and not config.dry_run)
-    follow = () if config.trainer.schedule is Schedule.constant else ("steps", "epochs")
-    fixed = ("learning_rate", "weight_decay", "schedule", "warmup_steps", *follow)
-    kept = {f"trainer.{name}" for name in fixed} & set(changed)
+    length = {"trainer.steps", "trainer.epochs"}
+    constant = config.trainer.schedule is Schedule.constant
+    fixed = {f"trainer.{name}" for name in ("learning_rate", "weight_decay", "schedule", "warmup_steps")}
+    kept = (fixed if constant else fixed | length) & set(changed)
     if kept and config.trainer.sharding.is_deepspeed:
         raise UserError(
             f"DeepSpeed goes on with the {' and '.join(sorted(kept))} that {folder} was begun with",
@@ -173,7 +176,11 @@ def begin(config: Config, folder: Path) -> Start:
     _set_aside(damaged)
     checkpoint.tidy(folder)
     cut(folder, step, last, base=not any(key.startswith(_ASKS) for key in changed))
-    return Start(step, found, again=True)
+    # More steps at a constant learning rate are those of a longer run.
+    free = length if constant else set()
+    mixed = [key for key in changed if key not in free and not key.startswith("eval.")]
+    mixed += reward_files.changed(config.reward, folder)
+    return Start(step, found, again=True, changed=tuple(mixed) if step else ())
 
 
 _ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "seed", "checkpoint")

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from echoink.common.errors import UserError
+from echoink.pipeline.sweep_job import shared
 from echoink.report import arms as report_arms
 from echoink.report.build import write
 from echoink.run_folder import reader, reward_files
+from echoink.run_folder.folder import RunFolder, read_summary
 from tests.helpers.configs import config_of
 from tests.helpers.runs import make_run
 
@@ -87,6 +89,21 @@ def test_what_a_run_keeps_and_how_it_is_started_makes_no_arm(tmp_path):
     make_run(tmp_path / "1", ["seed=1"])
     (arm,) = report_arms.arms(reader.find([tmp_path]))
     assert [run.seed for run in arm.runs] == [0, 1]
+
+
+def test_a_run_whose_settings_changed_between_steps_is_no_seed_of_an_arm_and_is_not_shared(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), [f"seed={seed}"])
+    with RunFolder(tmp_path / "0", "train", "x", 0) as files:
+        files.summary = read_summary(files.path)
+        files.changed(["trainer.learning_rate"])
+    first, second = report_arms.arms(reader.find([tmp_path]))
+    assert (first.label, second.label) == ("changed between steps: trainer.learning_rate", "changed between steps: –")
+    with RunFolder(tmp_path / "0", "train", "x", 0) as files:
+        files.changed(["reward.file"])
+        assert files.summary["changed"] == ["reward.file", "trainer.learning_rate"], "it is kept"
+    assert shared(config_of("seed=0"), tmp_path, tmp_path / "new") is None
+    assert shared(config_of("seed=1"), tmp_path, tmp_path / "new").folder == tmp_path / "1"
 
 
 def test_labels_are_short(tmp_path):

@@ -392,7 +392,8 @@ def test_another_configuration_is_refused_with_its_differences(stopped, other):
         resume.reader.method(resume.to_yaml(wanted)),
         [],
     )
-    assert start(stopped, other, f"resume_allow=[{','.join(changed)}]").step == 5
+    found = start(stopped, other, f"resume_allow=[{','.join(changed)}]")
+    assert found.step == 5 and key in found.changed
 
 
 def test_a_reward_that_has_changed_is_refused_by_its_file_and_begins_anew_beside(stopped, tmp_path):
@@ -408,7 +409,8 @@ def test_a_reward_that_has_changed_is_refused_by_its_file_and_begins_anew_beside
         start(stopped, *words)
     assert resume.place(config, stopped.with_name("new")) == stopped.with_name("new")
     assert "reward.file is another" in resume.left_beside(config, stopped.with_name("new"))
-    assert start(stopped, *words, "resume_allow=[reward.file]").step == 5
+    found = start(stopped, *words, "resume_allow=[reward.file]")
+    assert (found.step, found.changed) == (5, ("reward.file",))
 
 
 @pytest.mark.parametrize("other", ["trainer.save_every=3", "trainer.keep_checkpoints=9", "name=x", "tracking=mlflow"])
@@ -482,6 +484,7 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
     shutil.copytree(place / "outputs/plain", whole)
     assert start(whole).finished
     found = start(whole, "trainer.steps=16", "resume_allow=[trainer.steps]")
+    assert found.changed == ("trainer.steps",), "the learning rate's schedule follows them"
     assert not found.finished and found.step == 8
     assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
     start(whole, "trainer.steps=16", "generation.top_p=0.7", "resume_allow=[trainer.steps,generation.top_p]")
