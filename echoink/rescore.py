@@ -155,6 +155,8 @@ def main(words: Sequence[str]) -> None:
     given = cli.settings(RescoreConfig, others)
     if given.output and Path(given.output).exists():
         raise UserError(f"{given.output} is there already", "give a new output=")
+    if given.output and not Path(given.output).parent.is_dir():
+        raise UserError(f"no such folder: {Path(given.output).parent}", "make it, or give another output=")
     before, after, clocks = rescore(Path(paths[0]), given.reward)
     groups: dict[str, list[Prediction]] = {}
     for p in after:

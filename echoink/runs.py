@@ -7,9 +7,9 @@
 The jobs of a sweep are listed together; one command runs all that are missing.
 """
 
-import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.table import Table
 from echoink.common import cli
 from echoink.common.console import console, percent, say
 from echoink.common.errors import UserError
+from echoink.common.files import read_json
 from echoink.config.overrides import quoted
 from echoink.config.schema import Task
 from echoink.pipeline.sweep import is_search
@@ -77,7 +78,10 @@ def going_on(run: Run) -> str | None:
 
 
 def _said(sweep: Path) -> dict[str, Any]:
-    return json.loads((sweep / "sweep.json").read_text("utf-8"))
+    """A sweep's definition; empty if its file is damaged: one folder must not hide the others."""
+    with suppress(UserError):
+        return read_json(sweep / "sweep.json")
+    return {}
 
 
 def sweep_command(sweep: Path) -> str:
@@ -97,7 +101,8 @@ def unfinished_sweeps(folders: Sequence[Path]) -> list[Path]:
     """Sweeps that have ended with unfinished or missing jobs; searches are left out."""
     found = []
     for sweep in sorted(place for folder in folders for place in reader.below(folder, "sweep.json")):
-        said = _said(sweep)
+        if not (said := _said(sweep)):
+            continue
         done = [job for job in reader.jobs(sweep) if read_summary(job)["status"] == "finished"]
         if len(done) < said["jobs"] and not is_search(said) and (said["status"] != "running" or process_is_gone(sweep)):
             found.append(sweep)

@@ -79,7 +79,6 @@ def main(words: Sequence[str]) -> None:
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
 
-    # `train` is left out: the answers' run refuses other settings itself, and the named model does not depend on it.
     work = stages.begin(output, settings, ("media", "copies", "answers", "seed"))
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())

@@ -12,7 +12,6 @@ tags. GRPO then has something to learn. Scenes come from the `base` split of the
 has. The same command resumes what was interrupted.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from omegaconf import OmegaConf
 from echoink.common import cli
 from echoink.common.console import progress, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json
+from echoink.common.files import as_json, read_json
 from echoink.common.keys import key
 from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
@@ -116,7 +115,7 @@ def write_lessons(config: TinyConfig, work: Path, taught: Sequence[tuple[str, in
     if not media.is_dir():
         sizes = {"base": len(drawn)}
         synthetic.write(media, config.seed, sizes, progress("scenes", len(drawn)), kinds=config.kinds)
-    rows = json.loads((media / "omni_rl_format_base.json").read_text(encoding="utf-8"))
+    rows = read_json(media / "omni_rl_format_base.json")
     for number, (name, steps) in enumerate(taught):
         passes = -(-steps * config.batch // config.pool)
         told = config.sloppiness if name == "sloppy" else None

@@ -463,6 +463,20 @@ def test_an_export_answers_as_it_was_measured_whatever_its_base_would_decode_wit
         assert ours.endswith("</answer>") and capsys.readouterr().out.partition(" → ")[0] == ours
 
 
+def test_an_export_that_the_hub_does_not_take_is_whole_and_says_how_to_push_it(tmp_path, monkeypatch):
+    class Hub:
+        create_repo = upload_folder = Mock(side_effect=OSError("quota"))
+
+    monkeypatch.setattr(export, "HfApi", Hub)
+    monkeypatch.setattr(preflight, "check_hub", lambda repository: None)
+    model, folder = tmp_path / "model", tmp_path / "whole"
+    load_model("tiny").save_pretrained(model)
+    load_processor("tiny", 12_544, 12_544).save_pretrained(model)
+    with pytest.raises(UserError, match=rf"whole, but .*: quota\n  → hf upload me/x {folder}"):
+        export.export(model, folder, push_to="me/x")
+    assert (folder / "model.safetensors").is_file()
+
+
 def test_a_card_says_what_its_numbers_are_of(run):
     summary = json.loads((run / "summary.json").read_text())
     summary["paired"]["draws"] = 4
@@ -788,6 +802,8 @@ def test_rescore_takes_greedy_answers_alone_and_looks_for_its_output_first(run, 
     output.touch()
     with pytest.raises(UserError, match="is there already"):
         rescore.main([str(file), f"output={output}"])
+    with pytest.raises(UserError, match="no such folder"):
+        rescore.main([str(file), f"output={tmp_path}/nowhere/new.jsonl"])
     assert "accuracy" not in capsys.readouterr().out
 
 

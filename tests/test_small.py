@@ -2,6 +2,7 @@
 their own (tests/models/test_pretrained_parts.py, tests/data/test_lessons.py)."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from echoink import small
 from echoink.common import cli
 from echoink.common.errors import UserError
+from echoink.config.schema import to_yaml
 from echoink.models import pretrained_parts
 from echoink.pipeline import small_stages
 from echoink.training import tower_alignment
@@ -35,6 +37,7 @@ def asked(monkeypatch, parts, split, tmp_path):  # noqa: F811
         step.mkdir()
         for file in source.iterdir():
             (step / file.name).write_bytes(file.read_bytes())
+        (run / "config.yaml").write_text(to_yaml(config))
         (run / "summary.json").write_text(json.dumps({"status": "finished", "steps": 1, "seconds": 2.0, "final": {}}))
         return 0
 
@@ -91,6 +94,17 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
         small.main(words(tmp_path))
     with pytest.raises(UserError, match="begun with another copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
+
+
+def test_a_finished_run_is_passed_over_only_if_its_settings_are_those_of_the_command(asked, tmp_path, monkeypatch):
+    small.main(words(tmp_path))
+    shutil.rmtree(tmp_path / "small")
+    small.main(words(tmp_path))
+    assert len(asked) == 1
+    shutil.rmtree(tmp_path / "small")
+    monkeypatch.setattr(cli, "train", lambda words: 2)  # it holds another run
+    with pytest.raises(UserError, match="stage answers ended with exit status 2"):
+        small.main([*words(tmp_path), "train=[trainer.steps=9]"])
 
 
 def test_what_is_wrong_is_said_before_anything_is_made(asked, tmp_path):

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from echoink.common.errors import UserError, first_line
+
 
 def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a temporary file, then rename it: readers find it whole, even if others write it too."""
@@ -15,6 +17,8 @@ def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with open(part, "wb") as content:
             write(content)
+            content.flush()
+            os.fsync(content.fileno())  # else a machine that crashes may leave an empty file under the name
         os.replace(part, file)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -29,6 +33,18 @@ def write_atomic(file: Path, text: str) -> None:
 def as_json(content: Any) -> str:
     """A JSON file's text, which people can read too."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file that this package has written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {first_line(error)}", "restore it from a copy, or delete it") from error
 
 
 def as_lines(rows: Iterable[dict]) -> str:

@@ -19,7 +19,6 @@ needs-afresh.jsonl the second one. A run that was stopped continues where it sto
 
 import hashlib
 import io
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -30,13 +29,13 @@ from pathlib import Path
 from echoink.common import cli
 from echoink.common.console import counted, progress, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, as_lines, read_rows, write_aside, write_atomic
+from echoink.common.files import as_json, as_lines, read_json, read_rows, write_aside, write_atomic
 from echoink.common.keys import key
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
-from echoink.data.readers import holds_one_split, open_split
+from echoink.data.readers import ALIASES, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, parse_rows
 from echoink.data.splits import joined, refuse_too_many
 from echoink.evaluation.modality_need import FEWEST, Need
@@ -133,7 +132,7 @@ def begin(output: Path, report: str, recipe: dict) -> Path:
     if (output / report).is_file():
         raise UserError(f"{output} is finished", "give a new output=")
     begun = (work / "recipe.json").is_file()
-    if begun and json.loads((work / "recipe.json").read_text("utf-8")) != recipe:
+    if begun and read_json(work / "recipe.json") != recipe:
         raise UserError(f"{output} was begun with other settings", "give a new output=")
     if not begun and output.is_dir() and any(path != work for path in output.iterdir()):
         raise UserError(f"{output} holds other files", "give a new output=")
@@ -192,7 +191,7 @@ def _rate(row: dict) -> float:
 def _forget_another_selection(work: Path, output: Path, selection: dict) -> None:
     """Remove the files and answers of another selection, made by an earlier start with other settings."""
     file = work / "selection.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != selection:
+    if file.is_file() and read_json(file) != selection:
         for folder in (work / "again", output / "train"):
             shutil.rmtree(folder, ignore_errors=True)
         (output / "omni_rl_format_train.json").unlink(missing_ok=True)
@@ -240,7 +239,7 @@ def _of_source(source: str) -> list[str]:
 
 
 def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
-    """The samples of every split of a source. Errors in them are raised before a model answers anything.
+    """The samples of every split of a source, by name. Errors in them are raised before a model answers anything.
 
     Raises:
         UserError: it has no training split, or see `read_samples`.
@@ -250,16 +249,33 @@ def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
     found = {split: read_samples(data, split) for split in SPLITS}
     if not found["train"]:
         raise UserError(f"{data.path} has no training questions", "curate chooses among those of train")
+    for name in _further(data):
+        found[name] = read_samples(data, "valid", name)
+        say("", f"{name} is not written: the output has one validation split")
     return found
 
 
-def read_samples(data: DatasetConfig, split: str) -> list[Sample]:
+def _further(data: DatasetConfig) -> list[str]:
+    """Names of further validation splits: a folder of tables or .jsonl files may have `validation` and `test`."""
+    used = open_split(data.path, "valid", data.split)
+    if used is None or Path(used.where).name == "omni_rl_format_valid.json":
+        return []
+    there = [name for name in ALIASES["valid"] if open_split(data.path, "valid", name)]
+    return [name for name in there if name != (data.split or there[0])]
+
+
+def read_samples(data: DatasetConfig, split: str, name: str | None = None) -> list[Sample]:
     """The samples of a split whose files exist; none where there is no such split.
+
+    Args:
+        data: the dataset.
+        split: train, dev or valid.
+        name: what the files call it, see `open_split`; by default a validation split has the name `dataset.split`.
 
     Raises:
         UserError: more rows are invalid or lack a file than dataset.max_skipped allows.
     """
-    name = data.split if split == "valid" else None
+    name = name or (data.split if split == "valid" else None)
     if not (found := open_split(data.path, split, name)):
         return []
     samples, dropped = parse_rows(found.rows, found.folder, found.where, outside=data.outside)
@@ -280,7 +296,7 @@ def write_splits(
     seed: int = 0,
     shuffle: bool = False,
 ) -> None:
-    """Write the official layout with a copy of every file: the training samples in `extra`, the other splits whole.
+    """Write the official layout with a copy of every file: the training samples in `extra`, dev and valid whole.
 
     All rows have the labels that evaluation reads (`Sample.fields`).
 
@@ -291,8 +307,8 @@ def write_splits(
         seed: of the order of options.
         shuffle: whether the options of training samples are reordered, see `balanced`.
     """
-    for split, samples in splits.items():
-        rows, lost, turns = [], 0, Counter()
+    for split in SPLITS:
+        rows, lost, turns, samples = [], 0, Counter(), splits[split]
         for number, sample in enumerate(progress(f"write {split}", len(samples))(samples)):
             if split == "train" and sample.id not in extra:
                 continue

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from echoink.common.console import progress
 from echoink.common.errors import UserError
-from echoink.common.files import cut_lines, read_rows, write_aside, write_atomic
+from echoink.common.files import cut_lines, read_json, read_rows, write_aside, write_atomic
 from echoink.data.choices import labelled
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.media import loaders
@@ -243,7 +243,7 @@ def refuse_another(output: Path, recipe: dict) -> None:
     """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))
-    if begun and note.is_file() and json.loads(note.read_text("utf-8")) != recipe:
+    if begun and note.is_file() and read_json(note) != recipe:
         raise UserError(f"{output} was begun as {note.read_text('utf-8').strip()}", "give a new output=")
     output.mkdir(parents=True, exist_ok=True)
     take(output)

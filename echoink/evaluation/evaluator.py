@@ -4,7 +4,6 @@ A killed evaluation resumes where it stopped: answers that are in predictions.js
 occurs there once. Several processes share the samples; the first one writes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from echoink.common import console
 from echoink.common.clusters import Clusters
 from echoink.common.errors import UserError
+from echoink.common.files import read_json
 from echoink.config.schema import EvalConfig, Split, Task, Variant
 from echoink.data import ablations
 from echoink.data.samples import Sample
@@ -137,7 +137,7 @@ class Evaluator:
 
         def check() -> None:
             file = self.files.path / ANSWERED
-            before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            before = read_json(file) if file.is_file() else {}
             begun = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))
             if begun and before.get(phase, here) != here:
                 others = [name for name in here if here[name] != before[phase][name]]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
 
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.common.files import read_rows
 from echoink.config.paths import conf_dir, resolve
 from echoink.config.schema import Prompt
@@ -77,8 +77,13 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     finally:
         shutil.rmtree(part, ignore_errors=True)
     if push_to:
-        HfApi().create_repo(push_to, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=push_to, folder_path=str(output))
+        try:
+            HfApi().create_repo(push_to, private=True, exist_ok=True)
+            HfApi().upload_folder(repo_id=push_to, folder_path=str(output))
+        except Exception as error:  # the hub and the network raise many types
+            raise UserError(
+                f"{output} is whole, but the hub did not take it: {first_line(error)}", f"hf upload {push_to} {output}"
+            ) from error
     return output
 
 

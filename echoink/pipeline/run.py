@@ -19,7 +19,7 @@ from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
 from echoink.data.splits import load as load_splits
 from echoink.planning import plan, preflight
-from echoink.planning.steps import training_steps
+from echoink.planning.steps import of_curriculum, training_steps
 from echoink.rewards import terms
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
@@ -232,8 +232,19 @@ def _load_data(config: Config) -> Splits:
                 "python -m echoink.curate mode=traces makes them",
             )
         # Raises if there are fewer samples than a step takes, or no step after the warm-up.
-        training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
+        steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(splits.train))
+        if config.dataset.curriculum:
+            prompts = -(-steps // config.grpo.updates_per_rollout) * config.trainer.prompts_per_step
+            _say_reach(config.dataset.curriculum, [sample.fields["need"] for sample in splits.train], prompts)
     return splits
+
+
+def _say_reach(curriculum: Sequence[str], needs: Sequence[str], prompts: int) -> None:
+    found = of_curriculum(curriculum, needs, prompts)
+    console.say("data", "curriculum: " + ", ".join(f"{n:,} of {of:,} {need}" for need, (n, of) in found.items()))
+    if never := [need for need, (n, _) in found.items() if not n]:
+        hint = "trainer.steps=null goes through all"
+        console.say("warning", f"trainer.steps ends before the first sample that needs {never[0]}: {hint}")
 
 
 def _plan(config: Config, files: RunFolder) -> None:

@@ -1,6 +1,5 @@
 """Runs supervised stages one after another: each is a run of `echoink.train` and starts from the previous model."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING
 from echoink.common import cli
 from echoink.common.console import quiet_libraries, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_atomic
+from echoink.common.files import as_json, read_json, write_atomic
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
-from echoink.run_folder import checkpoint
+from echoink.config.schema import to_yaml
+from echoink.run_folder import checkpoint, reader
 from echoink.run_folder.folder import read_summary
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[
     record = []
     for stage in stages:
         run = work / stage.name
-        if read_summary(run)["status"] != "finished":
+        words = [*stage.words, f"model.path={quoted(model)}", f"hydra.run.dir={quoted(run)}", "resume=auto"]
+        there, wanted = reader.read(run), reader.method(to_yaml(compose(words)[0].config))
+        if not (there and there.finished and there.config == wanted):  # the run refuses other settings
             say("stage", stage.name)
-            own = [f"model.path={quoted(model)}", f"hydra.run.dir={quoted(run)}", "resume=auto"]
-            if status := cli.train([*stage.words, *own]):
+            if status := cli.train(words):
                 hint = "the same command goes on from there"
                 raise UserError(f"the stage {stage.name} ended with exit status {status}", hint)
         summary = read_summary(run)
@@ -88,7 +89,7 @@ def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
         raise UserError(f"{output} is there already", "give a new folder: output=…")
     work = output.with_name(f"{output.name}_stages")
     told, wanted = work / "settings.json", {name: settings[name] for name in decides}
-    before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else wanted
+    before = read_json(told) if told.is_file() else wanted
     if different := ", ".join(name for name, value in wanted.items() if before.get(name) != value):
         raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
     work.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
 
 def record_of(folder: Path) -> list[dict]:
     """The stored record of how a folder of `made_once` was made."""
-    return [json.loads((folder / RECORD).read_text(encoding="utf-8"))]
+    return [read_json(folder / RECORD)]
 
 
 def finish(output: Path, write: Callable[[Path], object], settings: dict, record: Sequence[dict]) -> None:

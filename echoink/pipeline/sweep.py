@@ -1,6 +1,5 @@
 """Finds a sweep's overrides: those of the command line, or of the sweep that it resumes. `sweep_run.py` runs it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
+from echoink.common.files import read_json
 
 
 class Settled(NamedTuple):
@@ -36,7 +36,7 @@ def refuse(overrides: Sequence[str], folder: Path) -> None:
         UserError: the folder holds a search, or a sweep with other jobs.
     """
     file = folder / "sweep.json"
-    definition = json.loads(file.read_text("utf-8")) if file.is_file() else None
+    definition = read_json(file) if file.is_file() else None
     if definition and (is_search(definition) or _of_jobs(definition["overrides"]) != _of_jobs(overrides)):
         raise UserError(
             f"{folder} holds another sweep: {' '.join(definition['overrides'])}", "choose another hydra.sweep.dir"
@@ -61,7 +61,7 @@ def settled(overrides: list[str]) -> Settled:
     folder = Path(str(value))
     if not (folder / "sweep.json").is_file():
         raise UserError(f"sweep.resume={folder} is not the folder of a sweep", "a sweep's folder has a sweep.json")
-    definition = json.loads((folder / "sweep.json").read_text("utf-8"))
+    definition = read_json(folder / "sweep.json")
     before = definition["overrides"]
     if is_search(definition):
         raise UserError(f"{folder} is a search, which cannot be resumed", "start another one")

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from echoink.common import signals
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_atomic
+from echoink.common.files import as_json, read_json, write_atomic
 from echoink.config.compose import SWEPT
 from echoink.config.overrides import quoted
 from echoink.config.schema import Config, to_yaml
@@ -256,7 +256,7 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 def _other_code(run: Run) -> str:
     file = run.folder / "environment.json"
-    then = json.loads(file.read_text("utf-8")).get("commit") if file.is_file() else None
+    then = read_json(file).get("commit") if file.is_file() else None
     now = git()["commit"]
     return f" (commit {(then or 'unknown')[:7]}, here {(now or 'unknown')[:7]})" if then != now else ""
 

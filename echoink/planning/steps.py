@@ -1,4 +1,7 @@
-"""How many optimizer steps a run has."""
+"""How many optimizer steps a run has, and how far they come through a curriculum."""
+
+from collections import Counter
+from collections.abc import Sequence
 
 from echoink.common.errors import UserError
 from echoink.config.schema import TrainerConfig
@@ -23,3 +26,18 @@ def training_steps(config: TrainerConfig, updates_per_rollout: int, prompts: int
             "take fewer",
         )
     return steps
+
+
+def of_curriculum(curriculum: Sequence[str], needs: Sequence[str], prompts: int) -> dict[str, tuple[int, int]]:
+    """For each stage of a curriculum, in order: how many of its samples a run comes to, and how many there are.
+
+    Args:
+        curriculum: values of `need`.
+        needs: of each training sample.
+        prompts: how many the run asks.
+    """
+    found, there, left = {}, Counter(needs), prompts
+    for need in curriculum:
+        found[need] = min(left, there[need]), there[need]
+        left -= found[need][0]
+    return found

@@ -1,6 +1,5 @@
 """A report of runs, made from their folders alone: report.html (one file, no network) and report.md."""
 
-import json
 import logging
 import re
 import shlex
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from echoink.common.errors import UserError
-from echoink.common.files import read_rows
+from echoink.common.files import read_json, read_rows
 from echoink.config.paths import conf_dir
 from echoink.evaluation import reflection
 from echoink.evaluation.tables import VALUES
@@ -101,7 +100,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     found = {id(d.arm): d for d in (report_arms.differences(trained, reference) if reference else [])}
     rows = [_row(arm, found.get(id(arm)), arm is reference) for arm in arms]
     shown = min((reference or arms[0]).runs, key=lambda run: (not run.finished, run.seed))  # the first finished one
-    asked = [{"name": folder.name} | json.loads((folder / "sweep.json").read_text("utf-8")) for folder in sweeps]
+    asked = [{"name": folder.name} | read_json(folder / "sweep.json") for folder in sweeps]
     return {
         "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
         "questions": [question for one in asked if (question := one.get("question"))],
@@ -313,7 +312,7 @@ def _commands(runs: Sequence[Run]) -> list[str]:
     for run in runs[:20]:
         file = run.folder / "environment.json"
         if file.is_file():
-            words = json.loads(file.read_text(encoding="utf-8"))["command"]
+            words = read_json(file)["command"]
             kept = [word for word in words[1:] if not word.startswith(("hydra.run.dir", "tracking."))]
             found.append(_command(["-m", "echoink.train", *kept]))
     return list(dict.fromkeys(found))
@@ -322,7 +321,7 @@ def _commands(runs: Sequence[Run]) -> list[str]:
 def _machine(runs: Sequence[Run]) -> list[str]:
     """Commits, platforms and library versions of the runs."""
     files = [run.folder / "environment.json" for run in runs]
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    found = [read_json(file) for file in files if file.is_file()]
     lines = []
     for name, read in (
         ("commit", lambda e: (e["commit"] or "unknown")[:7] + (" with changes" if e["uncommitted_changes"] else "")),

@@ -164,8 +164,9 @@ def sheet(dataset: Path, target: Path) -> Path:
         2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False
     )
     for (top, bottom), sample in zip(axes.T, samples, strict=True):
-        sound = load_audio(sample.audio, 10)
-        top.imshow(load_image(sample.image))
+        sound = load_audio(sample.audio, 10) if sample.audio else []
+        if sample.image:
+            top.imshow(load_image(sample.image))
         top.set_axis_off()
         words = (option.replace(" ", "\N{NO-BREAK SPACE}") for option in sample.options)
         options = "   ".join(f"[{word}]" if word[0] in sample.gold else word for word in words)

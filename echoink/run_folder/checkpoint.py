@@ -24,7 +24,7 @@ from typing import Any
 
 from echoink.common.console import say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, write_atomic
+from echoink.common.files import as_json, read_json, write_atomic
 
 _STEP = re.compile(r"step-(\d+)$")
 FOLDER = "checkpoints"
@@ -59,7 +59,7 @@ def step_of(folder: Path) -> int:
 def best(run: Path) -> Path | None:
     """A run's checkpoint with the best development accuracy; None if that split was not evaluated."""
     note = run / "checkpoints" / BEST
-    folder = run / "checkpoints" / f"step-{json.loads(note.read_text('utf-8'))['step']}" if note.is_file() else None
+    folder = run / "checkpoints" / f"step-{read_json(note)['step']}" if note.is_file() else None
     return folder if folder and folder.is_dir() else None
 
 

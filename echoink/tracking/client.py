@@ -19,7 +19,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, milliseconds, write_atomic
+from echoink.common.files import as_json, milliseconds, read_json, write_atomic
 from echoink.run_folder.folder import NOT_METRICS
 
 PARENT = "ECHOINK_PARENT"
@@ -57,7 +57,7 @@ class Record:
 def read_record(folder: Path) -> Record | None:
     """A folder's record; None where it has none."""
     file = folder / "tracking.json"
-    return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return Record(**read_json(file)) if file.is_file() else None
 
 
 def is_copy(record: Record, folder: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, read_rows, write_atomic
+from echoink.common.files import as_json, read_json, read_rows, write_atomic
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import NOT_METRICS, ROWS, in_use, mlflow_id, read_summary
 from echoink.tracking import traces
@@ -231,7 +231,7 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
 def _ended(place: Path) -> tuple[str | None, int]:
     """How a run or sweep ended and when; no status while it goes on."""
     file = next(file for name in ("summary.json", "sweep.json") if (file := place / name).is_file())
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     status, last = found["status"], int(file.stat().st_mtime * 1000)
     if status == "running":
         return ("KILLED", last) if process_is_gone(place) else (None, last)

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from echoink.common.errors import UserError
+from echoink.common.files import as_lines
 from echoink.config.overrides import quoted
 from echoink.config.paths import TINY
 from echoink.curate import difficulty
@@ -17,6 +18,7 @@ from echoink.data import synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split
 from tests.helpers import processes
+from tests.helpers.files import picture
 
 
 @pytest.fixture
@@ -359,3 +361,17 @@ def test_folders_of_any_name_are_measured(tmp_path, monkeypatch, name):
     said = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(started)}
     assert said["dataset.path"] == str(work) and said["checkpoint"] == f"{work}/model"
     assert said["hydra.run.dir"] == str(work / "answers")
+
+
+def test_what_a_test_split_beside_the_validation_split_has_is_not_trained_on(tmp_path, measured, capsys):
+    place = tmp_path / "three"
+    for number in range(8):
+        picture(place / f"{number}.png", seed=number)
+    for name, numbers in (("train", range(6)), ("validation", [6]), ("test", [4, 7])):
+        asks = {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
+        rows = [{"id": f"{name}{n}", **asks, "image": f"{n}.png"} for n in numbers]
+        (place / f"{name}.jsonl").write_text(as_lines(rows))
+    told = curate(place, tmp_path / "out")
+    assert told["dropped"]["media in another split"] == 1
+    assert "train4" not in {sample.id for sample in read_split(tmp_path / "out", "train")}
+    assert "test is not written: the output has one validation split" in capsys.readouterr().out

@@ -70,5 +70,9 @@ def test_a_development_split_that_the_checkpoint_may_have_learned_is_named(tmp_p
     asks = [f"checkpoint={run}/checkpoints/step-2", "task=eval", "eval.split=dev"]
     assert other_hold_out(config_of(*words, *asks)) is None
     assert "trained with dataset.dev=4: " in other_hold_out(config_of(*words, *asks, "dataset.dev=6"))
+    training = [asks[0], "task=train", "dataset.dev=6"]
+    assert other_hold_out(config_of(*words, *training)) is None
+    chooses = other_hold_out(config_of(*words, *training, "eval.every=2"))
+    assert "trained with dataset.dev=4: " in chooses, "its best checkpoint is chosen on what the first stage learned"
     (place / "dev.jsonl").write_text(as_lines(lines[:3]))
     assert other_hold_out(config_of(*words, *asks, "dataset.dev=6")) is None, "it has a split of its own"

@@ -5,8 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from echoink.report.figures import curves, overlay, smooth
+from echoink.common.files import as_lines
+from echoink.report.figures import curves, overlay, sheet, smooth
 from echoink.run_folder.reader import Run
+from tests.helpers.files import picture, sound
 
 
 def test_smoothing_by_hand():
@@ -62,3 +64,13 @@ def test_an_accuracy_at_the_end_of_its_interval_is_drawn(tmp_path):
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert curves(tmp_path, tmp_path / "figures/curves.png").stat().st_size > 10_000
+
+
+def test_a_sheet_shows_what_a_sample_has(tmp_path):
+    """A video, or one sense alone."""
+    picture(tmp_path / "a.png")
+    sound(tmp_path / "a.wav")
+    asks = {"problem": "What?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
+    rows = [{"id": "0", **asks, "image": "a.png"}, {"id": "1", **asks, "audio": "a.wav"}, {"id": "2", **asks}]
+    (tmp_path / "valid.jsonl").write_text(as_lines(rows))
+    assert Image.open(sheet(tmp_path, tmp_path / "sheet.png")).size[0] > 300

@@ -8,6 +8,8 @@ import torch
 from echoink.common.errors import UserError
 from echoink.models.loading import load_model, load_processor
 from echoink.run_folder import checkpoint
+from echoink.runs import unfinished_sweeps
+from echoink.tracking.client import read_record
 from tests.helpers.configs import config_of
 
 
@@ -39,6 +41,20 @@ def test_a_model_that_has_changed_since_it_was_saved_is_not_used(tmp_path):
             checkpoint.resolve(str(given))
     (step / "manifest.json").unlink()
     assert checkpoint.resolve(str(step)) == str(step)
+
+
+def test_a_note_that_a_crash_has_emptied_is_named(tmp_path):
+    checkpoint.save(tmp_path, 1, write, keep=1)
+    for file, read in (
+        (tmp_path / "checkpoints/best.json", checkpoint.best),
+        (tmp_path / "tracking.json", read_record),
+    ):
+        file.touch()
+        with pytest.raises(UserError, match=f"{file} is damaged"):
+            read(tmp_path)
+    (tmp_path / "sweep/0").mkdir(parents=True)
+    (tmp_path / "sweep/sweep.json").touch()
+    assert unfinished_sweeps([tmp_path]) == []
 
 
 def test_a_failed_save_leaves_the_others_and_no_rest(tmp_path):

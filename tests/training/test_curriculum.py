@@ -8,6 +8,8 @@ from echoink.common.errors import UserError
 from echoink.data import synthetic
 from echoink.data.sampler import GroupSampler
 from echoink.data.splits import load
+from echoink.pipeline.run import run
+from echoink.planning.steps import of_curriculum
 from tests.helpers.configs import config_of
 
 NEEDS = ["both", "audio", "both", "undetermined", "image", "undetermined"]
@@ -63,3 +65,25 @@ def test_an_epoch_goes_through_the_stages_in_order_shuffled_within():
         assert sorted(order) == list(range(8)) and [stages[p] for p in order] == [0] * 4 + [1] * 4
         orders.append(order)
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reached"),
+    [
+        (10, {"both": (3, 3), "audio": (5, 5)}),
+        (8, {"both": (3, 3), "audio": (5, 5)}),
+        (4, {"both": (3, 3), "audio": (1, 5)}),
+        (2, {"both": (2, 3), "audio": (0, 5)}),
+    ],
+)
+def test_how_far_a_run_comes_through_a_curriculum(prompts, reached):
+    assert of_curriculum(["both", "audio"], ["audio"] * 5 + ["both"] * 3, prompts) == reached
+
+
+def test_a_stage_that_a_run_never_comes_to_is_warned_of(labelled, tmp_path, capsys):
+    words = ["dataset=rows", f"dataset.path={labelled}", "dataset.curriculum=[both,undetermined]", "dry_run=true"]
+    small = ["trainer.steps=1", "trainer.warmup_steps=0", "trainer.prompts_per_step=2"]
+    run(config_of(*words, *small, "trainer.micro_batch_prompts=1"), tmp_path / "plan")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "curriculum: 2 of 2 both, 0 of 2 undetermined" in text
+    assert "ends before the first sample that needs undetermined" in text
