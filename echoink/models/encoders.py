@@ -39,8 +39,8 @@ def encode_media(base: torch.nn.Module, prompts: Sequence[PromptInputs], run_all
     Args:
         base: the model without its head.
         prompts: the prompts whose `media` are encoded; they may have different media.
-        run_all: also run a tower that has nothing to encode. Processes that share a tower's weights must all call it,
-            in the same order, and have a gradient for each of its weights, whatever media their own prompts have.
+        run_all: also run a tower that has nothing to encode. If several processes share a tower's weights and one of
+            them calls it, all must: a forward pass gathers the weights, and the update needs a gradient from each.
 
     Returns:
         One `Features` per prompt, in their order; `UNUSED`, if there is one, is in the first.

@@ -70,16 +70,12 @@ def rejection(accuracy: Tensor) -> Tensor:
     return (accuracy == 1).float()
 
 
-def silent_rows(advantages: Tensor, group: int, rejects: bool) -> Tensor:
-    """The rows of groups that add nothing to the loss at β = 0: [R], True where all advantages of a group are equal.
+def silent_rows(advantages: Tensor, group: int) -> Tensor:
+    """The rows of silent groups, which add nothing to the loss at β = 0: [R], True where a group's advantages are all 0.
 
-    With `rejects` (advantages are 1 or 0, see `rejection`) a group is silent only if none of its completions is right.
+    Eq. 1 gives zeros where the rewards of a group are equal, `rejection` where none of its completions is right.
     """
-    grouped = advantages.view(-1, group)
-    silent = grouped.amax(1) == grouped.amin(1)
-    if rejects:
-        silent &= grouped.amax(1) == 0
-    return silent.repeat_interleave(group)
+    return (advantages.view(-1, group) == 0).all(1).repeat_interleave(group)
 
 
 def kl(logps: Tensor, reference: Tensor) -> Tensor:

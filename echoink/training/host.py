@@ -230,7 +230,8 @@ class TRLHost(ResumableTrainer):
         if self.accelerator.reduce(sound.float().to(self.accelerator.device), reduction="mean") < 1:
             # Skip the step: nothing of it reaches a weight or a moment of the optimizer.
             self.optimizer.zero_grad(set_to_none=True)  # an optimizer does not change weights without a gradient
-        # transformers updates the weights next. From here until `log` calls `release`, no signal may interrupt.
+        # transformers calls this right before it updates the weights, and `log` right after. A signal waits in between:
+        # `log` calls `release`.
         signals.hold()
         return norm
 

@@ -15,10 +15,11 @@ The paper's algorithm (Section 3.2) and where each line happens:
 TRL supports pictures but no sound. It processes, encodes, prefills and back-propagates every prompt G times, and
 scatters a group over micro-batches. The overrides here fix this: each prompt is processed once, encoded once if the
 towers are frozen (`encoders`), prefilled once (`rollout`) and computed once in the loss (`shared_prefix`); a group
-stays whole; picture and sound reach both rollout and loss. At beta = 0 with `grpo.shared_prefix`, silent groups
-(`grpo.silent_rows`: all rewards are equal) are left out of the loss, which does not change it. (If all groups of a
-micro-batch are left out, one token is still computed, so that every parameter has a gradient of zero.) `grpo/entropy`
-is the mean over the groups that are not silent, whatever is left out.
+stays whole; picture and sound reach both rollout and loss.
+
+A group is silent if its advantages are all 0 (`grpo.silent_rows`). At beta = 0 it adds nothing to the loss, and with
+`grpo.shared_prefix` it is not computed (but see `logprobs.without_silent_groups`). `grpo/entropy` is the mean over the
+groups that are not silent, also where all are computed.
 
 Unlike the paper's public code, the loss gives the tokens their M-RoPE positions, as the rollout does.
 
@@ -65,8 +66,8 @@ class EchoInkTrainer(TRLHost):
         advantages = self._advantages(rewards, len(texts))
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            # With one update per rollout the policy in the loss is still the one that sampled. The loss then uses its
-            # own log-probabilities as the old ones, and also corrects an engine's rollout.
+            # log π_old is needed only if the rollout has several updates. With one update π_old is π_θ itself, and
+            # `_compute_loss` uses its own log-probabilities for ρ and for the correction of an engine's rollout.
             if self.num_iterations > 1:
                 with without_dropout(self.model):  # as in the rollout
                     batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
@@ -242,12 +243,12 @@ class EchoInkTrainer(TRLHost):
         prompt_index = inputs["prompt_index"].tolist()
         ids = dict.fromkeys(self.rollout.ids[index] for index in prompt_index)
         watchdog.at(f"step {self.state.global_step + 1}, update on {', '.join(ids)}")
-        # Three masks [R, C]: all completion tokens; those whose log-probabilities are needed; those that the model
-        # computes, with an extra token where a parameter would otherwise get no gradient.
+        # Masks [R, C]. `mask`: all completion tokens. `learning`: those of groups that are not silent. `known`: those
+        # whose log-probabilities are needed. `computed`: those that the model computes, which are `known` and a token
+        # more where a parameter would otherwise get no gradient.
         mask = known = computed = inputs["completion_mask"].bool()
         advantages, old = inputs["advantages"], inputs.get("old_per_token_logps")
-        rejects, loss = self._settings.advantage is Advantage.rejection, self._settings.loss
-        silent = grpo.silent_rows(advantages, self.num_generations, rejects)
+        silent, loss = grpo.silent_rows(advantages, self.num_generations), self._settings.loss
         learning = mask & ~silent.unsqueeze(1)
         if self._settings.shared_prefix and self.beta == 0:
             # Without a KL term, a group whose advantages are all 0 is left out of the loss.

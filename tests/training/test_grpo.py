@@ -142,7 +142,7 @@ def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(scale
     for value in (0.1, 0.2, 0.3, 0.7, 1.1, 1.2, 1.3, 1.7, 3.3):
         equal = torch.full((2 * group,), value)
         assert not grpo.advantages(equal, group, scale).any() and not grpo.standard_deviation(equal, group, scale).any()
-        assert grpo.silent_rows(grpo.advantages(equal, group, scale), group, False).all()
+        assert grpo.silent_rows(grpo.advantages(equal, group, scale), group).all()
     by_two_ways = torch.tensor([[1.0, 1, 0], [0, 0, 1]]).repeat(group, 1)
     totals = grpo.total_reward(by_two_ways, torch.tensor([0.3, 0.4, 0.7]))
     assert not torch.equal(totals[0], totals[1]) and not grpo.advantages(totals, group, scale).any()
@@ -168,16 +168,11 @@ def test_an_unknown_log_probability_of_an_engine_counts_as_a_ratio_of_one(rows):
     assert ratio[0, 0] == 1 and ratio.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("advantages", "rejects", "silent"),
-    [
-        ([0.5, -0.5, 0, 0], False, [False, False, True, True]),
-        ([1, 1, 0, 0], False, [True] * 4),
-        ([1, 1, 0, 0], True, [False, False, True, True]),
-    ],
-)
-def test_silent_groups_are_those_whose_advantages_are_equal_and_with_rejection_zero(advantages, rejects, silent):
-    assert grpo.silent_rows(torch.tensor(advantages, dtype=torch.float), 2, rejects).tolist() == silent
+@pytest.mark.parametrize("advantages", [[0.5, -0.5, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
+def test_silent_groups_are_those_whose_advantages_are_all_zero(advantages):
+    """Those of a group of which all completions are right are 1 with rejection: it learns."""
+    silent = [False, False, True, True]
+    assert grpo.silent_rows(torch.tensor(advantages, dtype=torch.float), 2).tolist() == silent
 
 
 def test_the_kl_estimate_by_hand():
