@@ -71,7 +71,7 @@ def rejection(accuracy: Tensor) -> Tensor:
 
 
 def silent_rows(advantages: Tensor, group: int) -> Tensor:
-    """The rows of silent groups, which add nothing to the loss at β = 0: [R], True where a group's advantages are all 0.
+    """The rows of silent groups, whose advantages are all 0, so that they add nothing to the loss at β = 0: [R].
 
     Eq. 1 gives zeros where the rewards of a group are equal, `rejection` where none of its completions is right.
     """
