@@ -28,7 +28,7 @@ from echoink.common.errors import UserError, first_line
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, Dtype, Source, flatten
+from echoink.config.schema import Config, Dtype, Source, Task, flatten
 from echoink.run_folder import checkpoint
 from echoink.run_folder.environment import version
 
@@ -193,9 +193,18 @@ def _hub() -> tuple[Verdict, str]:
 
 
 def _model(config: Config) -> tuple[Verdict, str]:
+    paths = [config.checkpoint or config.model.path]
+    paths += [config.model.path] if config.task is Task.compare else []
+    found = [_is_there(path) for path in paths]
+    worst = max((verdict for verdict, _ in found), key=[Verdict.good, Verdict.note, Verdict.bad].index)
+    return worst, " · ".join(text for verdict, text in found if verdict is worst)
+
+
+def _is_there(path: str) -> tuple[Verdict, str]:
+    """Whether a run can load a model: a folder, the name of the embedded one, or a hub id."""
     from echoink.config.paths import resolve
 
-    path = resolve(config.checkpoint or config.model.path)
+    path = resolve(path)
     if Path(path).is_dir():
         return _whole(Path(path), path)
     from huggingface_hub import snapshot_download
@@ -238,6 +247,10 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
         ("processor_config.json", "preprocessor_config.json"),
     ]
     lacking = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    if not lacking and adapter:
+        base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+        verdict, text = _is_there(base)
+        return verdict, f"{said} · its base: {text}"
     if not lacking:
         return Verdict.good, said
     more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
@@ -298,7 +311,7 @@ def parity(config: Config) -> Iterator[Finding]:
             yield Finding("parity", Verdict.good if row.good else Verdict.bad, text)
 
 
-def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
+def canary(config: Config, overrides: Sequence[str], config_dir: str | None = None) -> Iterator[Finding]:
     """Check that updates reach vLLM, one line for each way of passing weights."""
     import torch
 
@@ -307,9 +320,11 @@ def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
     # The runs start in another folder: relative paths of the command line or of conf are made absolute.
     values = flatten(config)
     places = {key: Path(values[key]) for key in PATHS if isinstance(values.get(key), str)}
-    words = [*overrides, *(f"{key}={quoted(path.absolute())}" for key, path in places.items() if path.exists())]
+    flags = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
+    words = [*flags, *overrides, *(f"{key}={quoted(path.absolute())}" for key, path in places.items() if path.exists())]
     with tempfile.TemporaryDirectory() as folder:
-        for row in run_all(words, config.model.path == "tiny", torch.cuda.is_available(), Path(folder)):
+        tiny, halves = config.model.path == "tiny", config.model.dtype is Dtype.bfloat16
+        for row in run_all(words, tiny, torch.cuda.is_available(), Path(folder), halves=halves):
             grew = f"{row.first:.0f} → {row.last:.0f} tokens"
             text = f"{row.mode}: {row.failed or grew}" + ("" if row.good or row.failed else ": updates do not arrive")
             yield Finding("canary", Verdict.good if row.good else Verdict.bad, text)
@@ -317,14 +332,15 @@ def canary(config: Config, overrides: Sequence[str]) -> Iterator[Finding]:
 
 def main(words: Sequence[str]) -> int:
     """Print the findings; 1 where one is bad."""
-    overrides = [word for word in words if word not in ("engine=true", "canary=true")]
+    overrides, config_dir = cli.without_config_dir(words)
+    overrides = [word for word in overrides if word not in ("engine=true", "canary=true")]
     if wrong := [word for word in overrides if word.partition("=")[0] in ("engine", "canary")]:
         raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
-    config = compose(overrides)[0].config
+    config = compose(overrides, config_dir=config_dir)[0].config
     found = itertools.chain(
         examine(config),
         parity(config) if "engine=true" in words else (),
-        canary(config, overrides) if "canary=true" in words else (),
+        canary(config, overrides, config_dir) if "canary=true" in words else (),
     )
     colours = {Verdict.good: "green", Verdict.note: "dim", Verdict.bad: "bold red"}
     bad = 0

@@ -74,7 +74,9 @@ def going_on(run: Run) -> str | None:
     given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
     sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-    return shlex.join(["python", "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+    processes = run.config["trainer.processes"]
+    launcher = ["torchrun", "--nproc_per_node", str(processes)] if processes > 1 else ["python"]
+    return shlex.join([*launcher, "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
 
 
 def _said(sweep: Path) -> dict[str, Any]:

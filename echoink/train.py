@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from echoink.pipeline.run import run
 from echoink.planning import preflight
 from echoink.run_folder import resume
 
+OWN_EXPERIMENT = "make it an experiment: --config-dir mine experiment=x, with mine/experiment/x.yaml"
+
 
 def main() -> None:
     """Validate the command line, then let Hydra run the job or the sweep."""
@@ -57,6 +60,8 @@ def main() -> None:
             raise UserError(f"{unknown[0]} is no flag: settings are key=value, without dashes", hint)
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
         sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser needs all overrides together
+        if arguments.config_name or arguments.config_path:
+            raise UserError("--config-name and --config-path are not supported", OWN_EXPERIMENT)
         if shows_only:
             launch()
             return
@@ -76,11 +81,11 @@ def main() -> None:
             if not again:
                 sweep.refuse(overrides, folder)
         else:
-            where, folder = "run", resume.place(first.config, first.folder)
+            where, folder = "run", first.folder
         if launched_processes() > 1:
             folder = _agreed(folder, first.config, arguments.multirun)
         elif not arguments.multirun:
-            resume.refuse(first.config, folder)  # before Hydra writes this command line into the folder
+            folder = _of_run(first.config, folder)
         preflight.check_disk(folder, 0)
         sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
         if arguments.multirun:
@@ -99,13 +104,28 @@ def main() -> None:
         sys.exit(130)
 
 
+_OF_SWEEPS = ("hydra.sweep.", "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+"""Overrides that Hydra reads in a sweep alone."""
+
+
 def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
     """Refuse settings of Hydra that would be ignored."""
     for word in overrides:
         if word.startswith("hydra.sweep.subdir="):
             raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")
-        if word.startswith("hydra.sweep.") and not multirun and SWEPT not in os.environ:
-            raise UserError(f"{word} is about a sweep", "add --multirun, or hydra.run.dir=… for a run")
+        if word.startswith(_OF_SWEEPS) and not multirun and SWEPT not in os.environ:
+            raise UserError(f"{word} is about a sweep", "add --multirun, also for one job; or leave it out")
+    again = [word for word in overrides if word.startswith("resume=") and word != f"resume={resume.NEVER}"]
+    if multirun and again and not any(word.startswith("hydra.sweep.dir=") for word in overrides):
+        hint = "--multirun sweep.resume=<the sweep's folder>"
+        raise UserError(f"{again[0]} is of one run: a new sweep has nothing to resume", hint)
+
+
+def _of_run(config: Config, folder: Path) -> Path:
+    """The folder of a run, or of the one that it resumes; checked before Hydra writes this command line into it."""
+    found = resume.place(config, folder)
+    resume.refuse(config, found)
+    return found
 
 
 def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
@@ -122,7 +142,7 @@ def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
 
     state = processes()
     signals.only_note()
-    folder = collectives.on_main_process(lambda: (folder, resume.refuse(config, folder))[0])
+    folder = collectives.on_main_process(lambda: _of_run(config, folder))
     if not state.is_main_process:
         console.console.quiet = True
         log = quoted(folder / f"train.rank{state.process_index}.log")
@@ -140,6 +160,8 @@ def _task(raw: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
+        if threading.current_thread() is threading.main_thread():
+            signals.install()  # in a launcher's process, such as submitit's, which has handlers of its own
         own = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
         flags = [word for path in own for word in ("--config-dir", path)]
         kept = [o for o in settings.overrides.hydra if o.startswith(("hydra.searchpath", "hydra.job."))]

@@ -327,6 +327,22 @@ def test_the_doctor_tells_a_model_that_is_not_on_the_hub_from_a_hub_that_is_away
     assert found["model"].verdict is doctor.Verdict.bad and said in found["model"].text
 
 
+def test_the_doctor_looks_for_an_adapters_base_and_for_the_model_that_a_checkpoint_is_compared_with(tmp_path):
+    adapter = tmp_path / "adapter"
+    get_peft_model(load_model("tiny"), lora(4, 8, 0.0, ["q_proj"])).save_pretrained(adapter)
+    load_processor("tiny", 12_544, 12_544).save_pretrained(adapter)
+
+    def verdict(*words):
+        return next(each for each in doctor.examine(config_of(*words)) if each.what == "model").verdict
+
+    settings = adapter / "adapter_config.json"
+    for base, wanted in (("tiny", doctor.Verdict.good), ("me/nowhere", doctor.Verdict.bad)):
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": base}))
+        assert verdict(f"checkpoint={adapter}") is wanted
+    assert verdict("task=compare", f"checkpoint={TINY}", "model.path=me/nowhere") is doctor.Verdict.bad
+    assert verdict("task=compare", f"checkpoint={TINY}", "model.path=tiny") is doctor.Verdict.good
+
+
 def test_the_doctor_takes_no_run_without_checkpoints_for_a_model(tmp_path):
     evaluated = make_run(tmp_path / "evaluated", ["task=eval"])
     found = {finding.what: finding for finding in doctor.examine(config_of(f"checkpoint={evaluated}"))}

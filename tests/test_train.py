@@ -269,6 +269,20 @@ def test_flags_and_their_typos_lead_to_settings(tmp_path, words, hint):
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["hydra/launcher=submitit_slurm"], "is about a sweep\n  → add --multirun"),
+        (["hydra/sweeper=optuna"], "is about a sweep\n  → add --multirun"),
+        (["--multirun", "seed=0,1", "resume=auto"], "resume=auto is of one run"),
+        (["--config-name", "mine"], "--config-name and --config-path are not supported"),
+    ],
+)
+def test_what_hydra_would_take_and_pass_over_is_refused(tmp_path, words, says):
+    done = processes.run(tmp_path, *words)
+    assert done.returncode == 2 and says in done.stderr and not list(tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dataset=avqa_r1_6k", "dataset.path=nowhere"], "dataset folder not found: nowhere"),

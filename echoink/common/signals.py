@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (what schedulers send before they take a machine away).
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 (what schedulers send before they take a machine away), and SIGHUP (the terminal
+is gone).
 
 The first signal raises `KeyboardInterrupt` or `Preempted` in the main thread: at once, or at the end of a block that
 must not be left half done (`held`). The second ends the process at once.
@@ -10,6 +11,7 @@ With several processes a signal is only noted (`only_note`): all of them stop to
 import ctypes
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -43,8 +45,10 @@ def install() -> None:
     """Install the handlers, once, when a process's main thread starts."""
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, _handle)
+    for name in ("SIGUSR1", "SIGUSR2", "SIGHUP"):
+        # What is ignored stays so: nohup ignores SIGHUP.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _handle)
 
 
 def only_note() -> None:
@@ -97,12 +101,23 @@ def held() -> Iterator[None]:
 
 def _handle(number: int, _frame) -> None:
     global _asked
+    if number == getattr(signal, "SIGHUP", None):
+        _leave_the_terminal()
     if _asked is None:
         _asked = time.monotonic(), KeyboardInterrupt if number == signal.SIGINT else Preempted
         if _holds == 0 and not _only_noted:
             _leave()
     elif time.monotonic() - _asked[0] > SAME:
         os._exit(130 if number == signal.SIGINT else PREEMPTED)
+
+
+def _leave_the_terminal() -> None:
+    """Write to nowhere what would go to a terminal: it may be gone, and then writing fails before anything is saved."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # `isatty` is false for one that is gone
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 def _leave() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from yaml import YAMLError
 from echoink.common.errors import UserError
 from echoink.config.effects import refuse_without_effect
 from echoink.config.mistakes import explained
-from echoink.config.origin import chosen_files, has_key, line_of, refuse_surprises
+from echoink.config.origin import chosen_files, has_key, keys_of, line_of, refuse_surprises
 from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
-from echoink.config.validate import refuse_secret, validate
+from echoink.config.validate import refuse_home, refuse_secret, validate
 
 VERSION_BASE = "1.3"
 
@@ -68,6 +69,8 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
         raise UserError(
             f"--config-dir {config_dir}: no such folder", "it holds files for the groups, such as prompt/mine.yaml"
         )
+    if own:
+        _refuse_hidden(own)
     found = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
     jobs = _expand(overrides, found, own) if multirun else [list(overrides)]
     jobs = [[*job, *found] for job in jobs]
@@ -78,7 +81,27 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
     if SWEPT not in os.environ and not (multirun and len(jobs) == 1):
         given = {override.partition("=")[0] for job in composed for override in job.overrides}
         refuse_without_effect(given, [job.config for job in composed])
+        for path in chosen_files(dict.fromkeys(word for job in composed for word in job.overrides), own):
+            if path.parent.name == "experiment":
+                _warn_without_effect(path, given, [job.config for job in composed])
     return composed
+
+
+def _refuse_hidden(own: Path) -> None:
+    """Refuse a user's file that has the name of another, shipped file: Hydra would read that one."""
+    for path in own.glob("**/*.yaml"):
+        shipped = conf_dir() / path.relative_to(own)
+        if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+            raise UserError(f"{path} would not be read: a shipped file has its name", "give it another name")
+
+
+def _warn_without_effect(path: Path, given: set[str], configs: Sequence[Config]) -> None:
+    """Warn of keys in a user's experiment that change nothing; the file may serve other tasks too."""
+    for key in keys_of(path):
+        try:
+            refuse_without_effect({key} - given, configs)
+        except UserError as error:
+            warnings.warn(f"{path}: {error.problem} ({error.hint})", stacklevel=2)
 
 
 def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | None = None) -> list[list[str]]:
@@ -129,6 +152,7 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         raw.hydra.mode = RunMode.MULTIRUN if multirun else RunMode.RUN
         OmegaConf.resolve(raw.hydra.sweep if multirun else raw.hydra.run)
         folder = Path(raw.hydra.sweep.dir if multirun else raw.hydra.run.dir)
+        refuse_home(f"hydra.{'sweep' if multirun else 'run'}.dir", str(folder))
         config = validate(OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"]))
         given = {override.partition("=")[0] for override in overrides}
         grid = tuple(str(key) for key in raw.hydra.sweeper.get("params") or {} if key not in given)

@@ -62,7 +62,9 @@ def explained(error: Exception, overrides: Sequence[str], own: Path | None = Non
         return UserError(what.strip().splitlines()[-1], hint + _PLACES.get(group, ""))
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
-        if sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):
+        if value == "~" or value.startswith("~/"):
+            hint = f'no shell expands ~ there: "{key}=$HOME{value[1:]}"'
+        elif sign and value.strip() and key == key.strip() and not value.startswith(("'", '"', " ")):
             hint = f'quote the value for Hydra and for the shell: "{key}={quoted(value)}"'
         else:
             hint = "write an override as key=value, without spaces around ="

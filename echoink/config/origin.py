@@ -31,6 +31,11 @@ def line_of(path: Path, key: str) -> int | None:
     return best
 
 
+def keys_of(path: Path) -> list[str]:
+    """The dotted keys of a YAML file."""
+    return [key for key, _, _ in _keys(path)]
+
+
 def has_key(path: Path, key: str) -> bool:
     """Whether a YAML file gives a dotted key a value."""
     return any(found == key for found, _, _ in _keys(path))

@@ -49,7 +49,7 @@ def validate(raw: DictConfig) -> Config:
         raw.model.architecture = OmegaConf.merge(raw.model.architecture, raw.model.figures)
         raw.model.figures = {}
     config = typed(raw, Config)
-    config.trainer.processes = config.trainer.processes or launched_processes()
+    config.trainer.processes = config.trainer.processes or _processes_of_launcher()
     _check_together(config)
     if config.task is Task.sft:
         _supervise(config)
@@ -78,6 +78,22 @@ def launched_processes() -> int:
     return int(said)
 
 
+def _processes_of_launcher() -> int:
+    """The same, for `trainer=ddp` and others that leave it to the launcher.
+
+    Raises:
+        UserError: srun or mpirun has started several processes, which do not know of each other.
+    """
+    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    tasks = next((n for name in names if (n := os.environ.get(name, "")).isdecimal() and int(n) > 1), None)
+    if tasks and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"{tasks} processes were started without WORLD_SIZE: each would be a run of its own",
+            "experiments/slurm/train.sbatch sets RANK, LOCAL_RANK and WORLD_SIZE; or start one torchrun on each node",
+        )
+    return launched_processes()
+
+
 def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
     """The composed configuration as a schema's dataclass, values within their ranges.
 
@@ -99,7 +115,15 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
             or_null = "" if spec.type is str else f", or {key}=null"
             raise UserError(f"{key}= is empty", f"give a value{or_null}; is a shell variable unset?")
         refuse_secret(key, str(value))
+        if isinstance(value, str) and not key.endswith(MAY_BE_EMPTY):
+            refuse_home(key, value)
     return config
+
+
+def refuse_home(key: str, value: str) -> None:
+    """Refuse `~/…`: no shell expands it after `key=`, and a folder called ~ would be made."""
+    if value == "~" or value.startswith("~/"):
+        raise UserError(f"{key}={value}: ~ is not expanded here", f'"{key}=$HOME{value[1:]}"')
 
 
 _SECRET = re.compile(

@@ -24,7 +24,9 @@ DEFAULTS = ["generation=vllm", "dataset.train=64", "tracking=off"]
 """Settings that the user's overrides may change."""
 SHORT = ["reward.lambda_acc=0", "reward.lambda_fmt=0", "reward.lambda_file=1", "grpo.beta=0", "grpo.group_size=8"]
 SHORT += ["trainer.steps=8", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1", "trainer.schedule=constant"]
-SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0"]
+SHORT += ["eval.base=false", "eval.limit=2", "eval.watched=0", "trainer=single", "trainer.processes=1"]
+NOT_TAKEN = ("adapter", "trainer.epochs=", "trainer=")
+"""Beginnings of the user's overrides that the canary chooses itself."""
 ROOM = (96, 512)
 """Cap on completion tokens, for the embedded model and for a large one: several times their first length."""
 RATES = {"whole": (1e-3, 1e-5), "lora": (1e-2, 5e-4), "qlora": (1e-2, 5e-4)}
@@ -66,7 +68,12 @@ def train(words: Sequence[str], folder: Path) -> str:
 
 
 def run_all(
-    words: Sequence[str], tiny: bool, gpu: bool, folder: Path, run: Callable[[Sequence[str], Path], str] = train
+    words: Sequence[str],
+    tiny: bool,
+    gpu: bool,
+    folder: Path,
+    run: Callable[[Sequence[str], Path], str] = train,
+    halves: bool = False,
 ) -> Iterator[Canary]:
     """Try every mode.
 
@@ -76,9 +83,13 @@ def run_all(
         gpu: whether there is a GPU.
         folder: the folder for the runs.
         run: runs the command in `folder` and waits for its end.
+        halves: whether the model's weights are bfloat16, in which only an adapter learns.
     """
     (folder / "longer.py").write_text(REWARD, "utf-8")
+    words = [word for word in words if not word.startswith(NOT_TAKEN)]
     for mode, chosen in modes(gpu).items():
+        if halves and mode.startswith("whole"):
+            continue
         rate = RATES[mode.partition(",")[0]][0 if tiny else 1]
         out = folder / mode.replace(", ", "-")
         own = [*SHORT, f"generation.max_new_tokens={ROOM[0 if tiny else 1]}", f"trainer.learning_rate={rate}", *chosen]

@@ -22,8 +22,8 @@ from echoink.config.compose import SWEPT
 from echoink.config.overrides import quoted
 from echoink.config.schema import Config, to_yaml
 from echoink.run_folder import checkpoint, reader, resume, reward_files
-from echoink.run_folder.environment import git, process_is_gone
-from echoink.run_folder.folder import read_summary
+from echoink.run_folder.environment import git, is_of_another_host, process_is_gone
+from echoink.run_folder.folder import in_use, read_summary
 from echoink.run_folder.reader import Run
 from echoink.tracking.client import Record, read_record
 
@@ -130,8 +130,10 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     same = before is not None and before.config == wanted and not reward_files.changed(config.reward, folder)
     if same and resume.has_ended(summary):
         return _done(folder, "finished before")
-    if summary["status"] == "running" and not process_is_gone(folder):
-        raise UserError(f"job {folder.name} is still running", f"wait for it; if it is not, delete {folder}")
+    # Another machine's process cannot be seen, but it holds the folder's lock.
+    died_elsewhere = is_of_another_host(folder) and not in_use(folder)
+    if summary["status"] == "running" and not died_elsewhere and not process_is_gone(folder):
+        raise UserError(f"job {folder.name} is still running", "wait for it, or end its process")
     elsewhere = shared(config, Path(config.sweep.share), folder) if config.sweep.share else None
     goes_on = same and not elsewhere and config.trains and bool(checkpoint.steps(folder))
     goes_on &= checkpoint.can_go_on(folder)
@@ -146,9 +148,9 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
             f"jobs of {processes} processes each cannot run side by side",
             "leave hydra/launcher out, or set hydra.launcher.n_jobs=1",
         )
-    launcher = (
-        ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"] if processes > 1 else []
-    )
+    # After a signal torchrun waits for the rollout under way; by default it kills its processes after 30 s.
+    of_torchrun = ["--standalone", "--nproc_per_node", str(processes), "--shutdown-timeout", str(2 * PATIENCE), "-m"]
+    launcher = ["torch.distributed.run", *of_torchrun] if processes > 1 else []
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
     command += ["resume=auto"] if goes_on else []

@@ -185,7 +185,8 @@ def _failed(bad: list[Path], summaries: dict[Path, dict], folder: Path, definiti
     print(f"\nerror: {len(bad) + left} of {len(summaries) + left} jobs did not finish{never}", file=sys.stderr)
     for path in bad[:5]:
         log = next((path / name for name in ("train.log", "output.log") if (path / name).is_file()), path)
-        why = summaries[path].get("error") or "no reason is known"
+        running = "it still runs, here or on another machine" if summaries[path]["status"] == "running" else None
+        why = summaries[path].get("error") or running or "no reason is known"
         print(f"  job {path.name}: {summaries[path]['status']}, {why}\n  → {log}", file=sys.stderr)
     if not definition["search"]:
         again = f"python -m echoink.train --multirun {shlex.quote(f'sweep.resume={quoted(folder)}')}"

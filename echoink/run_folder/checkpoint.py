@@ -101,7 +101,7 @@ def save(
         for path in (part / MANIFEST, *(path for path in part.rglob("*") if path.is_dir()), part):
             _flush(path)
         if final.exists():  # another one of this step, which no run goes on from
-            shutil.rmtree(final)
+            _remove(final)
         os.rename(part, final)
         _flush(final.parent)
 
@@ -122,9 +122,16 @@ def rotate(run: Path, keep: int) -> None:
     """Delete all but the `keep` newest and the best; all but the `RESUMABLE` newest lose their training state."""
     for old in steps(run)[:-keep]:
         if old != best(run):
-            shutil.rmtree(old)
+            _remove(old)
     for old in steps(run)[:-RESUMABLE]:
         _leave_weights(old)  # the optimizer's state is twice the weights, and nobody goes on from an old step
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint. A file that another process reads may stay for a while (NFS); `tidy` clears what is left."""
+    gone = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _leave_weights(folder: Path) -> None:
@@ -247,7 +254,7 @@ def can_go_on(run: Path) -> bool:
 def tidy(run: Path) -> None:
     """Delete what a killed save or start has left behind."""
     for part in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)
     for folder in steps(run):
         drop_universal(folder)
 

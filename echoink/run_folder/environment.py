@@ -1,6 +1,5 @@
 """What a run ran on: versions, commit, machine, processes."""
 
-import json
 import os
 import platform
 import socket
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from echoink.common.files import read_json
 from echoink.run_folder.folder import in_use
 
 _LIBRARIES = (
@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 def process_is_gone(folder: Path) -> bool:
     """Whether the process that wrote a run's or sweep's folder has ended; False if it ran on another machine."""
     files = [file for name in ("environment.json", "sweep.json") if (file := folder / name).is_file()]
-    found = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
+    found = read_json(files[0]) if files else {}
     if found.get("host") != socket.gethostname():
         return False
     try:
@@ -55,6 +55,12 @@ def process_is_gone(folder: Path) -> bool:
         return True
     # Another process has its PID; or it still runs and the clock was set: then it holds the folder's lock.
     return abs(began - found["process_started"]) > 1 and not in_use(folder)
+
+
+def is_of_another_host(folder: Path) -> bool:
+    """Whether the process that wrote a run's folder ran on another machine or in another container."""
+    file = folder / "environment.json"
+    return file.is_file() and read_json(file).get("host") != socket.gethostname()
 
 
 def git() -> dict[str, str | bool | None]:

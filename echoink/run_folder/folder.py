@@ -4,11 +4,12 @@ Rows of numbers, `{"step": …, "timestamp": …, "<metric>": …}`, are in `met
 `eval.jsonl` (evaluations) and `system.jsonl` (the machine); MLflow (`tracking/logger.py`) is a view of them.
 """
 
+import errno
 import json
 import math
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,19 +165,31 @@ def lock(folder: Path) -> FileLock:
 
 @cache
 def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / LOCK)
+    # A soft lock is a file that a killed process leaves: nothing would clear it on another machine.
+    return FileLock(folder / LOCK, fallback_to_soft=False)
+
+
+@contextmanager
+def _where_there_are_locks() -> Iterator[None]:
+    """Pass over file systems without locks: Lustre, NFS and others, depending on how they are mounted."""
+    try:
+        yield
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
 
 
 def in_use(folder: Path) -> bool:
     """Whether another process writes to a run's folder, or nobody can."""
     held = lock(folder)
     try:
-        held.acquire(timeout=0)
+        with _where_there_are_locks():
+            held.acquire(timeout=0)
+            held.release()
     except (Timeout, OSError):
         return True
-    except NotImplementedError:  # a file system without locks
-        return False
-    held.release()
     return False
 
 
@@ -187,7 +200,7 @@ def take(folder: Path) -> None:
         UserError: another process is writing to it.
     """
     try:
-        with suppress(NotImplementedError):  # some file systems of clusters know no locks
+        with _where_there_are_locks():
             lock(folder).acquire(timeout=2)
     except Timeout:
         raise UserError(f"another process is writing to {folder}", "wait for it, or choose another folder") from None

@@ -1,5 +1,6 @@
 """What the configuration accepts and what it refuses, before anything heavy is imported."""
 
+import shutil
 import subprocess
 import sys
 
@@ -140,6 +141,45 @@ def test_a_number_of_processes_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "abc")
     with pytest.raises(UserError, match="WORLD_SIZE=abc is not a number of processes"):
         launched_processes()
+
+
+def test_tasks_that_srun_started_and_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(name, "8")
+        with pytest.raises(UserError, match="8 processes were started without WORLD_SIZE"):
+            compose(["trainer=ddp"])
+        assert compose([])[0].config.trainer.processes == 1, "of one process: runs side by side are meant"
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        assert compose(["trainer=ddp"])[0].config.trainer.processes == 8
+        monkeypatch.delenv("WORLD_SIZE")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    "word", ["dataset.path=~/d", "dataset.path='~/d'", "hydra.run.dir='~/runs'", "checkpoint=~", "model.path='~/m'"]
+)
+def test_a_home_that_no_shell_expands_is_refused_with_what_expands(word):
+    with pytest.raises(UserError) as error:
+        compose([word])
+    assert f'"{word.partition("=")[0]}=$HOME' in error.value.hint
+
+
+def test_a_file_of_ones_own_that_hydra_would_not_read_is_refused(tmp_path):
+    shutil.copytree(conf_dir(), tmp_path / "conf")
+    assert compose(["prompt=reason"], config_dir=str(tmp_path / "conf")), "the same file may be there"
+    mine = tmp_path / "conf/prompt/reason.yaml"
+    mine.write_text(mine.read_text() + "# mine\n")
+    with pytest.raises(UserError, match=f"{mine} would not be read: a shipped file has its name"):
+        compose(["prompt=reason"], config_dir=str(tmp_path / "conf"))
+
+
+def test_a_key_without_effect_in_an_experiment_of_ones_own_is_warned_of(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment/mine.yaml"
+    mine.write_text("# @package _global_\ntrainer:\n  epochs: 3\n  learning_rate: 1e-5\n")
+    with pytest.warns(UserWarning, match=f"{mine}: trainer.epochs has no effect here .trainer.steps=null") as said:
+        compose(["experiment=mine"], config_dir=str(tmp_path))
+    assert len(said) == 1
 
 
 def test_both_weights_zero_is_refused():

@@ -121,6 +121,20 @@ def starts(*_):
     raise Starts
 
 
+def test_a_job_that_died_on_another_machine_is_run_again_and_one_that_lives_there_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_job, "_device", starts)
+    job = make_run(tmp_path / "3")
+    summary = read_summary(job) | {"status": "running", "ended": None}
+    (job / "summary.json").write_text(json.dumps(summary))
+    (job / "environment.json").write_text(json.dumps({"host": "another", "process": 1, "process_started": 1.0}))
+    monkeypatch.setattr(sweep_job, "in_use", lambda folder: True)
+    with pytest.raises(UserError, match="job 3 is still running"):
+        sweep_job.run_job(config(), [], job, flags=[], side_by_side=1)
+    monkeypatch.setattr(sweep_job, "in_use", lambda folder: False)
+    with pytest.raises(Starts):
+        sweep_job.run_job(config(), [], job, flags=[], side_by_side=1)
+
+
 def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch):
     """The experiment's file changed since: the number of the job is not enough."""
     monkeypatch.setattr(sweep_job, "_device", starts)

@@ -700,12 +700,16 @@ def test_the_canarys_own_words_come_after_the_users_and_its_error_is_whole(tmp_p
         "adapter=lora",
         "dataset.train=9",
     ]
+    words += ["adapter.rank=64", "trainer=fsdp2", "trainer.epochs=1"]
     found = list(canary.run_all(words, tiny=True, gpu=False, folder=tmp_path, run=train))
     assert {row.failed for row in found} == {"error: model.path=/nowhere: no such folder → give a model folder"}
     for given in asked:
         assert given["reward.file"] == "longer.py" and given["trainer.steps"] == "8" and given["dataset.train"] == "9"
         assert float(given["trainer.learning_rate"]) > 1e-6
+        assert given["trainer"] == "single" and not {"adapter.rank", "trainer.epochs"} & {*given}
     assert [given["adapter"] for given in asked][:2] == ["none", "lora"]
+    whole = [row.mode for row in canary.run_all(words, True, gpu=False, folder=tmp_path, run=train, halves=True)]
+    assert "lora" in whole and "whole" not in whole, "nothing learns in bfloat16 but an adapter"
     assert last_error("") == "it said nothing" and last_error("Killed\n") == "Killed"
 
 

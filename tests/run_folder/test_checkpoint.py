@@ -43,6 +43,20 @@ def test_a_model_that_has_changed_since_it_was_saved_is_not_used(tmp_path):
     assert checkpoint.resolve(str(step)) == str(step)
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_fails_no_save(tmp_path, monkeypatch):
+    """Another process reads it: NFS keeps the files, and the folder is not empty."""
+
+    def stays(folder, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", stays)
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, write, keep=1)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-2"]
+    checkpoint.tidy(tmp_path)
+
+
 def test_a_note_that_a_crash_has_emptied_is_named(tmp_path):
     checkpoint.save(tmp_path, 1, write, keep=1)
     for file, read in (

@@ -1,9 +1,12 @@
 """The run folder: rows and JSON on disk, and what a result depends on."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,6 +43,19 @@ def test_rows_are_appended_and_json_is_written_whole(tmp_path):
     assert files.read("metrics.jsonl") == [{"step": 1}, {"step": 2, "text": "ü\u2028\x85"}]
     assert files.read("none.jsonl") == []
     assert [path.name for path in (tmp_path / "run").glob(".*")] == [run_folder.LOCK]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch, number):
+    def refuses(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    for _ in range(2):
+        with run_folder.RunFolder(tmp_path / "run", "train", "x", 0) as files:
+            assert not run_folder.in_use(files.path)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "input/output error")))
+    assert run_folder.in_use(tmp_path / "run")
 
 
 def test_a_row_that_is_being_written_is_no_row_yet(tmp_path):

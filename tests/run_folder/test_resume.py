@@ -287,6 +287,19 @@ def after(seconds, number):
             "whole",
         ),
         ("after(0.2, 15); after(1.6, 15)\nwith signals.held():\n  time.sleep(9); print('too late')", 143, ""),
+        *((f"after(0.2, signal.{name})\ntime.sleep(9)", 143, "") for name in ("SIGHUP", "SIGUSR2")),
+        (  # as under nohup
+            "signal.signal(signal.SIGHUP, signal.SIG_IGN); signals.install()\nafter(0, signal.SIGHUP)\n"
+            "time.sleep(0.3); print('goes on')",
+            0,
+            "goes on",
+        ),
+        (  # a terminal that is gone takes no text
+            "import pty\nmain, terminal = pty.openpty()\nfor n in (1, 2): os.dup2(terminal, n)\nos.close(main)\n"
+            "after(0.2, signal.SIGHUP)\ntry: time.sleep(9)\nfinally: print('saves', flush=True)",
+            143,
+            "",
+        ),
         (  # Python passes over what is raised in the callback of a weak reference; the next step asks again
             "import weakref\nfrom echoink.distributed import collectives\nclass Thing: pass\nthing = Thing()\n"
             "ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), 15))\ndel thing\n"
