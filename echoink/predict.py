@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     asked = made.add_mutually_exclusive_group(required=True)
     asked.add_argument("--question")
     asked.add_argument("--questions", type=Path, help="a .jsonl file with many questions")
+    made.add_argument("--outside", nargs="+", default=[], help="further folders with media that --questions names")
     made.add_argument("--output", type=Path, help="a .jsonl file for the answers to --questions")
     made.add_argument("--options", nargs="+", default=[], help="without letters (rows of --questions have letters)")
     made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="the problem type")
@@ -177,7 +178,7 @@ class Answerer:
         loaded, given = self._loaded, self._arguments
         tokenizer, sampling = loaded.processor.processor.tokenizer, loaded.sampling
         if sample.asks_for_soundtrack:
-            sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video))
+            sample = with_soundtrack(sample, loaders.has_soundtrack(sample.video), self._config.dataset.soundtrack)
         media, cap = loaded.processor.load(sample), loaded.processor.caps.audio_seconds
         if media.sound and media.sound.seconds > cap + 0.01:
             heard = f"the first {cap:g} of {media.sound.seconds:.0f} s"
@@ -215,8 +216,12 @@ def predict(arguments: argparse.Namespace) -> list[str]:
             raise UserError(error.problem.removeprefix("sample yours: "), hint) from error
 
 
-def questions(file: Path) -> list[Sample]:
+def questions(file: Path, outside: Sequence[str] = ()) -> list[Sample]:
     """The questions of a file, whose rows need no solution.
+
+    Args:
+        file: .jsonl or .json.
+        outside: folders, beside the file's own, that may hold media.
 
     Raises:
         UserError: there is no such file, or some rows are not questions; it names them all.
@@ -225,9 +230,9 @@ def questions(file: Path) -> list[Sample]:
         raise UserError(f"no such file: {file}", "a .jsonl file, one question per line")
     found = open_split(str(file), "valid")
     rows = [row if isinstance(row, UserError) else with_any_solution(row) for row in found.rows]
-    samples, bad = parse_rows(rows, found.folder, found.where)
+    samples, bad = parse_rows(rows, found.folder, found.where, outside=outside)
     if bad:
-        raise UserError("\n".join(each.reason for each in bad), bad[0].hint)
+        raise UserError("\n".join(each.reason for each in bad), bad[0].hint.replace("dataset.outside", "--outside"))
     return samples
 
 
@@ -239,7 +244,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
     """
     if arguments.output is None:
         raise UserError("--questions needs --output", "--output answers.jsonl")
-    samples = questions(arguments.questions)
+    samples = questions(arguments.questions, arguments.outside)
     if not samples:
         raise UserError(f"{arguments.questions} holds no question", "one question per line")
     if arguments.output.is_dir():
@@ -301,7 +306,7 @@ def _of_model(model: str | None) -> tuple:
 
 def _settings(config: Config) -> list[tuple[str, Any]]:
     """The keys on which an answer depends."""
-    groups = ("model.", "prompt.", "generation.", "trainer.bf16", "adapter.kind")
+    groups = ("model.", "prompt.", "generation.", "trainer.bf16", "adapter.kind", "dataset.soundtrack")
     return [(key, value) for key, value in flatten(config).items() if key.startswith(groups)]
 
 

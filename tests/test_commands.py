@@ -565,6 +565,27 @@ def test_predict_answers_about_files_of_ones_own(run, tmp_path):
     assert "only the first 10 of 12 s are heard" in " ".join(done.stdout.split())
 
 
+def test_predict_leaves_a_videos_sound_out_where_the_run_did_and_reads_media_of_folders_that_are_named(
+    run, tmp_path, monkeypatch
+):
+    clip, seen = video(tmp_path / "media/v.mp4"), []
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    text = (mine / "config.yaml").read_text()
+    (mine / "config.yaml").write_text(text.replace("soundtrack: true", "soundtrack: false"))
+    monkeypatch.setattr(predict, "with_soundtrack", lambda *words: seen.append(words[2]) or words[0])
+    for each in (run, mine):
+        asked("--checkpoint", str(each), "--video", str(clip), "--question", "How many?", "--type", "counting")
+    assert seen == [True, False]
+    rows = tmp_path / "rows/mine.jsonl"
+    rows.parent.mkdir()
+    rows.write_text(json.dumps({"problem": "How many?", "problem_type": "counting", "path": {"video": str(clip)}}))
+    with pytest.raises(UserError) as error:
+        predict.questions(rows)
+    assert "--outside" in error.value.hint
+    assert predict.questions(rows, [str(clip.parent)])[0].video == clip
+
+
 def test_predict_says_when_an_answer_is_cut_and_takes_a_longer_limit(run, capsys):
     words = ["--checkpoint", str(run), "--question", "How many?", "--type", "counting", "--max-new-tokens"]
     (cut,) = asked(*words, "2")

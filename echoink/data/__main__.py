@@ -115,6 +115,8 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
         UserError: a key is wrong, or there is no such split.
     """
     config = compose(overrides, config_dir=config_dir)[0].config
+    if output.suffix != ".html" and output.is_file():
+        raise UserError(f"{output} is a file", "give a folder, or a page: output=page.html")
     # PyTorch and transformers are imported after the keys are checked.
     from echoink.data import show as showing
 
@@ -179,6 +181,8 @@ def split(words: Sequence[str]) -> int:
 
 def begin(folder: Path) -> int:
     """Write a starter set and say how to train on it."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", "give a new folder")
     for split, count in starter.new(folder).items():
         say("data", f"{folder / split}.jsonl: {count} rows, media in {folder / 'media'}")
     steps = "trainer.steps=2 trainer.prompts_per_step=4 trainer.micro_batch_prompts=2"

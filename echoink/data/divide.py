@@ -17,7 +17,7 @@ from echoink.common.keys import key
 from echoink.config.schema import ModelConfig
 from echoink.data.media_check import check_media
 from echoink.data.readers import open_split
-from echoink.data.samples import Dropped, Sample, parse_rows
+from echoink.data.samples import HALF, Dropped, Sample, parse_rows
 from echoink.data.splits import joined, sharing, video_caps
 
 
@@ -30,6 +30,7 @@ class DivideConfig:
     overwrite: bool = key("replace existing files; the input file is never replaced", False)
     by: str = key("field to spread evenly; rows without it are one value (without `kind`: by problem_type)", "kind")
     seed: int = key("seed of the division", 0)
+    outside: list[str] = key("further folders that hold media", list)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,18 @@ def divide(
         raise UserError(f"there already: {', '.join(there)}", "move them away, or overwrite=true")
     rows = open_split(str(file), "train")
     raw = list(rows.rows)
-    samples, bad = parse_rows(raw, rows.folder, rows.where)
+    samples, bad = parse_rows(raw, rows.folder, rows.where, outside=wanted.outside)
+    texts = [json.dumps(row, ensure_ascii=False) + "\n" for row in raw if isinstance(row, dict)]
+    if not bad and (half := next((n for n, text in enumerate(texts) if HALF.search(text)), None)) is not None:
+        raise UserError(f"{rows.where}, row {half + 1} holds half a character", "rewrite the text in UTF-8")
     infos = [] if bad else check_media(samples, model.max_audio_seconds, video_caps(model), progress)
     bad += [info for info in infos if isinstance(info, Dropped)]
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0].reason}{more}", f"python -m echoink.data check {file} lists all; fix or remove them")
+        hint = f"python -m echoink.data check {file} lists all; fix or remove them"
+        if "dataset.outside" in bad[0].hint:
+            hint = bad[0].hint.replace("dataset.outside", "outside=[…]")
+        raise UserError(f"{bad[0].reason}{more}", hint)
     if {_value(sample, wanted.by) for sample in samples} == {_NONE}:
         fields = sorted({name for sample in samples for name in sample.fields} | {"data_type", "problem_type"})
         raise UserError(f"by={wanted.by}: no row has such a field", f"known: {', '.join(fields)}")
@@ -89,8 +96,7 @@ def divide(
         problem = f"{empty[0]} would be empty: {len(raw)} rows in {counted(groups, 'group')} without shared files"
         raise UserError(problem, "give more questions, or another share")
     for split, target in targets.items():
-        own = [row for row, name in zip(raw, chosen, strict=True) if name == split]
-        write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own))
+        write_atomic(target, "".join(text for text, name in zip(texts, chosen, strict=True) if name == split))
     counts = {
         split: Counter(_value(s, wanted.by) for s, name in zip(samples, chosen, strict=True) if name == split)
         for split in targets

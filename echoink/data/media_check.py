@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from echoink.common.errors import UserError
@@ -110,17 +110,35 @@ def check_media(
         For each sample what its files hold, or why they cannot be used.
     """
     check = partial(inspect, max_seconds=max_seconds, caps=caps, soundtrack=soundtrack, prints=prints)
-    found = isolated(check, samples, processes=min(os.cpu_count() or 1, 1 + len(samples) // _WORTH_A_PROCESS))
-    return [
-        Dropped(
-            f"sample {sample.id}",
-            f"reading {_files(sample)} crashes ({media_info.signal})",
-            "replace the file or drop the sample",
-        )
-        if isinstance(media_info, Died)
-        else media_info
-        for sample, media_info in zip(samples, progress(found), strict=True)
-    ]
+    first: dict[tuple, Sample] = {}  # of the questions about the same files; these are decoded once
+    for sample in samples:
+        first.setdefault(_asked(sample), sample)
+    found = isolated(
+        check, list(first.values()), processes=min(os.cpu_count() or 1, 1 + len(first) // _WORTH_A_PROCESS)
+    )
+    known: dict[tuple, MediaInfo | Died | Dropped] = {}
+    results = []
+    for sample in progress(samples):
+        if (key := _asked(sample)) not in known:
+            known[key] = next(found)
+        results.append(_of(sample, first[key], known[key]))
+    return results
+
+
+def _asked(sample: Sample) -> tuple:
+    """What `inspect` depends on."""
+    return (*sample.media.items(), sample.data_type, sample.asks_for_soundtrack)
+
+
+def _of(sample: Sample, first: Sample, found: MediaInfo | Died | Dropped) -> MediaInfo | Dropped:
+    """A sample's result, from that of the first sample with its files."""
+    where = f"sample {sample.id}"
+    if isinstance(found, Died):
+        crashes = f"reading {_files(sample)} crashes ({found.signal})"
+        return Dropped(where, crashes, "replace the file or drop the sample")
+    if isinstance(found, Dropped):
+        return replace(found, where=where, reason=found.reason.replace(f"sample {first.id}:", f"{where}:", 1))
+    return found
 
 
 def _files(sample: Sample) -> str:

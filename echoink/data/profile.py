@@ -17,6 +17,10 @@ _MEDIA = {
 }
 
 
+MOST_OF_A_SOURCE = 20
+"""More files of one source, and a third of the split, cause a warning."""
+
+
 def profile(
     splits: dict[str, list[Sample]], dropped: dict[str, list[Dropped]], media_info: dict[str, MediaInfo]
 ) -> dict[str, dict]:
@@ -43,7 +47,7 @@ def profile(
             "duplicates": sum(count - 1 for count in asked.values()),
             "media": dict(Counter(_MEDIA[s.data_type] for s in samples)),
             "notes": dict(Counter(note for s in samples for note in s.notes)),
-            "warnings": list(dict.fromkeys(text for f in own for text in f.warnings)),
+            "warnings": [*dict.fromkeys(text for f in own for text in f.warnings), *_collections(samples, own)],
             "data_types": dict(Counter(s.data_type.value for s in samples)),
             "problem_types": dict(Counter(s.problem_type.value for s in samples)),
             "options": dict(Counter(len(s.options) for s in samples)),
@@ -61,6 +65,19 @@ def profile(
             "video_frames": spread([f.frames for f in own if f.frames]),
         }
     return report
+
+
+def _collections(samples: Sequence[Sample], infos: Sequence[MediaInfo]) -> list[str]:
+    """Warnings of a `<medium>_source` that seems to name a collection, not what a file was cut from."""
+    files: dict[tuple[str, str], set[str]] = {}
+    for sample, info in zip(samples, infos, strict=True):
+        for kind, source in sample.sources.items():
+            files.setdefault((kind, source), set()).update(info.digests)
+    return [
+        f"{kind}_source {source!r} stands for {len(of)} files, which count as one; rename it if it is a collection"
+        for (kind, source), of in files.items()
+        if len(of) > MOST_OF_A_SOURCE and 3 * len(of) > len(samples)
+    ]
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -47,8 +47,21 @@ _TAG = re.compile(r"<(image|audio|video)>")
 _LIKE_A_TAG = re.compile(r"<(?:image|img|picture|audio|sound|speech|video)s?[ _]?\d*>", re.IGNORECASE)
 """`_TAG`, and what others write in its place."""
 
-_PART_OF_FILE = re.compile(r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment)s?(?:_\w+)?")
+_PART_OF_FILE = re.compile(
+    r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment|timestamp|time_range)s?(?:_\w+)?"
+)
 """Fields that select a part of a file; files are read whole."""
+
+_TIME = re.compile(r"\d+(?::\d+)*(?:[.,]\d+)?\s*s?")
+
+
+def _selects(value: Any) -> bool:
+    """Whether a field's value is a time or a place in a file, or several."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_selects, value))
+    if isinstance(value, str):
+        return _TIME.fullmatch(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
     for key, value in row.items():
         if match := _COLUMN.fullmatch(key):
             used.add(key)
+            notes += [f"{key} is an empty text"] if isinstance(value, str) and not value.strip() else []
             if match.group(1).lower() not in in_path:
                 _add(found, null, match.group(1).lower(), value, where=where)
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
@@ -103,7 +117,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
             notes += _settle_question(rest, text, f"{where}, {chat}")
             notes += ["the system turn is not used (prompt.system sets one)"] if systems else []
     _refuse_lost_media(rest, found, where)
-    parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and isinstance(value, int | float)]
+    parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and _selects(value)]
     if parts and {"audio", "video"} & set(found):
         notes.append(f"{', '.join(parts)}: not read, files are read from their beginning")
     if isinstance(rest.get("problem"), str):
@@ -188,8 +202,7 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 def _refuse_part(medium: Any, where: str) -> None:
     """Refuse a medium that selects a part of its file."""
     for key, value in medium.items() if isinstance(medium, Mapping) else ():
-        says = isinstance(value, int | float | list) and not isinstance(value, bool) and value not in ([], 0)
-        if says and _PART_OF_FILE.fullmatch(str(key)):
+        if _selects(value) and value != 0 and _PART_OF_FILE.fullmatch(str(key)):
             raise UserError(f"{where} has {key}={value}, but files are read whole", "cut the file and remove the field")
 
 

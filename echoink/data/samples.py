@@ -16,6 +16,7 @@ import base64
 import binascii
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -77,7 +78,7 @@ _CONTROL = re.compile(r"<\|\w+\|>")
 MOST_OF_A_PATH = 4096
 """Characters; no system accepts a longer path."""
 
-_HALF = re.compile("[\ud800-\udfff]")
+HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can hold it, a UTF-8 file cannot."""
 
 
@@ -101,7 +102,9 @@ class Sample:
     audio: Medium | None = None
     video: Medium | None = None
     fields: dict[str, str] = field(default_factory=dict)
-    """Further texts, integers and booleans of the row, such as `kind`; evaluation reports accuracy by them."""
+    """The row's further fields, such as `kind`, as texts: lists, objects and fractions as JSON, booleans as True or
+    False. Evaluation reports accuracy by them.
+    """
     asks_for_soundtrack: bool = False
     """The row names a video and no data_type: its soundtrack is used if there is one, see `with_soundtrack`."""
     notes: tuple[str, ...] = ()
@@ -184,7 +187,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
     for key, value in row.items():
-        if isinstance(value, str) and _HALF.search(f"{key}{value}"):
+        if isinstance(value, str) and HALF.search(f"{key}{value}"):
             raise UserError(f"{where}: {key!a} holds half a character", "rewrite the text in UTF-8")
     id = row.get("problem_id", number)
     id = f"row-{number}" if isinstance(id, str) and not id.strip() else id  # not another row's number
@@ -224,7 +227,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         **{name: _medium(given[name], folders, f"{where}, {name}") for name in wanted if name in given},
         asks_for_soundtrack="data_type" not in row and data_type is DataType.video,
         notes=(*layout.notes, *unused, *odd),
-        fields={key: str(value) for key, value in row.items() if _is_field(key, value)},
+        fields={key: _field(value) for key, value in row.items() if _is_field(key, value)},
         responses=responses,
     )
 
@@ -264,16 +267,21 @@ def _check_chance(chance: object, where: str) -> None:
 
 
 def _is_field(key: str, value: object) -> bool:
-    """Whether evaluation may report accuracy by this field, or use it as `chance`."""
-    if key in ("data_source", "chance"):
-        return value is not None
-    return key not in _KNOWN and isinstance(value, str | int | bool)
+    """Whether a field is one of the row's own, or `data_source`."""
+    return value is not None and (key == "data_source" or key not in _KNOWN)
+
+
+def _field(value: object) -> str:
+    """A field as a text. What JSON cannot hold, such as a table's dates, is written as Python does."""
+    if isinstance(value, float | list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def check_text(texts: Iterable[str], where: str) -> None:
     """Raises `UserError` if a text holds half a character or a control token, such as a picture's placeholder."""
     for text in texts:
-        if _HALF.search(text):
+        if HALF.search(text):
             raise UserError(f"{where}: a text holds half a character", "rewrite it in UTF-8")
         if found := _CONTROL.search(text):
             raise UserError(
@@ -365,7 +373,7 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     if value.startswith("data:") or len(value) > MOST_OF_A_PATH:
         raise UserError(f"{where}: {value[:40]!r}… is not a path", 'bytes in JSON are {"bytes": "<base64>"}')
     try:
-        path = (folders[0] / value).resolve() if "\0" not in value and not _HALF.search(value) else None
+        path = (folders[0] / value).resolve() if "\0" not in value and not HALF.search(value) else None
         if path is not None and os.path.islink(path):  # Python 3.13 leaves a circle unresolved, older versions raise
             raise OSError("links in a circle")
     except (OSError, RuntimeError) as error:  # links in a circle

@@ -100,7 +100,7 @@ def load(
     for split in needed:
         limits = [getattr(config, split), evaluation.limit if split == "valid" else None]
         found[split], dropped[split] = first_samples(config, split, min(filter(None, limits), default=None))
-    holds_out = "dev" in needed and not found["dev"]
+    holds_out = "dev" in needed and not found["dev"] and not dropped["dev"]
     if holds_out and "train" not in found:
         found["train"], dropped["train"] = first_samples(config, "train", config.train)
     if holds_out:

@@ -78,8 +78,9 @@ def _cells(table: datasets.Dataset, where: str) -> Iterator[dict]:
     embedded = {name: holds for name in table.column_names if (holds := _has_bytes(table, name)) is not None}
     files = {name: table.select_columns([name]) for name in embedded}
     small = table.remove_columns([name for name, holds in embedded.items() if all(holds)])
+    raw = small.with_format("arrow")  # media inside of other columns stay undecoded
     for number in range(len(table)):
-        row = small[number] if small.column_names else {}
+        row = raw[number : number + 1].to_pylist()[0] if small.column_names else {}
         for name, holds in embedded.items():
             if holds[number]:
                 place = f"{where}, row {number + 1}, {name}"

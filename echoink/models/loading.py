@@ -132,6 +132,9 @@ def _load_published(
             known = ", ".join(family.NAME for family in FAMILIES.values())
             raise UserError(f"model.path={path} is a {published.model_type}", f"models that can be trained: {known}")
         family, config = found
+        if getattr(published, "quantization_config", None) or getattr(config, "quantization_config", None):
+            hint = "take the model in whole numbers; adapter=qlora quantizes it to 4 bits here"
+            raise UserError(f"{path} is stored quantized", hint)
         optional = {}
         if quantized:
             optional |= _four_bits(quantized, [*family.TOWERS.values()])

@@ -152,8 +152,8 @@ def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[
 
 def read_letters(completion: str, options: Sequence[str], match: Match = Match.lenient) -> frozenset[str]:
     """The option letters that a completion chooses, in its answer block or as `Match.first_letter` says."""
-    answer = parse_answer(completion) or ""
     if match is not Match.first_letter:
-        return parse_letters(answer, options, match)
-    chosen = re.fullmatch(r"[A-D]", answer) or re.search(r"\b[A-D]\b", completion, re.IGNORECASE)
-    return frozenset(chosen.group(0).upper()) if chosen else frozenset()
+        return parse_letters(parse_answer(completion) or "", options, match)
+    block = rf"{ANSWER[0]}\s*([A-D])\s*{ANSWER[1]}"  # the first that holds a letter alone, in either case
+    chosen = re.search(block, completion, re.IGNORECASE) or re.search(r"\b([A-D])\b", completion, re.IGNORECASE)
+    return frozenset(chosen.group(1).upper()) if chosen else frozenset()

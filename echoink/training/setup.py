@@ -108,10 +108,14 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
-            hint = "merge it first (python -m echoink.export), or use adapter=lora"
+            hint = "use adapter=lora; merged first (python -m echoink.export), 4 bits would round the first one away"
             raise UserError(f"adapter=qlora cannot train a second adapter on top of {path}", hint)
         loading.check_targets(model, config.adapter.targets)
         model.requires_grad_(False)  # only PEFT's adapter learns
+    if trains and loading.is_adapter(path) and (config.trainer.bf16 or config.model.dtype is Dtype.bfloat16):
+        lost = "in bfloat16 this loses much of a small update"
+        kept = "model.dtype=float32 trainer.bf16=false keeps it"
+        console.say("warning", f"{path} is an adapter, which is merged before the next one learns: {lost}; {kept}")
     console.say("model", f"{path} · {loading.describe(model, trains)}")
     text = model.config.get_text_config()
     if warning := plan.other_architecture(config.model, text.num_hidden_layers, text.hidden_size):

@@ -62,6 +62,25 @@ def test_what_shares_a_source_or_repeats_without_media_stays_on_one_side(own, tm
         assert all(sides) and not sides[0] & sides[1], key
 
 
+def test_media_of_another_folder_are_allowed_by_name_and_half_a_character_is_refused(own, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    rows = [json.loads(line) for line in (own / "all.jsonl").read_text().splitlines()]
+    for row in rows:
+        name = row["path"]["image"]
+        if (own / name).exists():
+            (own / name).rename(elsewhere / name)
+        row["path"]["image"] = str(elsewhere / name)
+    (own / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="leaves the dataset folder") as error:
+        main(["split", str(own / "all.jsonl")])
+    assert "outside=[…]" in error.value.hint and "dataset.outside" not in error.value.hint
+    assert main(["split", str(own / "all.jsonl"), f"outside=[{elsewhere}]"]) == 0
+    rows[7]["tags"] = ["\ud83d"]
+    (own / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="row 8 holds half a character"):
+        main(["split", str(own / "all.jsonl"), f"outside=[{elsewhere}]", "overwrite=true"])
+
+
 def test_a_share_that_cannot_be_had_is_said(own, capsys):
     rows = [json.loads(line) for line in (own / "all.jsonl").read_text().splitlines()]
     rows = [row | {"image_source": f"film {place // 12}"} for place, row in enumerate(rows)]

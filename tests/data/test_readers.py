@@ -267,6 +267,14 @@ def test_copies_of_a_file_do_not_cross_the_held_out_split(tmp_path):
     assert unasked.train == splits.train, "an evaluation may ask later: what is held out is never learned"
 
 
+def test_a_development_split_whose_rows_are_all_bad_is_not_held_out_of_train_instead(forms, tmp_path):
+    own = shutil.copytree(forms / "lines", tmp_path / "own")
+    shutil.copy(own / "train.jsonl", own / "valid.jsonl")
+    (own / "dev.jsonl").write_text(json.dumps({"problem": "Q?", "solution": "B"}))
+    with pytest.raises(UserError, match=r"dev\.jsonl, row 1"):
+        load(*settings(f"dataset.path={own}", "dataset.dev=2", "eval.every=5"), train=True)
+
+
 def test_a_held_out_split_leaves_train(forms):
     shutil.copy(forms / "lines" / "train.jsonl", forms / "lines" / "valid.jsonl")
     splits = load(*settings(f"dataset.path={forms}/lines", "dataset.dev=2", "eval.every=5"), train=True)

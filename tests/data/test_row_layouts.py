@@ -129,6 +129,41 @@ def test_where_a_file_is_to_begin_is_noted_and_a_chat_around_the_question_too(tm
     assert sample.problem == "Q?" and "the words around the question" in sample.notes[0]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"segment": [3.0, 9.0]},
+        {"start": "00:05", "end": "00:09"},
+        {"timestamps": [3, 9]},
+        {"clip_start": "5.0"},
+        {"time_range": "2.5 s"},
+    ],
+)
+def test_a_part_of_a_file_that_is_asked_for_in_any_form_is_noted_and_refused_inside_a_medium(tmp_path, part):
+    (sample,), _ = parse_rows([{**ROW, "video": "v.mp4", **part}], tmp_path, "here")
+    assert sample.notes == (f"{', '.join(part)}: not read, files are read from their beginning",)
+    _, (bad,) = parse_rows([{**ROW, "audio": {"path": "s.wav", **part}}], tmp_path, "here")
+    assert "files are read whole" in bad.reason
+
+
+def test_an_empty_text_in_a_column_of_media_is_noted(tmp_path):
+    """As pandas writes a value that is missing."""
+    (sample,), _ = parse_rows([{**ROW, "image": ""}], tmp_path, "here")
+    assert sample.notes == ("image is an empty text",) and sample.data_type is DataType.text
+
+
+def test_media_inside_of_a_tables_columns_are_read(tmp_path):
+    picture(tmp_path / "p.png", size=(32, 24))
+    texts = {name: datasets.Value("string") for name in ("problem", "solution")}
+    kinds = {**texts, "options": datasets.List(datasets.Value("string")), "path": {"image": datasets.Image()}}
+    held = {"image": {"bytes": (tmp_path / "p.png").read_bytes(), "path": None}}
+    table = datasets.Dataset.from_list([{**ROW, "path": held}], features=datasets.Features(kinds))
+    table.save_to_disk(str(tmp_path / "saved"))
+    found = open_split(str(tmp_path / "saved"), "train")
+    (sample,), dropped = parse_rows(found.rows, found.folder, "here")
+    assert not dropped and inspect(sample, 10, VIDEO).image == (32, 24)
+
+
 def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
     (sample,), _ = parse_rows([{**ROW, "path": {"audio": ""}}], tmp_path, "here")
     assert sample.notes == ("path.audio is an empty text",)

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from echoink.common.errors import UserError
-from echoink.data.media_check import check_media, inspect
-from echoink.data.samples import Dropped, answer_positions, fingerprint, parse_rows, shares
+from echoink.data.media_check import MediaInfo, check_media, inspect
+from echoink.data.profile import profile
+from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, shares
 from echoink.data.splits import read_split
 from echoink.media.loaders import VideoCaps
 
@@ -118,6 +121,40 @@ def test_a_file_that_crashes_its_decoder_names_its_sample_and_the_others_are_rea
     found = check_media(read_split(root, "train"), 10, CAPS)
     assert [place for place, each in enumerate(found) if isinstance(each, Dropped)] == [3]
     assert "SIGSEGV" in found[3].reason and "sample_3.wav" in found[3].reason
+
+
+def test_files_that_several_questions_are_about_are_decoded_once(broken, monkeypatch):
+    root = broken(lambda row: None)
+    (root / "train" / "audios" / "sample_3.wav").write_bytes(b"no sound")
+    once, decoded = read_split(root, "train"), []
+    again = [replace(sample, id=f"again {sample.id}") for sample in once]
+
+    def counting(work, items, processes):
+        decoded.extend(items)
+        return map(work, items)
+
+    monkeypatch.setattr("echoink.data.media_check.isolated", counting)
+    found = check_media([*once, *again], 10, CAPS)
+    assert [sample.id for sample in decoded] == [sample.id for sample in once]
+    assert found[len(once)] == found[0] and "sample again 3: cannot read" in found[len(once) + 3].reason
+    assert found[len(once) + 3].where == "sample again 3"
+
+
+def test_further_fields_of_any_kind_are_kept_as_texts(tmp_path):
+    row = {"problem": "Q?", "options": ["A. x", "B. y"], "solution": "<answer>B</answer>"}
+    own = {"keywords": ["dog", "bark"], "weight": 0.5, "hard": False, "level": 3, "more": {"a": "ü"}, "none": None}
+    (sample,), _ = parse_rows([{**row, **own}], tmp_path, "here")
+    texts = {"keywords": '["dog", "bark"]', "weight": "0.5", "hard": "False", "level": "3", "more": '{"a": "ü"}'}
+    assert sample.fields == texts and not sample.notes
+
+
+def test_a_source_that_names_a_collection_is_warned_of():
+    samples = [Sample(str(n), "Q?", (), "x", audio=Path("a"), fields={"audio_source": "AudioSet"}) for n in range(40)]
+    infos = {f"valid {n}": MediaInfo((str(n),)) for n in range(40)}
+    (warning,) = profile({"valid": samples}, {}, infos)["valid"]["warnings"]
+    assert "audio_source 'AudioSet' stands for 40 files, which count as one" in warning
+    few = {f"valid {n}": MediaInfo((str(n // 4),)) for n in range(40)}
+    assert not profile({"valid": samples}, {}, few)["valid"]["warnings"], "ten files may be of one source"
 
 
 def test_fingerprint_and_positions(samples):

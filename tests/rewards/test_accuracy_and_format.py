@@ -285,6 +285,8 @@ def test_exact_is_the_papers_rule():
         ("The image shows a dog, so the answer is C.", "A"),  # the article
         ("I hear it. (d)", "D"),
         ("<answer>E</answer> B", "B"),
+        ("<think>It is a bell.</think><answer>b</answer>", "B"),  # either case
+        ("<think>I must write <answer> tags. It is a bell.</think><answer>B</answer>", "B"),
         ("dog", ""),
     ],
 )

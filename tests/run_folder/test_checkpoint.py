@@ -119,6 +119,16 @@ def test_broken_and_mismatched_weights_are_one_clear_error(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_a_model_that_is_stored_quantized_is_refused(tmp_path):
+    load_model("tiny").save_pretrained(tmp_path)
+    load_processor("tiny", 12_544, 12_544).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stored = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | stored))
+    with pytest.raises(UserError, match="is stored quantized"):
+        load_model(str(tmp_path))
+
+
 def test_a_full_omni_checkpoint_gives_its_thinker(tmp_path):
     """As Qwen publishes them: thinker., talker. and token2wav. weights, a nested configuration."""
     from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 
 from echoink.data.splits import Splits
+from echoink.models.loading import load_model, load_processor, lora
 from echoink.models.rounding import bf16_slowdown
 from echoink.planning import memory
 from echoink.training import setup
@@ -22,6 +24,25 @@ def test_bfloat16_on_a_cpu_that_is_slow_with_it_is_warned_of(words, slower, warn
     monkeypatch.setattr(setup, "bf16_slowdown", lambda: slower)
     setup.build_job(config_of(*words), Splits(samples, [], samples), "tiny")
     said = "this CPU multiplies bfloat16 about 4 times as slowly as float32; faster: trainer.bf16=false"
+    assert (said in " ".join(capsys.readouterr().out.split())) == warned
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["adapter=lora", "trainer.bf16=true"], True),
+        (["adapter=lora", "trainer.bf16=false"], False),
+        (["task=eval", "trainer.bf16=true"], False),
+    ],
+)
+def test_an_adapter_that_is_merged_in_half_precision_to_learn_on_is_warned_of(
+    words, warned, samples, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(setup, "bf16_slowdown", lambda: 1)
+    get_peft_model(load_model("tiny"), lora(4, 8, 0.0, ["q_proj"])).save_pretrained(tmp_path)
+    load_processor("tiny", 12_544, 12_544).save_pretrained(tmp_path)
+    setup.build_job(config_of(*words), Splits(samples, [], samples), str(tmp_path))
+    said = "which is merged before the next one learns: in bfloat16 this loses much of a small update"
     assert (said in " ".join(capsys.readouterr().out.split())) == warned
 
 
