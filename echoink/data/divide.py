@@ -82,9 +82,8 @@ def divide(
     bad += [info for info in infos if isinstance(info, Dropped)]
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""
-        hint = f"python -m echoink.data check {file} lists all; fix or remove them"
-        if "dataset.outside" in bad[0].hint:
-            hint = bad[0].hint.replace("dataset.outside", "outside=[…]")
+        lists = f"python -m echoink.data check {file} lists all; fix or remove them"
+        hint = bad[0].hint.replace("dataset.outside", "outside=[…]") if "dataset.outside" in bad[0].hint else lists
         raise UserError(f"{bad[0].reason}{more}", hint)
     if {_value(sample, wanted.by) for sample in samples} == {_NONE}:
         fields = sorted({name for sample in samples for name in sample.fields} | {"data_type", "problem_type"})
