@@ -259,6 +259,7 @@ def test_asked_to_go_before_the_first_step_and_in_the_middle_it_ends_the_same(pl
 SIGNALS = """
 import os, signal, time
 from echoink.common import signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which pytest itself may have been told to ignore, by nohup
 signals.install()
 def after(seconds, number):
     if os.fork() == 0:
