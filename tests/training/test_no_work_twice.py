@@ -57,7 +57,7 @@ def test_groups_without_a_signal_are_left_out_where_that_changes_nothing(make_tr
         trainer.model.train()
         ids = [sample.id for sample in samples[:3] for _ in range(G)]
         scored = trainer._generate_and_score_completions([{"prompt": id} for id in ids])
-        scored["advantages"] = torch.tensor([0.5, -0.5, 1, -1, *[1e-9] * G, *[0.0] * G])
+        scored["advantages"] = torch.tensor([0.5, -0.5, 1, -1, *[-0.0] * G, *[0.0] * G])
         scored["old_per_token_logps"] = torch.full_like(scored["completion_mask"], -30.0, dtype=torch.float32)
         scored["old_per_token_logps"][: 2 * G] = -2.0
         seen = counts(model)
