@@ -89,9 +89,9 @@ def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | 
 
 def _refuse_hidden(own: Path) -> None:
     """Refuse a user's file that has the name of another, shipped file: Hydra would read that one."""
-    for path in own.glob("**/*.yaml"):
-        shipped = conf_dir() / path.relative_to(own)
-        if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+    for shipped in conf_dir().glob("*/**/*.yaml"):
+        path = own / shipped.relative_to(conf_dir())
+        if path.is_file() and shipped.read_bytes() != path.read_bytes():
             raise UserError(f"{path} would not be read: a shipped file has its name", "give it another name")
 
 

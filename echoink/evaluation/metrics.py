@@ -56,7 +56,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "by": {},
     }
     labels = [{**p.fields, "data_type": p.data_type, "problem_type": p.problem_type} for p in main]
-    for name in sorted({name for label in labels for name in label} - {"chance", *SOURCES}):
+    for name in sorted({name for label in labels for name in label} - {"chance", "pass_rate", *SOURCES}):
         groups: dict[str, list[Prediction]] = {}
         for p, label in zip(main, labels, strict=True):
             groups.setdefault(label.get(name, ""), []).append(p)
