@@ -39,7 +39,8 @@ from echoink.pipeline.run import run
 from echoink.planning import preflight
 from echoink.run_folder import resume
 
-OWN_EXPERIMENT = "make it an experiment: --config-dir mine experiment=x, with mine/experiment/x.yaml"
+_OWN_EXPERIMENT = "make it an experiment: --config-dir mine experiment=x, with mine/experiment/x.yaml"
+"""What takes the place of a primary configuration of one's own: checks and a sweep's jobs would not see one."""
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
         sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser needs all overrides together
         if arguments.config_name or arguments.config_path:
-            raise UserError("--config-name and --config-path are not supported", OWN_EXPERIMENT)
+            raise UserError("--config-name and --config-path are not supported", _OWN_EXPERIMENT)
         if shows_only:
             launch()
             return

@@ -345,11 +345,10 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
         how = "" if at["sharding"] == "none" else f" with trainer.sharding={at['sharding']}"
         spent = of["seconds_per_step"]
         parts = " · ".join(f"{part} {spent[part]:.1f}" for part in spent if part != "total" and spent[part] >= 0.05)
+        parts = parts or "under 0.1"
         took = f"{of['hours']:.1f} h" if of["hours"] >= 0.1 else counted(max(1, round(60 * of["hours"])), "minute")
         text = f"{gpus} x {name}{how}: about {took}, {of['gpu_hours']:.0f} GPU-hours"
-        text += (
-            f" ({counted(of['steps'], 'step')} of {of['prompts_per_step']} prompts; s a step: {parts or 'under 0.1'})"
-        )
+        text += f" ({counted(of['steps'], 'step')} of {of['prompts_per_step']} prompts; s a step: {parts})"
         full = f"does not fit, {of['memory_bytes'] / 2**30:.0f} GiB would be needed on each{how}"
         made.append(text if of["fits"] else f"{gpus} x {name}: {full}")
     twice = found["twice of it costs"]

@@ -210,6 +210,11 @@ class StoredRun:
         for start in range(0, len(batch), 1000):  # the most that a store takes at once
             self.client.log_batch(self.run_id, metrics=batch[start : start + 1000])
 
+    def reopen(self) -> None:
+        """Mark a run that goes on as running."""
+        self.client.update_run(self.run_id, "RUNNING")
+        self.status = "RUNNING"
+
     def end(self, status: str, when: int | None = None) -> None:
         """Set the final status."""
         self.client.set_terminated(self.run_id, status, when)

@@ -67,8 +67,7 @@ class Tracker:
         self._stored = StoredRun(self.uri, self.record)
         self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
         if self._stored.known:  # a run that goes on
-            self._stored.client.update_run(self.run_id, "RUNNING")
-            self._stored.status = "RUNNING"
+            self._stored.reopen()
             self._have = sync.History(self._stored)
         sync.describe(self._stored, self._folder)
 
