@@ -74,9 +74,19 @@ def going_on(run: Run) -> str | None:
     given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
     sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
+    return shlex.join([*_launcher(run), "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+
+
+def _launcher(run: Run) -> list[str]:
+    """The words that start a run's processes; those of several machines are to be started on each of them."""
     processes = run.config["trainer.processes"]
-    launcher = ["torchrun", "--nproc_per_node", str(processes)] if processes > 1 else ["python"]
-    return shlex.join([*launcher, "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+    if processes <= 1:
+        return ["python"]
+    per_host = read_json(run.folder / "environment.json").get("processes_per_host", processes)
+    if per_host in (1, processes):  # 1: a launcher that does not say
+        return ["torchrun", "--nproc_per_node", str(processes)]
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_HOST:29500"]
+    return ["torchrun", "--nnodes", str(processes // per_host), "--nproc_per_node", str(per_host), *meeting]
 
 
 def _said(sweep: Path) -> dict[str, Any]:

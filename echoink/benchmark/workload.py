@@ -12,7 +12,7 @@ from echoink.benchmark.config import ShapeConfig
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.data.processor import encode
-from echoink.models.families import of_config
+from echoink.models.families import family_of_config
 from echoink.models.family import PromptInputs
 from echoink.models.loading import load_processor
 
@@ -37,7 +37,7 @@ class Workload:
 
 def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTrainedModel:
     """A model of the given shape; its token ids are those of the embedded model's processor."""
-    family, config = of_config(AutoConfig.from_pretrained(TINY))
+    family, config = family_of_config(AutoConfig.from_pretrained(TINY))
     text, audio, vision = config.text_config, config.audio_config, config.vision_config
     text.hidden_size, text.intermediate_size, text.vocab_size = shape.width, shape.feed_forward, shape.vocabulary
     text.num_hidden_layers, text.layer_types = shape.layers, ["full_attention"] * shape.layers

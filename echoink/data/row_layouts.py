@@ -65,7 +65,7 @@ def _selects(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParsedRow:
     """A row in our columns."""
 
     row: dict[str, Any]
@@ -76,7 +76,7 @@ class Layout:
     """Parts of the row that are not used."""
 
 
-def read(row: Mapping[str, Any], where: str) -> Layout:
+def read(row: Mapping[str, Any], where: str) -> ParsedRow:
     """Find a row's question and media.
 
     Args:
@@ -129,7 +129,7 @@ def read(row: Mapping[str, Any], where: str) -> Layout:
             raise UserError(f"{where}: the option {option!r} has {tag.group()}", hint)
     if found:
         notes += [f"{kind} is null" for kind in sorted(null - set(found))]
-    return Layout(rest, found, tuple(notes))
+    return ParsedRow(rest, found, tuple(notes))
 
 
 def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:

@@ -9,7 +9,7 @@ FAMILIES: dict[str, Family] = {qwen2_5_omni.MODEL_TYPE: qwen2_5_omni}
 """Families by the `model_type` of the configuration."""
 
 
-def of_config(config: PretrainedConfig) -> tuple[Family, PretrainedConfig] | None:
+def family_of_config(config: PretrainedConfig) -> tuple[Family, PretrainedConfig] | None:
     """The family of a published configuration, and the part of it that the family uses; None if it is unknown."""
     for family in FAMILIES.values():
         own = family.own_config(config)

@@ -26,7 +26,7 @@ from echoink.common.errors import UserError, first_line
 from echoink.config.paths import resolve
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
-from echoink.models.families import FAMILIES, family_of, of_config
+from echoink.models.families import FAMILIES, family_of, family_of_config
 from echoink.models.shared_prefix import install
 
 
@@ -127,7 +127,7 @@ def _load_published(
 ) -> PreTrainedModel:
     with as_user_error(path):
         published = AutoConfig.from_pretrained(resolve(path))
-        found = of_config(published)
+        found = family_of_config(published)
         if found is None:
             known = ", ".join(family.NAME for family in FAMILIES.values())
             raise UserError(f"model.path={path} is a {published.model_type}", f"models that can be trained: {known}")

@@ -96,7 +96,7 @@ def extra_rewards(config: "RewardConfig", example: "Sample") -> list[ExtraReward
     return found
 
 
-def of_config(config: "RewardConfig", thinks: bool, extra: Sequence[ExtraReward] = ()) -> list[Reward]:
+def make_rewards(config: "RewardConfig", thinks: bool, extra: Sequence[ExtraReward] = ()) -> list[Reward]:
     """The rewards that are functions of the text: accuracy, format and the others.
 
     Args:

@@ -109,7 +109,7 @@ def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, kee
 def _scoring(job: Job) -> Scoring:
     """The rewards of the job's configuration."""
     config, train = job.config, job.splits.train
-    rewards = terms.of_config(config.reward, job.processor.prompt.thinks, job.extra_rewards)
+    rewards = terms.make_rewards(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
     return Scoring(

@@ -21,7 +21,7 @@ with imports():
     from echoink.distributed import sharding
     from echoink.distributed.process_group import processes
     from echoink.models.loading import load_model, load_processor, load_reference, lora
-    from echoink.rewards.terms import of_config
+    from echoink.rewards.terms import make_rewards
     from echoink.training.host import Policy, Scoring
     from echoink.training.integration_reward import integration_of
     from echoink.training.metrics import metrics_of
@@ -101,7 +101,7 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     trainer = EchoInkTrainer(
         Policy(model, reference, processor, adapter),
         samples,
-        Scoring(of_config(config.reward, processor.prompt.thinks), integration_of(config.reward, processor, rows)),
+        Scoring(make_rewards(config.reward, processor.prompt.thinks), integration_of(config.reward, processor, rows)),
         arguments(
             config.trainer,
             config.grpo,

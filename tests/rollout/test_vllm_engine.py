@@ -30,7 +30,7 @@ from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.models.logprobs import packed_logprobs
 from echoink.pipeline import canary
-from echoink.rewards.terms import of_config
+from echoink.rewards.terms import make_rewards
 from echoink.rollout import parity, vllm_engine, vllm_environment, weight_transfer
 from echoink.rollout.sampling import Sampling
 from echoink.run_folder.folder import RunFolder
@@ -400,7 +400,7 @@ def train(make_engine, make_processor, samples, tmp_path):
                 correction=config.generation.vllm.correction,
             ),
             samples[:6],
-            Scoring(of_config(config.reward, processor.prompt.thinks)),
+            Scoring(make_rewards(config.reward, processor.prompt.thinks)),
             arguments(
                 config.trainer, config.grpo, config.generation, seed=config.seed, steps=steps, folder=str(tmp_path)
             ),

@@ -8,7 +8,7 @@ import pytest
 from echoink.config.schema import Adapter
 from echoink.models.loading import lora
 from echoink.planning.steps import training_steps
-from echoink.rewards.terms import of_config
+from echoink.rewards.terms import make_rewards
 from echoink.rewards.types import Match, Rule
 from echoink.training.host import Policy, Scoring
 from echoink.training.integration_reward import integration_of
@@ -60,7 +60,7 @@ def make_trainer(make_processor, samples, tmp_path):
             Policy(model, None if adapter else reference or tiny_reference(), processor, adapter, **engine),
             chosen,
             Scoring(
-                rewards or of_config(wanted, processor.prompt.thinks, extra_rewards),
+                rewards or make_rewards(wanted, processor.prompt.thinks, extra_rewards),
                 integration_of(wanted, processor, rows, chosen),
             ),
             args,
