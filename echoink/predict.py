@@ -13,6 +13,7 @@ answer is written at once; the same command continues where it stopped.
 import argparse
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.common.startup import imports
 from echoink.config.compose import compose
+from echoink.config.paths import conf_dir
 from echoink.config.schema import Config, flatten
 from echoink.config.validate import typed
 from echoink.data.choices import MAX_OPTIONS
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m echoink.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--checkpoint", help="a run folder, a step or model folder, or a hub id (default: --model's)")
-    made.add_argument("--model", default=None, help="a file of conf/model (default: that of the run, else tiny)")
+    made.add_argument("--model", default=None, help="a file of conf/model (default: that of the run or weights)")
     made.add_argument("--image", type=Path, help="a picture")
     made.add_argument("--audio", type=Path, help="a sound")
     made.add_argument("--video", type=Path, help="a video; its own sound is used unless --audio or --no-sound is given")
@@ -75,16 +77,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """The configuration of the checkpoint's run, with --model and --prompt if given; without a run, the model's.
+    """The configuration of the checkpoint's run, with --model and --prompt if given; without a run, the model's, by
+    default that of the file of conf/model with the checkpoint's architecture.
 
     Raises:
         UserError: see `compose`.
     """
     run = checkpoint.run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
-    overrides = [
-        f"{group}={name}" for group, name in (("model", arguments.model), ("prompt", arguments.prompt)) if name
-    ]
-    real, limit = arguments.model not in (None, "tiny"), arguments.max_new_tokens
+    model, limit = arguments.model, arguments.max_new_tokens
+    if arguments.checkpoint and run is None and model is None:
+        model = _group_of(arguments.checkpoint)
+    overrides = [f"{group}={name}" for group, name in (("model", model), ("prompt", arguments.prompt)) if name]
+    real = model not in (None, "tiny")
     if limit is None and run is None and (real or arguments.checkpoint):
         limit = LONGEST
     overrides += ["trainer.bf16=true"] if real else []  # real models are made for it
@@ -99,6 +103,21 @@ def configuration(arguments: argparse.Namespace) -> Config:
     if limit is not None:
         config.generation.max_new_tokens = limit
     return config
+
+
+@cache
+def _group_of(path: str) -> str | None:
+    """The file of conf/model with the architecture of weights without a run; None, with a warning, if there is none."""
+    with imports():
+        from echoink.models.loading import dimensions
+    found = dimensions(path)
+    for file in sorted((conf_dir() / "model").glob("*.yaml")):
+        architecture = compose([f"model={file.stem}"])[0].config.model.architecture
+        if (architecture.layers, architecture.width) == found:
+            return file.stem
+    what = "{} layers of width {:,}".format(*found)
+    console.say("warning", f"{path} has {what}, as no file of conf/model: the caps are the embedded model's (--model)")
+    return None
 
 
 def _of_run(run: Path) -> Config:
@@ -262,8 +281,9 @@ def answer_all(arguments: argparse.Namespace) -> None:
     if not all(isinstance(row, dict) for row in answered):
         raise UserError(f"{arguments.output} is no file of answers: a line is no object", "give a new --output")
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
-        what = f"another question {other.get('id')}, or of another model, prompt, setting, seed or number of samples"
-        raise UserError(f"{arguments.output} holds an answer to {what}", "give a new --output")
+        what = f"another question {other.get('id')}, or with other media"
+        how = "of another model, prompt, setting, seed or number of samples"
+        raise UserError(f"{arguments.output} holds an answer to {what}, or {how}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
     left = [sample for sample in samples if sample.id not in done]
@@ -311,9 +331,11 @@ def _settings(config: Config) -> list[tuple[str, Any]]:
 
 
 def identity(sample: Sample, how: tuple) -> str:
-    """A digest of what an answer depends on: the question, the paths of its media, and how it is asked."""
+    """A digest of what an answer depends on: the question, its media (paths, sizes, times), and how it is asked."""
     what = (sample.problem, sample.options, sample.problem_type.value, sample.data_type.value)
     what += (sample.asks_for_soundtrack, sorted(sample.places.items()))
+    files = [medium for medium in sample.media.values() if isinstance(medium, Path) and medium.is_file()]
+    what += tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 

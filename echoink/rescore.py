@@ -147,6 +147,15 @@ def _match_of_phase(run: Path, given: Match | None) -> Callable[[str], Match]:
     return lambda phase: protocol.reads(match) if phase in (BASE, FINAL) else match
 
 
+def _changed(before: Sequence[Prediction], after: Sequence[Prediction]) -> str:
+    """How many answers are judged differently, and in which way."""
+    pairs = [*zip(before, after, strict=True)]
+    differ = sum((a.score, a.letters, a.format) != (b.score, b.letters, b.format) for a, b in pairs)
+    right = sum(b.correct and not a.correct for a, b in pairs)
+    wrong = sum(a.correct and not b.correct for a, b in pairs)
+    return f"{differ:,} of {len(pairs):,} answers are judged differently: {right:,} became right, {wrong:,} wrong"
+
+
 def main(words: Sequence[str]) -> None:
     """Rescore, print, write."""
     paths, others = cli.places_and_settings(words)
@@ -169,8 +178,7 @@ def main(words: Sequence[str]) -> None:
             tables.accuracy_table({name: found[name] for name in names})
     if during and len(during) < len(groups):
         console.say("", f"the second table is of the development split, {console.counted(len(during), 'evaluation')}")
-    changed = sum(old.correct != new.correct for old, new in zip(before, after, strict=True))
-    console.say("changed", f"{changed:,} of {len(after):,} answers are judged differently")
+    console.say("changed", _changed(before, after))
     for name, clock in clocks.items():
         drawn = [p for p in after if p.variant == "full" and p.draw != GREEDY]
         if not drawn:
@@ -183,6 +191,9 @@ def main(words: Sequence[str]) -> None:
         several = found[FINAL]["samples"]
         gained = metrics.compare(groups[BASE], groups[FINAL])
         console.say("gain", tables.gain(gained, several["k"] if several else 1))
+        asked = [{p.id for p in groups[name]} for name in (BASE, FINAL)]
+        if asked[0] != asked[1]:
+            console.say("warning", f"the gain is over the {len(asked[0] & asked[1]):,} samples that both have answered")
     if given.output:
         with open(given.output, "x", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in after)

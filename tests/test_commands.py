@@ -20,10 +20,12 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
+from PIL import Image
 
 from echoink import doctor, predict, rescore
 from echoink.common import startup
 from echoink.common.errors import UserError
+from echoink.common.files import as_lines
 from echoink.config.paths import TINY
 from echoink.data import synthetic
 from echoink.data.samples import Sample
@@ -439,6 +441,7 @@ def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run,
     with pytest.raises(UserError, match="is there already"):
         export.export(run, tmp_path / "export")
     program, asks = program_of(folder)
+    assert "sound = sound[: 160000]" in program, "the first 10 s, as in training"
     code = program + (
         "\nimport sys, torch\n"
         "assert 'echoink' not in sys.modules\n"
@@ -641,15 +644,45 @@ def test_predict_answers_a_file_of_questions_and_goes_on_where_it_was(run, datas
     said = " ".join(capsys.readouterr().out.split())
     assert "2 questions left of 4" in said and "answered 4 questions" in said
     for others in (["--seed", "5"], ["--samples", "3"], ["--prompt", "direct"]):
-        with pytest.raises(UserError, match="another question 0, or of another model, prompt, setting, seed"):
+        with pytest.raises(UserError, match="other media, or of another model, prompt, setting, seed"):
             predict.main([*words, *others])
-    with pytest.raises(UserError, match="another question 0, or of another model"):
+    with pytest.raises(UserError, match="another question 0, or with other media, or of another model"):
         predict.main(words[2:])
     with pytest.raises(UserError, match="needs --output"):
         predict.main(words[:4])
     (tmp_path / "mine.jsonl").write_text('{"problem": "?"}\n{"problem": 3}')
     with pytest.raises(UserError, match=r"row 1[^$]*row 2"):
         predict.main(words)
+
+
+def test_predict_does_not_take_an_answer_about_a_picture_that_was_replaced_under_its_name(tmp_path):
+    picture(tmp_path / "a.png")
+    row = {"problem": "What?", "problem_type": "free-form", "path": {"image": "a.png"}}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--questions", f"{tmp_path}/q.jsonl", "--output", f"{tmp_path}/a.jsonl", "--max-new-tokens", "2"]
+    predict.main(words)
+    predict.main(words)
+    Image.new("RGB", (30, 40), "blue").save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="another question 0, or with other media"):
+        predict.main(words)
+
+
+def test_predict_gives_weights_without_a_run_the_caps_of_their_architecture(tmp_path, capsys):
+    """A folder that has the dimensions of the 7B model, of the embedded one, or of none in conf/model."""
+    published = json.loads((TINY / "config.json").read_text())
+
+    def model_of(layers, width):
+        text = published["text_config"] | {"num_hidden_layers": layers, "hidden_size": width, "layer_types": None}
+        (folder := tmp_path / f"{layers}-{width}").mkdir()
+        (folder / "config.json").write_text(json.dumps(published | {"text_config": text}))
+        return predict.configuration(predict.parser().parse_args(["--checkpoint", str(folder), "--question", "What?"]))
+
+    real = model_of(28, 3584)
+    assert (real.model.max_video_pixels, real.model.max_prompt_tokens) == (100_352, 16_384) and real.trainer.bf16
+    own = (published["text_config"]["num_hidden_layers"], published["text_config"]["hidden_size"])
+    assert model_of(*own).model.max_video_pixels == 12_544 and not capsys.readouterr().out
+    assert not model_of(5, 64).trainer.bf16
+    assert "has 5 layers of width 64, as no file of conf/model" in " ".join(capsys.readouterr().out.split())
 
 
 def test_predict_takes_a_prompt_of_ones_own(tmp_path):
@@ -774,6 +807,9 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     rescore.main([str(file), "reward.match=exact", f"output={tmp_path}/new.jsonl"])
     shown = capsys.readouterr().out
     assert "accuracy, sampled" in shown and "answers are judged differently" in shown and "gain" in shown
+    read = sum(bool(p.letters) for p in before)
+    said = f"{read} of {len(before)} answers are judged differently: 0 became right, 0 wrong"
+    assert read and rescore._changed(before, [replace(p, letters="") for p in before]) == said, "none can be read"
     assert len((tmp_path / "new.jsonl").read_text().splitlines()) == len(after)
     for words, message in (
         ([str(file), "reward.match=loose"], "lenient"),
@@ -782,6 +818,16 @@ def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             rescore.main(words)
+
+
+def test_rescore_says_that_a_stopped_evaluation_has_fewer_samples(run, tmp_path, capsys):
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    last = [row["id"] for row in rows][-1]
+    some = [row for row in rows if row["phase"] == "base" or row["id"] != last]
+    (tmp_path / "predictions.jsonl").write_text(as_lines(some))
+    rescore.main([str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "samples 8 7" in said and "the gain is over the 7 samples that both have answered" in said
 
 
 def test_rescore_reads_answers_as_the_run_did_unless_told_otherwise(run, tmp_path, capsys):

@@ -74,6 +74,17 @@ def test_what_fails_or_crashes_is_said_and_leaves_the_others(monkeypatch, tmp_pa
             module.main(words)
 
 
+def test_a_missing_package_is_said_before_any_check(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(KIT.parent))
+    import kit as module
+
+    monkeypatch.setattr(module, "IMPORTS", "import json, no_such_package")
+    with pytest.raises(SystemExit, match=r"No module named 'no_such_package'\n→ bash experiments/gpu/run.sh wheels"):
+        module.main([f"output={tmp_path}/out", "checks=flex,train"])
+    assert not (tmp_path / "out").exists()
+    module.refuse_without_packages(["graph", "flex"])  # these need none of it
+
+
 def test_a_check_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(KIT.parent))
     import kit as module

@@ -54,6 +54,18 @@ SELECTS = ("needs", "pass_rate", "shuffle")
 """Settings that the first measurement does not depend on: changing them does not repeat it."""
 
 
+OF_COMMAND = {
+    **dict.fromkeys(
+        ("task", "tracking", "hydra.run.dir", "eval.split", "eval.ablations", "eval.greedy"), "leave it out"
+    ),
+    "seed": "give seed=",
+    "eval.samples": "give draws=",
+    "checkpoint": "give checkpoint=",
+    "dataset.path": "give source=",
+}
+"""Keys that the commands set themselves; in `settings` they would replace theirs. Each with the way out."""
+
+
 @dataclass
 class DifficultyConfig:
     """Settings of the command."""
@@ -228,7 +240,14 @@ def _elsewhere(splits: Mapping[str, Sequence[Sample]]) -> dict[str, bool]:
 
 
 def dataset(source: str, settings: Sequence[str]) -> DatasetConfig:
-    """The dataset's configuration, as the evaluation with these settings reads it."""
+    """The dataset's configuration, as the evaluation with these settings reads it.
+
+    Raises:
+        UserError: there is no such folder, or the settings replace one of the command's own.
+    """
+    for word in settings:
+        if hint := OF_COMMAND.get(word.partition("=")[0].lstrip("+")):
+            raise UserError(f"settings holds {word}, which curate sets itself", hint)
     if not Path(source).exists():
         raise UserError(f"no such dataset: {source}", "curate takes a folder")
     return compose([*_of_source(source), *settings])[0].config.dataset

@@ -17,7 +17,7 @@ from echoink.data.choices import labelled
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, digest
-from echoink.run_folder.folder import take
+from echoink.run_folder.folder import LOCK, take
 
 LETTERS = "ABCD"
 
@@ -239,10 +239,12 @@ def refuse_another(output: Path, recipe: dict) -> None:
     """Take the output folder, new or begun with the same recipe.
 
     Raises:
-        UserError: it was begun with another recipe, or another process writes to it.
+        UserError: it was begun with another recipe, holds other files, or another process writes to it.
     """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))
+    if not begun and output.is_dir() and any(path.name not in (note.name, LOCK) for path in output.iterdir()):
+        raise UserError(f"{output} holds other files", "give a new output=")
     if begun and note.is_file() and read_json(note) != recipe:
         raise UserError(f"{output} was begun as {note.read_text('utf-8').strip()}", "give a new output=")
     output.mkdir(parents=True, exist_ok=True)

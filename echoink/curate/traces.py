@@ -25,7 +25,6 @@ from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.common.keys import key
 from echoink.config.overrides import quoted
-from echoink.config.schema import Variant
 from echoink.curate.difficulty import answer_training_split, begin, dataset, read_source, write_splits
 from echoink.run_folder.folder import PREDICTIONS
 
@@ -84,8 +83,7 @@ def _choose(answers: Path, given: TracesConfig) -> tuple[dict[str, list[str]], C
     right: dict[str, list[str]] = {}
     for row in read_rows(answers / PREDICTIONS):
         found = right.setdefault(row["id"], [])
-        whole = row["variant"] == Variant.full.name  # settings= may ask for ablations, too
-        if whole and row["correct"] and row["format"] and not row["truncated"]:
+        if row["correct"] and row["format"] and not row["truncated"]:
             found.append(row["completion"].strip())
     counts = Counter(len(texts) for texts in right.values())
     pick = diverse if given.order is Order.diverse else shortest

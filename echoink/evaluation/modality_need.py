@@ -88,7 +88,10 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
 
 
 def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
-    """What each sample needs, by id; samples with graded scores or fewer than `FEWEST` sampled draws are left out."""
+    """What each sample needs, by id; samples with graded scores or fewer than `FEWEST` sampled draws are left out.
+
+    Where nobody knows how often a guess is right, as with counts, see `_guess_of_type`.
+    """
     hits: dict[str, Counter[Variant]] = defaultdict(Counter)
     draws: Counter[tuple[str, Variant]] = Counter()
     asked: dict[str, Prediction] = {}
@@ -103,8 +106,19 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
     for id, counts in hits.items():
         k = draws[id, Variant.full]
         if k >= FEWEST:
-            found[id] = label(counts, k, metrics.chance(asked[id]), senses(DataType(asked[id].data_type)))
+            chance = metrics.chance(asked[id]) or _guess_of_type(answers.get(Variant.text_only, ()), asked[id])
+            found[id] = label(counts, k, chance, senses(DataType(asked[id].data_type)))
     return found
+
+
+def _guess_of_type(text_only: Sequence[Prediction], question: Prediction) -> float:
+    """How often the text alone gave the right answer to other questions of a type, by Laplace's rule of succession.
+
+    A chance of 0 would take a single lucky answer for proof that a sense is not needed. Without other questions it is
+    1/2, which leaves most needs undetermined.
+    """
+    same = [p.correct for p in text_only if p.problem_type == question.problem_type and p.id != question.id]
+    return (sum(same) + 1) / (len(same) + 2)
 
 
 def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:

@@ -38,6 +38,8 @@ def accuracy_table(phases: dict[str, dict]) -> None:
         return accuracy(group) if group else "–"
 
     drawn = {phase["draw"] for phase in phases.values()}
+    if len({phase["n"] for phase in phases.values()}) > 1:
+        table.add_row("samples", *cells(lambda found: f"{found['n']:,}"))
     table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(main))
     greedy = cells(
         lambda s: (

@@ -45,6 +45,18 @@ def base_of(adapter: str) -> str:
         return LoraConfig.from_pretrained(adapter).base_model_name_or_path
 
 
+def dimensions(path: str) -> tuple[int, int]:
+    """Layers and width of the language model of a folder or hub id; those of an adapter are its base's.
+
+    Raises:
+        UserError: the path has no configuration of a model.
+    """
+    with as_user_error(path):
+        config = AutoConfig.from_pretrained(resolve(base_of(path) if is_adapter(path) else path))
+        text = config.get_text_config() if (found := family_of_config(config)) is None else found[1].get_text_config()
+        return text.num_hidden_layers, text.hidden_size
+
+
 def picture_caps(path: str) -> tuple[int, int]:
     """The fewest and the most pixels of a picture, as a model's processor sets them.
 

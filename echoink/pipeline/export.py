@@ -221,6 +221,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
         'picture = Image.open("picture.jpg").convert("RGB")',
         'sound, rate = soundfile.read("sound.wav", dtype="float32")',
         'assert rate == 16_000 and sound.ndim == 1, "resample the sound to 16 kHz, one channel"',
+        *([f"sound = sound[: {round(16_000 * config.model.max_audio_seconds)}]  # as in training"] if config else []),
         "messages = " + pformat(turns, width=110, sort_dicts=False),
         "text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
         'inputs = processor(text=[text], images=[picture], audio=[sound], return_tensors="pt").to(model.device)',

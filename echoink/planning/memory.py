@@ -6,7 +6,8 @@ Shapes: T tokens of a packed row, D width, F width of the feed-forward layer, K 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from echoink.config.schema import Adapter, Config, Dimensions, Sharding, Task
+from echoink.config.schema import Adapter, Config, Dimensions, RolloutEngine, Sharding, Task
+from echoink.rewards.types import ANSWERS_AGAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,6 +167,9 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     # DistributedDataParallel holds a second copy of the gradients, in its buckets.
     buckets = 2 if trainer.sharding is Sharding.none and trainer.processes > 1 else 1
     in_engine, engine = PackedRow(decoded.prompts * group, 1, 0, longest + completion), 0
+    # Our decoder also makes rollouts beside eval.engine=vllm, and the further answers of some integration rules.
+    again = config.reward.lambda_int > 0 and config.reward.integration in ANSWERS_AGAIN
+    ours = config.task is not Task.sft and (config.generation.engine is not RolloutEngine.vllm or again)
     if config.uses_vllm:
         engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
     return Estimate(
@@ -175,7 +179,7 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         optimizer=(3 if deepspeed else 2) * learning * size,
         update=0 if model.joins_keys else learning * size,
         activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
-        cache=0 if config.task is Task.sft or config.uses_vllm else cache(model, decoded, bf16),
+        cache=cache(model, decoded, bf16) if ours else 0,
         engine=engine,
         engine_between=0 if engine_sleeps else engine,
     )

@@ -115,6 +115,8 @@ def _not_counted(config: Config) -> list[str]:
     """What a run also does but the hours do not include."""
     found = ["evaluations", "saves", "the start"]
     found += ["the rollouts and passes of reward.integration"] if config.reward.lambda_int else []
+    if not config.trainer.bf16 and config.model.dtype is Dtype.float32:
+        found += ["that float32 (trainer.bf16=false) takes several times as long as bfloat16"]
     found += ["unpacking 4-bit weights"] if config.adapter.kind is Adapter.qlora else []
     return found + (["how vLLM differs from our decoder"] if config.uses_vllm else [])
 
@@ -251,7 +253,7 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     if deepspeed:  # float32 weights and moments; ZeRO-2 also the module, once more
         state = 12 * parameters["learning"] + (weights if trainer.sharding is Sharding.zero2 else 0)
     kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
-    export = _bytes(config, parameters) if trainer.push_to_hub else 0
+    export = 4 * (parameters["total"] - parameters["adapter"]) if trainer.push_to_hub else 0  # float32, merged
     total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state + export
     return {"checkpoint": weights, "optimizer": state, "kept": kept, "export": export, "total": total}
 

@@ -5,7 +5,8 @@ python -m echoink.report outputs/ablate_beta/sweep_<time>       an ablation: arm
 python -m echoink.report <folder> <folder> … output=<folder>    several together, runs paired by seed
 python -m echoink.report outputs/data/<set> sheet.png           samples of a dataset as a picture
 
-A report is written into output=, else into the folder (of several: outputs/report); the picture is the named file.
+A report is written into output=, else into the folder (of several: outputs/report); the picture is the named file or
+output=.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,12 @@ def main(words: Sequence[str]) -> None:
     if not folders:
         raise UserError("no folder is given", "python -m echoink.report <run or sweep> … output=<folder>")
     if (folders[0] / "omni_rl_format_valid.json").is_file():
-        print(figures.sheet(folders[0], folders[1] if len(folders) > 1 else Path("sheet.png")))
+        place = Path(outputs[-1]) if outputs else folders[1] if len(folders) > 1 else Path("sheet.png")
+        try:
+            print(figures.sheet(folders[0], place))
+        except (OSError, ValueError) as error:
+            hint = "name a .png, .svg or .pdf in a folder that exists"
+            raise UserError(f"the picture {place} cannot be written: {error}", hint) from error
         return
     target = Path(outputs[-1]) if outputs else folders[0] if len(folders) == 1 else Path("outputs/report")
     try:

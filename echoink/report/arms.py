@@ -17,6 +17,9 @@ CONTENTS = {
 }
 """The keys of `Run.contents`, each with prefixes of the configuration keys that point to those files."""
 
+ROUNDING = ("eval.batch_prompts", "trainer.gradient_checkpointing", "trainer.processes", "trainer.micro_batch_prompts")
+"""Keys that say how the work is divided: only the last digits depend on them, except for `grpo.loss=bnpo`."""
+
 SHORT = {
     "grpo.group_size": "G",
     "grpo.beta": "β",
@@ -43,7 +46,9 @@ def short(key: str) -> str:
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs differ, except the seed; a key of `CONTENTS` where one path had different contents."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
+    # BNPO averages over the tokens of a micro-batch.
+    alike = () if any(run.config.get("grpo.loss") == "bnpo" for run in runs) else ROUNDING
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("seed", *alike))
     found = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
     for content, beginnings in CONTENTS.items():
         digests: dict[str, set[str]] = {}
@@ -114,10 +119,9 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
         groups.setdefault(repr([_value(run, key) for key in keys]), []).append(run)
     found = []
     for group in groups.values():
-        kept: dict[int, Run] = {}
-        for run in group:
-            if run.seed not in kept or run.finished:
-                kept[run.seed] = run
+        kept = {run.seed: run for run in group}
+        for run in sorted(group, key=lambda run: (run.finished, run.summary.get("started") or 0)):
+            kept[run.seed] = run
         values = tuple((key, _value(group[0], key)) for key in keys)
         left_out = tuple(run for run in group if run.finished and run is not kept[run.seed])
         found.append(Arm(values, tuple(kept.values()), left_out))
@@ -135,9 +139,17 @@ class Difference:
 
     arm: Arm
     seeds: Seeds | None
-    """Differences paired by seed; None where the two arms share fewer than two seeds."""
+    """Differences paired by seed; None where the two arms share fewer than two seeds or answered other questions."""
     adjusted_p: float | None
     """The p value, adjusted by Holm over all arms."""
+    same_questions: bool = True
+
+
+def same_questions(found: Sequence[Arm]) -> bool:
+    """Whether the runs of arms were evaluated on the same samples, as far as their folders say."""
+    done = [run for arm in found for run in arm.runs if run.finished and run.result]
+    digests = {run.questions for run in done} - {None}
+    return len({run.result["n"] for run in done}) <= 1 and len(digests) <= 1
 
 
 def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> list[Difference]:
@@ -151,11 +163,11 @@ def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> l
     paired = []
     for arm in others:
         theirs = arm.of_seed(name)
-        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs]
+        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs and same_questions([arm, against])]
         paired.append(over_seeds(both) if len(both) > 1 else None)
     tested = [seeds is not None and seeds.p_value is not None for seeds in paired]
     adjusted = iter(holm([seeds.p_value for seeds, has in zip(paired, tested, strict=True) if has]))
     return [
-        Difference(arm, seeds, next(adjusted) if has else None)
+        Difference(arm, seeds, next(adjusted) if has else None, same_questions([arm, against]))
         for arm, seeds, has in zip(others, paired, tested, strict=True)
     ]

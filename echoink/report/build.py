@@ -104,7 +104,8 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
     return {
         "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
         "questions": [question for one in asked if (question := one.get("question"))],
-        "asked": _asked(shown),
+        "asked": _asked(shown)
+        + ("" if report_arms.same_questions(trained) else "; other arms answered other questions"),
         "rows": rows,
         "extra_rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
         "reference": reference.label if reference else "",
@@ -221,6 +222,8 @@ def verdict(found: Difference, reference: Arm) -> str:
     Example: "β 0.04: no difference shown (+0.3 points, p = 0.8 after Holm, 3 seeds); at 95 % none is larger than 1.9
     points."
     """
+    if not found.same_questions:
+        return f"{found.arm.label}: other questions were evaluated than with {reference.label}: not comparable."
     if found.seeds is None:
         return f"{found.arm.label}: fewer than two seeds shared with {reference.label}, so nothing can be said."
     n, change = len(found.seeds.values), 100 * found.seeds.mean

@@ -172,7 +172,7 @@ def sheet(dataset: Path, target: Path) -> Path:
         options = "   ".join(f"[{word}]" if word[0] in sample.gold else word for word in words)
         top.set_title(f"{_wrapped(sample.problem)}\n{_wrapped(options)}", fontsize=7.5, loc="left")
         bottom.plot([t / SAMPLING_RATE for t in range(len(sound))], sound, color=COLOURS[0], linewidth=0.5)
-        bottom.set(ylim=(-0.6, 0.6), yticks=[], xlabel="seconds")
+        bottom.set(ylim=(-1, 1), yticks=[], xlabel="seconds")
         bottom.locator_params(axis="x", nbins=3)
         bottom.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(target, dpi=130, bbox_inches="tight")

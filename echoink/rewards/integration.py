@@ -56,12 +56,6 @@ from echoink.rewards.types import Rule
 ALPHA = 0.05
 """Significance level of the test behind `need`."""
 
-TWINS = (Rule.twin, Rule.redraw)
-"""Rules that pay for answers that change."""
-
-ANSWERS_AGAIN = (Rule.need, *TWINS, Rule.omnivideo_r1, Rule.video_r1)
-"""Rules for which the policy answers again, with changed or repeated prompts."""
-
 
 def gain(full: Tensor, ablated: Tensor, mask: Tensor) -> Tensor:
     """c_i [R]: how much more likely each completion is with both senses than without one of them, in nats per token.

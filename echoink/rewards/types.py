@@ -14,6 +14,12 @@ class Rule(Enum):
     video_r1 = "video_r1"
 
 
+TWINS = (Rule.twin, Rule.redraw)
+"""Rules that pay for answers that change."""
+
+ANSWERS_AGAIN = (Rule.need, *TWINS, Rule.omnivideo_r1, Rule.video_r1)
+"""Rules for which the policy answers again, with changed or repeated prompts."""
+
 NEEDED = {"audio": (True, False), "image": (False, True), "both": (True, True)}
 """For each label of `need` that `twin` can pay: whether audio and image are needed."""
 

@@ -236,7 +236,8 @@ class Engine:
         sent: dict[str, int] = {}
         self._send(("weights", {"path": None, "whole": everything}))
         while (answer := self._receive("weights")) is MORE:
-            chunk = dict(_chunk(weights))  # lives until the engine has read it
+            with weight_transfer.shareable():
+                chunk = dict(_chunk(weights))  # lives until the engine has read it
             for part, value in weight_transfer.digests(chunk.items()).items():
                 sent[part] = (sent.get(part, 0) + value) % 2**64
             self._send([(name, weight_transfer.handle(weight)) for name, weight in chunk.items()])

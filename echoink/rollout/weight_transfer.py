@@ -10,7 +10,9 @@ layer: `model.layers.3.self_attn.weight` covers all projections there. A sum doe
 detects a part that did not arrive, is from an earlier step, or has another type.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,24 @@ def digests(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
 def differing(sent: dict[str, int], held: dict[str, int]) -> list[str]:
     """Parts of which the engine holds another sum than was sent. Parts that it cannot show do not count."""
     return sorted(part for part, value in sent.items() if held.get(part, -1) not in (-1, value))
+
+
+@contextmanager
+def shareable() -> Iterator[None]:
+    """Inside, memory is allocated so that another process may read it.
+
+    With `expandable_segments:True` in PYTORCH_ALLOC_CONF, PyTorch passes file descriptors, which a container may
+    forbid; so that is off here. The allocator then takes no block of an expandable segment.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not any("expandable_segments:true" in os.environ.get(name, "").lower() for name in names):
+        yield
+        return
+    torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    try:
+        yield
+    finally:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
 
 
 def handle(weight: torch.Tensor) -> Any:

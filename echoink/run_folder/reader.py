@@ -63,6 +63,12 @@ class Run:
         """Digests of the files that its configuration pointed to when it began; None if it kept none."""
         return {"rewards/": reward_files.digest(self.folder), "data/": _data_digest(self.folder)}
 
+    @cached_property
+    def questions(self) -> str | None:
+        """A digest of the samples that it evaluated; None if it kept none."""
+        split = self.config["eval.split"]
+        return next((one["digest"] for one in _inputs(self.folder) if one["context"] == split), None)
+
     @property
     def seed(self) -> int:
         return self.config["seed"]
@@ -106,10 +112,14 @@ def read(folder: Path) -> Run | None:
 
 def _data_digest(folder: Path) -> str | None:
     """Digest of a run's training and evaluation samples, as sent to MLflow."""
+    return " ".join(f"{one['context']} {one['digest']}" for one in _inputs(folder)) or None
+
+
+def _inputs(folder: Path) -> list[dict]:
+    """A run's splits, as sent to MLflow: `context` is the split's name."""
     with suppress(OSError, ValueError):
-        inputs = json.loads((folder / "tracking.json").read_text(encoding="utf-8")).get("inputs")
-        return " ".join(f"{one['context']} {one['digest']}" for one in inputs) if inputs else None
-    return None
+        return json.loads((folder / "tracking.json").read_text(encoding="utf-8")).get("inputs") or []
+    return []
 
 
 def method(config: str) -> dict[str, Any]:

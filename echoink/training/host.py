@@ -137,6 +137,12 @@ class TRLHost(ResumableTrainer):
             peft_config=policy.adapter,
         )
         # TRL's own objects exist now; some are replaced by ours.
+        if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            # Each time checkpointing is turned on, transformers hooks all embeddings, so that their outputs require
+            # gradients. Only reentrant checkpointing needs that. In a frozen tower it would keep the activations of
+            # every copy of a medium, and hooks would pile up, because turning it off leaves them.
+            model.disable_input_require_grads()
+            model.enable_input_require_grads = lambda: None
         self.args.beta = self.beta = args.beta
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # gets the batches that the data loader reads one step ahead

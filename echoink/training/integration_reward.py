@@ -21,9 +21,8 @@ from echoink.models.family import Features, PromptInputs
 from echoink.models.logprobs import packed_logprobs, without_dropout
 from echoink.rewards import integration
 from echoink.rewards.accuracy import has_answer
-from echoink.rewards.integration import ANSWERS_AGAIN, TWINS
 from echoink.rewards.terms import accuracy_of
-from echoink.rewards.types import NEEDED, Rule
+from echoink.rewards.types import ANSWERS_AGAIN, NEEDED, TWINS, Rule
 from echoink.rollout.decoder import Decoder
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling

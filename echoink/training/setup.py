@@ -120,12 +120,25 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
     text = model.config.get_text_config()
     if warning := plan.other_architecture(config.model, text.num_hidden_layers, text.hidden_size):
         console.say("warning", warning)
+    if note := precision_note(config):
+        console.say("warning", note)
     if config.trainer.bf16 and model.device.type == "cpu" and (slower := bf16_slowdown()) > SLOW:
         slow = f"this CPU multiplies bfloat16 about {slower:.0f} times as slowly as float32"
         console.say("warning", f"{slow}; faster: trainer.bf16=false")
     if (seen := torch.cuda.device_count()) > 1 and processes().num_processes == 1:
         console.say("", f"one of {seen} GPUs is used; torchrun --nproc_per_node={seen} -m echoink.train … uses all")
     return Job(**vars(loaded), config=config, splits=splits, path=path, extra_rewards=extra)
+
+
+def precision_note(config: Config) -> str | None:
+    """A warning if base and trained model would be evaluated with weights of two precisions."""
+    trainer = config.trainer
+    if not (config.trains and config.eval.base and trainer.bf16 and trainer.sharding.is_deepspeed):
+        return None
+    return (
+        "DeepSpeed rounds the weights to bfloat16 when training begins: the base answers with float32 weights, the "
+        "trained model with rounded ones. task=compare checkpoint=<the run> evaluates both alike"
+    )
 
 
 def shard_plan_of(config: Config) -> DistributedConfig | None:

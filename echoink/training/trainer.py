@@ -101,6 +101,8 @@ class EchoInkTrainer(TRLHost):
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
             # Media are encoded here if our decoder or the integration reward needs them, or if the loss can reuse them.
             features = engine_logps = None
+            if self._engine is None or self._integration:  # some rules answer again, with our decoder
+                self._decoder = self._decoder or decoder_for(model)
             if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():
                     features = encode_media(model.model, prompts)
@@ -117,7 +119,6 @@ class EchoInkTrainer(TRLHost):
                 )
             else:
                 temperatures = [sampling.temperature] * group
-                self._decoder = self._decoder or decoder_for(model)
                 completions = generate(
                     model,
                     prompts,

@@ -29,6 +29,10 @@ MOST = 280
 ALL = 600
 """Most seconds of all checks."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+IMPORTS = "import torchvision, trl.trainer.grpo_trainer, av, soundfile, soxr, matplotlib, hydra"
+"""What a training imports, with what these need themselves."""
+TRAIN = {"fsdp_graph", "train", "resume", "update", "default"}
+"""Checks that need all of it."""
 
 
 def machine() -> dict:
@@ -44,6 +48,16 @@ def machine() -> dict:
         found |= {"device": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
         found |= {"visible": torch.cuda.device_count(), "cuda": torch.version.cuda}
     return found
+
+
+def refuse_without_packages(names: list[str]) -> None:
+    """Stop before any check runs if a package is missing; checks would fail one by one and waste the machine's time."""
+    if TRAIN.isdisjoint(names):
+        return
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1]
+        raise SystemExit(f"{said}\n→ bash experiments/gpu/run.sh wheels, where there is a network")
 
 
 def run(name: str, seconds: float) -> dict:
@@ -93,6 +107,7 @@ def main(words: list[str]) -> int:
     names = given["checks"].split(",") if "checks" in given else list(checks.CHECKS)
     if wrong := [name for name in names if name not in checks.CHECKS]:
         raise SystemExit(f"{wrong[0]} is no check: {', '.join(checks.CHECKS)}")
+    refuse_without_packages(names)
     output, until = Path(given.get("output", "outputs/gpu")), time.monotonic() + ALL
     output.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine(), "checks": []}

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The checks of kit.py, then the benchmark of experiments/shared_prefix.md at Qwen2.5-Omni-7B's size with random weights,
-# on one GPU of 80 GB or more. The machine needs PyTorch and transformers, but no other package and no network.
+# on one GPU of 80 GB or more. The machine needs PyTorch, the torchvision of that PyTorch, NumPy, and no network.
 #
-#   experiments/gpu/run.sh wheels          with a network: collect the small packages in .wheels/
+#   experiments/gpu/run.sh wheels          with a network: collect the other packages in .wheels/, for another Python with
+#                                          PYTHON=3.12, and only those that the machine lacks with PACKAGES="trl peft …"
 #   experiments/gpu/run.sh run [folder]    on the GPU machine: the checks (10 minutes at most); JSON and a page in the folder
 #   experiments/gpu/run.sh benchmark [folder]   then, if there is time, the benchmark: another 10 minutes
 #
@@ -10,19 +11,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-packages=(trl hydra-core omegaconf antlr4-python3-runtime peft accelerate datasets pyarrow dill multiprocess xxhash
-  psutil rich markdown-it-py mdurl pygments filelock pillow soundfile soxr cffi pycparser matplotlib contourpy cycler
-  fonttools kiwisolver pyparsing python-dateutil six scipy av jinja2 markupsafe)
+all="transformers tokenizers huggingface-hub safetensors trl hydra-core omegaconf antlr4-python3-runtime peft accelerate
+  datasets pandas pytz tzdata pyarrow dill multiprocess xxhash psutil rich markdown-it-py mdurl pygments filelock pillow
+  soundfile soxr cffi pycparser matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six scipy av
+  jinja2 markupsafe"
+read -r -d '' -a packages <<<"${PACKAGES:-$all}" || true
 device=${DEVICE:-cuda} out=${2:-outputs/gpu}
 
-# Packages that are not installed come from .wheels/.
+# Packages that are not installed, or are older, come from .wheels/.
 with_wheels() {
   libs=$(mktemp -d)
   trap 'rm -rf "$libs"' EXIT
   shopt -s nullglob
   for wheel in .wheels/*.whl; do
-    name=$(basename "$wheel" | cut -d- -f1)
-    python3 -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null ||
+    IFS=- read -r name version _ <<<"$(basename "$wheel")"
+    python3 -c "import importlib.metadata as m
+from packaging.version import Version as V
+assert V(m.version('$name')) >= V('$version')" 2>/dev/null ||
       python3 -m pip install --quiet --no-index --no-deps --target "$libs" "$wheel"
   done
   export PYTHONPATH="$libs:$PWD" HF_HUB_OFFLINE=1 DEVICE="$device"
@@ -34,7 +39,15 @@ benchmark() {
 
 case "${1:-}" in
   wheels)
-    pip wheel --quiet --no-deps -w .wheels -c constraints.txt "${packages[@]}"
+    for name in "${packages[@]}"; do
+      if [ -z "${PYTHON:-}" ] || [ "$name" = antlr4-python3-runtime ]; then # it has no wheel, and no compiled part
+        pip wheel --quiet --no-deps -w .wheels -c constraints.txt "$name"
+      else
+        pip download --quiet --no-deps --only-binary=:all: --python-version "$PYTHON" -d .wheels -c constraints.txt \
+          $(printf -- '--platform manylinux_2_%s_x86_64 ' 39 35 34 31 28 27 26 24 17) --platform manylinux2014_x86_64 \
+          --platform manylinux1_x86_64 "$name"
+      fi
+    done
     du -sh .wheels
     ;;
   run)
@@ -53,7 +66,7 @@ case "${1:-}" in
     fi
     ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

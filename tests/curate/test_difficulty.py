@@ -219,6 +219,8 @@ def test_questions_without_a_label_can_be_asked_for_and_where_none_is_left_the_r
         (["needs=[sound]"], "needs holds 'sound'"),
         (["pass_rate=[0.8,0.2]"], "is not a range"),
         (["pass_rate=[0,0]", "needs=[neither]"], "no question is left"),
+        (["settings=[trainer.bf16=true,seed=5]"], "settings holds seed=5, which curate sets itself"),
+        (["settings=[eval.split=valid]"], "settings holds eval.split=valid"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_computed(source, tmp_path, measured, words, message):

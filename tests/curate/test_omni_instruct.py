@@ -194,6 +194,14 @@ def test_a_second_process_does_not_write_beside_the_first(source, tmp_path):
         started.kill()
 
 
+def test_a_folder_that_holds_another_dataset_is_no_output(source, tmp_path):
+    (tmp_path / "mine/train/images").mkdir(parents=True)
+    (tmp_path / "mine/train/images/sample_0.jpg").write_bytes(b"mine")
+    with pytest.raises(UserError, match="holds other files"):
+        main([f"source={source[0]}", f"output={tmp_path}/mine"])
+    assert (tmp_path / "mine/train/images/sample_0.jpg").read_bytes() == b"mine"
+
+
 def test_other_sources_and_mistakes(source, tmp_path):
     main([f"source={source[0]}", f"output={tmp_path}/music", "keep=[Music-AVQA2.0]", "splits=[train]"])
     (row, *_) = json.loads((tmp_path / "music/omni_rl_format_train.json").read_text())

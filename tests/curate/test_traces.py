@@ -32,7 +32,7 @@ def answered(monkeypatch):
             for text in texts
         ]
         last = {"id": "2", "variant": "full", "completion": "x", "correct": True, "format": True, "truncated": False}
-        others = ("correct", False), ("format", False), ("truncated", True), ("variant", "no_audio")
+        others = ("correct", False), ("format", False), ("truncated", True)
         rows += [last | {name: value} for name, value in others]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -67,7 +67,8 @@ def test_the_most_diverse_begin_with_the_shortest_and_go_far(source, tmp_path, a
 
 
 def test_settings_that_cannot_be_are_refused_and_others_do_not_go_on(source, tmp_path, answered):
-    for wrong, says in (("draws=0", "at least 1"), ("order=longest", "longest"), ("kep=3", "did you mean keep")):
+    replaces = ("settings=[eval.samples=2]", "settings holds eval.samples=2")
+    for wrong, says in (("draws=0", "least 1"), ("order=longest", "longest"), ("kep=3", "mean keep"), replaces):
         with pytest.raises(UserError) as error:
             curate.main(words(source, tmp_path / "no", wrong))
         assert says in str(error.value)

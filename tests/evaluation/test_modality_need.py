@@ -140,6 +140,23 @@ def test_labels_take_the_sampled_draws_of_every_variant():
     assert labels({FULL: few}) == {}
 
 
+def test_one_lucky_count_does_not_show_that_no_sense_is_needed():
+    """Nobody knows how often a guess of a count is right: the text alone says, on the other questions."""
+    names = [SAMPLED, *(f"{SAMPLED}-{n}" for n in range(2, 9))]
+
+    def counts(variant, *right):
+        rows = [p for n, name in enumerate(names) for p in answers(variant, [n < r for r in right], name)]
+        return [replace(p, problem_type="numerical", options=(), gold="4") for p in rows]
+
+    others = [0] * 10
+    asked = {FULL: counts(FULL, 3, *others), DEAF: counts(DEAF, 1, *others), BLIND: counts(BLIND, 1, *others)}
+    asked[TEXT] = counts(TEXT, 1, *others)
+    assert chance(asked[FULL][0]) == 0
+    assert labels(asked)["0"] is Need.undetermined
+    sure = {FULL: counts(FULL, 8, *others), DEAF: counts(DEAF, 0, *others), BLIND: counts(BLIND, 8, *others)}
+    assert labels(sure | {TEXT: asked[TEXT]})["0"] is Need.audio
+
+
 def test_a_guess_and_the_positions_of_answers():
     (one,) = answers(FULL, [True])
     assert chance(one) == 0.25 and chance(replace(one, gold="A, C")) == pytest.approx(1 / 6)

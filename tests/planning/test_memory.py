@@ -136,3 +136,9 @@ def test_a_runs_engine_is_counted(model, sleeps):
     assert found.engine_between == (0 if sleeps else found.engine)
     alone = memory.of_run(config_of(*words[1:]), memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache
+    rule = config_of(*words, "reward=accuracy_format", "reward.lambda_int=1", "reward.integration=need")
+    again = memory.of_run(rule, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    assert again.cache == alone.cache, "our decoder makes the further answers"
+    evaluates = config_of("eval.engine=vllm", *words[1:])
+    only = memory.of_run(evaluates, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    assert only.cache == alone.cache and only.engine == found.engine, "our decoder makes the rollouts"

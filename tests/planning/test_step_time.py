@@ -206,3 +206,9 @@ def test_what_is_exported_for_the_hub_is_counted():
     without = plan.disk_bytes(replace(config, trainer=replace(config.trainer, push_to_hub=None)), parameters)
     with_it = plan.disk_bytes(config, parameters)
     assert with_it["total"] - without["total"] == with_it["export"] == 4 * parameters["total"]
+    adapted = config_of("trainer.push_to_hub=me/mine", "adapter=qlora", "model=qwen2_5_omni_7b")
+    parameters = plan.count_parameters(adapted)
+    export = plan.disk_bytes(adapted, parameters)["export"]
+    assert export == 4 * (parameters["total"] - parameters["adapter"]), "it is merged into float32"
+    assert any("float32" in text for text in plan._not_counted(config_of()))
+    assert not any("float32" in text for text in plan._not_counted(config_of("trainer.bf16=true")))

@@ -137,6 +137,36 @@ def test_runs_of_two_states_of_the_data_behind_one_path_are_two_arms(tmp_path):
     assert not [arm.label for arm in report_arms.arms(reader.find(other)) if "data one" in arm.label], "they say so"
 
 
+def test_arms_that_answered_other_questions_are_not_compared(tmp_path):
+    for number, (path, seed, accuracy, digest) in enumerate(
+        [("easy", 0, 0.9, "v1"), ("easy", 1, 0.91, "v1"), ("hard", 0, 0.5, "v2"), ("hard", 1, 0.52, "v2")]
+    ):
+        run = make_run(tmp_path / str(number), [f"dataset.path=data/{path}", f"seed={seed}"], accuracy)
+        record = json.loads((run / "tracking.json").read_text()) | {"inputs": [{"context": "valid", "digest": digest}]}
+        (run / "tracking.json").write_text(json.dumps(record))
+    arms = report_arms.arms(reader.find([tmp_path]))
+    (found,) = report_arms.differences(arms, arms[0])
+    assert found.seeds is None and not found.same_questions
+    text = write([tmp_path], tmp_path)[1].read_text()
+    assert "other questions were evaluated than with" in text and "points better" not in text
+    for number in ("2", "3"):
+        record = json.loads((tmp_path / number / "tracking.json").read_text())
+        record["inputs"][0]["digest"] = "v1"
+        (tmp_path / number / "tracking.json").write_text(json.dumps(record))
+    (found,) = report_arms.differences(arms := report_arms.arms(reader.find([tmp_path])), arms[0])
+    assert found.seeds.mean < 0, "only their path differs"
+
+
+def test_how_work_is_divided_makes_no_arm(tmp_path):
+    make_run(tmp_path / "0", ["seed=0", "eval.batch_prompts=16", "trainer.gradient_checkpointing=true"])
+    make_run(tmp_path / "1", ["seed=1", "trainer.micro_batch_prompts=1"])
+    (arm,) = report_arms.arms(reader.find([tmp_path]))
+    assert [run.seed for run in arm.runs] == [0, 1]
+    make_run(tmp_path / "2", ["seed=2", "grpo.loss=bnpo"])
+    make_run(tmp_path / "3", ["seed=3", "grpo.loss=bnpo", "trainer.micro_batch_prompts=1"])
+    assert len(report_arms.arms(reader.find([tmp_path / "2", tmp_path / "3"]))) == 2, "BNPO depends on it"
+
+
 def test_a_damaged_run_is_passed_over_by_name(tmp_path, capsys):
     for name in ("whole", "empty", "torn", "no method"):
         make_run(tmp_path / name)
@@ -155,6 +185,11 @@ def test_an_earlier_run_of_the_same_settings_and_seed_is_named(tmp_path):
         make_run(tmp_path / name, ["seed=3"], status=status)
     (arm,) = report_arms.arms(reader.find([tmp_path]))
     assert [run.folder.name for run in arm.runs] == ["1"] and [run.folder.name for run in arm.repeated] == ["0"]
+    newer = json.loads((tmp_path / "0/summary.json").read_text()) | {"started": 2000}
+    (tmp_path / "0/summary.json").write_text(json.dumps(newer))
+    (arm,) = report_arms.arms(reader.find([tmp_path]))
+    assert [run.folder.name for run in arm.runs] == ["0"], "whatever the folders are called"
+    (tmp_path / "0/summary.json").write_text(json.dumps(newer | {"started": 1000}))
     write([tmp_path], tmp_path)
     for page in ("report.md", "report.html"):
         text = (tmp_path / page).read_text()

@@ -194,6 +194,11 @@ def test_the_command(tmp_path, dataset, capsys, monkeypatch):
     said = capsys.readouterr().out.split()
     assert said == [f"{runs[0]}/report.html", f"{runs[0]}/report.md", "both/report.html", "both/report.md", "sheet.png"]
     assert Image.open("sheet.png").size[1] > 300
+    main([str(dataset), "output=other.png"])
+    assert Image.open("other.png").size[1] > 300
+    for wrong in ("nowhere/sheet.png", "sheet.xyz"):
+        with pytest.raises(UserError, match="cannot be written"):
+            main([str(dataset), wrong])
     with pytest.raises(UserError, match="no such folder"):
         main(["nothing"])
 

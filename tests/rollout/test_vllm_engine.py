@@ -306,6 +306,19 @@ def test_an_engine_that_holds_other_weights_than_it_was_sent_stops_the_run(
     assert wanted in error.value.problem
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_for_another_process_is_not_of_an_expandable_segment(name, monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", said.append)
+    with weight_transfer.shareable():
+        said.append("allocated")
+    assert said == ["allocated"], "as it is by default"
+    monkeypatch.setenv(name, "expandable_segments:True,max_split_size_mb:512")
+    with pytest.raises(RuntimeError), weight_transfer.shareable():
+        raise RuntimeError
+    assert said[1:] == ["expandable_segments:False", "expandable_segments:True"]
+
+
 def test_a_digest_sees_another_step_another_type_and_what_is_missing_and_not_what_is_joined():
     torch.manual_seed(0)
     q, k, v = (torch.randn(4, 8) for _ in range(3))

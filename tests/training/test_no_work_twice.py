@@ -10,6 +10,11 @@ import torch
 from echoink.data.processor import PromptProcessor
 from echoink.data.samples import DataType
 from echoink.models.loading import load_model
+from echoink.rewards.types import Rule
+from echoink.rollout import generate as of_rollout
+from echoink.rollout import parity
+from echoink.rollout.decoder import Decoder
+from echoink.training import trainer as of_trainer
 from tests.helpers.files import video
 from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import Catch, G, weights
@@ -109,6 +114,48 @@ def test_entropy_is_that_of_the_groups_whose_rewards_differ(make_trainer, sample
         trainer._note_means()
         found += trainer._metrics["train"].pop("grpo/entropy")
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("words", [["adapter=lora"], ["model.freeze=[audio,vision]"]], ids=["lora", "frozen"])
+def test_frozen_towers_keep_nothing_for_a_backward_pass_under_checkpointing(make_trainer, words):
+    """Plain rows encode media in the loss. Checkpointing changes no weight, and its hooks do not pile up."""
+    found, kept = [], []
+
+    def note(_module, _inputs, output):
+        if torch.is_grad_enabled():
+            kept.append(output.last_hidden_state.requires_grad)
+
+    for checkpointing in ("true", "false"):
+        torch.manual_seed(0)  # the adapter's initial weights
+        model = load_model("tiny", freeze=("audio", "vision"))
+        for tower in (model.model.visual, model.model.audio_tower):
+            tower.register_forward_hook(note)
+        settings = [*words[:1], f"trainer.gradient_checkpointing={checkpointing}", "grpo.shared_prefix=false"]
+        trainer = make_trainer("trainer.steps=2", "trainer.learning_rate=1e-3", *settings, model=model)
+        trainer.train()
+        assert model.is_gradient_checkpointing == (checkpointing == "true")
+        assert not model.get_input_embeddings()._forward_hooks
+        found.append(weights(trainer.model))
+    assert kept and not any(kept)
+    assert torch.equal(*found)
+
+
+def test_rules_that_answer_again_beside_an_engine_use_one_decoder_for_all_steps(make_trainer, monkeypatch):
+    made = []
+    for module in (of_trainer, of_rollout):
+        monkeypatch.setattr(module, "decoder_for", lambda model: made.append(model) or Decoder(model))
+    monkeypatch.setattr(parity, "compare_prompt", lambda *_: None)
+
+    class Engine:
+        def push(self, model):
+            pass
+
+        def generate(self, prompts, seeds, group):
+            return [[5, 6, 7] for _ in seeds for _ in range(group)], None
+
+    trainer = make_trainer("trainer.steps=2", rule=Rule.need, rule_weight=1.0, engine=Engine())
+    trainer.train()
+    assert len(made) == 1
 
 
 def test_several_updates_per_rollout_reuse_it(make_trainer):

@@ -46,6 +46,17 @@ def test_an_adapter_that_is_merged_in_half_precision_to_learn_on_is_warned_of(
     assert (said in " ".join(capsys.readouterr().out.split())) == warned
 
 
+def test_a_gain_between_two_precisions_is_warned_of():
+    """DeepSpeed rounds the weights when training begins, after the base was evaluated."""
+    for words, warned in (
+        (["trainer=zero2", "trainer.bf16=true"], True),
+        (["trainer=zero2", "trainer.bf16=true", "eval.base=false"], False),
+        (["trainer=zero2", "trainer.bf16=false"], False),
+        (["trainer=fsdp2", "trainer.bf16=true"], False),
+    ):
+        assert bool(setup.precision_note(config_of(*words, "trainer.processes=2"))) == warned, words
+
+
 def test_the_slowdown_is_a_ratio_of_times():
     assert 0 < bf16_slowdown() < math.inf
 
