@@ -23,8 +23,7 @@ from echoink.common import cli, console
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows, write_atomic
 from echoink.common.startup import imports
-from echoink.config.compose import compose
-from echoink.config.paths import conf_dir
+from echoink.config.compose import compose, shipped_models
 from echoink.config.schema import Config, flatten
 from echoink.config.validate import typed
 from echoink.data.choices import MAX_OPTIONS
@@ -58,16 +57,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--video", type=Path, help="a video; its own sound is used unless --audio or --no-sound is given")
     made.add_argument("--no-sound", action="store_true", help="leave the video's sound out")
     asked = made.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--question")
+    asked.add_argument("--question", help="one question")
     asked.add_argument("--questions", type=Path, help="a .jsonl file with many questions")
     made.add_argument("--outside", nargs="+", default=[], help="further folders with media that --questions names")
     made.add_argument("--output", type=Path, help="a .jsonl file for the answers to --questions")
-    made.add_argument("--options", nargs="+", default=[], help="without letters (rows of --questions have letters)")
+    made.add_argument("--options", nargs="+", default=[], help="texts without letters (those of --questions have them)")
     made.add_argument("--type", default=None, choices=[kind.value for kind in ProblemType], help="the problem type")
     made.add_argument("--prompt", default=None, help="a file of conf/prompt (default: that of the run, else reason)")
     made.add_argument("--config-dir", default=None, help="a folder of your own with files for --model, --prompt")
     made.add_argument("--samples", type=int, default=0, help="number of sampled answers (default 0: one greedy answer)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=int, default=0, help="seed of sampled answers (default 0)")
     made.add_argument(
         "--max-new-tokens",
         type=int,
@@ -111,10 +110,9 @@ def _group_of(path: str) -> str | None:
     with imports():
         from echoink.models.loading import dimensions
     found = dimensions(path)
-    for file in sorted((conf_dir() / "model").glob("*.yaml")):
-        architecture = compose([f"model={file.stem}"])[0].config.model.architecture
-        if (architecture.layers, architecture.width) == found:
-            return file.stem
+    for name, model in shipped_models().items():
+        if (model.architecture.layers, model.architecture.width) == found:
+            return name
     what = "{} layers of width {:,}".format(*found)
     console.say("warning", f"{path} has {what}, as no file of conf/model: the caps are the embedded model's (--model)")
     return None

@@ -3,6 +3,7 @@
     python -m echoink.runs                          all of outputs/
     python -m echoink.runs outputs/tiny             only those below a folder
     python -m echoink.runs status=unfinished        those that can resume, with the command to paste
+    python -m echoink.runs status=failed            or finished, running, killed
 
 The jobs of a sweep are listed together; one command runs all that are missing.
 """

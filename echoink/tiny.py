@@ -2,7 +2,7 @@
 
     python -m echoink.tiny output=my_base
     python -m echoink.tiny output=my_base seed=1
-    python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=3000 kinds=[both] sloppy_steps=350 \\
+    python -m echoink.tiny output=outputs/prone_base start=tiny steps=0 pool=3000 'kinds=[both]' sloppy_steps=350 \\
         sloppy_learning_rate=1e-3 sloppiness.follows=0.95    # from the embedded model, prone to a shortcut
 
 Two supervised stages on reasoning traces (`data/synthetic_traces.py`), both runs of `echoink.train` with task=sft:

@@ -350,7 +350,7 @@ class RewardConfig:
         "lenient: 'B. dog' counts as B; exact: the bare letter, as the paper trains; first_letter: as it evaluates"
     )
     lambda_int: float = key("weight of the integration reward; 0 does not compute it", ge=0)
-    integration: Rule = key("rule that rewards using both senses: twin (redraw is its control), counterfactual, …")
+    integration: Rule = key("rule that rewards using both senses (docs/evaluation.md, experiments/integration.md)")
     integration_scale: float = key("s of the rule counterfactual, in nats per token", gt=0)
     file: str | None = key("a Python file of your own that defines reward(completion, sample)")
     lambda_file: float = key("weight of the reward in reward.file; a negative weight penalizes")

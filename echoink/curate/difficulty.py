@@ -1,8 +1,8 @@
 """Select training questions by difficulty and by the senses they need: `python -m echoink.curate mode=difficulty`.
 
     python -m echoink.curate mode=difficulty source=data/AVQA_R1 checkpoint=outputs/tiny/<run> output=data/hard
-    python -m echoink.curate mode=difficulty source=… checkpoint=… output=… needs=[both] pass_rate=[0,0.75] draws=8
-    python -m echoink.curate mode=difficulty … settings=[model=qwen2_5_omni_7b,trainer.bf16=true]
+    python -m echoink.curate mode=difficulty source=… checkpoint=… output=… 'needs=[both]' 'pass_rate=[0,0.75]' draws=8
+    python -m echoink.curate mode=difficulty … 'settings=[model=qwen2_5_omni_7b,trainer.bf16=true]'
 
 A model answers every training question `draws` times, in full and without each sense (`modality_need.py` has the tests
 behind the labels). A question is kept if its share of right answers (if graded, its mean score) lies in `pass_rate`,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echoink.common.console import counted
+from echoink.config.compose import shipped_models
 from echoink.config.paths import resolve
 from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task
 from echoink.data.profile import spread
@@ -99,8 +100,19 @@ def other_architecture(config: ModelConfig, layers: int, width: int) -> str | No
 
 
 def warning_before_loading(config: ModelConfig) -> str | None:
-    """`other_architecture` of a folder whose config.json has the dimensions; None for any other, or for a hub id."""
+    """`other_architecture` of a folder whose config.json has the dimensions, or of a path that a file of conf/model
+    has; a warning for another path that is not on this disk; None for any other.
+    """
     file = Path(resolve(config.path)) / "config.json"
+    if not file.parent.exists():
+        says = config.architecture
+        known = {model.path: model.architecture for model in shipped_models().values()}
+        if config.path in known:
+            return other_architecture(config, known[config.path].layers, known[config.path].width)
+        return (
+            f"{config.path} is not on this disk: the plan is for the model of model.architecture, with {says.layers} "
+            f"layers of width {says.width:,}. model=qwen2_5_omni_3b model.path=… has that of a real one"
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError:  # a run says what is wrong with it, when it loads the weights

@@ -70,6 +70,16 @@ class Scoring:
     """A reward, or a weight of groups, that needs the model itself; None for none."""
 
 
+def _add_no_hooks(model: PreTrainedModel) -> None:
+    """Keep transformers from hooking all embeddings, so that their outputs require gradients, with checkpointing.
+
+    Only reentrant checkpointing needs that. In a frozen tower it would keep the activations of every copy of a medium,
+    and hooks would pile up: each time checkpointing is turned on they are added, and turning it off leaves them.
+    """
+    model.disable_input_require_grads()
+    model.enable_input_require_grads = lambda: None
+
+
 def _never(**_) -> list[float]:
     raise AssertionError("TRL requires a reward function; `EchoInkTrainer._compute_rewards` calls ours")
 
@@ -138,11 +148,7 @@ class TRLHost(ResumableTrainer):
         )
         # TRL's own objects exist now; some are replaced by ours.
         if not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            # Each time checkpointing is turned on, transformers hooks all embeddings, so that their outputs require
-            # gradients. Only reentrant checkpointing needs that. In a frozen tower it would keep the activations of
-            # every copy of a medium, and hooks would pile up, because turning it off leaves them.
-            model.disable_input_require_grads()
-            model.enable_input_require_grads = lambda: None
+            _add_no_hooks(model)
         self.args.beta = self.beta = args.beta
         self.remove_callback(PrinterCallback)
         self.data_collator = self._read  # gets the batches that the data loader reads one step ahead

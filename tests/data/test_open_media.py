@@ -308,6 +308,11 @@ def test_a_download_that_is_damaged_is_thrown_away_and_a_mirror_that_is_away_is_
     assert "debs=" in error.value.hint
 
 
+def test_a_folder_of_packages_that_is_not_there_is_said_before_a_download(tmp_path):
+    with pytest.raises(UserError, match="debs=.*no such folder"):
+        made(tmp_path, tmp_path / "nowhere")
+
+
 def test_a_package_cannot_write_outside_its_folder(tmp_path):
     (tmp_path / "x.deb").write_bytes(deb({"../outside": b"x"}))
     with pytest.raises(UserError, match="cannot unpack"):

@@ -89,6 +89,12 @@ def test_weights_of_another_model_than_the_group_says_are_warned_of(tmp_path):
     model = config_of(f"model.path={tmp_path}").model
     assert plan.other_architecture(model, 3, 128) is None and plan.warning_before_loading(model) is None
     assert plan.warning_before_loading(config_of().model) is None, "the embedded model is what its file says"
+    hub = plan.warning_before_loading(config_of("model.path=Qwen/Qwen2.5-Omni-3B").model)
+    assert "the weights have 36 layers of width 2,048, and model.architecture says 3 of 128" in hub
+    other = plan.warning_before_loading(config_of("model.path=me/my-model").model)
+    assert "me/my-model is not on this disk: the plan is for the model of model.architecture, with 3 layers" in other
+    for known in ("model=qwen2_5_omni_7b", "model=small"):
+        assert plan.warning_before_loading(config_of(known).model) is None
     text = {"text_config": {"num_hidden_layers": 36, "hidden_size": 2048}}
     for config in (text, {"thinker_config": text}):
         (tmp_path / "config.json").write_text(json.dumps(config))

@@ -65,6 +65,8 @@ def build(
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty", "give a new folder: output=…")
     given, files = Path(config.debs) if config.debs else None, {}
+    if given and not given.is_dir():
+        raise UserError(f"debs={given}: no such folder", "a folder with .deb files, or leave it out to download them")
     with bytes_bar("packages", sum(package.size for package in packages.PACKAGES)) as advance:
         for package in packages.PACKAGES:
             files[package.key] = packages.obtain(package, work, given, advance=advance, mirror=config.mirror)
