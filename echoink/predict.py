@@ -109,7 +109,10 @@ def _group_of(path: str) -> str | None:
     """The file of conf/model with the architecture of weights without a run; None, with a warning, if there is none."""
     with imports():
         from echoink.models.loading import dimensions
-    found = dimensions(path)
+    try:
+        found = dimensions(path)
+    except UserError:  # loading says what is wrong with it
+        return None
     for name, model in shipped_models().items():
         if (model.architecture.layers, model.architecture.width) == found:
             return name
