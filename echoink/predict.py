@@ -41,6 +41,8 @@ from echoink.rewards.parsing import option_letter, parse_answer, read_letters
 from echoink.rewards.types import Match, ProblemType
 from echoink.run_folder import checkpoint, reader
 
+LARGE = 10**9
+"""Parameters from which a model is asked in bfloat16, for which it was made."""
 LONGEST = 768
 """Tokens of an answer of a real model without a run, as in the paper."""
 
@@ -84,10 +86,10 @@ def configuration(arguments: argparse.Namespace) -> Config:
     """
     run = checkpoint.run_of(Path(arguments.checkpoint)) if arguments.checkpoint else None
     model, limit = arguments.model, arguments.max_new_tokens
-    if arguments.checkpoint and run is None and model is None:
-        model = _group_of(arguments.checkpoint)
-    overrides = [f"{group}={name}" for group, name in (("model", model), ("prompt", arguments.prompt)) if name]
     real = model not in (None, "tiny")
+    if arguments.checkpoint and run is None and model is None:
+        model, real = _model_of(arguments.checkpoint)
+    overrides = [f"{group}={name}" for group, name in (("model", model), ("prompt", arguments.prompt)) if name]
     if limit is None and run is None and (real or arguments.checkpoint):
         limit = LONGEST
     overrides += ["trainer.bf16=true"] if real else []  # real models are made for it
@@ -105,20 +107,26 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 
 @cache
-def _group_of(path: str) -> str | None:
-    """The file of conf/model with the architecture of weights without a run; None, with a warning, if there is none."""
+def _model_of(path: str) -> tuple[str | None, bool]:
+    """The file of conf/model with the architecture of weights without a run, and whether they are of a large model.
+
+    Weights of no file's architecture get None and a warning.
+    """
     with imports():
         from echoink.models.loading import dimensions
+    steps = checkpoint.steps(Path(path))
     try:
-        found = dimensions(path)
+        found = dimensions(str(steps[-1]) if steps else path)
     except UserError:  # loading says what is wrong with it
-        return None
+        return None, False
     for name, model in shipped_models().items():
         if (model.architecture.layers, model.architecture.width) == found:
-            return name
+            if name != "tiny":
+                console.say("model", f"media are capped as in conf/model/{name}.yaml, which has this architecture")
+            return name, model.architecture.language_parameters > LARGE
     what = "{} layers of width {:,}".format(*found)
     console.say("warning", f"{path} has {what}, as no file of conf/model: the caps are the embedded model's (--model)")
-    return None
+    return None, False
 
 
 def _of_run(run: Path) -> Config:
@@ -278,12 +286,12 @@ def answer_all(arguments: argparse.Namespace) -> None:
     resolved = _resolved(arguments)
     asks = _settings(configuration(arguments))
     how = (_of_model(resolved or arguments.model), asks, arguments.samples, arguments.seed)
-    asked = {sample.id: identity(sample, how) for sample in samples}
+    asked = {sample.id: identity(sample, how) for sample in console.progress("digest", len(samples))(samples)}
     if not all(isinstance(row, dict) for row in answered):
         raise UserError(f"{arguments.output} is no file of answers: a line is no object", "give a new --output")
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
         what = f"another question {other.get('id')}, or with other media"
-        how = "of another model, prompt, setting, seed or number of samples"
+        how = "of another model, prompt, setting, seed, number of samples or version of this program"
         raise UserError(f"{arguments.output} holds an answer to {what}, or {how}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
@@ -332,11 +340,11 @@ def _settings(config: Config) -> list[tuple[str, Any]]:
 
 
 def identity(sample: Sample, how: tuple) -> str:
-    """A digest of what an answer depends on: the question, its media (paths, sizes, times), and how it is asked."""
+    """A digest of what an answer depends on: the question, its media (paths and contents), and how it is asked."""
     what = (sample.problem, sample.options, sample.problem_type.value, sample.data_type.value)
     what += (sample.asks_for_soundtrack, sorted(sample.places.items()))
     files = [medium for medium in sample.media.values() if isinstance(medium, Path) and medium.is_file()]
-    what += tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    what += tuple(map(loaders.digest, files))
     return hashlib.sha256(repr((what, how)).encode()).hexdigest()[:16]
 
 

@@ -79,12 +79,14 @@ def going_on(run: Run) -> str | None:
 
 
 def _launcher(run: Run) -> list[str]:
-    """The words that start a run's processes; those of several machines are to be started on each of them."""
+    """The words that start a run's processes; for several machines they are to be given on each of them."""
     processes = run.config["trainer.processes"]
     if processes <= 1:
         return ["python"]
-    per_host = read_json(run.folder / "environment.json").get("processes_per_host", processes)
-    if per_host in (1, processes):  # 1: a launcher that does not say
+    per_host = None
+    with suppress(OSError, UserError):  # one damaged folder must not hide the others
+        per_host = read_json(run.folder / "environment.json").get("processes_per_host")
+    if per_host in (None, processes):
         return ["torchrun", "--nproc_per_node", str(processes)]
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_HOST:29500"]
     return ["torchrun", "--nnodes", str(processes // per_host), "--nproc_per_node", str(per_host), *meeting]

@@ -76,6 +76,12 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
     assert total == always + parts["gradients"] + parts["activations"]
 
 
+@pytest.mark.parametrize(("words", "said"), [([], True), (["trainer.bf16=true"], False)])
+def test_hours_in_float32_are_said_to_be_those_of_bfloat16(dataset, words, said):
+    lines = plan.lines(planned(dataset, *SMALL, "model=qwen2_5_omni_7b", *words))
+    assert any("in float32 they are several times as many" in text for _, text in lines) == said
+
+
 def test_the_tiny_dimensions_are_the_models(model):
     sizes = config_of().model.architecture
     found = memory.model_of(model).dimensions
@@ -679,6 +685,10 @@ def test_predict_gives_weights_without_a_run_the_caps_of_their_architecture(tmp_
 
     real = model_of(28, 3584)
     assert (real.model.max_video_pixels, real.model.max_prompt_tokens) == (100_352, 16_384) and real.trainer.bf16
+    assert "capped as in conf/model/qwen2_5_omni_7b.yaml" in " ".join(capsys.readouterr().out.split())
+    small = model_of(30, 576)
+    assert small.model.max_prompt_tokens == 2_048 and not small.trainer.bf16, "it is made and asked on CPUs"
+    capsys.readouterr()
     own = (published["text_config"]["num_hidden_layers"], published["text_config"]["hidden_size"])
     assert model_of(*own).model.max_video_pixels == 12_544 and not capsys.readouterr().out
     assert not model_of(5, 64).trainer.bf16

@@ -23,7 +23,7 @@ from echoink.config.mistakes import explained
 from echoink.config.origin import chosen_files, has_key, keys_of, line_of, refuse_surprises
 from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
-from echoink.config.schema import Config, ModelConfig
+from echoink.config.schema import Config
 from echoink.config.validate import refuse_home, refuse_secret, validate
 
 VERSION_BASE = "1.3"
@@ -175,7 +175,6 @@ def _with_place(error: UserError, overrides: Sequence[str], own: Path | None) ->
     return error
 
 
-def shipped_models() -> dict[str, ModelConfig]:
-    """The models of `conf/model`, by the names of their files."""
-    names = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
-    return {name: compose([f"model={name}"])[0].config.model for name in names}
+def shipped_models() -> dict[str, DictConfig]:
+    """What the files of `conf/model` say, by their names."""
+    return {path.stem: OmegaConf.load(path) for path in sorted((conf_dir() / "model").glob("*.yaml"))}

@@ -55,9 +55,12 @@ SELECTS = ("needs", "pass_rate", "shuffle")
 
 
 OF_COMMAND = {
-    **dict.fromkeys(
-        ("task", "tracking", "hydra.run.dir", "eval.split", "eval.ablations", "eval.greedy"), "leave it out"
-    ),
+    "task": "leave it out",
+    "tracking": "leave it out",
+    "hydra.run.dir": "leave it out",
+    "eval.split": "leave it out",
+    "eval.ablations": "leave it out",
+    "eval.greedy": "leave it out",
     "seed": "give seed=",
     "eval.samples": "give draws=",
     "checkpoint": "give checkpoint=",

@@ -243,7 +243,8 @@ def refuse_another(output: Path, recipe: dict) -> None:
     """
     note = output / ".recipe.json"
     begun = any(output.glob(f"*/{LEDGER}"))
-    if not begun and output.is_dir() and any(path.name not in (note.name, LOCK) for path in output.iterdir()):
+    files = () if begun else (path for path in output.rglob("*") if path.is_file())
+    if any(path.name not in (note.name, LOCK) for path in files):
         raise UserError(f"{output} holds other files", "give a new output=")
     if begun and note.is_file() and read_json(note) != recipe:
         raise UserError(f"{output} was begun as {note.read_text('utf-8').strip()}", "give a new output=")

@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> None:
     source = read_source(dataset(given.source, given.settings))
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
-    settings = [f"eval.samples={given.draws}", "eval.greedy=false", *given.settings]
+    settings = [f"eval.samples={given.draws}", "eval.greedy=false", "eval.ablations=[]", *given.settings]
     answer_training_split(given.source, given.checkpoint, given.seed, folder=work / "answers", words=settings)
     chosen, counts = _choose(work / "answers", given)
     if not chosen:

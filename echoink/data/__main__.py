@@ -1,6 +1,6 @@
 """Get, show, make, check and split datasets.
 
-python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset (to data)
+python -m echoink.data get avqa_r1_6k output=data            download, unpack and verify the paper's dataset
 python -m echoink.data get open_media output=mine/media      real recordings and pictures from Debian packages
 python -m echoink.data show n=3                              the first samples of the default set, to outputs/shown
 python -m echoink.data show dataset=rows dataset.path=mine split=train n=5 output=shown …      or of another

@@ -23,6 +23,10 @@ ALPHA = 0.05
 FEWEST = 4
 """A sample with fewer draws per variant gets no label: even with 4 draws, 4 right against 1 has p = 0.07."""
 
+UNKNOWN_GUESS = 0.1
+"""How often a guess is taken to be right where nobody knows, as with counts whose row has no `chance`. With 0, one
+lucky answer of eight would prove that a sense is not needed; with 0.1 it takes three."""
+
 WITHOUT = {
     "audio": (Variant.swapped_audio, Variant.no_audio),
     "image": (Variant.swapped_image, Variant.no_image),
@@ -88,10 +92,7 @@ def label(hits: Mapping[Variant, int], draws: int, chance: float, has: Collectio
 
 
 def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
-    """What each sample needs, by id; samples with graded scores or fewer than `FEWEST` sampled draws are left out.
-
-    Where nobody knows how often a guess is right, as with counts, see `_guess_of_type`.
-    """
+    """What each sample needs, by id; samples with graded scores or fewer than `FEWEST` sampled draws are left out."""
     hits: dict[str, Counter[Variant]] = defaultdict(Counter)
     draws: Counter[tuple[str, Variant]] = Counter()
     asked: dict[str, Prediction] = {}
@@ -106,19 +107,9 @@ def labels(answers: Mapping[Variant, Sequence[Prediction]]) -> dict[str, Need]:
     for id, counts in hits.items():
         k = draws[id, Variant.full]
         if k >= FEWEST:
-            chance = metrics.chance(asked[id]) or _guess_of_type(answers.get(Variant.text_only, ()), asked[id])
+            chance = metrics.chance(asked[id]) or UNKNOWN_GUESS
             found[id] = label(counts, k, chance, senses(DataType(asked[id].data_type)))
     return found
-
-
-def _guess_of_type(text_only: Sequence[Prediction], question: Prediction) -> float:
-    """How often the text alone gave the right answer to other questions of a type, by Laplace's rule of succession.
-
-    A chance of 0 would take a single lucky answer for proof that a sense is not needed. Without other questions it is
-    1/2, which leaves most needs undetermined.
-    """
-    same = [p.correct for p in text_only if p.problem_type == question.problem_type and p.id != question.id]
-    return (sum(same) + 1) / (len(same) + 2)
 
 
 def rows(answers: Mapping[Variant, Sequence[Prediction]]) -> list[dict]:

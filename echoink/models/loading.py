@@ -53,7 +53,8 @@ def dimensions(path: str) -> tuple[int, int]:
     """
     with as_user_error(path):
         config = AutoConfig.from_pretrained(resolve(base_of(path) if is_adapter(path) else path))
-        text = config.get_text_config() if (found := family_of_config(config)) is None else found[1].get_text_config()
+        known = family_of_config(config)
+        text = (known[1] if known else config).get_text_config()
         return text.num_hidden_layers, text.hidden_size
 
 

@@ -202,6 +202,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
     asked = Sample("card", "What is making the sound?", ("A. a dog", "B. a bell", "C. a car", "D. the rain"), "B")
     turns = build_messages(asked, prompt)
     tokens = config.generation.max_new_tokens if config else 512
+    seconds = config.model.get("max_audio_seconds") if config else None
     return [
         "import re",
         "",
@@ -221,7 +222,7 @@ def _example(adapter: bool, model: PreTrainedModel, processor: ProcessorMixin, c
         'picture = Image.open("picture.jpg").convert("RGB")',
         'sound, rate = soundfile.read("sound.wav", dtype="float32")',
         'assert rate == 16_000 and sound.ndim == 1, "resample the sound to 16 kHz, one channel"',
-        *([f"sound = sound[: {round(16_000 * config.model.max_audio_seconds)}]  # as in training"] if config else []),
+        *([f"sound = sound[: {round(16_000 * seconds)}]  # as in training"] if seconds else []),
         "messages = " + pformat(turns, width=110, sort_dicts=False),
         "text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
         'inputs = processor(text=[text], images=[picture], audio=[sound], return_tensors="pt").to(model.device)',

@@ -80,6 +80,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         "disk_bytes": disk_bytes(config, parameters),
         "gpus": gpus(config, parameters, tokens),
         "hours_without": _not_counted(config),
+        "computes_in": "bfloat16" if config.trainer.bf16 else config.model.dtype.name,
     }
 
 
@@ -100,18 +101,20 @@ def other_architecture(config: ModelConfig, layers: int, width: int) -> str | No
 
 
 def warning_before_loading(config: ModelConfig) -> str | None:
-    """`other_architecture` of a folder whose config.json has the dimensions, or of a path that a file of conf/model
-    has; a warning for another path that is not on this disk; None for any other.
+    """`other_architecture` of a folder whose config.json has the dimensions, or of a path in a file of conf/model; a
+    warning if a path that is not on this disk is planned as the embedded model; else None.
     """
     file = Path(resolve(config.path)) / "config.json"
     if not file.parent.exists():
-        says = config.architecture
         known = {model.path: model.architecture for model in shipped_models().values()}
         if config.path in known:
             return other_architecture(config, known[config.path].layers, known[config.path].width)
+        says = config.architecture
+        if (says.layers, says.width) != (known["tiny"].layers, known["tiny"].width):
+            return None  # the closest file of conf/model was chosen
         return (
-            f"{config.path} is not on this disk: the plan is for the model of model.architecture, with {says.layers} "
-            f"layers of width {says.width:,}. model=qwen2_5_omni_3b model.path=… has that of a real one"
+            f"the dimensions of {config.path} are not known before it is loaded; the plan is for the embedded model. "
+            "model=qwen2_5_omni_3b model.path=… has those of a real one"
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -127,8 +130,6 @@ def _not_counted(config: Config) -> list[str]:
     """What a run also does but the hours do not include."""
     found = ["evaluations", "saves", "the start"]
     found += ["the rollouts and passes of reward.integration"] if config.reward.lambda_int else []
-    if not config.trainer.bf16 and config.model.dtype is Dtype.float32:
-        found += ["that float32 (trainer.bf16=false) takes several times as long as bfloat16"]
     found += ["unpacking 4-bit weights"] if config.adapter.kind is Adapter.qlora else []
     return found + (["how vLLM differs from our decoder"] if config.uses_vllm else [])
 
@@ -348,6 +349,8 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
         rows.append(("", f"the hours leave out {', '.join(plan['hours_without'])}"))
+        if plan["computes_in"] == "float32":
+            rows.append(("", "they are for bfloat16 (trainer.bf16=true); in float32 they are several times as many"))
     return rows
 
 

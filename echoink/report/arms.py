@@ -1,6 +1,6 @@
 """Runs compared: the arms of an ablation, and differences paired by seed.
 
-An arm is all runs that differ only in the seed. Only the runs' folders are read.
+An arm is all runs that differ only in the seed, or in how the work was divided. Only the runs' folders are read.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CONTENTS = {
 }
 """The keys of `Run.contents`, each with prefixes of the configuration keys that point to those files."""
 
-ROUNDING = ("eval.batch_prompts", "trainer.gradient_checkpointing", "trainer.processes", "trainer.micro_batch_prompts")
+DIVISION = ("eval.batch_prompts", "trainer.gradient_checkpointing", "trainer.processes", "trainer.micro_batch_prompts")
 """Keys that say how the work is divided: only the last digits depend on them, except for `grpo.loss=bnpo`."""
 
 SHORT = {
@@ -45,11 +45,20 @@ def short(key: str) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The keys in which runs differ, except the seed; a key of `CONTENTS` where one path had different contents."""
-    # BNPO averages over the tokens of a micro-batch.
-    alike = () if any(run.config.get("grpo.loss") == "bnpo" for run in runs) else ROUNDING
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("seed", *alike))
-    found = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+    """The keys in which runs differ, except the seed; a key of `CONTENTS` where one path had different contents.
+
+    A key of `DIVISION` is among them only if runs of one seed differ in nothing else, as in a sweep over it.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
+    differ = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+    found = [key for key in differ if key not in DIVISION]
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        # BNPO averages over the tokens of a micro-batch: its runs may always differ.
+        same = "" if run.config.get("grpo.loss") == "bnpo" else repr([run.seed, *map(run.config.get, found)])
+        alike.setdefault(same, []).append(run)
+    division = [key for key in differ if key in DIVISION]
+    found += [k for k in division if any(len({repr(r.config.get(k)) for r in of}) > 1 for of in alike.values())]
     for content, beginnings in CONTENTS.items():
         digests: dict[str, set[str]] = {}
         for run in runs:
@@ -68,7 +77,7 @@ def _value(run: Run, key: str) -> Any:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in the seed only."""
+    """Runs that differ in the seed only, see `differing`."""
 
     values: tuple[tuple[str, Any], ...]
     """The keys in which the arms differ, with this arm's values."""
@@ -160,14 +169,16 @@ def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> l
     """
     ours = against.of_seed(name)
     others = [arm for arm in found if arm is not against]
-    paired = []
+    paired, comparable = [], []
     for arm in others:
         theirs = arm.of_seed(name)
-        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs and same_questions([arm, against])]
+        same = same_questions([arm, against])
+        comparable.append(same)
+        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs and same]
         paired.append(over_seeds(both) if len(both) > 1 else None)
     tested = [seeds is not None and seeds.p_value is not None for seeds in paired]
     adjusted = iter(holm([seeds.p_value for seeds, has in zip(paired, tested, strict=True) if has]))
     return [
-        Difference(arm, seeds, next(adjusted) if has else None, same_questions([arm, against]))
-        for arm, seeds, has in zip(others, paired, tested, strict=True)
+        Difference(arm, seeds, next(adjusted) if has else None, same)
+        for arm, seeds, has, same in zip(others, paired, tested, comparable, strict=True)
     ]

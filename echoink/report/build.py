@@ -105,7 +105,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "title": " and ".join(dict.fromkeys(one["name"] for one in asked or (run.summary for run in runs))),
         "questions": [question for one in asked if (question := one.get("question"))],
         "asked": _asked(shown)
-        + ("" if report_arms.same_questions(trained) else "; other arms answered other questions"),
+        + ("" if report_arms.same_questions(trained) else "; not all arms answered the same questions"),
         "rows": rows,
         "extra_rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
         "reference": reference.label if reference else "",
@@ -250,6 +250,7 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         (key, str(value), str(defaults[key]))
         for key, value in runs[0].config.items()
         if key in defaults and key not in varied and key != "resume_allow" and str(value) != str(defaults[key])
+        if len({str(run.config.get(key)) for run in runs}) == 1
     ]
 
 

@@ -11,6 +11,7 @@ detects a part that did not arrive, is from an earlier step, or has another type
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,15 +55,17 @@ def shareable() -> Iterator[None]:
     With `expandable_segments:True` in PYTORCH_ALLOC_CONF, PyTorch passes file descriptors, which a container may
     forbid; so that is off here. The allocator then takes no block of an expandable segment.
     """
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    if not any("expandable_segments:true" in os.environ.get(name, "").lower() for name in names):
+    own = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    changed = re.sub(r"(expandable_segments\s*:\s*)true", r"\1False", own, flags=re.IGNORECASE)
+    if changed == own:
         yield
         return
-    torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    # Each call sets all settings anew, so the others are repeated.
+    torch._C._accelerator_setAllocatorSettings(changed)
     try:
         yield
     finally:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch._C._accelerator_setAllocatorSettings(own)
 
 
 def handle(weight: torch.Tensor) -> Any:

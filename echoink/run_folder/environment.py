@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "process": os.getpid(),
         "process_started": psutil.Process().create_time(),
-        "processes_per_host": int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+        "processes_per_host": int(here) if (here := os.environ.get("LOCAL_WORLD_SIZE")) else None,
         "host": socket.gethostname(),
         "versions": {library: version(library) for library in _LIBRARIES},
         **git(),

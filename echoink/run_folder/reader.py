@@ -65,9 +65,9 @@ class Run:
 
     @cached_property
     def questions(self) -> str | None:
-        """A digest of the samples that it evaluated; None if it kept none."""
-        split = self.config["eval.split"]
-        return next((one["digest"] for one in _inputs(self.folder) if one["context"] == split), None)
+        """A digest of the samples that it evaluated (their ids, texts and files' names); None if it kept none."""
+        split = self.config["eval.split"]  # of a training run the training split comes first
+        return next((one["digest"] for one in reversed(_inputs(self.folder)) if one["context"] == split), None)
 
     @property
     def seed(self) -> int:

@@ -132,8 +132,8 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
 
 def precision_note(config: Config) -> str | None:
     """A warning if base and trained model would be evaluated with weights of two precisions."""
-    trainer = config.trainer
-    if not (config.trains and config.eval.base and trainer.bf16 and trainer.sharding.is_deepspeed):
+    rounds = config.trainer.bf16 and config.trainer.sharding.is_deepspeed and config.model.dtype is Dtype.float32
+    if not (config.trains and config.eval.base and rounds and config.adapter.kind is Adapter.none):
         return None
     return (
         "DeepSpeed rounds the weights to bfloat16 when training begins: the base answers with float32 weights, the "

@@ -41,6 +41,7 @@ from echoink.distributed import collectives, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.logprobs import packed_logprobs, plain_row_logprobs, without_dropout, without_silent_groups
+from echoink.rewards.types import ANSWERS_AGAIN
 from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for, generate
 from echoink.rollout.sampling import Sampling, seed_of, uniforms
@@ -101,7 +102,7 @@ class EchoInkTrainer(TRLHost):
         with self.timer.section("time/rollout"), self.unsharded() as model, self.accelerator.autocast():
             # Media are encoded here if our decoder or the integration reward needs them, or if the loss can reuse them.
             features = engine_logps = None
-            if self._engine is None or self._integration:  # some rules answer again, with our decoder
+            if self._engine is None or (self._integration and self._integration.rule in ANSWERS_AGAIN):
                 self._decoder = self._decoder or decoder_for(model)
             if self._engine is None or self._integration or not towers_learn(model.model):
                 with torch.no_grad():

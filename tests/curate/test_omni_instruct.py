@@ -200,6 +200,10 @@ def test_a_folder_that_holds_another_dataset_is_no_output(source, tmp_path):
     with pytest.raises(UserError, match="holds other files"):
         main([f"source={source[0]}", f"output={tmp_path}/mine"])
     assert (tmp_path / "mine/train/images/sample_0.jpg").read_bytes() == b"mine"
+    with pytest.raises(UserError) as error:
+        main([f"source={source[0]}", f"output={tmp_path}/again", "keep=[nothing]"])
+    assert "holds other files" not in str(error.value)
+    main([f"source={source[0]}", f"output={tmp_path}/again", "keep=[Music-AVQA2.0]", "splits=[train]"])
 
 
 def test_other_sources_and_mistakes(source, tmp_path):

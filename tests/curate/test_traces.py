@@ -51,7 +51,7 @@ def test_right_answers_in_the_form_are_the_responses_and_the_rest_is_left_out(so
     kept = read_split(output, "train")
     assert {sample.id: sample.responses for sample in kept} == {"0": ("a", "bb bb"), "1": ("x y", "x y z")}
     assert [len(read_split(output, split)) for split in ("dev", "valid")] == [2, 3]
-    assert answered == [("tiny", 0, ["eval.samples=3", "eval.greedy=false", "trainer.bf16=true"])]
+    assert answered == [("tiny", 0, ["eval.samples=3", "eval.greedy=false", "eval.ablations=[]", "trainer.bf16=true"])]
     said = json.loads((output / "traces.json").read_text())
     assert said["questions"] == 2 and said["responses"] == 4 and said["right_answers"] == {"0": 1, "3": 2}
     assert "1 dropped: no right, well-formed answer among 3" in capsys.readouterr().out

@@ -141,20 +141,21 @@ def test_labels_take_the_sampled_draws_of_every_variant():
 
 
 def test_one_lucky_count_does_not_show_that_no_sense_is_needed():
-    """Nobody knows how often a guess of a count is right: the text alone says, on the other questions."""
+    """Nobody knows how often a guess of a count is right."""
     names = [SAMPLED, *(f"{SAMPLED}-{n}" for n in range(2, 9))]
 
-    def counts(variant, *right):
-        rows = [p for n, name in enumerate(names) for p in answers(variant, [n < r for r in right], name)]
-        return [replace(p, problem_type="numerical", options=(), gold="4") for p in rows]
+    def need(full, deaf, blind, text, **fields):
+        asked = {}
+        for variant, right in ((FULL, full), (DEAF, deaf), (BLIND, blind), (TEXT, text)):
+            rows = [p for n, name in enumerate(names) for p in answers(variant, [n < right], name)]
+            asked[variant] = [replace(p, problem_type="counting", options=(), gold="4", fields=fields) for p in rows]
+        assert fields or chance(asked[FULL][0]) == 0
+        return labels(asked)["0"]
 
-    others = [0] * 10
-    asked = {FULL: counts(FULL, 3, *others), DEAF: counts(DEAF, 1, *others), BLIND: counts(BLIND, 1, *others)}
-    asked[TEXT] = counts(TEXT, 1, *others)
-    assert chance(asked[FULL][0]) == 0
-    assert labels(asked)["0"] is Need.undetermined
-    sure = {FULL: counts(FULL, 8, *others), DEAF: counts(DEAF, 0, *others), BLIND: counts(BLIND, 8, *others)}
-    assert labels(sure | {TEXT: asked[TEXT]})["0"] is Need.audio
+    assert need(3, 1, 1, 1) is Need.undetermined
+    assert need(8, 0, 8, 0) is Need.audio
+    assert need(8, 8, 8, 8) is Need.neither, "the text gives it away"
+    assert need(3, 3, 3, 3) is Need.neither and need(3, 3, 3, 3, chance="0.25") is Need.undetermined
 
 
 def test_a_guess_and_the_positions_of_answers():

@@ -162,6 +162,10 @@ def test_how_work_is_divided_makes_no_arm(tmp_path):
     make_run(tmp_path / "1", ["seed=1", "trainer.micro_batch_prompts=1"])
     (arm,) = report_arms.arms(reader.find([tmp_path]))
     assert [run.seed for run in arm.runs] == [0, 1]
+    for number, batch in enumerate((1, 2, 4)):
+        make_run(tmp_path / f"swept/{number}", ["seed=0", f"trainer.micro_batch_prompts={batch}"], 0.7 + number / 10)
+    swept = report_arms.arms(reader.find([tmp_path / "swept"]))
+    assert [arm.label for arm in swept] == [f"trainer.micro_batch_prompts {batch}" for batch in (1, 2, 4)]
     make_run(tmp_path / "2", ["seed=2", "grpo.loss=bnpo"])
     make_run(tmp_path / "3", ["seed=3", "grpo.loss=bnpo", "trainer.micro_batch_prompts=1"])
     assert len(report_arms.arms(reader.find([tmp_path / "2", tmp_path / "3"]))) == 2, "BNPO depends on it"

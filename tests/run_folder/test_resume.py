@@ -587,13 +587,16 @@ def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, 
     assert set(SMALL) <= set(words), "with all that it was started with"
     for name, old, new in (
         ("config.yaml", "  processes: 1", "  processes: 16"),
-        ("environment.json", '"processes_per_host": 1', '"processes_per_host": 8'),
+        ("environment.json", '"processes_per_host": null', '"processes_per_host": 8'),
     ):
         text = (stopped / name).read_text()
         assert old in text
         (stopped / name).write_text(text.replace(old, new))
     words = shlex.split(runs.going_on(reader.read(stopped)))
     assert words[:5] == ["torchrun", "--nnodes", "2", "--nproc_per_node", "8"], "on each of two machines"
+    (stopped / "environment.json").unlink()
+    assert shlex.split(runs.going_on(reader.read(stopped)))[:3] == ["torchrun", "--nproc_per_node", "16"]
+    (stopped / "config.yaml").write_text((stopped / "config.yaml").read_text().replace("processes: 16", "processes: 1"))
     assert runs.going_on(reader.read(place / "outputs/plain")) is None, "that one has ended"
     shutil.rmtree(stopped / "checkpoints")
     assert runs.going_on(reader.read(stopped)), "it was killed before it had a checkpoint"

@@ -130,7 +130,7 @@ def test_frozen_towers_keep_nothing_for_a_backward_pass_under_checkpointing(make
         model = load_model("tiny", freeze=("audio", "vision"))
         for tower in (model.model.visual, model.model.audio_tower):
             tower.register_forward_hook(note)
-        settings = [*words[:1], f"trainer.gradient_checkpointing={checkpointing}", "grpo.shared_prefix=false"]
+        settings = [*words, f"trainer.gradient_checkpointing={checkpointing}", "grpo.shared_prefix=false"]
         trainer = make_trainer("trainer.steps=2", "trainer.learning_rate=1e-3", *settings, model=model)
         trainer.train()
         assert model.is_gradient_checkpointing == (checkpointing == "true")

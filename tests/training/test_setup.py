@@ -52,6 +52,8 @@ def test_a_gain_between_two_precisions_is_warned_of():
         (["trainer=zero2", "trainer.bf16=true"], True),
         (["trainer=zero2", "trainer.bf16=true", "eval.base=false"], False),
         (["trainer=zero2", "trainer.bf16=false"], False),
+        (["trainer=zero2", "trainer.bf16=true", "model.dtype=bfloat16"], False),
+        (["trainer=zero2", "trainer.bf16=true", "adapter=lora"], False),
         (["trainer=fsdp2", "trainer.bf16=true"], False),
     ):
         assert bool(setup.precision_note(config_of(*words, "trainer.processes=2"))) == warned, words
