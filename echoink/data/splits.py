@@ -181,7 +181,14 @@ def all_rows(config: DatasetConfig, split: str) -> tuple[list[Sample], list[Drop
 def video_caps(model: ModelConfig) -> VideoCaps:
     """The caps on videos in the group `model`."""
     grid = media_tokens.arithmetic_of(model.architecture.family).GRID
-    return VideoCaps(model.video_fps, model.max_video_frames, model.max_video_pixels, grid)
+    return VideoCaps(
+        model.video_fps,
+        model.max_video_frames,
+        model.max_video_pixels,
+        grid,
+        min_frames=model.min_video_frames,
+        min_pixels=model.min_video_pixels,
+    )
 
 
 def first_samples(config: DatasetConfig, split: str, limit: int | None) -> tuple[list[Sample], list[Dropped]]:

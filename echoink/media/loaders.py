@@ -8,6 +8,7 @@ rate, scaled while they are decoded; its own soundtrack is read like a sound. An
 
 import hashlib
 import io
+import math
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -326,10 +327,20 @@ class VideoCaps:
     """Of one frame."""
     grid: int
     """Sides of scaled frames are multiples of so many pixels."""
+    min_frames: int = 2
+    """Of a video that has so many."""
+    min_pixels: int = 28 * 28
+    """Of one frame."""
 
-    def frame_count(self, seconds: float) -> int:
-        """Frames of a video of `seconds`: an even number, because the processor takes them in pairs."""
-        return max(2, min(int(seconds * self.fps), self.max_frames) // 2 * 2)
+    def frame_count(self, seconds: float, there: int = 0) -> int:
+        """Frames of a video of `seconds`: an even number, because the processor takes them in pairs.
+
+        Args:
+            seconds: its length.
+            there: how many frames it has; 0 if that is not known.
+        """
+        wanted = max(self.min_frames, min(int(seconds * self.fps), self.max_frames))
+        return max(2, min(wanted, there or wanted) // 2 * 2)
 
 
 def load_video(medium: Medium, caps: VideoCaps) -> Video:
@@ -353,8 +364,8 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
         early = _early_sound(container)
         seconds = _duration(container, stream, early, medium)
-        count = caps.frame_count(seconds)
-        size = scaled(width, height, caps.max_pixels, caps.grid)
+        count = caps.frame_count(seconds, stream.frames)
+        size = scaled(width, height, caps.max_pixels, caps.grid, min_pixels=caps.min_pixels)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
         shown, start = None, early
@@ -414,15 +425,23 @@ def load_soundtrack(medium: Medium, max_seconds: float) -> Sound:
     )
 
 
-def scaled(width: int, height: int, max_pixels: int, grid: int) -> tuple[int, int]:
-    """Sides of a frame of at most `max_pixels`, multiples of `grid`, with about the same aspect ratio."""
+def scaled(width: int, height: int, max_pixels: int, grid: int, min_pixels: int = 0) -> tuple[int, int]:
+    """Sides of a frame, multiples of `grid` with about the same aspect ratio: of at most `max_pixels`, unless that
+    would leave fewer than `min_pixels`. The processor's own rule, with these bounds one after the other.
+    """
     shrink = min(1.0, (max_pixels / (width * height)) ** 0.5)
     sides = [max(grid, int(side * shrink / grid) * grid) for side in (width, height)]
+    if sides[0] * sides[1] < min_pixels:
+        sides = [width, height] if width * height < min_pixels else sides
+        grow = (min_pixels / (sides[0] * sides[1])) ** 0.5
+        sides = [math.ceil(side * grow / grid) * grid for side in sides]
     return sides[0], sides[1]
 
 
 def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
-    return _upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]), frame).transpose(2, 0, 1)
+    return _upright(
+        frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="BICUBIC"), frame
+    ).transpose(2, 0, 1)
 
 
 def _upright(pixels: np.ndarray, frame) -> np.ndarray:

@@ -5,6 +5,9 @@ model keeps an offset of its own as module state, which becomes outdated between
 per prompt and passed to every forward.
 """
 
+import copy
+import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +76,9 @@ def prompt_inputs(
     fps: float,
     audio_in_video: bool,
 ) -> PromptInputs:
-    """See `Family`. A video's own sound alternates with its frames, two seconds of each, on the same clock."""
+    """See `Family`. A video's own sound alternates with its frames, in parts of two seconds, on the same clock. Parts
+    are longer if the frames are so far apart that one would have none.
+    """
     given: dict = {}
     if image is not None:
         given["images"] = [image]
@@ -88,6 +93,11 @@ def prompt_inputs(
         given |= {"videos": [video], "videos_kwargs": {"fps": fps, "size": size}}
     if audio_in_video:
         given |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
+        if (seconds := _seconds_per_part(2 / fps, len(video) // 2)) != model.config.seconds_per_chunk:
+            given["videos_kwargs"]["seconds_per_chunk"] = float(seconds)
+            model = copy.copy(model)  # for its arithmetic alone: the weights are shared
+            model.config = copy.copy(model.config)
+            model.config.seconds_per_chunk = seconds
     encoded = processor(text=[text], **given, return_tensors="pt")
     per_grid = encoded.get("video_second_per_grid")
     positions, _ = model.get_rope_index(
@@ -101,6 +111,17 @@ def prompt_inputs(
     )
     media = {name: encoded[name] for name in MEDIA if name in encoded}
     return PromptInputs(encoded["input_ids"][0], positions[:, 0], media)
+
+
+def _seconds_per_part(seconds_per_grid: float, grids: int) -> int:
+    """How many seconds of frames and of sound alternate.
+
+    The processor begins a new part at most once per token. If a grid of frames skipped a part, it would be torn: one of
+    its tokens before a part of the sound, the others after it.
+    """
+    parts = [int(number * seconds_per_grid / 2) for number in range(grids)]
+    skips = any(later - earlier > 1 for earlier, later in itertools.pairwise(parts))
+    return math.ceil(seconds_per_grid) if skips else 2
 
 
 def placeholders(config: Qwen2_5OmniThinkerConfig) -> dict[str, int]:
@@ -178,9 +199,9 @@ def vllm_media(media: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """See `Family`."""
     found = {name: value.numpy() for name, value in media.items()}
     if "input_features" in found:
-        frames = int(found["feature_attention_mask"].sum())
-        found["input_audio_features"] = found.pop("input_features")[0, :, :frames]
-        found["audio_feature_lengths"] = np.array([frames])
+        heard = found["feature_attention_mask"][0].astype(bool)  # an extractor may pad on either side
+        found["input_audio_features"] = found.pop("input_features")[0][:, heard]
+        found["audio_feature_lengths"] = np.array([int(heard.sum())])
     return found
 
 

@@ -126,7 +126,10 @@ def other_hold_out(config: Config) -> str | None:
     return None
 
 
-_SEES = ("min_pixels", "max_pixels", "max_audio_seconds", "video_fps", "max_video_frames", "max_video_pixels", "dtype")
+_SEES = (
+    *("min_pixels", "max_pixels", "max_audio_seconds", "video_fps", "min_video_frames", "max_video_frames"),
+    *("min_video_pixels", "max_video_pixels", "dtype"),
+)
 """Keys of the group `model` that decide what a model sees and hears, and in which precision it computes."""
 
 

@@ -1,13 +1,17 @@
 """Prompts as the model takes them: positions, padding, and that a batch is the same as its prompts one by one."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from echoink.common.errors import UserError
+from echoink.data.processor import Caps
 from echoink.data.samples import DataType, Sample
 from echoink.models.batching import prompt_batch, row_media, row_positions
+from echoink.models.qwen2_5_omni import _seconds_per_part
+from tests.conftest import VIDEO
 from tests.helpers.files import picture, sound, video
 
 
@@ -122,6 +126,31 @@ def test_a_soundtrack_is_woven_into_its_video(processor, tmp_path):
     seen, heard = ([t for t, kind in zip(times.tolist(), row, strict=True) if kind == which] for which in "va")
     assert seen[0] == heard[0], "they start together"
     assert sorted(set(seen)) == [seen[0], seen[0] + 62] and heard == list(range(heard[0], heard[0] + len(heard)))
+
+
+def test_sound_does_not_tear_frames_that_are_far_apart(processor, tmp_path):
+    """Four frames of 12 s: a grid of two every six seconds, where sound is woven in every two seconds otherwise."""
+    config, caps = processor.model.config, Caps(30.0, VIDEO, 4096)
+    clip = video(tmp_path / "v.mp4", seconds=12)
+    sample = Sample("1", "What?", ("A. x", "B. y"), "A", data_type=DataType.video_audio, video=clip)
+    prompt = replace(processor, caps=caps)(sample)
+    kinds = {config.video_token_id: "v", config.audio_token_id: "a"}
+    row = "".join(kinds.get(token, ".") for token in prompt.input_ids.tolist()).strip(".")
+    assert [len(frames) for frames in re.findall("v+", row)] == [row.count("v") // 2] * 2, "none is torn"
+    assert [len(sound) for sound in re.findall("a+", row)] == [150, pytest.approx(150, abs=3)]
+    times = [t for t, kind in zip(prompt.position_ids[0].tolist(), row_of(prompt, kinds), strict=True) if kind == "v"]
+    assert sorted({t - times[0] for t in times}) == [0, 150] and config.seconds_per_chunk == 2
+
+
+def row_of(prompt, kinds):
+    return [kinds.get(token, ".") for token in prompt.input_ids.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "grids", "part"), [(1.0, 150, 2), (2.0, 8, 2), (2.5, 2, 2), (2.5, 8, 3), (3.75, 8, 4), (7.5, 8, 8)]
+)
+def test_a_part_of_a_video_with_sound_has_frames(seconds, grids, part):
+    assert _seconds_per_part(seconds, grids) == part
 
 
 @pytest.mark.parametrize("path", ["packed", "plain"])

@@ -3,6 +3,7 @@
 import os
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -318,6 +319,45 @@ def test_scaled_sides_are_multiples_within_the_cap():
         found = scaled(width, height, 12_544, 28)
         assert all(side % 28 == 0 and side for side in found)
         assert found[0] * found[1] <= 12_544 or min(found) == 28
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "sides"),
+    [
+        (640, 360, (448, 252)),  # 420 x 224 within the cap are fewer than the least
+        (320, 240, (392, 280)),
+        (160, 120, (392, 280)),
+        (256, 256, (336, 336)),
+        (1920, 1080, (448, 252)),
+    ],
+)
+def test_frames_of_a_real_model_are_as_large_as_in_the_papers_code(width, height, sides):
+    """The paper's code scales to at least and at most 128 squares of 28 pixels, and the processor then enlarges."""
+    assert scaled(width, height, 100_352, 28, min_pixels=100_352) == sides
+
+
+def test_a_short_video_gives_the_fewest_frames_if_it_has_them(tmp_path):
+    few = replace(CAPS, min_frames=4)
+    assert len(load_video(video(tmp_path / "a.mp4", seconds=1, fps=8), few).frames) == 4
+    assert len(load_video(video(tmp_path / "b.mp4", seconds=1, fps=3), few).frames) == 2, "it has three"
+    assert len(load_video(video(tmp_path / "c.mp4", seconds=4, fps=1), CAPS).frames) == 4, "none is given twice"
+
+
+def test_fine_stripes_of_a_frame_fade_less_than_by_bilinear_scaling(tmp_path):
+    stripes = np.repeat(np.where(np.arange(320) % 6 < 3, 255, 0).astype(np.uint8)[None], 240, 0)
+    with av.open(str(tmp_path / "s.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for _ in range(4):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.stack([stripes] * 3, -1), format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    frame = load_video(tmp_path / "s.mkv", replace(CAPS, max_pixels=200 * 150)).frames[0]
+    with av.open(str(tmp_path / "s.mkv")) as container:
+        size = {"width": frame.shape[2], "height": frame.shape[1]}
+        plain = next(container.decode(video=0)).to_ndarray(format="rgb24", **size, interpolation="BILINEAR")
+    assert frame.std() > 1.05 * plain.std()
 
 
 def test_a_clock_that_starts_late_changes_nothing(tmp_path):

@@ -26,7 +26,7 @@ from echoink.config.paths import TINY
 from echoink.config.schema import Correction, Variant
 from echoink.data.ablations import without
 from echoink.data.samples import DataType
-from echoink.models import loading
+from echoink.models import loading, qwen2_5_omni
 from echoink.models.families import family_of
 from echoink.models.logprobs import packed_logprobs
 from echoink.pipeline import canary
@@ -304,6 +304,16 @@ def test_an_engine_that_holds_other_weights_than_it_was_sent_stops_the_run(
         one.push(model)
     wanted = "layers.1.self_attn" if fails == "forgets" else "1 buffers of the engine: rotary"
     assert wanted in error.value.problem
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_vllm_gets_the_features_that_the_mask_names(side):
+    heard = torch.arange(1.0, 7).expand(1, 2, 6)
+    pads = (2, 0) if side == "left" else (0, 2)
+    media = {"input_features": torch.nn.functional.pad(heard, pads)}
+    media["feature_attention_mask"] = torch.nn.functional.pad(torch.ones(1, 6, dtype=torch.long), pads)
+    found = qwen2_5_omni.vllm_media(media)
+    assert (found["input_audio_features"] == heard[0].numpy()).all() and found["audio_feature_lengths"].tolist() == [6]
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
