@@ -236,3 +236,23 @@ def test_an_interval_holds_its_mean_also_where_all_values_are_alike():
         for clusters in ("aabb", "aabbcc", "aaaabbcccd", "aabbccddeeffg"):
             found = mean_interval([value] * len(clusters), list(clusters))
             assert found.low <= value <= found.high and found.high - found.low > 0.1
+
+
+def test_shares_of_few_clusters_count_as_no_more_samples_than_there_are():
+    """The error over clusters, 1/8, is that of 15 samples; there are 8. 8 (1.96 / 3.182)² = 3.035."""
+    found = mean_interval([1.0, 0.0] * 3 + [1.0, 1.0], list("aabbccdd"))
+    assert (found.low, found.high) == pytest.approx((0.1866, 0.9237), abs=1e-3)
+
+
+def test_clusters_that_are_all_alike_count_as_one_sample_each():
+    """Five clusters, t of 4 degrees (2.776): 5 (1.96 / 2.776)^2 = 2.492 samples, and n / (n + z^2) = 2.492 / 6.334."""
+    assert mean_interval([1.0] * 10, list("aabbccddee")).low == pytest.approx(0.3935, abs=1e-3)
+
+
+def test_the_rounding_of_equal_differences_is_no_spread():
+    first = [0.1, 0.3, 0.5, 0.7, 0.2, 0.6]
+    second = [x + 0.1 for x in first]
+    assert len({b - a for a, b in zip(first, second, strict=True)}) > 1, "wants differences that rounding makes unequal"
+    found = paired(first, second, list("abcdef"))
+    # u = 1 - 0.025 ** (1/6) = 0.4593: 0.1 - 1.1 u and 0.1 + 0.9 u; 2 * 1.1 ** -6 = 1.129
+    assert found.interval == pytest.approx((-0.4052, 0.5134), abs=1e-3) and found.p_value == 1

@@ -141,3 +141,23 @@ def test_samples_that_share_media_are_no_donors_and_one_without_a_donor_is_left_
     crossed = {one.id: ("sound 1", "sight 1"), other.id: ("sound 2", "sight 2")}
     assert len(make([one, other], Variant.swapped_audio, 0, crossed)) == 2
     assert make([one, other], Variant.swapped_audio, 0, crossed | {other.id: ("sound 2", "sight 1")}) == []
+
+
+def test_where_nobody_is_asked_the_same_the_donor_is_of_another_question(samples):
+    one, other = [s for s in samples if s.fields["kind"] == "ear"][:2]
+    one, other = (replace(s, problem_type=ProblemType.free_form, options=()) for s in (one, other))
+    one, other = replace(one, problem="P", solution="dog"), replace(other, problem="Q", solution="bell")
+    third = replace(one, id="third", solution="cat", audio=samples[-1].audio)
+    assert [s.audio for s in make([one, other], Variant.swapped_audio, 0)] == [other.audio, one.audio]
+    for seed in range(8):  # with a third that is asked the same, it is the donor
+        assert make([one, other, third], Variant.swapped_audio, seed)[0].audio == third.audio
+
+
+def test_a_donor_has_the_same_media_and_is_asked_in_the_same_way(samples):
+    one, other = [s for s in samples if s.fields["kind"] == "ear"][:2]
+    one = replace(one, problem="Which?", problem_type=ProblemType.free_form, options=(), solution="dog")
+    other = replace(one, id=other.id, audio=other.audio, solution="bell")
+    assert len(make([one, other], Variant.swapped_audio, 0)) == 2
+    heard = replace(other, data_type=DataType.audio, image=None)
+    assert make([one, heard], Variant.swapped_audio, 0) == []
+    assert make([one, replace(other, problem_type=ProblemType.ocr)], Variant.swapped_audio, 0) == []

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from echoink.common.statistics import mean_interval, wilson
 from echoink.evaluation.evaluate import EvaluationSetup, evaluate, noise_of
 from echoink.evaluation.metrics import compare, summarize
 from echoink.evaluation.prediction import GREEDY, SAMPLED, Prediction, draw_names
@@ -172,3 +173,40 @@ def test_a_majority_counts_answers_that_say_the_same(kind, answers):
         for place, (name, text) in enumerate(zip(names, answers, strict=True))
     ]
     assert summarize(rows)["samples"]["majority"] == 1
+
+
+def test_a_comparison_of_means_leaves_the_greedy_draw_out():
+    base = [made("1", True), made("1", False, "sampled-2"), made("1", True, GREEDY)]
+    final = [made("1", True), made("1", True, "sampled-2"), made("1", False, GREEDY)]
+    assert compare(base, final).difference == 0.5
+
+
+def test_samples_that_share_media_are_one_cluster_in_each_number():
+    """Two clusters of two samples with two draws each."""
+    rows = [
+        replace(made(id, id in "12", name), cluster="x" if id in "12" else "y")
+        for id in "1234"
+        for name in draw_names(2, greedy=False)
+    ]
+    clustered = list(mean_interval([1.0, 1.0, 0.0, 0.0], ["x", "x", "y", "y"]))
+    assert (
+        summarize(rows)["samples"]["interval"] == clustered != list(mean_interval([1.0, 1.0, 0.0, 0.0], list("1234")))
+    )
+    found = compare(rows, [replace(row, score=1 - row.score, correct=not row.correct) for row in rows])
+    assert (found.test, found.clusters) == ("clustered t", 2)
+
+
+def test_doubt_of_the_greedy_draw_is_not_compared_with_that_of_sampled_ones(monkeypatch):
+    from echoink.evaluation import metrics
+
+    seen = []
+    monkeypatch.setattr(metrics.reflection, "effect", lambda groups: seen.extend(groups))
+    summarize([made("1", True), made("1", False, "sampled-2"), made("1", True, GREEDY)])
+    assert [len(group) for group in seen] == [2]
+
+
+def test_the_greedy_draw_has_numbers_of_its_own_and_is_none_of_the_sampled_ones():
+    rows_ = [made(id, id == "1") for id in "1234"] + [made(id, id != "4", GREEDY) for id in "1234"]
+    found = summarize(rows_)
+    assert found["samples"] is None, "one sampled draw"
+    assert found["greedy_interval"] == list(wilson(3, 4)) != found["interval"] == list(wilson(1, 4))

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from echoink.common.statistics import mcnemar
+from echoink.common.statistics import mcnemar, paired
 from echoink.config.schema import Variant
 from echoink.evaluation import tables
 from echoink.evaluation.metrics import chance, summarize
 from echoink.evaluation.modality_need import FEWEST, Need, label, labels, rows
 from echoink.evaluation.modality_need import summarize as of_ablations
-from echoink.evaluation.prediction import SAMPLED
+from echoink.evaluation.prediction import GREEDY, SAMPLED, draw_names
 from tests.evaluation.test_evaluate import made
 
 FULL, DEAF, BLIND, TEXT = Variant.full, Variant.no_audio, Variant.no_image, Variant.text_only
@@ -181,3 +181,31 @@ def test_where_every_guess_is_right_there_is_no_shortcut():
     deaf = [replace(p, options=("A. x", "B. x"), gold="A") for p in answers(DEAF, [True])]
     found = of_ablations({FULL: both_right, DEAF: deaf})["no_audio"]
     assert found["chance"] == 1 and found["shortcut"] is None
+
+
+def test_a_rows_own_chance_comes_before_that_of_its_letters():
+    (one,) = answers(FULL, [True])
+    assert chance(replace(one, fields={"chance": "0.5"})) == 0.5
+
+
+def test_the_greedy_draw_labels_nothing():
+    """Three of three sampled draws are too few, and a fourth, greedy one does not make them enough."""
+    draws = [*draw_names(3, greedy=False), GREEDY]
+    full = [p for name in draws for p in answers(FULL, [True], name)]
+    assert labels({FULL: full}) == {}
+    assert rows({FULL: full})[0]["full"] == (3, 3)
+
+
+def test_a_drop_by_kind_counts_samples_that_share_media_once():
+    full, deaf = answers(FULL, [True] * 8), answers(DEAF, [False, True] + [False] * 6)
+    full, deaf = ([replace(p, cluster=str(int(p.id) // 4)) for p in one] for one in (full, deaf))
+    found = of_ablations({FULL: full, DEAF: deaf})["no_audio"]["by"]["kind"]["eye"]
+    assert found["n"] == 4
+    shared, apart = (paired([1.0, 0, 0, 0], [1.0] * 4, list(of)).p_value for of in ("0011", "abcd"))
+    assert found["p_value"] == pytest.approx(shared) != pytest.approx(apart)
+
+
+def test_the_interval_of_a_shortcut_is_the_accuracys_above_chance():
+    found = of_ablations({FULL: answers(FULL, [True] * 8), DEAF: answers(DEAF, [True, False] * 4)})["no_audio"]
+    low, high = found["interval"]
+    assert found["shortcut"]["interval"] == pytest.approx([(low - 0.25) / 0.75, (high - 0.25) / 0.75])

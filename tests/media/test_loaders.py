@@ -413,3 +413,15 @@ def test_a_turned_video_is_shown_upright(tmp_path):
 def test_a_soundtrack_that_starts_late_is_late(tmp_path):
     late = load_soundtrack(video(tmp_path / "v.mkv", seconds=3, sound_start=1), 10).samples
     assert np.abs(late[: SAMPLING_RATE // 2]).max() < 0.01 < np.abs(late[SAMPLING_RATE * 3 // 2 :]).max()
+
+
+def test_frames_come_in_pairs():
+    caps = VideoCaps(fps=2, max_frames=9, max_pixels=784, grid=28)
+    assert [caps.frame_count(seconds) for seconds in (0.1, 3.6, 60)] == [2, 6, 8]
+
+
+@pytest.mark.parametrize("size", [(201, 1), (1, 201)])
+def test_a_picture_that_is_too_narrow_either_way_is_refused(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match="too narrow"):
+        load_image(tmp_path / "x.png")

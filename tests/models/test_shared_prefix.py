@@ -1,6 +1,7 @@
 """The packed row against plain rows: same log-probabilities, same gradients, whatever the media, with less work."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,3 +352,9 @@ def test_a_saved_model_knows_nothing_of_sharing(model, tmp_path):
     assert attention.NAME not in (tmp_path / "config.json").read_text()
     plain = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(tmp_path)
     assert plain.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_silent_groups_of_text_alone_still_compute_one_token():
+    prompts = [SimpleNamespace(media={}), SimpleNamespace(media={})]
+    scored = without_silent_groups(prompts, [0, 0, 1, 1], torch.ones(4, 3).bool(), torch.ones(4).bool())
+    assert scored.sum(1).tolist() == [1, 0, 0, 0]

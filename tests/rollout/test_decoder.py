@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from itertools import chain
 
 import pytest
 import torch
@@ -252,3 +253,13 @@ def test_a_shared_prefill_samples_what_num_return_sequences_does(model, prompts,
     )
     assert torch.equal(found, expected)
     assert len({tuple(row.tolist()) for row in found}) > 1
+
+
+def test_what_an_earlier_rollout_left_is_not_seen_even_if_it_is_not_finite(model, prompts):
+    decoder = Decoder(model, lambda: replayed)
+    decode(model, prompts[:3], 4, True, LEAVING[:1], decoder=decoder)
+    for buffer in chain(*decoder._prefix_buffers, *decoder._own_buffers):
+        buffer.fill_(float("nan"))
+    found, _, _ = decode(model, prompts[:3], 4, True, LEAVING[:1], decoder=decoder)
+    expected, _, _ = decode(model, prompts[:3], 4, False, LEAVING[:1])
+    assert (found[0] - expected[0]).abs().max() <= 1e-5

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from echoink.rollout import sampling
 from echoink.rollout.generate import generate
-from echoink.rollout.sampling import Sampling, choose, uniforms
+from echoink.rollout.sampling import Sampling, choose, seed_of, uniforms
 
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, top_k=50, max_new_tokens=24)
 
@@ -150,3 +151,52 @@ def test_media_placeholders_are_never_sampled(model, prompts):
     placeholders = {model.config.image_token_id, model.config.audio_token_id, model.config.video_token_id}
     tokens = [token for row in run(model, prompts, noise_of(8, 8), [1.0] * 8, wide) for token in row]
     assert len(tokens) > 500 and not placeholders & set(tokens)
+
+
+def test_a_token_of_probability_zero_is_not_taken_at_noise_zero():
+    logits = torch.tensor([[float("-inf"), 0.0, 0.0]])
+    assert choose(logits, torch.zeros(1), torch.ones(1), top_p=1.0, top_k=0).item() == 1
+
+
+def test_top_k_may_be_larger_than_the_vocabulary():
+    assert choose(torch.tensor([[0.0, 9.0]]), torch.tensor([0.5]), torch.ones(1), top_p=1.0, top_k=50).item() == 1
+
+
+def test_a_nucleus_of_a_large_vocabulary(monkeypatch):
+    """Of four tokens two are looked at first. A row whose nucleus is larger needs all."""
+    peaked, flat = torch.tensor([0.7, 0.2, 0.06, 0.04]).log(), torch.tensor([0.3, 0.3, 0.2, 0.2]).log()
+    noise = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
+
+    def shares(rows, top_p):
+        picked = choose(
+            torch.cat([row.repeat(1000, 1) for row in rows]),
+            noise.repeat(len(rows)),
+            torch.ones(1000 * len(rows)),
+            top_p=top_p,
+            top_k=0,
+        )
+        return [(torch.bincount(each, minlength=4) / 1000).tolist() for each in picked.split(1000)]
+
+    monkeypatch.setattr(sampling, "_FEW", 2)
+    # 0.9 of the peaked row are its first two, 7/9 and 2/9; of the flat row all four are needed
+    assert shares([peaked], 0.85)[0] == pytest.approx([7 / 9, 2 / 9, 0, 0], abs=2e-3)
+    found = shares([peaked, flat], 0.85)
+    assert found[0] == pytest.approx([7 / 9, 2 / 9, 0, 0], abs=2e-3)
+    assert found[1] == pytest.approx([0.3, 0.3, 0.2, 0.2], abs=2e-3)
+    # 0.65 of the peaked row is the first alone: the shares are of the whole vocabulary, not of the two
+    assert shares([peaked], 0.72)[0] == pytest.approx([7 / 9, 2 / 9, 0, 0], abs=2e-3)
+
+
+def test_each_completion_and_each_step_has_noise_and_a_seed_of_its_own():
+    assert len({tuple(row) for row in uniforms(0, 3, "7", group_size=4, length=10).tolist()}) == 4
+    seeds = {seed_of(*key) for key in ((0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"))}
+    assert len(seeds) == 4 and max(seeds) < 2**62
+
+
+def test_temperatures_stay_with_their_rows_when_others_leave(model, prompts):
+    longer = replace(SAMPLING, max_new_tokens=64)
+    noise = torch.stack([uniforms(0, 0, str(i), group_size=2, length=64) for i in range(8)])
+    mixed = run(model, prompts, noise, [1.0, 0.0], longer)
+    assert len({len(row) for row in mixed}) > 2, "wants rows that leave"
+    assert mixed[0::2] == run(model, prompts, noise[:, :1], [1.0], longer)
+    assert mixed[1::2] == run(model, prompts, noise[:, 1:], [0.0], longer)

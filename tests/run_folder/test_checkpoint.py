@@ -317,3 +317,21 @@ def test_an_adapter_without_a_place_is_refused(model, targets, wrong):
 
     with pytest.raises(UserError, match=f"adapter.targets: {wrong}.*\n.*q_proj"):
         check_targets(model, targets)
+
+
+def test_the_best_checkpoint_is_kept_and_chosen_and_one_that_is_gone_is_not(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, write, keep=1)
+        if step == 1:
+            checkpoint.note_best(tmp_path, {"step": 1, "accuracy": 0.9})
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-1", "step-3"]
+    assert checkpoint.resolve(str(tmp_path)) == str(tmp_path / "checkpoints/step-1")
+    checkpoint.note_best(tmp_path, {"step": 7, "accuracy": 0.9})
+    assert checkpoint.best(tmp_path) is None and checkpoint.resolve(str(tmp_path)).endswith("step-3")
+
+
+def test_a_step_may_be_saved_again(tmp_path):
+    checkpoint.save(tmp_path, 1, write, keep=1)
+    checkpoint.save(tmp_path, 1, lambda folder: (folder / "config.json").write_text('{"x": 1}'), keep=1)
+    assert json.loads((tmp_path / "checkpoints/step-1/config.json").read_text()) == {"x": 1}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]

@@ -1,5 +1,6 @@
 """The pure functions of GRPO against TRL's own: loss and gradient of every variant, advantages, corrections."""
 
+import math
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -178,3 +179,18 @@ def test_silent_groups_are_those_whose_advantages_are_all_zero(advantages):
 def test_the_kl_estimate_by_hand():
     logps, reference = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.0, -1.0]])
     assert grpo.kl(logps, reference)[0].tolist() == pytest.approx([0, 2.718281828 - 2])
+
+
+def test_only_a_wholly_right_completion_is_kept_by_rejection():
+    assert grpo.rejection(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 0, 1]
+
+
+def test_rewards_that_differ_by_little_are_not_equal():
+    found = grpo.advantages(torch.tensor([1.0, 1.001, 1.0, 1.001]), 4, Scale.none)
+    assert found.tolist() == pytest.approx([-5e-4, 5e-4, -5e-4, 5e-4], rel=1e-3)
+
+
+def test_a_ratio_at_the_bound_stays():
+    two = torch.full((1, 1), math.log(2.0), dtype=torch.float64)
+    how = {"how": Correction.token_mask, "largest": float(two.exp())}
+    assert grpo.engine_ratio(two, 0 * two, torch.ones(1, 1).bool(), **how).item() == pytest.approx(2)

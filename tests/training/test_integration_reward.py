@@ -21,6 +21,8 @@ from echoink.rewards.terms import accuracy_of
 from echoink.rewards.types import Match, ProblemType, Rule
 from echoink.rollout.generate import generate
 from echoink.rollout.sampling import Sampling, uniforms
+from echoink.training import integration_reward
+from echoink.training import trainer as of_trainer
 from tests.helpers.entry import SMALL
 from tests.helpers.processes import run
 from tests.helpers.trainers import G, weights
@@ -319,3 +321,57 @@ def test_settings_that_would_do_nothing_are_refused(words, message):
 
 def test_integration_alone_is_a_reward():
     assert compose(["reward=integration", "reward.lambda_acc=0", "reward.lambda_fmt=0"])
+
+
+def test_video_r1_pays_from_eight_tenths_of_the_other_accuracy():
+    right = torch.tensor([1.0] * 4 + [0.0] * 6)
+    five, six = (torch.tensor([1.0] * n + [0.0] * (10 - n)) for n in (5, 6))
+    assert video_r1(right, torch.stack([five, five]), 10).tolist() == right.tolist()  # 0.4 is 0.8 of 0.5
+    assert not video_r1(right, torch.stack([five, six]), 10).any()  # 0.48 is more
+
+
+def test_a_rollout_and_its_further_answers_are_sampled_as_the_configuration_says(make_trainer, samples, monkeypatch):
+    asked = []
+    for module in (of_trainer, integration_reward):
+
+        def noted(*args, real=module.generate, **how):
+            asked.append((how["temperatures"], how["sampling"]))
+            return real(*args, **how)
+
+        monkeypatch.setattr(module, "generate", noted)
+    words = ("generation.temperature=0.7", "generation.top_p=0.9", "generation.top_k=30")
+    trainer = make_trainer(*words, rule=Rule.need, rule_weight=1.0)
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    assert len(asked) == 3, "the prompts, without sound, without sight"
+    for temperatures, sampling in asked:
+        assert temperatures == [0.7] * G
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 30)
+        assert (sampling.max_new_tokens, set(sampling.end_ids)) == (24, set(trainer.eos_token_ids))
+
+
+def test_twin_pays_by_the_sense_that_the_question_needs(make_trainer, samples):
+    labelled = [replace(s, fields=s.fields | {"need": "audio"}) for s in samples]
+    trainer = make_trainer(rule=Rule.twin, rule_weight=1.0, chosen=labelled)
+    reward = trainer._integration
+    chosen = [s for s in labelled if all(s.id in twins for twins in reward._twins)][:1]
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in chosen for _ in range(G)])
+    asked = chosen * G
+    texts = [f"<think>x</think><answer>{chosen[0].solution}</answer>"] * G
+    reward._readable = torch.ones(2, G, dtype=torch.bool)
+    # its twins: changed with the sound only, with both, with the picture only, with neither
+    reward._right_without = torch.tensor([[0.0, 0, 1, 1], [1.0, 0, 0, 1]])
+    assert reward.reward(trainer.model, trainer.rollout, texts, asked).tolist() == [1, 0, 0, 0]
+    assert reward.notes == {"integration/paid": (0.25, 4)}
+    wrong = ["<think>x</think><answer>none</answer>"] * G
+    reward.notes.clear()
+    assert reward.reward(trainer.model, trainer.rollout, wrong, asked).tolist() == [0] * 4 and reward.notes == {}
+    half = texts[:1] + wrong[:3]
+    reward.reward(trainer.model, trainer.rollout, half, asked)
+    assert reward.notes == {"integration/paid": (1.0, 1)}, "of right completions"
+
+
+def test_a_prompt_with_one_sense_counts_as_right_without_the_other(make_trainer, samples):
+    heard = [without(samples[0], Variant.no_image), *samples[1:6]]
+    trainer = make_trainer(rule=Rule.need, rule_weight=1.0, chosen=heard)
+    trainer._generate_and_score_completions([{"prompt": s.id} for s in heard[:2] for _ in range(G)])
+    assert trainer._integration._right_without[:, :G].eq(1).all()

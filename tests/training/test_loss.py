@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from echoink.models.loading import load_model
 from echoink.rewards.terms import Reward
 from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import Catch, G, one_step, oracle, weights
@@ -171,3 +172,33 @@ def test_variants_train_another_model(make_trainer):
     assert torch.equal(default, trained())
     for other in ("grpo.loss=dapo", "grpo.scale=none", "grpo.clip=0.0001", "trainer.max_grad_norm=0.01"):
         assert not torch.equal(default, trained(other)), other
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(make_trainer, samples):
+    trainer = make_trainer("adapter=lora", "grpo.beta=0.05")
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    batch = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    mask = batch["completion_mask"].bool()
+    with torch.no_grad():
+        own = trainer._log_probabilities(trainer.model, batch)[0]
+    with torch.no_grad(), trainer.model.disable_adapter():
+        base = trainer._log_probabilities(trainer.model, batch)[0]
+    found = batch["ref_per_token_logps"]
+    assert torch.equal(found, base) and (found - own)[mask].abs().max() > 0.1
+
+
+def test_a_reference_with_towers_of_its_own_sees_with_them(make_trainer, samples):
+    """The policy's towers are frozen, and other than the reference's."""
+    policy, reference = load_model("tiny", freeze=("audio", "vision")), tiny_reference()
+    with torch.no_grad():
+        for tower in (policy.model.visual, policy.model.audio_tower):
+            for weight in tower.parameters():
+                weight.mul_(1.5)
+    trainer = make_trainer("grpo.beta=0.05", model=policy, reference=reference)
+    batch = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    with torch.no_grad():
+        trainer.rollout = type(trainer.rollout)(**{**vars(trainer.rollout), "features": None})
+        alone = trainer._log_probabilities(trainer.ref_model, batch)[0]
+    assert (batch["ref_per_token_logps"] - alone).abs().max() <= 1e-5

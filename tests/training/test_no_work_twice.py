@@ -216,3 +216,17 @@ def test_with_several_updates_a_rollout_no_more_is_made_ahead_than_the_next_one_
     assert len(taken) == 3 and not any(taken[0]) and all(taken[1]) and all(taken[2])
     assert len(trainer._prefetcher._asked) <= 2  # a rollout's
     trainer.close()
+
+
+def test_an_improbable_token_of_a_silent_group_does_no_harm(make_trainer, samples):
+    """log π_old of -100: without log π_θ, which is not computed, the ratio would be exp(100)."""
+    trainer = make_trainer("grpo.beta=0")
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    scored = trainer._generate_and_score_completions([{"prompt": s.id} for s in samples[:2] for _ in range(G)])
+    scored["advantages"] = torch.tensor([0.5, -0.5, 1, -1, *[0.0] * G])
+    scored["old_per_token_logps"] = torch.full_like(scored["completion_mask"], -2.0, dtype=torch.float32)
+    scored["old_per_token_logps"][G:] = -100.0
+    loss = trainer._compute_loss(trainer.model, scored)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in trainer.model.parameters() if p.grad is not None)

@@ -169,3 +169,11 @@ def test_more_steps_than_a_run_was_begun_with_have_the_rates_of_the_longer_sched
     long._load_optimizer_and_scheduler(str(tmp_path))
     (rate,) = {group["lr"] for group in long.optimizer.param_groups}
     assert rate == pytest.approx(long.args.learning_rate / 2) == long.lr_scheduler.get_last_lr()[0]
+
+
+def test_a_prompt_seen_again_is_sampled_with_other_noise(make_trainer, samples):
+    trainer, found = make_trainer(), []
+    for trainer.state.global_step in (0, 0, 1):
+        trainer._generate_and_score_completions([{"prompt": samples[0].id}] * G)
+        found.append(trainer.rollout.completions)
+    assert found[0] == found[1] != found[2]
