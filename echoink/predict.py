@@ -291,8 +291,8 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.output} is no file of answers: a line is no object", "give a new --output")
     if other := next((row for row in answered if asked.get(row.get("id")) != row.get("asked", "")), None):
         what = f"another question {other.get('id')}, or with other media"
-        how = "of another model, prompt, setting, seed, number of samples or version of this program"
-        raise UserError(f"{arguments.output} holds an answer to {what}, or {how}", "give a new --output")
+        source = "of another model, prompt, setting, seed, number of samples or version of this program"
+        raise UserError(f"{arguments.output} holds an answer to {what}, or {source}", "give a new --output")
     write_atomic(arguments.output, as_lines(answered))  # without a line that was cut off
     done = {row["id"] for row in answered}
     left = [sample for sample in samples if sample.id not in done]

@@ -11,10 +11,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-all="packaging pyyaml regex tqdm requests urllib3 idna certifi charset-normalizer httpx httpcore h11 anyio typer click
-  shellingham annotated-types annotated-doc pydantic pydantic-core typing-inspection hf-xet fsspec aiohttp
+all="packaging pyyaml regex tqdm requests urllib3 idna certifi charset-normalizer httpx2 httpcore2 truststore h11 anyio typer
+  click shellingham annotated-types annotated-doc pydantic pydantic-core typing-inspection hf-xet fsspec aiohttp
+  aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl
   transformers tokenizers huggingface-hub safetensors trl hydra-core omegaconf antlr4-python3-runtime peft accelerate
-  datasets pandas pytz tzdata pyarrow dill multiprocess xxhash psutil rich markdown-it-py mdurl pygments filelock pillow
+  datasets pandas pyarrow dill multiprocess xxhash psutil rich markdown-it-py mdurl pygments filelock pillow
   soundfile soxr cffi pycparser matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six scipy av
   jinja2 markupsafe"
 read -r -d '' -a packages <<<"${PACKAGES:-$all}" || true
