@@ -95,7 +95,10 @@ def row(number: int, question: Question, folder: Path, samples: np.ndarray) -> d
 
 
 def main(output: Path, work: Path) -> None:
-    found = catalogue.read({each.key: work / f"{each.name}_{each.version}" for each in packages.PACKAGES}, iter)
+    unpacked = {each.key: work / f"{each.name}_{each.version}" for each in packages.PACKAGES}
+    if missing := [str(folder) for folder in unpacked.values() if not folder.is_dir()]:
+        sys.exit(f"{missing[0]} is missing\n→ make it first: python -m echoink.data get open_media")
+    found = catalogue.read(unpacked, iter)
     sounds = {name: of for entry in found.entries.values() for name, of in entry.sounds.items()}
     known = {
         entry.name for entry in found.entries.values() if {found.media[n].package for n in entry.sounds} & {*TRAINS}

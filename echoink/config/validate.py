@@ -21,6 +21,7 @@ from echoink.config.schema import (
     Attention,
     Config,
     Dtype,
+    ModelConfig,
     Part,
     RewardConfig,
     RewardFile,
@@ -192,11 +193,21 @@ def _check_together(config: Config) -> None:
         )
     config.prompt.check()
     config.eval.direct.check("eval.direct")
+    _check_caps(config.model)
     _check_learns(config.model.freeze, config.adapter.kind)
     if config.model.attention is Attention.flash_attention_2 and not (
         config.trainer.bf16 or config.model.dtype is Dtype.bfloat16
     ):
         raise UserError("model.attention=flash_attention_2 needs half precision", "set trainer.bf16=true")
+
+
+def _check_caps(model: ModelConfig) -> None:
+    for of in ("pixels", "video_frames", "video_pixels"):
+        least, most = getattr(model, f"min_{of}"), getattr(model, f"max_{of}")
+        if least > most:
+            raise UserError(
+                f"model.min_{of}={least} is more than model.max_{of}={most}", "lower it, or raise the other"
+            )
 
 
 def _check_learns(freeze: Sequence[Part], adapter: Adapter) -> None:

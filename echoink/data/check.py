@@ -10,7 +10,7 @@ from echoink.common.errors import UserError
 from echoink.config.schema import Config, DatasetConfig
 from echoink.data import fingerprints, splits
 from echoink.data.media_check import MediaInfo, check_media
-from echoink.data.profile import profile
+from echoink.data.profile import profile, shortened
 from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
@@ -113,10 +113,7 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
         if about["duplicates"]:
             repeated = "; ".join(_repeated(found.samples[split], found.media, split)[:NAMES])
             yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another: {repeated}"
-        if about["audio_cut"]:
-            lost = about["audio"]["total"] - about["audio_kept"]["total"]
-            cut = f"{counted(about['audio_cut'], 'sound')} cut at model.max_audio_seconds"
-            yield "", f"{cut}, {lost:,.0f} of {about['audio']['total']:,.0f} s lost"
+        yield from (("", text) for text in shortened(about))
     yield from _shared(found)
     yield from _near(found)
 

@@ -32,6 +32,8 @@ class MediaInfo:
     """Number of the video's frames that the model gets."""
     frame: tuple[int, int] | None = None
     """Width and height of such a frame."""
+    thinned: bool = False
+    """Whether these are fewer frames a second than `model.video_fps`, for the sake of `model.max_video_frames`."""
     warnings: tuple[str, ...] = ()
     """What is odd about the sound, with the file's name."""
     soundtrack: bool = False
@@ -82,6 +84,7 @@ def inspect(
         kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
         frames=len(video.frames) if video else 0,
         frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
+        thinned=video is not None and int(video.seconds * caps.fps) > caps.max_frames,
         warnings=sound.warnings if sound else (),
         soundtrack=has_sound,
         fingerprints=tuple((kind, print_) for kind, print_ in taken.items() if print_),

@@ -4,6 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from echoink.common.console import counted
 from echoink.data.media_check import MediaInfo
 from echoink.data.samples import DataType, Dropped, Sample, answer_positions
 
@@ -63,8 +64,23 @@ def profile(
             "audio_cut": sum(kept < seconds - 0.01 for seconds, kept in heard),
             "image_pixels": spread([width * height for width, height in pictures]),
             "video_frames": spread([f.frames for f in own if f.frames]),
+            "videos_thinned": sum(f.thinned for f in own),
         }
     return report
+
+
+def shortened(split: dict) -> list[str]:
+    """What the caps take from the media of a split, given its profile: a sentence each."""
+    said = []
+    if split["audio_cut"]:
+        lost, total = split["audio"]["total"] - split["audio_kept"]["total"], split["audio"]["total"]
+        said.append(
+            f"{counted(split['audio_cut'], 'sound')} cut at model.max_audio_seconds, {lost:,.0f} of {total:,.0f} s lost"
+        )
+    if split["videos_thinned"]:
+        videos = counted(split["videos_thinned"], "video")
+        said.append(f"{videos} with fewer frames a second than model.video_fps, because of model.max_video_frames")
+    return said
 
 
 def _collections(samples: Sequence[Sample], infos: Sequence[MediaInfo]) -> list[str]:

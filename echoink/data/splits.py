@@ -15,7 +15,7 @@ from echoink.common.errors import UserError
 from echoink.config.schema import DatasetConfig, EvalConfig, ModelConfig, Source
 from echoink.data import synthetic
 from echoink.data.media_check import MediaInfo, check_media
-from echoink.data.profile import profile
+from echoink.data.profile import profile, shortened
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
 from echoink.data.readers import Rows, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
@@ -388,11 +388,7 @@ def describe(splits: Splits, split: str, config: DatasetConfig) -> Iterator[str]
         notes = [f"{note}: {counted(count, 'sample')}" for note, count in found["notes"].items()]
         if found["dropped"]:
             notes.append(f"{len(found['dropped'])} dropped (dataset.json says why)")
-        if found["audio_cut"]:
-            cut = found["audio"]["total"] - found["audio_kept"]["total"]
-            notes.append(
-                f"{counted(found['audio_cut'], 'sound')} cut, {cut:,.0f} of {found['audio']['total']:,.0f} s lost"
-            )
+        notes += shortened(found)
         if found["duplicates"]:
             notes.append(counted(found["duplicates"], "duplicate"))
         shared = {other: count for other, count in found["media_also_in"].items() if count and name == "train"}

@@ -108,6 +108,8 @@ REFUSED = [
     ("eval.protocol=release eval.greedy=false", "eval.greedy has no effect here"),
     ("task=eval eval.protocol=release reward.match=exact", "reward.match has no effect here"),
     ("adapter=qlora trainer=fsdp2 trainer.bf16=true", "adapter=qlora cannot be divided by FSDP2"),
+    ("model.max_pixels=3136", "model.min_pixels=12544 is more than model.max_pixels=3136\n  → lower"),
+    ("model.min_video_frames=512", "model.min_video_frames=512 is more than model.max_video_frames"),
     ("task=sft generation=vllm", "task=sft generates no rollouts"),
     ("task=sft reward=integration", "task=sft learns responses"),
 ]

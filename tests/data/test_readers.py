@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ from PIL import Image
 
 from echoink.common.errors import UserError
 from echoink.data.media_check import MediaInfo, check_media
-from echoink.data.profile import profile
+from echoink.data.profile import profile, shortened
 from echoink.data.readers import open_split
 from echoink.data.samples import DataType, Dropped, Sample, parse_rows
 from echoink.data.splits import Splits, hold_out, joined, load, read_split
@@ -234,6 +235,18 @@ def test_the_profile_by_hand(tmp_path):
     assert found["train"]["audio"] == {"least": 1, "median": 1, "most": 2, "total": 4}
     assert found["train"]["audio_kept"]["total"] == 3.5 and found["train"]["audio_cut"] == 1
     assert found["valid"]["image_pixels"]["most"] == 42 * 50
+
+
+def test_what_the_caps_take_is_said(tmp_path):
+    row = {**plain(), "data_type": "video_audio"}
+    row["path"] = {"video": video(tmp_path / "v.mp4", seconds=5).name}
+    samples, _ = parse_rows([row], tmp_path, "train")
+    for caps, thinned in ((VIDEO, 1), (replace(VIDEO, max_frames=10), 0)):  # two frames a second are wanted
+        infos = {f"train {s.id}": f for s, f in zip(samples, check_media(samples, 2, caps), strict=True)}
+        found = profile({"train": samples}, {}, infos)["train"]
+        assert found["videos_thinned"] == thinned
+        sounds, *videos = shortened(found)
+        assert sounds.startswith("1 sound cut at model.max_audio_seconds, 3 of 5 s lost") and len(videos) == thinned
 
 
 def test_a_development_split_is_held_out_without_sharing_files():
