@@ -24,13 +24,16 @@ _TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' '
 """The beginning of "twenty one"."""
 
 _NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
-_NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand"}
+_NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand", "tens"}
 _MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
 """Words after a number that are not a unit, because they change the number."""
 
-_UNIT = re.compile(r"°|°?[^\W\d_]+(?:/[^\W\d_]+)?[23]?")
+_UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
+
+_HAN_NO_UNIT = re.compile(r"[十百千万萬亿億兆](?![克米瓦卡赫帕焦伏])|[余餘几幾来來]|.*[半多]$")
+"""The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, a half."""
 
 
 def plain_number(text: str) -> float | None:
@@ -58,7 +61,10 @@ def number_in(text: str) -> float | None:
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
     first, *unit = re.sub(r"(?<=\d)(?=(?:°|°?[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?\d?)$)", " ", text).split()[:4] or [""]
-    units = all(_UNIT.fullmatch(word) and _NO_UNITS.isdisjoint(word.split("/")) for word in unit)
+    units = all(
+        _UNIT.fullmatch(word) and _NO_UNITS.isdisjoint(re.split("[-'/]", word)) and not _HAN_NO_UNIT.match(word)
+        for word in unit
+    )
     if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
     return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else plain_number(first) if unit else None
@@ -102,6 +108,8 @@ def _bare(text: str) -> str:
     # In NFKC "10³" would be 103. Two boxes are two answers.
     if len(text) > _LONGEST or re.search(r"\d[⁰¹²³⁴-⁹]", text) or text.count("\\boxed") > 1:
         return ""
+    # "**7** knocks", "$7$ knocks"
+    text = re.sub(r"^\s*(\*\*|__|`|\$)([^*_`$\s]+)\1(?=\s+\w)", r"\2", text)
     text = unwrapped(text.strip().removesuffix(".").strip("*`\"' \n")).removesuffix(".")
     for written, meant in _LATEX:
         text = written.sub(meant, text)

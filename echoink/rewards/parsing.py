@@ -18,11 +18,13 @@ _MAX_ANSWER = 1_000
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
+_BOLD_PREFIX = re.compile(r"(\*\*|__)(?:(?:final |correct |right )?answers?|答案)(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.I)
 _PREFIX = re.compile(
-    r"(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:选项|选)\s*|(?:options?|choices?)\s*[:=]?\s+",
+    r"""([*_(\["'`]{0,2})(?:(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:选项|选)\s*"""
+    r"""|(?:options?|choices?)\s*[:=]?\s+)""",
     re.IGNORECASE,
 )
-"""Words that may precede the letters: "Answer: B", "Option B"."""
+"""Words that may precede the letters, after a mark that stays: "Answer: B", "Option B", "**Option B**: a bell"."""
 
 _WRAPPERS = tuple((mark, mark) for mark in ("$$", "**", "__", "*", "`", '"', "'", "$"))
 _WRAPPERS += (("[", "]"), ("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -31,10 +33,10 @@ _WRAPPERS += (("[", "]"), ("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]")
 _BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 
 _CHOICE = re.compile(
-    r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*([A-Za-z])[.:)]?\*\*"""
-    r"""|([A-Za-z])(?![^\W_])\)?)(?:\s*[.:)。、]{1,2})?\s*"""
+    r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*\(?([A-Za-z])[.:)]?\*\*"""
+    r"""|([A-Za-z])(?:选项|(?![^\W_])\)?))(?:\s*[.:)。、]{1,2})?\s*"""
 )
-"""A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**"."""
+"""A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", "**(B)**"."""
 
 _JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
 """Separators of two letters."""
@@ -116,10 +118,17 @@ def _text_pattern(text: str) -> re.Pattern[str]:
 
 
 def unwrapped(answer: str) -> str:
-    r"""The answer itself, normalized: without words such as "Answer:" before it and marks such as **B**, $B$, "B"
-    or \boxed{B} around the whole of it.
+    r"""The answer itself, normalized: without words such as "Answer: Option" before it and marks such as **B**, $B$,
+    "B" or \boxed{B} around the whole of it.
     """
-    return _unwrapped(_PREFIX.sub("", _unwrapped(normalize(answer)), count=1))
+    text = _unwrapped(normalize(answer))
+    while True:
+        if bold := _BOLD_PREFIX.match(text):
+            text = _unwrapped(text[bold.end() :])
+        elif words := _PREFIX.match(text):
+            text = _unwrapped(words.group(1) + text[words.end() :])
+        else:
+            return text
 
 
 def _unboxed(text: str) -> str:

@@ -86,6 +86,28 @@ def test_lenient_reading_takes_what_the_guide_says(answers, letters):
         assert parse_letters(text, GUIDE) == wanted, text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Both options A and B",
+        "Options A and B",
+        "There are two choices left",
+        "The choices are limited.",
+        "A multiple choice test",
+        "The answer: silence",
+        "Answer: silence",
+        "选手在跑步",
+        "选项A和B",
+    ],
+)
+def test_an_option_that_holds_a_word_for_options_can_be_copied(text):
+    options = ("A. cat", "B. bell", f"C. {text}")
+    for answer in (f"C. {text}", f"Answer: C. {text}", f"C {text}", f"**C. {text}**"):
+        assert parse_letters(answer, options) == {"C"}, answer
+    assert parse_letters("A option B", options) == frozenset()
+    assert problem_with(f"C. {text}", ProblemType.multiple_choice, options) is None
+
+
 @pytest.mark.parametrize("answer", ["A. a bell", "B. A BELL.", "A, B"])
 def test_a_repeated_option_is_right_under_each_of_its_letters(answer):
     options = ("A. a bell", "B. a  bell.", "C. a dog")
@@ -140,10 +162,26 @@ def test_letters_that_are_named_in_the_exact_form_are_read_so_whatever_the_optio
         "5bn",
         "5 lakh",
         "5 K",
+        "3 tens",
+        "3 half-hours",
+        "3万",
+        "5千",
+        "2百",
+        "1亿",
+        "5十",
+        "3万只",
+        "7多",
+        "7个多",
+        "7半",
+        "7余",
     ],
 )
 def test_a_word_or_a_sign_that_changes_a_number_is_no_unit(answer):
     assert number_in(answer) is None
+    assert (number_in("5千克"), number_in("5 千米"), number_in("5只"), number_in("5个")) == (5, 5, 5, 5)
+    for text in ("5 T-shirts", "5 drum-beats", "5 o'clock", "5 o’clock", "**5** knocks", "$5$ knocks", "__5__ knocks"):
+        assert number_in(text) == 5, text
+    assert number_in("$5$ million") is None
     assert (number_in("5 metres"), number_in("5m"), number_in("$5"), number_in("5 MB")) == (5, 5, 5, 5)
 
 
