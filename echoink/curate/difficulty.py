@@ -35,9 +35,9 @@ from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.config.schema import DatasetConfig
 from echoink.data.media_check import MediaInfo
-from echoink.data.readers import ALIASES, holds_one_split, open_split
+from echoink.data.readers import holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, parse_rows
-from echoink.data.splits import joined, refuse_too_many
+from echoink.data.splits import further_splits, joined, refuse_too_many
 from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
@@ -271,19 +271,10 @@ def read_source(data: DatasetConfig) -> dict[str, list[Sample]]:
     found = {split: read_samples(data, split) for split in SPLITS}
     if not found["train"]:
         raise UserError(f"{data.path} has no training questions", "curate chooses among those of train")
-    for name in _further(data):
+    for name in further_splits(data):
         found[name] = read_samples(data, "valid", name)
         say("", f"{name} is not written: the output has one validation split")
     return found
-
-
-def _further(data: DatasetConfig) -> list[str]:
-    """Names of further validation splits: a folder of tables or .jsonl files may have `validation` and `test`."""
-    used = open_split(data.path, "valid", data.split)
-    if used is None or Path(used.where).name == "omni_rl_format_valid.json":
-        return []
-    there = [name for name in ALIASES["valid"] if open_split(data.path, "valid", name)]
-    return [name for name in there if name != (data.split or there[0])]
 
 
 def read_samples(data: DatasetConfig, split: str, name: str | None = None) -> list[Sample]:

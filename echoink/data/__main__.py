@@ -18,7 +18,9 @@ python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1        train, dev 
     `split --help` and `get open_media --help` explain their settings.
 """
 
+import re
 import shlex
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -48,6 +50,7 @@ def get(name: str, output: Path) -> Path:
     """
     if name not in HUBS:
         raise UserError(f"{name} is not known", f"known: {', '.join([*HUBS, 'open_media'])}")
+    _refuse_full(output)
     from huggingface_hub import hf_hub_download
 
     refused = []
@@ -89,20 +92,28 @@ def unpack(archive: Path, output: Path) -> Path:
         UserError: the folder is not empty, or the archive is broken, hostile or not the published 4,490 and
             1,911 samples.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty", "give a new folder")
+    _refuse_full(output)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive) as file:
             file.extractall(output, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"cannot unpack {archive}: {error}", "download it again") from error
+        for part in output.iterdir():  # the folder was empty: the next try needs it so
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        full = isinstance(error, OSError) and error.errno is not None
+        hint = "free some space, or give another output=…" if full else "download it again"
+        raise UserError(f"cannot unpack {archive}: {error}", hint) from error
     for split, count in COUNTS.items():
         found = len(read_split(output, split))
         say("data", f"{split} {found:,} samples")
         if found != count:
             raise UserError(f"{archive} has {found} {split} samples, not {count}", "it is not the published set")
     return output
+
+
+def _refuse_full(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} is not an empty folder", "give a new folder: output=…")
 
 
 def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir: str | None = None) -> int:
@@ -127,8 +138,13 @@ def show(overrides: Sequence[str], split: str, n: int, output: Path, config_dir:
         say("page", f"{counted(len(made), 'sample')}  {output}")
     else:
         output.mkdir(parents=True, exist_ok=True)
+        names: set[str] = set()
         for each in made:
-            _print(each, output / f"{split}_{each['id']}".replace("/", "_"))
+            name = re.sub(r"[^\w.-]", "_", each["id"])[:80]
+            while name in names:  # "a/b" and "a_b"
+                name += "_"
+            names.add(name)
+            _print(each, output / f"{split}_{name}")
     for text in bad:
         say("bad row", text)
     if bad:
@@ -201,7 +217,7 @@ def check(words: Sequence[str], config_dir: str | None = None) -> int:
     given = [*chosen, *named, *others]
     config = compose(given, config_dir=config_dir)[0].config
     found = checking.look_through(config, progress)
-    for label, text in checking.lines(found):
+    for label, text in checking.lines(found, progress):
         say(label, text)
     return int(not found.is_sound)
 
@@ -225,7 +241,8 @@ def main(words: Sequence[str]) -> int:
         return split(rest)
     if what == "new" and len(rest) == 1:
         return begin(Path(rest[0]))
-    own = dict(word.split("=", 1) for word in rest if word.partition("=")[0] in ("n", "output", "split"))
+    given = dict(word.split("=", 1) for word in rest if "=" in word)
+    own = {name: given[name] for name in ("n", "output", "split") if name in given}
     others = [word for word in rest if word.partition("=")[0] not in own]
     if what == "get" and len(others) == 1:
         say("data", str(get(others[0], Path(own.get("output", "data")))))

@@ -1,8 +1,9 @@
 """Checks a dataset before anything is trained on it: every bad row, and a description of the others."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from echoink.common.console import counted, percent
@@ -14,6 +15,9 @@ from echoink.data.profile import profile, shortened
 from echoink.data.samples import Dropped, Sample
 
 SPLITS = ("train", "dev", "valid")
+MOST_COMPARED = 50_000
+"""More pictures, or more sounds, are not compared with each other; so many take some minutes."""
+Progress = Callable[[str, int | None], Callable[[Iterable], Iterable]]
 NAMES = 5
 """How many shared files, repeated questions or similar pairs a line names."""
 
@@ -36,7 +40,7 @@ class Found:
         return any(self.samples.values()) and not any(self.bad.values())
 
 
-def look_through(config: Config, progress: Callable[[str, int | None], Callable[[Iterable], Iterable]]) -> Found:
+def look_through(config: Config, progress: Progress) -> Found:
     """Read all rows of all splits and decode every file once.
 
     Args:
@@ -74,6 +78,9 @@ def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]
             found[split] = splits.all_rows(dataset, split)
         except UserError as error:
             wrong[error.problem] = error
+    if not wrong and not dataset.split:
+        more = splits.further_splits(dataset)
+        found |= {split: splits.all_rows(replace(dataset, split=split), "valid") for split in more}
     if len(wrong) == 1:
         raise next(iter(wrong.values()))
     if wrong:
@@ -86,8 +93,8 @@ def bad_row(each: Dropped) -> str:
     return each.reason + (f" → {each.hint}" if each.hint else "")
 
 
-def lines(found: Found) -> Iterator[tuple[str, str]]:
-    """Label and text of each line of the report."""
+def lines(found: Found, progress: Progress = lambda *_: iter) -> Iterator[tuple[str, str]]:
+    """Label and text of each line of the report; `progress` as for `look_through`."""
     for each in (each for bad in found.bad.values() for each in bad):
         yield "bad row", bad_row(each)
     profiles = profile(found.samples, found.bad, found.media)
@@ -115,7 +122,7 @@ def lines(found: Found) -> Iterator[tuple[str, str]]:
             yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another: {repeated}"
         yield from (("", text) for text in shortened(about))
     yield from _shared(found)
-    yield from _near(found)
+    yield from _near(found, progress)
 
 
 def _repeated(samples: Sequence[Sample], media: dict[str, MediaInfo], split: str) -> list[str]:
@@ -143,7 +150,8 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
                 questions.add(f"question {sample.id}")
             places = {**sample.places, "text": f"question {sample.id}"}
             where[split].update((one, places[name]) for name, of in origins.items() for one in of)
-    for one, other in (("train", "valid"), ("train", "dev"), ("dev", "valid")):
+    there = sorted(where, key=[*SPLITS, *where].index)
+    for one, other in itertools.combinations(there, 2):
         both: dict[str, str] = {}  # files of one split, and what they are in the other
         for origin, place in where.get(one, {}).items():
             if origin in where.get(other, {}):
@@ -159,7 +167,7 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
             yield "warning", f"{shared}: {names}{more}"
 
 
-def _near(found: Found) -> Iterator[tuple[str, str]]:
+def _near(found: Found, progress: Progress) -> Iterator[tuple[str, str]]:
     """Different files that look or sound nearly the same; only pairs across splits are named, if there are any."""
     for kind in fingerprints.NEAR:
         first: dict[str, tuple[str, str, bytes]] = {}  # by digest: split, file, fingerprint
@@ -170,7 +178,11 @@ def _near(found: Found) -> Iterator[tuple[str, str]]:
                 if (taken := dict(info.fingerprints).get(kind)) and (own := named.get(_MEDIUM[kind])):
                     first.setdefault(own[0], (split, own[1], taken))
         rows = list(first.values())
-        pairs = fingerprints.near([row[2] for row in rows], fingerprints.NEAR[kind])
+        if len(rows) > MOST_COMPARED:
+            yield "", f"{len(rows):,} {kind}s are not compared for near-duplicates: at most {MOST_COMPARED:,} are"
+            continue
+        compare = progress(f"compare {kind}s", len(rows) - 1)
+        pairs = fingerprints.near([row[2] for row in rows], fingerprints.NEAR[kind], compare)
         across = [pair for pair in pairs if rows[pair[0]][0] != rows[pair[1]][0]]
         if pairs:
             files = [f"{split} {Path(place).name}" for split, place, _ in rows]

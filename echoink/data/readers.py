@@ -18,7 +18,7 @@ In tables a medium is a column such as `image` or `images` (bytes, a path, or a 
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from echoink.common.errors import UserError
@@ -26,7 +26,7 @@ from echoink.common.errors import UserError
 OFFICIAL_ROOTS = ("", "AVQA_R1", "AVQA-R1-6K/AVQA_R1")
 """Where the official archive may have put the split folders below `dataset.path`."""
 
-ALIASES = {"train": ("train",), "dev": ("dev",), "valid": ("valid", "validation", "test")}
+ALIASES = {"train": ("train",), "dev": ("dev",), "valid": ("valid", "validation", "val", "test")}
 """What tables and .jsonl files call a split."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,6 +43,8 @@ class Rows:
     """What to call them in errors."""
     total: int = 0
     """How many, where that is known."""
+    name: str = ""
+    """What tables and .jsonl files call the split."""
 
 
 def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
@@ -84,7 +86,7 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
             )
         if forms and forms[0] not in (index, table):
             files = [file for found in shards for file in found]
-            return _tables().of_parquet(files, root, f"{root} ({each})") if files else _file(lines)
+            return replace(_tables().of_parquet(files, root, f"{root} ({each})") if files else _file(lines), name=each)
     if index:
         return Rows(_json(index), index.parent if index.parent.name == split else index.parent / split, str(index))
     return stored
@@ -128,7 +130,9 @@ def _json(index: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"{index} is not in UTF-8: {error}", 'write it again with encoding="utf-8"') from error
     except NOT_JSON as error:
-        raise UserError(f"{index} is not valid JSON: {error}", "restore the file from its source") from error
+        lines = str(error).startswith("Extra data")
+        hint = "one object per line? then name it .jsonl" if lines else "restore the file from its source"
+        raise UserError(f"{index} is not valid JSON: {error}", hint) from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{index} must hold a list of at least one row")
     return rows
@@ -155,6 +159,8 @@ def _file(file: Path) -> Rows:
                 rows.append(json.loads(line))
         except NOT_JSON as error:
             broken.append(f"{file}, line {number} is not valid JSON: {error}")
+    if len(rows) == 1 and isinstance(rows[0], list):
+        raise UserError(f"{file} holds a list, not one object per line", "name it .json")
     if broken:  # report all at once; the contents of other rows are checked once these are fixed
         more = f"\n  … and {len(broken) - BROKEN} more" if len(broken) > BROKEN else ""
         raise UserError("\n  ".join(broken[:BROKEN]) + more, "one object per line")

@@ -95,14 +95,13 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         if (match := _COLUMN.fullmatch(key)) is None:
             raise UserError(f"{where}: path holds {key!r}", f"it may hold {', '.join(KINDS)}")
         _add(found, null, match.group(1).lower(), value, where=where)
-    in_path = set(found)
     notes = [f"path.{key} is an empty text" for key, value in (paths or {}).items() if value == ""]
-    for key, value in row.items():
-        if match := _COLUMN.fullmatch(key):
-            used.add(key)
-            notes += [f"{key} is an empty text"] if isinstance(value, str) and not value.strip() else []
-            if match.group(1).lower() not in in_path:
-                _add(found, null, match.group(1).lower(), value, where=where)
+    columns = {key: value for key, value in row.items() if _COLUMN.fullmatch(key)}
+    used |= set(columns)
+    notes += [
+        f"{key} is an empty text" for key, value in columns.items() if isinstance(value, str) and not value.strip()
+    ]
+    _add_columns(found, null, columns, where)
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
     for chat in _CHATS:
         if isinstance(rest.get(chat), list | tuple):
@@ -116,7 +115,7 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
                 )
             notes += _settle_question(rest, text, f"{where}, {chat}")
             notes += ["the system turn is not used (prompt.system sets one)"] if systems else []
-    _refuse_lost_media(rest, found, where)
+    notes += _refuse_lost_media(rest, found, where)
     parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and _selects(value)]
     if parts and {"audio", "video"} & set(found):
         notes.append(f"{', '.join(parts)}: not read, files are read from their beginning")
@@ -146,6 +145,20 @@ def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
     return ["the words around the question in the chat are not used"]
 
 
+def _add_columns(found: dict[str, Any], null: set[str], columns: Mapping[str, Any], where: str) -> None:
+    """Add the media in columns. What `path` names comes first, and a column may only repeat it."""
+    in_path, first = set(found), {kind: f"path.{kind}" for kind in found}
+    for key, value in columns.items():
+        kind = _COLUMN.fullmatch(key).group(1).lower()
+        if kind in in_path:
+            _refuse_another(found[kind], value, kind, f"{where}: {first[kind]} and {key}")
+            continue
+        if kind in found and value not in (None, "", [], found[kind], [found[kind]]):
+            raise UserError(f"{where}: {first[kind]} and {key} both hold a {NOUNS[kind]}", "remove one of them")
+        first.setdefault(kind, key)
+        _add(found, null, kind, value, where=where)
+
+
 def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: str) -> None:
     several = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
     several = [each for each in several if not (isinstance(each, str) and not each.strip())]
@@ -173,7 +186,10 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
         if role not in ("user", "human"):
             continue
         words = []
-        for part in [content] if isinstance(content, str) else content or []:
+        content = [content] if isinstance(content, str | Mapping) else content or []
+        if not isinstance(content, list | tuple):
+            raise UserError(f"{where}: a turn's content must be a text or a list of parts")
+        for part in content:
             if isinstance(part, str):
                 words.append(part)
             elif isinstance(part, Mapping) and part.get("type") == "text":
@@ -206,8 +222,26 @@ def _refuse_part(medium: Any, where: str) -> None:
             raise UserError(f"{where} has {key}={value}, but files are read whole", "cut the file and remove the field")
 
 
-def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
-    """Refuse a field that holds a file, or names, at any depth, one of a kind that the sample does not have."""
+def _refuse_another(medium: Any, value: Any, kind: str, where: str) -> None:
+    """Refuse a column that names another file, or several, than the medium of its kind that `path` names."""
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(medium, str) and isinstance(each, str) and each.strip() and _name(each) != _name(medium):
+            hint = f"a sample has at most one {NOUNS[kind]}"
+            raise UserError(f"{where} name two {NOUNS[kind]}s: {_name(medium)}, {_name(each)}", hint)
+
+
+def _name(path: str) -> str:
+    return re.split(r"[/\\]", path.strip())[-1]
+
+
+_NUMBERED = re.compile(rf"({'|'.join(KINDS)})s?_?\d+", re.IGNORECASE)
+
+
+def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: str) -> list[str]:
+    """Refuse a field that holds a file, or names, at any depth, one of a kind that the sample does not have; return
+    notes of fields that name another file of a kind that it has.
+    """
+    notes = []
     for key, value in row.items():
         if key in _TEXTS:
             continue
@@ -220,12 +254,23 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
             ((kind, text) for kind, text in _named(key, value) if (kind not in found if kind else not found)),
             (None, first),
         )
+        if (numbered := _NUMBERED.fullmatch(key)) and (kind := numbered.group(1).lower()) in found and first:
+            hint = f"a sample has at most one {NOUNS[kind]}: remove {key}, or join the files"
+            raise UserError(f"{where}: {key} is a second {NOUNS[kind]}", hint)
         unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
         if holds or unread or named is not None:
             raise UserError(
                 f"{where}: the field {key!r} looks like a medium and is not read: {str(shown)[:80]!r}",
                 f"call it {named or 'image, audio or video'}, or remove it if the question is not about it",
             )
+        others = {kind for kind, text in _named(key, value) if isinstance(found.get(kind), str)}
+        texts = {kind: {_name(text) for of, text in _named(key, value) if of == kind} for kind in others}
+        notes += [
+            f"{key} names another {NOUNS[kind]}, which is not read"
+            for kind in sorted(others)
+            if texts[kind] != {_name(found[kind])}
+        ]
+    return notes
 
 
 def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -379,6 +379,11 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     except (OSError, RuntimeError) as error:  # links in a circle
         raise UserError(f"{where}: the path {value!r} leads nowhere: {error}", "fix the link") from error
     if path is None or not any(path.is_relative_to(folder) for folder in folders):
+        if path is not None and not os.path.isabs(value) and ".." not in Path(value).parts:
+            raise UserError(
+                f"{where}: the path {value!r} is a link to {path}, outside of the dataset folder {folders[0]}",
+                f"'dataset.outside=[{path.parent}]' allows it",
+            )
         raise UserError(
             f"{where}: the path {value!r} leaves the dataset folder {folders[0]}",
             "files must be in it, or in a folder that dataset.outside names",

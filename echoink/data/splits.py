@@ -17,7 +17,7 @@ from echoink.data import synthetic
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile, shortened
 from echoink.data.public_benchmarks import BENCHMARKS, open_benchmark
-from echoink.data.readers import Rows, holds_one_split, open_split
+from echoink.data.readers import ALIASES, Rows, holds_one_split, open_split
 from echoink.data.samples import Dropped, Sample, answer_positions, fingerprint, parse_rows, with_soundtrack
 from echoink.media.loaders import VideoCaps
 from echoink.models import media_tokens
@@ -218,7 +218,18 @@ def _open(config: DatasetConfig, split: str) -> Rows | None:
     """The rows of a split; None where the dataset has no such split."""
     if config.source.name in BENCHMARKS:
         return open_benchmark(config.source.name, config.path)
-    return open_split(config.path, split, config.split if split == "valid" else None)
+    rows = open_split(config.path, split, config.split if split == "valid" else None)
+    if rows and rows.name == "test" and not config.split:
+        say("data", f"{rows.where} is what is evaluated: there is no split valid, validation or val")
+    return rows
+
+
+def further_splits(config: DatasetConfig) -> list[str]:
+    """Names of the validation splits that are there beside the one that is read, as `test` may be beside `valid`."""
+    used = None if config.source.name in BENCHMARKS else open_split(config.path, "valid", config.split)
+    if used is None or not used.name:  # the official layout and a single file have one
+        return []
+    return [each for each in ALIASES["valid"] if each != used.name and open_split(config.path, "valid", each)]
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:

@@ -1,6 +1,8 @@
 """Rows of `datasets` folders, Parquet files and hub ids; a medium is a column of bytes, paths, or lists of one."""
 
+import glob
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def of_parquet(files: Sequence[Path], folder: Path, where: str) -> Rows:
         folder: where relative paths start.
         where: what to call them in errors.
     """
-    return _table(_load("parquet", data_files=[str(file) for file in files]), folder, where)
+    return _table(_load("parquet", data_files=[glob.escape(str(file)) for file in files]), folder, where)
 
 
 def of_folder(root: Path, names: Sequence[str]) -> Rows | None:
@@ -32,7 +34,7 @@ def of_folder(root: Path, names: Sequence[str]) -> Rows | None:
         raise UserError(f"cannot read the dataset folder {root}: {error}", "write it with save_to_disk") from error
     if isinstance(found, datasets.DatasetDict):
         split = next((name for name in names if name in found), None)
-        return _table(found[split], root, f"{root} ({split})") if split else None
+        return replace(_table(found[split], root, f"{root} ({split})"), name=split) if split else None
     return _table(found, root, str(root))
 
 
@@ -44,7 +46,7 @@ def of_hub(id: str, names: Sequence[str]) -> Rows | None:
         reason = first_line(error)
         raise UserError(f"cannot reach the dataset {id}: {reason}", "no such folder either; check the id") from error
     split = next((name for name in names if name in there), None)
-    return _table(_load(id, split=split), Path.cwd(), f"{id} ({split})") if split else None
+    return replace(_table(_load(id, split=split), Path.cwd(), f"{id} ({split})"), name=split) if split else None
 
 
 def _load(kind: str, **arguments) -> datasets.Dataset:

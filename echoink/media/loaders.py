@@ -85,14 +85,11 @@ def digest(medium: Medium) -> str:
     Raises:
         UserError: the file is missing, is not a regular file, or is too large.
     """
-    stream = _stream(medium)
-    if isinstance(stream, io.BytesIO):
-        return hashlib.sha256(stream.getbuffer()).hexdigest()[:16]
-    try:
-        with open(stream, "rb") as file:
+    with _open(medium, "file") as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise _missing("file", medium) from error
+        except OSError as error:  # a disk or a network drive that fails
+            raise UserError(f"cannot read {medium}: {error.strerror}", "replace the file or drop the sample") from error
 
 
 def _stream(medium: Medium) -> str | io.BytesIO:
@@ -364,11 +361,15 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
         early = _early_sound(container)
         seconds = _duration(container, stream, early, medium)
-        count = caps.frame_count(seconds, stream.frames)
+        # The header of a fragmented file counts the frames of its first fragment alone.
+        rate = float(stream.average_rate or 0)
+        count = caps.frame_count(seconds, stream.frames if stream.frames >= 0.5 * seconds * rate > 0 else 0)
         size = scaled(width, height, caps.max_pixels, caps.grid, min_pixels=caps.min_pixels)
         frames: list[np.ndarray] = []
         due = [(number + 0.5) * seconds / count for number in range(count)]  # the middle of each interval
-        shown, start = None, early
+        # Up to the first whole picture of a file that was cut between key frames, that picture is shown.
+        begins = None if stream.start_time is None else float(stream.start_time * stream.time_base)
+        shown, start = None, begins if early is None else early
         for frame in container.decode(stream):
             if frame.time is None:
                 continue

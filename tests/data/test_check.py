@@ -10,6 +10,7 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.data.__main__ import main
+from echoink.data.readers import open_split
 from tests.helpers import processes
 
 
@@ -43,6 +44,21 @@ def test_check_names_every_bad_row_at_once_and_says_so_to_scripts(own, capsys):
     assert "9 of 12 rows can be used" in text and "2 of 2 rows can be used" in text
     assert "train and valid share 4 files" in text and "sample_6.jpg" in text
     assert "valid has no question of kind both, eye" in text
+
+
+def test_all_splits_that_evaluate_are_checked_and_the_first_of_their_names_is_used(own, capsys):
+    """`val` is no training file that nobody reads, and `test` is not taken in its place."""
+    good = [json.loads(line) for line in (own / "train.jsonl").read_text().splitlines()][6:]
+    for name, rows in (("train", good[:3]), ("test", [*good[2:4], {**good[4], "solution": "<answer>Q</answer>"}])):
+        (own / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (own / "valid.jsonl").rename(own / "val.jsonl")
+    assert open_split(str(own), "valid").where.endswith("/val.jsonl")
+    assert main(["check", str(own)]) == 1
+    text = said(capsys)
+    assert "the answer 'Q' is not among the options" in text and "train and test share" in text
+    (own / "val.jsonl").unlink()
+    main(["check", str(own)])
+    assert "test.jsonl is what is evaluated: there is no split valid, validation or val" in said(capsys)
 
 
 def test_check_of_a_sound_set_ends_with_0(dataset, capsys):

@@ -327,6 +327,9 @@ def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypat
     assert len(read_split(root, "valid")) == 12
     with pytest.raises(UserError, match="cannot unpack"):
         __main__.unpack(packed("bad.tar.gz", "../out"), tmp_path / "bad")
+    assert not any((tmp_path / "bad").iterdir()), "the next try finds an empty folder"
+    with pytest.raises(UserError, match="is not an empty folder"):  # before anything is downloaded
+        __main__.main(["get", "avqa_r1_6k", f"output={tmp_path / 'good'}"])
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
     with pytest.raises(UserError, match="cannot unpack"):
         __main__.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")

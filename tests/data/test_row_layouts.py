@@ -70,6 +70,15 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
             {**ROW, "path": {"image": "p.png"}, "messages": chat([{"type": "image", "image": "q.png"}])["messages"]},
             "several",
         ),
+        ({**ROW, "image": "p.png", "image2": "q.png"}, "image2 is a second picture"),
+        ({**ROW, "audio": "s.wav", "audio_2": "t.wav"}, "audio_2 is a second sound"),
+        (
+            {**ROW, "path": {"image": "i/p.png"}, "images": ["q.png", "r.png"]},
+            "path.image and images name two pictures",
+        ),
+        ({**ROW, "image": b"x", "image_path": "p.png"}, "image and image_path both hold a picture"),
+        ({"messages": [{"role": "user", "content": 5}]}, "a turn's content must be a text or a list of parts"),
+        ({"messages": [{"role": "user", "content": {"content_type": "text", "parts": ["Q?"]}}]}, "unknown part"),
         ({**ROW, "picture": {"bytes": b"x"}}, "the field 'picture' looks like a medium"),
         ({**ROW, "file_name": "p.jpg"}, "the field 'file_name' looks like a medium"),
         ({**ROW, "clip": "v.mp4", "images": ["p.png"]}, "the field 'clip' looks like a medium"),
@@ -113,6 +122,37 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
 def test_what_cannot_be_read_is_refused_by_name(row, reason, tmp_path):
     samples, (dropped,) = parse_rows([row], tmp_path, "here")
     assert not samples and reason in dropped.reason, dropped.reason
+
+
+def test_another_file_of_a_kind_that_the_sample_has_is_noted(tmp_path):
+    both = {
+        **ROW,
+        "audio": "s.wav",
+        "reference_audio": "t.wav",
+        "audio_file_name": "audio/s.wav",
+        "path": {"audio": "s.wav"},
+    }
+    (sample,), _ = parse_rows([both], tmp_path, "here")
+    assert sample.notes == ("reference_audio names another sound, which is not read",)
+    said = {**ROW, "path": {"image": "images/p.png"}, "image": "p.png", "audio_2": None}
+    (sample,), _ = parse_rows([said], tmp_path, "here")
+    assert sample.notes == () and sample.image.name == "p.png"
+    (sample,), _ = parse_rows([chat({"type": "text", "text": "Q?"})], tmp_path, "here")
+    assert sample.problem == "Q?", "one part may stand without a list"
+
+
+def test_a_link_out_of_the_data_is_called_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/p.png").write_bytes(b"")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/p.png").symlink_to("../elsewhere/p.png")
+    _, (bad,) = parse_rows([{**ROW, "image": "p.png"}], tmp_path / "set", "here")
+    assert f"is a link to {tmp_path}/elsewhere/p.png" in bad.reason
+    assert bad.hint == f"'dataset.outside=[{tmp_path}/elsewhere]' allows it"
+    (found,), _ = parse_rows(
+        [{**ROW, "image": "p.png"}], tmp_path / "set", "here", outside=[str(tmp_path / "elsewhere")]
+    )
+    assert found.image.name == "p.png"
 
 
 def test_a_link_in_a_circle_is_one_bad_row(tmp_path):

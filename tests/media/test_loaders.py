@@ -382,6 +382,54 @@ def test_a_sound_that_begins_before_its_pictures_is_heard_from_its_beginning(tmp
     assert levels == pytest.approx(20 * np.clip(moments - 3, 0, 4), abs=12)
 
 
+def test_the_frames_of_a_fragmented_file_are_those_of_all_its_fragments(tmp_path):
+    """Its header counts the frames of the first fragment alone."""
+    with av.open(str(tmp_path / "f.mp4"), "w", options={"movflags": "frag_keyframe"}) as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", 1
+        for number in range(32):
+            level = np.full((96, 160, 3), 5 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "f.mp4")) as container:
+        assert 0 < container.streams.video[0].frames < 8
+    found = load_video(tmp_path / "f.mp4", CAPS)
+    assert len(found.frames) == 8 and found.fps == pytest.approx(2, rel=0.05)
+
+
+def test_pictures_of_a_file_that_was_cut_between_key_frames_are_on_the_clock_of_its_sound(tmp_path):
+    with av.open(str(tmp_path / "whole.ts"), "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", 40
+        for number in range(120):
+            level = np.full((96, 160, 3), 2 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
+        container.mux(stream.encode())
+    content = (tmp_path / "whole.ts").read_bytes()
+    (tmp_path / "cut.ts").write_bytes(content[188 * int(len(content) / 188 * 0.12) :])
+    with av.open(str(tmp_path / "cut.ts")) as container:
+        first = container.streams.video[0].start_time / 90_000
+        whole = next(container.decode(video=0)).time
+        assert whole - first > 1, "the pictures before the first key frame cannot be decoded"
+    levels = load_video(tmp_path / "cut.ts", replace(CAPS, max_frames=30)).frames.mean((1, 2, 3))
+    waits = int(2 * (whole - first))
+    assert np.ptp(levels[:waits]) < 2 and (np.diff(levels[waits:-1]) > 5).all(), levels
+
+
+def test_a_disk_that_fails_is_not_a_missing_file(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(loaders.hashlib, "file_digest", fails)
+    with pytest.raises(UserError, match="cannot read .*a.wav: Input/output error"):
+        digest(tmp_path / "a.wav")
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match="cannot read the file .*a.wav: Permission denied"):
+        digest(tmp_path / "a.wav")
+
+
 def test_of_several_tracks_the_one_that_players_take_is_taken(tmp_path):
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as container:
