@@ -336,6 +336,9 @@ def main(words: Sequence[str]) -> int:
     overrides = [word for word in overrides if word not in ("engine=true", "canary=true")]
     if wrong := [word for word in overrides if word.partition("=")[0] in ("engine", "canary")]:
         raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
+    starts = bool({"engine=true", "canary=true"} & {*words})
+    chosen = any(word.startswith(("generation=", "eval.engine=")) for word in overrides)
+    overrides += ["generation=vllm"] if starts and not chosen else []
     config = compose(overrides, config_dir=config_dir)[0].config
     found = itertools.chain(
         examine(config),

@@ -105,12 +105,12 @@ def main() -> None:
         sys.exit(130)
 
 
-_OF_SWEEPS = ("hydra.sweep.", "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
-"""Overrides that Hydra reads in a sweep alone."""
+_OF_SWEEPS = ("sweep.", "hydra.sweep.", "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+"""Overrides that act in a sweep alone."""
 
 
 def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
-    """Refuse settings of Hydra that would be ignored."""
+    """Refuse settings of sweeps that would be ignored."""
     for word in overrides:
         if word.startswith("hydra.sweep.subdir="):
             raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")

@@ -147,6 +147,14 @@ def test_mlflow_has_the_run(first, place):
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["synthetic train", "synthetic valid"]
 
 
+def test_the_record_of_a_run_knows_the_contents_of_its_files(first):
+    """By these a report tells apart runs on other pictures and sounds behind the same names."""
+    _, folder = first
+    inputs = {one["context"]: one for one in json.loads((folder / "tracking.json").read_text())["inputs"]}
+    answered = json.loads((folder / "answered.json").read_text())["base"]["data"]
+    assert inputs["valid"]["digest"] == answered[:16]
+
+
 def test_evaluating_its_checkpoint_gives_its_final_numbers(first, place):
     _, folder = first
     done = echoink(place, *SMALL, "task=eval", f"checkpoint={folder}", "name=again")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Advantage, Config, Protocol, RolloutEngine, Source, Task, flatten
+from echoink.config.schema import Adapter, Advantage, Config, Correction, Protocol, RolloutEngine, Source, Task, flatten
 from echoink.rewards.types import Rule
 
 
@@ -15,6 +15,32 @@ def _by_groups(config: Config) -> bool:
 _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("reward.lambda_acc reward.lambda_fmt", _by_groups, "rewards act only with task=train grpo.advantage=group"),
     ("reward.lambda_file", lambda c: bool(c.reward.file), "reward.file=mine.py names the reward that it weights"),
+    (
+        "reward.lambda_file",
+        lambda c: _by_groups(c) or not c.trains,
+        "rewards act only with task=train grpo.advantage=group; reward.file alone is reported",
+    ),
+    (
+        "model.path",
+        lambda c: not c.checkpoint or c.task is Task.compare,
+        "checkpoint=… gives the weights: leave one out",
+    ),
+    (
+        "generation.vllm.python generation.vllm.correction generation.vllm.correction_max",
+        lambda c: c.uses_vllm,
+        "generation=vllm, or eval.engine=vllm",
+    ),
+    (
+        "generation.vllm.correction_max",
+        lambda c: c.generation.vllm.correction is not Correction.none,
+        "nothing is corrected with generation.vllm.correction=none",
+    ),
+    (
+        "eval.direct.system eval.direct.template eval.direct.options",
+        lambda c: c.eval.protocol is not Protocol.matched,
+        "eval.protocol=may19 or another public protocol asks the base so",
+    ),
+    ("dataset.shortcut dataset.shortcut_share", lambda c: c.dataset.source is Source.synthetic, "dataset=shortcut"),
     ("reward.on_error reward.max_seconds", lambda c: bool(c.reward.file or c.reward.files), "reward.file=mine.py"),
     ("reward.integration", lambda c: bool(c.reward.lambda_int), "reward=integration gives it its weight"),
     (

@@ -21,7 +21,9 @@ from echoink.config.schema import Variant
 from echoink.data.samples import DataType, Sample, load_sound
 from echoink.media import loaders
 from echoink.media.loaders import SAMPLING_RATE, Embedded, Medium
+from echoink.rewards.accuracy import canonical
 from echoink.rewards.parsing import option_letter, option_text
+from echoink.rewards.text import comparable
 from echoink.rewards.types import ProblemType
 
 MAX_SECONDS = 300.0
@@ -169,5 +171,6 @@ def _next(group: Sequence[Sample], place: int, clusters: Mapping[str, Clusters])
 def _answer(sample: Sample) -> frozenset[str]:
     """The right answer in words: its letter may differ from question to question."""
     if sample.problem_type is not ProblemType.multiple_choice:
-        return frozenset([sample.solution])
-    return frozenset(option_text(option) for option in sample.options if option_letter(option) in sample.gold)
+        return frozenset([str(canonical(sample.solution, sample.problem_type, ()))])
+    right = (option for option in sample.options if option_letter(option) in sample.gold)
+    return frozenset(comparable(option_text(option)) for option in right)

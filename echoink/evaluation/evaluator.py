@@ -24,7 +24,7 @@ from echoink.distributed.process_group import processes
 from echoink.evaluation import engine_difference, evaluate, modality_need, prediction_cache
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.metrics import metrics_of_phase, summarize
-from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, of_row
+from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, number_of, of_row
 from echoink.models.fingerprint import weights_digest
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
@@ -177,10 +177,9 @@ class Evaluator:
         processes().wait_for_everyone()  # cached answers are on disk before other processes look for them
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
-            asked, part = ablations.make(samples, variant, how.seed + first, self.clusters), replace(how, draws=draws)
-            answers += self._answers(
-                model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
-            )
+            asked = ablations.make(samples, variant, how.seed + number_of(draws[0]), self.clusters)
+            part = {"how": replace(how, draws=draws), "variant": variant, "first_draw": first}
+            answers += self._answers(model, asked, phase, clusters=self.clusters, **part)
         if cache_file and self.files.writes and not cache_file.is_file():
             try:
                 prediction_cache.keep(cache_file, answers)

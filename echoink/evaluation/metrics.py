@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import comb, prod
 
-from echoink.common.clusters import count
+from echoink.common.clusters import Clusters, count
 from echoink.common.statistics import Paired, mean_interval, paired
 from echoink.data.samples import SOURCES, shares
 from echoink.evaluation import reflection
@@ -119,10 +119,12 @@ def _positions(predictions: Sequence[Prediction]) -> dict | None:
 def _effect(predictions: Sequence[Prediction]) -> dict:
     """Completions with doubt compared with others of the same prompt, if there are several draws."""
     groups: dict[str, list[tuple[reflection.Reflection, bool]]] = {}
+    clusters: dict[str, Clusters] = {}
     for p in predictions:
         if p.draw != GREEDY:
             groups.setdefault(p.id, []).append((reflection.reflect(p.completion, _lettered(p)), p.correct))
-    found = reflection.effect(list(groups.values()))
+            clusters[p.id] = p.cluster
+    found = reflection.effect(list(groups.values()), list(clusters.values()))
     return {"effect": found and asdict(found)}
 
 

@@ -22,6 +22,11 @@ def draw_names(samples: int, greedy: bool) -> list[str]:
     return [SAMPLED, *(f"{SAMPLED}-{number}" for number in range(2, samples + 1)), *([GREEDY] if greedy else [])]
 
 
+def number_of(draw: str) -> int:
+    """A number of its own for each of `draw_names`: 0, then 2, 3, …, and 1 for "greedy"."""
+    return {SAMPLED: 0, GREEDY: 1}[draw] if draw in (SAMPLED, GREEDY) else int(draw.removeprefix(f"{SAMPLED}-"))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One answer to one sample: a line of predictions.jsonl, with everything that another parser or reward needs."""

@@ -17,11 +17,12 @@ that no other option has, and the clause concludes it, considers it or rejects i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from echoink.common.clusters import Clusters, names
 from echoink.evaluation import reflection_lexicon as lexicon
 from echoink.rewards.parsing import ANSWER, THINK, option_letter, option_text, parse_answer, parse_letters
 
@@ -204,46 +205,65 @@ class Effect:
     completions: int
     difference: float
     """Difference of the shares of right answers, within prompts."""
-    interval: tuple[float, float]
-    """95 %, bootstrap over prompts."""
-    adjusted: float
-    """The same at equal length: the coefficient of doubt in a least-squares fit on doubt and words, within prompts."""
-    adjusted_interval: tuple[float, float]
+    interval: tuple[float, float] | None
+    """95 %, bootstrap over clusters of prompts that share media; None for fewer than `FEWEST_CLUSTERS`."""
+    adjusted: float | None
+    """The same at equal length: the coefficient of doubt in a least-squares fit on doubt and words, within prompts;
+    None where the two cannot be told apart."""
+    adjusted_interval: tuple[float, float] | None
 
 
-def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]]) -> Effect | None:
+FEWEST_CLUSTERS = 10
+"""A bootstrap over fewer says little; over one it has the width zero."""
+
+
+def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]], clusters: Sequence[Clusters] = ()) -> Effect | None:
     """Compare completions with doubt with others of the same prompt; None if no prompt has both.
 
     Doubt is not assigned at random: a difference is not an effect of doubting.
 
     Args:
         groups: for each prompt, the findings in its completions and whether each is right.
+        clusters: for each prompt, see `clusters.Clusters`; prompts of a name share media. Of two names the one with
+            fewer clusters counts.
     """
-    within = []
-    for group in groups:
+    coarse = _coarse(clusters) if clusters else range(len(groups))
+    within: dict[Hashable, list[np.ndarray]] = {}
+    for name, group in zip(coarse, groups, strict=True):
         rows = np.array([(found.doubt, found.words, right) for found, right in group], float)
         if len({*rows[:, 0]}) == 2:
-            within.append(rows - rows.mean(0))
+            within.setdefault(name, []).append(rows - rows.mean(0))
     if not within:
         return None
+    parts = [np.concatenate(of) for of in within.values()]
 
     def slopes(chosen: Sequence[np.ndarray]) -> tuple[float, float]:
         rows = np.concatenate(chosen)
         alone = rows[:, :1] if not rows[:, 1].any() else rows[:, :2]
+        apart = np.linalg.matrix_rank(alone) == alone.shape[1]
         return (
             float(np.linalg.lstsq(rows[:, :1], rows[:, 2], rcond=None)[0][0]),
-            float(np.linalg.lstsq(alone, rows[:, 2], rcond=None)[0][0]),
+            float(np.linalg.lstsq(alone, rows[:, 2], rcond=None)[0][0]) if apart else np.nan,
         )
 
-    rng = np.random.default_rng(0)
-    drawn = [slopes([within[i] for i in rng.integers(len(within), size=len(within))]) for _ in range(2_000)]
-    low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
-    plain, adjusted = slopes(within)
+    plain, adjusted = slopes(parts)
+    enough, known = len(parts) >= FEWEST_CLUSTERS, bool(np.isfinite(adjusted))
+    low = high = (0.0, 0.0)
+    if enough:
+        rng = np.random.default_rng(0)
+        drawn = [slopes([parts[i] for i in rng.integers(len(parts), size=len(parts))]) for _ in range(2_000)]
+        low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0).tolist()
     return Effect(
-        prompts=len(within),
-        completions=sum(map(len, within)),
+        prompts=sum(map(len, within.values())),
+        completions=sum(map(len, parts)),
         difference=plain,
-        interval=(float(low[0]), float(high[0])),
-        adjusted=adjusted,
-        adjusted_interval=(float(low[1]), float(high[1])),
+        interval=(low[0], high[0]) if enough else None,
+        adjusted=adjusted if known else None,
+        adjusted_interval=(low[1], high[1]) if enough and known else None,
     )
+
+
+def _coarse(clusters: Sequence[Clusters]) -> list[str]:
+    """One name for each prompt: of the two senses the one with fewer clusters."""
+    of_senses = list(zip(*map(names, clusters), strict=True))
+    return list(min(of_senses, key=lambda of: len(set(of))))

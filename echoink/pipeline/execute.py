@@ -10,7 +10,6 @@ import torch
 from echoink.common import console
 from echoink.common.errors import first_line
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
-from echoink.data import samples
 from echoink.data.splits import Splits
 from echoink.distributed import sharding, watchdog
 from echoink.evaluation import metrics, reflection, tables
@@ -179,10 +178,11 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     values = flatten(config)
     # MLflow's table shows parameters as columns: those of every run and those that this run changed, not every key.
     params = {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
+    params |= {"checkpoint": config.checkpoint} if config.checkpoint else {}  # its weights, not those of model.path
     inputs = [
         {
             "name": f"{config.dataset.source.name} {split}",
-            "digest": samples.fingerprint(rows),
+            "digest": job.splits.digest(split, rows)[:16],
             "source": config.dataset.path,
             "profile": {"num_rows": len(rows)},
             "context": split,

@@ -59,8 +59,9 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         return None
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     with run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes) as files:
-        files.write_text("config.yaml", to_yaml(config))
         files.changed(start.changed)
+        files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
+        files.write_text("config.yaml", to_yaml(config))
         if writes:
             reward_files.keep(config.reward, folder)
         files.write_json("environment.json", environment())

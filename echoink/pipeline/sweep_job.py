@@ -128,6 +128,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     wanted = reader.method(to_yaml(config))
     before = reader.read(folder)
     same = before is not None and before.config == wanted and not reward_files.changed(config.reward, folder)
+    same = same and not _other_weights(config, before)
     if same and resume.has_ended(summary):
         return _done(folder, "finished before")
     # Another machine's process cannot be seen, but it holds the folder's lock.
@@ -239,8 +240,8 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     """A finished run with this configuration in all of its steps below a folder, except `but`. Keys that an older run
     lacks get defaults.
 
-    The user's own rewards are compared by file content, the dataset by its path and settings. The code is not
-    compared: `_other_code` says whether it differs.
+    The user's own rewards are compared by file content, the dataset by its path and settings; weights must not be newer
+    than the run. The code is not compared: `_other_code` says whether it differs.
     """
     if config.trainer.push_to_hub:
         return None  # the other run may not have pushed
@@ -251,9 +252,21 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
             continue
         if run.summary["task"] != config.task.name:
             continue
-        if run.config == wanted and not reward_files.changed(config.reward, run.folder):
+        same = run.config == wanted and not reward_files.changed(config.reward, run.folder)
+        if same and not _other_weights(config, run):
             return run
     return None
+
+
+def _other_weights(config: Config, run: Run) -> bool:
+    """Whether a model's folder was written to after a run began, and so may hold other weights; says so."""
+    started = run.summary.get("started") or float("inf")
+    for key, place in (("model.path", config.model.path), ("checkpoint", config.checkpoint)):
+        files = [*Path(place).rglob("*.safetensors"), *Path(place).rglob("best.json")] if place else []
+        if newer := next((file for file in files if file.stat().st_mtime * 1000 > started), None):
+            say("sweep", f"{run.folder} does not count as finished: {newer} ({key}) is newer than it")
+            return True
+    return False
 
 
 def _other_code(run: Run) -> str:

@@ -10,8 +10,10 @@ paper's public code checks the format with a regular expression that accepts rep
 `format.py` counts tags.
 
 The public code declares other problem types, some of them graded: `SCORES` has them all. Departures from it: a
-temporal answer is compared as a union of spans (there, overlapping spans count twice), a number may have thousands
-separators, a regression with a gold value of 0 is right or wrong.
+temporal answer is compared as a union of spans (there, overlapping spans count twice) and may be written in any way, a
+regression with a gold value of 0 is right or wrong, ROUGE-L knows words of any script and does not stem them (there
+"dogs" is "dog"), and in OCR each character of a script without blanks is a word. Of several answer blocks the public
+code reads the first; here there is no answer.
 """
 
 import re

@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def questions(self) -> str | None:
-        """A digest of the samples that it evaluated (their ids, texts and files' names); None if it kept none."""
+        """A digest of the samples that it evaluated (their ids, texts and files); None if it kept none."""
         split = self.config["eval.split"]  # of a training run the training split comes first
         return next((one["digest"] for one in reversed(_inputs(self.folder)) if one["context"] == split), None)
 

@@ -170,7 +170,9 @@ def begin(config: Config, folder: Path) -> Start:
     # The final evaluation comes after the last step's checkpoint: a run is done, or keeps its answers, only if its
     # settings are the same.
     said = checkpoint.manifest(found) if found else {}
-    step, last = said.get("step", 0), bool(said.get("last")) and not changed
+    step = said.get("step", 0)
+    # The second is so for a run that was shortened to this step.
+    last = (bool(said.get("last")) or step == config.trainer.steps) and not changed
     if last and has_ended(run_folder.read_summary(folder)):
         return Start(step, found, again=True, finished=True)
     _set_aside(damaged)
@@ -183,7 +185,18 @@ def begin(config: Config, folder: Path) -> Start:
     return Start(step, found, again=True, changed=tuple(mixed) if step else ())
 
 
-_ASKS = ("eval.", "prompt.", "generation.", "model.", "dataset.", "reward.", "seed", "checkpoint")
+_ASKS = (
+    "eval.",
+    "prompt.",
+    "generation.",
+    "model.",
+    "dataset.",
+    "reward.",
+    "seed",
+    "checkpoint",
+    "trainer.bf16",
+    "adapter.kind",
+)
 """Keys on which the base's answers, or how they are judged, depend."""
 
 

@@ -163,8 +163,8 @@ def _artifacts(stored: StoredRun, folder: Path) -> None:
 
 
 def _changed(stored: StoredRun, place: Path, file: Path) -> bool:
-    """Whether a file of the same size has other content; checked only for files that say how a run ended."""
-    if place.name not in ("summary.json", "sweep.json"):
+    """Whether a file of the same size has other content; checked for those that say how a run was made and ended."""
+    if place.suffix not in (".json", ".yaml"):
         return False
     with tempfile.TemporaryDirectory() as folder:
         copy = stored.client.download_artifacts(stored.run_id, place.as_posix(), folder)

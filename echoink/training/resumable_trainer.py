@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import TrainerState
+from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -16,7 +16,7 @@ from trl.models import unwrap_model_for_generation
 from echoink.common.errors import UserError
 from echoink.distributed import collectives, sharded_checkpoint, sharding, watchdog
 from echoink.models.families import family_of
-from echoink.run_folder.checkpoint import drop_universal, manifest, of_process
+from echoink.run_folder.checkpoint import drop_universal, manifest, of_process, step_of
 from echoink.training import rng_state
 
 
@@ -81,6 +81,7 @@ class ResumableTrainer(GRPOTrainer):
             self.train(resume_from_checkpoint=str(checkpoint))
         else:  # transformers would train one more step
             self._load_from_checkpoint(str(checkpoint))
+            self.state.max_steps = self.args.max_steps  # the run may have been shortened to this step
             self.callback_handler.on_train_begin(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -215,9 +216,15 @@ class ResumableTrainer(GRPOTrainer):
         return self.is_deepspeed_enabled and _processes_of(checkpoint) != self.args.world_size
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._random_state = torch.load(self._own_file(Path(checkpoint), "rng_state.pth"), weights_only=True)
+        if checkpoint is None:
+            return
+        folder, name = Path(checkpoint), of_process(self.args.process_index)("rng_state.pth")
+        if (folder / name).is_file():
+            self._random_state = torch.load(folder / name, weights_only=True)
             rng_state.restore(self._random_state)
+        else:  # a process that the run did not have before: it draws neither as the first one nor as it did in step 0
+            set_seed(self.args.seed + 1_000_003 * step_of(folder) + self.args.process_index)
+            self._random_state = rng_state.state()
 
     def _own_file(self, folder: Path, name: str) -> Path:
         """This process's file; the first process's if this one's does not exist."""

@@ -138,6 +138,13 @@ def test_samples_that_share_media_are_no_donors_and_one_without_a_donor_is_left_
     assert [s.id for s in make([one, other], Variant.swapped_audio, 0)] == [one.id, other.id]
     assert make([one, other], Variant.swapped_audio, 0, {one.id: "x", other.id: "x"}) == []
     assert make([one, replace(other, solution="dog")], Variant.swapped_audio, 0) == []
+    seven, again = (replace(s, problem_type=ProblemType.counting, solution=n) for s, n in ((one, "7"), (other, "14/2")))
+    assert make([seven, again], Variant.swapped_audio, 0) == [], "the same answer, written in another way"
+    choices = [
+        replace(s, problem_type=ProblemType.multiple_choice, options=options, solution="A")
+        for s, options in ((one, ("A. dog", "B. cat")), (other, ("A. Dog.", "B. bee")))
+    ]
+    assert make(choices, Variant.swapped_audio, 0) == []
     crossed = {one.id: ("sound 1", "sight 1"), other.id: ("sound 2", "sight 2")}
     assert len(make([one, other], Variant.swapped_audio, 0, crossed)) == 2
     assert make([one, other], Variant.swapped_audio, 0, crossed | {other.id: ("sound 2", "sight 1")}) == []

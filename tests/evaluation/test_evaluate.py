@@ -200,7 +200,7 @@ def test_doubt_of_the_greedy_draw_is_not_compared_with_that_of_sampled_ones(monk
     from echoink.evaluation import metrics
 
     seen = []
-    monkeypatch.setattr(metrics.reflection, "effect", lambda groups: seen.extend(groups))
+    monkeypatch.setattr(metrics.reflection, "effect", lambda groups, clusters: seen.extend(groups))
     summarize([made("1", True), made("1", False, "sampled-2"), made("1", True, GREEDY)])
     assert [len(group) for group in seen] == [2]
 

@@ -13,7 +13,7 @@ from echoink.data.prefetch import Prefetcher
 from echoink.evaluation.evaluate import EvaluationSetup, of_phase
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.metrics import compare, flips
-from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, of_row, rejudged
+from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, number_of, of_row, rejudged
 from echoink.models.loading import end_ids
 from echoink.pipeline.execute import conclude
 from echoink.rewards.terms import ExtraReward
@@ -284,10 +284,22 @@ def test_every_draw_of_a_swap_has_a_donor_and_the_noise_of_its_own(make_evaluato
         heard.setdefault(row["id"], []).append(row["media"]["audio"])
     assert all(len(places) == 3 for places in heard.values()) and any(len({*places}) > 1 for places in heard.values())
     for number, draw in enumerate(("sampled", "sampled-2", "sampled-3")):
-        alone = make(samples, Variant.swapped_audio, evaluator.setup.seed + number)
+        alone = make(samples, Variant.swapped_audio, evaluator.setup.seed + number_of(draw))
         noise = [uniforms(0, 0, f"eval valid {sample.id}", group_size=3, length=48)[number] for sample in alone]
         found = evaluate_alone(model, evaluator, alone, noise)
         assert found == [row["completion"] for row in rows if row["draw"] == draw]
+
+
+def test_the_donors_of_a_draw_do_not_depend_on_how_many_draws_there_are(make_evaluator, model, samples, tmp_path):
+    """So that more draws can be added to an evaluation (`eval.samples`, allowed on resuming)."""
+    heard = []
+    for draws in (1, 3):
+        evaluator = make_evaluator(tmp_path / str(draws), ablations=[Variant.swapped_audio], samples=draws)
+        evaluator.phase(model, samples[:9], FINAL, 0)
+        rows = [row for row in lines(evaluator) if row["variant"] == "swapped_audio"]
+        heard.append({(row["id"], row["draw"]): row["media"]["audio"] for row in rows})
+    few, many = heard
+    assert {draw for _, draw in few} == {"sampled", "greedy"} and few.items() <= many.items()
 
 
 def evaluate_alone(model, evaluator, samples, noise):

@@ -162,6 +162,23 @@ def test_doubt_is_compared_within_prompts_and_at_equal_length():
     assert effect([[(reflect("a"), True), (reflect("b"), False)]]) is None
 
 
+def test_an_effect_of_few_clusters_has_no_interval_and_one_of_two_completions_no_share_of_length():
+    groups = [[(reflect("Wait, no. Six words in all."), True), (reflect("one two three"), False)]] * 12
+    ids = [str(number) for number in range(12)]
+    found = effect(groups[:1], ids[:1])
+    assert found.difference == pytest.approx(1) and (found.interval, found.adjusted, found.adjusted_interval) == (
+        None,
+        None,
+        None,
+    )
+    assert (
+        effect(groups, ids).interval == pytest.approx((1, 1))
+        and effect(groups, [id[-1:] for id in "123456789999"]).interval is None
+    )
+    crossed = [(id, f"picture {int(id) // 6}") for id in ids]
+    assert effect(groups, crossed).interval is None, "the two pictures count, not the twelve sounds"
+
+
 if __name__ == "__main__":
     heads = [f"{what}, {name}" for name in SETS for what in ("precision", "recall")]
     print(f"| sign | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")

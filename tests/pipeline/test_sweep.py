@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 import shlex
 import shutil
 import time
@@ -143,6 +144,25 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
     with pytest.raises(Starts):
         sweep_job.run_job(config("grpo.beta=0.04"), [], job, flags=[], side_by_side=1)
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
+
+
+@pytest.mark.parametrize("key", ["model.path", "checkpoint"])
+def test_a_job_whose_weights_were_replaced_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.setattr(sweep_job, "_device", starts)
+    weights = tmp_path / "base/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1")
+    os.utime(weights, (1, 1))
+    words = [f"{key}={weights.parent}"]
+    job = make_run(tmp_path / "3", words)
+    assert sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1) == 0.8
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
+    weights.write_bytes(b"2")
+    os.utime(weights, (2**33, 2**33))
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
+    with pytest.raises(Starts):
+        sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1)
+    assert f"({key}) is newer than it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_job_whose_reward_file_has_changed_is_run_again_and_not_shared(tmp_path, monkeypatch):
@@ -318,8 +338,10 @@ def test_settings_of_hydra_that_would_be_passed_over_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"hydra\.sweep\.dir=x is about a sweep\n.*--multirun"):
         train._check_hydra(["hydra.sweep.dir=x"], multirun=False)
     train._check_hydra(["hydra.sweep.dir=x"], multirun=True)
+    with pytest.raises(UserError, match=r"sweep\.resume=x is about a sweep\n.*--multirun"):
+        train._check_hydra(["sweep.resume=x"], multirun=False)
     monkeypatch.setenv(SWEPT, "seed")
-    train._check_hydra(["hydra.sweep.dir=x"], multirun=False)  # a job of such a sweep
+    train._check_hydra(["hydra.sweep.dir=x", "sweep.share=y"], multirun=False)  # a job of such a sweep
 
 
 def test_an_experiment_that_is_a_grid_is_not_run_without_its_grid():

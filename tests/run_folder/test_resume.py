@@ -18,6 +18,7 @@ from echoink import runs, sync
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows, write_atomic
 from echoink.config.schema import to_yaml
+from echoink.pipeline.run import run
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, read_summary
@@ -503,6 +504,43 @@ def test_a_run_that_may_go_further_loses_the_evaluation_that_ended_it(stopped, p
     assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"base", "step-4", "step-8"}
     start(whole, "trainer.steps=16", "generation.top_p=0.7", "resume_allow=[trainer.steps,generation.top_p]")
     assert {row["phase"] for row in read_rows(whole / "predictions.jsonl")} == {"step-4", "step-8"}
+
+
+def test_answers_in_another_precision_are_no_base_of_a_run(stopped, place):
+    whole = stopped.parent / "whole"
+    shutil.copytree(place / "outputs/plain", whole)
+    start(whole, "trainer.bf16=true", "resume_allow=[trainer.bf16]")
+    assert "base" not in {row["phase"] for row in read_rows(whole / "predictions.jsonl")}
+
+
+def test_what_changed_is_on_disk_before_the_configuration_that_shows_it(stopped, monkeypatch):
+    """A process killed in between must not leave a run that seems to have begun with these settings."""
+    seen = []
+
+    class Killed(Exception):
+        pass
+
+    write_text = RunFolder.write_text
+
+    def killed(self, name, text):
+        if name == "config.yaml":
+            seen.append(read_summary(stopped).get("changed"))
+            raise Killed
+        write_text(self, name, text)
+
+    monkeypatch.setattr(RunFolder, "write_text", killed)
+    words = [*SMALL, "resume=auto", "trainer.learning_rate=1e-9", "resume_allow=[trainer.learning_rate]"]
+    with pytest.raises(Killed):
+        run(config_of(*words), stopped, words)
+    assert seen == [["trainer.learning_rate"]]
+
+
+def test_a_run_that_is_shortened_to_its_checkpoint_is_done_then(stopped):
+    words = ["trainer.steps=5", "resume_allow=[trainer.steps]"]
+    assert not start(stopped, *words).finished, "it has still to be evaluated"
+    write_atomic(stopped / "config.yaml", resume.to_yaml(config_of(*SMALL, "trainer.steps=5")))
+    write_atomic(stopped / "summary.json", json.dumps(read_summary(stopped) | {"status": "finished", "ended": 1}))
+    assert start(stopped, *words).finished
 
 
 def test_a_run_that_died_after_its_last_number_is_not_taken_for_ended(stopped, tmp_path):

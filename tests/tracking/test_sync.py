@@ -101,6 +101,17 @@ def test_what_a_store_has_already_is_completed(outputs):
     assert [m.step for m in again.client.get_metric_history(again.run_id, "reward/accuracy")] == [1, 2]
 
 
+def test_a_configuration_of_the_same_size_replaces_the_one_before(outputs, tmp_path):
+    """As after `resume_allow`: 180 steps in place of 120."""
+    place, uri = outputs / "run", f"sqlite:///{outputs}/mlflow.db"
+    sync.folder(place, uri)
+    text = (place / "config.yaml").read_text()
+    (place / "config.yaml").write_text(text.replace("seed: 0\n", "seed: 9\n"))
+    again = sync.folder(place, uri)
+    there = again.client.download_artifacts(again.run_id, "config.yaml", str(tmp_path))
+    assert Path(there).read_text() == (place / "config.yaml").read_text() != text
+
+
 def test_a_step_that_was_taken_again_and_came_out_otherwise_has_its_new_numbers_and_completions(outputs):
     place, uri = outputs / "run", f"sqlite:///{outputs}/mlflow.db"
     stored = sync.folder(place, uri)

@@ -1,14 +1,21 @@
 """The trainer: whole groups in micro-batches, frozen parts, determinism, every data type."""
 
+import random
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from transformers import set_seed
 
 from echoink.data.samples import DataType, Sample
 from echoink.models.loading import load_model
 from echoink.rewards.accuracy import accuracy_reward
 from echoink.rewards.types import ProblemType
+from echoink.run_folder.checkpoint import of_process
+from echoink.training import rng_state
+from echoink.training.resumable_trainer import ResumableTrainer
 from tests.helpers.files import picture, sound, video
 from tests.helpers.tiny import tiny_model, tiny_reference
 from tests.helpers.trainers import G, weights
@@ -177,3 +184,23 @@ def test_a_prompt_seen_again_is_sampled_with_other_noise(make_trainer, samples):
         trainer._generate_and_score_completions([{"prompt": samples[0].id}] * G)
         found.append(trainer.rollout.completions)
     assert found[0] == found[1] != found[2]
+
+
+def test_a_process_that_a_run_did_not_have_before_draws_otherwise_than_the_others(tmp_path):
+    """It goes on with two checkpointed processes on four."""
+    folder = tmp_path / "step-7"
+    folder.mkdir()
+    for rank, name in enumerate(("rng_state.pth", of_process(1)("rng_state.pth"))):
+        set_seed(rank)
+        torch.save(rng_state.state(), folder / name)
+
+    def drawn(rank: int) -> list[float]:
+        process = SimpleNamespace(args=SimpleNamespace(process_index=rank, seed=0))
+        ResumableTrainer._load_rng_state(process, str(folder))
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    found = [drawn(rank) for rank in range(4)]
+    assert all(len(set(each)) == 4 for each in zip(*found, strict=True)) and found == [drawn(rank) for rank in range(4)]
+    for rank in (0, 1):
+        set_seed(rank)
+        assert found[rank] == [random.random(), float(np.random.rand()), float(torch.rand(()))]
