@@ -320,6 +320,8 @@ def canary(config: Config, overrides: Sequence[str], config_dir: str | None = No
     # The runs start in another folder: relative paths of the command line or of conf are made absolute.
     values = flatten(config)
     places = {key: Path(values[key]) for key in PATHS if isinstance(values.get(key), str)}
+    if config.checkpoint:
+        places.pop("model.path")  # the checkpoint gives the weights
     flags = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
     words = [*flags, *overrides, *(f"{key}={quoted(path.absolute())}" for key, path in places.items() if path.exists())]
     with tempfile.TemporaryDirectory() as folder:
@@ -338,7 +340,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
     starts = bool({"engine=true", "canary=true"} & {*words})
     chosen = any(word.startswith(("generation=", "eval.engine=")) for word in overrides)
-    overrides += ["generation=vllm"] if starts and not chosen else []
+    overrides += ["eval.engine=vllm"] if starts and not chosen else []
     config = compose(overrides, config_dir=config_dir)[0].config
     found = itertools.chain(
         examine(config),

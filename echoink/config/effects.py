@@ -22,12 +22,12 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ),
     (
         "model.path",
-        lambda c: not c.checkpoint or c.task is Task.compare,
-        "checkpoint=… gives the weights: leave one out",
+        lambda c: not c.checkpoint or not c.trains,  # a training's command line may be used again with task=eval
+        "checkpoint=… gives the weights: leave model.path out, or add checkpoint=null",
     ),
     (
         "generation.vllm.python generation.vllm.correction generation.vllm.correction_max",
-        lambda c: c.uses_vllm,
+        lambda c: c.uses_vllm or c.generation.engine is RolloutEngine.vllm,
         "generation=vllm, or eval.engine=vllm",
     ),
     (
@@ -103,6 +103,7 @@ def of_training_alone(given: Collection[str], config: Config) -> list[str]:
     found = {key for key in given if key in trainer or key.startswith(_OF_TRAINING)}
     if config.generation.engine is RolloutEngine.vllm and not config.uses_vllm:  # eval.engine=vllm is for evaluations
         found |= {"generation.engine"} if {"generation", "generation.engine"} & set(given) else set()
+        found |= {key for key in given if key.startswith("generation.vllm.")}
     return sorted(found)
 
 

@@ -24,6 +24,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def unpack(archive: Path, output: Path) -> Path:
             file.extractall(output, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
         for part in output.iterdir():  # the folder was empty: the next try needs it so
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-        full = isinstance(error, OSError) and error.errno is not None
-        hint = "free some space, or give another output=…" if full else "download it again"
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+        cannot_write = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES)
+        hint = "free some space, or give another output=…" if cannot_write else "download it again"
         raise UserError(f"cannot unpack {archive}: {error}", hint) from error
     for split, count in COUNTS.items():
         found = len(read_split(output, split))

@@ -36,8 +36,8 @@ class Found:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there are rows, and every one can be used."""
-        return any(self.samples.values()) and not any(self.bad.values())
+        """Whether there are rows, and every one can be used; a test split beside `valid` may have no answers."""
+        return any(self.samples.values()) and not any(self.bad.get(split) for split in SPLITS)
 
 
 def look_through(config: Config, progress: Progress) -> Found:
@@ -79,8 +79,11 @@ def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]
         except UserError as error:
             wrong[error.problem] = error
     if not wrong and not dataset.split:
-        more = splits.further_splits(dataset)
-        found |= {split: splits.all_rows(replace(dataset, split=split), "valid") for split in more}
+        for split in splits.further_splits(dataset):
+            try:
+                found[split] = splits.all_rows(replace(dataset, split=split), "valid")
+            except UserError as error:
+                found[split] = [], [Dropped(split, error.problem, error.hint)]
     if len(wrong) == 1:
         raise next(iter(wrong.values()))
     if wrong:
@@ -95,8 +98,8 @@ def bad_row(each: Dropped) -> str:
 
 def lines(found: Found, progress: Progress = lambda *_: iter) -> Iterator[tuple[str, str]]:
     """Label and text of each line of the report; `progress` as for `look_through`."""
-    for each in (each for bad in found.bad.values() for each in bad):
-        yield "bad row", bad_row(each)
+    for split, bad in found.bad.items():
+        yield from (("bad row" if split in SPLITS else "warning", bad_row(each)) for each in bad)
     profiles = profile(found.samples, found.bad, found.media)
     for split in () if found.one_split else ("train", "valid"):
         if not found.samples.get(split) and not found.bad.get(split):

@@ -84,11 +84,15 @@ def inspect(
         kept=len(sound.samples) / loaders.SAMPLING_RATE if sound else None,
         frames=len(video.frames) if video else 0,
         frame=(video.frames.shape[3], video.frames.shape[2]) if video else None,
-        thinned=video is not None and int(video.seconds * caps.fps) > caps.max_frames,
+        thinned=_is_thinned(video, caps) if video else False,
         warnings=sound.warnings if sound else (),
         soundtrack=has_sound,
         fingerprints=tuple((kind, print_) for kind, print_ in taken.items() if print_),
     )
+
+
+def _is_thinned(video: loaders.Video, caps: loaders.VideoCaps) -> bool:
+    return int(video.seconds * caps.fps) > caps.max_frames and len(video.frames) >= caps.max_frames // 2 * 2
 
 
 def check_media(

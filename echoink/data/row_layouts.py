@@ -84,7 +84,8 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         where: what to call it in errors.
 
     Raises:
-        UserError: several media of a kind, two questions, a tag without a medium, or a field that looks like a medium.
+        UserError: several media of a kind (in one column, or in `image` and `image2`), two questions,
+            a tag without a medium, or a field that looks like a medium.
     """
     paths = row.get("path")
     if paths is not None and not isinstance(paths, Mapping):
@@ -101,7 +102,7 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
     notes += [
         f"{key} is an empty text" for key, value in columns.items() if isinstance(value, str) and not value.strip()
     ]
-    _add_columns(found, null, columns, where)
+    notes += _add_columns(found, null, columns, where)
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
     for chat in _CHATS:
         if isinstance(rest.get(chat), list | tuple):
@@ -145,30 +146,53 @@ def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
     return ["the words around the question in the chat are not used"]
 
 
-def _add_columns(found: dict[str, Any], null: set[str], columns: Mapping[str, Any], where: str) -> None:
-    """Add the media in columns. What `path` names comes first, and a column may only repeat it."""
-    in_path, first = set(found), {kind: f"path.{kind}" for kind in found}
+def _add_columns(found: dict[str, Any], null: set[str], columns: Mapping[str, Any], where: str) -> list[str]:
+    """Add the media in columns; return notes of those that name another file than `path`, which comes first."""
+    in_path, first, notes = set(found), {kind: f"path.{kind}" for kind in found}, []
     for key, value in columns.items():
-        kind = _COLUMN.fullmatch(key).group(1).lower()
+        kind, given = _COLUMN.fullmatch(key).group(1).lower(), _given(value)
         if kind in in_path:
-            _refuse_another(found[kind], value, kind, f"{where}: {first[kind]} and {key}")
+            others = [each for each in given if isinstance(each, str) and _is_another(each, found[kind])]
+            if len(given) > 1 and others:
+                hint = f"a sample has at most one {NOUNS[kind]}"
+                raise UserError(f"{where}: {first[kind]} and {key} name several {NOUNS[kind]}s", hint)
+            notes += [_of_another(key, kind)] if others else []
             continue
-        if kind in found and value not in (None, "", [], found[kind], [found[kind]]):
+        if kind in found and given and given != [found[kind]]:
             raise UserError(f"{where}: {first[kind]} and {key} both hold a {NOUNS[kind]}", "remove one of them")
         first.setdefault(kind, key)
         _add(found, null, kind, value, where=where)
+    return notes
+
+
+def _given(value: Any) -> list[Any]:
+    """The media of a column, which holds one or a list, without nulls and blank texts."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return [each for each in several if each is not None and not (isinstance(each, str) and not each.strip())]
+
+
+def _is_another(path: str, medium: Any) -> bool:
+    """Whether a path has another file name than the medium, as far as that has one."""
+    return isinstance(medium, str) and _name(path) != _name(medium)
+
+
+def _name(path: str) -> str:
+    return re.split(r"[/\\]", path.strip())[-1]
+
+
+def _of_another(key: str, kind: str) -> str:
+    return f"{key} names another {NOUNS[kind]}, which is not read"
 
 
 def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: str) -> None:
-    several = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
-    several = [each for each in several if not (isinstance(each, str) and not each.strip())]
+    several = _given(value)
     for each in several:
         _refuse_part(each, f"{where}: {kind}")
     if any(isinstance(each, int | float) and not isinstance(each, bool) for each in several):
         raise UserError(f"{where}: {kind} holds numbers", "store the file's bytes or its path")
-    if len(several) > 1 or (kind in found and several and several[0] is not None and several[0] != found[kind]):
+    if len(several) > 1 or (kind in found and several and several[0] != found[kind]):
         raise UserError(f"{where} has several {NOUNS[kind]}s", f"a sample has at most one {NOUNS[kind]}")
-    if not several or several[0] is None:
+    if not several:
         null.add(kind)
     else:
         found[kind] = several[0]
@@ -222,18 +246,6 @@ def _refuse_part(medium: Any, where: str) -> None:
             raise UserError(f"{where} has {key}={value}, but files are read whole", "cut the file and remove the field")
 
 
-def _refuse_another(medium: Any, value: Any, kind: str, where: str) -> None:
-    """Refuse a column that names another file, or several, than the medium of its kind that `path` names."""
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(medium, str) and isinstance(each, str) and each.strip() and _name(each) != _name(medium):
-            hint = f"a sample has at most one {NOUNS[kind]}"
-            raise UserError(f"{where} name two {NOUNS[kind]}s: {_name(medium)}, {_name(each)}", hint)
-
-
-def _name(path: str) -> str:
-    return re.split(r"[/\\]", path.strip())[-1]
-
-
 _NUMBERED = re.compile(rf"({'|'.join(KINDS)})s?_?\d+", re.IGNORECASE)
 
 
@@ -254,9 +266,11 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
             ((kind, text) for kind, text in _named(key, value) if (kind not in found if kind else not found)),
             (None, first),
         )
-        if (numbered := _NUMBERED.fullmatch(key)) and (kind := numbered.group(1).lower()) in found and first:
-            hint = f"a sample has at most one {NOUNS[kind]}: remove {key}, or join the files"
-            raise UserError(f"{where}: {key} is a second {NOUNS[kind]}", hint)
+        if (numbered := _NUMBERED.fullmatch(key)) and (kind := numbered.group(1).lower()) in found:
+            is_path = isinstance(first, str) and _BY_EXTENSION.get(first.strip().rpartition(".")[2].lower()) == kind
+            if holds or (is_path and _is_another(first, found[kind])):
+                hint = f"a sample has at most one {NOUNS[kind]}: remove {key}, or join the files"
+                raise UserError(f"{where}: {key} is a second {NOUNS[kind]}", hint)
         unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
         if holds or unread or named is not None:
             raise UserError(
@@ -265,11 +279,7 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
             )
         others = {kind for kind, text in _named(key, value) if isinstance(found.get(kind), str)}
         texts = {kind: {_name(text) for of, text in _named(key, value) if of == kind} for kind in others}
-        notes += [
-            f"{key} names another {NOUNS[kind]}, which is not read"
-            for kind in sorted(others)
-            if texts[kind] != {_name(found[kind])}
-        ]
+        notes += [_of_another(key, kind) for kind in sorted(others) if texts[kind] != {_name(found[kind])}]
     return notes
 
 

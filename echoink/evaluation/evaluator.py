@@ -159,9 +159,8 @@ class Evaluator:
         variant: Variant,
         weights: str,
     ) -> list[Prediction]:
-        """The answers to a variant of the samples; the base's may come from the cache of an earlier run.
-
-        In a swap each draw takes another donor, because by chance one donor in four leads to the same right answer.
+        """The answers to a variant of the samples; the base's may come from the cache of an earlier run. In a swap each
+        draw takes another donor, because by chance one donor in four leads to the same right answer.
         """
         cache_file = None
 
@@ -177,9 +176,11 @@ class Evaluator:
         processes().wait_for_everyone()  # cached answers are on disk before other processes look for them
         answers: list[Prediction] = []
         for first, draws in enumerate([(draw,) for draw in how.draws] if variant in ablations.SWAPS else [how.draws]):
-            asked = ablations.make(samples, variant, how.seed + number_of(draws[0]), self.clusters)
-            part = {"how": replace(how, draws=draws), "variant": variant, "first_draw": first}
-            answers += self._answers(model, asked, phase, clusters=self.clusters, **part)
+            part, seed = replace(how, draws=draws), how.seed + number_of(draws[0])
+            asked = ablations.make(samples, variant, seed, self.clusters)
+            answers += self._answers(
+                model, asked, phase, how=part, clusters=self.clusters, variant=variant, first_draw=first
+            )
         if cache_file and self.files.writes and not cache_file.is_file():
             try:
                 prediction_cache.keep(cache_file, answers)

@@ -252,7 +252,7 @@ def effect(groups: Sequence[Sequence[tuple[Reflection, bool]]], clusters: Sequen
     if enough:
         rng = np.random.default_rng(0)
         drawn = [slopes([parts[i] for i in rng.integers(len(parts), size=len(parts))]) for _ in range(2_000)]
-        low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0).tolist()
+        low, high = np.nanpercentile(np.array(drawn)[:, : 1 + known], [2.5, 97.5], axis=0).tolist()
     return Effect(
         prompts=sum(map(len, within.values())),
         completions=sum(map(len, parts)),

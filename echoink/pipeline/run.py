@@ -23,7 +23,7 @@ from echoink.planning.steps import of_curriculum, training_steps
 from echoink.rewards import terms
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
-from echoink.run_folder import checkpoint, reader, resume, reward_files
+from echoink.run_folder import checkpoint, reader, resume, reward_files, weights_on_disk
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
@@ -71,6 +71,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             for other in (other_prompt, other_data, other_hold_out, other_model):
                 if warning := other(config):
                     console.say("warning", warning)
+        files.summary["weights"] = weights_on_disk.begun_with(config) if writes else None
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)

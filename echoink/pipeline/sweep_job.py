@@ -21,7 +21,7 @@ from echoink.common.files import as_json, read_json, write_atomic
 from echoink.config.compose import SWEPT
 from echoink.config.overrides import quoted
 from echoink.config.schema import Config, to_yaml
-from echoink.run_folder import checkpoint, reader, resume, reward_files
+from echoink.run_folder import checkpoint, reader, resume, reward_files, weights_on_disk
 from echoink.run_folder.environment import git, is_of_another_host, process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
 from echoink.run_folder.reader import Run
@@ -240,8 +240,8 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     """A finished run with this configuration in all of its steps below a folder, except `but`. Keys that an older run
     lacks get defaults.
 
-    The user's own rewards are compared by file content, the dataset by its path and settings; weights must not be newer
-    than the run. The code is not compared: `_other_code` says whether it differs.
+    The user's own rewards are compared by file content, the dataset by its path and settings, weights in
+    a local folder by parts of their files. The code is not compared: `_other_code` says whether it differs.
     """
     if config.trainer.push_to_hub:
         return None  # the other run may not have pushed
@@ -259,14 +259,9 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 
 def _other_weights(config: Config, run: Run) -> bool:
-    """Whether a model's folder was written to after a run began, and so may hold other weights; says so."""
-    started = run.summary.get("started") or float("inf")
-    for key, place in (("model.path", config.model.path), ("checkpoint", config.checkpoint)):
-        files = [*Path(place).rglob("*.safetensors"), *Path(place).rglob("best.json")] if place else []
-        if newer := next((file for file in files if file.stat().st_mtime * 1000 > started), None):
-            say("sweep", f"{run.folder} does not count as finished: {newer} ({key}) is newer than it")
-            return True
-    return False
+    """Whether the model's folder holds other weights than a run began with; runs of older versions do not say."""
+    then, now = run.summary.get("weights"), weights_on_disk.begun_with(config)
+    return None not in (then, now) and then != now
 
 
 def _other_code(run: Run) -> str:

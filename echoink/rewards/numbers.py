@@ -32,8 +32,11 @@ for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth te
 
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
 
-_HAN_NO_UNIT = re.compile(r"[十百千万萬亿億兆](?![克米瓦卡赫帕焦伏])|[余餘几幾来來]|.*[半多]$")
-"""The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, a half."""
+_HAN_NO_UNIT = re.compile(
+    r"(?!千[克米瓦卡赫帕焦伏牛安字比]|百帕|兆[赫瓦帕焦伏字比])[十百千万萬亿億兆]"
+    r"|[余餘几幾多](?!边)|[来來](?!回)|[個个][半多]|.*[半多]$"
+)
+"""The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, and a half."""
 
 
 def plain_number(text: str) -> float | None:
@@ -108,9 +111,9 @@ def _bare(text: str) -> str:
     # In NFKC "10³" would be 103. Two boxes are two answers.
     if len(text) > _LONGEST or re.search(r"\d[⁰¹²³⁴-⁹]", text) or text.count("\\boxed") > 1:
         return ""
-    # "**7** knocks", "$7$ knocks"
-    text = re.sub(r"^\s*(\*\*|__|`|\$)([^*_`$\s]+)\1(?=\s+\w)", r"\2", text)
-    text = unwrapped(text.strip().removesuffix(".").strip("*`\"' \n")).removesuffix(".")
+    text = unwrapped(text.strip().removesuffix("."))
+    text = re.sub(r"^(\*\*|__|`|\$)([^*_`$]+)\1(?=\s+\w)", r"\2", text)  # "**7** knocks", "$7$ knocks"
+    text = unwrapped(text.strip("*`\"' ")).removesuffix(".")
     for written, meant in _LATEX:
         text = written.sub(meant, text)
     return text

@@ -18,11 +18,10 @@ _MAX_ANSWER = 1_000
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
-_BOLD_PREFIX = re.compile(r"(\*\*|__)(?:(?:final |correct |right )?answers?|答案)(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.I)
+_SAID = "(?:(?:final |correct |right )?answers?|答案)"
+_BOLD_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
 _PREFIX = re.compile(
-    r"""([*_(\["'`]{0,2})(?:(?:(?:final |correct |right )?answers?|答案)\s*[:=]\s*|(?:选项|选)\s*"""
-    r"""|(?:options?|choices?)\s*[:=]?\s+)""",
-    re.IGNORECASE,
+    rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|(?:选项|选)\s*|(?:options?|choices?)\s*[:=]?\s+)""", re.IGNORECASE
 )
 """Words that may precede the letters, after a mark that stays: "Answer: B", "Option B", "**Option B**: a bell"."""
 

@@ -272,6 +272,14 @@ def run_of(folder: Path) -> Path | None:
     return run if (run / FOLDER).is_dir() and (run / "config.yaml").is_file() else None
 
 
+def chosen(folder: Path) -> Path | None:
+    """The model folder itself, or a run's best step, else its newest; None for another folder."""
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return folder
+    found = steps(folder)
+    return (best(folder) or found[-1]) if found else None
+
+
 def resolve(checkpoint: str) -> str:
     """What to load for `checkpoint=`: a run folder's best step, else its newest; a step or model folder; a hub id.
 
@@ -280,16 +288,11 @@ def resolve(checkpoint: str) -> str:
     """
     folder = Path(checkpoint)
     if folder.is_dir():
-        chosen = None
-        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-            chosen = folder
-        elif found := steps(folder):
-            chosen = best(folder) or found[-1]
-        if chosen:
-            if (chosen / MANIFEST).exists() and (wrong := damage(chosen, trains=False)):
+        if found := chosen(folder):
+            if (found / MANIFEST).exists() and (wrong := damage(found, trains=False)):
                 hint = f"choose another checkpoint; if you changed it on purpose, remove its {MANIFEST}"
-                raise UserError(f"{chosen} is damaged: {wrong}", hint)
-            return str(chosen)
+                raise UserError(f"{found} is damaged: {wrong}", hint)
+            return str(found)
         raise UserError(
             f"checkpoint={checkpoint} is neither a model folder nor a run with checkpoints",
             "a model folder holds config.json (or adapter_config.json); a run folder holds checkpoints/step-N",

@@ -219,12 +219,13 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             return
         folder, name = Path(checkpoint), of_process(self.args.process_index)("rng_state.pth")
-        if (folder / name).is_file():
-            self._random_state = torch.load(folder / name, weights_only=True)
-            rng_state.restore(self._random_state)
-        else:  # a process that the run did not have before: it draws neither as the first one nor as it did in step 0
-            set_seed(self.args.seed + 1_000_003 * step_of(folder) + self.args.process_index)
+        if self.args.process_index and not (folder / name).is_file():
+            # A process that the run did not have before: it draws neither as the first one nor as it did in step 0.
+            set_seed((self.args.seed + 1_000_003 * step_of(folder) + self.args.process_index) % 2**32)
             self._random_state = rng_state.state()
+            return
+        self._random_state = torch.load(folder / name, weights_only=True)
+        rng_state.restore(self._random_state)
 
     def _own_file(self, folder: Path, name: str) -> Path:
         """This process's file; the first process's if this one's does not exist."""

@@ -74,7 +74,7 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**ROW, "audio": "s.wav", "audio_2": "t.wav"}, "audio_2 is a second sound"),
         (
             {**ROW, "path": {"image": "i/p.png"}, "images": ["q.png", "r.png"]},
-            "path.image and images name two pictures",
+            "path.image and images name several pictures",
         ),
         ({**ROW, "image": b"x", "image_path": "p.png"}, "image and image_path both hold a picture"),
         ({"messages": [{"role": "user", "content": 5}]}, "a turn's content must be a text or a list of parts"),
@@ -134,11 +134,33 @@ def test_another_file_of_a_kind_that_the_sample_has_is_noted(tmp_path):
     }
     (sample,), _ = parse_rows([both], tmp_path, "here")
     assert sample.notes == ("reference_audio names another sound, which is not read",)
-    said = {**ROW, "path": {"image": "images/p.png"}, "image": "p.png", "audio_2": None}
+    said = {**ROW, "path": {"image": "images/p.png"}, "image": "p.png", "image_filename": "COCO_1.jpg"}
     (sample,), _ = parse_rows([said], tmp_path, "here")
-    assert sample.notes == () and sample.image.name == "p.png"
+    assert sample.notes == ("image_filename names another picture, which is not read",) and sample.image.name == "p.png"
     (sample,), _ = parse_rows([chat({"type": "text", "text": "Q?"})], tmp_path, "here")
     assert sample.problem == "Q?", "one part may stand without a list"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"images": [None]},
+        {"images": [""]},
+        {"images": ()},
+        {"images": ["p.png", None]},
+        {"image_path": "p.png"},
+        {"image_1": "p.png"},
+        {"image_1": "i/p.png"},
+        {"image_1": "a picture of a dog"},
+        {"image_2": None},
+        {"image_2": ""},
+        {"image_360": True},
+        {"image2": 0.3},
+    ],
+)
+def test_what_only_looks_like_a_second_picture_does_not_matter(more, tmp_path):
+    (sample,), dropped = parse_rows([{**ROW, "image": "p.png", **more}], tmp_path, "here")
+    assert sample.image.name == "p.png" and not dropped
 
 
 def test_a_link_out_of_the_data_is_called_one(tmp_path):

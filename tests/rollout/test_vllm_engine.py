@@ -519,7 +519,7 @@ def test_an_engines_rollout_is_corrected_in_the_loss_without_a_pass_of_its_own(t
 
         trainer._log_probabilities = counted
 
-    settings = [f"generation.vllm.correction={mode.name}", "generation.vllm.correction_max=3", f"grpo.beta={beta}"]
+    settings = ["generation=vllm", f"generation.vllm.correction={mode.name}", f"grpo.beta={beta}"]
     logged, _ = train(*settings, spoil=spoil, steps=2)
     assert passes.count(False) == (2 if beta else 0), "only the reference makes passes without a gradient"
     differences = [row["engine/logp_difference_mean"] for row in logged if "engine/logp_difference_mean" in row]

@@ -188,7 +188,7 @@ def test_a_prompt_seen_again_is_sampled_with_other_noise(make_trainer, samples):
 
 def test_a_process_that_a_run_did_not_have_before_draws_otherwise_than_the_others(tmp_path):
     """It goes on with two checkpointed processes on four."""
-    folder = tmp_path / "step-7"
+    folder = tmp_path / "step-5000"
     folder.mkdir()
     for rank, name in enumerate(("rng_state.pth", of_process(1)("rng_state.pth"))):
         set_seed(rank)
