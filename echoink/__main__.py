@@ -18,4 +18,10 @@
 Each has --help.
 """
 
+import sys
+
+if words := [word for word in sys.argv[1:] if word not in ("-h", "--help")]:
+    hint = f"python -m echoink.{words[0]}, with a dot; python -m echoink lists what there is"
+    print(f"error: python -m echoink {words[0]} is no command\n→ {hint}", file=sys.stderr)
+    sys.exit(2)
 print(__doc__.strip())

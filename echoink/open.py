@@ -98,7 +98,7 @@ def store_of(run: Path) -> str:
     places = [client.absolute_uri(uri, root) for root in (*run.resolve().parents, Path.cwd())]
     there = [place for place in places if Path(place.removeprefix("sqlite:///")).is_file()]
     if not there:
-        again = f"python -m echoink.sync {shlex.quote(str(run))} rebuilds it"
+        again = f"python -m echoink.sync {shlex.quote(str(run))} uri={shlex.quote(places[-1])} rebuilds it"
         raise UserError(f"{places[-1].removeprefix('sqlite:///')} is not there", again)
     return there[0]
 

@@ -12,11 +12,13 @@ answer is written at once; the same command continues where it stopped.
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from echoink.common import cli, console
@@ -277,8 +279,33 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.questions} holds no question", "one question per line")
     if arguments.output.is_dir():
         raise UserError(f"--output: {arguments.output} is a folder", "--output answers.jsonl")
+    if arguments.output.exists() and not arguments.output.is_file():
+        raise UserError(f"--output: {arguments.output} is no ordinary file", "--output answers.jsonl")
+    arguments.output = arguments.output.resolve()  # a link stays, and what it leads to is written
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output: no such folder: {arguments.output.parent}", "make it first")
+    with _alone(arguments.output):
+        _answer_left(arguments, samples)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Refuse a second process on one file of answers: each would remove what the other writes."""
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process writes to {output}", "wait for it, or give another --output") from None
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written: {error.strerror}", "give another place") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _answer_left(arguments: argparse.Namespace, samples: list[Sample]) -> None:
+    """Answer the questions that the file of answers lacks."""
     try:
         answered = read_rows(arguments.output)
     except ValueError as error:

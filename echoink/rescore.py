@@ -42,7 +42,7 @@ class RewardKeys:
     file: str | None = key("a reward of your own, a Python file", None)
     files: list[RewardFile] = key("several of them: [{path: …, name: …}]", list)
     on_error: OnError = key("what happens if a reward fails", OnError.stop)
-    max_seconds: float = key("longest time of one call of a reward", 10)
+    max_seconds: float = key("longest time of one call of a reward", 10, gt=0)
 
 
 @dataclass
@@ -111,12 +111,12 @@ def rescore(path: Path, given: RewardKeys) -> tuple[list[Prediction], list[Predi
         raise UserError(f"no such file: {path}", "give the predictions.jsonl of a run")
     before = []
     match_of = _match_of_phase(path.parent, given.match)
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             before += [of_row(json.loads(line))] if line else []
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) and isinstance(error, ValueError):  # no JSON, or cut within a character
                 console.say("warning", f"the last line of {path} is cut off and left out; was the run killed?")
                 break
             raise UserError(f"{path}, line {number} is no prediction: {error}", "it must come from echoink") from error

@@ -73,9 +73,18 @@ def going_on(run: Run) -> str | None:
     if not written or fails_again or not checkpoint.can_go_on(run.folder):
         return None
     given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
-    sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
+    hydra = OmegaConf.load(own / "hydra.yaml").hydra
+    sources = hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
-    return shlex.join([*_launcher(run), "-m", "echoink.train", *flags, *given, f"resume={quoted(run.folder)}"])
+    words = [*_launcher(run), "-m", "echoink.train", *flags, *given]
+    return _where_it_began(Path(hydra.runtime.cwd), words, "resume", run.folder)
+
+
+def _where_it_began(began: Path, words: Sequence[str], key: str, folder: Path) -> str:
+    """A command for the folder in which a run began: relative paths, also those of the defaults, count from there."""
+    if began == Path.cwd() or not began.is_dir():
+        return shlex.join([*words, f"{key}={quoted(folder)}"])
+    return f"cd {shlex.quote(str(began))} && {shlex.join([*words, f'{key}={quoted(folder.resolve())}'])}"
 
 
 def _launcher(run: Run) -> list[str]:
@@ -101,7 +110,11 @@ def _said(sweep: Path) -> dict[str, Any]:
 
 def sweep_command(sweep: Path) -> str:
     """The command that resumes a sweep."""
-    return shlex.join(["python", "-m", "echoink.train", "--multirun", f"sweep.resume={quoted(sweep)}"])
+    words = ["python", "-m", "echoink.train", "--multirun"]
+    files = [job / ".hydra/hydra.yaml" for job in reader.jobs(sweep)]
+    file = next((file for file in files if file.is_file()), None)
+    began = Path(OmegaConf.load(file).hydra.runtime.cwd) if file else Path.cwd()
+    return _where_it_began(began, words, "sweep.resume", sweep)
 
 
 def status(run: Run) -> str:
@@ -157,7 +170,7 @@ def main(words: Sequence[str]) -> None:
     for command in dict.fromkeys([*commands, *map(sweep_command, sweeps)]):
         say("go on", command)
     for sweep in sorted({sweep for run in chosen if (sweep := reader.sweep_of(run.folder))}):
-        if _said(sweep)["status"] == "finished":
+        if _said(sweep).get("status") == "finished":
             say("report", str(sweep / "report.html"))
 
 

@@ -50,8 +50,8 @@ class TinyConfig:
     output: str = key("folder of the model", "outputs/tiny_base")
     seed: int = key("seed of weights, scenes and training", 0)
     kinds: list[str] = key("kinds of question that are taught", list(synthetic.KINDS))
-    pool: int = key("scenes with a question each", 12_000)
-    batch: int = key("scenes of a step, each with two traces", 32)
+    pool: int = key("scenes with a question each", 12_000, ge=1)
+    batch: int = key("scenes of a step, each with two traces", 32, ge=1)
     steps: int = key("updates on correct traces", 1_800)
     learning_rate: float = key("peak learning rate of these", 2e-3)
     sloppy_steps: int = key("updates on sloppy traces", 150)
@@ -66,6 +66,9 @@ def main(words: Sequence[str]) -> None:
     """Build, teach and save the base."""
     config = cli.settings(TinyConfig, words)
     output, settings = Path(config.output), OmegaConf.to_container(OmegaConf.structured(config))
+    if not config.kinds or (unknown := [kind for kind in config.kinds if kind not in synthetic.KINDS]):
+        what = f"no kind {unknown[0]}" if config.kinds else "it is empty"
+        raise UserError(f"kinds={config.kinds}: {what}", f"there are {', '.join(synthetic.KINDS)}")
     if config.start not in (None, "tiny") and not Path(config.start).is_dir():
         raise UserError(f"start={config.start}: no such folder", "give a model folder, or tiny")
     taught = [

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import RepositoryNotFoundError
 from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 from PIL import Image
 
-from echoink import doctor, predict, rescore
+from echoink import doctor, predict, rescore, tiny
 from echoink.common import startup
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines
@@ -33,6 +34,7 @@ from echoink.data.splits import load
 from echoink.models.loading import load_model, load_processor, lora
 from echoink.pipeline import export
 from echoink.planning import memory, plan, preflight
+from echoink.report import __main__ as reporting
 from echoink.rewards.types import Match, ProblemType
 from tests.helpers import processes
 from tests.helpers.configs import config_of
@@ -67,7 +69,8 @@ def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, s
     estimated = found["prompt_tokens"]["text (estimated)"]
     assert estimated["median"] == pytest.approx(sorted(text)[12], rel=0.35)
     size = 4 * model.num_parameters()
-    disk = {"checkpoint": size, "optimizer": 2 * size, "kept": 1, "export": 0, "total": 6 * size}
+    disk = {"checkpoint": size, "optimizer": 2 * size, "first_process": 3 * size}
+    disk |= {"kept": 1, "export": 0, "total": 6 * size}
     assert found["disk_bytes"] == disk
     parts = dict(found["memory_bytes_per_process"]["not sharded"])
     total = parts.pop("total")
@@ -803,6 +806,52 @@ def test_predict_says_what_is_wrong_with_a_file_of_questions_or_of_answers(tmp_p
     (tmp_path / "q.jsonl").write_text(rows + "\n")
     with pytest.raises(UserError, match=message):
         predict.main(["--questions", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / output)])
+
+
+def test_predict_writes_no_place_over_and_leaves_a_file_of_answers_to_one_process(run, dataset, tmp_path, capsys):
+    row = json.loads((dataset / "omni_rl_format_valid.json").read_text())[0]
+    row["path"] = {name: str(dataset / "valid" / path) for name, path in row["path"].items()}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    asks = ["--checkpoint", str(run), "--questions", str(tmp_path / "q.jsonl"), "--outside", str(dataset), "--output"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no ordinary file"):
+        predict.main([*asks, str(tmp_path / "pipe")])
+    (tmp_path / "link").symlink_to(tmp_path / "answers.jsonl")
+    with FileLock(tmp_path / ".answers.jsonl.lock"), pytest.raises(UserError, match="another process writes to"):
+        predict.main([*asks, str(tmp_path / "link")])
+    predict.main([*asks, str(tmp_path / "link")])
+    assert (tmp_path / "link").is_symlink() and len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+def test_rescore_leaves_a_line_out_that_is_cut_within_a_character(run, tmp_path, capsys):
+    whole = (run / "predictions.jsonl").read_bytes().split(b"\n")
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join([*whole[:2], '{"id": "é'.encode()[:-1]]))
+    assert len(rescore.rescore(tmp_path / "p.jsonl", rescore.RewardKeys())[0]) == 2
+    assert "is cut off and left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_blank_for_a_dot_is_no_success():
+    done = command("echoink", "train", "experiment=quickstart")
+    assert done.returncode == 2 and "python -m echoink.train, with a dot" in done.stderr
+    assert command("echoink").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (rescore.main, ["x", "output=~/new.jsonl"], r"output=~/new.jsonl: ~ is not expanded here\n.*output=\$HOME/new"),
+        (reporting.main, ["x", "output=~/r"], "~ is not expanded here"),
+        (reporting.main, ["x", "output="], "output= is empty"),
+        (tiny.main, ["kinds=[foo]"], r"kinds=\['foo'\]: no kind foo\n.*ear"),
+        (tiny.main, ["kinds=[]"], "it is empty"),
+        (tiny.main, ["pool=0"], "pool=0 must be >= 1"),
+    ],
+)
+def test_settings_of_commands_are_checked_before_anything_is_written(main, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(words)
+    assert not any(tmp_path.iterdir())
 
 
 def test_rescore_judges_stored_answers_again(run, tmp_path, capsys):

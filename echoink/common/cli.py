@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from echoink.common import signals
 from echoink.common.errors import UserError
-from echoink.common.keys import check_range, fields_of, meaning
+from echoink.common.keys import check_range, fields_of, meaning, refuse_home
 from echoink.common.startup import take_any_text
 
 Settings = TypeVar("Settings")
@@ -123,7 +123,8 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
     """
     known, read = [str(key) for key in OmegaConf.structured(schema)], []
     for word in words:
-        key, sign, _ = word.partition("=")
+        key, sign, value = word.partition("=")
+        refuse_home(key, value)
         if not sign or key.partition(".")[0] not in known:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}=? " if close else ""

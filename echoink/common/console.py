@@ -23,7 +23,7 @@ from rich.progress import (
 
 from echoink.common.startup import imports
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 _log = logging.getLogger("echoink")
 

@@ -57,3 +57,9 @@ def check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
     for name, (sign, holds) in tests.items():
         if name in spec.metadata and holds(spec.metadata[name]) is not True:
             raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
+
+
+def refuse_home(key: str, value: str) -> None:
+    """Refuse `~/…`: no shell expands it after `key=`, and a folder called ~ would be made."""
+    if value == "~" or value.startswith("~/"):
+        raise UserError(f"{key}={value}: ~ is not expanded here", f'"{key}=$HOME{value[1:]}"')

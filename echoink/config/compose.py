@@ -18,13 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from echoink.common.errors import UserError
+from echoink.common.keys import refuse_home
 from echoink.config.effects import refuse_without_effect
 from echoink.config.mistakes import explained
 from echoink.config.origin import chosen_files, has_key, keys_of, line_of, refuse_surprises
 from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
-from echoink.config.validate import refuse_home, refuse_secret, validate
+from echoink.config.validate import refuse_secret, validate
 
 VERSION_BASE = "1.3"
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from echoink.common.errors import UserError
-from echoink.common.keys import check_range, fields_of
+from echoink.common.keys import check_range, fields_of, refuse_home
 from echoink.config.mistakes import explained, known_like
 from echoink.config.paths import NO_RUNS
 from echoink.config.schema import (
@@ -119,12 +119,6 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         if isinstance(value, str) and not key.endswith(MAY_BE_EMPTY):
             refuse_home(key, value)
     return config
-
-
-def refuse_home(key: str, value: str) -> None:
-    """Refuse `~/…`: no shell expands it after `key=`, and a folder called ~ would be made."""
-    if value == "~" or value.startswith("~/"):
-        raise UserError(f"{key}={value}: ~ is not expanded here", f'"{key}=$HOME{value[1:]}"')
 
 
 _SECRET = re.compile(

@@ -254,8 +254,8 @@ def _frozen(config: Config) -> set[str]:
 
 def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     """Bytes of checkpoints: the weights (or the adapter) of one, the optimizer's state of one that training can resume
-    from, the export for the hub, and the most that exists at a time, including the checkpoint that is being written
-    and the export.
+    from, what the first process writes of both, the export for the hub, and the most that exists at a time, including
+    the checkpoint that is being written and the export.
     """
     trainer, adapts = config.trainer, config.adapter.kind is not Adapter.none
     deepspeed = trainer.sharding.is_deepspeed
@@ -268,7 +268,17 @@ def disk_bytes(config: Config, parameters: dict[str, int]) -> dict[str, int]:
     kept = (trainer.keep_checkpoints if trainer.save_every else 1) + bool(config.eval.every)
     export = 4 * (parameters["total"] - parameters["adapter"]) if trainer.push_to_hub else 0  # float32, merged
     total = (kept + 1) * weights + (min(kept, checkpoint.RESUMABLE) + 1) * state + export
-    return {"checkpoint": weights, "optimizer": state, "kept": kept, "export": export, "total": total}
+    # FSDP2's processes write a shard each, DeepSpeed's of the optimizer alone; of an adapter there are none.
+    divided = 0 if adapts or trainer.sharding is Sharding.none else state + (0 if deepspeed else weights)
+    first = weights + state - divided + divided // trainer.processes
+    return {
+        "checkpoint": weights,
+        "optimizer": state,
+        "first_process": first,
+        "kept": kept,
+        "export": export,
+        "total": total,
+    }
 
 
 def _bytes(config: Config, parameters: dict[str, int]) -> int:
@@ -345,7 +355,8 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         )
     )
     read = (disk["checkpoint"] + disk["optimizer"]) / plan["world_size"]
-    rows.append(("", f"a save writes a checkpoint and reads it again for its checksums: {gib(read)} a process"))
+    first = f"{gib(disk['first_process'])}" + (" in the first process" if plan["world_size"] > 1 else "")
+    rows.append(("", f"a save writes {first} and reads {gib(read)} in each again, for its checksums"))
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
         rows.append(("", f"the hours leave out {', '.join(plan['hours_without'])}"))

@@ -187,7 +187,7 @@ def hours(model: Model, step: Step, samples: float, gpu: Gpu, gpus: int, **setti
         "steps": int(steps),
         "hours": whole,
         "gpu_hours": whole * gpus,
-        "seconds_per_step": once,
+        "seconds_per_step": {part: value / step.updates for part, value in once.items()},
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from echoink.common import cli
 from echoink.common.errors import UserError
+from echoink.common.keys import refuse_home
 from echoink.report import figures
 from echoink.report.build import write
 
@@ -25,6 +26,10 @@ def main(words: Sequence[str]) -> None:
         UserError: a folder is neither a run, a sweep nor a dataset.
     """
     outputs = [word.partition("=")[2] for word in words if word.startswith("output=")]
+    for output in outputs:
+        refuse_home("output", output)
+        if not output:
+            raise UserError("output= is empty", "is a variable of the shell not set? Leave it out, or give a folder")
     folders = [Path(word) for word in words if not word.startswith("output=")]
     if not folders:
         raise UserError("no folder is given", "python -m echoink.report <run or sweep> … output=<folder>")

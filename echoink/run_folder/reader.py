@@ -1,6 +1,7 @@
 """Reads runs and sweeps from disk."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -171,8 +172,17 @@ def jobs(sweep: Path) -> list[Path]:
 
 def below(folder: Path, name: str) -> list[Path]:
     """The folders in or below one that hold a file of that name, except for copies of runs' files."""
-    found = (path.parent for path in folder.rglob(name))
-    return [place for place in found if not NO_RUNS & {*place.relative_to(folder).parts}]
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):  # outputs may be links to a large disk
+        real = os.path.realpath(place)
+        if real in seen:  # a circle of links
+            folders.clear()
+            continue
+        seen.add(real)
+        # Links last: what is behind one may also be beside it.
+        folders[:] = sorted(set(folders) - NO_RUNS, key=lambda each: (os.path.islink(os.path.join(place, each)), each))
+        found += [Path(place)] if name in files else []
+    return found
 
 
 def find(folders: Iterable[Path]) -> list[Run]:

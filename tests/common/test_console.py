@@ -2,7 +2,7 @@
 
 import pytest
 
-from echoink.common.console import counted
+from echoink.common.console import counted, say
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,8 @@ from echoink.common.console import counted
 )
 def test_a_count_has_its_noun(number, shown):
     assert counted(number, "sample") == shown
+
+
+def test_colons_in_a_path_or_an_answer_are_no_emoji(capsys):
+    say("data", "/data/run:100:b · :dog:")
+    assert "/data/run:100:b · :dog:" in capsys.readouterr().out

@@ -70,6 +70,29 @@ def test_costs_grow_as_they_must():
     )
 
 
+def test_the_seconds_of_a_step_are_its_share_of_the_rollout():
+    on = {"gpu": H100, "gpus": 8, "sharded": WHOLE, "reference": True, "again": True}
+    once = step_time.hours(MODEL, STEP, 800, **on)
+    four = step_time.hours(MODEL, replace(STEP, updates=4), 800, **on)
+    assert four["steps"] == 4 * once["steps"]
+    assert four["seconds_per_step"]["rollout"] == pytest.approx(once["seconds_per_step"]["rollout"] / 4)
+    assert four["hours"] == pytest.approx(four["steps"] * four["seconds_per_step"]["total"] / 3600)
+
+
+@pytest.mark.parametrize(
+    ("words", "weights", "state"),
+    [("trainer=ddp", 1, 1), ("trainer=fsdp2", 4, 4), ("trainer=zero2", 1, 4), ("trainer=fsdp2 adapter=lora", 1, 1)],
+)
+def test_the_first_process_writes_what_is_not_sharded(words, weights, state):
+    """By how much the processes divide the checkpoint's weights and the optimizer's state."""
+    config = config_of(
+        "trainer.processes=4", "trainer.prompts_per_step=8", "trainer.micro_batch_prompts=2", *words.split()
+    )
+    disk = plan.disk_bytes(config, plan.count_parameters(config))
+    written = disk["checkpoint"] / weights + disk["optimizer"] / state
+    assert disk["first_process"] == pytest.approx(written, abs=2)
+
+
 def test_plain_rows_and_a_division_across_machines_take_longer():
     on = {"gpu": H100, "gpus": 64, "sharded": WHOLE, "reference": True, "again": True}
     step = replace(STEP, prompts=64)

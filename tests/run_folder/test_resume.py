@@ -615,7 +615,12 @@ def test_a_fresh_start_names_the_unfinished_run_beside_it_and_what_differs(stopp
     assert left("name=other") is None
 
 
-def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, capsys):
+def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, capsys, monkeypatch):
+    command = runs.going_on(reader.read(stopped))
+    assert command.startswith(f"cd {place} && python -m echoink.train"), (
+        "where it began: relative paths count from there"
+    )
+    monkeypatch.chdir(place)
     runs.main([str(stopped.parent), "status=unfinished"])
     text = capsys.readouterr().out
     assert str(stopped) in text.replace("\n", "") and "killed" in text
@@ -641,6 +646,20 @@ def test_the_list_of_runs_says_how_to_go_on_with_the_unfinished(stopped, place, 
     failed = json.loads((stopped / "summary.json").read_text()) | {"status": "failed"}
     (stopped / "summary.json").write_text(json.dumps(failed))
     assert runs.going_on(reader.read(stopped)) is None, "it would fail again"
+
+
+def test_runs_behind_links_are_found_once_and_a_damaged_sweep_hides_nothing(tmp_path, capsys):
+    kept = tmp_path / "large disk/tiny"
+    make_run(kept / "one")
+    (kept / "circle").symlink_to(kept)
+    outputs = tmp_path / "outputs"
+    make_run(outputs / "sweep/0")
+    (outputs / "sweep/sweep.json").write_text('{"status": "fini')
+    (outputs / "tiny").symlink_to(kept)
+    (outputs / "latest").symlink_to(outputs / "sweep/0")
+    assert [run.folder for run in reader.find([outputs])] == [outputs / "sweep/0", outputs / "tiny/one"]
+    runs.main([str(outputs)])
+    assert "tiny/one" in "".join(capsys.readouterr().out.split())
 
 
 def test_the_list_leaves_mlflows_copies_out_and_calls_a_dead_run_killed(tmp_path, capsys):
