@@ -493,6 +493,10 @@ def test_the_store_above_a_run_goes_before_that_of_the_current_folder(tmp_path, 
     for outputs in (mine, theirs):
         (outputs / "mlflow.db").touch()
         assert opening.store_of(run) == f"sqlite:///{outputs}/mlflow.db"
+    for outputs in (mine, theirs):
+        (outputs / "mlflow.db").unlink()
+    with pytest.raises(UserError, match=rf"sync {run} uri=sqlite:///{mine}/mlflow.db rebuilds it"):
+        opening.store_of(run)
 
 
 @pytest.mark.parametrize("port", [99_999, 70_000])
