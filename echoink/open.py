@@ -22,8 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from echoink.common import cli
 from echoink.common.console import say
 from echoink.common.errors import UserError
@@ -92,7 +90,7 @@ def store_of(run: Path) -> str:
     """The store that a run was logged to. A relative SQLite path counts from where the run was started, which is a
     folder above the run or the current one.
     """
-    uri = OmegaConf.load(run / "config.yaml").tracking.uri
+    uri = reader.configuration(run).tracking.uri
     if not uri.startswith("sqlite:///"):
         return uri
     places = [client.absolute_uri(uri, root) for root in (*run.resolve().parents, Path.cwd())]

@@ -134,7 +134,7 @@ def _model_of(path: str) -> tuple[str | None, bool]:
 def _of_run(run: Path) -> Config:
     """A run's configuration; keys that it lacks get their defaults, and keys that no longer exist are ignored."""
     config, missing = OmegaConf.structured(compose([])[0].config), object()
-    written = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    written = OmegaConf.to_container(reader.configuration(run), resolve=True)
     for key, value in reader.flat(written):
         if OmegaConf.select(config, key, default=missing) is not missing:
             OmegaConf.update(config, key, value)

@@ -32,6 +32,7 @@ from echoink.evaluation.prediction import BASE, FINAL, GREEDY, Prediction, of_ro
 from echoink.rewards import custom
 from echoink.rewards.terms import ExtraReward
 from echoink.rewards.types import Match, OnError
+from echoink.run_folder import reader
 
 
 @dataclass
@@ -138,7 +139,7 @@ def _match_of_phase(run: Path, given: Match | None) -> Callable[[str], Match]:
     if given:
         return lambda phase: given
     file = run / "config.yaml"
-    config = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    config = reader.configuration(run) if file.is_file() else OmegaConf.create()
     match = Match[OmegaConf.select(config, "reward.match") or "lenient"]
     protocol = Protocol[OmegaConf.select(config, "eval.protocol") or "matched"]
     says = f"as {file} says" if file.is_file() else "because there is no config.yaml beside the file"

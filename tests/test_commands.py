@@ -24,6 +24,7 @@ from peft import PeftModel, get_peft_model
 from PIL import Image
 
 from echoink import doctor, predict, rescore, tiny
+from echoink import open as opening
 from echoink.common import startup
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines
@@ -828,6 +829,22 @@ def test_rescore_leaves_a_line_out_that_is_cut_within_a_character(run, tmp_path,
     (tmp_path / "p.jsonl").write_bytes(b"\n".join([*whole[:2], '{"id": "é'.encode()[:-1]]))
     assert len(rescore.rescore(tmp_path / "p.jsonl", rescore.RewardKeys())[0]) == 2
     assert "is cut off and left out" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("text", ["", "model: [", "seed: 0\n"])
+def test_an_emptied_configuration_of_a_run_is_named_by_every_command(run, tmp_path, text):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").write_text(text)
+    asks = ["--image", str(tmp_path), "--question", "What?", "--options", "a", "b"]
+    for ask in (
+        lambda: export.export(str(copy), tmp_path / "out"),
+        lambda: opening.store_of(copy),
+        lambda: predict.main(["--checkpoint", str(copy), *asks]),
+        lambda: rescore.rescore(copy, rescore.RewardKeys()),
+    ):
+        with pytest.raises(UserError, match=r"config\.yaml is empty or damaged\n.*\.hydra/config\.yaml"):
+            ask()
 
 
 def test_a_blank_for_a_dot_is_no_success():

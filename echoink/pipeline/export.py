@@ -22,7 +22,7 @@ from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.planning import preflight
 from echoink.rewards import terms
-from echoink.run_folder import checkpoint
+from echoink.run_folder import checkpoint, reader
 
 
 def export(source: Path | str, output: Path, merge: bool = True, push_to: str | None = None) -> Path:
@@ -89,9 +89,8 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
 
 def _caps(path: str) -> tuple[int, int]:
     """The picture caps that the model was trained with, or else those of its processor."""
-    config = _run_file(Path(path), "config.yaml")
-    if config is not None:
-        model = OmegaConf.load(config).model
+    if run := checkpoint.run_of(Path(path)):
+        model = reader.configuration(run).model
         return model.min_pixels, model.max_pixels
     return loading.picture_caps(path)
 
@@ -121,8 +120,8 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
         json.loads(file.read_text("utf-8")) if (file := _run_file(path, name)) else {}
         for name in ("summary.json", "dataset.json", "environment.json")
     )
-    file = _run_file(path, "config.yaml")
-    config: Any = OmegaConf.load(file) if file else None
+    run = checkpoint.run_of(path)
+    config: Any = reader.configuration(run) if run else None
     base = config.checkpoint or config.model.path if config else None
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
     head += [f"base_model: {base}"] if base and "/" in base and not Path(base).exists() else []

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
@@ -154,7 +152,7 @@ def other_model(config: Config) -> str | None:
 def _trained(config: Config, group: str) -> tuple[Path | None, Any]:
     """The folder of a checkpoint's run, and a group of that run's configuration; None and None outside a run."""
     run = checkpoint.run_of(Path(config.checkpoint))
-    return run, OmegaConf.load(run / "config.yaml").get(group) if run else None
+    return run, reader.configuration(run).get(group) if run else None
 
 
 def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -121,6 +121,20 @@ def _inputs(folder: Path) -> list[dict]:
     with suppress(OSError, ValueError):
         return json.loads((folder / "tracking.json").read_text(encoding="utf-8")).get("inputs") or []
     return []
+
+
+def configuration(run: Path) -> DictConfig:
+    """A run's config.yaml.
+
+    Raises:
+        UserError: it is empty or damaged.
+    """
+    file = run / "config.yaml"
+    with suppress(YAMLError, UnicodeDecodeError, OmegaConfBaseException):
+        found = OmegaConf.load(file)
+        if isinstance(found, DictConfig) and {"model", "dataset", "tracking"} <= found.keys():
+            return found
+    raise UserError(f"{file} is empty or damaged", f"restore it from {run / '.hydra/config.yaml'}")
 
 
 def method(config: str) -> dict[str, Any]:
