@@ -340,8 +340,8 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"cannot read {wrong[0]}", "engine=true, canary=true, or leave it out")
     starts = bool({"engine=true", "canary=true"} & {*words})
     chosen = any(word.startswith(("generation=", "eval.engine=")) for word in overrides)
-    overrides += ["eval.engine=vllm"] if starts and not chosen else []
-    config = compose(overrides, config_dir=config_dir)[0].config
+    asked = [*overrides, *(["eval.engine=vllm"] if starts and not chosen else [])]
+    config = compose(asked, config_dir=config_dir)[0].config
     found = itertools.chain(
         examine(config),
         parity(config) if "engine=true" in words else (),

@@ -355,6 +355,25 @@ def test_the_doctor_looks_for_an_adapters_base_and_for_the_model_that_a_checkpoi
     assert verdict("task=compare", f"checkpoint={TINY}", "model.path=tiny") is doctor.Verdict.good
 
 
+@pytest.mark.parametrize("words", [[], ["task=eval", f"checkpoint={TINY}"], ["task=sft"], ["generation=vllm"]])
+def test_the_doctor_compares_an_engine_for_every_task_and_gives_the_canary_the_users_own_words(words, monkeypatch):
+    given = []
+    monkeypatch.setattr(doctor, "examine", lambda config: given.append(config.uses_vllm) or ())
+    monkeypatch.setattr(doctor, "parity", lambda config: given.append(config.generation.vllm.python) or ())
+    monkeypatch.setattr(doctor, "canary", lambda config, overrides, _: given.append(overrides) or ())
+    words = [*words, "generation.vllm.python=engine/bin/python"]
+    assert doctor.main([*words, "engine=true", "canary=true"]) == 0
+    assert given == [True, "engine/bin/python", words]
+
+
+def test_the_canary_of_a_checkpoint_is_given_no_other_weights(monkeypatch):
+    seen = []
+    monkeypatch.setattr("echoink.pipeline.canary.run_all", lambda words, *_, **__: seen.extend(words) or ())
+    words = ["model=tiny", f"checkpoint={TINY}"]
+    assert not list(doctor.canary(config_of(*words), words))
+    assert f"checkpoint={TINY}" in seen and not any(word.startswith("model.path") for word in seen)
+
+
 def test_the_doctor_takes_no_run_without_checkpoints_for_a_model(tmp_path):
     evaluated = make_run(tmp_path / "evaluated", ["task=eval"])
     found = {finding.what: finding for finding in doctor.examine(config_of(f"checkpoint={evaluated}"))}
