@@ -19,9 +19,11 @@ Each has --help.
 """
 
 import sys
+from importlib.util import find_spec
 
 if words := [word for word in sys.argv[1:] if word not in ("-h", "--help")]:
-    hint = f"python -m echoink.{words[0]}, with a dot; python -m echoink lists what there is"
+    is_command = words[0].isidentifier() and find_spec(f"echoink.{words[0]}") is not None
+    hint = f"python -m echoink.{words[0]}, with a dot" if is_command else "python -m echoink lists what there is"
     print(f"error: python -m echoink {words[0]} is no command\n→ {hint}", file=sys.stderr)
     sys.exit(2)
 print(__doc__.strip())

@@ -12,6 +12,7 @@ answer is written at once; the same command continues where it stopped.
 
 import argparse
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -42,6 +43,7 @@ from echoink.media import loaders
 from echoink.rewards.parsing import option_letter, parse_answer, read_letters
 from echoink.rewards.types import Match, ProblemType
 from echoink.run_folder import checkpoint, reader
+from echoink.run_folder.folder import where_there_are_locks
 
 LARGE = 10**9
 """Parameters from which a model is asked in bfloat16, for which it was made."""
@@ -281,7 +283,7 @@ def answer_all(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output: {arguments.output} is a folder", "--output answers.jsonl")
     if arguments.output.exists() and not arguments.output.is_file():
         raise UserError(f"--output: {arguments.output} is no ordinary file", "--output answers.jsonl")
-    arguments.output = arguments.output.resolve()  # a link stays, and what it leads to is written
+    arguments.output = Path(os.path.realpath(arguments.output))  # a link stays; what it leads to is written
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output: no such folder: {arguments.output.parent}", "make it first")
     with _alone(arguments.output):
@@ -291,9 +293,10 @@ def answer_all(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Refuse a second process on one file of answers: each would remove what the other writes."""
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    lock = FileLock(output.with_name(f".{output.name}.lock"), fallback_to_soft=False)
     try:
-        lock.acquire(timeout=0)
+        with where_there_are_locks():
+            lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another process writes to {output}", "wait for it, or give another --output") from None
     except OSError as error:

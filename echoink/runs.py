@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 from rich.table import Table
+from yaml import YAMLError
 
 from echoink.common import cli
 from echoink.common.console import console, percent, say
@@ -73,11 +75,17 @@ def going_on(run: Run) -> str | None:
     if not written or fails_again or not checkpoint.can_go_on(run.folder):
         return None
     given = [word for word in reader.overrides(run.folder) if not word.startswith(("resume=", "hydra."))]
-    hydra = OmegaConf.load(own / "hydra.yaml").hydra
-    sources = hydra.runtime.config_sources
+    sources = OmegaConf.load(own / "hydra.yaml").hydra.runtime.config_sources
     flags = [word for each in sources if each.provider == "command-line" for word in ("--config-dir", each.path)]
     words = [*_launcher(run), "-m", "echoink.train", *flags, *given]
-    return _where_it_began(Path(hydra.runtime.cwd), words, "resume", run.folder)
+    return _where_it_began(_began(run.folder), words, "resume", run.folder)
+
+
+def _began(folder: Path) -> Path:
+    """The folder in which a run began; this one, if its file does not say."""
+    with suppress(OSError, YAMLError, OmegaConfBaseException):
+        return Path(OmegaConf.load(folder / ".hydra/hydra.yaml").hydra.runtime.cwd)
+    return Path.cwd()
 
 
 def _where_it_began(began: Path, words: Sequence[str], key: str, folder: Path) -> str:
@@ -110,11 +118,9 @@ def _said(sweep: Path) -> dict[str, Any]:
 
 def sweep_command(sweep: Path) -> str:
     """The command that resumes a sweep."""
-    words = ["python", "-m", "echoink.train", "--multirun"]
-    files = [job / ".hydra/hydra.yaml" for job in reader.jobs(sweep)]
-    file = next((file for file in files if file.is_file()), None)
-    began = Path(OmegaConf.load(file).hydra.runtime.cwd) if file else Path.cwd()
-    return _where_it_began(began, words, "sweep.resume", sweep)
+    jobs = reader.jobs(sweep)
+    began = _began(jobs[0]) if jobs else Path.cwd()
+    return _where_it_began(began, ["python", "-m", "echoink.train", "--multirun"], "sweep.resume", sweep)
 
 
 def status(run: Run) -> str:

@@ -850,7 +850,7 @@ def test_rescore_leaves_a_line_out_that_is_cut_within_a_character(run, tmp_path,
     assert "is cut off and left out" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("text", ["", "model: [", "seed: 0\n"])
+@pytest.mark.parametrize("text", ["", "model: [", "- 1\n"])
 def test_an_emptied_configuration_of_a_run_is_named_by_every_command(run, tmp_path, text):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -862,7 +862,7 @@ def test_an_emptied_configuration_of_a_run_is_named_by_every_command(run, tmp_pa
         lambda: predict.main(["--checkpoint", str(copy), *asks]),
         lambda: rescore.rescore(copy, rescore.RewardKeys()),
     ):
-        with pytest.raises(UserError, match=r"config\.yaml is empty or damaged\n.*\.hydra/config\.yaml"):
+        with pytest.raises(UserError, match=r"config\.yaml is empty or damaged\n"):
             ask()
 
 

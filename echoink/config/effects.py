@@ -104,6 +104,8 @@ def of_training_alone(given: Collection[str], config: Config) -> list[str]:
     if config.generation.engine is RolloutEngine.vllm and not config.uses_vllm:  # eval.engine=vllm is for evaluations
         found |= {"generation.engine"} if {"generation", "generation.engine"} & set(given) else set()
         found |= {key for key in given if key.startswith("generation.vllm.")}
+    if config.checkpoint and config.task is not Task.compare:
+        found |= {"model.path"} & set(given)
     return sorted(found)
 
 

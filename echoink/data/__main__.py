@@ -24,7 +24,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from errno import EACCES, EDQUOT, ENOSPC, EROFS
+from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def unpack(archive: Path, output: Path) -> Path:
     except (tarfile.TarError, OSError, EOFError) as error:
         for part in output.iterdir():  # the folder was empty: the next try needs it so
             shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
-        cannot_write = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS, EACCES)
+        cannot_write = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS)
         hint = "free some space, or give another output=…" if cannot_write else "download it again"
         raise UserError(f"cannot unpack {archive}: {error}", hint) from error
     for split, count in COUNTS.items():

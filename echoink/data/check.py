@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from echoink.common.console import counted, percent
@@ -31,6 +31,8 @@ class Found:
     """Invalid rows, and samples whose media cannot be read."""
     media: dict[str, MediaInfo]
     """By split and id."""
+    unread: list[str] = field(default_factory=list)
+    """What is wrong with splits beside `valid` that cannot be read."""
     one_split: bool = False
     """Whether the dataset is a benchmark or a single table: then no other split is missing."""
 
@@ -50,8 +52,10 @@ def look_through(config: Config, progress: Progress) -> Found:
     Raises:
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
-    found, model = Found({}, {}, {}, splits.has_one_split(config.dataset)), config.model
-    for split, (samples, bad) in _rows(config.dataset).items():
+    found, model = Found({}, {}, {}, one_split=splits.has_one_split(config.dataset)), config.model
+    rows, unread = _rows(config.dataset)
+    found.unread.extend(unread)
+    for split, (samples, bad) in rows.items():
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
         infos = check_media(
             samples, model.max_audio_seconds, caps, progress=check, soundtrack=config.dataset.soundtrack, prints=True
@@ -70,9 +74,11 @@ def look_through(config: Config, progress: Progress) -> Found:
     return found
 
 
-def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]]]:
-    """The rows of all splits, before any file is decoded; one error names all splits that cannot be read."""
-    found, wrong = {}, {}
+def _rows(dataset: DatasetConfig) -> tuple[dict[str, tuple[list[Sample], list[Dropped]]], list[str]]:
+    """The rows of all splits, before any file is decoded, and what is wrong with further splits that cannot be read;
+    one error names all others that cannot.
+    """
+    found, wrong, unread = {}, {}, []
     for split in SPLITS:
         try:
             found[split] = splits.all_rows(dataset, split)
@@ -83,12 +89,12 @@ def _rows(dataset: DatasetConfig) -> dict[str, tuple[list[Sample], list[Dropped]
             try:
                 found[split] = splits.all_rows(replace(dataset, split=split), "valid")
             except UserError as error:
-                found[split] = [], [Dropped(split, error.problem, error.hint)]
+                unread.append(f"{error.problem} → {error.hint}")
     if len(wrong) == 1:
         raise next(iter(wrong.values()))
     if wrong:
         raise UserError("\n".join(wrong), next(iter(wrong.values())).hint)
-    return {split: rows for split, rows in found.items() if rows is not None}
+    return {split: rows for split, rows in found.items() if rows is not None}, unread
 
 
 def bad_row(each: Dropped) -> str:
@@ -98,6 +104,7 @@ def bad_row(each: Dropped) -> str:
 
 def lines(found: Found, progress: Progress = lambda *_: iter) -> Iterator[tuple[str, str]]:
     """Label and text of each line of the report; `progress` as for `look_through`."""
+    yield from (("warning", text) for text in found.unread)
     for split, bad in found.bad.items():
         yield from (("bad row" if split in SPLITS else "warning", bad_row(each)) for each in bad)
     profiles = profile(found.samples, found.bad, found.media)

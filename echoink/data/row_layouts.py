@@ -147,7 +147,7 @@ def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
 
 
 def _add_columns(found: dict[str, Any], null: set[str], columns: Mapping[str, Any], where: str) -> list[str]:
-    """Add the media in columns; return notes of those that name another file than `path`, which comes first."""
+    """Add the media in columns; return notes. `path` goes first: a column that names another file than it is noted."""
     in_path, first, notes = set(found), {kind: f"path.{kind}" for kind in found}, []
     for key, value in columns.items():
         kind, given = _COLUMN.fullmatch(key).group(1).lower(), _given(value)
@@ -160,7 +160,8 @@ def _add_columns(found: dict[str, Any], null: set[str], columns: Mapping[str, An
             continue
         if kind in found and given and given != [found[kind]]:
             raise UserError(f"{where}: {first[kind]} and {key} both hold a {NOUNS[kind]}", "remove one of them")
-        first.setdefault(kind, key)
+        if given:
+            first.setdefault(kind, key)
         _add(found, null, kind, value, where=where)
     return notes
 
@@ -172,12 +173,27 @@ def _given(value: Any) -> list[Any]:
 
 
 def _is_another(path: str, medium: Any) -> bool:
-    """Whether a path has another file name than the medium, as far as that has one."""
-    return isinstance(medium, str) and _name(path) != _name(medium)
+    """Whether a path is of another file than the medium: of the same one, one path ends with the other."""
+    if not isinstance(medium, str):
+        return True
+    one, other = (
+        [part for part in re.split(r"[/\\]", each.strip()) if part not in ("", ".")] for each in (path, medium)
+    )
+    length = min(len(one), len(other))
+    return one[-length:] != other[-length:]
 
 
-def _name(path: str) -> str:
-    return re.split(r"[/\\]", path.strip())[-1]
+def _is_medium(value: Any, kind: str) -> bool:
+    """Whether a field's value is a file of a kind, or a path or URL of one."""
+    if isinstance(value, bytes | Embedded):
+        return True
+    if isinstance(value, Mapping):
+        return bool({"bytes", "path"} & value.keys())
+    if not isinstance(value, str):
+        return False
+    text = value.strip().partition("?")[0]
+    is_path = re.fullmatch(r"\S*[/\\]\S*", text) is not None
+    return is_path or text.startswith("data:") or _BY_EXTENSION.get(text.rpartition(".")[2].lower()) == kind
 
 
 def _of_another(key: str, kind: str) -> str:
@@ -267,8 +283,8 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
             (None, first),
         )
         if (numbered := _NUMBERED.fullmatch(key)) and (kind := numbered.group(1).lower()) in found:
-            is_path = isinstance(first, str) and _BY_EXTENSION.get(first.strip().rpartition(".")[2].lower()) == kind
-            if holds or (is_path and _is_another(first, found[kind])):
+            second = (each for each in listed if _is_medium(each, kind))
+            if any(not isinstance(each, str) or _is_another(each, found[kind]) for each in second):
                 hint = f"a sample has at most one {NOUNS[kind]}: remove {key}, or join the files"
                 raise UserError(f"{where}: {key} is a second {NOUNS[kind]}", hint)
         unread = _SYNONYM.fullmatch(key) and isinstance(value, list | tuple | Mapping) and len(value) > 0
@@ -277,9 +293,8 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
                 f"{where}: the field {key!r} looks like a medium and is not read: {str(shown)[:80]!r}",
                 f"call it {named or 'image, audio or video'}, or remove it if the question is not about it",
             )
-        others = {kind for kind, text in _named(key, value) if isinstance(found.get(kind), str)}
-        texts = {kind: {_name(text) for of, text in _named(key, value) if of == kind} for kind in others}
-        notes += [_of_another(key, kind) for kind in sorted(others) if texts[kind] != {_name(found[kind])}]
+        known = [(kind, text) for kind, text in _named(key, value) if isinstance(found.get(kind), str)]
+        notes += [_of_another(key, kind) for kind in sorted({k for k, text in known if _is_another(text, found[k])})]
     return notes
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -229,7 +230,13 @@ def further_splits(config: DatasetConfig) -> list[str]:
     used = None if config.source.name in BENCHMARKS else open_split(config.path, "valid", config.split)
     if used is None or not used.name:  # the official layout and a single file have one
         return []
-    return [each for each in ALIASES["valid"] if each != used.name and open_split(config.path, "valid", each)]
+
+    def is_there(name: str) -> bool:
+        with suppress(UserError):
+            return open_split(config.path, "valid", name) is not None
+        return True  # it cannot be read
+
+    return [each for each in ALIASES["valid"] if each != used.name and is_there(each)]
 
 
 def read_split(path: Path | str, split: str, limit: int | None = None) -> list[Sample]:

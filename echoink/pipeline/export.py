@@ -89,8 +89,8 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
 
 def _caps(path: str) -> tuple[int, int]:
     """The picture caps that the model was trained with, or else those of its processor."""
-    if run := checkpoint.run_of(Path(path)):
-        model = reader.configuration(run).model
+    run = checkpoint.run_of(Path(path))
+    if model := reader.configuration(run).get("model") if run else None:
         return model.min_pixels, model.max_pixels
     return loading.picture_caps(path)
 

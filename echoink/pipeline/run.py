@@ -62,6 +62,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         files.write_text("config.yaml", to_yaml(config))
         if writes:
             reward_files.keep(config.reward, folder)
+            files.summary["weights"] = (start.step and files.summary["weights"]) or weights_on_disk.begun_with(config)
         files.write_json("environment.json", environment())
         if config.checkpoint:
             # Only the first process compares the model's digests: this reads gigabytes.
@@ -69,7 +70,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             for other in (other_prompt, other_data, other_hold_out, other_model):
                 if warning := other(config):
                     console.say("warning", warning)
-        files.summary["weights"] = weights_on_disk.begun_with(config) if writes else None
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)

@@ -259,9 +259,12 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 
 def _other_weights(config: Config, run: Run) -> bool:
-    """Whether the model's folder holds other weights than a run began with; runs of older versions do not say."""
+    """Whether the model's folder holds other weights than a run began with, and say so; older runs do not know."""
     then, now = run.summary.get("weights"), weights_on_disk.begun_with(config)
-    return None not in (then, now) and then != now
+    differ = None not in (then, now) and then != now
+    if differ:
+        say("sweep", f"{run.folder} began with other weights than {config.checkpoint or config.model.path} has now")
+    return differ
 
 
 def _other_code(run: Run) -> str:

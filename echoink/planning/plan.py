@@ -355,8 +355,11 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
         )
     )
     read = (disk["checkpoint"] + disk["optimizer"]) / plan["world_size"]
-    first = f"{gib(disk['first_process'])}" + (" in the first process" if plan["world_size"] > 1 else "")
-    rows.append(("", f"a save writes {first} and reads {gib(read)} in each again, for its checksums"))
+    several = plan["world_size"] > 1
+    writes = gib(disk["first_process"]) + (" (the first process)" if several else "")
+    rows.append(
+        ("", f"a save writes {writes}{', each' if several else ' and'} reads {gib(read)} again for its checksums")
+    )
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
         rows.append(("", f"the hours leave out {', '.join(plan['hours_without'])}"))

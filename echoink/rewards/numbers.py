@@ -33,8 +33,8 @@ for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth te
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
 
 _HAN_NO_UNIT = re.compile(
-    r"(?!千[克米瓦卡赫帕焦伏牛安字比]|百帕|兆[赫瓦帕焦伏字比])[十百千万萬亿億兆]"
-    r"|[余餘几幾多](?!边)|[来來](?!回)|[個个][半多]|.*[半多]$"
+    r"(?!千(?:[克米瓦卡赫帕焦伏牛安]|字节|比特)|百帕|兆(?:[赫瓦帕焦伏]|字节|比特))[十百千万萬亿億兆]"
+    r"|[余餘几幾多](?!边|媒)|[来來](?!回)|[個个](?:半$|半[小个個天年月]|多(?!边|媒))|.*[半多]$"
 )
 """The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, and a half."""
 

@@ -54,7 +54,7 @@ class RunFolder:
         before = self._before = read_summary(path)
         self._config = self._configuration()
         self.summary["started"] = before.get("started") or milliseconds()
-        self.summary["mlflow"] = before.get("mlflow")
+        self.summary["mlflow"], self.summary["weights"] = before.get("mlflow"), before.get("weights")
         if before.get("changed"):
             self.changed(before["changed"])
         self._started = time.perf_counter() - (before.get("seconds") or 0)
@@ -170,7 +170,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 @contextmanager
-def _where_there_are_locks() -> Iterator[None]:
+def where_there_are_locks() -> Iterator[None]:
     """Pass over file systems without locks: Lustre, NFS and others, depending on how they are mounted."""
     try:
         yield
@@ -185,7 +185,7 @@ def in_use(folder: Path) -> bool:
     """Whether another process writes to a run's folder, or nobody can."""
     held = lock(folder)
     try:
-        with _where_there_are_locks():
+        with where_there_are_locks():
             held.acquire(timeout=0)
             held.release()
     except (Timeout, OSError):
@@ -200,7 +200,7 @@ def take(folder: Path) -> None:
         UserError: another process is writing to it.
     """
     try:
-        with _where_there_are_locks():
+        with where_there_are_locks():
             lock(folder).acquire(timeout=2)
     except Timeout:
         raise UserError(f"another process is writing to {folder}", "wait for it, or choose another folder") from None

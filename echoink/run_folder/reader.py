@@ -132,9 +132,10 @@ def configuration(run: Path) -> DictConfig:
     file = run / "config.yaml"
     with suppress(YAMLError, UnicodeDecodeError, OmegaConfBaseException):
         found = OmegaConf.load(file)
-        if isinstance(found, DictConfig) and {"model", "dataset", "tracking"} <= found.keys():
+        if isinstance(found, DictConfig) and found:
             return found
-    raise UserError(f"{file} is empty or damaged", f"restore it from {run / '.hydra/config.yaml'}")
+    copy = run / ".hydra/config.yaml"
+    raise UserError(f"{file} is empty or damaged", f"restore it from {copy}" if copy.is_file() else "restore it")
 
 
 def method(config: str) -> dict[str, Any]:
@@ -186,16 +187,17 @@ def jobs(sweep: Path) -> list[Path]:
 
 def below(folder: Path, name: str) -> list[Path]:
     """The folders in or below one that hold a file of that name, except for copies of runs' files."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):  # outputs may be links to a large disk
-        real = os.path.realpath(place)
-        if real in seen:  # a circle of links
-            folders.clear()
-            continue
-        seen.add(real)
-        # Links last: what is behind one may also be beside it.
-        folders[:] = sorted(set(folders) - NO_RUNS, key=lambda each: (os.path.islink(os.path.join(place, each)), each))
-        found += [Path(place)] if name in files else []
+    found, seen, starts = [], set(), [folder]
+    for start in starts:  # outputs may be links to a large disk; what is behind links comes last
+        for place, folders, files in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:  # it is also somewhere without a link, or this is a circle of links
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(set(folders) - NO_RUNS)
+            starts += [Path(place, each) for each in folders if os.path.islink(os.path.join(place, each))]
+            found += [Path(place)] if name in files else []
     return found
 
 

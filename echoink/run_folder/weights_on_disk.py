@@ -7,7 +7,7 @@ from echoink.config.schema import Config, Task
 from echoink.run_folder import checkpoint
 
 PARTS, LENGTH = 16, 2**16
-"""How many parts of a file are read, and how long each is, in bytes. A step of training changes nearly every weight."""
+"""How many parts of a file are read, and how long each is, in bytes: so many that a step of training changes some."""
 
 
 def begun_with(config: Config) -> str | None:
@@ -15,7 +15,7 @@ def begun_with(config: Config) -> str | None:
     both = config.task is Task.compare
     places = [config.model.path, config.checkpoint] if both else [config.checkpoint or config.model.path]
     folders = [folder for place in places if place and (folder := checkpoint.chosen(Path(place)))]
-    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
     found = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

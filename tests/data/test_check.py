@@ -53,9 +53,13 @@ def test_all_splits_that_evaluate_are_checked_and_the_first_of_their_names_is_us
         (own / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (own / "valid.jsonl").rename(own / "val.jsonl")
     assert open_split(str(own), "valid").where.endswith("/val.jsonl")
-    assert main(["check", str(own)]) == 1
+    assert main(["check", str(own)]) == 0, "a test split may have no answers"
     text = said(capsys)
     assert "the answer 'Q' is not among the options" in text and "train and test share" in text
+    (own / "test.jsonl").write_text("{garbage")
+    assert main(["check", str(own)]) == 0, "train and valid are sound"
+    assert "test.jsonl, line 1 is not valid JSON" in (text := said(capsys)) and "3 of 3 rows can be used" in text
+    (own / "test.jsonl").write_text((own / "train.jsonl").read_text())
     (own / "val.jsonl").unlink()
     main(["check", str(own)])
     assert "test.jsonl is what is evaluated: there is no split valid, validation or val" in said(capsys)

@@ -71,6 +71,13 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
             "several",
         ),
         ({**ROW, "image": "p.png", "image2": "q.png"}, "image2 is a second picture"),
+        ({**ROW, "image": "left/1.png", "image_2": "right/1.png"}, "image_2 is a second picture"),
+        ({**ROW, "image": "p.png", "image2": "more/0002"}, "image2 is a second picture"),
+        ({**ROW, "image": "p.png", "image2": "data:image/png;base64,AAAA"}, "image2 is a second picture"),
+        ({**ROW, "image": "p.png", "image2": "https://x.org/q.png?size=2"}, "image2 is a second picture"),
+        ({**ROW, "image": b"xx", "image_2": "q.png"}, "image_2 is a second picture"),
+        ({**ROW, "image": "a/p.png", "image_2": ["p.png", "q.png"]}, "image_2 is a second picture"),
+        ({**ROW, "image": None, "image_path": "a.png", "images": "b.png"}, "image_path and images both hold a picture"),
         ({**ROW, "audio": "s.wav", "audio_2": "t.wav"}, "audio_2 is a second sound"),
         (
             {**ROW, "path": {"image": "i/p.png"}, "images": ["q.png", "r.png"]},
@@ -137,6 +144,8 @@ def test_another_file_of_a_kind_that_the_sample_has_is_noted(tmp_path):
     said = {**ROW, "path": {"image": "images/p.png"}, "image": "p.png", "image_filename": "COCO_1.jpg"}
     (sample,), _ = parse_rows([said], tmp_path, "here")
     assert sample.notes == ("image_filename names another picture, which is not read",) and sample.image.name == "p.png"
+    (sample,), _ = parse_rows([{**ROW, "path": {"image": "a/p.png"}, "image": "b/p.png"}], tmp_path, "here")
+    assert sample.notes == ("image names another picture, which is not read",)
     (sample,), _ = parse_rows([chat({"type": "text", "text": "Q?"})], tmp_path, "here")
     assert sample.problem == "Q?", "one part may stand without a list"
 

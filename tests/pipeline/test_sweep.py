@@ -147,20 +147,22 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("key", ["model.path", "checkpoint"])
-def test_a_job_whose_weights_were_replaced_is_run_again_and_not_shared(tmp_path, monkeypatch, key):
+def test_a_job_whose_weights_were_replaced_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys, key):
     monkeypatch.setattr(sweep_job, "_device", starts)
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(bytes(2**20))
+    (base / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    (base / "pruned.safetensors").symlink_to(tmp_path / "gone")
     job = make_run(tmp_path / "3", words := [f"{key}={base}"])
     began = read_summary(job) | {"weights": weights_on_disk.begun_with(config(*words))}
     (job / "summary.json").write_text(json.dumps(began))
     os.utime(base / "model.safetensors", (2**33, 2**33))  # the same weights, copied anew
     assert sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1) == 0.8
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
-    (base / "model.safetensors").write_bytes(bytes(2**19) + b"1" + bytes(2**19 - 1))
+    (base / "model.safetensors").write_bytes(bytes(range(256)) * (3 * 2**12))
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
+    assert "began with other weights than" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(Starts):
         sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1)
 

@@ -656,7 +656,8 @@ def test_runs_behind_links_are_found_once_and_a_damaged_sweep_hides_nothing(tmp_
     make_run(outputs / "sweep/0")
     (outputs / "sweep/sweep.json").write_text('{"status": "fini')
     (outputs / "tiny").symlink_to(kept)
-    (outputs / "latest").symlink_to(outputs / "sweep/0")
+    (outputs / "best").mkdir()
+    (outputs / "best/mine").symlink_to(outputs / "sweep/0")
     assert [run.folder for run in reader.find([outputs])] == [outputs / "sweep/0", outputs / "tiny/one"]
     runs.main([str(outputs)])
     assert "tiny/one" in "".join(capsys.readouterr().out.split())
