@@ -93,7 +93,8 @@ _OF_EVALUATIONS_TOO = ("processes", "sharding", "patience", "bf16")
 
 
 def of_training_alone(given: Collection[str], config: Config) -> list[str]:
-    """The given keys that only training reads, for a task that does not train; none for one that trains.
+    """The given keys without effect in a task that does not train: those that only training reads, and `model.path`
+    where a checkpoint gives the weights. None for a task that trains.
 
     There are such keys where the command line of a training is used again with task=eval.
     """
@@ -123,4 +124,4 @@ def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> Non
                 raise UserError(f"{key} has no effect here", hint)
     for key in set.intersection(*(set(of_training_alone(given, job)) for job in jobs)):
         if len({str(flatten(job)[key]) for job in jobs}) > 1:
-            raise UserError(f"{key} has no effect here, and the jobs differ in it", "only training reads it")
+            raise UserError(f"{key} has no effect here, and the jobs differ in it", "they would be equal")
