@@ -92,7 +92,7 @@ _OF_EVALUATIONS_TOO = ("processes", "sharding", "patience", "bf16")
 """Keys of the group `trainer` that evaluations read too."""
 
 
-def of_training_alone(given: Collection[str], config: Config) -> list[str]:
+def idle_in_evaluations(given: Collection[str], config: Config) -> list[str]:
     """The given keys without effect in a task that does not train: those that only training reads, and `model.path`
     where a checkpoint gives the weights. None for a task that trains.
 
@@ -122,6 +122,6 @@ def refuse_without_effect(given: Collection[str], jobs: Sequence[Config]) -> Non
         for key in keys.split():
             if key in given and not any(map(acts, jobs)):
                 raise UserError(f"{key} has no effect here", hint)
-    for key in set.intersection(*(set(of_training_alone(given, job)) for job in jobs)):
+    for key in set.intersection(*(set(idle_in_evaluations(given, job)) for job in jobs)):
         if len({str(flatten(job)[key]) for job in jobs}) > 1:
             raise UserError(f"{key} has no effect here, and the jobs differ in it", "they would be equal")

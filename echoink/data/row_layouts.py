@@ -183,14 +183,16 @@ def _is_another(path: str, medium: Any) -> bool:
     return one[-length:] != other[-length:]
 
 
+def _holds_file(value: Any) -> bool:
+    return isinstance(value, bytes | Embedded) or (
+        isinstance(value, Mapping) and bool({"bytes", "path"} & value.keys())
+    )
+
+
 def _is_medium(value: Any, kind: str) -> bool:
     """Whether a field's value is a file of a kind, or a path or URL of one."""
-    if isinstance(value, bytes | Embedded):
-        return True
-    if isinstance(value, Mapping):
-        return bool({"bytes", "path"} & value.keys())
     if not isinstance(value, str):
-        return False
+        return _holds_file(value)
     text = value.strip().partition("?")[0]
     is_path = re.fullmatch(r"\S*[/\\]\S*", text) is not None
     return is_path or text.startswith("data:") or _BY_EXTENSION.get(text.rpartition(".")[2].lower()) == kind
@@ -277,7 +279,7 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
             continue  # it says what a medium was cut from, which may be a file of another kind
         listed = [each for each in value if each is not None] if isinstance(value, list | tuple) else [value]
         first = listed[0] if listed else None
-        holds = isinstance(first, bytes | Embedded) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys())
+        holds = _holds_file(first)
         named, shown = next(
             ((kind, text) for kind, text in _named(key, value) if (kind not in found if kind else not found)),
             (None, first),

@@ -41,7 +41,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     """
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
-    if idle := effects.of_training_alone({word.partition("=")[0].lstrip("+") for word in overrides}, config):
+    if idle := effects.idle_in_evaluations({word.partition("=")[0].lstrip("+") for word in overrides}, config):
         console.say("", f"no effect here: {', '.join(idle)}")
     writes = int(os.environ.get("RANK", "0")) == 0
     start = _on_main_process(lambda: resume.begin(config, folder))

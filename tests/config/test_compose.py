@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from echoink.common.errors import UserError
 from echoink.common.keys import fields_of
 from echoink.config.compose import SWEPT, compose
-from echoink.config.effects import of_training_alone
+from echoink.config.effects import idle_in_evaluations
 from echoink.config.foreign_names import HERE
 from echoink.config.help import help_text
 from echoink.config.mistakes import groups
@@ -220,13 +220,13 @@ def test_keys_of_training_may_stand_beside_an_evaluation_but_no_sweep_over_them(
     """A training's command line is used again with task=eval: the run says what of it has no effect."""
     words = ["task=eval", "grpo.beta=0.1", "trainer.steps=3", "trainer.bf16=true", "seed=1"]
     given = {word.partition("=")[0] for word in words}
-    assert of_training_alone(given, config_of(*words)) == ["grpo.beta", "trainer.steps"]
-    assert of_training_alone(given, config_of(*words[1:])) == []
+    assert idle_in_evaluations(given, config_of(*words)) == ["grpo.beta", "trainer.steps"]
+    assert idle_in_evaluations(given, config_of(*words[1:])) == []
     of_rewards = {"reward.lambda_acc", "reward.lambda_brevity"}  # one of a package's own is scored in evaluations too
-    assert of_training_alone(of_rewards, config_of("task=eval")) == ["reward.lambda_acc"]
+    assert idle_in_evaluations(of_rewards, config_of("task=eval")) == ["reward.lambda_acc"]
     engines = ["generation=vllm", "eval.engine=vllm"]
-    assert of_training_alone({"generation"}, config_of("task=eval", engines[0])) == ["generation.engine"]
-    assert of_training_alone({"generation"}, config_of("task=eval", *engines)) == []
+    assert idle_in_evaluations({"generation"}, config_of("task=eval", engines[0])) == ["generation.engine"]
+    assert idle_in_evaluations({"generation"}, config_of("task=eval", *engines)) == []
     assert compose(["task=eval", "grpo.beta=0.1", "seed=0,1"], multirun=True)
     assert compose(["task=eval,train", "grpo.beta=0,0.1"], multirun=True)
     with pytest.raises(UserError, match="grpo.beta has no effect here, and the jobs differ in it"):

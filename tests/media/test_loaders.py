@@ -382,15 +382,21 @@ def test_a_sound_that_begins_before_its_pictures_is_heard_from_its_beginning(tmp
     assert levels == pytest.approx(20 * np.clip(moments - 3, 0, 4), abs=12)
 
 
+def silent(path, levels, codec, rate, every, **how):
+    """A video of grey frames, every so many a key frame."""
+    with av.open(str(path), "w", **how) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", every
+        for level in levels:
+            frame = np.full((96, 160, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def test_the_frames_of_a_fragmented_file_are_those_of_all_its_fragments(tmp_path):
     """Its header counts the frames of the first fragment alone."""
-    with av.open(str(tmp_path / "f.mp4"), "w", options={"movflags": "frag_keyframe"}) as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", 1
-        for number in range(32):
-            level = np.full((96, 160, 3), 5 * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
-        container.mux(stream.encode())
+    fragmented = {"movflags": "frag_keyframe"}
+    silent(tmp_path / "f.mp4", range(0, 160, 5), "mpeg4", rate=8, every=1, options=fragmented)
     with av.open(str(tmp_path / "f.mp4")) as container:
         assert 0 < container.streams.video[0].frames < 8
     found = load_video(tmp_path / "f.mp4", CAPS)
@@ -398,13 +404,7 @@ def test_the_frames_of_a_fragmented_file_are_those_of_all_its_fragments(tmp_path
 
 
 def test_pictures_of_a_file_that_was_cut_between_key_frames_are_on_the_clock_of_its_sound(tmp_path):
-    with av.open(str(tmp_path / "whole.ts"), "w", format="mpegts") as container:
-        stream = container.add_stream("mpeg2video", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 96, "yuv420p", 40
-        for number in range(120):
-            level = np.full((96, 160, 3), 2 * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
-        container.mux(stream.encode())
+    silent(tmp_path / "whole.ts", range(0, 240, 2), "mpeg2video", rate=10, every=40, format="mpegts")
     content = (tmp_path / "whole.ts").read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[188 * int(len(content) / 188 * 0.12) :])
     with av.open(str(tmp_path / "cut.ts")) as container:
