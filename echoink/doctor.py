@@ -13,6 +13,7 @@ Both need vLLM, here or in generation.vllm.python=<its interpreter>; other keys,
 import io
 import itertools
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -173,9 +174,17 @@ def _tracking(config: Config) -> tuple[Verdict, str]:
         return Verdict.note, "off"
     uri = client.absolute_uri(config.tracking.uri, Path.cwd())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return Verdict.good, f"{uri} will be made"
+        return _to_be_made(Path(uri.removeprefix("sqlite:///")), uri)
     preflight.check_store(uri, config.tracking.experiment)
     return Verdict.good, uri
+
+
+def _to_be_made(path: Path, name: str) -> tuple[Verdict, str]:
+    """Whether a path that does not exist can be written: the nearest folder above it decides."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        return Verdict.bad, f"{name} cannot be made: {above} is no folder that can be written to"
+    return Verdict.good, f"{name} will be made"
 
 
 def _hub() -> tuple[Verdict, str]:
@@ -269,7 +278,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
 
     dataset = config.dataset
     if dataset.source is Source.synthetic and not Path(dataset.path).exists():
-        return Verdict.good, f"{dataset.path} will be made"
+        return _to_be_made(Path(dataset.path), dataset.path)
     trains = config.trains and dataset.source in (Source.synthetic, Source.rows)
     counts, worst = [], 0.0
     for split, limit in ((("train", dataset.train),) if trains else ()) + (("valid", dataset.valid),):

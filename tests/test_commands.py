@@ -284,6 +284,10 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     bad = {finding.what: finding.text for finding in doctor.examine(sick) if finding.verdict is doctor.Verdict.bad}
     assert set(bad) == {"model", "data"}
     assert "model.path=<folder>" in bad["model"] and "dataset folder not found" in bad["data"]
+    (tmp_path / "file").touch()
+    placed = config_of("tracking.uri=sqlite:///file/mlflow.db", "dataset.path=file/set")
+    bad = {finding.what: finding.text for finding in doctor.examine(placed) if finding.verdict is doctor.Verdict.bad}
+    assert set(bad) == {"tracking", "data"} and all(f"cannot be made: {tmp_path}/file" in text for text in bad.values())
     free["bytes"] = 2 * 2**30
     full = {finding.what: finding for finding in doctor.examine(config_of())}["disk"]
     assert full.verdict is doctor.Verdict.bad and full.text == f"2 GiB free in {tmp_path}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import inspect
 import json
 import subprocess
@@ -47,9 +48,19 @@ def run(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        place = f": {error.filename}" if error.filename is not None else ""
+        print(f"error: {error.strerror}{place}\n  → free or permit it, or name another place", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nstopped by Ctrl-C; {again}", file=sys.stderr)
         sys.exit(130)
+
+
+_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+"""Errors that a disk or a permission causes, and no fault of the code."""
 
 
 def train(words: Sequence[str]) -> int:

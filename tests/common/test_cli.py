@@ -1,8 +1,12 @@
 """What the commands have in common."""
 
+import errno
 import os
 import signal
 
+import pytest
+
+from echoink.common import cli
 from tests.helpers import processes
 from tests.helpers.entry import until
 
@@ -19,3 +23,24 @@ def test_a_run_ends_with_the_command_that_started_it(tmp_path):
     until_gone = processes.start(tmp_path, code="import time; time.sleep(30)")
     until((tmp_path / "told").exists, until_gone)
     until_gone.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "said"),
+    [
+        (errno.EACCES, "theirs/model", ": theirs/model"),
+        (errno.ENOSPC, None, ""),
+        (errno.ENOENT, "ours", None),
+    ],
+)
+def test_what_a_disk_refuses_is_no_traceback_and_what_code_misses_is_one(number, file, said, monkeypatch, capsys):
+    def main(words):
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr("sys.argv", ["command", "word"])
+    with pytest.raises(FileNotFoundError if said is None else SystemExit) as ended:
+        cli.run(main, "help")
+    if said is not None:
+        assert ended.value.code == 2
+        hint = "\n  → free or permit it, or name another place\n"
+        assert capsys.readouterr().err == f"error: {os.strerror(number)}{said}{hint}"
