@@ -18,12 +18,21 @@ from echoink.report.arms import Arm
 from echoink.run_folder.folder import read_summary
 from echoink.run_folder.reader import Run
 
+ACCURACY = "reward/accuracy"
+
 PANELS = (
-    ("reward/accuracy", "accuracy reward"),
+    (ACCURACY, "accuracy reward"),
     ("completion/mean_length", "completion length (tokens)"),
     ("reward/format", "format reward"),
 )
 """The curves of the paper's Figure 4, and the format reward."""
+
+SUPERVISED = (
+    ("train/loss", "loss"),
+    (ACCURACY, "accuracy of the responses"),
+    ("reward/format", "format of the responses"),
+)
+"""The curves of supervised fine-tuning, whose responses are given: their rewards say whether they are right."""
 
 EVALUATED = ("evaluation, 95 %", "development split")
 
@@ -45,7 +54,7 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def curves(run: Path, *targets: Path) -> Path | None:
     """Draw the curves of a run from its `metrics.jsonl`: raw values faint, smoothed values bold.
 
-    On the accuracy panel, evaluations in `summary.json` are points with 95 % intervals; those in `dev.jsonl`, on the
+    On the panel of accuracy, evaluations in `summary.json` are points with 95 % intervals; those in `dev.jsonl`, on the
     development split, are squares.
 
     Args:
@@ -55,18 +64,21 @@ def curves(run: Path, *targets: Path) -> Path | None:
     Returns:
         The first of them; None where nothing was logged yet.
     """
-    rows = [row for row in read_rows(run / "metrics.jsonl") if PANELS[0][0] in row]
+    rows = [row for row in read_rows(run / "metrics.jsonl") if ACCURACY in row]
     if not rows:
         return None
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.4), constrained_layout=True)
+    summary = read_summary(run)
+    panels = SUPERVISED if summary.get("task") == "sft" else PANELS
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.4), constrained_layout=True)
     steps = [row["step"] for row in rows]
     mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point is invisible
-    for axis, (name, title) in zip(axes, PANELS, strict=True):
+    for axis, (name, title) in zip(axes, panels, strict=True):
         values = [row[name] for row in rows]
         axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=1)
         axis.plot(steps, smooth(values), color=COLOURS[0], linewidth=2, **mark)
         _dress(axis, name, title)
-    _evaluations(axes[0], run, steps[-1])
+        if name == ACCURACY:
+            _evaluations(axis, run, summary, steps[-1])
     return _save(figure, targets)
 
 
@@ -84,7 +96,7 @@ def _dress(axis: pyplot.Axes, name: str, title: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    if name != "completion/mean_length":
+    if name.startswith("reward/"):
         axis.set_ylim(0, 1.02)
 
 
@@ -104,8 +116,9 @@ def overlay(runs: Sequence[Run], *targets: Path) -> Path | None:
     if not found:
         return None
     many = len(found) > len(COLOURS)
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(12, 3.6), constrained_layout=True)
-    for axis, (name, title) in zip(axes, PANELS, strict=True):
+    panels = SUPERVISED if all(run.summary.get("task") == "sft" for run in runs) else PANELS
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.6), constrained_layout=True)
+    for axis, (name, title) in zip(axes, panels, strict=True):
         for number, arm in enumerate(found):
             colour = pyplot.get_cmap("viridis")(number / (len(found) - 1)) if many else COLOURS[number]
             _arm(axis, arm, name, colour)
@@ -135,8 +148,7 @@ def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
         )
 
 
-def _evaluations(axis: pyplot.Axes, run: Path, last: int) -> None:
-    summary = read_summary(run)
+def _evaluations(axis: pyplot.Axes, run: Path, summary: dict, last: int) -> None:
     for phase, step in (("base", 0), ("final", last)):
         if found := summary.get(phase):
             low, high = found["interval"]
