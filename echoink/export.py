@@ -1,6 +1,7 @@
 """Exports a checkpoint as a folder that plain transformers (and peft) load without this package, with a model card.
 
     python -m echoink.export checkpoint=outputs/tiny/<time> output=my-model
+    python -m echoink.export checkpoint=… output=… vllm=true            in the layout that vLLM reads
     python -m echoink.export checkpoint=… output=… merge=false          an adapter, not merged into its base
     python -m echoink.export checkpoint=… output=… push_to=me/my-model  to the hub; a new repository is private
 
@@ -24,6 +25,7 @@ class ExportConfig:
     checkpoint: str = key("a run folder (its best step on dev, else the last) or a step")
     output: str = key("the new folder")
     merge: bool = key("merge an adapter into its base; false: export the adapter alone", True)
+    vllm: bool = key("lay it out as the published whole model, which vLLM reads; false: as its own class", False)
     push_to: str | None = key("a repository of the hub to push to, such as me/my-model; a new one is private", None)
 
 
@@ -36,7 +38,7 @@ def main(words: Sequence[str]) -> None:
         from echoink.pipeline.export import export
 
     with console.quiet_libraries():
-        folder = export(given.checkpoint, Path(given.output), given.merge, given.push_to)
+        folder = export(given.checkpoint, Path(given.output), merge=given.merge, vllm=given.vllm, push_to=given.push_to)
     console.say("export", str(folder))
 
 

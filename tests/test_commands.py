@@ -22,6 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file
 
 from echoink import doctor, predict, rescore, tiny
 from echoink import open as opening
@@ -488,6 +489,21 @@ def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run,
     assert (theirs - ours).abs().max() <= 1e-4
     assert len(ends) == 2, "both tokens that end a completion"
     assert done.stdout.partition(" → ")[0].strip() == asked("--checkpoint", str(run), *asks)[0]
+
+
+def test_an_export_for_vllm_has_the_published_names_and_is_the_same_model(run, tmp_path):
+    folder, plain = (export.export(run, tmp_path / str(vllm), vllm=vllm) for vllm in (True, False))
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Qwen2_5OmniModel"]
+    names = load_file(folder / "model.safetensors")
+    assert names and all(name.startswith("thinker.") for name in names)
+    ours, theirs = load_model(str(folder)).state_dict(), load_model(str(plain)).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    program, asks = program_of(folder)
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.partition(" → ")[0].strip() == asked("--checkpoint", str(plain), *asks)[0]
+    assert "vllm serve" in (folder / "README.md").read_text() and "vllm=true" in (plain / "README.md").read_text()
+    with pytest.raises(UserError, match="vllm=true exports a whole model"):
+        export.export(run, tmp_path / "both", vllm=True, merge=False)
 
 
 def test_an_export_answers_as_it_was_measured_whatever_its_base_would_decode_with(tmp_path, monkeypatch, capsys):

@@ -69,7 +69,7 @@ def look_through(config: Config, progress: Progress) -> Found:
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) if folder.is_dir() else ""
         raise UserError(
             f"no split in {folder}" + (f", which holds {there}" if there else ""),
-            "train.jsonl and valid.jsonl, a question a line, or Parquet files train-*.parquet; docs/data.md has all",
+            "train.jsonl and valid.jsonl, a question a line, or .json or Parquet files; docs/data.md has all",
         )
     return found
 

@@ -7,6 +7,7 @@
       train/audios/sample_7.wav
 
     <dataset.path>/train.jsonl …        one row per line; paths start at the folder
+    <dataset.path>/train.json …         a list of rows, where there is no other form of the split
     <dataset.path>/dataset_dict.json    a `datasets` folder (save_to_disk), one or several splits
     <dataset.path>/data/train-*.parquet Parquet files, as in a hub repository
     owner/name                          a hub id
@@ -27,7 +28,7 @@ OFFICIAL_ROOTS = ("", "AVQA_R1", "AVQA-R1-6K/AVQA_R1")
 """Where the official archive may have put the split folders below `dataset.path`."""
 
 ALIASES = {"train": ("train",), "dev": ("dev",), "valid": ("valid", "validation", "val", "test")}
-"""What tables and .jsonl files call a split."""
+"""What tables, .jsonl and .json files call a split."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -77,6 +78,8 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
         lines, shards = root / f"{each}.jsonl", [_shards(folder, each) for folder in (root, root / "data")]
         forms = [*filter(None, [index, table if stored else None]), *([lines] if lines.is_file() else [])]
         forms += [files[0] for files in shards if files]
+        if not forms and lines.with_suffix(".json").is_file():
+            return replace(_file(lines.with_suffix(".json")), name=each)
         if len(forms) > 1:
             raise UserError(f"{forms[0]} and {forms[1]} both hold {split}", "keep one of them in dataset.path")
         if index and name and name != split:
@@ -138,6 +141,14 @@ def _json(index: Path) -> list[dict]:
     return rows
 
 
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except NOT_JSON:
+        return False
+    return True
+
+
 def _file(file: Path) -> Rows:
     if file.suffix == ".json":
         return Rows(_json(file), file.parent, str(file))
@@ -159,8 +170,8 @@ def _file(file: Path) -> Rows:
                 rows.append(json.loads(line))
         except NOT_JSON as error:
             broken.append(f"{file}, line {number} is not valid JSON: {error}")
-    if len(rows) == 1 and isinstance(rows[0], list):
-        raise UserError(f"{file} holds a list, not one object per line", "name it .json")
+    if content.lstrip().startswith(b"[") and _is_json(content):
+        raise UserError(f"{file} holds a list, not one object per line", f"name it {file.stem}.json")
     if broken:  # report all at once; the contents of other rows are checked once these are fixed
         more = f"\n  … and {len(broken) - BROKEN} more" if len(broken) > BROKEN else ""
         raise UserError("\n  ".join(broken[:BROKEN]) + more, "one object per line")

@@ -44,8 +44,12 @@ _CHATS = ("messages", "conversations", "prompt")
 
 _TAG = re.compile(r"<(image|audio|video)>")
 
-_LIKE_A_TAG = re.compile(r"<(?:image|img|picture|audio|sound|speech|video)s?[ _]?\d*>", re.IGNORECASE)
-"""`_TAG`, and what others write in its place."""
+_LIKE_A_TAG = re.compile(
+    r"</?(?:start_of_)?(?:image|img|picture|audio|sound|speech|video)s?"
+    r"(?:[ _]?\d+|here|_(?:placeholder|token|soft_token|patch|context|pad))?(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+"""`_TAG`, its end, and what others write in its place."""
 
 _PART_OF_FILE = re.compile(
     r"(?:\w+_)?(?:start|end|begin|from|to|offset|bbox|box|crop|segment|timestamp|time_range)s?(?:_\w+)?"
@@ -226,6 +230,7 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
         content = turn.get("content", turn.get("value"))
         systems += role == "system"
         if role not in ("user", "human"):
+            _refuse_media_of(role, content, where)
             continue
         words = []
         content = [content] if isinstance(content, str | Mapping) else content or []
@@ -250,11 +255,23 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
                     )
                 media.append((kind, value))  # without a value it refers to a column
             else:
-                raise UserError(f"{where}: unknown part of the user's turn: {str(part)[:100]}")
+                hint = 'parts are {"type": "text", "text": …} and {"type": "image", "image": <path>} (or audio, video)'
+                raise UserError(f"{where}: unknown part of the user's turn: {str(part)[:100]}", hint)
         texts.append(" ".join(words))
     if len(texts) != 1:
         raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
     return texts[0], media, systems
+
+
+def _refuse_media_of(role: str, content: Any, where: str) -> None:
+    """Refuse a medium in a turn that is not the user's, such as a tool's result: no other turn is asked."""
+    for part in content if isinstance(content, list | tuple) else [content]:
+        kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
+        text = part.get("text") if kind else part
+        tag = _LIKE_A_TAG.search(text) if isinstance(text, str) and role in ("system", "tool") else None
+        if tag or re.search("image|audio|video", kind):
+            found = tag.group() if tag else f"a part of type {kind}"
+            raise UserError(f"{where}: the {role} turn has {found}", "only the user's turn is read: move it there")
 
 
 def _refuse_part(medium: Any, where: str) -> None:

@@ -180,9 +180,11 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     layout = row_layouts.read(row, where)
     row, given = layout.row, layout.media
     if missing := {"problem", "solution"} - row.keys():
-        hints = {"question": "call the question problem", "answer": "call the answer solution, <answer>…</answer>"}
+        hints = dict.fromkeys(("question", "query", "prompt"), "call the question problem")
+        hints |= dict.fromkeys(("answer", "ground_truth"), "call the answer solution, <answer>…</answer>")
+        hints["reward_model"] = "reward_model.ground_truth becomes solution, <answer>…</answer>"
         shown = "the top of echoink/data/samples.py shows a row"
-        hint = ", ".join(text for key, text in hints.items() if key in row) or shown
+        hint = ", ".join(dict.fromkeys(text for key, text in hints.items() if key in row)) or shown
         if {"question", "options", "answer", "source"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
         raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
@@ -321,7 +323,7 @@ def _odd_need(need: object) -> tuple[str, ...]:
 
 def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
     if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
-        raise UserError(f"{where}: options must be a list of texts")
+        raise UserError(f"{where}: options must be a list of texts", 'such as ["A. a cat", "B. a dog"]')
     if problem_type is not ProblemType.multiple_choice and not options:
         return ()
     if not options:
@@ -367,9 +369,17 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
         raise UserError(
             f"{where} is a decoded sound", "store the file's bytes, or cast the column to Audio(decode=False)"
         )
-    value = value.get("path") if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        keys = ("path", where.rpartition(", ")[2])  # {"image": "a.jpg"} in a column of pictures
+        if (found := next((value[key] for key in keys if value.get(key) is not None), None)) is None:
+            held = f"holds {', '.join(map(str, sorted(value)))}, and no path" if value else "is an empty object"
+            raise UserError(f"{where} {held}", 'a medium is a path, {"path": …} or {"bytes": …}')
+        value = found
     if not isinstance(value, str):
         raise UserError(f"{where}: {value!r} is not a path", "a medium is one path, as a text")
+    if scheme := re.match(r"(\w{2,})://", value):
+        hint = "write the path without file://" if scheme.group(1) == "file" else "download the file and name its path"
+        raise UserError(f"{where}: {value[:80]} is an address, and files are read from the disk", hint)
     if value.startswith("data:") or len(value) > MOST_OF_A_PATH:
         raise UserError(f"{where}: {value[:40]!r}… is not a path", 'bytes in JSON are {"bytes": "<base64>"}')
     try:

@@ -255,7 +255,7 @@ def read_split(path: Path | str, split: str, limit: int | None = None) -> list[S
 
 def _no_split(split: str, path: str) -> UserError:
     return UserError(
-        f"no split {split} in {path}: neither omni_rl_format_{split}.json nor {split}.jsonl nor a table of it",
+        f"no split {split} in {path}: no omni_rl_format_{split}.json, {split}.jsonl, {split}.json or table of it",
         "docs/data.md and the top of echoink/data/readers.py say what a dataset may look like",
     )
 

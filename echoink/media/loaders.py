@@ -123,7 +123,8 @@ def load_image(medium: Medium) -> Image.Image:
     try:
         with Image.open(_stream(medium), formats=IMAGE_FORMATS) as file:
             if file.width * file.height > MAX_FILE_PIXELS:
-                raise UserError(f"{medium}: {file.width}x{file.height} pixels is over the limit of {MAX_FILE_PIXELS:,}")
+                size = f"{file.width}x{file.height} pixels"
+                raise UserError(f"{medium}: {size} is over the limit of {MAX_FILE_PIXELS:,}", "make it smaller")
             if max(file.size) > MAX_ASPECT * min(file.size):
                 raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
             if file.mode == "F":

@@ -7,7 +7,7 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, save_torch_state_dict
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
@@ -22,24 +22,31 @@ from echoink.models import loading
 from echoink.models.families import family_of
 from echoink.planning import preflight
 from echoink.rewards import terms
+from echoink.rollout.vllm_engine import published
 from echoink.run_folder import checkpoint, reader
 
 
-def export(source: Path | str, output: Path, merge: bool = True, push_to: str | None = None) -> Path:
+def export(
+    source: Path | str, output: Path, merge: bool = True, vllm: bool = False, push_to: str | None = None
+) -> Path:
     """Write the folder, and push it if asked to.
 
     Args:
         source: a run folder (its best step, else its newest), a step or model folder, or a hub id.
         output: the new folder.
         merge: whether to merge an adapter into its base's weights; False exports the adapter.
+        vllm: whether configuration and weights have the names of the published whole model, of which this is a part:
+            vLLM reads no others.
         push_to: hub id of the repository.
 
     Raises:
         UserError: `output` exists, `source` cannot be loaded, the adapter was never trained, `merge` is False for a
-            whole model or for an adapter on top of another one, or the hub would refuse.
+            whole model, for vLLM or for an adapter on top of another one, or the hub would refuse.
     """
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder")
+    if vllm and not merge:
+        raise UserError("vllm=true exports a whole model", "leave out merge=false")
     if push_to:
         preflight.check_hub(push_to)
     path = checkpoint.resolve(str(source))
@@ -57,18 +64,12 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
     try:
         model = loading.load_model(path)  # its errors say what is wrong with the folder
         processor = loading.load_processor(path, *_caps(path))
-        if adapter and not merge:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy2(Path(path) / name, part)
-            settings = json.loads((part / "adapter_config.json").read_text("utf-8"))
-            settings["base_model_name_or_path"] = resolve(settings["base_model_name_or_path"])
-            (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-        else:
-            model.save_pretrained(part)
+        _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
         model.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
-        (part / "README.md").write_text(card(Path(path), adapter and not merge, model, processor), encoding="utf-8")
+        text = card(Path(path), model, processor, adapter=adapter and not merge, vllm=vllm)
+        (part / "README.md").write_text(text, encoding="utf-8")
         umask = os.umask(0)
         os.umask(umask)
         for file in filter(Path.is_file, part.rglob("*")):
@@ -85,6 +86,21 @@ def export(source: Path | str, output: Path, merge: bool = True, push_to: str | 
                 f"{output} is whole, but the hub did not take it: {first_line(error)}", f"hf upload {push_to} {output}"
             ) from error
     return output
+
+
+def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, vllm: bool) -> None:
+    """Write weights and configuration of a model, or of its adapter alone."""
+    if apart:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy2(Path(path) / name, part)
+        settings = json.loads((part / "adapter_config.json").read_text("utf-8"))
+        settings["base_model_name_or_path"] = resolve(settings["base_model_name_or_path"])
+        (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    elif vllm:
+        family_of(model).vllm_config(model.config).save_pretrained(part)
+        save_torch_state_dict(dict(published(model, everything=True)), part)
+    else:
+        model.save_pretrained(part)
 
 
 def _caps(path: str) -> tuple[int, int]:
@@ -107,14 +123,15 @@ def _refuse_untrained(path: Path) -> None:
         raise UserError(f"the adapter {path} changes nothing: all of its B matrices are 0", "it was never trained")
 
 
-def card(path: Path, adapter: bool, model: PreTrainedModel, processor: ProcessorMixin) -> str:
+def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter: bool, vllm: bool) -> str:
     """The model card: what the model is, what it was trained on, its numbers, how to load it.
 
     Args:
         path: the step folder; a folder outside a run gives a card without numbers.
-        adapter: whether an adapter is exported.
         model: the exported model, whose class and family are named.
         processor: its processor.
+        adapter: whether an adapter is exported.
+        vllm: whether it has vLLM's layout.
     """
     summary, dataset, environment = (
         json.loads(file.read_text("utf-8")) if (file := _run_file(path, name)) else {}
@@ -150,6 +167,15 @@ def card(path: Path, adapter: bool, model: PreTrainedModel, processor: Processor
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
+    if vllm:
+        architecture = type(model).__name__
+        body += [
+            f"vLLM reads this folder: `vllm serve <folder>`. In transformers, {architecture} loads it.",
+            "It is the part that reads and writes text; the class of the whole model, which also speaks, needs more.",
+            "",
+        ]
+    elif not adapter:
+        body += ["vLLM needs another layout: export it with `vllm=true`.", ""]
     body += ["How to ask it:", "", "```python", *_example(adapter, model, processor, config), "```", ""]
     if config:
         body += ["The template of that prompt:", "", "```", config.prompt.template.strip(), "```", ""]

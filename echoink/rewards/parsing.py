@@ -18,26 +18,27 @@ _MAX_ANSWER = 1_000
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
-_SAID = "(?:(?:final |correct |right )?answers?|答案)"
+_SAID = "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?答案)"
 _BOLD_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
+_CHOOSE = r"""(?:[选選][择擇项項]?|第)\s*(?=[*_(\["'`【「]{0,2}[A-Z](?![a-z]))"""
 _PREFIX = re.compile(
-    rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|(?:选项|选)\s*|(?:options?|choices?)\s*[:=]?\s+)""", re.IGNORECASE
+    rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|{_CHOOSE}|(?:options?|choices?)\s*[:=]?\s+)""", re.IGNORECASE
 )
 """Words that may precede the letters, after a mark that stays: "Answer: B", "Option B", "**Option B**: a bell"."""
 
 _WRAPPERS = tuple((mark, mark) for mark in ("$$", "**", "__", "*", "`", '"', "'", "$"))
-_WRAPPERS += (("[", "]"), ("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"))
+_WRAPPERS += (("[", "]"), ("(", ")"), ("{", "}"), ("\\(", "\\)"), ("\\[", "\\]"), ("【", "】"), ("「", "」"))
 """Marks around an answer."""
 
 _BOXED = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 
 _CHOICE = re.compile(
     r"""(?:\(([A-Za-z])\)|\[([A-Za-z])\]|"([A-Za-z])"|'([A-Za-z])'|`([A-Za-z])`|\*\*\(?([A-Za-z])[.:)]?\*\*"""
-    r"""|([A-Za-z])(?:选项|(?![^\W_])\)?))(?:\s*[.:)。、]{1,2})?\s*"""
+    r"""|([A-Za-z])(?:[选選]?[项項]|(?=[和与與及])|(?![^\W_])\)?))(?:\s*[.:)。、]{1,2})?\s*"""
 )
 """A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", "**(B)**"."""
 
-_JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b)\s*(?=\S)", re.IGNORECASE)
+_JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b|[和与與及])\s*(?=\S)", re.IGNORECASE)
 """Separators of two letters."""
 
 _NEXT = re.compile(r"""[A-Z](?![^\W_])|[(\["'`*]""")

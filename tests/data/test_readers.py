@@ -70,6 +70,19 @@ def test_every_form_gives_the_same_samples(dataset, forms, form):
     assert isinstance(found[0].image, Embedded) == (form != "lines")
 
 
+def test_lists_in_json_files_are_splits_where_there_is_no_other_form(tmp_path):
+    row = {"problem": "Q?", "options": ["A. x", "B. y"], "solution": "<answer>B</answer>"}
+    for name, question in (("train.json", "Q?"), ("validation.json", "R?")):
+        (tmp_path / name).write_text(json.dumps([row | {"problem": question}], indent=1))
+    assert [read_split(tmp_path, split)[0].problem for split in ("train", "valid")] == ["Q?", "R?"]
+    assert open_split(str(tmp_path), "valid").name == "validation"
+    (tmp_path / "train.jsonl").write_text(json.dumps(row | {"problem": "S?"}))
+    assert read_split(tmp_path, "train")[0].problem == "S?"
+    (tmp_path / "train.json").replace(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match="holds a list, not one object per line\n.*name it train.json"):
+        read_split(tmp_path, "train")
+
+
 def test_parquet_files_whose_names_begin_alike_are_splits_of_their_own(tmp_path):
     names = ("train-00000-of-00002-1a2b", "train-00001-of-00002-3c4d", "train_hard", "test_0", "testmini")
     for size, name in enumerate(names, 1):

@@ -47,6 +47,12 @@ READ = [  # row, data type, question
     (chat([{"type": "image"}, {"type": "text", "text": "Q?"}], images=["p.png"]), "image", "Q?"),
     (chat([{"type": "image", "image": "p.png"}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
     (chat([{"type": "image", "image": "p.png", "max_pixels": 9}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
+    ({**ROW, "images": [{"image": "p.png", "bytes": None}]}, "image", "Q?"),
+    (
+        {**chat("Q?"), "messages": [{"role": "assistant", "content": "<image>"}, {"role": "user", "content": "Q?"}]},
+        "text",
+        "Q?",
+    ),
     ({**ROW, "path": {"audio": "s.wav"}, "audio_type": "speech", "clip": 7, "origin": "a.wav"}, "audio", "Q?"),
     ({**ROW, "image": "p.png", "image_url": "https://x.org/p.png", "sound": "bark"}, "image", "Q?"),
     ({**ROW, "caption": "A man shows a file called p.jpg", "picture": "two dogs", "image_class": "dog"}, "text", "Q?"),
@@ -121,8 +127,26 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ({**chat("Q?"), "prompt": chat("R?")["messages"]}, "it asks 'R?', but the row asks 'Q?'"),
         *(
             ({**ROW, "problem": f"{tag}Q?", "image": "p.png", "audio": "s.wav"}, f"the question has {tag}, which is")
-            for tag in ("<image 1>", "<image_1>", "<Image>", "<images>", "<img>", "<sound>")
+            for tag in (
+                *("<image 1>", "<image_1>", "<Image>", "<images>", "<img>", "<sound>", "</image>", "<ImageHere>"),
+                *("<IMG_CONTEXT>", "<image_soft_token>", "<audio_placeholder>", "<start_of_image>", "<image/>"),
+                *("<img src='p.png'/>",),
+            )
         ),
+        ({**ROW, "problem": "(<image>./</image>)Q?", "image": "p.png"}, "the question has </image>, which is"),
+        (
+            {**ROW, "messages": [{"role": "tool", "content": [{"type": "audio", "audio": "s.wav"}]}]},
+            "the tool turn has a part of type audio",
+        ),
+        (
+            {**ROW, "messages": [{"role": "system", "content": [{"type": "text", "text": "<image>"}]}]},
+            "the system turn has <image>",
+        ),
+        ({**ROW, "messages": [{"role": "system", "content": "Look: <image>"}]}, "the system turn has <image>"),
+        ({**ROW, "image": {"url": "p.png", "fps": 1}}, "image holds fps, url, and no path"),
+        ({**ROW, "images": [{}]}, "image is an empty object"),
+        ({**ROW, "image": "https://x.org/p.png"}, "https://x.org/p.png is an address"),
+        ({**ROW, "image": "file:///p.png"}, "file:///p.png is an address"),
         ({**ROW, "options": ["A. <image 1>", "B. no"], "image": "p.png"}, "the option 'A. <image 1>' has <image 1>"),
     ],
 )
