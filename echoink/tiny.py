@@ -35,6 +35,8 @@ from echoink.data.synthetic_traces import Sloppiness, trace
 from echoink.pipeline import stages
 from echoink.pipeline.stages import Stage
 
+CUES = ("ear", "eye")
+"""Senses that a shortcut may follow, see `synthetic.cue`."""
 TRACES = 2
 """Traces of each scene in a step."""
 ASKED = 100
@@ -48,14 +50,14 @@ class TinyConfig:
     """Settings of `python -m echoink.tiny`, given as key=value."""
 
     output: str = key("folder of the model", "outputs/tiny_base")
-    seed: int = key("seed of weights, scenes and training", 0)
+    seed: int = key("seed of weights, scenes and training", 0, ge=0)
     kinds: list[str] = key("kinds of question that are taught", list(synthetic.KINDS))
     pool: int = key("scenes with a question each", 12_000, ge=1)
     batch: int = key("scenes of a step, each with two traces", 32, ge=1)
-    steps: int = key("updates on correct traces", 1_800)
-    learning_rate: float = key("peak learning rate of these", 2e-3)
-    sloppy_steps: int = key("updates on sloppy traces", 150)
-    sloppy_learning_rate: float = key("peak learning rate of these", 3e-4)
+    steps: int = key("updates on correct traces", 1_800, ge=0)
+    learning_rate: float = key("peak learning rate of these", 2e-3, gt=0)
+    sloppy_steps: int = key("updates on sloppy traces", 150, ge=0)
+    sloppy_learning_rate: float = key("peak learning rate of these", 3e-4, gt=0)
     sloppiness: Sloppiness = field(default_factory=Sloppiness)
     start: str | None = key("base to start from, tiny or a folder; with steps=0 it learns sloppy traces alone", None)
     shortcut: str = key("the cue that a hasty guess follows, see sloppiness.follows", "ear")
@@ -71,12 +73,17 @@ def main(words: Sequence[str]) -> None:
         raise UserError(f"kinds={config.kinds}: {what}", f"there are {', '.join(synthetic.KINDS)}")
     if config.start not in (None, "tiny") and not Path(config.start).is_dir():
         raise UserError(f"start={config.start}: no such folder", "give a model folder, or tiny")
+    if config.shortcut not in CUES:
+        raise UserError(f"shortcut={config.shortcut} is no cue", f"there are {', '.join(CUES)}")
+    for kind, share in config.sloppiness.haste.items():
+        if kind not in synthetic.KINDS or not 0 <= share <= 1:
+            raise UserError(f"sloppiness.haste.{kind}={share} is not read", f"a share of {', '.join(synthetic.KINDS)}")
     taught = [
         ("clean", config.steps, config.learning_rate),
         ("sloppy", config.sloppy_steps, config.sloppy_learning_rate),
     ]
     taught = [stage for stage in taught if stage[1]]
-    work = output.with_name(f"{output.name}_stages")
+    work = stages.folder_of(output)
     runs = [_stage(config, work, *stage) for stage in taught]
     for run in runs:
         stages.check(run)

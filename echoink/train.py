@@ -141,6 +141,7 @@ def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
         from echoink.distributed import collectives
         from echoink.distributed.process_group import processes
 
+    preflight.check_devices()
     state = processes()
     signals.only_note()
     folder = collectives.on_main_process(lambda: _of_run(config, folder))

@@ -30,6 +30,8 @@ from echoink.common import startup
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines
 from echoink.config.paths import TINY
+from echoink.curate import __main__ as curating
+from echoink.data import __main__ as datasets_of_ours
 from echoink.data import synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import load
@@ -57,6 +59,13 @@ def planned(dataset, *overrides):
 
 
 SMALL = ("dataset.train=24", "dataset.dev=6", "dataset.valid=12")
+
+
+def test_the_plan_names_the_processes_that_divide_the_weights(dataset):
+    several = ("trainer.processes=16", "trainer.prompts_per_step=16", "trainer.micro_batch_prompts=1")
+    for sharding, said in (("fsdp2", "sharded over 8, in each of 2 nodes"), ("zero3", "sharded over 16")):
+        found = planned(dataset, f"trainer={sharding}", *several, *SMALL)
+        assert said in found["memory_bytes_per_process"], sharding
 
 
 def test_the_plan_of_the_tiny_model_is_what_happens(dataset, model, processor, samples):
@@ -269,6 +278,16 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert preflight.check_gpus(bf16=True) is None
+
+
+def test_more_processes_on_a_machine_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    preflight.check_devices()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    preflight.check_devices()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes were started on this machine, and each sees 1 GPU\n"):
+        preflight.check_devices()
 
 
 # --- doctor ---
@@ -901,6 +920,14 @@ def test_a_blank_for_a_dot_is_no_success():
         (tiny.main, ["kinds=[foo]"], r"kinds=\['foo'\]: no kind foo\n.*ear"),
         (tiny.main, ["kinds=[]"], "it is empty"),
         (tiny.main, ["pool=0"], "pool=0 must be >= 1"),
+        (tiny.main, ["shortcut=ears"], "shortcut=ears is no cue"),
+        (tiny.main, ["sloppiness.slip=-3"], "sloppiness.slip=-3.0 must be >= 0"),
+        (tiny.main, ["sloppiness.haste.ear=40"], "sloppiness.haste.ear=40.0 is not read"),
+        (tiny.main, ["output=."], "output=. has no name"),
+        (datasets_of_ours.main, ["show", "output=~/x"], "~ is not expanded here"),
+        (datasets_of_ours.main, ["get", "avqa_r1_6k", "n=4"], "cannot read"),
+        (curating.main, ["source=x", "output=y", "splits=[]"], "nothing is curated"),
+        (curating.main, ["source=x", "output=y", "expect=[4490]"], "expect has 1 numbers, and there are 2 splits"),
     ],
 )
 def test_settings_of_commands_are_checked_before_anything_is_written(main, words, message, tmp_path, monkeypatch):

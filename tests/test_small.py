@@ -94,6 +94,10 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
         small.main(words(tmp_path))
     with pytest.raises(UserError, match="begun with another copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
+    asked_of = tmp_path / "recordings/valid/omni_rl_format_valid.json"
+    asked_of.write_text(json.dumps(json.loads(asked_of.read_text())[:-1]))  # built again, with another seed
+    with pytest.raises(UserError, match="begun with another contents"):
+        small.main(words(tmp_path))
 
 
 def test_a_finished_run_is_passed_over_only_if_its_settings_are_those_of_the_command(asked, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from echoink.models.encoders import encode_media, towers_learn
 from echoink.models.family import Features
 from echoink.models.logprobs import packed_logprobs
 from echoink.rollout import generate as rollout
+from echoink.rollout.decoder import Decoder
 from echoink.rollout.sampling import Sampling
 
 
@@ -86,6 +87,7 @@ class SharedPrefix(Step):
     """Ours: the code that the trainer runs."""
 
     features: list[Features] | None = None
+    decoder: Decoder | None = None
 
     def prefill(self) -> None:
         """Run the towers and the prompts, up to the logits of the first token."""
@@ -98,6 +100,7 @@ class SharedPrefix(Step):
         self.features = None if towers_learn(self.unwrapped.model) else features
         script = self.work.completion_ids.view(len(self.work.prompts), self.work.group, -1).double()
         sampling = Sampling(1.0, 1.0, 0, script.shape[-1], end_ids=(self.unwrapped.generation_config.eos_token_id,))
+        self.decoder = self.decoder or rollout.decoder_for(self.unwrapped)  # one for all repetitions, as in training
         temperatures = [1.0] * self.work.group
         return rollout.generate(
             self.unwrapped,
@@ -107,6 +110,7 @@ class SharedPrefix(Step):
             sampling=sampling,
             features=features,
             pick=_replay,
+            decoder=self.decoder,
         )
 
     def log_probabilities(self, model: torch.nn.Module, index: int, rows: slice) -> Tensor:

@@ -60,7 +60,8 @@ def run(
 
 
 _OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-"""Errors that a disk or a permission causes, and no fault of the code."""
+_OF_THE_MACHINE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""Errors that a disk, a permission or the place that was named causes, and no fault of the code."""
 
 
 def train(words: Sequence[str]) -> int:
@@ -156,7 +157,14 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0], "--help explains the settings") from error
-    for field in dataclasses.fields(schema):
-        if field.metadata:
-            check_range(field.name, field, getattr(found, field.name))
+    _check_ranges(found)
     return found
+
+
+def _check_ranges(settings: object, prefix: str = "") -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{prefix}{field.name}.")
+        elif field.metadata:
+            check_range(prefix + field.name, field, value)

@@ -62,6 +62,13 @@ def main(words: Sequence[str]) -> None:
     recipe = {"source": given.source, "keep": list(given.keep), "splits": list(given.splits)}
     if (output / "curation.json").is_file():
         raise UserError(f"{output} is finished", "give a new output=")
+    if not given.splits:
+        raise UserError("splits=[]: nothing is curated", "such as splits=[train,valid]")
+    if given.expect is not None and len(given.expect) != len(given.splits):
+        raise UserError(
+            f"expect has {len(given.expect)} numbers, and there are {len(given.splits)} splits",
+            "one for each of splits",
+        )
     only = given.splits[0] if len(given.splits) == 1 else None
     for split in given.splits:
         open_named(given.source, split, only)

@@ -31,6 +31,7 @@ from typing import Any
 from echoink.common import cli
 from echoink.common.console import bytes_bar, console, counted, progress, say
 from echoink.common.errors import UserError, first_line
+from echoink.common.keys import refuse_home
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.data import check as checking
@@ -233,8 +234,10 @@ def main(words: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(_help(words).strip())
         return 0
-    if words[:2] == ["get", "open_media"]:
-        return get_open_media(words[2:])
+    for word in rest:
+        refuse_home(*word.partition("=")[::2])
+    if what == "get" and "open_media" in rest:
+        return get_open_media([word for word in rest if word != "open_media"])
     rest, config_dir = cli.without_config_dir(rest)
     if what == "check":
         return check(rest, config_dir)
@@ -243,12 +246,12 @@ def main(words: Sequence[str]) -> int:
     if what == "new" and len(rest) == 1:
         return begin(Path(rest[0]))
     given = dict(word.split("=", 1) for word in rest if "=" in word)
-    own = {name: given[name] for name in ("n", "output", "split") if name in given}
+    own = {name: given[name] for name in (("output",) if what == "get" else ("n", "output", "split")) if name in given}
     others = [word for word in rest if word.partition("=")[0] not in own]
     if what == "get" and len(others) == 1:
         say("data", str(get(others[0], Path(own.get("output", "data")))))
         return 0
-    if what == "show" and own.get("n", "3").isdigit():
+    if what == "show" and own.get("n", "3").isdecimal():
         output = Path(own.get("output", "outputs/shown"))
         return show(others, own.get("split", "valid"), int(own.get("n", 3)), output=output, config_dir=config_dir)
     raise UserError(f"cannot read {' '.join(words)}", "see python -m echoink.data --help")

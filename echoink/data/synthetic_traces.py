@@ -17,11 +17,15 @@ class Sloppiness:
     haste: dict[str, float] = key(
         "share of traces that guess a letter instead of reasoning, by kind", {"ear": 0.4, "eye": 0.4, "both": 0.65}
     )
-    slip: float = key("share that reasons, but says yes to a wrong option", 0.25)
-    untagged: float = key("share that lacks a tag, or has text after the answer", 0.27)
-    follows: float = key("of the hasty guesses at `both` questions, the share that follows the shortcut's cue", 0.0)
+    slip: float = key("share that reasons, but says yes to a wrong option", 0.25, ge=0, le=1)
+    untagged: float = key("share that lacks a tag, or has text after the answer", 0.27, ge=0, le=1)
+    follows: float = key(
+        "of the hasty guesses at `both` questions, the share that follows the shortcut's cue", 0.0, ge=0, le=1
+    )
     described: bool = key("hasty guesses at `both` questions first describe both media, as long as reasoning", False)
-    false_sums: float = key("of such described guesses, the share that gives a wrong sum as its reason", 0.0)
+    false_sums: float = key(
+        "of such described guesses, the share that gives a wrong sum as its reason", 0.0, ge=0, le=1
+    )
 
 
 def trace(

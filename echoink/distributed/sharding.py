@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
+from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -85,12 +86,13 @@ def register_root(model: PreTrainedModel) -> None:
     # The root stays gathered between forward and backward; layers are sharded again after forward.
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
+    # PyTorch gives the groups of a mesh its own timeout of ten minutes, whatever the run has set.
+    set_timeout = getattr(torch.distributed, "set_timeout", distributed_c10d._set_pg_timeout)  # before torch 2.14
+    for group in next(model.parameters()).device_mesh.get_all_groups():
+        set_timeout(PATIENCE, group)
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     model.reshard()
-    # PyTorch gives the groups of a mesh its own timeout of ten minutes, whatever the run has set.
-    for group in next(model.parameters()).device_mesh.get_all_groups():
-        torch.distributed.set_timeout(PATIENCE, group)
 
 
 def give_back_root(model: PreTrainedModel) -> None:
@@ -131,7 +133,7 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
             unit.reshard()
             # FSDP2 records which modules ran forward, to prefetch them in the backward pass. Here they differ between
             # processes and have no backward pass.
-            for group in unit._get_fsdp_state()._fsdp_param_groups:
+            for group in _parameter_groups(unit):
                 group._post_forward_indices.clear()
                 group.comm_ctx.post_forward_order.clear()
 
@@ -146,6 +148,13 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
 
     with GatheredParameters(list(model.parameters())):
         yield
+
+
+def _parameter_groups(unit: FSDPModule) -> list:
+    state = unit._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return state._fsdp_param_groups
+    return [state._fsdp_param_group] if state._fsdp_param_group else []  # before torch 2.12
 
 
 def _units(model: torch.nn.Module) -> Iterator[FSDPModule]:

@@ -45,6 +45,15 @@ def base_of(adapter: str) -> str:
         return LoraConfig.from_pretrained(adapter).base_model_name_or_path
 
 
+def rank_of(path: str) -> int:
+    """The largest rank of an adapter's checkpoint; 0 for a whole model."""
+    if not is_adapter(path):
+        return 0
+    with as_user_error(path):
+        stored = LoraConfig.from_pretrained(path)
+    return max(stored.r, *(stored.rank_pattern or {}).values(), 0)
+
+
 def dimensions(path: str) -> tuple[int, int]:
     """Layers and width of the language model of a folder or hub id; those of an adapter are its base's.
 

@@ -94,7 +94,7 @@ def execute(
                 ).unsharded
             elif last != first:
                 del job, evaluator  # memory for one model at a time suffices
-                _free_memory()
+                _free_memory(engine)
                 job = build_job(config, splits, last)
                 evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
             # task=eval without a checkpoint has evaluated its only model above, as the base.
@@ -107,9 +107,12 @@ def execute(
     return tracker
 
 
-def _free_memory() -> None:
+def _free_memory(engine: Engine | None) -> None:
+    """Free the memory of a model to which nothing refers, and let the engine expect another one."""
     gc.collect()  # a model has reference cycles, so it is freed only here
     torch.cuda.empty_cache()
+    if engine:
+        engine.forget()
 
 
 def _base(config: Config) -> str:

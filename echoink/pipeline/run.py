@@ -1,12 +1,15 @@
 """Runs one job: everything before the model is loaded. `pipeline/execute.py` does the rest."""
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from echoink.common import console
+from echoink.common import console, signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config import effects
@@ -56,7 +59,8 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             _plan(config, files)
         return None
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
-    with run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes) as files:
+    opened = run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes)
+    with _first_process_ends_first(), opened as files:
         files.changed(start.changed)
         files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
         files.write_text("config.yaml", to_yaml(config))
@@ -67,9 +71,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         if config.checkpoint:
             # Only the first process compares the model's digests: this reads gigabytes.
             config = replace(config, checkpoint=_on_main_process(lambda: checkpoint.resolve(config.checkpoint)))
-            for other in (other_prompt, other_data, other_hold_out, other_model):
-                if warning := other(config):
-                    console.say("warning", warning)
+            _warn_of_differences(config)
         _preflight(config, files, uri)
         splits = _load_data(config)
         files.write_json("dataset.json", splits.profile)
@@ -88,6 +90,28 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             console.say("MLflow", f"did not take everything ({tracker.refused})")
             console.say("", f"the run folder has it all: python -m echoink.sync {files.path} uri={tracker.uri}")
     return (files.summary["final"] or files.summary["base"])["accuracy"]
+
+
+@contextmanager
+def _first_process_ends_first() -> Iterator[None]:
+    """After a signal the others wait for the first process, which completes summary and MLflow: a launcher may end all
+    processes when one has ended.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, signals.Preempted):
+        if launched_processes() > 1:
+            from echoink.distributed.process_group import processes
+
+            with suppress(Exception):
+                processes().wait_for_everyone()
+        raise
+
+
+def _warn_of_differences(config: Config) -> None:
+    for other in (other_prompt, other_data, other_hold_out, other_model):
+        if warning := other(config):
+            console.say("warning", warning)
 
 
 def other_prompt(config: Config) -> str | None:
@@ -171,8 +195,35 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
             preflight.check_hub(config.trainer.push_to_hub)
 
     _on_main_process(check)
+    if config.trains and launched_processes() > 1:
+        _check_shared(files.path)
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises `UserError` in all processes if one of them, which all write to it, does not see the run's folder."""
+    from echoink.distributed import collectives
+
+    def probe() -> Path:
+        with tempfile.NamedTemporaryFile(prefix=".seen-by-all-", dir=folder, delete=False) as file:
+            return Path(file.name)
+
+    def appears(number: int, _: int) -> bool:
+        for _ in range(100):  # a network's disk may show it a few seconds later
+            if there.exists():
+                return True
+            time.sleep(0.1)
+        return False
+
+    there = collectives.on_main_process(probe)
+    seen = collectives.share(appears)
+    collectives.on_main_process(there.unlink)
+    if not all(seen):
+        raise UserError(
+            f"process {seen.index(False)} does not see {folder} of the first process",
+            "all nodes write to it: set hydra.run.dir to a folder that they share",
+        )
 
 
 def _on_main_process(work: Callable[[], Any]) -> Any:

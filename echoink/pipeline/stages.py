@@ -1,5 +1,6 @@
 """Runs supervised stages one after another: each is a run of `echoink.train` and starts from the previous model."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -87,14 +88,25 @@ def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
     """
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder: output=…")
-    work = output.with_name(f"{output.name}_stages")
+    work = folder_of(output)
     told, wanted = work / "settings.json", {name: settings[name] for name in decides}
     before = read_json(told) if told.is_file() else wanted
-    if different := ", ".join(name for name, value in wanted.items() if before.get(name) != value):
+    if different := ", ".join(name for name, value in wanted.items() if before.get(name, value) != value):
         raise UserError(f"{work} was begun with another {different}", "delete it, or give a new folder: output=…")
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(told, as_json(wanted))
     return work
+
+
+def folder_of(output: Path) -> Path:
+    """The folder of the stages of a model.
+
+    Raises:
+        UserError: the model's folder has no name.
+    """
+    if not output.name:
+        raise UserError(f"output={output} has no name", "give a new folder: output=outputs/mine")
+    return output.with_name(f"{output.name}_stages")
 
 
 def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
@@ -113,12 +125,14 @@ def made_once(folder: Path, make: Callable[[], "Made"]) -> Path:
     return folder
 
 
-def record_of(folder: Path) -> list[dict]:
+def record_of(folder: Path) -> dict:
     """The stored record of how a folder of `made_once` was made."""
-    return [read_json(folder / RECORD)]
+    return read_json(folder / RECORD)
 
 
-def finish(output: Path, write: Callable[[Path], object], settings: dict, record: Sequence[dict]) -> None:
+def finish(
+    output: Path, write: Callable[[Path], object], settings: dict, record: Sequence[dict], use: Sequence[str] = ()
+) -> None:
     """Write the model's folder, whole or not at all, with a record of how it was made, and print where it is.
 
     Args:
@@ -126,6 +140,7 @@ def finish(output: Path, write: Callable[[Path], object], settings: dict, record
         write: writes the model to a given folder.
         settings: the command's.
         record: the record of each stage.
+        use: further words of the command that trains the model, which is printed.
     """
     part = output.with_name(f".{output.name}.whole")
     shutil.rmtree(part, ignore_errors=True)
@@ -134,5 +149,5 @@ def finish(output: Path, write: Callable[[Path], object], settings: dict, record
     told = {"config": {name: value for name, value in settings.items() if name != "output"}, "stages": record}
     (part / RECORD).write_text(as_json(told), encoding="utf-8")
     part.rename(output)
-    say("written", f"{output} · {output.with_name(f'{output.name}_stages')} can be deleted")
-    say("try it", f"python -m echoink.train model.path={output}")
+    say("written", f"{output} · {folder_of(output)} can be deleted")
+    say("try it", f"python -m echoink.train {shlex.join([*use, f'model.path={quoted(output)}'])}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,7 +151,9 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
             "leave hydra/launcher out, or set hydra.launcher.n_jobs=1",
         )
     # After a signal torchrun waits for the rollout under way; by default it kills its processes after 30 s.
-    of_torchrun = ["--standalone", "--nproc_per_node", str(processes), "--shutdown-timeout", str(2 * PATIENCE), "-m"]
+    # By itself it would not pass SIGUSR1 and SIGUSR2 on, but end by them.
+    of_torchrun = ["--standalone", "--nproc_per_node", str(processes), "--shutdown-timeout", str(2 * PATIENCE)]
+    of_torchrun += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2", "-m"]
     launcher = ["torch.distributed.run", *of_torchrun] if processes > 1 else []
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
@@ -233,7 +236,8 @@ def devices() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+    instances = re.findall(r"MIG .*UUID: (MIG-\S+?)\)", listed)  # a process uses one instance of a GPU in parts
+    return instances or [str(number) for number in range(len(re.findall(r"^GPU \d+:", listed, re.MULTILINE)))]
 
 
 def shared(config: Config, below: Path, but: Path) -> Run | None:

@@ -14,7 +14,7 @@ from typing import Any
 from echoink.common.console import counted
 from echoink.config.compose import shipped_models
 from echoink.config.paths import resolve
-from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task
+from echoink.config.schema import Adapter, Config, Dtype, ModelConfig, Part, Prompt, Sharding, Task, TrainerConfig
 from echoink.data.profile import spread
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
@@ -52,7 +52,9 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
         needed["not sharded"] = needs(replace(config, trainer=alone), parameters, longest)
     if trainer.processes > 1 or not needed:
         how = "sharded over" if memory.SHARDED_PARTS[trainer.sharding] else "not sharded, on each of"
-        needed[f"{how} {trainer.processes}"] = needs(config, parameters, longest)
+        among = _among(trainer)
+        several = f"{among}, in each of {trainer.processes // among} nodes" if among < trainer.processes else f"{among}"
+        needed[f"{how} {several}"] = needs(config, parameters, longest)
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {
         "samples": {"train": len(splits.train), "dev": len(splits.dev), "valid": len(splits.valid)},
@@ -308,8 +310,12 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
     estimate = memory.of_run(
         config, model, parameters["learning"], longest=longest, engine_sleeps=config.generation.vllm.sleep
     )
-    among = min(trainer.processes, step_time.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
-    return estimate.sharded(trainer.sharding, among, memory.gathered_bytes(model, trainer.bf16))
+    return estimate.sharded(trainer.sharding, _among(trainer), memory.gathered_bytes(model, trainer.bf16))
+
+
+def _among(trainer: TrainerConfig) -> int:
+    """How many processes divide weights and optimizer among themselves: with FSDP2 those of one node."""
+    return min(trainer.processes, step_time.NODE) if trainer.sharding is Sharding.fsdp2 else trainer.processes
 
 
 def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

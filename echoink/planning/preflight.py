@@ -45,6 +45,18 @@ def check_gpus(bf16: bool) -> str | None:
     return f"{found}: {way}"
 
 
+def check_devices() -> None:
+    """Raises `UserError` where this machine has more processes of the run than GPUs: no two can share one."""
+    import torch
+
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < there < here:
+        raise UserError(
+            f"{here} processes were started on this machine, and each sees {counted(there, 'GPU')}",
+            "start one per GPU, and let each see all GPUs of its machine (no --gpus-per-task)",
+        )
+
+
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver lists its GPUs, whatever PyTorch can do with them."""
 

@@ -38,6 +38,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common import console
 from echoink.common.errors import UserError
+from echoink.common.signals import end_with_parent
 from echoink.distributed import collectives
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
@@ -155,8 +156,7 @@ class Engine:
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
         self._sleeps = setup.sleeps and self._gpu is not None
-        self._shares, self._merges = setup.shares_memory, not setup.rank_apart
-        self._has_weights = False
+        self._shares, self._merges, self._has_weights = setup.shares_memory, not setup.rank_apart, False
         if writes:
             weights.unlink(missing_ok=True)  # left by a killed run; `passage` removes it only on the first machine
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
@@ -225,6 +225,10 @@ class Engine:
                 collectives.each(lambda: found.append(self._push_adapter(model)))
         self._has_weights = True
         return Pushed(*(sum(column) for column in zip(*map(astuple, found), strict=True)))
+
+    def forget(self) -> None:
+        """Send all weights with the next push: it will be of another model."""
+        self._has_weights = False
 
     def _push_shared(self, model: torch.nn.Module, everything: bool) -> Pushed:
         """Send handles to weights in this process's memory, in chunks; the engine asks for each chunk."""
@@ -536,5 +540,6 @@ def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess
             stdout=file,
             stderr=file,
             start_new_session=True,
+            preexec_fn=end_with_parent,  # an engine that hangs does not see that its pipe is closed
         )
         return process, Connection(ours.detach())

@@ -216,6 +216,7 @@ class Keeper(TrainerCallback):
         def write(folder: Path) -> None:
             self.trainer.save_weights(folder, weights)
             self.trainer.save_state_beside(folder)
+            watchdog.at(f"step {step}, its checkpoint: the digests")
 
         # All processes refuse before anything is written, so the last good checkpoint stays the newest.
         collectives.each(check)

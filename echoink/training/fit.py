@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from echoink.common import console, signals
 from echoink.common.errors import UserError
 from echoink.config.schema import Adapter, Advantage, Task
-from echoink.distributed import collectives
+from echoink.distributed import collectives, watchdog
 from echoink.distributed.process_group import device_name, processes
 from echoink.evaluation.evaluator import Evaluator
 from echoink.models import fingerprint, loading
@@ -65,6 +65,7 @@ def train(
     provenance = _provenance(job)
     if start.checkpoint:
         resume.check_provenance(start.checkpoint, provenance, config.resume_allow)
+    watchdog.at("loading the reference")
     lora, reference = _adapter_and_reference(job)
     settings = with_checkpointing_decided(job, longest)
     recorder = Recorder(config, files, tracker, steps)

@@ -64,6 +64,7 @@ class ResumableTrainer(GRPOTrainer):
         if checkpoint is None:
             self.train()
             return
+        watchdog.at(f"reading {checkpoint}")
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if self.state.global_step > self.args.max_steps:
             raise UserError(

@@ -10,10 +10,11 @@ from transformers.distributed import DistributedConfig
 
 from echoink.common import allocator, console
 from echoink.common.errors import UserError
-from echoink.config.schema import Adapter, Config, Dtype, Sharding, TrainerConfig
+from echoink.config.schema import Adapter, Config, Dtype, Sharding, TrainerConfig, Variant
 from echoink.data.processor import Caps, PromptProcessor
+from echoink.data.samples import DataType
 from echoink.data.splits import Splits, video_caps
-from echoink.data.token_counts import prompt_tokens
+from echoink.data.token_counts import Tokens, prompt_tokens
 from echoink.distributed import collectives, sharding
 from echoink.distributed.process_group import processes
 from echoink.models import loading
@@ -21,6 +22,7 @@ from echoink.models.rounding import bf16_slowdown, round_frozen
 from echoink.planning import memory, plan
 from echoink.rewards import terms
 from echoink.rewards.terms import ExtraReward
+from echoink.rewards.types import Rule
 from echoink.rollout.sampling import Sampling
 
 SLOW = 1.5
@@ -151,18 +153,42 @@ def shard_plan_of(config: Config) -> DistributedConfig | None:
 def longest_prompt(job: Job) -> int:
     """Tokens of the longest prompt. The length of every prompt is checked before anything is computed.
 
+    A prompt that gets another sample's media counts with the longest sound, picture and video that it may get.
+
     Raises:
         UserError: a prompt is longer than `model.max_prompt_tokens`.
     """
     wanted, longest = job.config.model, 0
     evaluated = job.config.eval.split.name
     for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
+        counts: dict[DataType, list[Tokens]] = {}
         for sample in samples:
             info, text = job.splits.media_info[f"{split} {sample.id}"], job.processor.text_tokens(sample)
-            tokens = prompt_tokens(info, text, wanted).total
-            job.processor.check_length(sample, tokens)
-            longest = max(longest, tokens)
+            tokens = prompt_tokens(info, text, wanted)
+            job.processor.check_length(sample, tokens.total)
+            counts.setdefault(sample.data_type, []).append(tokens)
+        borrowed = _borrowed(job.config, samples is job.splits.valid)
+        for tokens in counts.values():
+            most = {kind: max(getattr(each, kind) for each in tokens) for kind in borrowed}
+            totals = [replace(each, **most).total for each in tokens]
+            longest = max(longest, *totals)
+            if longest > wanted.max_prompt_tokens:
+                key = "eval.ablations" if samples is job.splits.valid else "reward.integration"
+                raise UserError(
+                    f"with other samples' media, which {key} uses, a prompt of {split} may have {longest} tokens; "
+                    f"the cap is {wanted.max_prompt_tokens}",
+                    "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
+                )
     return longest
+
+
+def _borrowed(config: Config, evaluated: bool) -> set[str]:
+    """The media, as fields of `Tokens`, that a sample of a split may get from another one."""
+    if not evaluated:
+        twins = config.trains and config.reward.lambda_int and config.reward.integration is Rule.twin
+        return {"image", "audio", "video"} if twins else set()
+    names = {Variant.swapped_audio: {"audio"}, Variant.swapped_image: {"image", "video"}}
+    return set().union(*(names.get(variant, set()) for variant in config.eval.ablations))
 
 
 def divided_among(trainer: TrainerConfig) -> int:

@@ -3,9 +3,10 @@
 import torch
 
 from echoink.common import console
-from echoink.config.schema import Adapter, Dtype
+from echoink.config.schema import Adapter, Dtype, Task
 from echoink.distributed import collectives
 from echoink.distributed.process_group import processes
+from echoink.models.loading import rank_of
 from echoink.planning import memory
 from echoink.rollout import vllm_engine
 from echoink.run_folder.folder import RunFolder
@@ -35,6 +36,8 @@ def start(job: Job, files: RunFolder, longest: int) -> vllm_engine.Engine:
         rows = rows_of_evaluation(job, longest, bf16)
     learns = job.config.trains and job.config.adapter.kind is not Adapter.none
     rank = job.config.adapter.rank if learns else vllm_engine.adapter_rank(job.model)
+    if job.config.task is Task.compare:  # the checkpoint answers after the model that is loaded now
+        rank = max(rank, rank_of(job.config.checkpoint))
     started: list[vllm_engine.Engine] = []
 
     def begin() -> None:

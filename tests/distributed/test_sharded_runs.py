@@ -268,6 +268,22 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(place, words, env
     assert not (place / "outputs/refused").exists()
 
 
+BLIND = """
+from pathlib import Path
+there = Path.exists
+Path.exists = lambda self, **more: not self.name.startswith(".seen-by-all") and there(self, **more)
+"""
+
+
+def test_a_folder_that_one_process_does_not_see_is_refused_before_anything_is_computed(place):
+    """As on nodes that share no disk."""
+    words = [*RUN, "tracking=off", "trainer.processes=2", "hydra.run.dir=outputs/apart"]
+    for one in start(place, words, {1: BLIND}):
+        done = one.wait()
+        assert done.returncode == 2 and "process 1 does not see" in done.stderr
+    assert not [*(place / "outputs/apart").glob(".seen-by-all*")]
+
+
 @pytest.mark.slow
 def test_launchers_start_it(place):
     """torchrun, a sweep for its jobs, and accelerate, which on a CPU starts one process in silence if told `--cpu`."""

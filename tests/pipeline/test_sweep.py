@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -279,9 +280,41 @@ def test_a_launcher_of_one_job_runs_none_beside_it(monkeypatch, launcher, jobs, 
     assert sweep_job.side_by_side(settings) == at_once
 
 
+def test_torchrun_passes_a_schedulers_signals_on_to_a_job(tmp_path, monkeypatch):
+    """By itself it would end by SIGUSR1, and leave the job's processes behind."""
+    commands = []
+    monkeypatch.setattr(sweep_job, "_run", lambda command, *_: commands.append(command) or 1)
+    words = ["trainer=ddp", "trainer.processes=2", "trainer.prompts_per_step=4", "trainer.micro_batch_prompts=1"]
+    (tmp_path / "0").mkdir()
+    sweep_job.run_job(compose(words)[0].config, words, tmp_path / "0", flags=[], side_by_side=1)
+    (command,) = commands
+    passed = command[command.index("--signals-to-handle") + 1].split(",")
+    assert {"SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"} <= {*passed} and command.index("-m", 2) > 2
+
+
 @pytest.mark.parametrize(("value", "gpus"), [("0,1", ["0", "1"]), ("", []), ("-1", []), ("GPU-a", ["GPU-a"])])
 def test_visible_devices(monkeypatch, value, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert sweep_job.devices() == gpus
+
+
+@pytest.mark.parametrize(
+    ("listed", "gpus"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n", ["0", "1"]),
+        (
+            "GPU 0: NVIDIA H200 (UUID: GPU-1)\n"
+            "  MIG 3g.71gb     Device  0: (UUID: MIG-a)\n  MIG 3g.71gb     Device  1: (UUID: MIG-b)\n",
+            ["MIG-a", "MIG-b"],
+        ),
+        ("", []),
+    ],
+)
+def test_listed_devices(monkeypatch, listed, gpus):
+    """As nvidia-smi lists them; a GPU that is divided is not used as a whole."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweep_job.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(sweep_job.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=listed))
     assert sweep_job.devices() == gpus
 
 

@@ -263,6 +263,8 @@ def test_in_bfloat16_an_adapter_is_sent_alone_and_arrives(make_engine, model, pr
         pushed = one.push(thinker)
         assert pushed.parts == pushed.compared == 2 * 2 * 3, "attention and feed-forward of each layer: A and B"
         assert not one._weights.exists()
+    one.forget()
+    assert one.push(thinker).parts == first.parts, "another model's base below its adapter"
     rows, logps = one.generate(prompts[:4], [1, 2, 3, 4], G)
     difference = apart(thinker, prompts[:4], rows, logps)
     print(f"mean {difference.mean():.1e}, largest {difference.max():.1e} nats")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from echoink.common.errors import UserError
+from echoink.data.samples import DataType, Sample
 from echoink.data.splits import Splits
 from echoink.models.loading import load_model, load_processor, lora
 from echoink.models.rounding import bf16_slowdown
@@ -93,3 +95,25 @@ def test_fsdp2_divides_a_model_within_a_machine_and_zero3_among_all(monkeypatch,
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     config = config_of("experiment=echoink_r1_7b", "dataset.path=x", f"trainer.sharding={trainer}")
     assert setup.divided_among(replace(config.trainer, processes=64)) == among
+
+
+def test_prompts_that_will_have_another_samples_media_are_checked_before_anything_is_computed():
+    """A long question with a short sound, and a short one with a long sound."""
+    text, seconds = {"a": 300, "b": 20}, {"a": 0.4, "b": 8.0}
+    rows = [Sample(id, "Q?", ("A. x", "B. y"), "A", data_type=DataType.audio) for id in text]
+    infos = {
+        f"{split} {id}": SimpleNamespace(image=None, kept=seconds[id], frame=None)
+        for split in ("train", "valid")
+        for id in text
+    }
+    splits = SimpleNamespace(train=rows, dev=[], valid=[*rows], media_info=infos)
+    processor = SimpleNamespace(text_tokens=lambda sample: text[sample.id], check_length=lambda sample, tokens: None)
+    longest = lambda *words: setup.longest_prompt(  # noqa: E731
+        SimpleNamespace(config=config_of(*words), splits=splits, processor=processor)
+    )
+    assert longest() == 299 + 10 and longest("eval.ablations=[no_audio,silent_audio,swapped_image]") == 299 + 10
+    twin = ["reward.lambda_int=0.3", "reward.integration=twin"]
+    for words, key in ((["eval.ablations=[swapped_audio]"], "eval.ablations"), (twin, "reward.integration")):
+        assert longest(*words) == 299 + 200
+        with pytest.raises(UserError, match=f"which {key} uses, .* 499 tokens; the cap is 450"):
+            longest(*words, "model.max_prompt_tokens=450")

@@ -5,12 +5,14 @@ output/packages/     train has the packages of `TRAINS`, valid the others: the s
 output/CREDITS.md, output/licences/, output/sources.jsonl
 """
 
+import gzip
 import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +64,18 @@ def build(
         UserError: the folder is not empty, or a package cannot be downloaded or unpacked.
     """
     output, work = Path(config.output), Path(config.work)
+    if output.resolve() in (work.resolve(), *work.resolve().parents):
+        raise UserError(f"work={work} is in output={output}", "give another folder for work")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty", "give a new folder: output=…")
+    if find_spec("resvg_py") is None:
+        raise UserError("open_media needs resvg_py, to draw SVG pictures", 'pip install -e ".[open-media]"')
     given, files = Path(config.debs) if config.debs else None, {}
     if given and not given.is_dir():
         raise UserError(f"debs={given}: no such folder", "a folder with .deb files, or leave it out to download them")
+    part = output.resolve().with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)  # before minutes are spent: the place may not be writable
     with bytes_bar("packages", sum(package.size for package in packages.PACKAGES)) as advance:
         for package in packages.PACKAGES:
             files[package.key] = packages.obtain(package, work, given, advance=advance, mirror=config.mirror)
@@ -80,9 +89,7 @@ def build(
         ("media", f"{len(found.entries)} classes, {both} with both senses · {sounds} recordings · {pictures} pictures")
     ]
     lines += [("dropped", f"{name}: {why}") for name, why in found.dropped.items()]
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    places = found.backgrounds
+    places = list(found.backgrounds.values())
     for number, (name, sides, behind) in enumerate(
         (
             ("recordings", by_recording(found, config.seed), {"train": places[::2], "valid": places[1::2]}),
@@ -93,7 +100,6 @@ def build(
             part / name, found, sides, behind=behind, seed=[config.seed, number], config=config, bar=bar
         )
     _credit(part, found, unpacked)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()
     part.rename(output)
@@ -138,7 +144,8 @@ def by_package(found: Catalogue) -> dict[str, Side]:
 def _side(found: Catalogue, has: Callable[[str], bool]) -> Side:
     sounds = {name: [key for key in entry.sounds if has(key)] for name, entry in found.entries.items()}
     pictures = {name: [key for key in entry.pictures if has(key)] for name, entry in found.entries.items()}
-    single = {key for entry in found.entries.values() for key, of in entry.sounds.items() if catalogue.is_single(of)}
+    counted = [entry for entry in found.entries.values() if entry.name not in catalogue.SEVERAL_STROKES]
+    single = {key for entry in counted for key, of in entry.sounds.items() if catalogue.is_single(of)}
     return Side(sounds, pictures, {name: entry.kind for name, entry in found.entries.items()}, single)
 
 
@@ -284,12 +291,16 @@ def _credit(output: Path, found: Catalogue, unpacked: dict[str, Path]) -> None:
                 }
             )
             lines.append(f"| {_file_name(name)} | {entry.name} | {package.name} | {medium.path} |")
+    scratch = of_key["scratch"]
+    lines += [f"| (a background) | | {scratch.name} | {path} |" for path in found.backgrounds]
     (output / "sources.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (output / "licences").mkdir()
     for package in packages.PACKAGES:
         shutil.copy(
             unpacked[package.key] / f"usr/share/doc/{package.name}/copyright", output / f"licences/{package.name}.txt"
         )
+    for readme in unpacked["opensfx"].rglob("readme.txt.gz"):  # it names the authors of each sound
+        (output / "licences/openttd-opensfx-readme.txt").write_bytes(gzip.decompress(readme.read_bytes()))
     listed = "\n".join(
         f"| {package.name} | {package.version} | {package.licence} | licences/{package.name}.txt |"
         for package in packages.PACKAGES

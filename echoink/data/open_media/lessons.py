@@ -4,6 +4,7 @@ Both come from the training side of one split alone: several variants of each re
 classes; and questions of the split with a short reasoned answer, as rows with a `response` (docs/supervised.md).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,10 +97,14 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
     return Lessons(sounds, pictures, output, *held)
 
 
-def check(split: Path) -> None:
-    """Raises `UserError` where the split is not there."""
-    for side in ("train", "valid"):
-        _rows(split, side)
+def digest_of(split: Path) -> str:
+    """A digest of the questions of a split.
+
+    Raises:
+        UserError: the split is not there.
+    """
+    rows = [_rows(split, side) for side in ("train", "valid")]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator) -> list[tuple[Path, str]]:

@@ -5,10 +5,10 @@ binary resources (`.rcc`), OpenSFX its sounds in one file in OpenTTD's format (`
 """
 
 import hashlib
+import http.client
 import lzma
 import struct
 import tarfile
-import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
@@ -90,7 +90,7 @@ def obtain(package: Package, folder: Path, given: Path | None, advance: Callable
             advance(there)
         if (found := part.stat().st_size) < package.size:
             raise OSError(f"it was cut off after {found:,} of {package.size:,} bytes")
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # a mirror may be no address
         raise UserError(
             f"cannot download {url}: {error}",
             f"the same command continues {part}; or download the file elsewhere and give its folder: debs=…",

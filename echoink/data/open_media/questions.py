@@ -1,7 +1,8 @@
 """Questions about a recording and a picture, in several forms, that need the sound, the picture, both or neither.
 
-Wrong options are of the same kind as the right one where there are enough (a dog among animals). What the other sense
-shows is among them, so a model that uses the wrong sense is wrong. The position of the right option rotates.
+Wrong options are of the same kind as the right one where there are enough (a dog among animals), unless a class would
+be a wrong option much too seldom. What the other sense shows is among them, so a model that uses the wrong sense is
+wrong. The position of the right option rotates.
 
 | form | asks | needs |
 |---|---|---|
@@ -16,6 +17,7 @@ shows is among them, so a model that uses the wrong sense is wrong. The position
 | words | which word is of a kind; a control without media | none |
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +36,17 @@ OVERLAP = (
     {"bee", "hornet"},
     {"cow", "bull", "bison"},
     {"deer", "caribou"},
+    {"saw", "chainsaw"},
+    {"bell", "railroad crossing"},
+    {"duck", "rubber duck"},
 )
 """Classes of which one may be mistaken for another, or includes it: one is never a wrong option for another."""
+NOUNS = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle"}
+"""Kinds that the words alone can tell; a tool is a thing too."""
+UNCLEAR = ("bell", "keyboard", "clapping")
+"""Classes that some call instruments."""
+SELDOM = 12
+"""How many times too seldom a class may have been a wrong option, before it stands beside classes of other kinds."""
 GAP = 0.4
 """Seconds between recordings that are joined."""
 
@@ -94,17 +105,32 @@ class Writer:
         self._seen = sorted(name for name, of in side.pictures.items() if of)
         self._both = [name for name in self._heard if name in set(self._seen)]
         self._countable = [name for name in self._heard if set(side.sounds[name]) & set(side.single)]
-        self._turn, self._every = 0, 1
+        self._form, self._turn, self._every = "", 0, 1
+        self._right: Counter[tuple[str, str]] = Counter()
+        self._wrong: Counter[tuple[str, str]] = Counter()
 
     def draw(self, form: str, turn: int) -> Question:
         """One question of a form. `turn`, from 0, decides the right letter and whether sound and picture match."""
-        self._turn, self._every = turn, 1
+        self._form, self._turn, self._every = form, turn, 1
         return FORMS[form](self)
 
     # --- what is drawn ---
 
     def _one(self, of: Sequence[str]) -> str:
         return of[int(self._rng.integers(len(of)))]
+
+    def _like(self, name: str, chosen: Sequence[str]) -> list[str]:
+        """`Side.like`, with classes first that were wrong options too seldom, and last that were so too often.
+
+        Else the words alone would tell something: a class of `OVERLAP`, or the only one of its kind, stands beside
+        fewer others, so it would be right more often, when offered, than a class that stands beside all.
+        """
+
+        def due(other: str) -> int:
+            lacks = (OPTIONS - 1) * self._right[self._form, other] - self._wrong[self._form, other]
+            return -1 if lacks > SELDOM else int(lacks < 0)
+
+        return sorted(self._side.like(name, chosen, self._rng), key=due)
 
     def _sound(self, name: str) -> str:
         return self._one(self._side.sounds[name])
@@ -114,7 +140,7 @@ class Writer:
         heard, self._every = self._one(self._both), every
         if self._turn % every == 0:
             return heard, heard
-        return heard, self._side.like(heard, self._seen, self._rng)[int(self._rng.integers(3))]
+        return heard, self._like(heard, self._seen)[int(self._rng.integers(3))]
 
     def _choice(self, right: str, wrong: Sequence[str]) -> tuple[tuple[str, ...], str]:
         """Options with the right one at the position that is due, and its letter."""
@@ -122,6 +148,8 @@ class Writer:
         others = [others[place] for place in self._rng.permutation(len(others))]
         round_of_pairs = self._turn // self._every if self._every > 1 else 0  # no pair keeps one letter
         place = (self._turn + round_of_pairs) % (len(others) + 1)
+        self._right[self._form, right] += 1
+        self._wrong.update((self._form, other) for other in others)
         others.insert(place, right)
         return tuple(others), "ABCD"[place]
 
@@ -131,7 +159,7 @@ class Writer:
         heard, seen = self._pair(OPTIONS)  # the other sense shows the answer no more often than a guess does
         right, other = (heard, seen) if ear else (seen, heard)
         known = self._heard if ear else self._seen
-        options, answer = self._choice(right, [other, *self._side.like(right, known, self._rng)])
+        options, answer = self._choice(right, [other, *self._like(right, known)])
         what = "heard" if ear else "seen"
         return Question(
             form=f"{what}_name" if named else what,
@@ -153,7 +181,7 @@ class Writer:
 
     def _pairing(self) -> Question:
         heard, seen = self._pair()
-        other = self._side.like(seen, self._both, self._rng)[0] if heard == seen else heard
+        other = self._like(seen, self._both)[0] if heard == seen else heard
         said = [f"{eye} is seen, {ear} is heard" for eye in (seen, other) for ear in (seen, other)]
         right = f"{seen} is seen, {heard} is heard"
         options, answer = self._choice(right, said)
@@ -175,7 +203,7 @@ class Writer:
     def _rule(self) -> Question:
         heard, seen = self._pair(OPTIONS)  # no option is right more often than another
         right = "the same" if heard == seen else heard
-        wrong = ["the same", seen, heard, *self._side.like(heard, self._heard, self._rng)]
+        wrong = ["the same", seen, heard, *self._like(heard, self._heard)]
         options, answer = self._choice(right, wrong)
         text = "What is heard? Where the picture shows it too, answer: the same."
         return Question("rule", "both", text, options=options, answer=answer, **self._media(heard, seen))
@@ -183,7 +211,7 @@ class Writer:
     def _two(self) -> tuple[str, str, list[str]]:
         """Two classes that are heard one after the other, and wrong options like them."""
         one = self._one(self._heard)
-        other, *rest = self._side.like(one, self._heard, self._rng)
+        other, *rest = self._like(one, self._heard)
         beside = set(self._side.like(other, self._heard, self._rng))
         return one, other, [name for name in rest if name in beside][: OPTIONS - 1]
 
@@ -223,13 +251,12 @@ class Writer:
         )
 
     def _words(self) -> Question:
-        right = self._one(self._heard)
+        right = self._one([name for name in self._heard if self._side.kinds[name] in NOUNS])
         kind = self._side.kinds[right]
-        others = [name for name in self._heard if self._side.kinds[name] != kind]
+        others = [name for name in self._heard if self._side.kinds[name] != kind and name not in UNCLEAR]
         wrong = [others[place] for place in self._rng.permutation(len(others))]
         options, answer = self._choice(right, wrong)
-        noun = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle", "tool": "a tool"}
-        text = f"Which of these is {noun.get(kind, f'of the kind: {kind}')}?"
+        text = f"Which of these is {NOUNS[kind]}?"
         return Question("words", "none", text, options=options, answer=answer)
 
 
