@@ -419,7 +419,7 @@ class TrainerConfig:
     keep_checkpoints: int = key("number of newest checkpoints that are kept", ge=1)
     push_to_hub: str | None = key("hub id of a repository that gets the exported model when training has ended")
     max_skipped_steps: int = key("consecutive steps with a non-finite loss or gradient that a run survives", ge=0)
-    completions_every: int = key("steps between samples of rollouts in completions/; 0 for none", ge=0)
+    completions_every: int = key("steps between rollouts that are kept in completions/; 0 for none", ge=0)
 
 
 @dataclass
