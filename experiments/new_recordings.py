@@ -1,7 +1,7 @@
 """Writes questions about recordings that the base of the split by packages has never heard (experiments/open_media.md).
 
     python -m echoink.data get open_media                      # its packages stay in work
-    python experiments/new_recordings.py outputs/data/new_recordings
+    python experiments/new_recordings.py outputs/data/new_recordings          # or, after it, the folder that was work=
 
 All recordings are of the packages that `packages/` holds out. Of each class with two independent recordings or more,
 half are for training and half for validation. A question is "What is heard?", without a picture: four options, three of
@@ -95,6 +95,8 @@ def row(number: int, question: Question, folder: Path, samples: np.ndarray) -> d
 
 
 def main(output: Path, work: Path) -> None:
+    if output.exists():
+        sys.exit(f"{output} is there already\n→ give a new folder")
     unpacked = {each.key: work / f"{each.name}_{each.version}" for each in packages.PACKAGES}
     if missing := [str(folder) for folder in unpacked.values() if not folder.is_dir()]:
         sys.exit(f"{missing[0]} is missing\n→ make it first: python -m echoink.data get open_media")
@@ -120,4 +122,6 @@ def main(output: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(OpenMediaConfig().work))
+    if not 2 <= len(sys.argv) <= 3:
+        sys.exit("give the new folder: python experiments/new_recordings.py outputs/data/new_recordings")
+    main(Path(sys.argv[1]), Path((sys.argv[2:] or [OpenMediaConfig().work])[0]))
