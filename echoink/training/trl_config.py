@@ -31,7 +31,8 @@ def arguments(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
+        # Of sharded weights PyTorch would update one after the other, by a loop in Python.
+        optim="adamw_torch_fused" if config.sharding is Sharding.fsdp2 else "adamw_torch",
         bf16=config.bf16,
         gradient_checkpointing=bool(config.gradient_checkpointing),
         seed=seed,
