@@ -74,3 +74,11 @@ def test_a_process_that_sees_several_gpus_uses_one(tmp_path, monkeypatch):
     config = config_of()
     made = arguments(config.trainer, config.grpo, config.generation, seed=0, steps=3, folder=str(tmp_path))
     assert made.n_gpu == 1 and made.train_batch_size == made.per_device_train_batch_size
+
+
+@pytest.mark.parametrize(("trainer", "optimizer"), [("single", "adamw_torch"), ("fsdp2", "adamw_torch_fused")])
+def test_sharded_weights_are_not_updated_one_after_the_other(trainer, optimizer):
+    """PyTorch joins the updates of plain tensors by itself; of sharded ones it does so only in the fused form."""
+    config = config_of(f"trainer={trainer}", "trainer.processes=1")
+    args = arguments(config.trainer, config.grpo, config.generation, seed=0, steps=1, folder="x")
+    assert args.optim == optimizer
