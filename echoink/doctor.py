@@ -184,7 +184,7 @@ def _to_be_made(path: Path, name: str) -> tuple[Verdict, str]:
     """Whether a path that does not exist can be written: the nearest folder above it decides."""
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        return Verdict.bad, f"{name} cannot be made: {above} is no folder that can be written to"
+        return Verdict.bad, f"{name} cannot be made: {above} cannot be written to"
     return Verdict.good, f"{name} will be made"
 
 

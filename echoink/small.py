@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> None:
     run = ["experiment=small_answers", f"dataset.path={quoted(folder)}", f"seed={config.seed}"]
     answers = Stage("answers", [*run, f"dataset.outside=[{quoted(media)},{quoted(folder)}]", *config.train])
     stages.check(answers)
-    settings["contents"] = lessons.digest_of(media)
+    settings["questions"] = lessons.digest_of(media)
     # PyTorch and transformers are imported after these checks.
     with imports():
         from echoink.pipeline import small_stages
@@ -79,14 +79,15 @@ def main(words: Sequence[str]) -> None:
     def assemble():
         return small_stages.assembled(work, config.source.name, config.wheels, config.seed)
 
-    work = stages.begin(output, settings, ("media", "contents", "copies", "answers", "seed"))
+    work = stages.begin(output, settings, ("media", "questions", "copies", "answers", "seed"))
     taught = lessons.write(media, folder, config.copies, answers=config.answers, seed=config.seed, bar=progress)
     say("lessons", taught.says())
     assembled = stages.made_once(work / "assembled", assemble)
     named = stages.made_once(work / "named", lambda: small_stages.named(assembled, taught, config.seed))
     model, record = stages.learn([answers], named, work)
     record = [stages.record_of(assembled), stages.record_of(named), *record]
-    stages.finish(output, lambda part: export(model, part), settings, record, use=["experiment=open_media"])
+    use = ["experiment=open_media", f"dataset.path={quoted(media)}"]
+    stages.finish(output, lambda part: export(model, part), settings, record, use=use)
 
 
 if __name__ == "__main__":

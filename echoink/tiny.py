@@ -76,8 +76,10 @@ def main(words: Sequence[str]) -> None:
     if config.shortcut not in CUES:
         raise UserError(f"shortcut={config.shortcut} is no cue", f"there are {', '.join(CUES)}")
     for kind, share in config.sloppiness.haste.items():
-        if kind not in synthetic.KINDS or not 0 <= share <= 1:
-            raise UserError(f"sloppiness.haste.{kind}={share} is not read", f"a share of {', '.join(synthetic.KINDS)}")
+        if kind not in synthetic.KINDS:
+            raise UserError(f"sloppiness.haste.{kind}: no kind {kind}", f"there are {', '.join(synthetic.KINDS)}")
+        if not 0 <= share <= 1:
+            raise UserError(f"sloppiness.haste.{kind}={share} must be between 0 and 1", "it is a share")
     taught = [
         ("clean", config.steps, config.learning_rate),
         ("sloppy", config.sloppy_steps, config.sloppy_learning_rate),

@@ -51,8 +51,10 @@ def run(
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
-        place = f": {error.filename}" if error.filename is not None else ""
-        print(f"error: {error.strerror}{place}\n  → free or permit it, or name another place", file=sys.stderr)
+        named = error.filename2 or error.filename
+        place = f": {named}" if named is not None else ""
+        hint = "make room, change the permissions, or give another place"
+        print(f"error: {error.strerror}{place}\n  → {hint}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nstopped by Ctrl-C; {again}", file=sys.stderr)
@@ -60,7 +62,7 @@ def run(
 
 
 _OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-_OF_THE_MACHINE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_OF_THE_MACHINE += (errno.ENOTDIR,)
 """Errors that a disk, a permission or the place that was named causes, and no fault of the code."""
 
 

@@ -18,9 +18,10 @@ In tables a medium is a column such as `image` or `images` (bytes, a path, or a 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from echoink.common.errors import UserError
 
@@ -45,7 +46,7 @@ class Rows:
     total: int = 0
     """How many, where that is known."""
     name: str = ""
-    """What tables and .jsonl files call the split."""
+    """What tables, .jsonl and .json files call the split."""
 
 
 def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
@@ -78,8 +79,6 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
         lines, shards = root / f"{each}.jsonl", [_shards(folder, each) for folder in (root, root / "data")]
         forms = [*filter(None, [index, table if stored else None]), *([lines] if lines.is_file() else [])]
         forms += [files[0] for files in shards if files]
-        if not forms and lines.with_suffix(".json").is_file():
-            return replace(_file(lines.with_suffix(".json")), name=each)
         if len(forms) > 1:
             raise UserError(f"{forms[0]} and {forms[1]} both hold {split}", "keep one of them in dataset.path")
         if index and name and name != split:
@@ -92,7 +91,17 @@ def open_split(path: str, split: str, name: str | None = None) -> Rows | None:
             return replace(_tables().of_parquet(files, root, f"{root} ({each})") if files else _file(lines), name=each)
     if index:
         return Rows(_json(index), index.parent if index.parent.name == split else index.parent / split, str(index))
-    return stored
+    return stored or _lists(root, split, names)
+
+
+def _lists(root: Path, split: str, names: Sequence[str]) -> Rows | None:
+    """The rows of a split as a list in a .json file, which is read only where the split has no other form."""
+    there = [root / f"{each}.json" for each in names if (root / f"{each}.json").is_file()]
+    if split == "dev":  # no run needs one, so it may be something else, such as settings
+        there = [file for file in there if isinstance(_parsed(file.read_bytes()), list)]
+    if len(there) > 1:
+        raise UserError(f"{there[0]} and {there[1]} both hold {split}", "keep one of them in dataset.path")
+    return replace(_file(there[0]), name=there[0].stem) if there else None
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -137,16 +146,16 @@ def _json(index: Path) -> list[dict]:
         hint = "one object per line? then name it .jsonl" if lines else "restore the file from its source"
         raise UserError(f"{index} is not valid JSON: {error}", hint) from error
     if not isinstance(rows, list) or not rows:
-        raise UserError(f"{index} must hold a list of at least one row")
+        raise UserError(f"{index} must hold a list of at least one row", "[{…}, {…}], not an object around it")
     return rows
 
 
-def _is_json(content: bytes) -> bool:
+def _parsed(content: bytes) -> Any:
+    """A JSON text's value; None where it is not JSON."""
     try:
-        json.loads(content)
+        return json.loads(content)
     except NOT_JSON:
-        return False
-    return True
+        return None
 
 
 def _file(file: Path) -> Rows:
@@ -170,7 +179,7 @@ def _file(file: Path) -> Rows:
                 rows.append(json.loads(line))
         except NOT_JSON as error:
             broken.append(f"{file}, line {number} is not valid JSON: {error}")
-    if content.lstrip().startswith(b"[") and _is_json(content):
+    if content.lstrip().startswith(b"[") and isinstance(_parsed(content), list):
         raise UserError(f"{file} holds a list, not one object per line", f"name it {file.stem}.json")
     if broken:  # report all at once; the contents of other rows are checked once these are fixed
         more = f"\n  … and {len(broken) - BROKEN} more" if len(broken) > BROKEN else ""

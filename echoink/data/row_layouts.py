@@ -46,7 +46,7 @@ _TAG = re.compile(r"<(image|audio|video)>")
 
 _LIKE_A_TAG = re.compile(
     r"</?(?:start_of_)?(?:image|img|picture|audio|sound|speech|video)s?"
-    r"(?:[ _]?\d+|here|_(?:placeholder|token|soft_token|patch|context|pad))?(?:\s[^<>]*)?/?>",
+    r"(?:[ _]?\d*|here|_(?:placeholder|token|soft_token|patch|context|pad))(?:\s+[\w-]+=[^<>]*)?\s*/?>",
     re.IGNORECASE,
 )
 """`_TAG`, its end, and what others write in its place."""
@@ -115,9 +115,7 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
                 if value is not None:
                     _add(found, null, kind, value, where=where)
             if lost := [kind for kind, _ in parts if kind not in found]:
-                raise UserError(
-                    f"{where}: the user's turn has a part of type {lost[0]}, but the row has no {NOUNS[lost[0]]}"
-                )
+                raise UserError(f"{where}: {chat} has a part of type {lost[0]}, but the row has no {NOUNS[lost[0]]}")
             notes += _settle_question(rest, text, f"{where}, {chat}")
             notes += ["the system turn is not used (prompt.system sets one)"] if systems else []
     notes += _refuse_lost_media(rest, found, where)
@@ -230,7 +228,7 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
         content = turn.get("content", turn.get("value"))
         systems += role == "system"
         if role not in ("user", "human"):
-            _refuse_media_of(role, content, where)
+            media += _media_of(role, content, where)
             continue
         words = []
         content = [content] if isinstance(content, str | Mapping) else content or []
@@ -263,15 +261,23 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
     return texts[0], media, systems
 
 
-def _refuse_media_of(role: str, content: Any, where: str) -> None:
-    """Refuse a medium in a turn that is not the user's, such as a tool's result: no other turn is asked."""
+def _media_of(role: str, content: Any, where: str) -> list[tuple[str, None]]:
+    """The kinds that tags in a turn refer to that is not the user's; the row must have them in a column.
+
+    Raises:
+        UserError: a part of a system's or a tool's turn is a medium. Only the user's turn is the question.
+    """
+    found: list[tuple[str, None]] = []
     for part in content if isinstance(content, list | tuple) else [content]:
         kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
+        if role in ("assistant", "gpt", "model"):
+            continue
+        if re.search("image|audio|video", kind):
+            hint = "only the user's turn is read: move it there"
+            raise UserError(f"{where}: the {role or 'unnamed'} turn has a part of type {kind}", hint)
         text = part.get("text") if kind else part
-        tag = _LIKE_A_TAG.search(text) if isinstance(text, str) and role in ("system", "tool") else None
-        if tag or re.search("image|audio|video", kind):
-            found = tag.group() if tag else f"a part of type {kind}"
-            raise UserError(f"{where}: the {role} turn has {found}", "only the user's turn is read: move it there")
+        found += [(tag.group(1), None) for tag in _TAG.finditer(text)] if isinstance(text, str) else []
+    return found
 
 
 def _refuse_part(medium: Any, where: str) -> None:

@@ -180,9 +180,12 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     layout = row_layouts.read(row, where)
     row, given = layout.row, layout.media
     if missing := {"problem", "solution"} - row.keys():
-        hints = dict.fromkeys(("question", "query", "prompt"), "call the question problem")
-        hints |= dict.fromkeys(("answer", "ground_truth"), "call the answer solution, <answer>…</answer>")
-        hints["reward_model"] = "reward_model.ground_truth becomes solution, <answer>…</answer>"
+        hints = {}
+        if "problem" in missing:
+            hints |= dict.fromkeys(("question", "query", "prompt"), "call the question problem")
+        if "solution" in missing:
+            hints |= dict.fromkeys(("answer", "ground_truth"), "call the answer solution, <answer>…</answer>")
+            hints["reward_model"] = "reward_model.ground_truth becomes solution, <answer>…</answer>"
         shown = "the top of echoink/data/samples.py shows a row"
         hint = ", ".join(dict.fromkeys(text for key, text in hints.items() if key in row)) or shown
         if {"question", "options", "answer", "source"} <= row.keys():
@@ -372,7 +375,8 @@ def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     if isinstance(value, dict):
         keys = ("path", where.rpartition(", ")[2])  # {"image": "a.jpg"} in a column of pictures
         if (found := next((value[key] for key in keys if value.get(key) is not None), None)) is None:
-            held = f"holds {', '.join(map(str, sorted(value)))}, and no path" if value else "is an empty object"
+            names = sorted(str(key) for key, each in value.items() if each is not None)
+            held = f"holds {', '.join(names)}, and no path" if names else "is an empty object"
             raise UserError(f"{where} {held}", 'a medium is a path, {"path": …} or {"bytes": …}')
         value = found
     if not isinstance(value, str):

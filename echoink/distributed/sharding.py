@@ -87,7 +87,7 @@ def register_root(model: PreTrainedModel) -> None:
     for unit in _units(model):
         unit.set_reshard_after_forward(unit is not model, recurse=False)
     # PyTorch gives the groups of a mesh its own timeout of ten minutes, whatever the run has set.
-    set_timeout = getattr(torch.distributed, "set_timeout", distributed_c10d._set_pg_timeout)  # before torch 2.14
+    set_timeout = getattr(torch.distributed, "set_timeout", None) or distributed_c10d._set_pg_timeout  # before 2.14
     for group in next(model.parameters()).device_mesh.get_all_groups():
         set_timeout(PATIENCE, group)
     with torch.no_grad():

@@ -51,7 +51,7 @@ def rank_of(path: str) -> int:
         return 0
     with as_user_error(path):
         stored = LoraConfig.from_pretrained(path)
-    return max(stored.r, *(stored.rank_pattern or {}).values(), 0)
+    return max([stored.r, *(stored.rank_pattern or {}).values()])
 
 
 def dimensions(path: str) -> tuple[int, int]:

@@ -108,7 +108,7 @@ def execute(
 
 
 def _free_memory(engine: Engine | None) -> None:
-    """Free the memory of a model to which nothing refers, and let the engine expect another one."""
+    """Free the memory of a model to which nothing refers, and make the next push send all weights."""
     gc.collect()  # a model has reference cycles, so it is freed only here
     torch.cuda.empty_cache()
     if engine:

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, save_torch_state_dict
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -41,7 +42,7 @@ def export(
 
     Raises:
         UserError: `output` exists, `source` cannot be loaded, the adapter was never trained, `merge` is False for a
-            whole model, for vLLM or for an adapter on top of another one, or the hub would refuse.
+            whole model or an adapter on top of another one, both `vllm` and not `merge`, or the hub would refuse.
     """
     if output.exists():
         raise UserError(f"{output} is there already", "give a new folder")
@@ -64,7 +65,12 @@ def export(
     try:
         model = loading.load_model(path)  # its errors say what is wrong with the folder
         processor = loading.load_processor(path, *_caps(path))
-        _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
+        try:
+            _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
+        except SafetensorError as error:  # not an OSError, also where the disk is full
+            raise UserError(
+                f"{part} cannot be written: {first_line(error)}", "make room, or give another output="
+            ) from error
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
         model.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
@@ -175,7 +181,7 @@ def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter:
             "",
         ]
     elif not adapter:
-        body += ["vLLM needs another layout: export it with `vllm=true`.", ""]
+        body += ["vLLM needs another layout: `python -m echoink.export … vllm=true` writes it.", ""]
     body += ["How to ask it:", "", "```python", *_example(adapter, model, processor, config), "```", ""]
     if config:
         body += ["The template of that prompt:", "", "```", config.prompt.template.strip(), "```", ""]

@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         return None
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
     opened = run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes)
-    with _first_process_ends_first(), opened as files:
+    with _first_process_ends_first(folder, writes), opened as files:
         files.changed(start.changed)
         files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
         files.write_text("config.yaml", to_yaml(config))
@@ -93,18 +93,16 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
 
 
 @contextmanager
-def _first_process_ends_first() -> Iterator[None]:
-    """After a signal the others wait for the first process, which completes summary and MLflow: a launcher may end all
-    processes when one has ended.
+def _first_process_ends_first(folder: Path, is_first: bool) -> Iterator[None]:
+    """After a signal the other processes wait for the first one, at most five minutes: it completes summary and MLflow,
+    and a launcher may end all of them when one has ended. It holds the folder's lock until it ends.
     """
     try:
         yield
     except (KeyboardInterrupt, signals.Preempted):
-        if launched_processes() > 1:
-            from echoink.distributed.process_group import processes
-
-            with suppress(Exception):
-                processes().wait_for_everyone()
+        deadline = time.monotonic() + 300
+        while not is_first and run_folder.in_use(folder) and time.monotonic() < deadline:
+            time.sleep(0.2)
         raise
 
 
@@ -195,21 +193,21 @@ def _preflight(config: Config, files: RunFolder, uri: str | None) -> None:
             preflight.check_hub(config.trainer.push_to_hub)
 
     _on_main_process(check)
-    if config.trains and launched_processes() > 1:
+    if launched_processes() > 1:
         _check_shared(files.path)
     if config.uses_vllm:
         _on_main_process(lambda: vllm_environment.check(config.generation.vllm.python))
 
 
 def _check_shared(folder: Path) -> None:
-    """Raises `UserError` in all processes if one of them, which all write to it, does not see the run's folder."""
+    """Raises `UserError` in all processes if one of them does not see the run's folder, which all of them use."""
     from echoink.distributed import collectives
 
     def probe() -> Path:
         with tempfile.NamedTemporaryFile(prefix=".seen-by-all-", dir=folder, delete=False) as file:
             return Path(file.name)
 
-    def appears(number: int, _: int) -> bool:
+    def appears(number: int, count: int) -> bool:
         for _ in range(100):  # a network's disk may show it a few seconds later
             if there.exists():
                 return True
@@ -218,12 +216,16 @@ def _check_shared(folder: Path) -> None:
 
     there = collectives.on_main_process(probe)
     seen = collectives.share(appears)
-    collectives.on_main_process(there.unlink)
-    if not all(seen):
-        raise UserError(
-            f"process {seen.index(False)} does not see {folder} of the first process",
-            "all nodes write to it: set hydra.run.dir to a folder that they share",
-        )
+
+    def conclude() -> None:
+        there.unlink()
+        if not all(seen):
+            raise UserError(
+                f"process {seen.index(False)} does not see {folder} of the first process",
+                "all nodes use it: set hydra.run.dir to a folder that they share",
+            )
+
+    collectives.on_main_process(conclude)
 
 
 def _on_main_process(work: Callable[[], Any]) -> Any:

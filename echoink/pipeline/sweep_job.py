@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
         )
     # After a signal torchrun waits for the rollout under way; by default it kills its processes after 30 s.
     # By itself it would not pass SIGUSR1 and SIGUSR2 on, but end by them.
-    of_torchrun = ["--standalone", "--nproc_per_node", str(processes), "--shutdown-timeout", str(2 * PATIENCE)]
+    of_torchrun = ["--standalone", "--nproc_per_node", str(processes)]
+    if tuple(map(int, version("torch").split(".")[:2])) >= (2, 12):
+        of_torchrun += ["--shutdown-timeout", str(2 * PATIENCE)]
     of_torchrun += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2", "-m"]
     launcher = ["torch.distributed.run", *of_torchrun] if processes > 1 else []
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
@@ -229,7 +232,9 @@ def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
 
 
 def devices() -> list[str]:
-    """The GPUs that jobs may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    """The GPUs that jobs may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists; where one is divided
+    by MIG, only the instances.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name not in ("", "-1")]

@@ -53,7 +53,7 @@ def make(config: Config, splits: Splits) -> dict[str, Any]:
     if trainer.processes > 1 or not needed:
         how = "sharded over" if memory.SHARDED_PARTS[trainer.sharding] else "not sharded, on each of"
         among = _among(trainer)
-        several = f"{among}, in each of {trainer.processes // among} nodes" if among < trainer.processes else f"{among}"
+        several = f"the {among} of a node" if among < trainer.processes else f"{among}"
         needed[f"{how} {several}"] = needs(config, parameters, longest)
     rollouts = -(-steps // grpo.updates_per_rollout)
     return {

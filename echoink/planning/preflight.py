@@ -49,11 +49,14 @@ def check_devices() -> None:
     """Raises `UserError` where this machine has more processes of the run than GPUs: no two can share one."""
     import torch
 
-    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not torch.accelerator.is_available():  # it counts GPUs that a driver cannot use, too
+        return
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
     if 0 < there < here:
         raise UserError(
             f"{here} processes were started on this machine, and each sees {counted(there, 'GPU')}",
-            "start one per GPU, and let each see all GPUs of its machine (no --gpus-per-task)",
+            "start one per GPU, and let each see all GPUs of its machine (no --gpus-per-task); for the CPU set "
+            "CUDA_VISIBLE_DEVICES=",
         )
 
 

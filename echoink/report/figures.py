@@ -73,13 +73,21 @@ def curves(run: Path, *targets: Path) -> Path | None:
     steps = [row["step"] for row in rows]
     mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point is invisible
     for axis, (name, title) in zip(axes, panels, strict=True):
-        values = [row[name] for row in rows]
+        values = _values(rows, name)
         axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=1)
         axis.plot(steps, smooth(values), color=COLOURS[0], linewidth=2, **mark)
         _dress(axis, name, title)
         if name == ACCURACY:
             _evaluations(axis, run, summary, steps[-1])
     return _save(figure, targets)
+
+
+def _values(rows: Sequence[dict], name: str) -> list[float]:
+    """A metric at each step; of a step that was skipped, whose loss was not finite, the value before it."""
+    values: list[float] = []
+    for row in rows:
+        values.append(row.get(name, values[-1] if values else 0.0))
+    return values
 
 
 def _save(figure: pyplot.Figure, targets: Sequence[Path]) -> Path:
@@ -133,7 +141,7 @@ def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
     curves = []
     for run in arm.runs:
         if run.metrics:
-            raw = [row[name] for row in run.metrics]
+            raw = _values(run.metrics, name)
             axis.plot([row["step"] for row in run.metrics], raw, color=colour, alpha=0.1, linewidth=0.8)
             curves.append(smooth(raw))
     if not curves:

@@ -38,7 +38,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common import console
 from echoink.common.errors import UserError
-from echoink.common.signals import end_with_parent
 from echoink.distributed import collectives
 from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
@@ -156,7 +155,8 @@ class Engine:
             "logit_bias": dict.fromkeys(self._tokens.values(), -100.0),
         }
         self._sleeps = setup.sleeps and self._gpu is not None
-        self._shares, self._merges, self._has_weights = setup.shares_memory, not setup.rank_apart, False
+        self._shares, self._merges = setup.shares_memory, not setup.rank_apart
+        self.forget()
         if writes:
             weights.unlink(missing_ok=True)  # left by a killed run; `passage` removes it only on the first machine
         self._folder = Path(tempfile.mkdtemp(prefix="echoink-engine-"))
@@ -373,10 +373,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _media(self, prompt: PromptInputs) -> dict[str, Any]:
-        """A prompt's media by the names of vLLM's fields, their places among its tokens, and its positions.
-
-        Empty for a prompt without media.
-        """
+        """Media by the names of vLLM's fields, their places among the tokens, and positions; nothing without media."""
         if not prompt.media:
             return {}
         places = []
@@ -540,6 +537,5 @@ def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess
             stdout=file,
             stderr=file,
             start_new_session=True,
-            preexec_fn=end_with_parent,  # an engine that hangs does not see that its pipe is closed
         )
         return process, Connection(ours.detach())

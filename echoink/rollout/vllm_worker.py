@@ -10,8 +10,10 @@ A prompt arrives complete: token ids, the processor's tensors, M-RoPE positions.
 are its resizing, resampling and position arithmetic, which are those of another version of transformers.
 """
 
+import ctypes
 import importlib
 import importlib.util
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -312,6 +314,8 @@ def _of_names(hook):
 
 def main() -> None:
     """Answer requests over the connection until it ends."""
+    if sys.platform == "linux":  # one that hangs does not see that the connection is closed
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     connection = Connection(int(sys.argv[1]))
     worker = Worker(connection)
     while True:

@@ -153,12 +153,13 @@ def shard_plan_of(config: Config) -> DistributedConfig | None:
 def longest_prompt(job: Job) -> int:
     """Tokens of the longest prompt. The length of every prompt is checked before anything is computed.
 
-    A prompt that gets another sample's media counts with the longest sound, picture and video that it may get.
+    A prompt that gets the sound, or the picture or video, of another sample counts with the longest one that it may
+    get. If that would be too long, this prints a warning: which prompts get which media is decided later.
 
     Raises:
         UserError: a prompt is longer than `model.max_prompt_tokens`.
     """
-    wanted, longest = job.config.model, 0
+    wanted, longest, borrowed = job.config.model, 0, 0
     evaluated = job.config.eval.split.name
     for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
         counts: dict[DataType, list[Tokens]] = {}
@@ -166,29 +167,26 @@ def longest_prompt(job: Job) -> int:
             info, text = job.splits.media_info[f"{split} {sample.id}"], job.processor.text_tokens(sample)
             tokens = prompt_tokens(info, text, wanted)
             job.processor.check_length(sample, tokens.total)
+            longest = max(longest, tokens.total)
             counts.setdefault(sample.data_type, []).append(tokens)
-        borrowed = _borrowed(job.config, samples is job.splits.valid)
-        for tokens in counts.values():
-            most = {kind: max(getattr(each, kind) for each in tokens) for kind in borrowed}
-            totals = [replace(each, **most).total for each in tokens]
-            longest = max(longest, *totals)
-            if longest > wanted.max_prompt_tokens:
-                key = "eval.ablations" if samples is job.splits.valid else "reward.integration"
-                raise UserError(
-                    f"with other samples' media, which {key} uses, a prompt of {split} may have {longest} tokens; "
-                    f"the cap is {wanted.max_prompt_tokens}",
-                    "raise model.max_prompt_tokens, or lower model.max_pixels or model.max_audio_seconds",
-                )
-    return longest
+        for kinds in () if samples is job.splits.dev else _borrowed(job.config, samples is job.splits.train):
+            for sample_counts in counts.values():
+                most = {kind: max(getattr(each, kind) for each in sample_counts) for kind in kinds}
+                borrowed = max(borrowed, *(replace(each, **most).total for each in sample_counts))
+    if borrowed > wanted.max_prompt_tokens:
+        said = f"with the media of another sample a prompt may have {borrowed} tokens, over model.max_prompt_tokens"
+        console.say("warning", f"{said}={wanted.max_prompt_tokens}: the run would end at such a prompt")
+    return max(longest, min(borrowed, wanted.max_prompt_tokens))
 
 
-def _borrowed(config: Config, evaluated: bool) -> set[str]:
-    """The media, as fields of `Tokens`, that a sample of a split may get from another one."""
-    if not evaluated:
+def _borrowed(config: Config, trains: bool) -> list[set[str]]:
+    """The media, as fields of `Tokens`, that a prompt of a split gets from another sample, at one time each."""
+    sound, sight = {"audio"}, {"image", "video"}
+    if trains:
         twins = config.trains and config.reward.lambda_int and config.reward.integration is Rule.twin
-        return {"image", "audio", "video"} if twins else set()
-    names = {Variant.swapped_audio: {"audio"}, Variant.swapped_image: {"image", "video"}}
-    return set().union(*(names.get(variant, set()) for variant in config.eval.ablations))
+        return [sound, sight] if twins else []
+    swaps = {Variant.swapped_audio: sound, Variant.swapped_image: sight}
+    return [swaps[variant] for variant in config.eval.ablations if variant in swaps]
 
 
 def divided_among(trainer: TrainerConfig) -> int:

@@ -7,6 +7,9 @@ from echoink.config.schema import GenerationConfig, GrpoConfig, Loss, Schedule, 
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 
+_OPTIMIZERS = {Sharding.fsdp2: "adamw_torch_fused"}
+"""Sharded weights PyTorch would otherwise update one after the other, by a loop in Python."""
+
 
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
@@ -31,8 +34,7 @@ def arguments(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        # Of sharded weights PyTorch would update one after the other, by a loop in Python.
-        optim="adamw_torch_fused" if config.sharding is Sharding.fsdp2 else "adamw_torch",
+        optim=_OPTIMIZERS.get(config.sharding, "adamw_torch"),
         bf16=config.bf16,
         gradient_checkpointing=bool(config.gradient_checkpointing),
         seed=seed,

@@ -42,5 +42,5 @@ def test_what_a_disk_refuses_is_no_traceback_and_what_code_misses_is_one(number,
         cli.run(main, "help")
     if said is not None:
         assert ended.value.code == 2
-        hint = "\n  → free or permit it, or name another place\n"
+        hint = "\n  → make room, change the permissions, or give another place\n"
         assert capsys.readouterr().err == f"error: {os.strerror(number)}{said}{hint}"

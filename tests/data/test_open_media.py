@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from echoink.common.console import bytes_bar, progress
 from echoink.common.errors import UserError
 from echoink.data.open_media import catalogue, packages, probes, questions
-from echoink.data.open_media.build import OpenMediaConfig, build, draw
+from echoink.data.open_media.build import OpenMediaConfig, build, by_recording, draw
 from echoink.data.splits import read_split
 from experiments import new_recordings
 
@@ -412,6 +412,28 @@ def test_a_class_is_no_option_beside_one_that_holds_it_and_only_single_bursts_ar
     pause = np.zeros(8000, np.float32)
     assert catalogue.is_single(burst) and not catalogue.is_single(np.concatenate([burst, pause, burst]))
     assert not catalogue.is_single(np.tile(burst, 6)), "too long to be heard whole"
+
+
+def test_a_class_is_a_wrong_option_three_times_as_often_as_it_is_right():
+    """Also one that stands beside few others: else its name alone would tell something."""
+    names = ("guitar", "electric guitar", "piano", "harp", "banjo", "flute", "car")
+    kinds = dict.fromkeys(names, "instrument") | {"car": "vehicle"}
+    side = questions.Side({n: [f"p:{n}"] for n in names}, {n: [f"p:{n}.png"] for n in names}, kinds, ())
+    writer, wrong, right = questions.Writer(side, 0), Counter(), Counter()
+    for turn in range(700):
+        asked = writer.draw("heard", turn)
+        answer = asked.options["ABCD".index(asked.answer)]
+        right[answer] += 1
+        wrong.update(option for option in asked.options if option != answer)
+    assert all(abs(wrong[name] - 3 * right[name]) < 0.25 * 3 * right[name] for name in names), (wrong, right)
+
+
+def test_recordings_of_several_strokes_are_not_counted():
+    burst = np.sin(np.arange(8000)).astype(np.float32)
+    entries = {n: catalogue.Entry(n, "tool", {f"p:{n}": burst}, {}) for n in ("saw", "hammer")}
+    media = {f"p:{n}": catalogue.Medium(f"p:{n}", "p", "", b"") for n in entries}
+    side = by_recording(catalogue.Catalogue(entries, media, {}, {}, []), 0)["train"]
+    assert set(side.single) == {"p:hammer"}
 
 
 def test_words_alone_do_not_answer_what_wants_a_sense():

@@ -49,6 +49,16 @@ READ = [  # row, data type, question
     (chat([{"type": "image", "image": "p.png", "max_pixels": 9}, {"type": "text", "text": "Q?"}]), "image", "Q?"),
     ({**ROW, "images": [{"image": "p.png", "bytes": None}]}, "image", "Q?"),
     (
+        {
+            **chat("Q?"),
+            "image": "p.png",
+            "messages": [{"role": "system", "content": "<image>"}, *chat("Q?")["messages"]],
+        },
+        "image",
+        "Q?",
+    ),
+    ({**ROW, "problem": "if a<image and b>c, <sound of a bell>?"}, "text", "if a<image and b>c, <sound of a bell>?"),
+    (
         {**chat("Q?"), "messages": [{"role": "assistant", "content": "<image>"}, {"role": "user", "content": "Q?"}]},
         "text",
         "Q?",
@@ -130,7 +140,7 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
             for tag in (
                 *("<image 1>", "<image_1>", "<Image>", "<images>", "<img>", "<sound>", "</image>", "<ImageHere>"),
                 *("<IMG_CONTEXT>", "<image_soft_token>", "<audio_placeholder>", "<start_of_image>", "<image/>"),
-                *("<img src='p.png'/>",),
+                *("<img src='p.png'/>", "<image_>"),
             )
         ),
         ({**ROW, "problem": "(<image>./</image>)Q?", "image": "p.png"}, "the question has </image>, which is"),
@@ -140,9 +150,13 @@ def test_media_are_found_wherever_they_are(row, data_type, problem, tmp_path):
         ),
         (
             {**ROW, "messages": [{"role": "system", "content": [{"type": "text", "text": "<image>"}]}]},
-            "the system turn has <image>",
+            "has 0 user turns",
         ),
-        ({**ROW, "messages": [{"role": "system", "content": "Look: <image>"}]}, "the system turn has <image>"),
+        (
+            {**chat("Q?"), "messages": [{"role": "system", "content": "Look: <image>"}, *chat("Q?")["messages"]]},
+            "messages has a part of type image, but the row has no picture",
+        ),
+        ({**ROW, "image": {"bytes": None, "path": None}}, "image is an empty object"),
         ({**ROW, "image": {"url": "p.png", "fps": 1}}, "image holds fps, url, and no path"),
         ({**ROW, "images": [{}]}, "image is an empty object"),
         ({**ROW, "image": "https://x.org/p.png"}, "https://x.org/p.png is an address"),

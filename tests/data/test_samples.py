@@ -88,7 +88,7 @@ def test_a_bad_row_is_named(broken, edit, message):
 def test_missing_folder_split_and_bad_json(tmp_path):
     with pytest.raises(UserError, match="dataset folder not found"):
         read_split(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match="no split train in .*neither omni_rl_format_train.json"):
+    with pytest.raises(UserError, match="no split train in .*: no omni_rl_format_train.json, train.jsonl"):
         read_split(tmp_path, "train")
     for content, message in (("[{", "is not valid JSON"), ("[]", "at least one row"), ('{"a": 1}', "must hold a list")):
         (tmp_path / "omni_rl_format_train.json").write_text(content)
@@ -198,8 +198,8 @@ def test_a_folder_beside_may_be_allowed_by_name(tmp_path, path):
     assert sample.image == beside / "x.jpg" and not dropped
 
 
-@pytest.mark.parametrize("path", ["file:///etc/passwd", "http://host/x.jpg", "~/x.jpg", "x" * 4000])
-def test_addresses_are_names_of_files_that_are_not_there(tmp_path, path):
+@pytest.mark.parametrize("path", ["~/x.jpg", "x" * 4000, "a://b/x.jpg"])
+def test_odd_paths_are_names_of_files_that_are_not_there(tmp_path, path):
     row = {"problem": "?", "options": ["A. a", "B. b"], "solution": "<answer>A</answer>", "path": {"image": path}}
     (sample,), _ = parse_rows([row], tmp_path, "here")
     found = inspect(sample, 1.0, VideoCaps(1, 2, 784, 28))

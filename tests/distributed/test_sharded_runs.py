@@ -278,9 +278,8 @@ Path.exists = lambda self, **more: not self.name.startswith(".seen-by-all") and 
 def test_a_folder_that_one_process_does_not_see_is_refused_before_anything_is_computed(place):
     """As on nodes that share no disk."""
     words = [*RUN, "tracking=off", "trainer.processes=2", "hydra.run.dir=outputs/apart"]
-    for one in start(place, words, {1: BLIND}):
-        done = one.wait()
-        assert done.returncode == 2 and "process 1 does not see" in done.stderr
+    ended = [one.wait() for one in start(place, words, {1: BLIND})]
+    assert [done.returncode for done in ended] == [2, 2] and "process 1 does not see" in ended[0].stderr
     assert not [*(place / "outputs/apart").glob(".seen-by-all*")]
 
 

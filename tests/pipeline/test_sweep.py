@@ -289,7 +289,9 @@ def test_torchrun_passes_a_schedulers_signals_on_to_a_job(tmp_path, monkeypatch)
     sweep_job.run_job(compose(words)[0].config, words, tmp_path / "0", flags=[], side_by_side=1)
     (command,) = commands
     passed = command[command.index("--signals-to-handle") + 1].split(",")
-    assert {"SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"} <= {*passed} and command.index("-m", 2) > 2
+    assert {"SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"} <= {*passed} and command.index(
+        "--signals-to-handle"
+    ) < command.index("-m", 2)
 
 
 @pytest.mark.parametrize(("value", "gpus"), [("0,1", ["0", "1"]), ("", []), ("-1", []), ("GPU-a", ["GPU-a"])])

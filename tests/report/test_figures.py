@@ -61,14 +61,14 @@ def test_supervised_runs_show_their_loss(tmp_path, monkeypatch):
     drawn, plot = [], Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (drawn.append([*a[1]]), plot(self, *a, **k))[1])
     row = {"reward/accuracy": 1.0, "reward/format": 0.5, "completion/mean_length": 50.0}
-    rows = [{"step": step, "train/loss": 4.0 / step, **row} for step in (1, 2)]
+    rows = [{"step": step, "train/loss": 4.0 / step, **row} for step in (1, 2)] + [{"step": 3, **row}]
     (tmp_path / "metrics.jsonl").write_text(as_lines(rows))
     (tmp_path / "summary.json").write_text(json.dumps({"task": "sft"}))
     run = Run(tmp_path, {"status": "finished", "task": "sft"}, {"seed": 0})
     for draw in (lambda: curves(tmp_path, tmp_path / "a.png"), lambda: overlay([run], tmp_path / "b.png")):
         drawn.clear()
         draw()
-        assert drawn[::2] == [[4.0, 2.0], [1.0, 1.0], [0.5, 0.5]], "each raw, then smoothed"
+        assert drawn[::2] == [[4.0, 2.0, 2.0], [1.0] * 3, [0.5] * 3], "each raw, then smoothed; step 3 was skipped"
 
 
 def test_an_accuracy_at_the_end_of_its_interval_is_drawn(tmp_path):

@@ -42,7 +42,7 @@ OVERLAP = (
 )
 """Classes of which one may be mistaken for another, or includes it: one is never a wrong option for another."""
 NOUNS = {"animal": "an animal", "instrument": "a musical instrument", "vehicle": "a vehicle"}
-"""Kinds that the words alone can tell; a tool is a thing too."""
+"""Kinds that the words alone can tell. "thing" is left out, because a tool is also a thing."""
 UNCLEAR = ("bell", "keyboard", "clapping")
 """Classes that some call instruments."""
 SELDOM = 12
