@@ -65,12 +65,7 @@ def export(
     try:
         model = loading.load_model(path)  # its errors say what is wrong with the folder
         processor = loading.load_processor(path, *_caps(path))
-        try:
-            _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
-        except SafetensorError as error:  # not an OSError, also where the disk is full
-            raise UserError(
-                f"{part} cannot be written: {first_line(error)}", "make room, or give another output="
-            ) from error
+        _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
         model.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
@@ -95,18 +90,28 @@ def export(
 
 
 def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, vllm: bool) -> None:
-    """Write weights and configuration of a model, or of its adapter alone."""
+    """Write weights and configuration of a model, or of its adapter alone.
+
+    Raises:
+        UserError: the disk is full.
+    """
     if apart:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy2(Path(path) / name, part)
         settings = json.loads((part / "adapter_config.json").read_text("utf-8"))
         settings["base_model_name_or_path"] = resolve(settings["base_model_name_or_path"])
         (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    elif vllm:
-        family_of(model).vllm_config(model.config).save_pretrained(part)
-        save_torch_state_dict(dict(published(model, everything=True)), part)
-    else:
-        model.save_pretrained(part)
+        return
+    try:
+        if vllm:
+            family_of(model).vllm_config(model.config).save_pretrained(part)
+            save_torch_state_dict(dict(published(model, everything=True)), part)
+        else:
+            model.save_pretrained(part)
+    except SafetensorError as error:  # it is no OSError
+        raise UserError(
+            f"{part} cannot be written: {first_line(error)}", "make room, or give another output="
+        ) from error
 
 
 def _caps(path: str) -> tuple[int, int]:
