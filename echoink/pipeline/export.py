@@ -109,9 +109,8 @@ def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, v
         else:
             model.save_pretrained(part)
     except SafetensorError as error:  # it is no OSError
-        raise UserError(
-            f"{part} cannot be written: {first_line(error)}", "make room, or give another output="
-        ) from error
+        problem = f"{part} cannot be written: {first_line(error)}"
+        raise UserError(problem, "make room, or give another output=") from error
 
 
 def _caps(path: str) -> tuple[int, int]:

@@ -107,6 +107,16 @@ def side_by_side(settings) -> int:
     return max(2, min(cores if wanted < 0 else wanted, cores))
 
 
+def _torchrun(processes: int) -> list[str]:
+    """The words that start several processes on this machine, up to the module that they run."""
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    # After a signal torchrun waits for the rollout under way; by default it kills its processes after 30 s.
+    if tuple(map(int, version("torch").split(".")[:2])) >= (2, 12):
+        words += ["--shutdown-timeout", str(2 * PATIENCE)]
+    # By itself it would not pass SIGUSR1 and SIGUSR2 on, but end by them.
+    return [*words, "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2", "-m"]
+
+
 def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str], side_by_side: int) -> float:
     """Run one job in its own process; the table reads a failure from the job's folder.
 
@@ -151,13 +161,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
             f"jobs of {processes} processes each cannot run side by side",
             "leave hydra/launcher out, or set hydra.launcher.n_jobs=1",
         )
-    # After a signal torchrun waits for the rollout under way; by default it kills its processes after 30 s.
-    # By itself it would not pass SIGUSR1 and SIGUSR2 on, but end by them.
-    of_torchrun = ["--standalone", "--nproc_per_node", str(processes)]
-    if tuple(map(int, version("torch").split(".")[:2])) >= (2, 12):
-        of_torchrun += ["--shutdown-timeout", str(2 * PATIENCE)]
-    of_torchrun += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2", "-m"]
-    launcher = ["torch.distributed.run", *of_torchrun] if processes > 1 else []
+    launcher = _torchrun(processes) if processes > 1 else []
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
     command += ["resume=auto"] if goes_on else []
