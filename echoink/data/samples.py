@@ -174,6 +174,9 @@ def parse_rows(
     return samples, dropped
 
 
+_SHOWN = "the top of echoink/data/samples.py shows a row"
+
+
 def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be an object, not {type(row).__name__}")
@@ -186,11 +189,10 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         if "solution" in missing:
             hints |= dict.fromkeys(("answer", "ground_truth"), "call the answer solution, <answer>…</answer>")
             hints["reward_model"] = "reward_model.ground_truth becomes solution, <answer>…</answer>"
-        shown = "the top of echoink/data/samples.py shows a row"
-        hint = ", ".join(dict.fromkeys(text for key, text in hints.items() if key in row)) or shown
+        hint = ", ".join(dict.fromkeys(text for key, text in hints.items() if key in row))
         if {"question", "options", "answer", "source"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
-        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint)
+        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint or _SHOWN)
     for key, value in row.items():
         if isinstance(value, str) and HALF.search(f"{key}{value}"):
             raise UserError(f"{where}: {key!a} holds half a character", "rewrite the text in UTF-8")
