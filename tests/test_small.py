@@ -92,11 +92,11 @@ def test_what_was_done_is_not_done_again(asked, tmp_path, monkeypatch):
     told.write_text(json.dumps({**json.loads(told.read_text()), "train": ["trainer.steps=9"]}))
     with pytest.raises(UserError, match="stage answers"):
         small.main(words(tmp_path))
-    with pytest.raises(UserError, match="begun with other copies"):
+    with pytest.raises(UserError, match="begun with another value of copies"):
         small.main([*words(tmp_path)[:-1], "copies=2"])
     asked_of = tmp_path / "recordings/valid/omni_rl_format_valid.json"
     asked_of.write_text(json.dumps(json.loads(asked_of.read_text())[:-1]))  # built again, with another seed
-    with pytest.raises(UserError, match="begun with other questions"):
+    with pytest.raises(UserError, match="begun with another value of questions"):
         small.main(words(tmp_path))
 
 

@@ -157,7 +157,7 @@ def test_the_stages_are_supervised_runs_with_the_commands_numbers(tmp_path, monk
     assert load_model(config.model.path).num_parameters() > 1e6
     with pytest.raises(UserError, match="no such folder"):
         main([f"output={tmp_path}/other", "start=outputs/typo"])
-    with pytest.raises(UserError, match="begun with another pool"):
+    with pytest.raises(UserError, match="begun with another value of pool"):
         main([f"output={tmp_path}/base", "pool=9", "steps=30", "sloppy_steps=2", "batch=8", "seed=4"])
 
 

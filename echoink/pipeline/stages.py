@@ -92,7 +92,9 @@ def begin(output: Path, settings: dict, decides: Sequence[str]) -> Path:
     told, wanted = work / "settings.json", {name: settings[name] for name in decides}
     before = read_json(told) if told.is_file() else wanted
     if different := ", ".join(name for name, value in wanted.items() if before.get(name, value) != value):
-        raise UserError(f"{work} was begun with other {different}", "delete it, or give a new folder: output=…")
+        raise UserError(
+            f"{work} was begun with another value of {different}", "delete it, or give a new folder: output=…"
+        )
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(told, as_json(wanted))
     return work

@@ -161,7 +161,11 @@ def longest_prompt(job: Job) -> int:
     """
     wanted, longest, borrowed = job.config.model, 0, 0
     evaluated = job.config.eval.split.name
-    for split, samples in (("train", job.splits.train), ("dev", job.splits.dev), (evaluated, job.splits.valid)):
+    for split, samples, takes in (
+        ("train", job.splits.train, _borrowed(job.config, trains=True)),
+        ("dev", job.splits.dev, []),
+        (evaluated, job.splits.valid, _borrowed(job.config, trains=False)),
+    ):
         counts: dict[DataType, list[Tokens]] = {}
         for sample in samples:
             info, text = job.splits.media_info[f"{split} {sample.id}"], job.processor.text_tokens(sample)
@@ -169,7 +173,7 @@ def longest_prompt(job: Job) -> int:
             job.processor.check_length(sample, tokens.total)
             longest = max(longest, tokens.total)
             counts.setdefault(sample.data_type, []).append(tokens)
-        for kinds in () if samples is job.splits.dev else _borrowed(job.config, samples is job.splits.train):
+        for kinds in takes:
             for sample_counts in counts.values():
                 most = {kind: max(getattr(each, kind) for each in sample_counts) for kind in kinds}
                 borrowed = max(borrowed, *(replace(each, **most).total for each in sample_counts))
