@@ -25,7 +25,7 @@ class ExportConfig:
     checkpoint: str = key("a run folder (its best step on dev, else the last) or a step")
     output: str = key("the new folder")
     merge: bool = key("merge an adapter into its base; false: export the adapter alone", True)
-    vllm: bool = key("lay it out as the published whole model, which vLLM reads; false: as its own class", False)
+    vllm: bool = key("write the layout of the published models, which vLLM reads", False)
     push_to: str | None = key("a repository of the hub to push to, such as me/my-model; a new one is private", None)
 
 

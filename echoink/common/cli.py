@@ -61,8 +61,10 @@ def run(
         sys.exit(130)
 
 
-_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-_OF_THE_MACHINE += (errno.ENOTDIR,)
+_OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC),
+    *(errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR),
+)
 """Errors that a disk, a permission or the place that was named causes, and no fault of the code."""
 
 

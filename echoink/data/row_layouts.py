@@ -262,16 +262,16 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
 
 
 def _media_of(role: str, content: Any, where: str) -> list[tuple[str, None]]:
-    """The kinds that tags in a turn refer to that is not the user's; the row must have them in a column.
+    """The media that tags refer to in a turn of the system or a tool; the row must have them in columns.
 
     Raises:
         UserError: a part of a system's or a tool's turn is a medium. Only the user's turn is the question.
     """
     found: list[tuple[str, None]] = []
+    if role in ("assistant", "gpt", "model"):
+        return found
     for part in content if isinstance(content, list | tuple) else [content]:
         kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
-        if role in ("assistant", "gpt", "model"):
-            continue
         if re.search("image|audio|video", kind):
             hint = "only the user's turn is read: move it there"
             raise UserError(f"{where}: the {role or 'unnamed'} turn has a part of type {kind}", hint)

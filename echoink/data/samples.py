@@ -174,7 +174,7 @@ def parse_rows(
     return samples, dropped
 
 
-_SHOWN = "the top of echoink/data/samples.py shows a row"
+_EXAMPLE = "the top of echoink/data/samples.py shows a row"
 
 
 def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Sample:
@@ -192,7 +192,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
         hint = ", ".join(dict.fromkeys(text for key, text in hints.items() if key in row))
         if {"question", "options", "answer", "source"} <= row.keys():
             hint = "rows of OmniInstruct-v1 become ours by python -m echoink.curate"
-        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint or _SHOWN)
+        raise UserError(f"{where}: no field {', '.join(sorted(missing))}", hint or _EXAMPLE)
     for key, value in row.items():
         if isinstance(value, str) and HALF.search(f"{key}{value}"):
             raise UserError(f"{where}: {key!a} holds half a character", "rewrite the text in UTF-8")

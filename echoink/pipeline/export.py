@@ -181,7 +181,7 @@ def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter:
         architecture = type(model).__name__
         body += [
             f"vLLM reads this folder: `vllm serve <folder>`. In transformers, {architecture} loads it.",
-            "It is the part that reads and writes text; the class of the whole model, which also speaks, needs more.",
+            "It is the part that writes text. The class of the whole model, which also speaks, needs more weights.",
             "",
         ]
     elif not adapter:

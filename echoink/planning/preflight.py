@@ -49,7 +49,7 @@ def check_devices() -> None:
     """Raises `UserError` where this machine has more processes of the run than GPUs: no two can share one."""
     import torch
 
-    if not torch.accelerator.is_available():  # it counts GPUs that a driver cannot use, too
+    if not torch.accelerator.is_available():  # `device_count` also counts GPUs that the driver cannot use
         return
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
     if 0 < there < here:

@@ -22,7 +22,6 @@ _SAID = "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?答�
 _BOLD_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
 _LETTER = r"""[*_(\["'`【「]{0,2}(?-i:[A-Z](?![a-z])|[a-z](?![A-Za-z]))"""
 _CHOOSE = rf"(?:[选選][择擇项項]?\s*(?=\d|{_LETTER})|第\s*(?={_LETTER}))"
-_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
 _PREFIX = re.compile(
     rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|{_CHOOSE}|(?:options?|choices?)\s*[:=]?\s+)""", re.IGNORECASE
 )
