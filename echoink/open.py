@@ -123,6 +123,8 @@ def serve(uri: str, port: int) -> tuple[subprocess.Popen, str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST, "--workers", "1"]
     server = subprocess.Popen(
         [*command, "--port", str(port)],
+        # Its job runners are several processes that import MLflow again; pages of runs do not need them.
+        env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -117,7 +117,7 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     parsed = parse(overrides)
     # An experiment may say what it sweeps over (hydra.sweeper.params); the command line overrides it.
     plain = [override.input_line for override in parsed if not override.is_sweep_override()]
-    params = _raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
+    params = compose_raw([*plain, *searchpath], own).hydra.sweeper.get("params") or {}
     given = {override.key_or_group for override in parsed}
     parsed = [*parse([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
     # An interval gives no list of jobs: a search draws from it. Only the fixed settings can be checked here.
@@ -133,8 +133,13 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     return [list(job) for batch in batches for job in batch]
 
 
-def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
-    """What Hydra composes, including its own configuration."""
+def compose_raw(overrides: Sequence[str], own: Path | None = None) -> DictConfig:
+    """What Hydra composes, including its own configuration; nothing is validated.
+
+    Args:
+        overrides: Hydra's command-line overrides.
+        own: the user's folder with more files; it only serves errors, Hydra reads its search path.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE, job_name="train"):
         try:
@@ -146,7 +151,7 @@ def _raw(overrides: Sequence[str], own: Path | None) -> DictConfig:
 
 
 def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> Composed:
-    raw = _raw(overrides, own)
+    raw = compose_raw(overrides, own)
     try:
         # Only the keys that name the folder are resolved: the rest of Hydra's configuration needs a running job.
         OmegaConf.set_struct(raw.hydra, False)

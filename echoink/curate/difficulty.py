@@ -42,6 +42,7 @@ from echoink.evaluation.modality_need import FEWEST, Need
 from echoink.media.loaders import digest
 from echoink.rewards.parsing import option_letter, option_text
 from echoink.rewards.types import ProblemType
+from echoink.run_folder.checkpoint import resolve
 from echoink.run_folder.folder import take
 
 ABLATIONS = "[no_audio,no_image,text_only,swapped_audio,swapped_image]"
@@ -93,6 +94,7 @@ def main(words: Sequence[str]) -> None:
     if not any(sample.media for sample in source["train"]):
         hint = "mode=traces takes questions without media"
         raise UserError("no training question has a picture, a sound or a video", hint)
+    resolve(given.checkpoint)  # a wrong name leaves no folder behind
     work = begin(output, "curation.json", {key: value for key, value in asdict(given).items() if key not in SELECTS})
     say("phase 1", f"every training question is answered {given.draws} times, in full and without each sense")
     measured = _measure(given, given.source, given.seed, work / "first")

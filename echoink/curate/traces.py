@@ -26,6 +26,7 @@ from echoink.common.files import as_json, read_rows, write_atomic
 from echoink.common.keys import key
 from echoink.config.overrides import quoted
 from echoink.curate.difficulty import answer_training_split, begin, dataset, read_source, write_splits
+from echoink.run_folder.checkpoint import resolve
 from echoink.run_folder.folder import PREDICTIONS
 
 
@@ -56,6 +57,7 @@ def main(words: Sequence[str]) -> None:
     if min(given.draws, given.keep) < 1:
         raise UserError("draws and keep are at least 1", "such as draws=8 keep=4")
     source = read_source(dataset(given.source, given.settings))
+    resolve(given.checkpoint)  # a wrong name leaves no folder behind
     work = begin(output, "traces.json", recipe)
     say("phase 1", f"every training question is answered {given.draws} times")
     settings = [f"eval.samples={given.draws}", "eval.greedy=false", "eval.ablations=[]", *given.settings]

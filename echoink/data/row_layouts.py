@@ -110,14 +110,14 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
     rest = {key: value for key, value in row.items() if key not in used and value is not None}
     for chat in _CHATS:
         if isinstance(rest.get(chat), list | tuple):
-            text, parts, systems = _chat(rest.pop(chat), f"{where}, {chat}")
+            text, parts, unused = _chat(rest.pop(chat), f"{where}, {chat}")
             for kind, value in parts:
                 if value is not None:
                     _add(found, null, kind, value, where=where)
             if lost := [kind for kind, _ in parts if kind not in found]:
                 raise UserError(f"{where}: {chat} has a part of type {lost[0]}, but the row has no {NOUNS[lost[0]]}")
             notes += _settle_question(rest, text, f"{where}, {chat}")
-            notes += ["the system turn is not used (prompt.system sets one)"] if systems else []
+            notes += unused
     notes += _refuse_lost_media(rest, found, where)
     parts = [key for key, value in rest.items() if _PART_OF_FILE.fullmatch(key) and _selects(value)]
     if parts and {"audio", "video"} & set(found):
@@ -218,15 +218,16 @@ def _add(found: dict[str, Any], null: set[str], kind: str, value: Any, where: st
         found[kind] = several[0]
 
 
-def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]], int]:
-    """The user's text, the media among its parts (None: it is in a column), and the number of system turns."""
-    texts, media, systems = [], [], 0
+def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]], list[str]]:
+    """The user's text, the media among its parts (None: it is in a column), and notes."""
+    texts, media, notes = [], [], []
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise UserError(f"{where}: a turn must be an object with role and content")
         role = str(turn.get("role", turn.get("from", ""))).lower()
         content = turn.get("content", turn.get("value"))
-        systems += role == "system"
+        if role == "system":
+            notes.append("the system turn is not used (prompt.system sets one)")
         if role not in ("user", "human"):
             media += _media_of(role, content, where)
             continue
@@ -252,13 +253,16 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
                         f"call it {kind}: a path in the dataset's folder, or the file's bytes",
                     )
                 media.append((kind, value))  # without a value it refers to a column
+                known = ("type", "text", "path", "bytes", kind, part["type"])
+                more = [key for key, held in part.items() if held is not None and key not in known]
+                notes += [f"{', '.join(more)} of a part of type {part['type']}: not used"] if more else []
             else:
                 hint = 'parts are {"type": "text", "text": …} and {"type": "image", "image": <path>} (or audio, video)'
                 raise UserError(f"{where}: unknown part of the user's turn: {str(part)[:100]}", hint)
         texts.append(" ".join(words))
     if len(texts) != 1:
         raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
-    return texts[0], media, systems
+    return texts[0], media, notes
 
 
 def _media_of(role: str, content: Any, where: str) -> list[tuple[str, None]]:

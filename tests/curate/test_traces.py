@@ -72,6 +72,9 @@ def test_settings_that_cannot_be_are_refused_and_others_do_not_go_on(source, tmp
         with pytest.raises(UserError) as error:
             curate.main(words(source, tmp_path / "no", wrong))
         assert says in str(error.value)
+    with pytest.raises(UserError, match="checkpoint=tinny: no such folder"):
+        curate.main([*words(source, tmp_path / "no"), "checkpoint=tinny"])
+    assert not (tmp_path / "no").exists()
     with pytest.raises(UserError, match="no such dataset"):
         curate.main(words(tmp_path / "nowhere", tmp_path / "no"))
     (tmp_path / "begun/.work").mkdir(parents=True)

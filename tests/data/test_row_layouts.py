@@ -303,11 +303,17 @@ def test_what_of_a_row_is_not_used_is_noted(tmp_path):
         {**ROW, "path": {"image": None, "audio": "s.wav"}},
         {**ROW, "data_type": "image", "path": {"image": "p.png", "audio": "s.wav"}},
         {**chat("Q?"), "messages": [{"role": "system", "content": "Be nice."}, *chat("Q?")["messages"]]},
+        chat([{"type": "image", "image": "p.png", "max_pixels": 9, "fps": None}, "Q?"]),
     ]
     samples, _ = parse_rows(rows, tmp_path, "here")
     notes = [sample.notes for sample in samples]
     left_out = "the system turn is not used (prompt.system sets one)"
-    assert notes == [("image is null",), ("audio is not used by data_type image",), (left_out,)]
+    assert notes == [
+        ("image is null",),
+        ("audio is not used by data_type image",),
+        (left_out,),
+        ("max_pixels of a part of type image: not used",),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_jobs_are_processes_that_know_the_users_folder_and_one_that_fails_stops_
     (place / "mine/trainer").mkdir(parents=True)
     (place / "mine/trainer/short.yaml").write_text("defaults: [default]\nsteps: 1\n")
     own = ["--config-dir", "mine", "trainer=short"]
-    small = ["dataset.train=16", "dataset.dev=3", "dataset.valid=12", "eval.base=false", "eval.limit=3", "name=sweep"]
+    small = [*SMALL[1:4], SMALL[-1], "eval.base=false", "eval.limit=3", "eval.watched=0", "name=sweep"]
     done = echoink(place, "--multirun", *own, *small, "model.path=not_there_yet,tiny")
     (folder,) = (place / "outputs/sweep").iterdir()
     assert done.returncode == 1

@@ -63,6 +63,7 @@ def make_engine(tmp_path, monkeypatch):
     def make(model, processor, temperature=1.0, python=None, rows=64, near=True, bf16=False, rank=0):
         if python is None:
             monkeypatch.setattr(vllm_engine, "WORKER", STAND_IN)
+            python = processes.interpreter()
             if near:
                 monkeypatch.setattr(vllm_engine, "_start", lambda *_: (None, stand_in_engine.Near()))
         one = vllm_engine.Engine(
