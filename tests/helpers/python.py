@@ -22,7 +22,7 @@ def ours(words: list[str]) -> list[str] | None:
     words = [word for number, word in enumerate(words) if word not in ("-u", "-P") or "-m" in words[:number]]
     if words[:1] == ["-m"] and words[1].startswith("echoink."):
         return words
-    return words if words and words[0].endswith("stand_in_engine.py") else None
+    return words if words and words[0].endswith(("stand_in_engine.py", "gpu/kit.py")) else None
 
 
 def main() -> None:
