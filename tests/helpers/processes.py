@@ -124,7 +124,9 @@ def interpreter() -> str:
         shutil.copy(real, folder)
         (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     program = folder / "bin/python"
-    program.write_text(f"#!{sys.executable} -IS\n" + Path(python.__file__).read_text())
+    # To Python the second line is a text. The first could not name an interpreter whose path is long or has blanks.
+    starts = f"#!/bin/sh\n'''exec' \"{sys.executable}\" -IS \"$0\" \"$@\"\n' '''\n"
+    program.write_text(starts + Path(python.__file__).read_text())
     program.chmod(0o755)
     return str(program)
 

@@ -1,6 +1,7 @@
 """The memory estimate against what autograd keeps."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -142,3 +143,38 @@ def test_a_runs_engine_is_counted(model, sleeps):
     evaluates = config_of("eval.engine=vllm", *words[1:])
     only = memory.of_run(evaluates, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
     assert only.cache == alone.cache and only.engine == found.engine, "our decoder makes the rollouts"
+
+
+def test_several_processes_divide_a_steps_prompts_and_hold_gradients_twice(model):
+    words = ["trainer.prompts_per_step=6", "trainer.micro_batch_prompts=1", "grpo.group_size=4"]
+    here, parameters = memory.model_of(model), model.num_parameters()
+    found = {
+        n: memory.of_run(config_of(*words, f"trainer.processes={n}"), here, parameters, longest=300, engine_sleeps=True)
+        for n in (1, 2)
+    }
+    assert found[1].cache == 2 * found[2].cache > 0
+    assert found[2].gradients == 2 * found[1].gradients, "DistributedDataParallel's buckets"
+
+
+def test_under_deepspeed_policy_and_reference_are_in_bfloat16_and_it_learns_in_float32(model):
+    words = ["trainer=zero3", "trainer.bf16=true", "grpo.beta=0.04"]
+    parameters = model.num_parameters()
+    found = memory.of_run(config_of(*words), memory.model_of(model), parameters, longest=300, engine_sleeps=True)
+    assert (found.weights, found.reference) == (2 * parameters, 2 * parameters)
+    assert (found.gradients, found.optimizer) == (4 * parameters, 12 * parameters)
+
+
+def test_prompts_of_an_evaluation_fill_the_room_that_is_left(model):
+    """Counted by hand for P = 300, four draws of C = 100."""
+    here = replace(memory.model_of(model), joins_keys=False)
+    d, longest, draws, completion = here.dimensions, 300, 4, 100
+    keys_and_values = d.layers * 2 * d.key_width * 4 * (4 * longest + draws * completion)
+    layer = longest * 4 * (3 * d.feed_forward + 8 * d.width)
+    each = keys_and_values + layer + draws * d.vocabulary * 12
+    for wanted in (1, 7):
+        room = math.ceil((1000 + wanted * each) / memory.USABLE)
+        how = {"beside": 1000, "draws": draws, "longest": longest, "completion": completion, "bf16": False}
+        assert memory.prompts_that_fit(here, **how, room=room) == wanted
+        assert memory.prompts_that_fit(here, **how, room=room - 2) == max(1, wanted - 1)
+    assert memory.prompts_that_fit(here, **how, room=0) == 1
+    assert memory.prompts_that_fit(here, **how, room=10**12) == memory.MOST_PROMPTS

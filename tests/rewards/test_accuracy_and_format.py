@@ -408,6 +408,7 @@ SCORED = [  # type, answer, solution, score by hand
     ("regression", "-1", "-2", 0.5),
     ("regression", "0", "0", 1),
     ("regression", "0.1", "0", 0),
+    ("regression", "unknown", "3", 0),
     ("temporal retrieval", "[0, 10]", "0:05 to 0:15", 1 / 3),
     ("temporal retrieval", "0-2 and 1-4", "0-4", 1),  # a union: the overlap counts once
     ("temporal retrieval", "1:00:00-1:00:10", "[[3600, 3605], [3605, 3610]]", 1),
