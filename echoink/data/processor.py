@@ -1,12 +1,12 @@
 """Turns a sample into the model's inputs: the model's own processor runs once per prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 from PIL.Image import Image
-from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError
@@ -79,18 +79,21 @@ class PromptProcessor:
         """Tokenize a sample's prompt with its media.
 
         Raises:
-            UserError: the prompt is longer than its cap.
+            UserError: the prompt is longer than its cap, or see `encode`.
         """
         image, video, sound = media
-        prompt = encode(
-            self.processor,
-            self.model,
-            build_messages(sample, self.prompt),
-            image=image,
-            audio=sound.samples if sound else None,
-            video=video.frames if video else None,
-            fps=video.fps if video else 2.0,
-        )
+        try:
+            prompt = encode(
+                self.processor,
+                self.model,
+                build_messages(sample, self.prompt),
+                image=image,
+                audio=sound.samples if sound else None,
+                video=video.frames if video else None,
+                fps=video.fps if video else 2.0,
+            )
+        except UserError as error:
+            raise UserError(f"sample {sample.id}: {error.problem}", error.hint) from error
         self.check_length(sample, len(prompt.input_ids))
         return prompt
 
@@ -143,25 +146,29 @@ def encode(
         fps: frames a second of the video.
 
     Raises:
-        UserError: the chat template leaves a medium out or adds one.
+        UserError: the chat template leaves a medium out or adds one, or a text contains a placeholder.
     """
     parts = [part["type"] for turn in messages if not isinstance(turn["content"], str) for part in turn["content"]]
     audio_in_video = video is not None and audio is not None and "audio" not in parts
     family = family_of(model)
     with _ONE_AT_A_TIME:
         text = chat_text(processor, messages)
+        tokens = family.placeholders(model.config)
+        names = {name: processor.tokenizer.convert_ids_to_tokens(token) for name, token in tokens.items()}
+        _check_placeholders(names, text, parts)
         prompt = family.prompt_inputs(
             processor, model, text, image=image, audio=audio, video=video, fps=fps, audio_in_video=audio_in_video
         )
-    _check_placeholders(family.placeholders(model.config), prompt.input_ids, image=image, audio=audio, video=video)
     return prompt
 
 
-def _check_placeholders(placeholders: dict[str, int], input_ids: Tensor, **media) -> None:
-    for name, token in placeholders.items():
-        there = bool((input_ids == token).any())
-        if there != (media[name] is not None):
-            raise UserError(
-                f"the prompt has {'no' if media[name] is not None else 'a'} place for a {NOUNS[name]}",
-                "the model's chat template must write a placeholder for every medium of the user turn",
-            )
+def _check_placeholders(placeholders: dict[str, str], text: str, parts: Sequence[str]) -> None:
+    """Refuse a text whose placeholders are not one for each medium of the conversation; transformers names no cause."""
+    for name, placeholder in placeholders.items():
+        there, wanted = text.count(placeholder), parts.count(name)
+        if there < wanted:
+            hint = "the model's chat template must write one for every medium of the user turn"
+            raise UserError(f"the prompt has no {placeholder} for its {NOUNS[name]}", hint)
+        if there > wanted:
+            hint = "a question must not contain it, nor may the chat template write it for text"
+            raise UserError(f"the prompt has a {placeholder}, but no {NOUNS[name]} for it", hint)

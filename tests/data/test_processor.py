@@ -1,6 +1,7 @@
 """Prompts as the model takes them: positions, padding, and that a batch is the same as its prompts one by one."""
 
 import re
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -213,10 +214,29 @@ def test_every_data_type_rolls_out_together_as_alone(processor, model, one_of_ea
     assert texts(one_of_each) == [row for sample in one_of_each for row in texts([sample])]
 
 
-def test_a_template_that_forgets_a_medium_is_refused(processor, one_of_each):
-    from copy import deepcopy
+def test_a_template_that_forgets_a_medium_or_adds_one_is_refused(processor, one_of_each):
+    words = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    for template, kind, says in (
+        (words, "image", r"sample image: the prompt has no <\|IMAGE\|> for its picture"),
+        (words, "audio", r"sample audio: the prompt has no <\|AUDIO\|> for its sound"),
+        (words, "video_audio", r"the prompt has no <\|VIDEO\|> for its video"),
+        (f"<|AUDIO|>{words}", "text", r"sample text: the prompt has a <\|AUDIO\|>, but no sound for it"),
+    ):
+        other = deepcopy(processor.processor)
+        other.chat_template = template
+        (sample,) = (one for one in one_of_each if one.id == kind)
+        with pytest.raises(UserError, match=says):
+            replace(processor, processor=other)(sample)
 
-    forgetful = deepcopy(processor.processor)
-    forgetful.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
-    with pytest.raises((UserError, ValueError)):
-        replace(processor, processor=forgetful)(one_of_each[1])
+
+def test_a_question_with_a_models_placeholder_is_refused_by_its_sample(processor, samples):
+    with pytest.raises(UserError, match=r"sample 0: the prompt has a <\|IMAGE\|>, but no picture for it"):
+        processor(replace(samples[0], problem="What does <|IMAGE|> mean?"))
+
+
+def test_a_prompt_of_exactly_its_cap_is_taken(processor, samples):
+    tokens = len(processor(samples[0]).input_ids)
+    same, less = (replace(processor, caps=replace(processor.caps, prompt_tokens=n)) for n in (tokens, tokens - 1))
+    assert len(same(samples[0]).input_ids) == tokens
+    with pytest.raises(UserError, match=f"the cap is {tokens - 1}"):
+        less(samples[0])
