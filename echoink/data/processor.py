@@ -1,6 +1,5 @@
 """Turns a sample into the model's inputs: the model's own processor runs once per prompt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
@@ -12,7 +11,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from echoink.common.errors import UserError
 from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
-from echoink.data.row_layouts import NOUNS
 from echoink.data.samples import Sample, load_sound
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
@@ -146,29 +144,17 @@ def encode(
         fps: frames a second of the video.
 
     Raises:
-        UserError: the chat template leaves a medium out or adds one, or a text contains a placeholder.
+        UserError: the processor refuses it: the chat template leaves a medium out, or a text contains a placeholder.
     """
     parts = [part["type"] for turn in messages if not isinstance(turn["content"], str) for part in turn["content"]]
     audio_in_video = video is not None and audio is not None and "audio" not in parts
     family = family_of(model)
     with _ONE_AT_A_TIME:
         text = chat_text(processor, messages)
-        tokens = family.placeholders(model.config)
-        names = {name: processor.tokenizer.convert_ids_to_tokens(token) for name, token in tokens.items()}
-        _check_placeholders(names, text, parts)
-        prompt = family.prompt_inputs(
-            processor, model, text, image=image, audio=audio, video=video, fps=fps, audio_in_video=audio_in_video
-        )
-    return prompt
-
-
-def _check_placeholders(placeholders: dict[str, str], text: str, parts: Sequence[str]) -> None:
-    """Refuse a text whose placeholders are not one for each medium of the conversation; transformers names no cause."""
-    for name, placeholder in placeholders.items():
-        there, wanted = text.count(placeholder), parts.count(name)
-        if there < wanted:
-            hint = "the model's chat template must write one for every medium of the user turn"
-            raise UserError(f"the prompt has no {placeholder} for its {NOUNS[name]}", hint)
-        if there > wanted:
-            hint = "a question must not contain it, nor may the chat template write it for text"
-            raise UserError(f"the prompt has a {placeholder}, but no {NOUNS[name]} for it", hint)
+        try:
+            return family.prompt_inputs(
+                processor, model, text, image=image, audio=audio, video=video, fps=fps, audio_in_video=audio_in_video
+            )
+        except ValueError as error:  # it counts placeholders
+            hint = "the chat template must write a placeholder for every medium; no other text may contain one"
+            raise UserError(f"the processor refuses the prompt: {error}", hint) from error

@@ -262,7 +262,7 @@ def _chat(turns: Iterable[Any], where: str) -> tuple[str, list[tuple[str, Any]],
         texts.append(" ".join(words))
     if len(texts) != 1:
         raise UserError(f"{where} has {len(texts)} user turns", "a sample is one question")
-    return texts[0], media, notes
+    return texts[0], media, list(dict.fromkeys(notes))
 
 
 def _media_of(role: str, content: Any, where: str) -> list[tuple[str, None]]:
