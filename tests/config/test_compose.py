@@ -552,3 +552,16 @@ def test_the_weight_of_a_reward_of_ones_own_is_finite(tmp_path, weight):
     (tmp_path / "mine.py").touch()
     with pytest.raises(UserError, match=r"reward\.files\[0\]\.weight=.* is not a finite number"):
         compose([f"reward.files=[{{path: {tmp_path}/mine.py, weight: {weight}}}]"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart", "grpo.beta=0.1", "seed=3"],
+        ["trainer=fsdp2", "adapter=lora", "model.freeze=[audio,vision]"],
+        ["task=sft", "trainer.steps=3", "sft.responses=4"],
+    ],
+    ids=" ".join,
+)
+def test_what_other_tests_take_for_a_configuration_is_what_is_composed(words):
+    assert config_of(*words) == compose(words)[0].config

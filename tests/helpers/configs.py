@@ -32,5 +32,8 @@ def _of_files(words: tuple[str, ...]) -> DictConfig:
 
 
 def config_of(*words: str) -> Config:
-    """What those words on the command line compose, as a copy of one's own. Keys without effect are not refused."""
+    """What those words on the command line compose, as a copy of one's own.
+
+    Keys without effect are not refused, and Hydra's own keys are passed over.
+    """
     return copy.deepcopy(_validated(words))
