@@ -29,7 +29,7 @@ from echoink.common.console import console, quiet_libraries
 from echoink.common.errors import UserError, first_line
 from echoink.config.compose import compose
 from echoink.config.overrides import quoted
-from echoink.config.paths import conf_dir
+from echoink.config.paths import conf_dir, resolve
 from echoink.config.schema import Config, Dtype, Source, Task, flatten
 from echoink.run_folder import checkpoint
 from echoink.run_folder.environment import version
@@ -121,8 +121,6 @@ def gpu(config: Config) -> tuple[Verdict, str]:
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         found.append(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)")
-    if config.trainer.bf16 and not torch.cuda.is_bf16_supported():
-        return Verdict.bad, f"{', '.join(found)}: no bfloat16, set trainer.bf16=false"
     return Verdict.good, f"{', '.join(found)} · CUDA {torch.version.cuda} · {kernels}, flex_attention"
 
 
@@ -212,22 +210,17 @@ def _model(config: Config) -> tuple[Verdict, str]:
 
 def _is_there(path: str) -> tuple[Verdict, str]:
     """Whether a run can load a model: a folder, the name of the embedded one, or a hub id."""
-    from echoink.config.paths import resolve
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     path = resolve(path)
     if Path(path).is_dir():
         return _whole(Path(path), path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         folder = snapshot_download(path, local_files_only=True)
         return _whole(Path(folder), f"{path} is in the cache: {folder}")
     except LocalEntryNotFoundError:
         pass
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # the hub's client raises many types
@@ -256,6 +249,8 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
         ("tokenizer.json", "vocab.json"),
         ("processor_config.json", "preprocessor_config.json"),
     ]
+    if not _has_chat_template(folder):
+        needed.append(("chat_template.jinja", "chat_template.json"))
     lacking = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
     if not lacking and adapter:
         base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
@@ -265,6 +260,12 @@ def _whole(folder: Path, said: str) -> tuple[Verdict, str]:
         return Verdict.good, said
     more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
     return Verdict.bad, f"{folder} lacks {', '.join(lacking[:3])}{more}"
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether a file of the processor or of the tokenizer holds one."""
+    files = (folder / name for name in ("processor_config.json", "tokenizer_config.json"))
+    return any("chat_template" in json.loads(file.read_text("utf-8")) for file in files if file.is_file())
 
 
 def _engine(config: Config) -> tuple[Verdict, str]:
@@ -286,7 +287,7 @@ def _data(config: Config) -> tuple[Verdict, str]:
         samples, dropped = first_samples(dataset, split, limit)
         if not samples and not dropped:
             return Verdict.bad, f"{dataset.path}: {split} has no rows"
-        wrong = [f"{row.where}: {row.reason}" for row in dropped]
+        wrong = [row.reason for row in dropped]
         for sample in samples:
             gone = [medium for medium in sample.media.values() if isinstance(medium, Path) and not medium.is_file()]
             wrong += [f"{gone[0]} is not there"] if gone else []

@@ -47,7 +47,8 @@ def main(words: Sequence[str]) -> int:
             folder(place, uri, killed=config.killed)
         except Exception as error:  # stores raise many types; the next folder may work
             failed += 1
-            console.say("failed", f"{place}: {first_line(error)}")
+            hint = f" → {error.hint}" if isinstance(error, UserError) and error.hint else ""
+            console.say("failed", f"{place}: {first_line(error)}{hint}")
     console.say("synced", f"{len(places) - failed} of {len(places)} folders · {uri}")
     return int(failed > 0)
 

@@ -91,7 +91,9 @@ def main(words: Sequence[str]) -> None:
         stages.check(run)
     stages.begin(output, settings, [name for name in settings if name != "output"])
     write_lessons(config, work, [(name, steps) for name, steps, _ in taught])
-    model, record = stages.learn(runs, _first(config, work), work)
+    # The first stage begins with `start`, or with random weights and a vocabulary of the scenes' texts.
+    first = Path(config.start) if config.start else stages.made_once(work / "untrained", lambda: _untrained(config))
+    model, record = stages.learn(runs, first, work)
     stages.finish(output, lambda part: _save(model, part), settings, record)
 
 
@@ -142,11 +144,6 @@ def write_lessons(config: TinyConfig, work: Path, taught: Sequence[tuple[str, in
         (work / name).mkdir(exist_ok=True)
         for split, of in (("train", lessons[: config.pool]), ("valid", lessons[config.pool :])):
             (work / name / f"omni_rl_format_{split}.json").write_text(as_json(of), encoding="utf-8")
-
-
-def _first(config: TinyConfig, work: Path) -> Path:
-    """What the first stage begins with: random weights and a vocabulary of the scenes' texts, or `config.start`."""
-    return Path(config.start) if config.start else stages.made_once(work / "untrained", lambda: _untrained(config))
 
 
 def _untrained(config: TinyConfig):

@@ -75,29 +75,28 @@ def main() -> None:
         jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         first = jobs[0]
         _check_grid(jobs, arguments.multirun)
-        if not arguments.multirun:
-            _check_processes(first.config)
         if arguments.multirun:
-            where, folder = "sweep", again or first.folder
+            folder = again or first.folder
             if not again:
                 sweep.refuse(overrides, folder)
+            if launched_processes() > 1:
+                raise UserError(
+                    "a sweep is started as one process, which starts those of its jobs",
+                    "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
+                )
         else:
-            where, folder = "run", first.folder
-        if launched_processes() > 1:
-            folder = _agreed(folder, first.config, arguments.multirun)
-        elif not arguments.multirun:
-            folder = _of_run(first.config, folder)
+            _check_processes(first.config)
+            folder = (_agreed if launched_processes() > 1 else _of_run)(first.config, first.folder)
         preflight.check_disk(folder, 0)
-        sys.argv.append(f"hydra.{where}.dir={quoted(folder)}")
+        sys.argv.append(f"hydra.{'sweep' if arguments.multirun else 'run'}.dir={quoted(folder)}")
         if arguments.multirun:
             # Imported after every check, like `execute` for a run: it loads MLflow, matplotlib and the report.
             with imports():
                 from echoink.pipeline import sweep_run
 
-            sys.exit(
-                sweep_run.run(launch, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
-            )
-        launch()
+            sweep_run.run(launch, jobs, folder, overrides=overrides, flags=flags, config_dir=arguments.config_dir)
+        else:
+            launch()
     except UserError as error:
         _say(error)
         sys.exit(2)
@@ -112,6 +111,9 @@ _OF_SWEEPS = ("sweep.", "hydra.sweep.", "hydra/launcher", "hydra.launcher.", "hy
 def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
     """Refuse settings of sweeps that would be ignored."""
     for word in overrides:
+        if word.startswith("hydra.job.chdir=") and word != "hydra.job.chdir=false":
+            hint = "leave it out: relative paths are read from the folder of the command, and a run knows its own"
+            raise UserError(f"{word} is not supported", hint)
         if word.startswith("hydra.sweep.subdir="):
             raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")
         if word.startswith(_OF_SWEEPS) and not multirun and SWEPT not in os.environ:
@@ -129,13 +131,8 @@ def _of_run(config: Config, folder: Path) -> Path:
     return found
 
 
-def _agreed(folder: Path, config: Config, multirun: bool) -> Path:
+def _agreed(config: Config, folder: Path) -> Path:
     """The first process's folder, for all processes, unless it holds another run; the others log to their own files."""
-    if multirun:
-        raise UserError(
-            "a sweep is started as one process, which starts those of its jobs",
-            "python -m echoink.train --multirun trainer=ddp trainer.processes=2 …",
-        )
     with imports():
         from echoink.common import console
         from echoink.distributed import collectives

@@ -15,7 +15,6 @@ other. With 2,000 simulations a share of 95 % has a standard error of 0.5 points
 """
 
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 from rich.progress import track
@@ -99,18 +98,14 @@ def crossed(sounds: int, pictures: int, n: int, simulations: int) -> dict[str, f
     return dict(zip(("wilson", "recordings", "ours", "mcnemar", "ours, null"), found / simulations, strict=True))
 
 
-def cases() -> Iterator[tuple[int, int, float]]:
-    for n in (12, 50, 200, 1000):
-        for size in (1, 2, 5):
-            if n % size == 0:
-                for mean in (0.0, 2.5):
-                    yield n, size, mean
+CASES = [(n, size, mean) for n in (12, 50, 200, 1000) for size in (1, 2, 5) if n % size == 0 for mean in (0.0, 2.5)]
+"""Numbers of questions, sizes of their clusters and means."""
 
 
 def main(words: list[str]) -> None:
     simulations = int(dict(word.split("=", 1) for word in words).get("simulations", 2000))
     print("| n | per cluster | clusters | mean rate | Wilson | bootstrap | ours |\n|---|---|---|---|---|---|---|")
-    for n, size, mean in track(list(cases()), "coverage"):
+    for n, size, mean in track(CASES, "coverage"):
         rate = rates(np.random.default_rng(1), 400_000, mean, 1.5).mean()
         cells = [f"{100 * share:.1f}" for share in coverage(n, size, mean, simulations).values()]
         print(f"| {n} | {size} | {n // size} | {100 * rate:.0f} | {' | '.join(cells)} |")
@@ -118,7 +113,7 @@ def main(words: list[str]) -> None:
         "\n| n | per cluster | clusters | mean rate | differ by cluster | exact McNemar | bootstrap | ours |"
         " disagree: ours | disagree: exact McNemar, bootstrap |\n|---|---|---|---|---|---|---|---|---|---|"
     )
-    for n, size, mean in track(list(cases()), "rejection"):
+    for n, size, mean in track(CASES, "rejection"):
         for apart in (0.0, 2.0):
             rate = rates(np.random.default_rng(1), 400_000, mean, 1.5).mean()
             cells = [f"{100 * share:.1f}" for share in rejection(n, size, mean, apart, simulations).values()]

@@ -89,17 +89,9 @@ class Scorer:
     def logps(self, samples: Sequence[Sample], ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [R, C] of completions under prompts."""
         prompt_index = [row // GROUP for row in range(len(ids))]
-        return (
-            packed_logprobs(
-                self.model,
-                [self.processor(s) for s in samples],
-                None,
-                prompt_index=prompt_index,
-                completion_ids=ids,
-                scored=mask,
-            )[0]
-            * mask
-        )
+        prompts = [self.processor(s) for s in samples]
+        found = packed_logprobs(self.model, prompts, None, prompt_index=prompt_index, completion_ids=ids, scored=mask)
+        return found[0] * mask
 
 
 def letters(texts: Sequence[str], samples: Sequence[Sample]) -> list[frozenset[str]]:

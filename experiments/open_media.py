@@ -28,18 +28,8 @@ from echoink.run_folder.folder import PREDICTIONS
 from echoink.run_folder.reader import Run
 
 HEADS = (
-    "run",
-    "questions",
-    "n",
-    "a guess",
-    "base",
-    "after",
-    "difference",
-    "p",
-    "right since",
-    "wrong since",
-    "greedy",
-    "p greedy",
+    *("run", "questions", "n", "a guess", "base", "after", "difference", "p"),
+    *("right since", "wrong since", "greedy", "p greedy"),
 )
 
 
@@ -106,15 +96,9 @@ def answers(run: Run) -> Iterator[str]:
         of = [one for one in by_ear if one.correct is right]
         for one in (of[place] for place in sorted(rng.choice(len(of), min(5, len(of)), replace=False))):
             heard, seen = one.fields.get("audio_source", ""), one.fields.get("image_source", "")
-            said = [" ".join(text.replace("|", "¦").split()) for text in (before[one.id].completion, one.completion)]
-            cells = [
-                one.id,
-                f"{one.problem} {' '.join(one.options)}",
-                heard,
-                seen,
-                one.gold,
-                *(f"`{text}`" for text in said),
-            ]
+            texts = [before[one.id].completion, one.completion]
+            said = [f"`{' '.join(text.replace('|', '¦').split())}`" for text in texts]
+            cells = [one.id, f"{one.problem} {' '.join(one.options)}", heard, seen, one.gold, *said]
             yield f"| {' | '.join(cells)} | {'right' if right else 'wrong'} |"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from echoink.common.startup import imports
-from echoink.data import synthetic
+from echoink.data import media_check, synthetic
 from echoink.data.samples import Sample
 from echoink.data.splits import read_split
 from echoink.media.loaders import VideoCaps
@@ -21,6 +21,10 @@ from tests.helpers.configs import config_of
 
 hypothesis.settings.register_profile("ours", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("ours")
+
+# In this process files are read without processes of their own, each of which would be a fresh interpreter. Forked runs
+# start them, and so do the tests of `worker_pool` and of a file that crashes its decoder.
+media_check.isolated = lambda work, items, processes: map(work, items)
 
 SLOW_FILES = (
     "test_launch",

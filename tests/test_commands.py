@@ -277,6 +277,11 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
     assert preflight.check_gpus(bf16=True) is None, "somebody wants the CPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match="Tesla T4 has no bfloat16 of its own"):
+        preflight.check_gpus(bf16=True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert preflight.check_gpus(bf16=True) is None
 
 
@@ -1144,6 +1149,7 @@ def test_a_run_says_lambda_on_a_screen_that_lacks_it(monkeypatch, tmp_path):
         ("echoink.rescore", r"reward.on_error=stop +what happens if a reward fails \(stop, zero\)"),
         ("echoink.small", r"copies=12 +variants of each recording \(≥ 1\)"),
         ("echoink.tiny", "sloppiness.slip=0.25 +share that reasons"),
+        ("echoink.data check", "dataset.path="),
         ("echoink.data get open_media", "valid=1000 +validation questions of each split"),
     ],
 )

@@ -123,7 +123,7 @@ good = st.fixed_dictionaries(
 def test_any_row_is_a_sample_or_dropped_with_a_reason(rows):
     samples, dropped = parse_rows(rows, Path("/data/set"), "here")
     assert len(samples) + len(dropped) == len(rows)
-    assert all(each.reason and each.where.startswith("here, row ") for each in dropped)
+    assert all(each.reason.startswith("here, row ") for each in dropped)
     assert len({sample.id for sample in samples}) == len(samples)
     for sample in samples:
         assert isinstance(sample, Sample) and sample.problem and sample.solution

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,15 @@ PURE |= {"rewards/numbers.py", "data/prompts.py"}  # but for the templates, whic
 EXTRAS = re.compile(r'-e "\.\[([\w,-]+)\]"')
 
 
-def imports(module: Path) -> set[str]:
+@cache
+def modules() -> dict[Path, ast.Module]:
+    """The package's files and what they parse to."""
+    return {path: ast.parse(path.read_text("utf-8")) for path in (ROOT / "echoink").rglob("*.py")}
+
+
+def imports(tree: ast.Module) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -34,8 +41,8 @@ def imports(module: Path) -> set[str]:
 
 
 def test_nothing_imports_train_and_pure_modules_know_no_config_file_model_or_logger():
-    for module in (ROOT / "echoink").rglob("*.py"):
-        names = imports(module)
+    for module, tree in modules().items():
+        names = imports(tree)
         assert "echoink.train" not in names, module.name
         if str(module.relative_to(ROOT / "echoink")) in PURE:
             banned = ("torch", "transformers", "hydra", "omegaconf", "mlflow", "logging", "echoink.config", "pathlib")
@@ -69,8 +76,8 @@ def test_every_family_has_all_that_a_family_gives():
 
 
 def test_functions_and_classes_are_no_longer_than_one_can_read():
-    for module in (ROOT / "echoink").rglob("*.py"):
-        for node in ast.walk(ast.parse(module.read_text())):
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 lines = node.end_lineno - node.lineno + 1
                 assert lines <= (300 if isinstance(node, ast.ClassDef) else 60), f"{module.name}: {node.name}: {lines}"
@@ -79,8 +86,8 @@ def test_functions_and_classes_are_no_longer_than_one_can_read():
 def test_calls_with_many_arguments_name_them():
     foreign = {"add_row", "ignore_patterns", "Progress"}  # they take any number of one kind
     tables = {"Gpu", "Benchmark"}  # rows of a table, whose columns stand above it
-    for module in (ROOT / "echoink").rglob("*.py"):
-        for call in ast.walk(ast.parse(module.read_text())):
+    for module, tree in modules().items():
+        for call in ast.walk(tree):
             if isinstance(call, ast.Call) and len(call.args) > 4:
                 name = getattr(call.func, "attr", getattr(call.func, "id", ""))
                 assert name in foreign | tables, (
@@ -106,8 +113,8 @@ LATE = {
 
 def test_imports_inside_functions_have_a_reason():
     found = set()
-    for module in (ROOT / "echoink").rglob("*.py"):
-        functions = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.FunctionDef)]
+    for module, tree in modules().items():
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         if any(isinstance(node, ast.Import | ast.ImportFrom) for each in functions for node in ast.walk(each)):
             found.add(str(module.relative_to(ROOT / "echoink")))
     assert found == {name for names in LATE.values() for name in names}
@@ -192,14 +199,16 @@ def test_nothing_runs_that_the_user_did_not_write():
 def folder_imports() -> dict[str, set[str]]:
     """For each folder of the package, or file at its top, the others that it imports, inside functions too."""
     found: dict[str, set[str]] = {}
-    for path in (ROOT / "echoink").rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):  # what only a type checker imports does not run
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                node.body = []
+    for path, tree in modules().items():
+        checked = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        unrun = {id(node) for each in checked for node in ast.walk(each)}  # only a type checker imports them
         own = path.relative_to(ROOT / "echoink").with_suffix("").parts[0]
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("echoink."):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").startswith("echoink.")
+                and id(node) not in unrun
+            ):
                 found.setdefault(own, set()).add(node.module.split(".")[1])
     return {name: others - {name} for name, others in found.items()}
 
@@ -207,8 +216,8 @@ def folder_imports() -> dict[str, set[str]]:
 def test_files_are_utf_8_whatever_the_locale_is():
     """Under LANG=en_US a file would be written in latin-1, and "λ" would be an error."""
     left = []
-    for module in (ROOT / "echoink").rglob("*.py"):
-        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             given = [getattr(value, "value", "") for value in (*node.args, *(k.value for k in node.keywords))]

@@ -17,6 +17,7 @@ from echoink.data.splits import read_split
 from echoink.data.synthetic_traces import Sloppiness, trace
 from echoink.evaluation.evaluate import EvaluationSetup, evaluate
 from echoink.evaluation.metrics import summarize
+from echoink.evaluation.prediction import SAMPLED
 from echoink.models.loading import end_ids, load_model, load_processor
 from echoink.models.tiny_architecture import make_model, make_processor
 from echoink.rewards.accuracy import accuracy_reward
@@ -189,7 +190,7 @@ def test_the_base_can_but_often_does_not(model, make_processor, tmp_path):
     omni = make_processor(model).processor
     processor = make_processor(model)
     sampling = Sampling(1.0, 0.95, 50, 96, end_ids(model, omni))
-    setup = EvaluationSetup(processor, sampling, match=Match.lenient, seed=0, batch_prompts=150)
+    setup = EvaluationSetup(processor, sampling, match=Match.lenient, seed=0, batch_prompts=150, draws=(SAMPLED,))
     found = evaluate(model, samples, setup, "base")
     summary = summarize(list(found))
     assert 0.25 <= summary["accuracy"] <= 0.60

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from echoink.common.errors import UserError
+from echoink.pipeline.run import run
 from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes, several
-from tests.helpers.entry import SMALL, lines, mlflow_runs, until
+from tests.helpers.configs import config_of
+from tests.helpers.entry import SMALL, lines, mlflow_runs, refused, until
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import make_run
 
@@ -283,11 +285,12 @@ def test_flags_and_their_typos_lead_to_settings(tmp_path, words, hint):
         (["hydra/sweeper=optuna"], "is about a sweep\n  → add --multirun"),
         (["--multirun", "seed=0,1", "resume=auto"], "resume=auto is of one run"),
         (["--config-name", "mine"], "--config-name and --config-path are not supported"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true is not supported"),
     ],
 )
-def test_what_hydra_would_take_and_pass_over_is_refused(tmp_path, words, says):
-    done = processes.run(tmp_path, *words)
-    assert done.returncode == 2 and says in done.stderr and not list(tmp_path.rglob("summary.json"))
+def test_what_hydra_would_take_and_pass_over_is_refused(tmp_path, words, says, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(words, monkeypatch, capsys) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -307,15 +310,29 @@ def test_bad_input_is_one_clear_error(place, arguments, message):
     assert not [run for run in mlflow_runs(place) if run.data.tags["folder"] == str(newest)]
 
 
-def test_a_folder_made_with_other_settings_is_not_taken_for_this_one(first, place):
+def test_a_folder_made_with_other_settings_is_not_taken_for_this_one(first, place, tmp_path):
     data = place / "outputs/data/synthetic_seed0_16_3_6"
-    done = echoink(place, *SMALL, "name=bad", f"dataset.path={data}", "dataset.seed=5")
-    assert done.returncode == 2 and "was made as" in done.stderr
+    with pytest.raises(UserError, match="was made as"):
+        run(config_of(*SMALL, f"dataset.path={data}", "dataset.seed=5"), tmp_path / "run")
 
 
-def test_too_few_samples_are_found_before_the_model_is_loaded(place):
-    done = echoink(place, *SMALL, "name=bad", "dataset.train=3")
-    assert done.returncode == 2 and "3 training samples are fewer" in done.stderr and "\nmodel " not in done.stdout
+def test_too_few_samples_are_found_before_the_model_is_loaded(tmp_path, capsys):
+    with pytest.raises(UserError, match="3 training samples are fewer"):
+        run(config_of(*SMALL, f"dataset.path={tmp_path / 'set'}", "dataset.train=3"), tmp_path / "run")
+    assert "\nmodel " not in capsys.readouterr().out
+
+
+def test_what_the_surroundings_ask_for_and_do_not_get_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    words = ["dataset=rows", "dataset.path=nowhere", "grpo.loss=dr_grpo"]
+    with pytest.raises(UserError, match="nowhere"):
+        run(config_of(*words, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"), tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "8 processes were started, and each is a run of its own" in said
+    assert f"sqlite:///{tmp_path}/mlflow.db; for the store of MLFLOW_TRACKING_URI: tracking.uri=" in said
+    assert "loss dr_grpo, scale group" in said and "Dr. GRPO divides advantages by nothing: grpo.scale=none" in said
 
 
 def test_the_development_split_is_for_choosing(place):
@@ -346,6 +363,7 @@ def test_two_processes_evaluate_what_one_does_in_one_folder(first, place):
     assert sorted(lines(two / "predictions.jsonl"), key=key) == sorted(rows, key=key)
     trained, evaluated = (json.loads((path / "summary.json").read_text()) for path in (folder, two))
     assert evaluated["final"] == trained["final"] and evaluated["status"] == "finished"
+    assert evaluated["base"] is None and evaluated["paired"] is None and not (two / "metrics.jsonl").exists()
     assert done.stdout.count("final     accuracy") == 1 and not other.stdout, "one process speaks"
 
 

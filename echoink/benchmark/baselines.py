@@ -151,8 +151,7 @@ class PlainRows(Step):
             self.unwrapped.activation_checkpointing_disable()
 
     def _generate(self, tokens: int) -> Tensor:
-        prompt_index = [index for index in range(len(self.work.prompts)) for _ in range(self.work.group)]
-        return self._decode([self.work.prompts[index] for index in prompt_index], self.ids, tokens)
+        return self._decode([prompt for prompt in self.work.prompts for _ in range(self.work.group)], self.ids, tokens)
 
     def _decode(self, prompts: Sequence, script: Tensor, tokens: int, copies: int = 1) -> Tensor:
         batch = {name: value.to(self.device) for name, value in prompt_batch(prompts).items()}

@@ -44,18 +44,11 @@ def make_model(shape: ShapeConfig, seed: int, device: torch.device) -> PreTraine
     text.num_attention_heads, text.num_key_value_heads = shape.heads, shape.key_heads
     half = shape.width // shape.heads // 2
     text.rope_parameters["mrope_section"] = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-    audio.d_model, audio.encoder_ffn_dim, audio.encoder_layers = (
-        shape.tower_width,
-        4 * shape.tower_width,
-        shape.tower_layers,
-    )
-    vision.hidden_size, vision.depth, vision.intermediate_size = (
-        shape.tower_width,
-        shape.tower_layers,
-        3 * shape.tower_width,
-    )
-    vision.fullatt_block_indexes = list(range(shape.tower_layers - 1, -1, -8))
-    audio.encoder_attention_heads = vision.num_heads = max(4, shape.tower_width // 80)
+    width, layers = shape.tower_width, shape.tower_layers
+    audio.d_model, audio.encoder_ffn_dim, audio.encoder_layers = width, 4 * width, layers
+    vision.hidden_size, vision.intermediate_size, vision.depth = width, 3 * width, layers
+    vision.fullatt_block_indexes = list(range(layers - 1, -1, -8))
+    audio.encoder_attention_heads = vision.num_heads = max(4, width // 80)
     audio.output_dim = vision.out_hidden_size = shape.width
     for part in (config, text, audio, vision):
         part.initializer_range = 0.02

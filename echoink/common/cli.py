@@ -1,6 +1,5 @@
 """What all commands but `echoink.train` and `echoink.benchmark` share: help, settings, one clear error."""
 
-import dataclasses
 import difflib
 import errno
 import inspect
@@ -161,14 +160,6 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0], "--help explains the settings") from error
-    _check_ranges(found)
+    for name, spec, value in fields_of(found):
+        check_range(name, spec, value)
     return found
-
-
-def _check_ranges(settings: object, prefix: str = "") -> None:
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{prefix}{field.name}.")
-        elif field.metadata:
-            check_range(prefix + field.name, field, value)

@@ -75,10 +75,7 @@ def cut_lines(file: Path, keep: Callable[[dict], bool]) -> None:
     if not file.is_file():
         return
     # Bytes are kept, not parsed and written anew: so rows stay the same to the last digit.
-    kept = []
     with open(file, "rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n") and keep(json.loads(line)):
-                kept.append(line)
-    if (whole := b"".join(kept)) != file.read_bytes():
-        write_aside(file, lambda part: part.write(whole))
+        kept = b"".join(line for line in lines if line.endswith(b"\n") and keep(json.loads(line)))
+    if kept != file.read_bytes():
+        write_aside(file, lambda part: part.write(kept))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ from omegaconf import MISSING
 from echoink.common.errors import UserError
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_TESTS = {"ge": (">=", operator.ge), "gt": (">", operator.gt), "le": ("<=", operator.le), "lt": ("<", operator.lt)}
 
 
 def key(doc: str, default: Any = MISSING, **bounds: float) -> Any:
@@ -48,14 +50,8 @@ def check_range(key: str, spec: dataclasses.Field, value: Any) -> None:
         return
     if not math.isfinite(value):
         raise UserError(f"{key}={value} is not a finite number", spec.metadata["doc"])
-    tests = {
-        "ge": (">=", value.__ge__),
-        "gt": (">", value.__gt__),
-        "le": ("<=", value.__le__),
-        "lt": ("<", value.__lt__),
-    }
-    for name, (sign, holds) in tests.items():
-        if name in spec.metadata and holds(spec.metadata[name]) is not True:
+    for name, (sign, holds) in _TESTS.items():
+        if name in spec.metadata and not holds(value, spec.metadata[name]):
             raise UserError(f"{key}={value} must be {sign} {spec.metadata[name]}", spec.metadata["doc"])
 
 

@@ -21,7 +21,7 @@ from echoink.common.errors import UserError
 from echoink.common.keys import refuse_home
 from echoink.config.effects import refuse_without_effect
 from echoink.config.mistakes import explained
-from echoink.config.origin import chosen_files, has_key, keys_of, line_of, refuse_surprises
+from echoink.config.origin import chosen_files, keys_of, line_of, refuse_surprises
 from echoink.config.overrides import normalized, quoted
 from echoink.config.paths import conf_dir
 from echoink.config.schema import Config
@@ -176,7 +176,7 @@ def _with_place(error: UserError, overrides: Sequence[str], own: Path | None) ->
     if key in {override.partition("=")[0] for override in overrides}:
         return error
     for path in chosen_files(overrides, own):
-        if has_key(path, key):
+        if key in keys_of(path):
             return UserError(f"{path}, line {line_of(path, key)}: {error.problem}", error.hint)
     return error
 

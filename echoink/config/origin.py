@@ -36,11 +36,6 @@ def keys_of(path: Path) -> list[str]:
     return [key for key, _, _ in _keys(path)]
 
 
-def has_key(path: Path, key: str) -> bool:
-    """Whether a YAML file gives a dotted key a value."""
-    return any(found == key for found, _, _ in _keys(path))
-
-
 def refuse_surprises(path: Path) -> None:
     """Refuse unquoted values that YAML 1.1 reads differently than they look: 010 is 8, `off` is false.
 
@@ -52,7 +47,9 @@ def refuse_surprises(path: Path) -> None:
             continue
         where = f"{path}, line {node.start_mark.line + 1}: {key}: {value.value}"
         if re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", value.value) and value.tag.endswith(":int"):
-            raise UserError(f"{where} is read as {int(value.value, 8)} (octal)", f"write {value.value.lstrip('0')}")
+            raise UserError(
+                f"{where} is read as {int(value.value, 8)} (octal)", f"write {int(value.value.replace('_', ''))}"
+            )
         if re.fullmatch(r"[-+]?\d+(:[0-5]?\d)+", value.value) and value.tag.endswith(":int"):
             raise UserError(f"{where} is read as a number in base 60", f'write "{value.value}" in quotes')
         if value.value.lower() in _BOOLEANS:

@@ -1,6 +1,7 @@
 """Checks of a composed configuration, each key alone and all of them together."""
 
 import dataclasses
+import functools
 import os
 import re
 import warnings
@@ -67,8 +68,7 @@ def _supervise(config: Config) -> None:
         raise UserError("task=sft generates no rollouts", "generation=transformers; eval.engine=vllm for evaluations")
     if config.reward.lambda_int:
         raise UserError("task=sft learns responses, whatever reward.lambda_int is", "reward=accuracy_format")
-    config.grpo.group_size, config.grpo.beta, config.grpo.updates_per_rollout = max(2, config.sft.responses), 0.0, 1
-    config.generation.engine, config.reward.lambda_int = RolloutEngine.transformers, 0.0
+    config.grpo.group_size, config.grpo.beta, config.grpo.updates_per_rollout = config.sft.responses, 0.0, 1
 
 
 def launched_processes() -> int:
@@ -79,20 +79,29 @@ def launched_processes() -> int:
     return int(said)
 
 
+def separate_tasks() -> str | None:
+    """How many processes srun or mpirun has started that do not know of each other; None if it has not."""
+    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    tasks = next((n for name in names if (n := os.environ.get(name, "")).isdecimal() and int(n) > 1), None)
+    return None if "WORLD_SIZE" in os.environ else tasks
+
+
 def _processes_of_launcher() -> int:
-    """The same, for `trainer=ddp` and others that leave it to the launcher.
+    """The number of processes for `trainer=ddp` and others that leave it to the launcher.
 
     Raises:
         UserError: srun or mpirun has started several processes, which do not know of each other.
     """
-    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    tasks = next((n for name in names if (n := os.environ.get(name, "")).isdecimal() and int(n) > 1), None)
-    if tasks and "WORLD_SIZE" not in os.environ:
+    if tasks := separate_tasks():
         raise UserError(
             f"{tasks} processes were started without WORLD_SIZE: each would be a run of its own",
             "experiments/slurm/train.sbatch sets RANK, LOCAL_RANK and WORLD_SIZE; or start one torchrun on each node",
         )
     return launched_processes()
+
+
+_structured = functools.cache(OmegaConf.structured)
+"""A schema as a node, which takes half of a validation to make; `OmegaConf.merge` copies it."""
 
 
 def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
@@ -107,7 +116,7 @@ def typed(raw: DictConfig, schema: type[Schema]) -> Schema:
         raise UserError(f"the configuration lacks {', '.join(missing)}", " ".join(hints))
     try:
         plain = OmegaConf.to_container(raw, resolve=True)
-        config: Schema = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+        config: Schema = OmegaConf.to_object(OmegaConf.merge(_structured(schema), plain))
     except OmegaConfBaseException as error:
         raise explained(error, []) from error
     for key, spec, value in fields_of(config):

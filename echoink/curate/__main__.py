@@ -69,20 +69,17 @@ def main(words: Sequence[str]) -> None:
             f"expect has {len(given.expect)} numbers, and there are {len(given.splits)} splits",
             "one for each of splits",
         )
-    only = given.splits[0] if len(given.splits) == 1 else None
-    for split in given.splits:
-        open_named(given.source, split, only)
+    opened = {split: open_named(given.source, split, len(given.splits) == 1) for split in given.splits}
     refuse_another(output, recipe)
-    for split in given.splits:
-        splits[split], dropped[split], noted[split] = curate_split(
-            given.source, split, output, keep=given.keep, only=only
-        )
+    for split, rows in opened.items():
+        splits[split], dropped[split], noted[split] = curate_split(rows, split, output, given.keep)
     made = report(output, splits, dropped, noted)
     (output / "curation.json").write_text(json.dumps({**recipe, **made}, indent=1) + "\n", "utf-8")
     for split in splits:
         (output / split / LEDGER).unlink()
     for split, found in made.items():
-        say(split, f"{found['rows']:,} rows · answers " + _shares(found["answer_positions"]))
+        shares = " ".join(f"{letter} {100 * share:.1f}%" for letter, share in found["answer_positions"].items())
+        say(split, f"{found['rows']:,} rows · answers {shares}")
         for reason, count in found["dropped"].items():
             say("", f"{count:,} dropped: {reason}")
         for reason, count in found["kept_all_the_same"].items():
@@ -102,10 +99,6 @@ def _help(words: Sequence[str]) -> str:
     if "mode=traces" in words:
         return cli.help_of(traces.__doc__, traces.TracesConfig)
     return cli.help_of(__doc__, CurateConfig)
-
-
-def _shares(shares: dict[str, float]) -> str:
-    return " ".join(f"{letter} {100 * share:.1f}%" for letter, share in shares.items())
 
 
 if __name__ == "__main__":

@@ -56,12 +56,9 @@ SELECTS = ("needs", "pass_rate", "shuffle")
 
 
 OF_COMMAND = {
-    "task": "leave it out",
-    "tracking": "leave it out",
-    "hydra.run.dir": "leave it out",
-    "eval.split": "leave it out",
-    "eval.ablations": "leave it out",
-    "eval.greedy": "leave it out",
+    **dict.fromkeys(
+        ("task", "tracking", "hydra.run.dir", "eval.split", "eval.ablations", "eval.greedy"), "leave it out"
+    ),
     "seed": "give seed=",
     "eval.samples": "give draws=",
     "checkpoint": "give checkpoint=",
@@ -296,7 +293,7 @@ def read_samples(data: DatasetConfig, split: str, name: str | None = None) -> li
     samples, dropped = parse_rows(found.rows, found.folder, found.where, outside=data.outside)
     files = [(s.id, medium) for s in samples for medium in s.media.values() if isinstance(medium, Path)]
     gone = {id: f"sample {id}: {file} not found" for id, file in files if not file.is_file()}
-    dropped += [Dropped(f"sample {id}", reason, "check the path") for id, reason in gone.items()]
+    dropped += [Dropped(reason, "check the path") for reason in gone.values()]
     samples = [sample for sample in samples if sample.id not in gone]
     refuse_too_many(dropped, len(samples) + len(dropped), data.max_skipped, split)
     if dropped:

@@ -143,14 +143,14 @@ def _bytes(cell: Embedded | dict | str) -> bytes:
     return Path(cell).read_bytes() if isinstance(cell, str) else cell.read()
 
 
-def open_named(source: str, split: str, only: str | None = None) -> Rows:
-    """The rows of a split; `only` names it if no other split is asked for: then the source may be a single table.
+def open_named(source: str, split: str, alone: bool) -> Rows:
+    """The rows of a split; the source may be a single table if no other split is asked for.
 
     Raises:
         UserError: the source has no such split.
     """
     found = open_split(source, split)
-    if found is not None and holds_one_split(source) and split != only:
+    if found is not None and holds_one_split(source) and not alone:
         raise UserError(f"{source} holds one split", "say which: splits=[train] or splits=[valid]")
     if found is None:
         raise UserError(f"{source} has no split {split}", "name those it has: splits=[train]")
@@ -158,7 +158,7 @@ def open_named(source: str, split: str, only: str | None = None) -> Rows:
 
 
 def curate_split(
-    source: str, split: str, output: Path, keep: Sequence[str], only: str | None = None
+    found: Rows, split: str, output: Path, keep: Sequence[str]
 ) -> tuple[list[dict], Counter[str], Counter[str]]:
     """Write one split; rows that an earlier run has finished are not processed again.
 
@@ -166,9 +166,8 @@ def curate_split(
         The rows of the index, the counts of dropped rows by reason, and those of odd rows that are kept.
 
     Raises:
-        UserError: the source has no such split, lacks a column, or has no row that can be used.
+        UserError: the source lacks a column, or has no row that can be used.
     """
-    found = open_named(source, split, only)
     folder = output / split
     for name in ("images", "audios"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from echoink.common import cli
-from echoink.common.console import bytes_bar, console, counted, progress, say
+from echoink.common.console import console, counted, progress, say
 from echoink.common.errors import UserError, first_line
 from echoink.common.keys import refuse_home
 from echoink.config.compose import compose
@@ -78,7 +78,7 @@ def get_open_media(words: Sequence[str]) -> int:
     from echoink.data.open_media.build import OpenMediaConfig, build
 
     config = cli.settings(OpenMediaConfig, words)
-    for label, text in build(config, progress, bytes_bar):
+    for label, text in build(config):
         say(label, text)
     say("written", f"{config.output}: recordings/, packages/, CREDITS.md")
     place = shlex.quote(f"dataset.path={quoted(Path(config.output) / 'recordings')}")
@@ -175,7 +175,7 @@ def split(words: Sequence[str]) -> int:
             f"cannot read {' '.join(words)}", "python -m echoink.data split mine/all.jsonl valid=0.2 dev=0.1"
         )
     given = cli.settings(divide.DivideConfig, others)
-    made = divide.divide(Path(files[0]), given, compose([])[0].config.model, progress("check", None))
+    made = divide.divide(Path(files[0]), given, compose([])[0].config.model)
     for name, path in made.files.items():
         counts = made.kinds[name]
         listed = " · ".join(f"{number:,} {kind}" for kind, number in sorted(counts.items()))
@@ -218,8 +218,8 @@ def check(words: Sequence[str], config_dir: str | None = None) -> int:
     chosen = ["dataset=rows"] if folder and not any(word.startswith("dataset=") for word in others) else []
     given = [*chosen, *named, *others]
     config = compose(given, config_dir=config_dir)[0].config
-    found = checking.look_through(config, progress)
-    for label, text in checking.lines(found, progress):
+    found = checking.look_through(config)
+    for label, text in checking.lines(found):
         say(label, text)
     return int(not found.is_sound)
 
@@ -231,9 +231,6 @@ def main(words: Sequence[str]) -> int:
         UserError: an unknown command or key, or an error of the command.
     """
     what, *rest = words
-    if {"-h", "--help"} & set(rest):
-        print(_help(words).strip())
-        return 0
     for word in rest:
         refuse_home(*word.partition("=")[::2])
     if what == "get" and "open_media" in rest:

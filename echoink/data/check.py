@@ -2,11 +2,11 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from echoink.common.console import counted, percent
+from echoink.common.console import counted, percent, progress
 from echoink.common.errors import UserError
 from echoink.config.schema import Config, DatasetConfig
 from echoink.data import fingerprints, splits
@@ -17,7 +17,6 @@ from echoink.data.samples import Dropped, Sample
 SPLITS = ("train", "dev", "valid")
 MOST_COMPARED = 50_000
 """More pictures, or more sounds, are not compared with each other; so many take some minutes."""
-Progress = Callable[[str, int | None], Callable[[Iterable], Iterable]]
 NAMES = 5
 """How many shared files, repeated questions or similar pairs a line names."""
 
@@ -31,9 +30,9 @@ class Found:
     """Invalid rows, and samples whose media cannot be read."""
     media: dict[str, MediaInfo]
     """By split and id."""
-    unread: list[str] = field(default_factory=list)
+    unread: list[str]
     """What is wrong with splits beside `valid` that cannot be read."""
-    one_split: bool = False
+    one_split: bool
     """Whether the dataset is a benchmark or a single table: then no other split is missing."""
 
     @property
@@ -42,19 +41,14 @@ class Found:
         return any(self.samples.values()) and not any(self.bad.get(split) for split in SPLITS)
 
 
-def look_through(config: Config, progress: Progress) -> Found:
-    """Read all rows of all splits and decode every file once.
-
-    Args:
-        config: its groups `dataset` and `model` are used.
-        progress: takes a label and a total, returns what wraps an iteration.
+def look_through(config: Config) -> Found:
+    """Read all rows of all splits and decode every file once; of the configuration `dataset` and `model` are used.
 
     Raises:
         UserError: there is no such dataset, none of its splits, or one that cannot be read.
     """
-    found, model = Found({}, {}, {}, one_split=splits.has_one_split(config.dataset)), config.model
     rows, unread = _rows(config.dataset)
-    found.unread.extend(unread)
+    found, model = Found({}, {}, {}, unread, one_split=splits.has_one_split(config.dataset)), config.model
     for split, (samples, bad) in rows.items():
         check, caps = progress(f"check {split}", len(samples)), splits.video_caps(model)
         infos = check_media(
@@ -102,8 +96,8 @@ def bad_row(each: Dropped) -> str:
     return each.reason + (f" → {each.hint}" if each.hint else "")
 
 
-def lines(found: Found, progress: Progress = lambda *_: iter) -> Iterator[tuple[str, str]]:
-    """Label and text of each line of the report; `progress` as for `look_through`."""
+def lines(found: Found) -> Iterator[tuple[str, str]]:
+    """Label and text of each line of the report."""
     yield from (("warning", text) for text in found.unread)
     for split, bad in found.bad.items():
         yield from (("bad row" if split in SPLITS else "warning", bad_row(each)) for each in bad)
@@ -132,7 +126,7 @@ def lines(found: Found, progress: Progress = lambda *_: iter) -> Iterator[tuple[
             yield "warning", f"{counted(about['duplicates'], 'row')} of {split} repeat another: {repeated}"
         yield from (("", text) for text in shortened(about))
     yield from _shared(found)
-    yield from _near(found, progress)
+    yield from _near(found)
 
 
 def _repeated(samples: Sequence[Sample], media: dict[str, MediaInfo], split: str) -> list[str]:
@@ -177,16 +171,16 @@ def _shared(found: Found) -> Iterator[tuple[str, str]]:
             yield "warning", f"{shared}: {names}{more}"
 
 
-def _near(found: Found, progress: Progress) -> Iterator[tuple[str, str]]:
+def _near(found: Found) -> Iterator[tuple[str, str]]:
     """Different files that look or sound nearly the same; only pairs across splits are named, if there are any."""
-    for kind in fingerprints.NEAR:
+    for medium, kind in (("image", "picture"), ("audio", "sound")):
         first: dict[str, tuple[str, str, bytes]] = {}  # by digest: split, file, fingerprint
         for split, samples in found.samples.items():
             for sample in samples:
                 info = found.media[f"{split} {sample.id}"]
-                named = dict(zip(sample.media, zip(info.digests, sample.places.values(), strict=True), strict=True))
-                if (taken := dict(info.fingerprints).get(kind)) and (own := named.get(_MEDIUM[kind])):
-                    first.setdefault(own[0], (split, own[1], taken))
+                if taken := info.fingerprints.get(medium):
+                    digest = info.digests[list(sample.media).index(medium)]
+                    first.setdefault(digest, (split, sample.places[medium], taken))
         rows = list(first.values())
         if len(rows) > MOST_COMPARED:
             yield "", f"{len(rows):,} {kind}s are not compared for near-duplicates: at most {MOST_COMPARED:,} are"
@@ -200,7 +194,3 @@ def _near(found: Found, progress: Progress) -> Iterator[tuple[str, str]]:
             more = f", {len(across):,} of them across splits" if across else ""
             listed = "; ".join(shown) + (" …" if len(across or pairs) > NAMES else "")
             yield "warning", f"{counted(len(pairs), 'pair')} of nearly the same {kind}s{more}: {listed}"
-
-
-_MEDIUM = {"picture": "image", "sound": "audio"}
-"""The medium in a row for each kind of fingerprint."""

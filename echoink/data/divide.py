@@ -6,11 +6,11 @@ are spread evenly. The new files are beside the old one, so that the paths of it
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from echoink.common.console import counted
+from echoink.common.console import counted, progress
 from echoink.common.errors import UserError
 from echoink.common.files import write_atomic
 from echoink.common.keys import key
@@ -44,16 +44,13 @@ class Divided:
     """Files of earlier splits, which were deleted."""
 
 
-def divide(
-    file: Path, wanted: DivideConfig, model: ModelConfig, progress: Callable[[Iterable], Iterable] = iter
-) -> Divided:
+def divide(file: Path, wanted: DivideConfig, model: ModelConfig) -> Divided:
     """Write train.jsonl, valid.jsonl and, if asked for, dev.jsonl beside a file of rows.
 
     Args:
         file: .jsonl or .json; every row must be a valid question.
         wanted: the shares.
         model: the caps on media.
-        progress: wraps the iteration over the samples whose files are read.
 
     Raises:
         UserError: a row or a share is invalid, a file exists already, or a split would be empty.
@@ -78,7 +75,7 @@ def divide(
     texts = [json.dumps(row, ensure_ascii=False) + "\n" for row in raw if isinstance(row, dict)]
     if not bad and (half := next((n for n, text in enumerate(texts) if HALF.search(text)), None)) is not None:
         raise UserError(f"{rows.where}, row {half + 1} holds half a character", "rewrite the text in UTF-8")
-    infos = [] if bad else check_media(samples, model.max_audio_seconds, video_caps(model), progress)
+    infos = [] if bad else check_media(samples, model.max_audio_seconds, video_caps(model), progress("check", None))
     bad += [info for info in infos if isinstance(info, Dropped)]
     if bad:
         more = f" (and {counted(len(bad) - 1, 'more row')})" if len(bad) > 1 else ""

@@ -1,11 +1,11 @@
 """Opens every picture, sound and video once before a run, in processes that a broken file may crash."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from echoink.common import processors
 from echoink.common.errors import UserError
 from echoink.data import fingerprints
 from echoink.data.samples import Dropped, Sample, load_sound, with_soundtrack
@@ -38,8 +38,8 @@ class MediaInfo:
     """What is odd about the sound, with the file's name."""
     soundtrack: bool = False
     """Whether its video has a sound track, used or not."""
-    fingerprints: tuple[tuple[str, bytes], ...] = ()
-    """If asked for: "picture" or "sound", and the fingerprint of it, see `fingerprints`."""
+    fingerprints: dict[str, bytes] = field(default_factory=dict)
+    """If asked for: of its files `image` and `audio`, if they have one, see `fingerprints`."""
 
     def origins(self, sample: Sample) -> dict[str, tuple[str, ...]]:
         """What identifies each medium of the sample: its digest, and the source that its row names for it.
@@ -70,13 +70,11 @@ def inspect(
         sample = with_soundtrack(sample, has_sound, soundtrack)
         sound = load_sound(sample, max_seconds)
     except UserError as error:
-        return Dropped(f"sample {sample.id}", f"sample {sample.id}: {error.problem}", error.hint)
+        return Dropped(f"sample {sample.id}: {error.problem}", error.hint)
     taken: dict[str, bytes | None] = {}
     if prints:
-        taken = {
-            "picture": fingerprints.of_picture(image) if image else None,
-            "sound": fingerprints.of_sound(sound.samples) if sound else None,
-        }
+        taken["image"] = fingerprints.of_picture(image) if image else None
+        taken["audio"] = fingerprints.of_sound(sound.samples) if sample.audio else None
     return MediaInfo(
         digests=digests,
         image=image.size if image else None,
@@ -87,7 +85,7 @@ def inspect(
         thinned=_is_thinned(video, caps) if video else False,
         warnings=sound.warnings if sound else (),
         soundtrack=has_sound,
-        fingerprints=tuple((kind, print_) for kind, print_ in taken.items() if print_),
+        fingerprints={name: print_ for name, print_ in taken.items() if print_},
     )
 
 
@@ -120,9 +118,8 @@ def check_media(
     first: dict[tuple, Sample] = {}  # of the questions about the same files; these are decoded once
     for sample in samples:
         first.setdefault(_asked(sample), sample)
-    found = isolated(
-        check, list(first.values()), processes=min(os.cpu_count() or 1, 1 + len(first) // _WORTH_A_PROCESS)
-    )
+    several = min(processors.available(), 1 + len(first) // _WORTH_A_PROCESS)
+    found = isolated(check, list(first.values()), processes=several)
     known: dict[tuple, MediaInfo | Died | Dropped] = {}
     results = []
     for sample in progress(samples):
@@ -139,14 +136,9 @@ def _asked(sample: Sample) -> tuple:
 
 def _of(sample: Sample, first: Sample, found: MediaInfo | Died | Dropped) -> MediaInfo | Dropped:
     """A sample's result, from that of the first sample with its files."""
-    where = f"sample {sample.id}"
     if isinstance(found, Died):
-        crashes = f"reading {_files(sample)} crashes ({found.signal})"
-        return Dropped(where, crashes, "replace the file or drop the sample")
+        what = f"sample {sample.id}: reading {' or '.join(sample.places.values())} crashes ({found.signal})"
+        return Dropped(what, "replace the file or drop the sample")
     if isinstance(found, Dropped):
-        return replace(found, where=where, reason=found.reason.replace(f"sample {first.id}:", f"{where}:", 1))
+        return replace(found, reason=found.reason.replace(f"sample {first.id}:", f"sample {sample.id}:", 1))
     return found
-
-
-def _files(sample: Sample) -> str:
-    return " or ".join(str(medium) for medium in sample.media.values())

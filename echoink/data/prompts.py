@@ -10,14 +10,10 @@ The tags that a prompt asks for are those that the rewards check, because both c
     {think} {end_think} {answer} {end_answer}
 """
 
-from typing import TYPE_CHECKING
-
+from echoink.config.schema import Prompt
+from echoink.data.samples import Sample
 from echoink.rewards.parsing import ANSWER, THINK
 from echoink.rewards.types import ProblemType
-
-if TYPE_CHECKING:
-    from echoink.data.samples import Sample
-from echoink.config.schema import Prompt
 
 PERCEIVE = {
     "text": "",
@@ -41,7 +37,7 @@ WANTED = {
 """{wanted} by problem type."""
 
 
-def build_messages(sample: "Sample", prompt: Prompt) -> list[dict]:
+def build_messages(sample: Sample, prompt: Prompt) -> list[dict]:
     """The conversation for one sample: an optional system turn, then media and question in one user turn."""
     shown = prompt.options.format(options="\n".join(sample.options)) if sample.options else ""
     template = prompt.template if shown else prompt.template.replace("{options}\n", "{options}")  # leave no empty line

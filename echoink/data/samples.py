@@ -137,7 +137,6 @@ class Sample:
 class Dropped:
     """A row that is not used, and why."""
 
-    where: str
     reason: str
     hint: str = ""
 
@@ -167,7 +166,7 @@ def parse_rows(
             if sample.id in ids:
                 raise UserError(f"{place}: problem_id {sample.id} occurs more than once")
         except UserError as error:
-            dropped.append(Dropped(place, error.problem, error.hint))
+            dropped.append(Dropped(error.problem, error.hint))
             continue
         ids.add(sample.id)
         samples.append(sample)

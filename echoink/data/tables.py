@@ -1,6 +1,7 @@
 """Rows of `datasets` folders, Parquet files and hub ids; a medium is a column of bytes, paths, or lists of one."""
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,6 +44,9 @@ def of_hub(id: str, names: Sequence[str]) -> Rows | None:
     try:
         there = datasets.get_dataset_split_names(id)
     except Exception as error:  # the hub's client raises many types
+        if listed := re.search(r"available configs: (\[.*?\])", str(error)):
+            hint = "download it (hf download --repo-type dataset) and give the folder of one, dataset.path=…"
+            raise UserError(f"{id} has several configurations, {listed.group(1)}", hint) from error
         reason = first_line(error)
         raise UserError(f"cannot reach the dataset {id}: {reason}", "no such folder either; check the id") from error
     split = next((name for name in names if name in there), None)

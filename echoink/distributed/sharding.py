@@ -19,7 +19,6 @@ from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
@@ -95,19 +94,9 @@ def register_root(model: PreTrainedModel) -> None:
     model.reshard()
 
 
-def give_back_root(model: PreTrainedModel) -> None:
-    """Let a sharded model without a backward pass shard its root again after forward too: embedding and head."""
-    model.set_reshard_after_forward(True, recurse=False)
-
-
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether FSDP2 has sharded a model."""
     return any(True for _ in _units(model))
-
-
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a tensor, or the whole tensor if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def evaluate(
             prompts = prefetcher.take(batch)
             prefetcher.ask(after)  # its videos are decoded while this batch is answered
             if engine is not None:
-                completions = by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
+                completions = _by_engine(engine, prompts, batch, setup=setup, first_draw=first_draw)
             else:
                 completions = _by_model(model, prompts, batch, setup=setup, first_draw=first_draw, decoder=decoder)
             texts = processor.processor.batch_decode(completions, skip_special_tokens=True)
@@ -152,31 +152,16 @@ def _by_model(
         return generate(model, prompts, noise, temperatures=temperatures, sampling=sampling, decoder=decoder)
 
 
-def by_engine(
-    engine: Engine,
-    prompts: Sequence[PromptInputs],
-    samples: Sequence[Sample],
-    setup: EvaluationSetup,
-    first_draw: int = 0,
+def _by_engine(
+    engine: Engine, prompts: Sequence[PromptInputs], samples: Sequence[Sample], setup: EvaluationSetup, first_draw: int
 ) -> list[list[int]]:
-    """An engine's completions in the order of `generate`. The engine draws its own noise, seeded by the same key.
-
-    Args:
-        engine: has the weights to evaluate.
-        prompts: the samples' prompts.
-        samples: B samples.
-        setup: says which draws are made.
-        first_draw: see `evaluate`.
-    """
+    """An engine's completions in the order of `generate`. The engine draws its own noise, seeded by the same key."""
     seeds = [seed_of(setup.seed, first_draw, f"eval {setup.split} {sample.id}") for sample in samples]
     # An engine takes one temperature for all rows: sampled and greedy draws are two calls, merged afterwards.
-    sampled, rows = sum(draw != GREEDY for draw in setup.draws), iter(())
-    if sampled:
-        rows = iter(engine.generate(prompts, seeds, sampled, rests=False)[0])
-    likeliest = iter(())
-    if GREEDY in setup.draws:
-        likeliest = iter(engine.generate(prompts, seeds, 1, greedy=True, rests=False)[0])
-    return [next(likeliest if draw == GREEDY else rows) for _ in samples for draw in setup.draws]
+    sampled = sum(draw != GREEDY for draw in setup.draws)
+    rows = iter(engine.generate(prompts, seeds, sampled, rests=False)[0] if sampled else ())
+    greedy = iter(engine.generate(prompts, seeds, 1, greedy=True, rests=False)[0] if GREEDY in setup.draws else ())
+    return [next(greedy if draw == GREEDY else rows) for _ in samples for draw in setup.draws]
 
 
 def noise_of(setup: EvaluationSetup, sample: Sample, draws: int) -> Tensor:

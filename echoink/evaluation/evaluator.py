@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from echoink.common import console
 from echoink.common.clusters import Clusters
 from echoink.common.errors import UserError
-from echoink.common.files import read_json
+from echoink.common.files import as_lines, read_json, read_rows, write_atomic
 from echoink.config.schema import EvalConfig, Split, Task, Variant
 from echoink.data import ablations
 from echoink.data.samples import Sample
@@ -25,7 +25,7 @@ from echoink.evaluation import engine_difference, evaluate, modality_need, predi
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.metrics import metrics_of_phase, summarize
 from echoink.evaluation.prediction import BASE, SAMPLED, Prediction, draw_names, judged, number_of, of_row
-from echoink.models.fingerprint import weights_digest
+from echoink.models.fingerprint import settings_digest, weights_digest
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder.folder import PREDICTIONS, RunFolder, finite
 from echoink.tracking.logger import Tracker
@@ -126,21 +126,21 @@ class Evaluator:
             self.tracker.row(row)
 
     def _check_answers_on_disk(self, model: PreTrainedModel, phase: str) -> str:
-        """Return the digest of the weights; refuse answers on disk of other weights or to other questions.
+        """Return the digests of weights and settings; refuse answers on disk of other weights or to other questions.
 
         Raises:
             UserError: an earlier process has left such answers.
         """
         if phase != BASE and self.files.summary["task"] in (Task.train.name, Task.sft.name):
             return ""  # a training run has made these answers itself; `resume.begin` has checked them
-        here = {"weights": weights_digest(model), "data": self.data}
+        here = {"weights": weights_digest(model), "settings": settings_digest(model), "data": self.data}
 
         def check() -> None:
             file = self.files.path / ANSWERED
             before = read_json(file) if file.is_file() else {}
             begun = any(row["phase"] == phase for row in self.files.read(PREDICTIONS))
-            if begun and before.get(phase, here) != here:
-                others = [name for name in here if here[name] != before[phase][name]]
+            was = here | before.get(phase, {})  # earlier versions did not note the settings
+            if begun and (others := [name for name in here if here[name] != was[name]]):
                 raise UserError(
                     f"{self.files.path} has answers ({phase}) of other {' and '.join(others)} than there are now",
                     "choose another hydra.run.dir",
@@ -148,7 +148,7 @@ class Evaluator:
             self.files.write_json(ANSWERED, before | {phase: here})
 
         collectives.on_main_process(check)
-        return here["weights"]
+        return f"{here['weights']} {here['settings']}"
 
     def _variant(
         self,
@@ -170,7 +170,7 @@ class Evaluator:
 
         # Only the base is the same in many runs. Cached answers are not mixed into an evaluation that has begun.
         if self.config.cache and phase == BASE and not collectives.on_main_process(started):
-            cache_file = self._cache_file(weights, model.device.type, how, sample=samples[0], variant=variant)
+            cache_file = self._cache_file(weights, model, how, sample=samples[0], variant=variant)
             if self.files.writes:
                 self._load_cached(cache_file, samples)
         processes().wait_for_everyone()  # cached answers are on disk before other processes look for them
@@ -183,7 +183,8 @@ class Evaluator:
             )
         if cache_file and self.files.writes and not cache_file.is_file():
             try:
-                prediction_cache.keep(cache_file, answers)
+                cache_file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(cache_file, as_lines(map(asdict, answers)))  # several runs may write it at once
             except OSError as error:
                 console.say("warning", f"the base's answers are not kept for other runs: {error}")
         return answers
@@ -194,12 +195,15 @@ class Evaluator:
         answers = evaluate.evaluate(model, samples[: self.config.watched], setup, f"step-{step}")
         self.files.append("watched.jsonl", [{"step": step, **asdict(answer)} for answer in answers])
 
-    def _cache_file(self, weights: str, device: str, how: EvaluationSetup, sample: Sample, variant: Variant) -> Path:
+    def _cache_file(
+        self, weights: str, model: PreTrainedModel, how: EvaluationSetup, sample: Sample, variant: Variant
+    ) -> Path:
         """The file that caches the answers of this base for other runs."""
         example = how.processor(sample)  # stands for the tokenizer and its template
         name = prediction_cache.key(
-            weights,
-            device,
+            weights=weights,
+            device=model.device.type,
+            attention=model.config._attn_implementation,
             data=self.data,
             variant=variant.name,
             prompt=how.processor.prompt,
@@ -219,20 +223,16 @@ class Evaluator:
         return Path(self.config.cache) / f"base-{name}.jsonl"
 
     def _load_cached(self, cache_file: Path, samples: Sequence[Sample]) -> None:
-        """Copy cached answers into this run's predictions; `_judged_again` judges them as this run does."""
+        """Copy cached answers into this run's predictions; `_answers_on_disk` judges them as this run does."""
         # The texts stay; clusters and fields of the rows may have changed since they were cached.
-        of_id = {sample.id: sample for sample in samples}
-        taken = [
-            replace(
-                p,
-                cluster=self.clusters.get(p.id, p.id),
-                fields=of_id[p.id].fields,
-                media=of_id[p.id].places if p.variant == Variant.full.name else p.media,
-            )
-            for p in prediction_cache.take(cache_file)
-        ]
-        if taken:
-            self.files.append(PREDICTIONS, map(asdict, taken))
+        of_id, rows = {sample.id: sample for sample in samples}, read_rows(cache_file)
+        for row in rows:
+            sample = of_id[row["id"]]
+            row.update(cluster=self.clusters.get(sample.id, sample.id), fields=sample.fields)
+            if row["variant"] == Variant.full.name:
+                row["media"] = sample.places
+        if rows:
+            self.files.append(PREDICTIONS, rows)
             console.say(BASE, f"answers of an earlier run of the same base, from {cache_file}")
 
     def development(self, model: PreTrainedModel, samples: Sequence[Sample], step: int) -> dict[str, float]:
@@ -310,12 +310,20 @@ class Evaluator:
 
         An incomplete round is answered again, so that the batches are those of an uninterrupted evaluation.
         """
-        rows, asked = self._judged_again(phase, variant, samples, how), {sample.id for sample in samples}
+        rows, of_id, changed = self.files.read(PREDICTIONS), {sample.id: sample for sample in samples}, 0
 
         def ours(row: dict) -> bool:
             is_of = row["phase"] == phase and row["variant"] == variant.name
-            return is_of and row["draw"] in how.draws and row["id"] in asked
+            return is_of and row["draw"] in how.draws and row["id"] in of_id
 
+        for row in filter(ours, rows):
+            sample, text = of_id[row["id"]], row["completion"]
+            says = judged(text, sample, how.match, thinks=row["thinks"], extra_rewards=how.extra_rewards)
+            if any(row.get(name, value) != value for name, value in says.items()):
+                row.update(says)
+                changed += 1
+        if changed:
+            console.say(phase, f"{changed:,} answers on disk are judged differently now")
         have = {(row["id"], row["draw"]): of_row(row) for row in rows if ours(row)}
         begun: dict[int, tuple[str, ...]] = {}
         for draw in how.draws:
@@ -324,23 +332,6 @@ class Evaluator:
             begun[whole] = (*begun.get(whole, ()), draw)
         complete = {(sample.id, draw) for whole, draws in begun.items() for sample in samples[:whole] for draw in draws}
         remaining = [row for row in rows if not ours(row) or (row["id"], row["draw"]) in complete]
-        if len(remaining) < len(rows):
+        if changed or len(remaining) < len(rows):
             self.files.write_rows(PREDICTIONS, remaining)
         return {key: answer for key, answer in have.items() if key in complete}, begun
-
-    def _judged_again(
-        self, phase: str, variant: Variant, samples: Sequence[Sample], how: EvaluationSetup
-    ) -> list[dict]:
-        """The rows of predictions.jsonl; those of the variant's draws are judged by the current parser and rewards."""
-        rows, of_id, changed = self.files.read(PREDICTIONS), {sample.id: sample for sample in samples}, 0
-        for number, row in enumerate(rows):
-            ours = row["phase"] == phase and row["variant"] == variant.name and row["draw"] in how.draws
-            if ours and row["id"] in of_id:
-                sample, text = of_id[row["id"]], row["completion"]
-                says = judged(text, sample, how.match, thinks=row["thinks"], extra_rewards=how.extra_rewards)
-                if any(row.get(name, value) != value for name, value in says.items()):
-                    rows[number], changed = row | says, changed + 1
-        if changed:
-            console.say(phase, f"{changed:,} answers on disk are judged differently now")
-            self.files.write_rows(PREDICTIONS, rows)
-        return rows

@@ -31,6 +31,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
     the share of samples that at least one draw got right.
     """
     main = headline(predictions)
+    names = main[0].rewards
     greedy = [p for p in predictions if p.draw == GREEDY]
     formatted = [p for p in main if p.format]
     summary = {
@@ -41,7 +42,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         "parse_failures": _mean(not p.letters for p in main),
         "truncated": _mean(p.truncated for p in main),
         "custom": _mean(p.custom for p in main) if main[0].custom is not None else None,
-        **_further_rewards(main),
+        **({"rewards": {name: _mean(p.rewards[name] for p in main) for name in names}} if names else {}),
         "mean_tokens": _mean(p.tokens for p in main),
         "chance": _mean(map(chance, main)),
         "positions": _positions(main),
@@ -63,12 +64,6 @@ def summarize(predictions: Sequence[Prediction]) -> dict:
         if 1 < len(groups) <= max(20, len(main) // 2):  # a field with more values identifies samples
             summary["by"][name] = {value: _accuracy(group) for value, group in sorted(groups.items())}
     return summary
-
-
-def _further_rewards(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-    """`rewards`: means of the rewards other than accuracy, format and `reward.file`; empty if there are none."""
-    names = predictions[0].rewards
-    return {"rewards": {name: _mean(p.rewards[name] for p in predictions) for name in names}} if names else {}
 
 
 def headline(predictions: Sequence[Prediction]) -> list[Prediction]:

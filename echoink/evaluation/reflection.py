@@ -139,7 +139,9 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
     own = lexicon.QUOTED.sub(lambda found: " " * len(found.group()), reasoning)
     cues = [match for match in lexicon.DOUBT.finditer(own) if _is_doubt(own, match)]
     answer = (parse_answer(completion) or "").strip()
-    final = parse_letters(answer, options) if options else frozenset(re.findall(r"\b[A-H]\b", answer[:12]))
+    # Without options a letter counts alone or before a sign: "A dog" begins with an article.
+    letter = re.fullmatch(r"\W*([A-H])(?:[.):]\s.*|\W*)", answer, re.DOTALL)
+    final = parse_letters(answer, options) if options else frozenset(letter.groups() if letter else ())
     leanings = held(reasoning, options)
     stays = changes = False
     if len(final) == 1:

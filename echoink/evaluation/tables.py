@@ -24,8 +24,8 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     for phase in phases:
         table.add_column(phase, justify="right")
 
-    def cells(read: Callable[[dict], str]) -> list[str]:
-        return [read(summary) for summary in phases.values()]
+    def row(label: str, read: Callable[[dict], str]) -> None:
+        table.add_row(label, *map(read, phases.values()))
 
     def accuracy(found: dict) -> str:
         return f"{percent(found['accuracy'])} {interval(found['interval'])}"
@@ -33,48 +33,46 @@ def accuracy_table(phases: dict[str, dict]) -> None:
     def main(found: dict) -> str:
         return accuracy(found) + ("" if drawn == {"sampled"} else f" {found['draw']}")
 
+    def greedy(found: dict) -> str:
+        at, ends = found["greedy_accuracy"], found["greedy_interval"]
+        return "–" if at is None else f"{percent(at)} {interval(ends)}"
+
     def of_group(found: dict, field: str, value: str) -> str:
         group = found["by"].get(field, {}).get(value)
         return accuracy(group) if group else "–"
 
     drawn = {phase["draw"] for phase in phases.values()}
     if len({phase["n"] for phase in phases.values()}) > 1:
-        table.add_row("samples", *cells(lambda found: f"{found['n']:,}"))
-    table.add_row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", *cells(main))
-    greedy = cells(
-        lambda s: (
-            "–" if s["greedy_accuracy"] is None else f"{percent(s['greedy_accuracy'])} {interval(s['greedy_interval'])}"
-        )
-    )
+        row("samples", lambda found: f"{found['n']:,}")
+    row("accuracy, sampled" if drawn == {"sampled"} else "accuracy", main)
     if any(phase["greedy_accuracy"] is not None for phase in phases.values()):
-        table.add_row("accuracy, greedy", *greedy)
+        row("accuracy, greedy", greedy)
     for k in sorted({phase["samples"]["k"] for phase in phases.values() if phase["samples"]}):
         for name, label in (("mean", "mean of {} draws"), ("majority", "majority of {}"), ("pass", "pass@{}")):
-            table.add_row(f"  {label.format(k)}", *cells(lambda s, k=k, n=name: _of_draws(s, k, n)))
+            row(f"  {label.format(k)}", lambda s, k=k, n=name: _of_draws(s, k, n))
     if any("clusters" in phase for phase in phases.values()):
-        table.add_row("clusters of shared media", *cells(lambda s: cluster_note(s.get("clusters", s["n"]))))
+        row("clusters of shared media", lambda s: cluster_note(s.get("clusters", s["n"])))
     for field, groups in next(iter(phases.values()))["by"].items():
         named = {value: group["n"] for value, group in groups.items() if value != ""}  # "": rows without it
         largest = sorted(named, key=named.get, reverse=True)[:VALUES]
         for value in [value for value in named if value in largest]:
-            table.add_row(f"  {field} {value}", *cells(lambda s, f=field, v=value: of_group(s, f, v)))
+            row(f"  {field} {value}", lambda s, f=field, v=value: of_group(s, f, v))
         if len(named) > VALUES:
-            table.add_row(f"  {field}: {len(named) - VALUES} more", *cells(lambda _: "summary.json, report.html"))
+            row(f"  {field}: {len(named) - VALUES} more", lambda _: "summary.json, report.html")
     if any(phase["chance"] for phase in phases.values()):
-        table.add_row("a guess", *cells(lambda s: percent(s["chance"])))
-        table.add_row("always one letter", *cells(lambda s: percent(s["positions"] and s["positions"]["one_letter"])))
-        table.add_row("letters, distance", *cells(lambda s: percent(s["positions"] and s["positions"]["distance"])))
-    table.add_row("format", *cells(lambda s: percent(s["format"])))
-    table.add_row("accuracy where formatted", *cells(lambda s: percent(s["accuracy_where_formatted"])))
-    table.add_row("parse failures", *cells(lambda s: percent(s["parse_failures"])))
+        row("a guess", lambda s: percent(s["chance"]))
+        row("always one letter", lambda s: percent(s["positions"] and s["positions"]["one_letter"]))
+        row("letters, distance", lambda s: percent(s["positions"] and s["positions"]["distance"]))
+    row("format", lambda s: percent(s["format"]))
+    row("accuracy where formatted", lambda s: percent(s["accuracy_where_formatted"]))
+    row("parse failures", lambda s: percent(s["parse_failures"]))
     if any(phase["truncated"] for phase in phases.values()):
-        table.add_row("cut at the cap", *cells(lambda s: percent(s["truncated"])))
+        row("cut at the cap", lambda s: percent(s["truncated"]))
     if any(phase["custom"] is not None for phase in phases.values()):
-        table.add_row("custom", *cells(lambda s: f"{s['custom']:.3f}"))
+        row("custom", lambda s: f"{s['custom']:.3f}")
     for name in next(iter(phases.values())).get("rewards", {}):
-        means = cells(lambda s, n=name: f"{s['rewards'][n]:.3f}" if n in s.get("rewards", {}) else "–")
-        table.add_row(f"reward {name}", *means)
-    table.add_row("tokens per completion", *cells(lambda s: f"{s['mean_tokens']:.1f}"))
+        row(f"reward {name}", lambda s, n=name: f"{s['rewards'][n]:.3f}" if n in s.get("rewards", {}) else "–")
+    row("tokens per completion", lambda s: f"{s['mean_tokens']:.1f}")
     console.print(table)
 
 

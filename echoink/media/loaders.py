@@ -11,7 +11,7 @@ import io
 import math
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,39 +110,27 @@ def _stream(medium: Medium) -> str | io.BytesIO:
     return io.BytesIO(content) if isinstance(medium, Embedded) else str(medium)
 
 
-def _missing(kind: str, medium: Medium) -> UserError:
-    return UserError(f"{kind} not found: {medium}", "check the sample's path and dataset.path")
-
-
 def load_image(medium: Medium) -> Image.Image:
     """Open a picture as RGB; what is transparent becomes white.
 
     Raises:
         UserError: the file is missing, is no picture, is broken, or claims an absurd size.
     """
-    try:
-        with Image.open(_stream(medium), formats=IMAGE_FORMATS) as file:
-            if file.width * file.height > MAX_FILE_PIXELS:
-                size = f"{file.width}x{file.height} pixels"
-                raise UserError(f"{medium}: {size} is over the limit of {MAX_FILE_PIXELS:,}", "make it smaller")
-            if max(file.size) > MAX_ASPECT * min(file.size):
-                raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
-            if file.mode == "F":
-                raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = _of_16_bits(image, file, medium)
-            if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise _missing("picture", medium) from None
-    except Exception as error:  # each decoder fails on broken bytes in its own ways
-        raise UserError(f"cannot read the picture {medium}: {error}", "replace the file or drop the sample") from error
-    return image
+    with _reading("picture", medium), Image.open(_stream(medium), formats=IMAGE_FORMATS) as file:
+        if file.width * file.height > MAX_FILE_PIXELS:
+            size = f"{file.width}x{file.height} pixels"
+            raise UserError(f"{medium}: {size} is over the limit of {MAX_FILE_PIXELS:,}", "make it smaller")
+        if max(file.size) > MAX_ASPECT * min(file.size):
+            raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
+        if file.mode == "F":
+            raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16") or image.mode == "I":
+            image = _of_16_bits(image, file, medium)
+        if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
 
 def _of_16_bits(image: Image.Image, file: Image.Image, medium: Medium) -> Image.Image:
@@ -183,10 +171,9 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
             50 ms.
     """
     truncation.check_sound(_open(medium, "sound"), str(medium))
-    if not truncation.known_to_sndfile(_open(medium, "sound")):
-        return _load_sound_by_ffmpeg(medium, max_seconds)
-    try:
-        with soundfile.SoundFile(_stream(medium)) as file:
+    if truncation.known_to_sndfile(_open(medium, "sound")):
+        # What libsndfile cannot read, FFmpeg may read, or it says what is wrong.
+        with suppress(RuntimeError), soundfile.SoundFile(_stream(medium)) as file:
             rate, frames = file.samplerate, file.frames
             if file.channels > MAX_CHANNELS or rate > MAX_RATE:
                 raise UserError(f"the sound {medium} claims {file.channels} channels at {rate:,} Hz")
@@ -195,10 +182,6 @@ def load_sound(medium: Medium, max_seconds: float) -> Sound:
                 samples = file.read(frames=wanted, dtype="float32", always_2d=True)
                 if len(samples) == min(wanted, frames):
                     return _sound(samples, rate, max_seconds, seconds=frames / rate, medium=medium)
-    except UserError:
-        raise
-    except (soundfile.LibsndfileError, RuntimeError):  # FFmpeg may read it, or says what is wrong
-        pass
     return _load_sound_by_ffmpeg(medium, max_seconds)
 
 
@@ -226,11 +209,6 @@ def _load_sound_by_ffmpeg(medium: Medium, max_seconds: float) -> Sound:
             "replace the file or drop the sample",
         )
     return _sound(samples, rate, max_seconds, seconds=found if ended or not declared else declared, medium=medium)
-
-
-def load_audio(medium: Medium, max_seconds: float) -> np.ndarray:
-    """The samples [samples] of `load_sound`."""
-    return load_sound(medium, max_seconds).samples
 
 
 def _decode_sound(
@@ -492,24 +470,25 @@ def _duration(container, stream, early: float | None, medium: Medium) -> float:
 
 def _open(medium: Medium, kind: str) -> io.BufferedIOBase:
     stream = _stream(medium)
-    try:
+    with _reading(kind, medium):
         return stream if isinstance(stream, io.BytesIO) else open(stream, "rb")
-    except FileNotFoundError:
-        raise _missing(kind, medium) from None
-    except OSError as error:
-        hint = "replace the file or drop the sample"
-        raise UserError(f"cannot read the {kind} {medium}: {error.strerror}", hint) from error
 
 
 @contextmanager
 def _container(medium: Medium, kind: str = "video"):
+    with _reading(kind, medium), av.open(_stream(medium), metadata_errors="replace") as container:
+        yield container
+
+
+@contextmanager
+def _reading(kind: str, medium: Medium) -> Iterator[None]:
+    """Raise what a library raises as a `UserError` that names the medium."""
     try:
-        with av.open(_stream(medium), metadata_errors="replace") as container:
-            yield container
+        yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise _missing(kind, medium) from None
-    except Exception as error:
+        raise UserError(f"{kind} not found: {medium}", "check the sample's path and dataset.path") from None
+    except Exception as error:  # each decoder fails on broken bytes in its own ways
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the {kind} {medium}: {reason}", "replace the file or drop the sample") from error

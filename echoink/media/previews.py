@@ -6,7 +6,7 @@ from pathlib import Path
 
 import soundfile
 
-from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
+from echoink.media.loaders import SAMPLING_RATE, load_image, load_sound
 
 
 def picture(place: Path, side: int) -> bytes:
@@ -29,7 +29,7 @@ def sound(place: Path, seconds: float) -> bytes:
         UserError: it cannot be read.
     """
     buffer = io.BytesIO()
-    soundfile.write(buffer, load_audio(place, seconds), SAMPLING_RATE, "PCM_16", format="WAV")
+    soundfile.write(buffer, load_sound(place, seconds).samples, SAMPLING_RATE, "PCM_16", format="WAV")
     return buffer.getvalue()
 
 

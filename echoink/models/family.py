@@ -69,8 +69,6 @@ class Family(Protocol):
     """The units that FSDP2 gathers at a time, in transformers' notation of an `fsdp_plan`."""
     PUBLISHED_NAMES: Sequence[tuple[Pattern[str], str]]
     """Patterns and replacements that turn a weight's name in transformers into its published name, which vLLM reads."""
-    VLLM_FIELDS: tuple[str, str]
-    """Module and name of vLLM's function that says how a prompt's media tensors are split into items."""
 
     def own_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """The part of a published configuration that `MODEL` uses."""
@@ -135,8 +133,8 @@ class Family(Protocol):
     def vllm_config(self, config: PretrainedConfig) -> PretrainedConfig:
         """The configuration that vLLM reads."""
 
-    def vllm_field_arguments(self, config: PretrainedConfig) -> tuple:
-        """Arguments of the function of `VLLM_FIELDS`."""
+    def vllm_fields(self, config: PretrainedConfig) -> tuple[str, str, tuple]:
+        """Module, name and arguments of vLLM's function that says how a prompt's media tensors are split into items."""
 
     def vllm_media(self, media: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """A prompt's media tensors by the names of vLLM's fields."""

@@ -1,9 +1,12 @@
-"""A digest of a model's weights."""
+"""Digests of a model: of its weights, and of the settings by which it computes."""
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from echoink.distributed import sharding
 
@@ -23,3 +26,19 @@ def weights_digest(model: torch.nn.Module) -> str:
         values = tensor.detach().contiguous().flatten().view(torch.uint8).cpu()
         digest.update(values.clone().numpy().data)  # without a copy numpy keeps FSDP2 from freeing a weight
     return digest.hexdigest()
+
+
+_OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""Keys of a configuration that say where weights are from and how they are stored."""
+
+
+def settings_digest(model: PreTrainedModel) -> str:
+    """Digest of a model's configuration: rotary base, norms, token ids and all else that its weights do not say."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(each) for key, each in value.items() if key not in _OF_THE_FILE}
+        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+    settings = plain(model.config.to_dict())
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -85,6 +85,7 @@ def load_model(
     quantized: str | None = None,
     shard_plan: DistributedConfig | None = None,
     merges: bool = True,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """Load the model of a folder or hub id, able to share prompts (`shared_prefix.install`).
 
@@ -102,6 +103,7 @@ def load_model(
         shard_plan: how the model is divided among the processes while it is loaded; None: each has all of it.
         merges: whether an adapter is merged into its base. It never is on 4 bits, which are not the base's weights. A
             sum in bfloat16 loses small updates to a weight, so only a model that will be trained should be merged.
+        device: where the weights are; None: on the device of this process.
 
     Raises:
         UserError: the model cannot be loaded or has another architecture; weights are missing, unexpected or of another
@@ -112,12 +114,14 @@ def load_model(
             hint = f"merge it first: python -m echoink.export checkpoint={path} output=…"
             raise UserError(f"{path} is an adapter, and trainer.sharding=fsdp2 begins from whole weights", hint)
         merges = merges and not quantized
-        adapted = _load_adapter(path, dtype, attention, quantized=quantized, merges=merges)
+        adapted = _load_adapter(path, dtype, attention, quantized=quantized, merges=merges, device=device)
         return _named(_frozen(adapted, freeze), path)
     if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
         made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
         raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
-    model = _frozen(_load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan), freeze)
+    device = device or processes().device
+    found = _load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan, device=device)
+    model = _frozen(found, freeze)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # else evaluation repacks weights for good: no gradient then
@@ -127,10 +131,12 @@ def load_model(
     return _named(model, path)
 
 
-def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None, merges: bool) -> PreTrainedModel:
+def _load_adapter(
+    path: str, dtype: str, attention: str, quantized: str | None, merges: bool, device: torch.device | None
+) -> PreTrainedModel:
     base = base_of(path)
     try:
-        model = load_model(base, dtype, attention, quantized=quantized)
+        model = load_model(base, dtype, attention, quantized=quantized, device=device)
     except UserError as error:
         raise UserError(f"the adapter {path} was trained on {base}: {error.problem}", error.hint) from error
     # PEFT only warns of weights that it does not find, and leaves them at 0: the base would pass for the adapted model.
@@ -145,7 +151,12 @@ def _load_adapter(path: str, dtype: str, attention: str, quantized: str | None, 
 
 
 def _load_published(
-    path: str, dtype: str, attention: str, quantized: str | None, shard_plan: DistributedConfig | None
+    path: str,
+    dtype: str,
+    attention: str,
+    quantized: str | None,
+    shard_plan: DistributedConfig | None,
+    device: torch.device,
 ) -> PreTrainedModel:
     with as_user_error(path):
         published = AutoConfig.from_pretrained(resolve(path))
@@ -162,8 +173,8 @@ def _load_published(
             optional |= _four_bits(quantized, [*family.TOWERS.values()])
         if shard_plan:
             optional["distributed_config"] = replace(shard_plan, fsdp_plan=dict(family.SHARDED_UNITS))
-        elif processes().device.type != "cpu":  # tensor by tensor: else each process has all in host memory
-            optional["device_map"] = {"": processes().device}
+        elif device.type != "cpu":  # tensor by tensor: else each process has all in host memory
+            optional["device_map"] = {"": device}
         model, report = family.MODEL.from_pretrained(
             resolve(path),
             config=config,
@@ -253,8 +264,8 @@ def load_reference(
 ) -> PreTrainedModel:
     """The frozen pi_ref of the KL term: the model that training starts from."""
     model = load_model(path, dtype, attention, shard_plan=shard_plan).eval().requires_grad_(False)
-    if shard_plan:
-        sharding.give_back_root(model)
+    if shard_plan:  # without a backward pass the root, embedding and head, is sharded again after forward too
+        model.set_reshard_after_forward(True, recurse=False)
     return model
 
 
@@ -311,6 +322,10 @@ def _processor(path: str) -> ProcessorMixin:
         raise UserError(
             f"{path} has no processor, only a {type(processor).__name__}", "copy the processor's files there"
         )
+    # Some programs save the template with the tokenizer alone.
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise UserError(f"{path} has no chat template", "copy chat_template.jinja of the published model there")
     return processor
 
 
@@ -321,6 +336,9 @@ def as_user_error(path: str):
         yield
     except UserError:
         raise
+    except torch.OutOfMemoryError as error:  # a RuntimeError too
+        hint = "nvidia-smi says who uses it; adapter=qlora, trainer=fsdp2 or a smaller model needs less"
+        raise UserError(f"{path} does not fit into the GPU's memory: {first_line(error)[:200]}", hint) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = first_line(error)[:300]
         raise UserError(

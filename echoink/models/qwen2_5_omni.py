@@ -52,7 +52,6 @@ PUBLISHED_NAMES = (
     (re.compile(r"^model\.(audio_tower|visual)\."), r"thinker.\1."),
     (re.compile(r"^lm_head\."), "thinker.lm_head."),
 )
-VLLM_FIELDS = ("vllm.model_executor.models.qwen2_5_omni_thinker", "create_qwen2_5_omni_thinker_field_factory")
 
 _VISION_INPUTS = (
     ("image", "pixel_values", "image_grid_thw"),
@@ -62,7 +61,6 @@ _VISION_INPUTS = (
 
 
 def own_config(config: Qwen2_5OmniConfig | Qwen2_5OmniThinkerConfig) -> Qwen2_5OmniThinkerConfig:
-    """See `Family`."""
     return getattr(config, "thinker_config", config)
 
 
@@ -125,7 +123,6 @@ def _seconds_per_part(seconds_per_grid: float, grids: int) -> int:
 
 
 def placeholders(config: Qwen2_5OmniThinkerConfig) -> dict[str, int]:
-    """See `Family`."""
     return {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
 
 
@@ -152,51 +149,43 @@ def encode(base: Qwen2_5OmniThinkerModel, media: Mapping[str, Tensor], run_all: 
 
 
 def embed(base: Qwen2_5OmniThinkerModel, input_ids: Tensor, features: Sequence[Features]) -> dict[str, Any]:
-    """See `Family`."""
     embeddings = base.get_input_embeddings()(input_ids)
     return {"inputs_embeds": place_features(embeddings, input_ids, features, placeholders(base.config))}
 
 
 def positions(position_ids: Tensor) -> dict[str, Any]:
-    """See `Family`."""
     return {"position_ids": position_ids}
 
 
 def padding_mask(mask: Tensor) -> dict[str, Any]:
-    """See `Family`."""
     return {"attention_mask": mask}
 
 
 def no_mask() -> dict[str, Any]:
-    """See `Family`."""
     return {"attention_mask": {"full_attention": None}}
 
 
 def language_model(base: Qwen2_5OmniThinkerModel) -> torch.nn.Module:
-    """See `Family`."""
     return base.language_model
 
 
 def logits(model: Qwen2_5OmniThinkerForConditionalGeneration, hidden: Tensor) -> Tensor:
-    """See `Family`."""
     return model.lm_head(hidden)
 
 
 def vllm_config(config: Qwen2_5OmniThinkerConfig) -> Qwen2_5OmniConfig:
-    """See `Family`."""
     dimensions = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     whole = Qwen2_5OmniConfig(thinker_config=dimensions, enable_audio_output=False)
     whole.architectures = ["Qwen2_5OmniModel"]
     return whole
 
 
-def vllm_field_arguments(config: Qwen2_5OmniThinkerConfig) -> tuple:
-    """See `Family`."""
-    return (config.vision_config.spatial_merge_size,)
+def vllm_fields(config: Qwen2_5OmniThinkerConfig) -> tuple[str, str, tuple]:
+    module = "vllm.model_executor.models.qwen2_5_omni_thinker"
+    return module, "create_qwen2_5_omni_thinker_field_factory", (config.vision_config.spatial_merge_size,)
 
 
 def vllm_media(media: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """See `Family`."""
     found = {name: value.numpy() for name, value in media.items()}
     if "input_features" in found:
         heard = found["feature_attention_mask"][0].astype(bool)  # an extractor may pad on either side

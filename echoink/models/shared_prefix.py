@@ -49,6 +49,7 @@ class Layout:
 
     def __init__(self, groups: tuple[tuple[int, tuple[int, ...]], ...]):
         self.groups = groups
+        self._block_masks: dict[torch.device, BlockMask] = {}
 
     @functools.cached_property
     def prefixes(self) -> int:
@@ -65,26 +66,17 @@ class Layout:
         """T."""
         return self.prefixes + self.scored
 
-    @functools.cached_property
-    def branch(self) -> Tensor:
-        """For each packed token the number of its completion, counted from 1 over all groups; 0 in a prefix: [T]."""
-        completions = [length for _, lengths in self.groups for length in lengths]
-        numbers = torch.arange(len(completions) + 1)
-        return numbers.repeat_interleave(torch.tensor([self.prefixes, *completions]))
-
-    @functools.cached_property
-    def group(self) -> Tensor:
-        """For each packed token the group that it belongs to: [T]."""
-        sizes = [prefix for prefix, _ in self.groups] + [sum(lengths) for _, lengths in self.groups]
-        return torch.arange(len(self.groups)).repeat(2).repeat_interleave(torch.tensor(sizes))
-
     def allowed(self, device: torch.device | str):
         """The attention rule, a function of the indices of query and key.
 
         A key is seen if it is in the same group, in the prefix or in the same completion, and not after the query.
         """
-        # Branch 0 is a prefix, which all completions of its group see; completions do not see each other.
-        group, branch = self.group.to(device), self.branch.to(device)
+        # For each packed token [T]: its group; and its completion, counted from 1 over all groups. 0 is a prefix, which
+        # all completions of its group see; completions do not see each other.
+        sizes = [prefix for prefix, _ in self.groups] + [sum(lengths) for _, lengths in self.groups]
+        group = torch.arange(len(self.groups)).repeat(2).repeat_interleave(torch.tensor(sizes)).to(device)
+        parts = torch.tensor([self.prefixes, *(length for _, lengths in self.groups for length in lengths)])
+        branch = torch.arange(len(parts)).repeat_interleave(parts).to(device)
 
         def rule(_batch, _head, query, key):
             seen = (branch[key] == 0) | (branch[key] == branch[query])
@@ -104,10 +96,6 @@ class Layout:
             rule = self.allowed(device)
             self._block_masks[device] = make(rule, B=None, H=None, Q_LEN=self.tokens, KV_LEN=self.tokens, device=device)
         return self._block_masks[device]
-
-    @functools.cached_property
-    def _block_masks(self) -> dict[torch.device, BlockMask]:
-        return {}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from echoink.common import console
 from echoink.common.errors import first_line
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
 from echoink.data.splits import Splits
-from echoink.distributed import sharding, watchdog
+from echoink.distributed import collectives, sharding, watchdog
 from echoink.evaluation import metrics, reflection, tables
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
-from echoink.report.build import FIGURE, try_to_write
+from echoink.report.build import try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
 from echoink.run_folder.environment import git
@@ -58,15 +58,14 @@ def execute(
         uri: MLflow's store; None if this process does not track.
         overrides: the command line's.
 
-    Returns:
-        The tracker, closed.
+    Returns: The tracker, closed.
     """
     first, last = _first_and_last(config)
     job = build_job(config, splits, first)
     longest = longest_prompt(job)
     if config.task is Task.sft:
         supervised.check(splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
-    files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
+    _begin(job, files, start)
     with (
         _tracker(job, files, uri, overrides) as tracker,
         system_metrics.SystemMonitor(files, tracker, config.tracking.machine_every),
@@ -80,7 +79,8 @@ def execute(
         batch = evaluation_batch_prompts(job, longest)
         engine = stack.enter_context(closing(start_engine.start(job, files, longest))) if config.uses_vllm else None
         evaluator = _evaluator(job, files, tracker, batch_prompts=batch, engine=engine)
-        evaluates_base = config.task is Task.compare or (first == _base(config) and config.eval.base)
+        is_base = config.trains or first == config.model.path
+        evaluates_base = config.task is Task.compare or (config.eval.base and is_base)
         # `gathered` unshards a model for its last evaluation; without training the model is not sharded.
         base, final, gathered = [], [], nullcontext
         with watchdog.Watchdog(config.trainer.patience, watches_engine=config.uses_vllm):
@@ -115,13 +115,19 @@ def _free_memory(engine: Engine | None) -> None:
         engine.forget()
 
 
-def _base(config: Config) -> str:
-    """The weights that are called the base: those that training starts from, or model.path if nothing is trained."""
-    return (config.checkpoint or config.model.path) if config.trains else config.model.path
+def _begin(job: Job, files: RunFolder, start: resume.Start) -> None:
+    """Compare a run that goes on with its checkpoint, and take its folder up: what can refuse it comes before that."""
+    changed = []
+    if start.checkpoint:
+        changed = resume.check_provenance(start.checkpoint, fit.provenance_of(job), job.config.resume_allow)
+    if start.again:
+        collectives.on_main_process(lambda: resume.take_up(files, start, changed if start.step else ()))
+    files.write_json("dataset.json", job.splits.profile)
+    files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
 
 
 def _first_and_last(config: Config) -> tuple[str, str]:
-    """The weights that a run begins with, and those that it ends with if it does not train."""
+    """The weights that a run begins with, the base if it trains; and those that it ends with if it does not."""
     if config.task is Task.compare:
         return config.model.path, config.checkpoint
     return (config.checkpoint or config.model.path,) * 2
@@ -164,11 +170,7 @@ def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Pred
     files.summary["status"] = "finished"  # before the report, which reads it; a later failure overwrites it
     files.write_summary()
     if files.writes:
-        page = try_to_write([files.path], files.path)
-        if (figure := files.path / FIGURE).is_file():
-            console.say("figure", str(figure))
-        if page:
-            console.say("report", str(page))
+        try_to_write([files.path], files.path)
     shown = (final or base)[0]
     sample = next(sample for sample in job.splits.valid if sample.id == shown.id)
     console.say("sample", f"{sample.problem} {' '.join(sample.options)}")

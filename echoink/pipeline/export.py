@@ -7,6 +7,7 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, save_torch_state_dict
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
@@ -63,7 +64,8 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        model = loading.load_model(path)  # its errors say what is wrong with the folder
+        # Not on the GPU, which a run that pushes at its end still uses.
+        model = loading.load_model(path, device=torch.device("cpu"))
         processor = loading.load_processor(path, *_caps(path))
         _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
@@ -71,8 +73,7 @@ def export(
         processor.save_pretrained(part)
         text = card(Path(path), model, processor, adapter=adapter and not merge, vllm=vllm)
         (part / "README.md").write_text(text, encoding="utf-8")
-        umask = os.umask(0)
-        os.umask(umask)
+        os.umask(umask := os.umask(0))
         for file in filter(Path.is_file, part.rglob("*")):
             file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
         part.rename(output)
@@ -121,12 +122,6 @@ def _caps(path: str) -> tuple[int, int]:
     return loading.picture_caps(path)
 
 
-def _run_file(path: Path, name: str) -> Path | None:
-    """A file of the run that a step folder belongs to."""
-    run = checkpoint.run_of(path)
-    return run / name if run and (run / name).is_file() else None
-
-
 def _refuse_untrained(path: Path) -> None:
     ups = [weight for name, weight in load_file(path / "adapter_model.safetensors").items() if "lora_B" in name]
     if not any(weight.any() for weight in ups):
@@ -143,11 +138,11 @@ def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter:
         adapter: whether an adapter is exported.
         vllm: whether it has vLLM's layout.
     """
+    run = checkpoint.run_of(path)
     summary, dataset, environment = (
-        json.loads(file.read_text("utf-8")) if (file := _run_file(path, name)) else {}
+        json.loads((run / name).read_text("utf-8")) if run and (run / name).is_file() else {}
         for name in ("summary.json", "dataset.json", "environment.json")
     )
-    run = checkpoint.run_of(path)
     config: Any = reader.configuration(run) if run else None
     base = config.checkpoint or config.model.path if config else None
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: any-to-any"]
@@ -177,19 +172,23 @@ def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter:
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
-    if vllm:
-        architecture = type(model).__name__
-        body += [
-            f"vLLM reads this folder: `vllm serve <folder>`. In transformers, {architecture} loads it.",
-            "It is the part that writes text. The class of the whole model, which also speaks, needs more weights.",
-            "",
-        ]
-    elif not adapter:
-        body += ["vLLM needs another layout: `python -m echoink.export … vllm=true` writes it.", ""]
+    body += _of_vllm(model, adapter, vllm)
     body += ["How to ask it:", "", "```python", *_example(adapter, model, processor, config), "```", ""]
     if config:
         body += ["The template of that prompt:", "", "```", config.prompt.template.strip(), "```", ""]
     return "\n".join([*head, *body])
+
+
+def _of_vllm(model: PreTrainedModel, adapter: bool, vllm: bool) -> list[str]:
+    """How vLLM takes to the export."""
+    if vllm:
+        reads = "vLLM reads this folder: `vllm serve <folder>` (0.31 was tried; it needs one with transformers 5)."
+        part = "It is the part that writes text. The class of the whole model, which also speaks, needs more weights."
+        return [f"{reads} In transformers, {type(model).__name__} loads it.", part, ""]
+    whole = "`python -m echoink.export … vllm=true` writes a whole model that it reads."
+    if adapter:
+        return [f"vLLM names the layers otherwise: it would answer as the base, without an error. {whole}", ""]
+    return [f"vLLM needs another layout: {whole}", ""]
 
 
 def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[str]:
@@ -223,8 +222,8 @@ def _numbers(summary: dict[str, Any], protocol: str, quantized: bool) -> list[st
 
 def _development(path: Path) -> list[str]:
     """This step's accuracy on the development split; empty if it was not evaluated there."""
-    file = _run_file(path, "dev.jsonl")
-    rows = [row for row in read_rows(file) if row["step"] == checkpoint.step_of(path)] if file else []
+    run = checkpoint.run_of(path)
+    rows = [row for row in read_rows(run / "dev.jsonl") if row["step"] == checkpoint.step_of(path)] if run else []
     if not rows:
         return []
     return [f"Step {rows[-1]['step']} on the development split: {100 * rows[-1]['dev/accuracy']:.1f} % right.", ""]

@@ -13,8 +13,8 @@ from echoink.common import console, signals
 from echoink.common.errors import UserError
 from echoink.common.startup import imports
 from echoink.config import effects
-from echoink.config.schema import OPTIONS, Adapter, Advantage, Config, Protocol, Split, Task, to_yaml
-from echoink.config.validate import launched_processes
+from echoink.config.schema import OPTIONS, Adapter, Advantage, Config, Loss, Protocol, Scale, Split, Task, to_yaml
+from echoink.config.validate import launched_processes, separate_tasks
 from echoink.data.ablations import has_both
 from echoink.data.splits import Splits, has_dev
 from echoink.data.splits import describe as describe_splits
@@ -24,7 +24,7 @@ from echoink.planning.steps import of_curriculum, training_steps
 from echoink.rewards import terms
 from echoink.rewards.types import NEEDED, Rule
 from echoink.rollout import vllm_environment
-from echoink.run_folder import checkpoint, reader, resume, reward_files, weights_on_disk
+from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import RunFolder
@@ -44,8 +44,12 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
     """
     console.say("EchoInk", f"{config.task.name} · seed {config.seed} · {folder}")
     console.say("config", summary_line(config))
+    if config.trains and config.grpo.loss is Loss.dr_grpo and config.grpo.scale is not Scale.none:
+        console.say("", "Dr. GRPO divides advantages by nothing: grpo.scale=none")
     if idle := effects.idle_in_evaluations({word.partition("=")[0].lstrip("+") for word in overrides}, config):
         console.say("", f"no effect here: {', '.join(idle)}")
+    if tasks := separate_tasks():
+        console.say("warning", f"{tasks} processes were started, and each is a run of its own (docs/many_processes.md)")
     writes = int(os.environ.get("RANK", "0")) == 0
     start = _on_main_process(lambda: resume.begin(config, folder))
     if config.resume != resume.NEVER:
@@ -59,14 +63,12 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             _plan(config, files)
         return None
     uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled and writes else None
+    if uri and os.environ.get("MLFLOW_TRACKING_URI", uri) != uri:
+        console.say("MLflow", f"{uri}; for the store of MLFLOW_TRACKING_URI: tracking.uri=$MLFLOW_TRACKING_URI")
     opened = run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes)
     with _first_process_ends_first(folder, writes), opened as files:
-        files.changed(start.changed)
-        files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
-        files.write_text("config.yaml", to_yaml(config))
-        if writes:
-            reward_files.keep(config.reward, folder)
-            files.summary["weights"] = (start.step and files.summary["weights"]) or weights_on_disk.begun_with(config)
+        if not start.again:  # what goes on is written when nothing can refuse it any more, in `execute`
+            resume.take_up(files, start)
         files.write_json("environment.json", environment())
         if config.checkpoint:
             # Only the first process compares the model's digests: this reads gigabytes.
@@ -74,7 +76,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             _warn_of_differences(config)
         _preflight(config, files, uri)
         splits = _load_data(config)
-        files.write_json("dataset.json", splits.profile)
         with console.quiet_libraries():
             # The only boundary: code that needs torch, transformers and TRL is imported here, after all checks that
             # work without them.
@@ -85,7 +86,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
             files.write_json("environment.json", environment() | {"device": device_name()})
             tracker = execute(config, files, splits, start=start, uri=uri, overrides=overrides)
         if tracker.run_id:
-            console.say_mlflow(tracker.uri, tracker.url_path)
+            console.say_mlflow(tracker.uri, client.run_page(tracker.run_id, tracker.experiment_id))
         if tracker.refused:
             console.say("MLflow", f"did not take everything ({tracker.refused})")
             console.say("", f"the run folder has it all: python -m echoink.sync {files.path} uri={tracker.uri}")
@@ -254,8 +255,10 @@ def summary_line(config: Config) -> str:
         responses = console.counted(config.sft.responses, "response")
         return " · ".join([*parts, f"supervised, up to {responses} per row", how_long])
     parts.append("reward " + ", ".join(f"{name} {weight:g}" for name, weight in terms.listed(config.reward)))
+    variant = (config.grpo.loss, config.grpo.scale) != (Loss.grpo, Scale.group)
     if config.grpo.advantage is not Advantage.group:
         parts.append(f"advantage {config.grpo.advantage.name}")
+    parts += [f"loss {config.grpo.loss.name}, scale {config.grpo.scale.name}"] if variant else []
     parts += [f"G {config.grpo.group_size}", f"β {config.grpo.beta:g}"]
     return " · ".join([*parts, how_long])
 

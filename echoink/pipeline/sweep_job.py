@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from echoink.common import signals
+from echoink.common import processors, signals
 from echoink.common.console import percent, say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, read_json, write_atomic
@@ -100,7 +100,7 @@ def side_by_side(settings) -> int:
     choice = settings.runtime.choices["hydra/launcher"]
     if choice not in ("joblib", "submitit_local"):
         return 1
-    cores = os.cpu_count() or 1
+    cores = processors.available()
     wanted = settings.launcher.get("n_jobs") or cores
     if wanted == 1:
         return 1
@@ -183,7 +183,7 @@ def _run(command: list[str], folder: Path, side_by_side: int) -> int:
     ):
         environment = {**os.environ, **device}
         if not alone:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // side_by_side)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, processors.available() // side_by_side)))
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, preexec_fn=signals.end_with_parent
         )
@@ -273,8 +273,7 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 def _other_weights(config: Config, run: Run) -> bool:
     """Whether the model's folder holds other weights than a run began with, and say so; older runs do not know."""
-    then, now = run.summary.get("weights"), weights_on_disk.begun_with(config)
-    differ = None not in (then, now) and then != now
+    differ = weights_on_disk.differ(run.summary.get("weights"), weights_on_disk.begun_with(config))
     if differ:
         say("sweep", f"{run.folder} began with other weights than {config.checkpoint or config.model.path} has now")
     return differ
@@ -293,8 +292,12 @@ def _copy(run: Run, folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     skip = shutil.ignore_patterns("checkpoints", ".hydra", "output.log", "train.log", "report.*", "tracking.json", ".*")
     shutil.copytree(run.folder, part, ignore=skip)
-    if (run.folder / "checkpoints").is_dir():
-        (part / "checkpoints").symlink_to((run.folder / "checkpoints").resolve(), target_is_directory=True)
+    if kept := checkpoint.steps(run.folder):  # each by itself: later steps of that run are not this job's
+        (part / checkpoint.FOLDER).mkdir()
+        for step in kept:
+            (part / checkpoint.FOLDER / step.name).symlink_to(step.resolve(), target_is_directory=True)
+        if (best := step.with_name(checkpoint.BEST)).is_file():
+            shutil.copy(best, part / checkpoint.FOLDER)
     before, overrides = read_record(run.folder), reader.overrides(folder)
     Record(
         experiment=before.experiment if before else run.summary["name"],

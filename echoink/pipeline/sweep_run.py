@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.markup import escape
 from rich.table import Table
 
@@ -43,15 +44,10 @@ def _keys(jobs: Sequence[Composed], overrides: Sequence[str]) -> list[str]:
     """The keys that differ between jobs; in a search, those that the command line leaves open."""
     changes = [dict(o.partition("=")[::2] for o in job.overrides) for job in jobs]
     names = dict.fromkeys(key for job in changes for key in job)
-    open_keys = [o.partition("=")[0] for o in overrides if _is_swept(o.partition("=")[2])]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    open_keys = [override.get_key_element() for override in parsed if override.is_sweep_override()]
     differ = [name for name in names if len({job.get(name) for job in changes}) > 1]
     return list(dict.fromkeys([*differ, *open_keys, *jobs[0].grid]))
-
-
-def _is_swept(value: str) -> bool:
-    if value.startswith(("[", "{", "'", '"')):
-        return False
-    return "," in value or value.startswith(("range(", "choice(", "interval(", "glob("))
 
 
 def run(
@@ -61,7 +57,7 @@ def run(
     overrides: list[str],
     flags: list[str],
     config_dir: str | None = None,
-) -> int:
+) -> None:
     """Launch all jobs through Hydra under one parent run, settle every status, print the table, write the report.
 
     Args:
@@ -71,9 +67,6 @@ def run(
         overrides: the command line's.
         flags: the command line's other words, such as --multirun.
         config_dir: the user's configuration folder, which is stored for sweep.resume.
-
-    Returns:
-        Exit status 0.
 
     Raises:
         SystemExit: a job did not finish; the exit status is 1.
@@ -106,14 +99,12 @@ def run(
         except BaseException as error:
             _settle(folder, definition, parent, status_of(error).lower())
             raise
-        bad = _settle(folder, definition, parent, None)
-        if bad:
+        if bad := _settle(folder, definition, parent, None):
             raise SystemExit(bad)  # the tracker takes the parent's status from it
     if parent.run_id:
         ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
         say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
-    return 0
 
 
 def _record(definition: dict, experiment: str, folder: Path) -> Record:
@@ -147,15 +138,10 @@ def _settle(folder: Path, definition: dict, parent: Tracker, status: str | None)
     write_atomic(folder / "sweep.json", as_json(ended))
     runs = [run for path in places if (run := reader.read(path))]
     _table(summaries, parent)
-    page = None
     if any(run.finished and run.result for run in runs):
-        page = try_to_write([folder], folder)
-    else:
-        figures.overlay(runs, folder / FIGURE)
-    if (figure := folder / FIGURE).is_file():
+        try_to_write([folder], folder)
+    elif figure := figures.overlay(runs, folder / FIGURE):
         say("figure", str(figure))
-    if page:
-        say("report", str(page))
     stopped = status is not None and len(summaries) < definition["jobs"]
     return _failed(bad, summaries, folder, definition) if bad or not summaries or stopped else 0
 

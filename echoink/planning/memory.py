@@ -91,17 +91,6 @@ class Estimate:
         decoding = self.gathered + self.engine - self.engine_between
         return always + max(self.gradients + max(self.activations, self.update), decoding)
 
-    def sharded(self, sharding: Sharding, processes: int, gathered: int) -> "Estimate":
-        """What each of several processes holds.
-
-        Args:
-            sharding: how they divide it.
-            processes: how many, each with one shard.
-            gathered: bytes of the weights of all shards.
-        """
-        shares = {name: getattr(self, name) // processes for name in SHARDED_PARTS[sharding]}
-        return replace(self, **shares, gathered=gathered if "weights" in shares and processes > 1 else 0)
-
 
 @dataclass(frozen=True)
 class PackedRow:
@@ -146,19 +135,19 @@ def cache(model: Model, rows: PackedRow, bf16: bool) -> int:
     return model.dimensions.layers * rows.tokens * 2 * model.dimensions.key_width * (2 if bf16 else model.itemsize)
 
 
-def of_run(config: Config, model: Model, learning: int, longest: int, engine_sleeps: bool) -> Estimate:
-    """Memory of a run's training step on one process, before anything is sharded.
+def of_run(config: Config, model: Model, learning: int, longest: int, among: int = 1) -> Estimate:
+    """Memory of a run's training step on one process.
 
     Args:
         config: the run's.
         model: the policy.
         learning: how many parameters learn.
         longest: tokens of the longest prompt.
-        engine_sleeps: whether vLLM, where the run has it, gives its memory back between rollouts.
+        among: how many processes divide what `trainer.sharding` divides.
     """
     trainer, group, completion = config.trainer, config.grpo.group_size, config.generation.max_new_tokens
     bf16, adapts = trainer.bf16, config.adapter.kind is not Adapter.none
-    weights, reference = _weights(model, learning, adapts, bf16=bf16, sharding=trainer.sharding)
+    weights, reference = _weights(config, model, learning)
     packed = (longest, completion) if config.grpo.shared_prefix else (0, longest + completion)
     rows = PackedRow(trainer.micro_batch_prompts, group, *packed)
     decoded = replace(rows, prompts=-(-trainer.prompts_per_step // trainer.processes))
@@ -172,7 +161,8 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
     ours = config.task is not Task.sft and (config.generation.engine is not RolloutEngine.vllm or again)
     if config.uses_vllm:
         engine = gathered_bytes(model, bf16) + cache(model, in_engine, bf16)
-    return Estimate(
+    sleeps = config.generation.vllm.sleep and not model.joins_keys  # without a GPU the engine keeps its memory
+    whole = Estimate(
         weights=weights,
         reference=reference if config.grpo.beta > 0 and not adapts else 0,
         gradients=buckets * learning * size,
@@ -181,22 +171,16 @@ def of_run(config: Config, model: Model, learning: int, longest: int, engine_sle
         activations=activations(model, rows, bf16, bool(trainer.gradient_checkpointing)),
         cache=cache(model, decoded, bf16) if ours else 0,
         engine=engine,
-        engine_between=0 if engine_sleeps else engine,
+        engine_between=0 if sleeps else engine,
     )
+    shares = {name: getattr(whole, name) // among for name in SHARDED_PARTS[trainer.sharding]}
+    return replace(whole, **shares, gathered=gathered_bytes(model, bf16) if "weights" in shares and among > 1 else 0)
 
 
-def _weights(model: Model, learning: int, adapts: bool, bf16: bool, sharding: Sharding) -> tuple[int, int]:
-    """Bytes of the policy's weights and of the reference's, with the copies that computing in bfloat16 takes.
-
-    Args:
-        model: the policy.
-        learning: how many parameters learn.
-        adapts: whether only an adapter learns.
-        bf16: whether it computes in bfloat16 under autocast.
-        sharding: how the processes will divide it.
-    """
-    held = model.weight_bytes
-    if not bf16 or model.itemsize <= 2:
+def _weights(config: Config, model: Model, learning: int) -> tuple[int, int]:
+    """Bytes of the policy's weights and of the reference's, with the copies that computing in bfloat16 takes."""
+    held, sharding, adapts = model.weight_bytes, config.trainer.sharding, config.adapter.kind is not Adapter.none
+    if not config.trainer.bf16 or model.itemsize <= 2:
         return held, held
     if sharding.is_deepspeed:  # its module is in bfloat16; `fit` loads the reference in it too
         return 2 * model.parameters, 2 * model.parameters

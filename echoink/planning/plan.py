@@ -298,7 +298,6 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         parameters: of `count_parameters`.
         longest: tokens of the longest prompt.
     """
-    trainer = config.trainer
     model = memory.Model(
         config.model.architecture,
         parameters=parameters["total"],
@@ -307,10 +306,7 @@ def needs(config: Config, parameters: dict[str, int], longest: int) -> memory.Es
         quantized=config.adapter.kind is Adapter.qlora,
         joins_keys=False,
     )
-    estimate = memory.of_run(
-        config, model, parameters["learning"], longest=longest, engine_sleeps=config.generation.vllm.sleep
-    )
-    return estimate.sharded(trainer.sharding, _among(trainer), memory.gathered_bytes(model, trainer.bf16))
+    return memory.of_run(config, model, parameters["learning"], longest=longest, among=_among(config.trainer))
 
 
 def _among(trainer: TrainerConfig) -> int:
@@ -322,6 +318,7 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The plan for the screen: labels and texts."""
     gib = lambda size: f"{size / 2**30:,.1f} GiB" if size >= 2**27 else f"{size / 2**20:,.1f} MiB"  # noqa: E731
     samples, tokens, parameters = plan["samples"], plan["prompt_tokens"], plan["parameters"]
+    prompt = [f"{name} {of['median']:,.0f} (most {of['most']:,})" for name, of in tokens.items() if of["most"]]
     rows = [
         ("samples", " · ".join(f"{number:,} {split}" for split, number in samples.items() if number)),
         (
@@ -330,42 +327,24 @@ def lines(plan: dict[str, Any]) -> list[tuple[str, str]]:
             f"({counted(plan['epochs'], 'epoch')}, {plan['completions']:,} completions in all)",
         ),
         ("processes", f"{plan['world_size']}, gradients accumulated {plan['accumulation']} times"),
-        (
-            "prompt",
-            " · ".join(
-                f"{name} {spread['median']:,.0f} (most {spread['most']:,})"
-                for name, spread in tokens.items()
-                if spread["most"]
-            )
-            + " tokens",
-        ),
+        ("prompt", f"{' · '.join(prompt)} tokens"),
         ("weights", f"{parameters['total']:,} parameters, {parameters['learning']:,} learn"),
     ]
     apart = ("total", "engine_between")  # included in the engine's
     for name, parts in plan["memory_bytes_per_process"].items():
         inside = " · ".join(f"{part} {gib(size)}" for part, size in parts.items() if size and part not in apart)
         rows.append(("memory", f"{name}: about {gib(parts['total'])} a process at worst ({inside})"))
-    if tokens["total"]["most"] > plan["prompt_tokens_cap"]:
-        rows.append(
-            ("", f"the longest is over model.max_prompt_tokens={plan['prompt_tokens_cap']}: it will be refused")
-        )
+    if tokens["total"]["most"] > (cap := plan["prompt_tokens_cap"]):
+        rows.append(("", f"the longest is over model.max_prompt_tokens={cap}: it will be refused"))
     how = {None: "kept if they fit, else recomputed", True: "recomputed", False: "kept"}
     again = how[plan["gradient_checkpointing"]]
     rows.append(("", f"activations {again} in the backward pass; an estimate, see echoink/planning/memory.py"))
     disk = plan["disk_bytes"]
-    rows.append(
-        (
-            "disk",
-            f"{gib(disk['checkpoint'])} a checkpoint, {gib(disk['optimizer'])} of optimizer beside the newest "
-            f"{checkpoint.RESUMABLE}, at most {gib(disk['total'])} at a time",
-        )
-    )
-    read = (disk["checkpoint"] + disk["optimizer"]) / plan["world_size"]
-    several = plan["world_size"] > 1
-    writes = gib(disk["first_process"]) + (" (the first process)" if several else "")
-    rows.append(
-        ("", f"a save writes {writes}{', each' if several else ' and'} reads {gib(read)} again for its checksums")
-    )
+    state = f"{gib(disk['optimizer'])} of optimizer beside the newest {checkpoint.RESUMABLE}"
+    rows.append(("disk", f"{gib(disk['checkpoint'])} a checkpoint, {state}, at most {gib(disk['total'])} at a time"))
+    read = gib((disk["checkpoint"] + disk["optimizer"]) / plan["world_size"])
+    then = " (the first process), each" if plan["world_size"] > 1 else " and"
+    rows.append(("", f"a save writes {gib(disk['first_process'])}{then} reads {read} again for its checksums"))
     if parameters["total"] > 1e8:  # for a smaller one nobody rents a GPU
         rows += [("GPUs", line) for line in _gpu_lines(plan["gpus"])]
         rows.append(("", f"the hours leave out {', '.join(plan['hours_without'])}"))

@@ -28,7 +28,7 @@ def check_gpus(bf16: bool) -> str | None:
         A warning, for a run that may go on without them.
 
     Raises:
-        UserError: PyTorch cannot, and the run asks for bfloat16, which is meant for a GPU.
+        UserError: the run asks for bfloat16, and PyTorch cannot use a GPU, or the GPU only emulates it.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the user chose the CPU
     there = len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
@@ -37,6 +37,9 @@ def check_gpus(bf16: bool) -> str | None:
     import torch
 
     if torch.cuda.is_available():
+        # Emulated, it is slow, and its attention kernel cannot be compiled: without it memory runs out.
+        if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16 of its own", "set trainer.bf16=false")
         return None
     found = f"{counted(there, 'GPU')} there, and PyTorch {torch.__version__} cannot use {'them' if there > 1 else 'it'}"
     way = f"its CUDA {torch.version.cuda} needs a newer driver, or this is a build for the CPU; nvidia-smi says more"

@@ -176,9 +176,7 @@ def hours(model: Model, step: Step, samples: float, gpu: Gpu, gpus: int, **setti
     Returns:
         `prompts_per_step`, `steps`, `hours`, `gpu_hours`, `seconds_per_step` by part.
     """
-    least = gpus * step.micro_batch
-    if step.prompts < least:
-        step = replace(step, prompts=least)
+    step = replace(step, prompts=max(step.prompts, gpus * step.micro_batch))
     steps = -(-samples // step.prompts) * step.updates
     once = seconds(model, step, gpu, gpus=gpus, **setting)
     whole = steps / step.updates * once["total"] / 3600

@@ -4,7 +4,7 @@ An arm is all runs that differ only in the seed, or in how the work was divided.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,6 @@ class Arm:
         """A number of the final evaluation, such as `accuracy`, by seed."""
         return {run.seed: run.result[name] for run in self.runs if run.finished and run.result[name] is not None}
 
-    def over_seeds(self, name: str) -> Seeds | None:
-        """Its mean and t interval over seeds; None where no run has it."""
-        values = list(self.of_seed(name).values())
-        return over_seeds(values) if values else None
-
 
 def _short(value: Any) -> str:
     if value is None:
@@ -161,24 +156,18 @@ def same_questions(found: Sequence[Arm]) -> bool:
     return len({run.result["n"] for run in done}) <= 1 and len(digests) <= 1
 
 
-def differences(found: Sequence[Arm], against: Arm, name: str = "accuracy") -> list[Difference]:
-    """For every arm but the reference, the difference in a number of the final evaluation, paired by seed.
+def differences(found: Sequence[Arm], against: Arm) -> list[Difference]:
+    """For every arm but the reference, the difference in the final accuracy, paired by seed.
 
     Two runs with one seed see the same prompts in the same order and the same noise, so paired differences vary less
     than runs do. p is from the paired t test, adjusted by Holm over the arms.
     """
-    ours = against.of_seed(name)
-    others = [arm for arm in found if arm is not against]
-    paired, comparable = [], []
-    for arm in others:
-        theirs = arm.of_seed(name)
-        same = same_questions([arm, against])
-        comparable.append(same)
-        both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs and same]
-        paired.append(over_seeds(both) if len(both) > 1 else None)
-    tested = [seeds is not None and seeds.p_value is not None for seeds in paired]
-    adjusted = iter(holm([seeds.p_value for seeds, has in zip(paired, tested, strict=True) if has]))
-    return [
-        Difference(arm, seeds, next(adjusted) if has else None, same)
-        for arm, seeds, has, same in zip(others, paired, tested, comparable, strict=True)
-    ]
+    ours, made = against.of_seed("accuracy"), []
+    for arm in found:
+        if arm is not against:
+            theirs, same = arm.of_seed("accuracy"), same_questions([arm, against])
+            both = [theirs[seed] - ours[seed] for seed in ours if seed in theirs and same]
+            made.append(Difference(arm, over_seeds(both) if len(both) > 1 else None, None, same))
+    p_values = {n: d.seeds.p_value for n, d in enumerate(made) if d.seeds and d.seeds.p_value is not None}
+    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    return [replace(d, adjusted_p=adjusted.get(n)) for n, d in enumerate(made)]

@@ -4,13 +4,16 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import read_json, read_rows
+from echoink.common.statistics import over_seeds
 from echoink.config.paths import conf_dir
 from echoink.evaluation import reflection
 from echoink.evaluation.tables import VALUES
@@ -66,25 +69,22 @@ def write(folders: Sequence[Path], target: Path) -> list[Path]:
     )
     templates.filters |= {each.__name__: each for each in (points, percent, span, fenced, cell, draws)}
     target.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in ("report.html", "report.md"):
-        text = templates.get_template(f"{name}.jinja").render(content)
-        (target / name).write_text(text, encoding="utf-8")
-        written.append(target / name)
+    written = [target / name for name in ("report.html", "report.md")]
+    for file in written:
+        file.write_text(templates.get_template(f"{file.name}.jinja").render(content), encoding="utf-8")
     return written
 
 
-def try_to_write(folders: Sequence[Path], target: Path) -> Path | None:
-    """Write the report of a job that has ended; a failure here is logged and does not fail the job.
-
-    Returns:
-        The HTML page; None where it could not be written.
-    """
+def try_to_write(folders: Sequence[Path], target: Path) -> None:
+    """Write the report of a job that has ended and say where it is; a failure is logged and does not fail the job."""
+    page = None
     try:
-        return write(folders, target)[0]
+        page = write(folders, target)[0]
     except Exception:  # a report is only a view: the numbers are on disk
         logging.getLogger("echoink").exception("no report of %s", target)
-        return None
+    for label, file in (("figure", target / FIGURE), ("report", page)):
+        if file and file.is_file():
+            say(label, str(file))
 
 
 def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def story(runs: Sequence[Run], sweeps: Sequence[Path]) -> dict[str, Any]:
         "extra_rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
         "reference": reference.label if reference else "",
         "several": len(arms) > 1,
-        "verdicts": [verdict(d, reference) for d in found.values()] if reference else [],
+        "verdicts": [verdict(d, reference) for d in found.values()],
         "paired": [
             (f"{run.folder.name}: " if len(runs) > 1 else "", run.summary["paired"])
             for run in runs
@@ -154,7 +154,8 @@ def _asked(run: Run) -> str:
 def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> dict[str, Any]:
     """An arm's row of the table; `rewards` has the means of rewards other than accuracy and format, by name."""
     done = [run for run in arm.runs if run.finished and run.result]
-    final = arm.over_seeds("accuracy")
+    by_seed = arm.of_seed("accuracy")
+    final = over_seeds(list(by_seed.values())) if by_seed else None
     interval = final.interval if final else None
     if len(done) == 1:
         interval = tuple(done[0].result["interval"])
@@ -162,7 +163,6 @@ def _row(arm: Arm, difference: Difference | None, is_reference: bool) -> dict[st
         interval = (max(0.0, interval[0]), min(1.0, interval[1]))
     base = [run.summary["base"]["accuracy"] for run in done if run.summary.get("base")]
     lengths = [run.lengths for run in done if run.lengths]
-    by_seed = arm.of_seed("accuracy")
     return {
         "label": arm.label,
         "seeds": ", ".join(str(seed) for seed in sorted(run.seed for run in arm.runs)),
@@ -186,20 +186,14 @@ def mean(values: Iterable[float]) -> float | None:
 
 
 def _breakdowns(run: Run) -> list[dict[str, Any]]:
-    """Accuracy by every field of the samples: for each value n, the base's and the final accuracy, and its interval."""
+    """Accuracy by every field of the samples: for each value n, accuracy and interval, and the base's accuracy."""
     base = (run.summary.get("base") or {}).get("by", {})
     final = (run.result or {}).get("by", {})
     return [
         {
             "field": field,
             "rows": [
-                {
-                    "value": value or "none",
-                    "n": group["n"],
-                    "base": base.get(field, {}).get(value, {}).get("accuracy"),
-                    "final": group["accuracy"],
-                    "interval": group["interval"],
-                }
+                {**group, "value": value or "none", "base": base.get(field, {}).get(value, {}).get("accuracy")}
                 for value, group in groups.items()
             ],
         }
@@ -213,7 +207,7 @@ def _extra_rewards(runs: Sequence[Run]) -> dict[str, float]:
         own = {"custom": run.result["custom"]} if run.result.get("custom") is not None else {}
         for name, value in {**own, **run.result.get("rewards", {})}.items():
             found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: mean(values) for name, values in found.items()}
 
 
 def verdict(found: Difference, reference: Arm) -> str:
@@ -259,13 +253,8 @@ def _examples(run: Run) -> list[dict]:
     chosen = []
     for direction in ("gained", "lost"):
         rows = [row for row in flips if row["direction"] == direction]
-        chosen.append(
-            {
-                "direction": direction,
-                "count": len(rows),
-                "samples": [{**row, "exhibits": exhibits(row.get("media", {}))} for row in _varied(rows)[:EXAMPLES]],
-            }
-        )
+        samples = [{**row, "exhibits": exhibits(row.get("media", {}))} for row in _varied(rows)[:EXAMPLES]]
+        chosen.append({"direction": direction, "count": len(rows), "samples": samples})
     return chosen if flips else []
 
 
@@ -367,8 +356,7 @@ def cell(text: str) -> str:
 
 def fenced(text: str) -> str:
     """Text as a Markdown code block whose fence the text cannot close."""
-    longest = max((len(run) for run in "".join(c if c == "~" else " " for c in text).split()), default=0)
-    fence = "~" * max(3, longest + 1)
+    fence = "~" * max(3, 1 + max(map(len, re.findall("~+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 
 
@@ -376,9 +364,4 @@ def question(experiment: str | None) -> str:
     """An experiment's question, from the comment at the top of its file; empty where there is none."""
     file = conf_dir() / "experiment" / f"{experiment}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines() if experiment and file.is_file() else []
-    said = []
-    for line in lines[1:]:
-        if not line.startswith("# "):
-            break
-        said.append(line[2:])
-    return " ".join(said)
+    return " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines[1:]))

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from echoink.common.files import read_rows
 from echoink.data.splits import read_split
-from echoink.media.loaders import SAMPLING_RATE, load_audio, load_image
+from echoink.media.loaders import SAMPLING_RATE, load_image, load_sound
 from echoink.report import arms
 from echoink.report.arms import Arm
 from echoink.run_folder.folder import read_summary
@@ -120,7 +120,7 @@ def overlay(runs: Sequence[Run], *targets: Path) -> Path | None:
     Returns:
         The first of them; None where no run has a step.
     """
-    found = arms.arms([run for run in runs if run.metrics]) if any(run.metrics for run in runs) else []
+    found = arms.arms([run for run in runs if run.metrics])
     if not found:
         return None
     many = len(found) > len(COLOURS)
@@ -140,14 +140,10 @@ def overlay(runs: Sequence[Run], *targets: Path) -> Path | None:
 def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
     curves = []
     for run in arm.runs:
-        if run.metrics:
-            raw = _values(run.metrics, name)
-            axis.plot([row["step"] for row in run.metrics], raw, color=colour, alpha=0.1, linewidth=0.8)
-            curves.append(smooth(raw))
-    if not curves:
-        return
-    longest = max(curves, key=len)
-    steps = next([row["step"] for row in run.metrics] for run in arm.runs if len(run.metrics) == len(longest))
+        raw = _values(run.metrics, name)
+        axis.plot([row["step"] for row in run.metrics], raw, color=colour, alpha=0.1, linewidth=0.8)
+        curves.append(smooth(raw))
+    steps = [row["step"] for row in max((run.metrics for run in arm.runs), key=len)]
     there = [[curve[at] for curve in curves if at < len(curve)] for at in range(len(steps))]
     axis.plot(steps, [sum(values) / len(values) for values in there], color=colour, linewidth=2, label=arm.label)
     if len(curves) > 1:
@@ -184,7 +180,7 @@ def sheet(dataset: Path, target: Path) -> Path:
         2, len(samples), figsize=(2.6 * len(samples), 4.3), height_ratios=(3, 1), constrained_layout=True, squeeze=False
     )
     for (top, bottom), sample in zip(axes.T, samples, strict=True):
-        sound = load_audio(sample.audio, 10) if sample.audio else []
+        sound = load_sound(sample.audio, 10).samples if sample.audio else []
         if sample.image:
             top.imshow(load_image(sample.image))
         top.set_axis_off()

@@ -10,18 +10,16 @@ _QUOTES |= str.maketrans({"\u2212": "-"})  # the minus sign of mathematics
 _QUOTES |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters without width
 
 _NO_BLANKS = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Myanmar
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # iteration mark and zero
-    (0x3040, 0x30FF),  # Hiragana, Katakana
-    (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),  # Han
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x3134F),
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007"  # iteration mark and zero
+    "\u3040-\u30ff\u31f0-\u31ff"  # Hiragana, Katakana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"  # Han
 )
-"""Scripts without blanks between words."""
+"""Scripts without blanks between words, as ranges of a regular expression."""
+
+_stands_alone = re.compile(f"[{_NO_BLANKS}]").match
 
 CLOSING = ".!?\u3002"
 """Punctuation that may end an answer without changing it."""
@@ -91,13 +89,5 @@ def as_written(text: str) -> list[str]:
     """
     pieces = []
     for word in unicodedata.normalize("NFC", text).split():
-        pieces += re.findall(_ALONE + r"|[^" + _ALONE[1:-1] + r"]+", word)
+        pieces += re.findall(f"[{_NO_BLANKS}]|[^{_NO_BLANKS}]+", word)
     return pieces
-
-
-def _stands_alone(character: str) -> bool:
-    code = ord(character)
-    return any(first <= code <= last for first, last in _NO_BLANKS)
-
-
-_ALONE = "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _NO_BLANKS) + "]"

@@ -19,7 +19,7 @@ key-value heads, d width of a head, V vocabulary.
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import chain, count, takewhile
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Decoder:
             self._prefix_buffers = self._resized(self._prefix_buffers, sizes[0], sizes[1])
             self._own_buffers = self._resized(self._own_buffers, sizes[2], sizes[3])
             self._prefix_bias_buffer = prefix_bias.new_empty(sizes[:2])
-            self._logits = prefix[0][0].new_empty(sizes[2], self._layers.vocabulary)
+            self._logits = prefix[0][0].new_empty(sizes[2], len(self._layers.model.lm_head.weight))
             self._inputs = torch.zeros(2, sizes[2], dtype=torch.long, device=prefix_bias.device)
             self._own_length = torch.zeros(1, dtype=torch.long, device=prefix_bias.device)
         start = sizes[1] - tokens  # prompts end where their buffers end
@@ -213,7 +213,9 @@ class Decoder:
         self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
         if self._make_capture:
-            self._window = next(w for w in _windows(self._own_buffers[0][0].shape[2]) if w >= self._calls)
+            # The window doubles from `WINDOW`, and is never longer than the buffers.
+            doublings = ((self._calls - 1) // WINDOW).bit_length()
+            self._window = min(WINDOW << doublings, self._own_buffers[0][0].shape[2])
             shapes = (len(self._prefix_bias), self._places, self._window)
             if shapes not in self._replays:
                 self._replays[shapes] = self._capture(self._captured_step)
@@ -291,10 +293,6 @@ class _Layers(nn.Module):
         used = {*self._family.language_model(self.model.model).modules(), self.model.lm_head}
         round_linear(self, autocast_dtype(device_type), self._rounded, used)
 
-    @property
-    def vocabulary(self) -> int:
-        return len(self.model.lm_head.weight)
-
     def addresses(self) -> list[int]:
         """The addresses of the weights, of the buffers and of the rounded copies."""
         return [weight.data_ptr() for weight in (*self.parameters(), *self.buffers(), *self._rounded.values())]
@@ -316,11 +314,6 @@ class _Layers(nn.Module):
             use_cache=False,
         ).last_hidden_state[:, -1]
         return family.logits(self.model, hidden)
-
-
-def _windows(length: int) -> list[int]:
-    """The possible window sizes in tokens: doubling from `WINDOW`, the last one is `length`."""
-    return [*takewhile(lambda window: window < length, (WINDOW << n for n in count())), length]
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:

@@ -51,7 +51,6 @@ class Parity:
     largest: float
     """The largest difference of a token's log-probabilities, nats."""
     mean: float
-    tokens: int
     layer: str
     """Where the residual streams first differ; empty if they do not, or were not compared."""
     good: bool
@@ -122,15 +121,7 @@ def measure(model: PreTrainedModel, processor: PromptProcessor, setup: EngineSet
                 )
                 good = bool(apart.max() < LIMITS[setup.dtype])
                 layer = _first_apart(model, prompt, engine, setup) if prefix_cache or not good else ""
-                yield Parity(
-                    kind,
-                    prefix_cache,
-                    apart.max().item(),
-                    mean=apart.mean().item(),
-                    tokens=len(apart),
-                    layer=layer,
-                    good=good,
-                )
+                yield Parity(kind, prefix_cache, apart.max().item(), mean=apart.mean().item(), layer=layer, good=good)
         finally:
             engine.close()
 
@@ -231,8 +222,9 @@ def _first_apart(model: PreTrainedModel, prompt: PromptInputs, engine: Engine, s
     ours, theirs = _residuals(model, prompt, setup.bf16), engine.residuals(prompt)
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         apart = (one - other).norm() / one.norm()
-        if not apart < PARTS[setup.dtype]:
-            tokens = ((one - other).norm(dim=1) / one.norm(dim=1) > PARTS[setup.dtype]).nonzero().flatten().tolist()
+        if not apart < PARTS[setup.dtype]:  # NaN too, here and below
+            alike = (one - other).norm(dim=1) / one.norm(dim=1) <= PARTS[setup.dtype]
+            tokens = (~alike).nonzero().flatten().tolist()
             place = f"layer {number}" if number else "the embedded prompt"
             return f"{place}, by {apart:.0%}, {len(tokens)} of {len(one)} tokens, the first is token {tokens[0]}"
     return ""

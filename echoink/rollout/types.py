@@ -33,11 +33,6 @@ class Rollout:
         return [sample.id for sample in self.samples]
 
     @property
-    def row_ids(self) -> list[str]:
-        """Sample ids of the R rows."""
-        return [self.samples[index].id for index in self.prompt_index]
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens of each of the R completions."""
         return [len(completion) for completion in self.completions]

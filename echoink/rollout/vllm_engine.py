@@ -166,10 +166,12 @@ class Engine:
             processor.save_pretrained(self._folder)
             family.vllm_config(model.config).save_pretrained(self._folder)
             self._process, self._connection = _start(setup.python or sys.executable, self._gpu, log)
-            fields = (*family.VLLM_FIELDS, family.vllm_field_arguments(model.config))
-            settings = self._settings(model, setup)
             self.version = self._ask(
-                "start", settings=settings, temperature=sampling.temperature, sleeps=self._sleeps, fields=fields
+                "start",
+                settings=self._settings(model, setup),
+                temperature=sampling.temperature,
+                sleeps=self._sleeps,
+                fields=family.vllm_fields(model.config),
             )
         except BaseException:
             self.close()

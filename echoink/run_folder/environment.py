@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from echoink.common import processors
 from echoink.common.files import read_json
 from echoink.run_folder.folder import in_use
 
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processors": os.cpu_count(),
+        "processors": processors.available(),
         "process": os.getpid(),
         "process_started": psutil.Process().create_time(),
         "processes_per_host": int(here) if (here := os.environ.get("LOCAL_WORLD_SIZE")) else None,

@@ -58,6 +58,7 @@ class RunFolder:
         if before.get("changed"):
             self.changed(before["changed"])
         self._started = time.perf_counter() - (before.get("seconds") or 0)
+        self._begun = False
 
     def __enter__(self) -> "RunFolder":
         if self.writes:
@@ -69,12 +70,17 @@ class RunFolder:
         self.settle(error)
         lock(self.path).release()
 
+    def begins(self) -> None:
+        """Say that from now on the folder is this process's run: until then, an error leaves it as it was."""
+        self._begun = True
+
     def settle(self, error: BaseException | None) -> None:
         """Write how the run ended; the first call wins."""
         if self.summary.get("ended"):
             return
         with signals.held():
-            if error and self._is_of_a_finished_evaluation():
+            refused = not self._begun and bool(self._before.get("ended"))
+            if error and (refused or self._is_of_a_finished_evaluation()):
                 self.summary = self._before
                 self.write_json("summary.json", self.summary)
                 return

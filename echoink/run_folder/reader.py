@@ -62,7 +62,8 @@ class Run:
     @cached_property
     def contents(self) -> dict[str, str | None]:
         """Digests of the files that its configuration pointed to when it began; None if it kept none."""
-        return {"rewards/": reward_files.digest(self.folder), "data/": _data_digest(self.folder)}
+        data = " ".join(f"{one['context']} {one['digest']}" for one in _inputs(self.folder))  # as sent to MLflow
+        return {"rewards/": reward_files.digest(self.folder), "data/": data or None}
 
     @cached_property
     def questions(self) -> str | None:
@@ -109,11 +110,6 @@ def read(folder: Path) -> Run | None:
     with suppress(YAMLError, OmegaConfBaseException, UnicodeDecodeError):
         config = of_yaml((folder / "config.yaml").read_text("utf-8"))
     return Run(folder, summary, defaults() | config) if config and summary["status"] != "damaged" else None
-
-
-def _data_digest(folder: Path) -> str | None:
-    """Digest of a run's training and evaluation samples, as sent to MLflow."""
-    return " ".join(f"{one['context']} {one['digest']}" for one in _inputs(folder)) or None
 
 
 def _inputs(folder: Path) -> list[dict]:

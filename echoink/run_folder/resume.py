@@ -8,20 +8,20 @@ Later rows are cut from the run's files and made again, with the same numbers if
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from echoink.common.console import say
 from echoink.common.errors import UserError
-from echoink.common.files import as_json, cut_lines, write_atomic
+from echoink.common.files import as_json, cut_lines, read_rows, write_atomic
 from echoink.config.schema import Config, Schedule, to_yaml
-from echoink.run_folder import checkpoint, reader, reward_files
+from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
-from echoink.run_folder.folder import in_use
+from echoink.run_folder.folder import RunFolder, in_use
 
 AUTO, NEVER = "auto", "never"
 
@@ -30,6 +30,8 @@ AUTO, NEVER = "auto", "never"
 class Start:
     """Where a run begins."""
 
+    config: Config
+    """Its configuration, as it was given."""
     step: int = 0
     checkpoint: Path | None = None
     """None where it begins at its first step."""
@@ -39,6 +41,14 @@ class Start:
     """Whether there is nothing left to do."""
     changed: tuple[str, ...] = ()
     """Keys that training goes on with after steps with other values of them."""
+    last: bool = False
+    """Whether `step` is training's last, with the same settings: the evaluation after it stays."""
+    base: bool = True
+    """Whether the base's answers stay."""
+    damaged: Mapping[Path, str] = field(default_factory=dict)
+    """Checkpoints that are passed over, and why."""
+    unasked: tuple[str, ...] = ()
+    """Keys by which the answers of an evaluation are no longer its own."""
 
     def describe(self) -> str:
         """Where the run begins, for the screen."""
@@ -137,7 +147,7 @@ def refuse(config: Config, folder: Path) -> list[str] | None:
 
 
 def begin(config: Config, folder: Path) -> Start:
-    """Cut a run's files back to the step that it resumes from, and return where it begins.
+    """Where a run begins. Nothing in its folder changes but its lock: `cut_back` cuts its files, after all checks.
 
     Raises:
         UserError: the folder holds another run, or one that must not or cannot be resumed, or is running.
@@ -145,7 +155,10 @@ def begin(config: Config, folder: Path) -> Start:
     changed = refuse(config, folder)
     if changed is None:
         there = run_folder.read_summary(folder)["status"] != "missing"
-        return Start(again=config.resume != NEVER and there and not config.dry_run)
+        return Start(config, again=config.resume != NEVER and there and not config.dry_run)
+    if not config.trains:
+        others = (key for key in changed if key.startswith(_ANSWERS_DEPEND_ON) and key not in _DIGESTED)
+        return Start(config, again=True, unasked=tuple(others))
     length = {"trainer.steps", "trainer.epochs"}
     constant = config.trainer.schedule is Schedule.constant
     fixed = {f"trainer.{name}" for name in ("learning_rate", "weight_decay", "schedule", "warmup_steps")}
@@ -155,11 +168,6 @@ def begin(config: Config, folder: Path) -> Start:
             f"DeepSpeed goes on with the {' and '.join(sorted(kept))} that {folder} was begun with",
             "begin another run with its weights: checkpoint=<its newest checkpoint>",
         )
-    if not config.trains:
-        cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
-        if others := [key for key in changed if key.startswith(_ANSWERS_DEPEND_ON) and key not in _DIGESTED]:
-            _set_answers_aside(folder, others)
-        return Start(again=True)
     found, damaged = checkpoint.newest(folder)
     if found is None and checkpoint.steps(folder):
         wrong = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
@@ -173,16 +181,68 @@ def begin(config: Config, folder: Path) -> Start:
     step = said.get("step", 0)
     # The second is so for a run that was shortened to this step.
     last = (bool(said.get("last")) or step == config.trainer.steps) and not changed
-    if last and has_ended(run_folder.read_summary(folder)):
-        return Start(step, found, again=True, finished=True)
-    _set_aside(damaged)
-    checkpoint.tidy(folder)
-    cut(folder, step, last, base=not any(key.startswith(_ASKS) for key in changed))
+    before = run_folder.read_summary(folder)
+    if last and has_ended(before):
+        return Start(config, step, found, again=True, finished=True)
+    if original := before.get("shared"):
+        hint = f"resume={original} goes on there; or begin another run with its weights: checkpoint={original}"
+        raise UserError(f"{folder} is a copy of {original}, whose checkpoints it only links", hint)
+    refuse_fewer_steps(found, step, config.trainer.steps)
     # More steps at a constant learning rate are those of a longer run.
     free = length if constant else set()
     mixed = [key for key in changed if key not in free and not key.startswith("eval.")]
     mixed += reward_files.changed(config.reward, folder)
-    return Start(step, found, again=True, changed=tuple(mixed) if step else ())
+    return Start(
+        config,
+        step,
+        found,
+        again=True,
+        changed=tuple(mixed) if step else (),
+        last=last,
+        # Whoever permits other data or another model has the base asked anew.
+        base=not any(key.startswith(_ASKS) for key in changed) and not {"data", "model"} & set(config.resume_allow),
+        damaged=damaged,
+    )
+
+
+def refuse_fewer_steps(found: Path | None, step: int, steps: int | None) -> None:
+    """Raises `UserError` where a checkpoint is of a later step than the run's last."""
+    if steps and step > steps:
+        raise UserError(
+            f"{found} is of step {step}, and this run ends at step {steps}",
+            "start another run, or train for at least as many steps",
+        )
+
+
+def take_up(files: RunFolder, start: Start, changed: Sequence[str] = ()) -> None:
+    """Make a folder that of a run from its start: cut it back, and write the run's configuration.
+
+    Args:
+        files: the folder.
+        start: where the run begins.
+        changed: what else differs from the steps before.
+    """
+    if files.writes and start.again:
+        cut_back(files.path, start)
+    files.begins()
+    files.changed([*start.changed, *changed])
+    files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
+    files.write_text("config.yaml", to_yaml(start.config))
+    if files.writes:
+        reward_files.keep(start.config.reward, files.path)
+        files.summary["weights"] = (start.step and files.summary["weights"]) or weights_on_disk.begun_with(start.config)
+
+
+def cut_back(folder: Path, start: Start) -> None:
+    """Cut a run's files back to where it begins; what is damaged or of other settings is set aside."""
+    if start.config.trains:
+        _set_aside(start.damaged)
+        checkpoint.tidy(folder)
+        cut(folder, start.step, start.last, start.base)
+        return
+    cut_lines(folder / run_folder.PREDICTIONS, lambda row: True)
+    if start.unasked:
+        _set_answers_aside(folder, start.unasked)
 
 
 _ASKS = (
@@ -206,7 +266,7 @@ _DIGESTED = ("model.path",)
 """The evaluator compares the digest of the weights (`Evaluator._check_answers_on_disk`)."""
 
 
-def _set_answers_aside(folder: Path, keys: list[str]) -> None:
+def _set_answers_aside(folder: Path, keys: Sequence[str]) -> None:
     """Answers to another prompt, or sampled in another way, are none of this evaluation's."""
     answers = folder / run_folder.PREDICTIONS
     if answers.is_file():
@@ -215,7 +275,7 @@ def _set_answers_aside(folder: Path, keys: list[str]) -> None:
         say("warning", f"{', '.join(keys)}: all is answered again; the answers before this are kept as {aside.name}")
 
 
-def _set_aside(damaged: dict[Path, str]) -> None:
+def _set_aside(damaged: Mapping[Path, str]) -> None:
     for path, wrong in damaged.items():
         aside = path.with_name(f"damaged-{path.name}")
         say("warning", f"{path} is damaged ({wrong}): an earlier one is used; it is kept as {aside.name}")
@@ -260,24 +320,46 @@ _MACHINE = ("processes", "commit", "device")
 """What a run's last digits depend on, besides library versions."""
 
 
-def check_provenance(folder: Path, here: dict[str, Any], allowed: list[str]) -> None:
+def check_provenance(folder: Path, here: dict[str, Any], allowed: Sequence[str]) -> list[str]:
     """Refuse a checkpoint of another model or other data; warn if versions differ.
+
+    Args:
+        folder: the checkpoint.
+        here: what a checkpoint of this run would say.
+        allowed: `model` or `data`, if these may differ.
+
+    Returns:
+        Those of the two that differ.
 
     Raises:
         UserError: with the list of differences.
     """
     said = checkpoint.manifest(folder)
-    changed = [key for key in ("model", "data") if said.get(key) != here[key] and key not in allowed]
-    if changed:
-        listed = ", ".join(f"{key} {here[key]} (was {said.get(key)})" for key in changed)
+    differ = {"model": said.get("model") != here["model"], "data": False}
+    # A manifest names the training set first, then the development split if it was evaluated (`eval.every`). What the
+    # base answered is compared by itself (`Evaluator._check_answers_on_disk`). Earlier versions named that here too.
+    before, now = (each.get("data", "").split() for each in (said, here))
+    differ["data"] = before[:1] != now[:1] or (said.get("dev") not in (None, here["dev"]) and bool(here["dev"]))
+    settings = said.get("settings")  # of the model; earlier versions did not note them
+    differ["model"] |= settings is not None and settings != here["settings"]
+    changed = [key for key, differs in differ.items() if differs]
+    if refused := [key for key in changed if key not in allowed]:
+        names = {"model": ("model", "settings"), "data": ("data", "dev")}
+        listed = ", ".join(
+            f"{name} {here[name]} (was {said.get(name)})"
+            for key in refused
+            for name in names[key]
+            if said.get(name) != here[name]
+        )
         raise UserError(
-            f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(changed)}]"
+            f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(refused)}]"
         )
     before, now = (each.get("versions", {}) | {key: each.get(key) for key in _MACHINE} for each in (said, here))
     # Keys that an older version did not record do not count.
-    changed = [key for key in now if before.get(key) is not None and now[key] != before[key]]
-    if others := [f"{key} {now[key]} (was {before[key]})" for key in changed]:
+    moved = [key for key in now if before.get(key) is not None and now[key] != before[key]]
+    if others := [f"{key} {now[key]} (was {before[key]})" for key in moved]:
         say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
+    return changed
 
 
 def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
@@ -287,8 +369,13 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
         folder: the run's.
         step: the last that stays.
         last: whether it is training's last; the evaluation after it stays then.
-        base: whether the base's answers stay.
+        base: whether the base's answers stay. If not, neither do those of a development evaluation that a kill has
+            cut off: the rest would be answered under other settings.
     """
+    evaluated = {row["step"] for row in read_rows(folder / "dev.jsonl")}
+
+    def of_step(number: int) -> bool:
+        return number <= step and (base or number in evaluated)
 
     def early(row: dict) -> bool:
         return row["step"] <= step
@@ -302,7 +389,7 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
         lambda row: (
             (base and row["phase"] == "base")
             or (last and row["phase"] == "final")
-            or (row["phase"].startswith("step-") and int(row["phase"][5:]) <= step)
+            or (row["phase"].startswith("step-") and of_step(int(row["phase"][5:])))
         ),
     )
     for path in (folder / "completions").glob("step-*.jsonl"):

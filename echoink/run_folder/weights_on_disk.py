@@ -11,7 +11,9 @@ PARTS, LENGTH = 16, 2**16
 
 
 def begun_with(config: Config) -> str | None:
-    """A digest of names, sizes and parts of the files of the weights; None if none of them is in a local folder."""
+    """A digest of names, sizes and parts of the files of the weights, and one of their config.json; None if no weights
+    are in a local folder.
+    """
     both = config.task is Task.compare
     places = [config.model.path, config.checkpoint] if both else [config.checkpoint or config.model.path]
     folders = [folder for place in places if place and (folder := checkpoint.chosen(Path(place)))]
@@ -24,4 +26,15 @@ def begun_with(config: Config) -> str | None:
             for part in range(PARTS):
                 content.seek(part * max(0, size - LENGTH) // (PARTS - 1))
                 found.update(content.read(LENGTH))
-    return found.hexdigest()[:16] if files else None
+    if not files:
+        return None
+    settings = hashlib.sha256()
+    for file in (folder / "config.json" for folder in folders):
+        settings.update(file.read_bytes() if file.is_file() else b"")
+    return f"{found.hexdigest()[:16]} {settings.hexdigest()[:16]}"
+
+
+def differ(one: str | None, other: str | None) -> bool:
+    """Whether two of these digests are of other models. Earlier versions digested the weights alone, or nothing."""
+    parts = [(each or "").split() for each in (one, other)]
+    return any(a != b for a, b in zip(*parts, strict=False))

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,20 @@ def curves_page(runs: list[str], experiment: str, metric: str = "reward/accuracy
     return "/#/metric?" + "&".join([*words, "x_axis=step&y_axis_scale=linear&line_smoothness=70&show_point=false"])
 
 
+_AT_ONCE = 100
+"""In how many experiments a run is looked for at once; servers refuse a long list."""
+
+
+def _experiments(client, name: str, uri: str) -> list[str]:
+    """Ids of all experiments of a store, that of this name first: a run may have been made under another name."""
+    found, page = [known_experiment(client, name, uri)], None
+    while True:
+        part = client.search_experiments(page_token=page)
+        found += [experiment.experiment_id for experiment in part]
+        if not (page := part.token):
+            return list(dict.fromkeys(id for id in found if id))
+
+
 class StoredRun:
     """A folder's run in a store, found by its id or made.
 
@@ -167,7 +181,7 @@ class StoredRun:
 
         self.client = connect(uri)
         self.record = record
-        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        experiments = _experiments(self.client, record.experiment, uri)
         parent = self._find(experiments, record.parent) if record.parent else None
         run = self._find(experiments, record.id)
         self.known = run is not None
@@ -188,9 +202,12 @@ class StoredRun:
         if missing:
             self.client.log_batch(self.run_id, params=missing)
 
-    def _find(self, experiments: list[str], id: str):
-        found = self.client.search_runs(experiments, f"tags.`{ID}` = '{id}'", max_results=1)
-        return found[0] if found else None
+    def _find(self, experiments: Sequence[str], id: str):
+        for first in range(0, len(experiments), _AT_ONCE):
+            part = list(experiments[first : first + _AT_ONCE])
+            if found := self.client.search_runs(part, f"tags.`{ID}` = '{id}'", max_results=1):
+                return found[0]
+        return None
 
     def log(self, rows: Iterable[dict], model: str | None = None) -> None:
         """Log the finite numbers of rows.
@@ -214,7 +231,3 @@ class StoredRun:
         """Mark a run that goes on as running."""
         self.client.update_run(self.run_id, "RUNNING")
         self.status = "RUNNING"
-
-    def end(self, status: str, when: int | None = None) -> None:
-        """Set the final status."""
-        self.client.set_terminated(self.run_id, status, when)

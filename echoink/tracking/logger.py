@@ -10,7 +10,6 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from echoink.common import signals
 from echoink.common.errors import first_line
 from echoink.common.files import milliseconds
 from echoink.run_folder.folder import RunFolder, status_of
-from echoink.tracking import sync, traces
-from echoink.tracking.client import Record, StoredRun, run_page
+from echoink.tracking import sync
+from echoink.tracking.client import Record, StoredRun
 
 
 class Tracker:
@@ -68,7 +67,7 @@ class Tracker:
         self.run_id, self.experiment_id = self._stored.run_id, self._stored.experiment_id
         if self._stored.known:  # a run that goes on
             self._stored.reopen()
-            self._have = sync.History(self._stored)
+        self._have = sync.History(self._stored)  # if it cannot be read, everything is completed at the end
         sync.describe(self._stored, self._folder)
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -90,23 +89,13 @@ class Tracker:
 
     def row(self, row: dict) -> None:
         """Queue a row of numbers for logging; those that MLflow has for that step are not logged again."""
-        self._later(lambda: self._stored.log(self._new(row)))
-
-    def _new(self, row: dict) -> Iterable[dict]:
         if self._have:
-            return self._have.missing([row])
-        return [] if self._stored.known else [row]  # its history could not be read: completed at the end
+            self._later(lambda: self._stored.log(self._have.missing([row])))
 
     def group(self, rows: list[dict]) -> None:
         """Queue a group of completions to be sent as a trace; see `traces.send`."""
-
-        def send() -> None:
-            if self._have:
-                self._have.send(rows)
-            elif not self._stored.known:
-                traces.send(self._stored, rows)
-
-        self._later(send)
+        if self._have:
+            self._later(lambda: self._have.send(rows))
 
     def adopt(self, folder: Path, later: bool = False) -> None:
         """Complete the run of another folder in the same store, such as that of a job that was copied; or queue it."""
@@ -123,11 +112,6 @@ class Tracker:
 
         if self._stored:
             self._guarded(settle)
-
-    @property
-    def url_path(self) -> str | None:
-        """The run's page below the server's address."""
-        return run_page(self.run_id, self.experiment_id) if self.run_id else None
 
     def _later(self, call) -> None:
         if self._stored is not None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from echoink.common.errors import UserError
@@ -67,7 +68,7 @@ def complete(stored: StoredRun, folder: Path, status: str, ended: int) -> None:
         lambda: _inputs(stored),
         lambda: _artifacts(stored, folder),
         groups,
-        lambda: None if status == stored.status else stored.end(status, ended),
+        lambda: None if status == stored.status else stored.client.set_terminated(stored.run_id, status, ended),
     ):
         try:
             part()
@@ -93,15 +94,15 @@ class History:
             for point in stored.client.get_metric_history(stored.run_id, name):
                 self._times.add((name, point.step, point.timestamp))
                 self._values[name, point.step].append(point.value)
-        self._traces: dict[str, traces.Sent] | None = None
+        self._traces: dict[str, Any] | None = None
 
     def send(self, rows: list[dict]) -> None:
         """Send a group as a trace unless it is there; replace one whose completions differ."""
         if self._traces is None:
             self._traces = traces.sent(self._stored)
         there = self._traces.get(traces.name(rows))
-        if there and there.digest not in (traces.digest(rows), None):
-            self._stored.client.delete_traces(self._stored.experiment_id, trace_ids=[there.id])
+        if there and there.tags.get(traces.DIGEST) not in (traces.digest(rows), None):  # None: of an older version
+            self._stored.client.delete_traces(self._stored.experiment_id, trace_ids=[there.trace_id])
             there = None
         if not there:
             traces.send(self._stored, rows)

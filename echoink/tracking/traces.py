@@ -8,9 +8,9 @@ first, so that it can be sent again.
 import atexit
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from echoink.common.errors import UserError
 from echoink.common.files import read_rows
@@ -43,24 +43,14 @@ def digest(rows: list[dict]) -> str:
     return hashlib.sha256("\0".join(row["text"] for row in rows).encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A group that a store has."""
-
-    id: str
-    digest: str | None
-    """None: sent by an older version."""
-
-
-def sent(stored) -> dict[str, Sent]:
-    """The groups that a store has of a run, by name."""
+def sent(stored) -> dict[str, Any]:
+    """MLflow's `TraceInfo` of the groups that a store has of a run, by name."""
     found, page = {}, None
     while True:
         traces = stored.client.search_traces(
             locations=[stored.experiment_id], run_id=stored.run_id, include_spans=False, page_token=page
         )
-        whole = [trace.info for trace in traces if TAG in trace.info.tags]
-        found |= {info.tags[TAG]: Sent(info.trace_id, info.tags.get(DIGEST)) for info in whole}
+        found |= {trace.info.tags[TAG]: trace.info for trace in traces if TAG in trace.info.tags}
         page = traces.token
         if not page:
             return found

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from echoink.common import signals
 from echoink.common.console import bar, console, say
@@ -124,13 +124,12 @@ class Keeper(TrainerCallback):
         self._recorder, self._provenance, self._keep = recorder, provenance, job.config.trainer.keep_checkpoints
         self.trainer: EchoInkTrainer | None = None
         self.best: dict[str, float] | None = None
-        self.newest: Path | None = collectives.on_main_process(
-            lambda: next(reversed(checkpoint.steps(files.path)), None)
-        )
-        saved = collectives.on_main_process(lambda: [checkpoint.step_of(path) for path in checkpoint.steps(files.path)])
+        kept = collectives.on_main_process(lambda: checkpoint.steps(files.path))
+        self.newest: Path | None = kept[-1] if kept else None
+        saved = [checkpoint.step_of(path) for path in kept]
         for row in collectives.on_main_process(lambda: files.read("dev.jsonl")):
             if row["step"] in saved and self._is_best(row["dev/accuracy"]):
-                self._take_best(row["step"], row["dev/accuracy"])
+                self.best = {"step": row["step"], "accuracy": row["dev/accuracy"]}
         if self.best and self.newest and files.writes:
             checkpoint.note_best(files.path, self.best)
 
@@ -138,16 +137,7 @@ class Keeper(TrainerCallback):
         # On a tie the later one wins: it has trained longer, and training resumes from it.
         return self.best is None or accuracy >= self.best["accuracy"]
 
-    def _take_best(self, step: int, accuracy: float) -> None:
-        self.best = {"step": step, "accuracy": accuracy}
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self._do_what_is_due(state)
-
     def on_save(self, args, state, control, **_) -> None:
-        self._do_what_is_due(state)
-
-    def _do_what_is_due(self, state: TrainerState) -> None:
         step, last, splits = state.global_step, state.global_step == state.max_steps, self._job.splits
         trainer, evaluation = self._job.config.trainer, self._job.config.eval
 
@@ -157,8 +147,7 @@ class Keeper(TrainerCallback):
         def done(name: str) -> bool:
             return any(row["step"] == step for row in self._files.read(name))
 
-        # The first process decides for all: the others may not see what an earlier
-        # process has left in the files.
+        # The first process decides for all: the others may not see what an earlier process has left in the files.
         watches, evaluates = collectives.on_main_process(
             lambda: (
                 evaluation.watched and due(trainer.completions_every) and not done("watched.jsonl"),
@@ -181,10 +170,12 @@ class Keeper(TrainerCallback):
                     self._save(step, last)
                     # If it could not be saved, the best of the existing checkpoints stays the best.
                     if self.newest and checkpoint.step_of(self.newest) == step:
-                        self._take_best(step, metrics["dev/accuracy"])
+                        self.best = {"step": step, "accuracy": metrics["dev/accuracy"]}
                         if state.is_world_process_zero:
                             checkpoint.note_best(self._files.path, self.best)
                             checkpoint.rotate(self._files.path, self._keep)
+
+    on_train_begin = on_save  # a run may resume in the middle of this work
 
     def leave(self) -> None:
         """Save a checkpoint when training stops early, and say which step is kept."""

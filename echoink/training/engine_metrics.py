@@ -23,16 +23,9 @@ def notes(logps: Tensor, engine: Tensor, mask: Tensor, weights: Tensor) -> Tenso
     inside = weights[mask] if weights.shape == mask.shape else weights[mask.any(1)]
     if not len(difference):
         return logps.new_tensor([0, 0, 0, torch.inf, 0, 0, -torch.inf])
-    spread = [
-        difference.sum(),
-        len(difference),
-        difference.max(),
-        inside.min(),
-        inside.sum(),
-        inside.numel(),
-        inside.max(),
-    ]
-    return torch.stack([torch.as_tensor(value, device=logps.device, dtype=logps.dtype) for value in spread])
+    apart = difference.sum(), len(difference), difference.max()
+    ratio = inside.min(), inside.sum(), inside.numel(), inside.max()
+    return torch.stack([torch.as_tensor(each, device=logps.device, dtype=logps.dtype) for each in (*apart, *ratio)])
 
 
 def metrics(noted: Tensor) -> dict[str, float]:

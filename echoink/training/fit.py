@@ -24,7 +24,7 @@ from echoink.tracking import traces
 from echoink.tracking.logger import Tracker
 from echoink.training.callbacks import Keeper, Recorder
 from echoink.training.host import Policy, Scoring
-from echoink.training.integration_reward import integration_of
+from echoink.training.integration_reward import IntegrationReward
 from echoink.training.rollout_log import LearningSignalMonitor, every
 from echoink.training.setup import Job, shard_plan_of, with_checkpointing_decided
 from echoink.training.supervised import SupervisedTrainer
@@ -62,9 +62,7 @@ def train(
     """
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
-    provenance = _provenance(job)
-    if start.checkpoint:
-        resume.check_provenance(start.checkpoint, provenance, config.resume_allow)
+    provenance = provenance_of(job)
     watchdog.at("loading the reference")
     lora, reference = _adapter_and_reference(job)
     settings = with_checkpointing_decided(job, longest)
@@ -97,8 +95,8 @@ def _go_on(trainer: EchoInkTrainer, start: resume.Start, recorder: Recorder, kee
     try:
         trainer.go_on(start.checkpoint)
     except (KeyboardInterrupt, signals.Preempted, UserError) as error:
-        if isinstance(error, UserError) and collectives.several():
-            raise  # the other processes may not know of the error, and all of them write a checkpoint
+        if isinstance(error, UserError) and (collectives.several() or trainer.state.global_step <= start.step):
+            raise  # other processes may not know of it, and all write a checkpoint; or there is nothing new to save
         recorder.close()
         keeper.leave()
         raise
@@ -112,10 +110,11 @@ def _scoring(job: Job) -> Scoring:
     config, train = job.config, job.splits.train
     rewards = terms.make_rewards(config.reward, job.processor.prompt.thinks, job.extra_rewards)
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
-    clusters = job.splits.clusters("train", train) if config.reward.lambda_int else {}
-    return Scoring(
-        rewards, integration_of(config.reward, job.processor, rows, samples=train, seed=config.seed, clusters=clusters)
-    )
+    integration = None
+    if config.reward.lambda_int:
+        clusters = job.splits.clusters("train", train)
+        integration = IntegrationReward(config.reward, job.processor, rows, train, seed=config.seed, clusters=clusters)
+    return Scoring(rewards, integration)
 
 
 def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel | None]:
@@ -134,12 +133,7 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
     return None, loading.load_reference(job.path, dtype, wanted.attention.name, shards)
 
 
-def _on_rollout(
-    job: Job,
-    files: RunFolder,
-    tracker: Tracker,
-    scoring: Scoring,
-) -> Callable[[list[dict]], None]:
+def _on_rollout(job: Job, files: RunFolder, tracker: Tracker, scoring: Scoring) -> Callable[[list[dict]], None]:
     """A function that passes every rollout's rows to the learning signal monitor, some to `completions/` and traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
     weights = {reward.name: reward.weight for reward in scoring.terms}
@@ -204,13 +198,14 @@ def _first_and_last(files: RunFolder) -> dict[str, float]:
     return dict(zip(("accuracy_first", "accuracy_last"), reader.ends(rewards), strict=True))
 
 
-def _provenance(job: Job) -> dict[str, Any]:
+def provenance_of(job: Job) -> dict[str, Any]:
     """What a checkpoint's manifest says about the run: model, data, processes, versions, commit and device."""
     here, splits = environment(), job.splits
-    asked = (("train", splits.train), ("dev", splits.dev), (job.config.eval.split.name, splits.valid))
     return {
         "model": fingerprint.weights_digest(job.model)[:16],
-        "data": " ".join(splits.digest(name, samples)[:12] for name, samples in asked if samples),
+        "settings": fingerprint.settings_digest(job.model)[:16],
+        "data": splits.digest("train", splits.train)[:12],
+        "dev": splits.digest("dev", splits.dev)[:12] if splits.dev else None,
         "processes": processes().num_processes,
         "versions": here["versions"],
         "commit": here["commit"],

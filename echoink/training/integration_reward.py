@@ -36,8 +36,12 @@ class IntegrationReward:
         config: the group `reward`: the rule, its scale and weight, how answers are read.
         processor: turns a sample into model inputs.
         rows: most rows of one scoring pass.
-        twins: for the rules `twin` and `redraw`: for each sense, the training samples with that sense changed, by id
-            (`redraw` changes nothing).
+        samples: the training set, from which the rule `twin` takes its donors.
+        seed: seed for the choice of donors.
+        clusters: cluster names by sample id; samples that share media share a name and are no donors for each other.
+
+    Raises:
+        UserError: the rule is `twin` or `redraw`, and no sample can be paid.
 
     Attributes:
         notes: metrics of the last rollout: `integration/gain`, the mean c_i of right completions; `integration/fires`,
@@ -47,12 +51,32 @@ class IntegrationReward:
     """
 
     def __init__(
-        self, config: RewardConfig, processor: PromptProcessor, rows: int, twins: Sequence[Mapping[str, Sample]] = ()
+        self,
+        config: RewardConfig,
+        processor: PromptProcessor,
+        rows: int,
+        samples: Sequence[Sample] = (),
+        seed: int = 0,
+        clusters: Mapping[str, Clusters] | None = None,
     ):
         self.rule, self._scale, self.weight = config.integration, config.integration_scale, config.lambda_int
-        self._processor, self._match, self._rows, self._twins = processor, config.match, rows, twins
+        self._processor, self._match, self._rows = processor, config.match, rows
         self._accuracy = accuracy_of(config.match)
         self.notes: dict[str, tuple[float, int]] = {}
+        # For each sense, the samples with that sense changed, by id (`redraw` changes nothing).
+        self._twins: list[dict[str, Sample]] = []
+        if self.rule in TWINS:
+            for variant in SWAPS:  # donors are of the same kind of question, whatever its need
+                changed = make(samples, variant, seed, clusters) if self.rule is Rule.twin else samples
+                self._twins.append({each.id: each for each in changed if each.fields.get("need") in NEEDED})
+            payable = sum(map(self._payable, samples))
+            console.say(self.rule.name, f"{payable:,} of {len(samples):,} training samples can be paid")
+            if not payable:
+                raise UserError(
+                    f"reward.integration={self.rule.name}: no question whose need is known can be paid",
+                    "samples need both senses and the field need (audio, image or both); twin also needs a donor "
+                    "for each",
+                )
 
     @property
     def pays(self) -> bool:
@@ -196,41 +220,3 @@ class IntegrationReward:
                 logps.append(torch.cat(parts))
         gain[rows] = integration.gain(logps[0], torch.stack(logps[1:]), mask[rows])
         return gain
-
-
-def integration_of(
-    config: RewardConfig,
-    processor: PromptProcessor,
-    rows: int,
-    samples: Sequence[Sample] = (),
-    seed: int = 0,
-    clusters: Mapping[str, Clusters] | None = None,
-) -> IntegrationReward | None:
-    """The integration reward of a configuration; None if `lambda_int` is 0.
-
-    Args:
-        config: the group `reward`.
-        processor: turns a sample into model inputs.
-        rows: most rows of one scoring pass.
-        samples: the training set, from which the rule `twin` takes its donors.
-        seed: seed for the choice of donors.
-        clusters: cluster names by sample id; samples that share media share a name and are no donors for each other.
-
-    Raises:
-        UserError: the rule is `twin` or `redraw`, and no sample can be paid.
-    """
-    if not config.lambda_int:
-        return None
-    rule, twins = config.integration, []
-    if rule in TWINS:
-        for variant in SWAPS:  # donors are of the same kind of question, whatever its need
-            changed = make(samples, variant, seed, clusters) if rule is Rule.twin else samples
-            twins.append({sample.id: sample for sample in changed if sample.fields.get("need") in NEEDED})
-        payable = sum(has_both(sample) and all(sample.id in each for each in twins) for sample in samples)
-        console.say(rule.name, f"{payable:,} of {len(samples):,} training samples can be paid")
-        if not payable:
-            raise UserError(
-                f"reward.integration={rule.name}: no question whose need is known can be paid",
-                "samples need both senses and the field need (audio, image or both); twin also needs a donor for each",
-            )
-    return IntegrationReward(config, processor, rows, twins)

@@ -14,5 +14,6 @@ GROUPS = ("reward/", "completion/", "grpo/", "engine/", "time/", "perf/", "integ
 
 def metrics_of(logs: dict[str, float]) -> dict[str, float]:
     """The metrics of a trainer's log under their stable names, without TRL's and transformers' other metrics."""
-    renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS and value is not None}
+    logs = {name: value for name, value in logs.items() if value is not None}  # TRL averages NaN to None
+    renamed = {METRICS[name]: value for name, value in logs.items() if name in METRICS}
     return renamed | {name: value for name, value in logs.items() if name.startswith(GROUPS)}

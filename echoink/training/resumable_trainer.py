@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
@@ -16,6 +17,7 @@ from trl.models import unwrap_model_for_generation
 from echoink.common.errors import UserError
 from echoink.distributed import collectives, sharded_checkpoint, sharding, watchdog
 from echoink.models.families import family_of
+from echoink.run_folder import resume
 from echoink.run_folder.checkpoint import drop_universal, manifest, of_process, step_of
 from echoink.training import rng_state
 
@@ -66,11 +68,7 @@ class ResumableTrainer(GRPOTrainer):
             return
         watchdog.at(f"reading {checkpoint}")
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if self.state.global_step > self.args.max_steps:
-            raise UserError(
-                f"{checkpoint} is of step {self.state.global_step}, and this run ends at step {self.args.max_steps}",
-                "start another run, or train for at least as many steps",
-            )
+        resume.refuse_fewer_steps(checkpoint, self.state.global_step, self.args.max_steps)
         self._check_kind(checkpoint)
         self._rollout_of(checkpoint)
         if self.state.global_step < self.args.max_steps:
@@ -125,7 +123,8 @@ class ResumableTrainer(GRPOTrainer):
         none; otherwise each gets all of them, and the first one writes them.
         """
         if sharding.is_sharded(self.model_wrapped):
-            return {name: sharding.local_shard(weight) for name, weight in self.model_wrapped.state_dict().items()}
+            weights = self.model_wrapped.state_dict()
+            return {name: w.to_local() if isinstance(w, DTensor) else w for name, w in weights.items()}
         return self.accelerator.get_state_dict(self.model_wrapped) or {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

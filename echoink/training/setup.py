@@ -38,21 +38,14 @@ class Loaded:
     sampling: Sampling
 
 
-def load_for_inference(
-    config: Config,
-    path: str,
-    freeze: tuple[str, ...] = (),
-    shard_plan: DistributedConfig | None = None,
-    learns: bool = False,
-) -> Loaded:
+def load_for_inference(config: Config, path: str, learns: bool = False) -> Loaded:
     """Load the model and the processor of a path, with the configuration's caps, prompt and sampling.
 
     Args:
-        config: `model`, `prompt`, `generation`, `adapter`, `trainer.bf16` and `dataset.workers` are read.
+        config: `model`, `prompt`, `generation`, `adapter`, `trainer` and `dataset.workers` are read.
         path: a model folder or hub id.
-        freeze: the parts that do not learn, by the names of `model.freeze`.
-        shard_plan: how the model is divided among processes; None: it is not.
-        learns: whether it will be trained; if not, weights that bfloat16 autocast would round are rounded here.
+        learns: whether it will be trained, divided among processes as `trainer` says; if not, weights that bfloat16
+            autocast would round are rounded here.
 
     Raises:
         UserError: the path has no model or processor that can be loaded.
@@ -66,9 +59,9 @@ def load_for_inference(
         path,
         wanted.dtype.name,
         wanted.attention.name,
-        freeze=freeze,
+        freeze=tuple(part.name for part in wanted.freeze),
         quantized=quantized,
-        shard_plan=shard_plan,
+        shard_plan=shard_plan_of(config) if learns else None,
         merges=learns or not bf16,
     )
     if not learns and config.trainer.bf16:
@@ -105,8 +98,7 @@ def build_job(config: Config, splits: Splits, path: str) -> Job:
     """
     trains = config.trains
     extra = terms.extra_rewards(config.reward, splits.valid[0])
-    frozen = tuple(part.name for part in config.model.freeze)
-    loaded = load_for_inference(config, path, frozen, shard_plan=shard_plan_of(config), learns=trains)
+    loaded = load_for_inference(config, path, learns=trains)
     model = loaded.model
     if trains and config.adapter.kind is not Adapter.none:
         if config.adapter.kind is Adapter.qlora and loading.is_adapter(path):
@@ -204,10 +196,8 @@ def with_checkpointing_decided(job: Job, longest: int) -> TrainerConfig:
     if config.trainer.gradient_checkpointing is not None:
         return config.trainer
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)  # without an adapter's, which are few
-    model, trainer = memory.model_of(job.model), config.trainer
-    sleeps = config.generation.vllm.sleep and job.model.device.type == "cuda"
-    alone = memory.of_run(config, model, learning, longest=longest, engine_sleeps=sleeps)
-    needs = alone.sharded(trainer.sharding, divided_among(trainer), memory.gathered_bytes(model, trainer.bf16))
+    model, among = memory.model_of(job.model), divided_among(config.trainer)
+    needs = memory.of_run(config, model, learning, longest=longest, among=among)
     there = available_memory(job.model.device)
     fits = collectives.on_main_process(
         lambda: needs.total <= memory.USABLE * there
@@ -237,9 +227,7 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
         learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
         if config.adapter.kind is not Adapter.none:
             learning = 0  # the adapter is not there yet, and has few
-        needs = memory.of_run(config, model, learning, longest=longest, engine_sleeps=config.generation.vllm.sleep)
-        gathered = memory.gathered_bytes(model, config.trainer.bf16)
-        needs = needs.sharded(config.trainer.sharding, divided_among(config.trainer), gathered)
+        needs = memory.of_run(config, model, learning, longest=longest, among=divided_among(config.trainer))
         beside = needs.weights + needs.reference + needs.optimizer + needs.gathered + needs.engine_between + needs.cache
         copies = config.trainer.bf16 and model.itemsize > 2 and config.trainer.sharding is Sharding.none
         if copies and config.adapter.kind is Adapter.none:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.console import progress, say
 from echoink.common.files import write_aside
-from echoink.media.loaders import SAMPLING_RATE, digest, load_audio, load_image
+from echoink.media.loaders import SAMPLING_RATE, digest, load_image, load_sound
 from echoink.models.families import family_of
 from echoink.training import rng_state
 
@@ -156,7 +156,7 @@ class Teacher:
         return right
 
     def _hear(self, file: Path) -> Tensor:
-        extractor, samples = self._processor.feature_extractor, load_audio(file, SECONDS)
+        extractor, samples = self._processor.feature_extractor, load_sound(file, SECONDS).samples
         heard = extractor(
             samples,
             sampling_rate=SAMPLING_RATE,

@@ -188,10 +188,7 @@ class EchoInkTrainer(TRLHost):
         }
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         if rollout.engine_logps is not None:
-            # An engine may give no log-probability for a token; nan leaves the token out of the correction.
-            unknown = float("nan")
-            rows = [[unknown if x is None else x for x in row] for row in rollout.engine_logps]
-            batch["sampling_per_token_logps"] = padded(rows, 0.0)
+            batch["sampling_per_token_logps"] = padded(rollout.engine_logps, 0.0)
         return batch
 
     def _reference_log_probabilities(self, batch: dict[str, Tensor]) -> Tensor:
@@ -222,15 +219,15 @@ class EchoInkTrainer(TRLHost):
         rows = [
             {
                 "step": self.state.global_step + 1,
-                "id": id,
+                "id": sample.id,
                 "g": row % self.num_generations,
                 "text": texts[row],
                 "tokens": rollout.lengths[row],
-                "media": rollout.samples[rollout.prompt_index[row]].places,
+                "media": sample.places,
                 **dict(zip((r.name for r in self._rewards), rewards[first + row].tolist(), strict=True)),
                 "advantage": advantages[row].item(),
             }
-            for row, id in enumerate(rollout.row_ids)
+            for row, sample in enumerate(rollout.samples[index] for index in rollout.prompt_index)
         ]
         rows = gather_object(rows)
         options = [self._samples[row["id"]].options for row in rows]

@@ -7,17 +7,11 @@ from echoink.config.schema import GenerationConfig, GrpoConfig, Loss, Schedule, 
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
 
-_OPTIMIZERS = {Sharding.fsdp2: "adamw_torch_fused"}
-"""Sharded weights PyTorch would otherwise update one after the other, by a loop in Python."""
-
 
 def arguments(
     config: TrainerConfig, grpo: GrpoConfig, generation: GenerationConfig, seed: int, steps: int, folder: str
 ) -> GRPOConfig:
-    """Build TRL's configuration from ours.
-
-    `gradient_checkpointing` must be decided, so not None; `prompts_per_step` is divided among the processes.
-    """
+    """The configuration with `gradient_checkpointing` decided, so not None; processes divide `prompts_per_step`."""
     # transformers' "constant" has no warm-up
     schedule = "constant_with_warmup" if config.schedule is Schedule.constant else config.schedule.name
     at_once = config.micro_batch_prompts * processes().num_processes  # a divisor of prompts_per_step, see `validate.py`
@@ -34,7 +28,8 @@ def arguments(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim=_OPTIMIZERS.get(config.sharding, "adamw_torch"),
+        # Without `fused` PyTorch would update sharded weights one after the other, by a loop in Python.
+        optim="adamw_torch_fused" if config.sharding is Sharding.fsdp2 else "adamw_torch",
         bf16=config.bf16,
         gradient_checkpointing=bool(config.gradient_checkpointing),
         seed=seed,

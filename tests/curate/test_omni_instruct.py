@@ -18,7 +18,7 @@ from echoink.curate import omni_instruct
 from echoink.curate.__main__ import main
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.splits import read_split
-from echoink.media.loaders import load_audio, load_image
+from echoink.media.loaders import load_image, load_sound
 from tests.conftest import VIDEO
 from tests.helpers import processes
 
@@ -141,9 +141,9 @@ def test_the_media_are_those_of_the_source(source, made):
         assert (file.format, file.mode, file.size) == ("JPEG", "L", (60, 40))
     before = np.asarray(Image.open(io.BytesIO(train[1]["image"])), float)
     assert np.abs(np.asarray(load_image(samples[1].image), float) - before).mean() < 5
-    heard = load_audio(samples[1].audio, 10)
+    heard = load_sound(samples[1].audio, 10).samples
     (made / "probe.flac").write_bytes(train[1]["audio"])
-    assert np.allclose(heard, load_audio(made / "probe.flac", 10), atol=1e-4)
+    assert np.allclose(heard, load_sound(made / "probe.flac", 10).samples, atol=1e-4)
     assert soundfile.info(samples[1].audio).format == "WAV"
 
 

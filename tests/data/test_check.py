@@ -130,12 +130,6 @@ def test_a_starter_set_is_sound_and_the_printed_command_trains_on_it(tmp_path, c
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["show", "check", "get", "new"])
-def test_each_command_has_help(command, capsys):
-    assert main([command, "--help"]) == 0
-    assert "dataset.path=" in said(capsys)
-
-
 @pytest.mark.parametrize(
     ("chance", "good"), [(0.25, True), ("0.25", True), (None, True), (0, False), (2, False), ("x", False)]
 )

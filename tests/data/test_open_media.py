@@ -21,7 +21,6 @@ import pytest
 import soundfile
 from PIL import Image, ImageDraw
 
-from echoink.common.console import bytes_bar, progress
 from echoink.common.errors import UserError
 from echoink.data.open_media import catalogue, packages, probes, questions
 from echoink.data.open_media.build import OpenMediaConfig, build, by_recording, draw
@@ -158,7 +157,7 @@ def made(tmp_path, given, **settings) -> tuple[Path, list[tuple[str, str]]]:
     output = tmp_path / "set"
     given_ones = {"train": 120, "valid": 60, "work": str(tmp_path / "work"), **settings}
     config = OpenMediaConfig(output=str(output), debs=str(given), **given_ones)
-    return output, build(config, progress, bytes_bar)
+    return output, build(config)
 
 
 def test_no_recording_and_no_picture_crosses_a_split_and_all_rows_can_be_read(tmp_path, given):

@@ -76,9 +76,9 @@ def test_picture_and_sound_reach_the_model(prompts, model):
 
 def test_padding_of_the_extractor_does_not_change_the_features(processor, samples):
     """The clip's own frames are those of a 30 s window, up to the last one."""
-    from echoink.media.loaders import load_audio
+    from echoink.media.loaders import load_sound
 
-    sound = load_audio(samples[0].audio, 10)
+    sound = load_sound(samples[0].audio, 10).samples
     extractor = processor.processor.feature_extractor
     long = extractor(sound, sampling_rate=16_000, padding="max_length", return_tensors="pt")["input_features"]
     ours = processor(samples[0]).media["input_features"]

@@ -80,7 +80,7 @@ def test_omnibench_lines(tmp_path):
     }, "descriptions of the media stay out"
     assert "They run." in dropped.reason
     check([sample])
-    found = look_through(config_of("dataset=omnibench", f"dataset.path={tmp_path}"), lambda label, total: iter)
+    found = look_through(config_of("dataset=omnibench", f"dataset.path={tmp_path}"))
     shown = " ".join(text for _, text in lines_of(found))
     assert "1 of 2 rows can be used" in shown and "no row of train" not in shown, "a benchmark has no train"
 

@@ -13,6 +13,7 @@ import soundfile
 from PIL import Image
 
 from echoink.common.errors import UserError
+from echoink.data import tables
 from echoink.data.media_check import MediaInfo, check_media
 from echoink.data.profile import profile, shortened
 from echoink.data.readers import open_split
@@ -240,7 +241,7 @@ def test_the_profile_by_hand(tmp_path):
     valid, _ = parse_rows([plain(**files(2, 1), solution="<answer>B</answer>")], tmp_path, "valid")
     media_info = {f"train {s.id}": f for s, f in zip(train, check_media(train, 1.5, VIDEO), strict=True)}
     media_info |= {f"valid {s.id}": f for s, f in zip(valid, check_media(valid, 1.5, VIDEO), strict=True)}
-    found = profile({"train": train, "valid": valid}, {"train": [Dropped("row 9", "because")]}, media_info)
+    found = profile({"train": train, "valid": valid}, {"train": [Dropped("because")]}, media_info)
     assert found["train"]["samples"] == 3 and found["train"]["dropped"] == ["because"]
     assert found["train"]["duplicates"] == 1 and found["valid"]["duplicates"] == 0
     assert found["train"]["answer_positions"] == {"A": 1} and found["valid"]["answer_positions"] == {"B": 1}
@@ -464,3 +465,17 @@ def test_a_folder_of_ones_own_is_not_taken_for_the_synthetic_set_nor_called_supe
     with pytest.raises(UserError, match=r"is not the synthetic set(.|\n)*dataset=rows reads data of your own") as found:
         load(*settings("dataset=synthetic", f"dataset.path={tmp_path}"), train=True)
     assert "delete" not in str(found.value)
+
+
+def test_a_dataset_with_several_configurations_names_them(monkeypatch):
+    """The library's own text."""
+    text = (
+        "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage:\n\t`load`"
+    )
+
+    def asks(id):
+        raise ValueError(text)
+
+    monkeypatch.setattr(tables.datasets, "get_dataset_split_names", asks)
+    with pytest.raises(UserError, match=r"owner/many has several configurations, \['a', 'b'\](.|\n)*folder of one"):
+        tables.of_hub("owner/many", ["train"])

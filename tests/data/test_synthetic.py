@@ -10,7 +10,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from echoink.data import synthetic
 from echoink.data.splits import read_split
-from echoink.media.loaders import load_audio
+from echoink.media.loaders import load_sound
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path):
@@ -52,7 +52,7 @@ def test_files_are_real_pictures_and_sounds(dataset):
     sample = read_split(dataset, "valid")[0]
     with Image.open(sample.image) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (224, 224), "RGB")
-    assert load_audio(sample.audio, 10).shape == (16_000,)
+    assert load_sound(sample.audio, 10).samples.shape == (16_000,)
 
 
 def drawn(kind: str, n: int, split: str = "train"):

@@ -211,7 +211,7 @@ def test_the_same_base_is_answered_once_whoever_asks(make_evaluator, model, samp
     assert list((tmp_path / "cache").iterdir()) == [file], "only the base's answers are kept"
 
 
-@pytest.mark.parametrize("change", ["weights", "seed", "data", "sampling", "prompt"])
+@pytest.mark.parametrize("change", ["weights", "settings", "attention", "seed", "data", "sampling", "prompt"])
 def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path, change):
     kept = {"cache": str(tmp_path / "cache")}
     make_evaluator(tmp_path / "first", greedy=False, **kept).phase(model, samples[:2], BASE, 0)
@@ -219,6 +219,10 @@ def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path,
     if change == "weights":
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] += 1e-3
+    elif change == "settings":
+        model.config.text_config.rms_norm_eps *= 2
+    elif change == "attention":
+        model.config._attn_implementation = "eager"
     elif change == "prompt":
         direct = replace(other.setup.processor, prompt=other.config.direct)
         other = replace(other, setup=replace(other.setup, processor=direct))

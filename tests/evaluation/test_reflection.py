@@ -91,7 +91,13 @@ def test_the_papers_two_aha_moments(number, options, signs):
     ],
 )
 def test_doubt_is_the_writers_and_not_denied(text, holds):
-    assert reflect(f"<think>{text}</think><answer>A</answer>").doubt == holds or ("B" in text and not holds)
+    assert reflect(f"<think>{text}</think><answer>A</answer>").doubt == holds
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("a dog", True), ("A dog", True), ("A", False), ("B. a dog", False)])
+def test_an_article_is_no_letter_of_a_free_answer(answer, stays):
+    text = "<think>I hear a dog. Wait, let me look again. It is a dog.</think>"
+    assert reflect(f"{text}<answer>{answer}</answer>").reaffirmed == stays
 
 
 def test_options_that_are_left_are_nothing_heard_or_seen():

@@ -23,7 +23,7 @@ with imports():
     from echoink.models.loading import load_model, load_processor, load_reference, lora
     from echoink.rewards.terms import make_rewards
     from echoink.training.host import Policy, Scoring
-    from echoink.training.integration_reward import integration_of
+    from echoink.training.integration_reward import IntegrationReward
     from echoink.training.metrics import metrics_of
     from echoink.training.trainer import EchoInkTrainer
     from echoink.training.trl_config import arguments
@@ -98,10 +98,11 @@ def train(dataset: Path, folder: Path, settings: list[str]) -> dict:
     rows = config.trainer.micro_batch_prompts * config.grpo.group_size
     adapter = lora(4, 8, 0.0, ("q_proj", "v_proj")) if config.adapter.kind is Adapter.lora else None
     reference = None if adapter else load_reference("tiny", shard_plan=shard_plan)
+    integration = IntegrationReward(config.reward, processor, rows) if config.reward.lambda_int else None
     trainer = EchoInkTrainer(
         Policy(model, reference, processor, adapter),
         samples,
-        Scoring(make_rewards(config.reward, processor.prompt.thinks), integration_of(config.reward, processor, rows)),
+        Scoring(make_rewards(config.reward, processor.prompt.thinks), integration),
         arguments(
             config.trainer,
             config.grpo,

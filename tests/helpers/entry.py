@@ -1,9 +1,14 @@
 """What the tests of whole runs have in common."""
 
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from echoink import train
 from echoink.tracking.client import absolute_uri, connect
 from tests.helpers import processes
 
@@ -23,6 +28,16 @@ def until(there, started: processes.Started) -> None:
     while not there():
         assert time.time() < deadline and started.running(), started.text()
         time.sleep(0.02)
+
+
+def refused(words: Sequence[str], monkeypatch, capsys) -> str:
+    """What `python -m echoink.train` says where it refuses a command line, in this process."""
+    monkeypatch.setattr(train.signals, "install", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["echoink.train", *words])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
 
 
 def lines(path: Path) -> list[dict]:

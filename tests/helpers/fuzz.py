@@ -24,7 +24,7 @@ from echoink.common.errors import UserError
 from echoink.data import synthetic
 from echoink.data.readers import open_split
 from echoink.data.samples import parse_rows
-from echoink.media.loaders import Embedded, VideoCaps, load_audio, load_image, load_soundtrack, load_video
+from echoink.media.loaders import Embedded, VideoCaps, load_image, load_sound, load_soundtrack, load_video
 from tests.helpers.files import video
 
 CAPS = VideoCaps(fps=2, max_frames=4, max_pixels=56 * 56, grid=28)
@@ -75,7 +75,7 @@ def readers(folder: Path) -> list[tuple[str, bytes, list[bytes], Callable[[bytes
         found.append((name, load_image))
     for name in ("wav", "flac", "ogg", "mp3"):
         soundfile.write(folder / f"x.{name}", wave, 16_000)
-        found.append((name, lambda medium: load_audio(medium, 5.0)))
+        found.append((name, lambda medium: load_sound(medium, 5.0).samples))
     video(folder / "x.mp4", seconds=0.5, size=(64, 64))
     found += [("mp4", lambda m: load_video(m, CAPS)), ("mp4", lambda m: load_soundtrack(m, 5.0))]
     media = [

@@ -170,7 +170,9 @@ class Started:
     ):
         self._files = [Path(tempfile.mkstemp(suffix=name)[1]) for name in (".out", ".err")]
         interpreter()  # names itself in the environment
-        words = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **environment}
+        # MLflow names the store of this process there.
+        own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        words = {**own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **environment}
         command = list(arguments) if code else ["-m", module, *arguments]
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
             files = _OpenFiles({1: out.fileno(), 2: err.fileno()})

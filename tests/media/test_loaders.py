@@ -21,7 +21,6 @@ from echoink.media.loaders import (
     VideoCaps,
     digest,
     has_soundtrack,
-    load_audio,
     load_image,
     load_sound,
     load_soundtrack,
@@ -39,7 +38,7 @@ def tone(rate: int, seconds: float, hertz: float = 440.0) -> np.ndarray:
 def test_sounds_are_resampled_to_16_khz_with_frequency_and_level(tmp_path, rate):
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(rate, 1.0), rate)
-    samples = load_audio(path, 10)
+    samples = load_sound(path, 10).samples
     assert samples.dtype == np.float32 and len(samples) == SAMPLING_RATE
     spectrum = np.abs(np.fft.rfft(samples))
     assert abs(spectrum.argmax() - 440) <= 1  # one bin is one hertz
@@ -50,7 +49,7 @@ def test_channels_are_averaged_and_long_sounds_cut(tmp_path):
     path = tmp_path / "stereo.flac"
     left = tone(16_000, 3.0)
     soundfile.write(path, np.stack([left, -left], 1), 16_000)
-    samples = load_audio(path, 2.0)
+    samples = load_sound(path, 2.0).samples
     assert len(samples) == 32_000
     assert np.abs(samples).max() < 1e-4
 
@@ -60,20 +59,20 @@ def test_what_is_no_sound_is_refused_with_its_path(tmp_path, content):
     path = tmp_path / "bad.wav"
     path.write_bytes(content)
     with pytest.raises(UserError, match="bad.wav"):
-        load_audio(path, 10)
+        load_sound(path, 10)
 
 
 def test_missing_empty_and_non_finite_sounds_are_refused(tmp_path):
     with pytest.raises(UserError, match="sound not found"):
-        load_audio(tmp_path / "gone.wav", 10)
+        load_sound(tmp_path / "gone.wav", 10)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     with pytest.raises(UserError, match="lasts 0.000 s"):
-        load_audio(tmp_path / "empty.wav", 10)
+        load_sound(tmp_path / "empty.wav", 10)
     broken = tone(16_000, 1.0).astype(np.float32)
     broken[7] = np.nan
     soundfile.write(tmp_path / "nan.wav", broken, 16_000, subtype="FLOAT")
     with pytest.raises(UserError, match="not finite"):
-        load_audio(tmp_path / "nan.wav", 10)
+        load_sound(tmp_path / "nan.wav", 10)
 
 
 def test_pictures_are_rgb_upright_and_transparency_is_white(tmp_path):
@@ -159,7 +158,7 @@ def test_other_formats_are_not_even_tried(tmp_path):
         load_image(tmp_path / "y.ppm")
 
 
-@pytest.mark.parametrize("load", [load_image, lambda path: load_audio(path, 9), lambda path: load_video(path, CAPS)])
+@pytest.mark.parametrize("load", [load_image, lambda path: load_sound(path, 9), lambda path: load_video(path, CAPS)])
 def test_pipes_folders_and_files_that_are_too_large_are_refused_before_they_are_opened(tmp_path, load, monkeypatch):
     os.mkfifo(tmp_path / "pipe.wav")  # to open it would wait for ever
     (tmp_path / "folder.wav").mkdir()
@@ -191,10 +190,10 @@ def test_a_sound_is_not_longer_in_memory_than_its_cap(tmp_path):
 def test_absurd_sounds_are_refused(tmp_path):
     soundfile.write(tmp_path / "many.wav", np.zeros((1600, 100)), 16_000)
     with pytest.raises(UserError, match="claims 100 channels"):
-        load_audio(tmp_path / "many.wav", 9)
+        load_sound(tmp_path / "many.wav", 9)
     soundfile.write(tmp_path / "fast.wav", np.zeros(80_000), 800_000)
     with pytest.raises(UserError, match="claims 1 channels at 800,000 Hz"):
-        load_audio(tmp_path / "fast.wav", 9)
+        load_sound(tmp_path / "fast.wav", 9)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "DOUBLE", "ULAW"])
@@ -202,7 +201,7 @@ def test_absurd_sounds_are_refused(tmp_path):
 def test_every_kind_of_sound_keeps_its_level(tmp_path, subtype, channels):
     wave = tone(44_100, 1.0)
     soundfile.write(tmp_path / "x.wav", np.stack([wave] * channels, 1), 44_100, subtype=subtype)
-    samples = load_audio(tmp_path / "x.wav", 10)
+    samples = load_sound(tmp_path / "x.wav", 10).samples
     level = 20 * np.log10(np.sqrt((samples[1000:-1000] ** 2).mean()) * 2**0.5 / 0.5)
     assert abs(level) <= 0.1
 
@@ -214,12 +213,12 @@ def test_a_wav_that_is_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_p
     for kept in (len(whole) // 2, len(whole) - 2):
         path.write_bytes(whole[:kept])
         with pytest.raises(UserError, match="is cut off"):
-            load_audio(path, 10)
+            load_sound(path, 10)
         with pytest.raises(UserError, match="is cut off"):
-            load_audio(Embedded("row 3", path.read_bytes), 10)
+            load_sound(Embedded("row 3", path.read_bytes), 10)
     at = whole.index(b"data") + 4
     path.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])  # as a program that writes to a pipe
-    assert len(load_audio(path, 10)) == 16_000
+    assert len(load_sound(path, 10).samples) == 16_000
 
 
 CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112, grid=28)
@@ -311,7 +310,7 @@ def test_media_may_be_bytes(tmp_path):
     with pytest.raises(UserError, match="cannot read the picture row 4"):
         load_image(Embedded("row 4", lambda: b"nothing"))
     with pytest.raises(UserError, match="cannot read the sound row 4"):
-        load_audio(Embedded("row 4", lambda: b"nothing"), 10)
+        load_sound(Embedded("row 4", lambda: b"nothing"), 10)
 
 
 def test_scaled_sides_are_multiples_within_the_cap():

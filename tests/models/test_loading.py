@@ -1,14 +1,16 @@
 """Where weights go while they are read, and which of them learn."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from echoink import doctor
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
-from echoink.models import loading
+from echoink.models import fingerprint, loading
 from echoink.models.encoders import towers_learn
 from echoink.models.families import FAMILIES
 from echoink.models.shared_prefix import pack
@@ -80,3 +82,34 @@ def test_a_model_without_its_processor_is_refused(tmp_path, ask):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match=r"has no processor, only a"):
         ask(str(tmp_path))
+
+
+def test_a_template_that_is_saved_with_the_tokenizer_alone_is_used_and_none_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="has no chat template"):
+        loading.load_processor(str(folder), 1, 2)
+    assert doctor._is_there(str(folder))[0] is doctor.Verdict.bad
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    assert loading.load_processor(str(folder), 1, 2).chat_template == template
+    assert doctor._is_there(str(folder))[0] is doctor.Verdict.good
+
+
+def test_a_gpu_that_is_full_is_not_called_a_broken_model(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", full)
+    with pytest.raises(UserError, match="tiny does not fit into the GPU's memory: CUDA out of memory"):
+        loading.load_model("tiny")
+
+
+def test_a_models_settings_are_told_apart_and_where_it_lies_is_not(model, tmp_path):
+    digest = fingerprint.settings_digest(model)
+    model.save_pretrained(tmp_path)
+    assert fingerprint.settings_digest(loading.load_model(str(tmp_path))) == digest
+    model.config.text_config.rms_norm_eps *= 2
+    assert fingerprint.settings_digest(model) != digest

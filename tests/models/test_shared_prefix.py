@@ -92,9 +92,8 @@ def distance(one, other):
     return ((one - other).norm() / other.norm()).item()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize(("kind", "checkpointing"), [*((kind, False) for kind in [*KINDS, "mixed"]), ("mixed", True)])
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
 def test_log_probabilities_and_gradients_are_those_of_plain_rows(model, kind, adapter, checkpointing):
     prompts = prompts_of(kind, model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))

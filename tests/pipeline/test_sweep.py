@@ -17,6 +17,7 @@ from echoink import runs, train
 from echoink.common.errors import UserError
 from echoink.config.compose import SWEPT, _expand, compose
 from echoink.config.overrides import quoted
+from echoink.config.paths import TINY
 from echoink.pipeline import sweep, sweep_job, sweep_run
 from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
 from echoink.run_folder.environment import environment
@@ -109,6 +110,8 @@ def test_a_job_that_is_shared_or_finished_starts_no_process(tmp_path, monkeypatc
         assert sweep_job.run_job(config(f"sweep.share={tmp_path}"), [], new, flags=[], side_by_side=1) == 0.8
     assert (new / "metrics.jsonl").read_text() == (old / "metrics.jsonl").read_text()
     assert (new / "checkpoints/step-2").is_dir(), "behind a link"
+    (old / "checkpoints/step-4").mkdir()
+    assert [path.name for path in checkpoint.steps(new)] == ["step-2"], "what that run learns later is not this job's"
     assert read_summary(new)["shared"] == str(old)
     records = [json.loads((place / "tracking.json").read_text()) for place in (old, new)]
     assert records[0]["id"] != records[1]["id"], "a run of its own in MLflow"
@@ -275,7 +278,7 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("launcher", "jobs", "at_once"), [("joblib", 1, 1), ("joblib", 8, 2), ("basic", None, 1)])
 def test_a_launcher_of_one_job_runs_none_beside_it(monkeypatch, launcher, jobs, at_once):
     """Then a job may have several processes, and writes to the screen."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5})
     settings = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": launcher}}, "launcher": {"n_jobs": jobs}})
     assert sweep_job.side_by_side(settings) == at_once
 
@@ -427,3 +430,14 @@ def test_values_that_are_no_paths_or_have_nothing_in_common_stay():
     assert sweep_job.common_folders(["grpo.beta"], [["grpo.beta=0"], ["grpo.beta=1"]]) == {}
     assert sweep_job.common_folders(["dataset.path"], [["dataset.path=a/x"], ["dataset.path=b/x"]]) == {}
     assert sweep_job.common_folders(["dataset.path"], [["dataset.path=a/x"], ["dataset.path=/a/y"]]) == {}
+
+
+def test_weights_are_recognized_by_files_and_settings_and_as_earlier_versions_did(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    own = config_of(f"model.path={folder}")
+    before = weights_on_disk.begun_with(own)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("1e-06", "1e-05"))
+    after = weights_on_disk.begun_with(own)
+    assert weights_on_disk.differ(before, after) and not weights_on_disk.differ(before, before)
+    assert not weights_on_disk.differ(before.split()[0], after), "earlier versions digested the weights alone"
+    assert not weights_on_disk.differ(None, after)

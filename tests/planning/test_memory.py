@@ -9,7 +9,6 @@ import torch
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from echoink.config.schema import Sharding
 from echoink.distributed.sharding import shard_group_size
 from echoink.models.encoders import encode_media
 from echoink.models.logprobs import packed_logprobs
@@ -72,7 +71,7 @@ def test_the_whole_of_a_step(model):
     def estimate(learning, *words):
         words = [*words, "trainer.prompts_per_step=1", "trainer.micro_batch_prompts=1", "grpo.group_size=4"]
         words += ["generation.max_new_tokens=200"]
-        return memory.of_run(config_of(*words), memory.model_of(model), learning, longest=200, engine_sleeps=True)
+        return memory.of_run(config_of(*words), memory.model_of(model), learning, longest=200)
 
     full = estimate(parameters, "grpo.beta=0.04")
     assert (full.weights, full.reference, full.gradients) == (4 * parameters,) * 3
@@ -92,9 +91,15 @@ def test_an_engine_takes_its_memory_in_the_rollout_or_always():
     asleep = memory.Estimate(weights=10, reference=0, gradients=2, optimizer=0, activations=4, cache=3, engine=9)
     assert asleep.total == 10 + 3 + 9
     assert replace(asleep, engine_between=9).total == 10 + 3 + 9 + 6
-    assert asleep.sharded(Sharding.fsdp2, 2, 10).total == 5 + 3 + 10 + 9
-    assert asleep.sharded(Sharding.zero2, 2, 10).total == 10 + 3 + 9
-    assert asleep.sharded(Sharding.fsdp2, 1, 10) == asleep
+    assert replace(asleep, weights=5, gathered=10).total == 5 + 3 + 10 + 9
+
+
+@pytest.mark.parametrize(("sharding", "parts"), memory.SHARDED_PARTS.items())
+def test_processes_divide_the_parts_that_their_sharding_names(model, sharding, parts):
+    config, here = config_of("trainer.bf16=true", f"trainer.sharding={sharding.name}"), memory.model_of(model)
+    whole, half = (memory.of_run(config, here, model.num_parameters(), longest=20, among=n) for n in (1, 2))
+    gathered = 2 * here.parameters if "weights" in parts else 0
+    assert half == replace(whole, gathered=gathered, **{name: getattr(whole, name) // 2 for name in parts})
 
 
 def test_on_a_gpu_adamw_takes_the_roots_of_all_second_moments_at_once(model):
@@ -102,13 +107,11 @@ def test_on_a_gpu_adamw_takes_the_roots_of_all_second_moments_at_once(model):
     here = memory.model_of(model)
     config = config_of("trainer.prompts_per_step=1", "trainer.micro_batch_prompts=1", "grpo.group_size=2")
     cpu, gpu = (
-        memory.of_run(config, replace(here, joins_keys=joined), parameters, longest=20, engine_sleeps=True)
-        for joined in (True, False)
+        memory.of_run(config, replace(here, joins_keys=joined), parameters, longest=20) for joined in (True, False)
     )
     assert (cpu.update, gpu.update) == (0, 4 * parameters)
     stepping = replace(gpu, activations=0, cache=0)
     assert stepping.total == replace(stepping, update=0).total + 4 * parameters
-    assert stepping.sharded(Sharding.fsdp2, 4, 0).update == parameters
 
 
 def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(monkeypatch):
@@ -129,19 +132,18 @@ def test_over_several_machines_each_holds_a_whole_copy_between_its_processes(mon
 @pytest.mark.parametrize("sleeps", [True, False])
 def test_a_runs_engine_is_counted(model, sleeps):
     words = ["generation=vllm", "trainer.prompts_per_step=8", "grpo.group_size=4", "generation.max_new_tokens=100"]
-    config, parameters = config_of(*words), model.num_parameters()
-    found = memory.of_run(config, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
-    assert found.engine == 4 * parameters + memory.cache(
-        memory.model_of(model), memory.PackedRow(8 * 4, 1, 0, 400), False
-    )
+    words += [f"generation.vllm.sleep={sleeps}"]
+    here, parameters = replace(memory.model_of(model), joins_keys=False), model.num_parameters()
+    found = memory.of_run(config_of(*words), here, parameters, longest=300)
+    assert found.engine == 4 * parameters + memory.cache(here, memory.PackedRow(8 * 4, 1, 0, 400), False)
     assert found.engine_between == (0 if sleeps else found.engine)
-    alone = memory.of_run(config_of(*words[1:]), memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    alone = memory.of_run(config_of(*words[1:]), here, parameters, longest=300)
     assert replace(alone, cache=0) == replace(found, engine=0, engine_between=0) and alone.cache and not found.cache
     rule = config_of(*words, "reward=accuracy_format", "reward.lambda_int=1", "reward.integration=need")
-    again = memory.of_run(rule, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    again = memory.of_run(rule, here, parameters, longest=300)
     assert again.cache == alone.cache, "our decoder makes the further answers"
     evaluates = config_of("eval.engine=vllm", *words[1:])
-    only = memory.of_run(evaluates, memory.model_of(model), parameters, longest=300, engine_sleeps=sleeps)
+    only = memory.of_run(evaluates, here, parameters, longest=300)
     assert only.cache == alone.cache and only.engine == found.engine, "our decoder makes the rollouts"
 
 
@@ -149,8 +151,7 @@ def test_several_processes_divide_a_steps_prompts_and_hold_gradients_twice(model
     words = ["trainer.prompts_per_step=6", "trainer.micro_batch_prompts=1", "grpo.group_size=4"]
     here, parameters = memory.model_of(model), model.num_parameters()
     found = {
-        n: memory.of_run(config_of(*words, f"trainer.processes={n}"), here, parameters, longest=300, engine_sleeps=True)
-        for n in (1, 2)
+        n: memory.of_run(config_of(*words, f"trainer.processes={n}"), here, parameters, longest=300) for n in (1, 2)
     }
     assert found[1].cache == 2 * found[2].cache > 0
     assert found[2].gradients == 2 * found[1].gradients, "DistributedDataParallel's buckets"
@@ -159,7 +160,7 @@ def test_several_processes_divide_a_steps_prompts_and_hold_gradients_twice(model
 def test_under_deepspeed_policy_and_reference_are_in_bfloat16_and_it_learns_in_float32(model):
     words = ["trainer=zero3", "trainer.bf16=true", "grpo.beta=0.04"]
     parameters = model.num_parameters()
-    found = memory.of_run(config_of(*words), memory.model_of(model), parameters, longest=300, engine_sleeps=True)
+    found = memory.of_run(config_of(*words), memory.model_of(model), parameters, longest=300)
     assert (found.weights, found.reference) == (2 * parameters, 2 * parameters)
     assert (found.gradients, found.optimizer) == (4 * parameters, 12 * parameters)
 

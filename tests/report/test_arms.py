@@ -36,9 +36,7 @@ def test_runs_are_found_in_the_order_of_a_sweep(sweep):
 def test_arms_differ_in_more_than_the_seed(sweep):
     arms = report_arms.arms(reader.find([sweep]))
     assert [arm.label for arm in arms] == ["β 0", "β 0.04", "β 0.001"]
-    assert arms[0].of_seed("accuracy") == {0: 0.70, 1: 0.74} and arms[0].over_seeds("accuracy").mean == pytest.approx(
-        0.72
-    )
+    assert arms[0].of_seed("accuracy") == {0: 0.70, 1: 0.74}
     reference = report_arms.reference(arms)
     assert reference.label == "β 0.001", "the default"
 

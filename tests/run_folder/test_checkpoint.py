@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, and found by the folder that a person names."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +70,18 @@ def test_a_note_that_a_crash_has_emptied_is_named(tmp_path):
     (tmp_path / "sweep/0").mkdir(parents=True)
     (tmp_path / "sweep/sweep.json").touch()
     assert unfinished_sweeps([tmp_path]) == []
+
+
+def test_a_checkpoint_without_a_readable_manifest_stays_damaged(tmp_path):
+    def files(folder: Path) -> None:
+        for name in ("model.safetensors", *checkpoint.STATE):
+            (folder / name).write_text(name)
+
+    first = checkpoint.save(tmp_path, 1, files, keep=9)
+    (first / checkpoint.MANIFEST).write_text("{")
+    for step in (2, 3):  # only the newest keep what training resumes from
+        checkpoint.save(tmp_path, step, files, keep=9)
+    assert "manifest.json" in checkpoint.damage(first) and (first / "optimizer.pt").is_file()
 
 
 def test_a_failed_save_leaves_the_others_and_no_rest(tmp_path):
@@ -335,3 +348,22 @@ def test_a_step_may_be_saved_again(tmp_path):
     checkpoint.save(tmp_path, 1, lambda folder: (folder / "config.json").write_text('{"x": 1}'), keep=1)
     assert json.loads((tmp_path / "checkpoints/step-1/config.json").read_text()) == {"x": 1}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_an_adapter_alone_has_a_card_that_warns_of_vllm(model, tmp_path, monkeypatch):
+    from echoink.models import loading
+    from echoink.pipeline import export
+
+    places, load = [], loading.load_model
+
+    def noted(path, *words, **more):
+        places.append(more.get("device"))
+        return load(path, *words, **more)
+
+    monkeypatch.setattr(loading, "load_model", noted)
+    adapter(model, tmp_path / "step")
+    export.export(tmp_path / "step", tmp_path / "alone", merge=False)
+    export.export(tmp_path / "step", tmp_path / "merged")
+    assert "it would answer as the base, without an error" in (tmp_path / "alone/README.md").read_text()
+    assert "it would answer as the base" not in (tmp_path / "merged/README.md").read_text()
+    assert set(places) == {torch.device("cpu")}, "a run that pushes at its end still uses the GPU"

@@ -49,7 +49,9 @@ def test_answers_to_another_prompt_or_sampled_in_another_way_are_set_aside(folde
     row = '{"id": "0"}\n'
     (folder / PREDICTIONS).write_text(row)
     key = word.partition("=")[0]
-    resume.begin(config_of(*WORDS, word, f"resume_allow=[{key}]"), folder)
+    begins = resume.begin(config_of(*WORDS, word, f"resume_allow=[{key}]"), folder)
+    assert (folder / PREDICTIONS).read_text() == row, "nothing changes before all is checked"
+    resume.cut_back(folder, begins)
     assert (folder / PREDICTIONS).is_file() == stay
     aside = [] if stay else [row]
     assert [path.read_text() for path in folder.glob("predictions-*.jsonl")] == aside
@@ -58,6 +60,7 @@ def test_answers_to_another_prompt_or_sampled_in_another_way_are_set_aside(folde
 
 def fails(folder, config) -> dict:
     with suppress(UserError), RunFolder(folder, "eval", "tiny", 0) as files:
+        files.begins()
         files.write_text("config.yaml", to_yaml(config))
         raise UserError("answers of other weights", "")
     return read_summary(folder)

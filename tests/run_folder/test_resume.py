@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from echoink import runs, sync
 from echoink.common.errors import UserError
-from echoink.common.files import read_rows, write_atomic
+from echoink.common.files import cut_lines, read_rows, write_atomic
 from echoink.config.schema import to_yaml
 from echoink.pipeline.run import run
 from echoink.run_folder import checkpoint, reader, resume
@@ -339,7 +339,11 @@ def stopped(place, plain, tmp_path) -> Path:
 
 
 def start(folder: Path, *overrides: str) -> resume.Start:
-    return resume.begin(config_of(*SMALL, "resume=auto", *overrides), folder)
+    """Where a run begins, and its files cut back to that."""
+    found = resume.begin(config_of(*SMALL, "resume=auto", *overrides), folder)
+    if not found.finished:
+        resume.cut_back(folder, found)
+    return found
 
 
 def test_files_are_cut_back_to_the_checkpoint(stopped):
@@ -446,14 +450,20 @@ def test_another_gpu_is_warned_of_and_what_was_not_written_down_is_not(stopped, 
 
 
 def test_other_data_or_another_model_is_refused(stopped):
-    provenance = {
-        key: checkpoint.manifest(stopped / "checkpoints/step-5")[key] for key in ("model", "data", "versions")
-    }
-    provenance |= {"processes": 1, "commit": None}
-    resume.check_provenance(stopped / "checkpoints/step-5", provenance, [])
-    with pytest.raises(UserError, match=r"data 123 \(was .*(.|\n)*resume_allow=\[data\]"):
-        resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, [])
-    resume.check_provenance(stopped / "checkpoints/step-5", provenance | {"data": "123"}, ["data"])
+    step = stopped / "checkpoints/step-5"
+    said = checkpoint.manifest(step)
+    here = {key: said[key] for key in ("model", "settings", "data", "dev", "versions")}
+    here |= {"processes": 1, "commit": None}
+    assert resume.check_provenance(step, here, []) == []
+    for key, name in (("data", "data"), ("data", "dev"), ("model", "model"), ("model", "settings")):
+        with pytest.raises(UserError, match=rf"{name} 123 \(was .*(.|\n)*resume_allow=\[{key}\]"):
+            resume.check_provenance(step, here | {name: "123"}, [])
+        assert resume.check_provenance(step, here | {name: "123"}, [key]) == [key]
+    assert resume.check_provenance(step, here | {"dev": None}, []) == [], "it is no longer evaluated"
+    older = {key: value for key, value in said.items() if key not in ("settings", "dev")}
+    older["data"] += " 5f41 6413"  # it named the development and the evaluation split too
+    (step / checkpoint.MANIFEST).write_text(json.dumps(older))
+    assert resume.check_provenance(step, here, []) == []
 
 
 @contextmanager
@@ -511,6 +521,97 @@ def test_answers_in_another_precision_are_no_base_of_a_run(stopped, place):
     shutil.copytree(place / "outputs/plain", whole)
     start(whole, "trainer.bf16=true", "resume_allow=[trainer.bf16]")
     assert "base" not in {row["phase"] for row in read_rows(whole / "predictions.jsonl")}
+
+
+def held_by(folder: Path) -> dict[str, bytes]:
+    names = ("summary.json", "config.yaml", "dataset.json", "predictions.jsonl", "eval.jsonl", "metrics.jsonl")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed", "says"),
+    [
+        (["trainer.steps=4"], "trainer.steps", "is of step 8, and this run ends at step 4"),
+        (["dataset.seed=9"], "dataset.seed", r"is of another run: data \w+ \(was"),
+        (["dataset.path=nowhere", "dataset=rows"], "dataset.path,dataset.source", "dataset folder not found: nowhere"),
+    ],
+)
+def test_a_finished_run_that_refuses_to_go_on_keeps_its_results(tmp_path, place, plain, words, allowed, says, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "outputs/plain", folder)
+    before = held_by(folder)
+    words = [*SMALL, "resume=auto", f"dataset.path={place}/outputs/data/synthetic_seed0_10_4_8", *words]
+    if "dataset.seed=9" in words:
+        words.append(f"dataset.path={tmp_path}/other")
+    with pytest.raises(UserError, match=says):
+        run(config_of(*words, f"resume_allow=[dataset.path,{allowed}]"), folder)
+    assert held_by(folder) == before
+    assert "is kept; resume=auto goes on from it" not in capsys.readouterr().out
+
+
+def test_another_length_at_a_constant_rate_is_the_same_run_and_so_are_other_evaluations(tmp_path, place, plain):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "outputs/plain", folder)
+    constant = config_of(*SMALL, "trainer.schedule=constant")
+    (folder / "config.yaml").write_text(to_yaml(constant))
+    longer = [
+        "trainer.schedule=constant",
+        "trainer.steps=16",
+        "eval.limit=3",
+        "resume_allow=[trainer.steps,eval.limit]",
+    ]
+    assert start(folder, *longer).changed == ()
+
+
+def test_whoever_permits_other_data_has_the_base_asked_anew(stopped):
+    assert start(stopped, "resume_allow=[data]").step == 5
+    assert "base" not in {row["phase"] for row in read_rows(stopped / "predictions.jsonl")}
+
+
+def test_a_run_whose_data_changed_half_way_says_so(stopped, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise UserError("far enough")
+
+    monkeypatch.setattr("echoink.training.fit.train", stop)
+    words = [*SMALL, "resume=auto", "eval.base=false", f"dataset.path={tmp_path}/other", "dataset.seed=9"]
+    with pytest.raises(UserError, match="far enough"):
+        run(config_of(*words, "resume_allow=[data,dataset.path,dataset.seed,eval.base]"), stopped)
+    assert read_summary(stopped)["changed"] == ["data", "dataset.path", "dataset.seed"]
+
+
+def test_half_of_a_development_evaluation_is_not_gone_on_with_under_other_settings(stopped):
+    rows = read_rows(stopped / "predictions.jsonl")
+    cut_lines(stopped / "dev.jsonl", lambda row: False)  # killed in the evaluation of step 4
+    assert start(stopped).step == 5 and "step-4" in {row["phase"] for row in rows}
+    assert "step-4" in {row["phase"] for row in read_rows(stopped / "predictions.jsonl")}
+    start(stopped, "generation.temperature=0.2", "resume_allow=[generation.temperature]")
+    assert "step-4" not in {row["phase"] for row in read_rows(stopped / "predictions.jsonl")}
+
+
+@pytest.mark.parametrize("key", ["trainer.learning_rate", "trainer.weight_decay", "trainer.steps"])
+def test_deepspeed_refuses_what_it_would_not_take_up_and_an_evaluation_does_not_ask(stopped, key):
+    words = ["trainer.sharding=zero2", f"{key}=9", f"resume_allow=[trainer.sharding,{key}]"]
+    with pytest.raises(UserError, match=f"DeepSpeed goes on with the {key} that"):
+        start(stopped, *words)
+    evaluation = config_of(*SMALL, "task=eval", *words)
+    (stopped / "config.yaml").write_text(to_yaml(config_of(*SMALL, "task=eval")))
+    assert resume.begin(evaluation, stopped).again
+
+
+def test_a_copied_job_is_not_gone_on_with_in_the_original_runs_checkpoints(stopped):
+    write_atomic(stopped / "summary.json", json.dumps(read_summary(stopped) | {"shared": "/runs/original"}))
+    with pytest.raises(UserError, match="is a copy of /runs/original(.|\n)*resume=/runs/original"):
+        start(stopped)
+
+
+def test_the_seconds_of_all_its_processes_are_a_runs(tmp_path):
+    for _ in range(2):
+        with RunFolder(tmp_path, "train", "x", 0) as files:
+            files.begins()
+            files.summary["seconds"] = None
+        said = read_summary(tmp_path)
+        write_atomic(tmp_path / "summary.json", json.dumps(said | {"seconds": said["seconds"] + 100}))
+    assert 200 <= read_summary(tmp_path)["seconds"] < 230
 
 
 def test_what_changed_is_on_disk_before_the_configuration_that_shows_it(stopped, monkeypatch):

@@ -5,9 +5,12 @@ import sqlite3
 import subprocess
 import textwrap
 import time
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
@@ -230,7 +233,7 @@ def test_a_folder_stays_the_same_run(tmp_path):
 def test_tracking_off(tmp_path):
     with view(tmp_path, None) as shown:
         shown.row(row(1, m=1.0))
-    assert shown.url_path is None
+    assert shown.run_id is None
 
 
 def test_relative_databases_count_from_the_current_folder(tmp_path):
@@ -273,3 +276,17 @@ def test_a_folder_whose_name_no_database_address_can_hold_is_refused_with_the_wa
         assert absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / name).endswith(f"{name}/outputs/mlflow.db")
     with pytest.raises(UserError, match=r"runs\?.*\n.*tracking\.uri=sqlite:////another/folder"):
         absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / "runs?")
+
+
+def test_a_run_is_found_among_more_experiments_than_a_store_names_at_once(tmp_path, monkeypatch):
+    uri, client = open_store(tmp_path)
+    monkeypatch.setattr(
+        MlflowClient, "search_experiments", partialmethod(MlflowClient.search_experiments, max_results=2)
+    )
+    monkeypatch.setattr("echoink.tracking.client._AT_ONCE", 3)
+    record = Record("first", "run", {}, {}).kept(tmp_path)
+    made = StoredRun(uri, record)
+    for number in range(7):
+        client.create_experiment(f"newer {number}")
+    found = StoredRun(uri, replace(record, experiment="newer 6"))
+    assert found.known and found.run_id == made.run_id and not made.known

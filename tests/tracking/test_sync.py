@@ -130,7 +130,7 @@ def test_a_step_that_was_taken_again_and_came_out_otherwise_has_its_new_numbers_
     assert "taken again 1" in [span.outputs for span in trace.data.spans]
 
 
-def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(outputs):
+def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(outputs, capsys):
     place = outputs / "run"
     summary = json.loads((place / "summary.json").read_text())
     (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
@@ -142,6 +142,8 @@ def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(ou
     (place / "environment.json").write_text(json.dumps(written | {"host": "container-1a2b"}))
     with pytest.raises(UserError, match="on another machine: killed=true"):
         sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
+    assert echoink_sync.main([str(place), f"uri=sqlite:///{outputs}/mlflow.db"]) == 1
+    assert "on another machine: killed=true" in " ".join(capsys.readouterr().out.split())
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db", killed=True)
     assert stored.client.get_run(stored.run_id).info.status == "KILLED"
     (place / "environment.json").write_text(json.dumps(written | {"process_started": 0.0}))

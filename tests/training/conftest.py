@@ -11,7 +11,7 @@ from echoink.planning.steps import training_steps
 from echoink.rewards.terms import make_rewards
 from echoink.rewards.types import Match, Rule
 from echoink.training.host import Policy, Scoring
-from echoink.training.integration_reward import integration_of
+from echoink.training.integration_reward import IntegrationReward
 from echoink.training.trainer import EchoInkTrainer
 from echoink.training.trl_config import arguments
 from tests.helpers.configs import config_of
@@ -61,7 +61,7 @@ def make_trainer(make_processor, samples, tmp_path):
             chosen,
             Scoring(
                 rewards or make_rewards(wanted, processor.prompt.thinks, extra_rewards),
-                integration_of(wanted, processor, rows, chosen),
+                IntegrationReward(wanted, processor, rows, chosen) if wanted.lambda_int else None,
             ),
             args,
             replace(config.grpo, modality_dropout=modality_dropout),

@@ -4,7 +4,7 @@ import pytest
 
 from echoink.evaluation.reflection import SIGNS
 from echoink.rewards.terms import ExtraReward, Reward
-from echoink.training.metrics import METRICS
+from echoink.training.metrics import METRICS, metrics_of
 from tests.helpers.trainers import Catch, G
 
 
@@ -26,6 +26,12 @@ def test_stable_metric_names(make_trainer):
     assert all(set(row) == expected | {"perf/completion_tokens_per_second"} for row in rows)
     parts = sum(rows[1][name] for name in ("time/rollout", "time/reward", "time/logprob", "time/update"))
     assert parts <= rows[1]["time/step"]
+
+
+def test_what_is_no_number_is_left_out():
+    """TRL averages a metric that is NaN to None."""
+    logs = {"loss": 0.1, "grad_norm": None, "grpo/kl": None, "reward/total": 1.0, "frac_reward_zero_std": 0.5}
+    assert metrics_of(logs) == {"train/loss": 0.1, "reward/total": 1.0}
 
 
 def test_a_users_reward_is_weighted_and_logged(make_trainer, samples):

@@ -81,8 +81,7 @@ def test_an_evaluation_leaves_room_for_the_decoder_of_training_and_its_cache(mod
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 2**35))
     monkeypatch.setattr(memory, "prompts_that_fit", lambda _, beside, draws, **room: asked.update(beside=beside) or 7)
     assert setup.evaluation_batch_prompts(job, longest=300) == 7
-    needs = memory.of_run(job.config, of, 0, longest=300, engine_sleeps=True)
-    needs = needs.sharded(job.config.trainer.sharding, 1, 0)
+    needs = memory.of_run(job.config, of, 0, longest=300)
     beside = needs.weights + needs.reference + needs.optimizer + needs.cache + 2 * copies * of.dimensions.linear
     if "adapter=lora" in words:
         beside = max(beside, of.weight_bytes + 2 * of.parameters)

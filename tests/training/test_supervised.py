@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from echoink.common.errors import UserError
 from echoink.data.samples import parse_rows
 from echoink.models.loading import load_model
+from echoink.pipeline.run import run
 from echoink.training import supervised
 from echoink.training.supervised import SupervisedTrainer
 from tests.helpers import processes
+from tests.helpers.configs import config_of
 from tests.helpers.entry import lines
 from tests.helpers.several import DIES_AFTER_STEP_2, start
 from tests.helpers.tiny import tiny_model
@@ -118,10 +120,11 @@ def test_responses_that_are_too_long_are_counted_and_the_longest_is_named(make_p
     assert "max_new_tokens=" in error.value.hint
 
 
-def test_rows_without_a_response_are_named_before_anything_is_loaded(tmp_path):
-    done = processes.run(tmp_path, "task=sft", "dataset.train=8", "dataset.dev=2", "dataset.valid=4", code=TRAINED)
-    assert done.returncode == 2 and "8 of 8 training samples have no response to learn" in done.stderr
-    assert "mode=traces" in done.stderr and "model " not in done.stdout.replace("model tiny", "")
+def test_rows_without_a_response_are_named_before_anything_is_loaded(tmp_path, capsys):
+    sizes = ("dataset.train=8", "dataset.dev=2", "dataset.valid=4")
+    with pytest.raises(UserError, match="8 of 8 training samples have no response to learn") as error:
+        run(config_of("task=sft", *sizes, f"dataset.path={tmp_path / 'set'}"), tmp_path / "run")
+    assert "mode=traces" in error.value.hint and "\nmodel " not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

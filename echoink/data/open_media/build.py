@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ import soundfile
 from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
 
+from echoink.common.console import bytes_bar, progress
 from echoink.common.errors import UserError
 from echoink.common.files import as_json
 from echoink.common.keys import key
@@ -47,15 +48,8 @@ class OpenMediaConfig:
     mirror: str = key("a Debian mirror", packages.MIRROR)
 
 
-def build(
-    config: OpenMediaConfig, bar: Callable[[str, int], Callable[[Iterable], Iterable]], bytes_bar
-) -> list[tuple[str, str]]:
+def build(config: OpenMediaConfig) -> list[tuple[str, str]]:
     """Download and unpack the packages, draw questions and write the set.
-
-    Args:
-        config: where and how many.
-        bar: takes a label and a number of items, returns a progress bar for iterables.
-        bytes_bar: takes a label and a number of bytes, returns a context manager that gives the function to advance it.
 
     Returns:
         What was made, as lines for the screen: labels and texts.
@@ -80,9 +74,9 @@ def build(
         for package in packages.PACKAGES:
             files[package.key] = packages.obtain(package, work, given, advance=advance, mirror=config.mirror)
     unpacked = {package.key: work / f"{package.name}_{package.version}" for package in packages.PACKAGES}
-    for name, file in bar("unpack", len(files))(files.items()):
+    for name, file in progress("unpack", len(files))(files.items()):
         packages.unpack(file, unpacked[name])
-    found = catalogue.read(unpacked, bar("media", None))
+    found = catalogue.read(unpacked, progress("media", None))
     both = sum(bool(entry.sounds and entry.pictures) for entry in found.entries.values())
     sounds, pictures = (sum(len(getattr(e, what)) for e in found.entries.values()) for what in ("sounds", "pictures"))
     lines = [
@@ -96,9 +90,7 @@ def build(
             ("packages", by_package(found), {"train": [], "valid": places}),  # all from Scratch: held out
         )
     ):
-        lines += _write_split(
-            part / name, found, sides, behind=behind, seed=[config.seed, number], config=config, bar=bar
-        )
+        lines += _write_split(part / name, found, sides, behind=behind, seed=[config.seed, number], config=config)
     _credit(part, found, unpacked)
     if output.exists():
         output.rmdir()
@@ -156,7 +148,6 @@ def _write_split(
     behind: dict[str, list[Image.Image]],
     seed: list[int],
     config: OpenMediaConfig,
-    bar,
 ) -> list[tuple[str, str]]:
     lines, asked = [], {}
     for place, (split, side) in enumerate(sides.items()):
@@ -164,7 +155,8 @@ def _write_split(
         questions = draw(side, number, [*seed, place])
         asked[split] = questions
         media = _Media(folder / split, found, behind[split], [*seed, place, 2])
-        rows = [media.row(n, question) for n, question in enumerate(bar(f"{folder.name} {split}", number)(questions))]
+        shown = progress(f"{folder.name} {split}", number)(questions)
+        rows = [media.row(n, question) for n, question in enumerate(shown)]
         (folder / split / f"omni_rl_format_{split}.json").write_text(as_json(rows), encoding="utf-8")
         needs = Counter(question.need for question in questions)
         heard, seen = ({name for name, of in each.items() if of} for each in (side.sounds, side.pictures))

@@ -160,12 +160,9 @@ class _Finder:
         elif package == "opensfx":
             if int(name) < len(self._opensfx) and ".wav" in kinds:
                 yield f"opensfx.cat, sound {name}", self._opensfx[int(name)]
-        elif package == "tuxpaint":
-            for path in self._stamps.get(name, ()):
-                if path.suffix.lower() in kinds:
-                    yield self._inside(package, path), path.read_bytes()
         else:
-            for path in sorted(self._folders[package].rglob(f"{name}.*")):
+            found = self._folders[package].rglob(f"{name}.*")
+            for path in self._stamps.get(name, ()) if package == "tuxpaint" else sorted(found):
                 if path.suffix.lower() in kinds:
                     yield self._inside(package, path), path.read_bytes()
 

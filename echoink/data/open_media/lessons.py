@@ -78,22 +78,14 @@ def write(split: Path, output: Path, copies: int, answers: int, seed: int, bar: 
         for sense, of in (("heard", sounds), ("seen", pictures))
         for one in _some(of, answers // 2, rng)
     ]
-    chosen = sorted(rng.permutation(len(train))[:answers])
-    told = [{**_placed(train[n], split, "train"), "response": response(train[n])} for n in chosen]
+    told = [{**_placed(row, split, "train"), "response": response(row)} for row in _some(train, answers, rng)]
     for side, rows in (("train", [*told, *named]), ("valid", [_placed(row, split, "valid") for row in valid])):
         numbered = [{**row, "problem_id": number} for number, row in enumerate(rows)]
         (output / f"omni_rl_format_{side}.json").write_text(as_json(numbered), encoding="utf-8")
-    held = (
-        [
-            ((split / "valid" / file).resolve(), name)
-            for file, name in _single(valid, medium, field).items()
-            if name in known
-        ]
-        for medium, field, known in (
-            ("audio", "heard", {name for _, name in sounds}),
-            ("image", "seen", {name for _, name in pictures}),
-        )
-    )
+    held = []
+    for medium, field, learned in (("audio", "heard", sounds), ("image", "seen", pictures)):
+        known, files = {name for _, name in learned}, _single(valid, medium, field)
+        held.append([((split / "valid" / file).resolve(), name) for file, name in files.items() if name in known])
     return Lessons(sounds, pictures, output, *held)
 
 
@@ -107,7 +99,7 @@ def digest_of(split: Path) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _some(of: Sequence[tuple[Path, str]], number: int, rng: np.random.Generator) -> list[tuple[Path, str]]:
+def _some(of: Sequence[Any], number: int, rng: np.random.Generator) -> list[Any]:
     return [of[n] for n in sorted(rng.permutation(len(of))[:number])]
 
 

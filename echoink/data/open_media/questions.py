@@ -185,14 +185,8 @@ class Writer:
         said = [f"{eye} is seen, {ear} is heard" for eye in (seen, other) for ear in (seen, other)]
         right = f"{seen} is seen, {heard} is heard"
         options, answer = self._choice(right, said)
-        return Question(
-            "pair",
-            "both",
-            "What is seen, and what is heard?",
-            options=options,
-            answer=answer,
-            **self._media(heard, seen),
-        )
+        text = "What is seen, and what is heard?"
+        return Question("pair", "both", text, options=options, answer=answer, **self._media(heard, seen))
 
     def _together(self) -> Question:
         heard, seen = self._pair()
@@ -240,14 +234,7 @@ class Writer:
         heard = (self._one([sound for sound in self._side.sounds[name] if sound in self._side.single]),) * times
         text = "A sound is played one or more times. How many times?"
         return Question(
-            "count",
-            "audio",
-            text,
-            options=(),
-            answer=str(times),
-            problem_type="counting",
-            heard=heard,
-            heard_class=name,
+            "count", "audio", text, (), answer=str(times), problem_type="counting", heard=heard, heard_class=name
         )
 
     def _words(self) -> Question:
