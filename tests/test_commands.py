@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from echoink import doctor, predict, rescore, tiny
 from echoink import open as opening
@@ -516,6 +517,18 @@ def test_an_exported_model_and_the_program_on_its_card_need_nothing_of_ours(run,
     assert (theirs - ours).abs().max() <= 1e-4
     assert len(ends) == 2, "both tokens that end a completion"
     assert done.stdout.partition(" → ")[0].strip() == asked("--checkpoint", str(run), *asks)[0]
+
+
+def test_an_exported_processor_hears_as_much_as_training_did(run, tmp_path):
+    longer = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    config = (longer / "config.yaml").read_text()
+    assert "max_audio_seconds: 10.0" in config
+    (longer / "config.yaml").write_text(config.replace("max_audio_seconds: 10.0", "max_audio_seconds: 40.5"))
+    folder = export.export(longer, tmp_path / "export")
+    extractor = AutoProcessor.from_pretrained(folder).feature_extractor
+    heard = extractor(np.ones(16_000 * 40, np.float32), sampling_rate=16_000, return_attention_mask=True)
+    assert heard["attention_mask"].sum() == 4_000, "40 s of 100 frames"
+    assert "sounds of 40.5 s and videos of" in (folder / "README.md").read_text()
 
 
 def test_an_export_for_vllm_has_the_published_names_and_is_the_same_model(run, tmp_path):

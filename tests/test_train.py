@@ -93,6 +93,8 @@ def test_the_summary_agrees_with_the_predictions(first):
     flips = {(row["id"], row["phase"]): row["correct"] for row in predictions if row["draw"] == "sampled"}
     ids = {id for id, _ in flips}
     assert summary["paired"]["gained"] == sum(flips[id, "final"] > flips[id, "base"] for id in ids)
+    greedy = summary["final"]["greedy_accuracy"] - summary["base"]["greedy_accuracy"]
+    assert summary["paired"]["greedy"]["difference"] == pytest.approx(greedy)
     rewards = [row["reward/accuracy"] for row in lines(folder / "metrics.jsonl")]
     assert (summary["train"]["accuracy_first"], summary["train"]["accuracy_last"]) == (rewards[0], rewards[-1])
 

@@ -1,6 +1,7 @@
 """Exports a checkpoint as a plain transformers model folder with a model card."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -66,7 +67,7 @@ def export(
     try:
         # Not on the GPU, which a run that pushes at its end still uses.
         model = loading.load_model(path, device=torch.device("cpu"))
-        processor = loading.load_processor(path, *_caps(path))
+        processor = _processor(path)
         _write_weights(part, path, model, apart=adapter and not merge, vllm=vllm)
         model.generation_config.eos_token_id = [*loading.end_ids(model, processor)]
         model.generation_config.save_pretrained(part)
@@ -114,12 +115,17 @@ def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, v
         raise UserError(problem, "make room, or give another output=") from error
 
 
-def _caps(path: str) -> tuple[int, int]:
-    """The picture caps that the model was trained with, or else those of its processor."""
+def _processor(path: str) -> ProcessorMixin:
+    """The processor with the caps on pictures and sounds that the model was trained with, if its run is known."""
     run = checkpoint.run_of(Path(path))
-    if model := reader.configuration(run).get("model") if run else None:
-        return model.min_pixels, model.max_pixels
-    return loading.picture_caps(path)
+    if not (model := reader.configuration(run).get("model") if run else None):
+        return loading.load_processor(path, *loading.picture_caps(path))
+    processor = loading.load_processor(path, model.min_pixels, model.max_pixels)
+    extractor, seconds = processor.feature_extractor, math.ceil(model.get("max_audio_seconds") or 0)
+    if seconds > extractor.chunk_length:  # training gives the length of each sound instead
+        extractor.chunk_length, extractor.n_samples = seconds, seconds * extractor.sampling_rate
+        extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
+    return processor
 
 
 def _refuse_untrained(path: Path) -> None:
@@ -173,10 +179,20 @@ def card(path: Path, model: PreTrainedModel, processor: ProcessorMixin, adapter:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
         body += [f"Made with {versions}; commit {environment['commit'] or 'unknown'}.", ""]
     body += _of_vllm(model, adapter, vllm)
+    body += _saw_and_heard(config.model) if config else []
     body += ["How to ask it:", "", "```python", *_example(adapter, model, processor, config), "```", ""]
     if config:
         body += ["The template of that prompt:", "", "```", config.prompt.template.strip(), "```", ""]
     return "\n".join([*head, *body])
+
+
+def _saw_and_heard(caps: Any) -> list[str]:
+    """The largest media that the model was trained with."""
+    if "max_video_frames" not in caps:  # of an older version
+        return []
+    video = f"{caps.max_video_frames} frames of {caps.max_video_pixels:,} pixels, {caps.video_fps:g} a second"
+    sound = f"sounds of {caps.max_audio_seconds:g} s"
+    return [f"At most it was given pictures of {caps.max_pixels:,} pixels, {sound} and videos of {video}.", ""]
 
 
 def _of_vllm(model: PreTrainedModel, adapter: bool, vllm: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """Runs supervised stages one after another: each is a run of `echoink.train` and starts from the previous model."""
 
+import gc
 import shlex
 import shutil
 import time
@@ -57,6 +58,7 @@ def learn(stages: Sequence[Stage], model: Path, work: Path) -> tuple[Path, list[
         there, wanted = reader.read(run), reader.method(to_yaml(compose(words)[0].config))
         if not (there and there.finished and there.config == wanted):  # the run refuses other settings
             say("stage", stage.name)
+            gc.collect()  # a model that this process has made; the run needs the memory
             if status := cli.train(words):
                 hint = "the same command goes on from there"
                 raise UserError(f"the stage {stage.name} ended with exit status {status}", hint)

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -71,15 +72,18 @@ def curves(run: Path, *targets: Path) -> Path | None:
     panels = SUPERVISED if summary.get("task") == "sft" else PANELS
     figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.4), constrained_layout=True)
     steps = [row["step"] for row in rows]
-    mark = {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point is invisible
     for axis, (name, title) in zip(axes, panels, strict=True):
         values = _values(rows, name)
         axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=1)
-        axis.plot(steps, smooth(values), color=COLOURS[0], linewidth=2, **mark)
+        axis.plot(steps, smooth(values), color=COLOURS[0], linewidth=2, **_mark(steps))
         _dress(axis, name, title)
         if name == ACCURACY:
             _evaluations(axis, run, summary, steps[-1])
     return _save(figure, targets)
+
+
+def _mark(steps: Sequence[int]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4} if len(steps) == 1 else {}  # a line through one point is invisible
 
 
 def _values(rows: Sequence[dict], name: str) -> list[float]:
@@ -145,7 +149,8 @@ def _arm(axis: pyplot.Axes, arm: Arm, name: str, colour) -> None:
         curves.append(smooth(raw))
     steps = [row["step"] for row in max((run.metrics for run in arm.runs), key=len)]
     there = [[curve[at] for curve in curves if at < len(curve)] for at in range(len(steps))]
-    axis.plot(steps, [sum(values) / len(values) for values in there], color=colour, linewidth=2, label=arm.label)
+    means = [sum(values) / len(values) for values in there]
+    axis.plot(steps, means, color=colour, linewidth=2, label=arm.label, **_mark(steps))
     if len(curves) > 1:
         axis.fill_between(
             steps, [min(v) for v in there], [max(v) for v in there], color=colour, alpha=0.15, linewidth=0

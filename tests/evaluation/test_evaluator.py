@@ -10,7 +10,7 @@ from echoink.common.errors import UserError
 from echoink.config.schema import Protocol, Variant
 from echoink.data.ablations import make, without
 from echoink.data.prefetch import Prefetcher
-from echoink.evaluation.evaluate import EvaluationSetup, of_phase
+from echoink.evaluation.evaluate import EvaluationSetup, evaluate, of_phase
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.metrics import compare, flips
 from echoink.evaluation.prediction import BASE, FINAL, GREEDY, SAMPLED, number_of, of_row, rejudged
@@ -233,6 +233,28 @@ def test_another_base_is_answered_anew(make_evaluator, model, samples, tmp_path,
         other = replace(other, setup=replace(other.setup, **{change: value}))
     other.phase(model, samples[:2], BASE, 0)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_the_noise_of_the_development_split_is_its_own(make_evaluator, model, samples):
+    """So a development accuracy says nothing of the draws of the validation split, even of the same samples."""
+    evaluator = make_evaluator(greedy=False)
+    answers = [answer.completion for answer in evaluator.phase(model, samples[:4], FINAL, 0)]
+    evaluator.development(model, samples[:4], 0)
+    assert [row["completion"] for row in lines(evaluator) if row["phase"] == "step-0"] != answers
+
+
+def test_an_engine_draws_anew_for_every_draw_of_a_swap(make_evaluator, model, samples):
+    seeds = []
+
+    class Engine:
+        def generate(self, prompts, given, group, greedy=False, rests=True):
+            seeds.append((*given,))
+            return [[5, 6] for _ in given for _ in range(group)], None
+
+    evaluator = make_evaluator(greedy=False)
+    for first in (0, 1, 0):
+        [*evaluate(model, samples[:3], evaluator.setup, FINAL, first_draw=first, engine=Engine())]
+    assert len({*seeds[0], *seeds[1]}) == 6 and seeds[0] == seeds[2]
 
 
 def test_watched_samples_are_answered_with_the_same_noise(make_evaluator, model, samples):

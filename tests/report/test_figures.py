@@ -53,6 +53,11 @@ def test_an_overlay_has_a_line_per_arm_and_a_band_over_its_seeds(tmp_path, monke
     labelled = [(a[1], k["label"]) for a, k in lines if "label" in k]
     assert labelled[:2] == [([pytest.approx(0.3)] * 2, "β 0"), ([pytest.approx(0.9)] * 2, "β 0.04")]
     assert bands[0] == ([1, 2], [pytest.approx(0.2)] * 2, [pytest.approx(0.4)] * 2) and len(bands) == 3
+    assert not any("marker" in k for _, k in lines)
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/metrics.jsonl").write_text(json.dumps({"step": 1, **row}) + "\n")
+    overlay([Run(tmp_path / "short", {"status": "finished"}, {"seed": 0})], tmp_path / "short.png")
+    assert lines[-1][1]["marker"], "a line through one point is invisible"
 
 
 def test_supervised_runs_show_their_loss(tmp_path, monkeypatch):

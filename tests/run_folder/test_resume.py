@@ -604,6 +604,15 @@ def test_a_copied_job_is_not_gone_on_with_in_the_original_runs_checkpoints(stopp
         start(stopped)
 
 
+def test_the_end_of_a_run_that_died_is_when_it_last_wrote(stopped, tmp_path):
+    said = read_summary(stopped) | {"status": "running", "ended": None}
+    write_atomic(stopped / "summary.json", json.dumps(said))
+    there = json.loads((stopped / "environment.json").read_text())
+    (stopped / "environment.json").write_text(json.dumps(there | {"process_started": 0.0}))
+    resume.close_dead(tmp_path / "new", tracked=True)
+    assert abs(read_summary(stopped)["ended"] - 1000 * time.time()) < 60_000
+
+
 def test_the_seconds_of_all_its_processes_are_a_runs(tmp_path):
     for _ in range(2):
         with RunFolder(tmp_path, "train", "x", 0) as files:

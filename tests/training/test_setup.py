@@ -79,13 +79,22 @@ def test_an_evaluation_leaves_room_for_the_decoder_of_training_and_its_cache(mod
     job = SimpleNamespace(config=config_of(*words), model=SimpleNamespace(device=torch.device("cuda"), parameters=list))
     monkeypatch.setattr(memory, "model_of", lambda _: of)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 2**35))
-    monkeypatch.setattr(memory, "prompts_that_fit", lambda _, beside, draws, **room: asked.update(beside=beside) or 7)
+
+    def fitting(_, beside, draws, **room):
+        asked.update(beside=beside, draws=draws)
+        return 7
+
+    monkeypatch.setattr(memory, "prompts_that_fit", fitting)
     assert setup.evaluation_batch_prompts(job, longest=300) == 7
     needs = memory.of_run(job.config, of, 0, longest=300)
     beside = needs.weights + needs.reference + needs.optimizer + needs.cache + 2 * copies * of.dimensions.linear
     if "adapter=lora" in words:
         beside = max(beside, of.weight_bytes + 2 * of.parameters)
     assert needs.cache > 0 and asked["beside"] == beside
+    assert asked["draws"] == 2, "a sampled and a greedy answer"
+    job.config = config_of(*words, "eval.dev_samples=5")
+    setup.evaluation_batch_prompts(job, longest=300)
+    assert asked["draws"] == 5
 
 
 @pytest.mark.parametrize(("trainer", "among"), [("fsdp2", 8), ("zero3", 64), ("none", 64)])
