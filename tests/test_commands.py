@@ -1156,6 +1156,7 @@ def test_a_run_says_lambda_on_a_screen_that_lacks_it(monkeypatch, tmp_path):
     ("words", "line"),
     [
         ("echoink.curate", r"keep=\[AVQA\] +values of the rows' `source` that are kept"),
+        ("echoink.curate", "OmniInstruct-v1"),
         ("echoink.curate mode=difficulty", r"pass_rate=\[0.0, 0.75\] +lowest and highest share of right answers"),
         ("echoink.curate mode=traces", r"order=shortest +which responses are kept first \(shortest, diverse\)"),
         ("echoink.export", r"output=\?\?\? +the new folder"),

@@ -251,9 +251,9 @@ def test_an_engine_draws_anew_for_every_draw_of_a_swap(make_evaluator, model, sa
             seeds.append((*given,))
             return [[5, 6] for _ in given for _ in range(group)], None
 
-    evaluator = make_evaluator(greedy=False)
+    sampled = replace(make_evaluator().setup, draws=(SAMPLED,))
     for first in (0, 1, 0):
-        [*evaluate(model, samples[:3], evaluator.setup, FINAL, first_draw=first, engine=Engine())]
+        [*evaluate(model, samples[:3], sampled, FINAL, first_draw=first, engine=Engine())]
     assert len({*seeds[0], *seeds[1]}) == 6 and seeds[0] == seeds[2]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from echoink.common.errors import UserError
 from echoink.report import arms as report_arms
-from echoink.report import case_studies
+from echoink.report import case_studies, figures
 from echoink.report.__main__ import main
 from echoink.report.build import question, try_to_write, write
 from echoink.run_folder import reader
@@ -45,8 +45,10 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-@pytest.fixture
-def sweep(tmp_path, dataset):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, dataset):
+    """The report of a sweep: the folder, its HTML and its Markdown."""
+    tmp_path = tmp_path_factory.mktemp("sweep")
     for number, (beta, seed, accuracy) in enumerate(RUNS):
         make_run(tmp_path / str(number), [f"grpo.beta={beta}", f"seed={seed}"], accuracy, dataset=dataset)
     definition = {
@@ -55,7 +57,15 @@ def sweep(tmp_path, dataset):
         "command": ["-m", "echoink.train", "--multirun", "grpo.beta=0.001,0.04"],
     }
     (tmp_path / "sweep.json").write_text(json.dumps(definition))
-    return tmp_path
+    return (tmp_path, *write([tmp_path], tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def drawn(request, monkeypatch):
+    """Curves are drawn for `page` alone: a drawing takes longer than all else of a report."""
+    if "page" not in request.fixturenames:
+        for draw in ("curves", "overlay"):
+            monkeypatch.setattr(figures, draw, lambda *_: None)
 
 
 def test_a_report_names_settings_that_are_lists_and_says_which_draws_a_gain_is_of(tmp_path):
@@ -89,13 +99,13 @@ def test_every_sense_that_any_run_was_asked_without_has_a_column(tmp_path):
     ]
 
 
-def test_a_page_is_whole_in_itself_and_plays(sweep):
-    html, markdown = write([sweep], sweep)
-    page = Page(html.read_text())
-    sources = [attributes["src"] for tag in ("img", "audio") for attributes in page.of(tag)]
+def test_a_page_is_whole_in_itself_and_plays(page):
+    sweep, html, markdown = page
+    shown = Page(html.read_text())
+    sources = [attributes["src"] for tag in ("img", "audio") for attributes in shown.of(tag)]
     assert sources and all(source.startswith("data:") for source in sources)
-    assert not page.of("link") and not [a for a in page.of("script") if "src" in a]
-    sound = base64.b64decode(page.of("audio")[0]["src"].partition(",")[2])
+    assert not shown.of("link") and not [a for a in shown.of("script") if "src" in a]
+    sound = base64.b64decode(shown.of("audio")[0]["src"].partition(",")[2])
     samples, rate = soundfile.read(io.BytesIO(sound))
     assert rate == 16_000 and len(samples) > 8_000
     picture = next(source for source in sources if source.startswith("data:image/jpeg"))
@@ -103,18 +113,18 @@ def test_a_page_is_whole_in_itself_and_plays(sweep):
     assert (sweep / "figures/curves.png").is_file() and "figures/curves.png" in markdown.read_text()
 
 
-def test_model_output_is_text(sweep):
-    html, markdown = write([sweep], sweep)
-    page = Page(html.read_text())
-    assert len(page.of("script")) == 1 and not page.of("b"), "only the page's own script, and no markup from a question"
-    assert "alert(1)" in "".join(page.words), "shown, not run"
+def test_model_output_is_text(page):
+    _, html, markdown = page
+    shown = Page(html.read_text())
+    assert len(shown.of("script")) == 1 and not shown.of("b"), "only the page's own script, no markup from a question"
+    assert "alert(1)" in "".join(shown.words), "shown, not run"
     assert "default-src 'none'" in html.read_text()
     fences = [line for line in markdown.read_text().splitlines() if re.fullmatch("~+", line)]
     assert "~~~~~" in fences, "a fence that the completion cannot end"
 
 
-def test_numbers_are_those_of_the_runs(sweep):
-    text = write([sweep], sweep)[1].read_text()
+def test_numbers_are_those_of_the_runs(page):
+    text = page[2].read_text()
     lines = [line for line in text.splitlines() if line.startswith("| β")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][:6] == ["β 0.001 (reference)", "0, 1", "40.0", "81.0", "[68.3, 93.7]", "80.0 / 82.0"]
@@ -209,9 +219,9 @@ def test_questions_are_those_of_the_experiments():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_in_a_browser_the_page_loads_plays_and_sorts(sweep):
+def test_in_a_browser_the_page_loads_plays_and_sorts(page):
     """A probe at the page's end clicks a column and writes what it finds into the title."""
-    html, _ = write([sweep], sweep)
+    sweep, html, _ = page
     probe = """<script>window.onerror = e => document.title = "error " + e;
     const sounds = [...document.querySelectorAll("audio")], pictures = [...document.images];
     const known = s => s.readyState > 0 ? 0 : new Promise((y, n) => { s.onloadedmetadata = y; s.onerror = n; });

@@ -84,18 +84,6 @@ def test_a_checkpoint_without_a_readable_manifest_stays_damaged(tmp_path):
     assert "manifest.json" in checkpoint.damage(first) and (first / "optimizer.pt").is_file()
 
 
-def test_a_failed_save_leaves_the_others_and_no_rest(tmp_path):
-    checkpoint.save(tmp_path, 1, write, keep=1)
-
-    def full_disk(folder):
-        write(folder)
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, 2, full_disk, keep=1)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
-
-
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a model folder nor a run"):
         checkpoint.resolve(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shlex
 import shutil
@@ -77,7 +78,9 @@ def left(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("resume")
+    folder = tmp_path_factory.mktemp("resume")
+    processes.run(folder, code="pass")  # starts the fork server
+    return folder
 
 
 def whole(place: Path, name: str, settings: list[str]) -> tuple[dict[str, str], float]:
@@ -90,7 +93,6 @@ def whole(place: Path, name: str, settings: list[str]) -> tuple[dict[str, str], 
 
 @pytest.fixture(scope="module")
 def plain(place) -> tuple[dict[str, str], float]:
-    processes.run(place, code="pass")  # starts the fork server
     return whole(place, "plain", SMALL)
 
 
@@ -311,10 +313,9 @@ def after(seconds, number):
         ),
     ],
 )
-def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(tmp_path, code, status, printed):
-    processes.run(tmp_path, code="pass")  # starts the fork server
+def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(place, code, status, printed):
     began = time.monotonic()
-    done = processes.run(tmp_path, code=SIGNALS + code)
+    done = processes.run(place, code=SIGNALS + code)
     assert (done.returncode, done.stdout.strip()) == (status, printed), done.stderr
     assert time.monotonic() - began < 8
 
@@ -322,16 +323,21 @@ def test_the_first_signal_waits_for_what_is_held_and_the_second_does_not(tmp_pat
 # --- what is taken up, and what is not ---
 
 
+def linked(file: str, copy: str) -> None:
+    """Large files of a copy are links: they are replaced, never written to."""
+    (os.link if file.endswith((".safetensors", "optimizer.pt")) else shutil.copy2)(file, copy)
+
+
 @pytest.fixture
 def stopped(place, plain, tmp_path) -> Path:
     """A copy of a run that was killed after step 5, with checkpoints of 4 and 5."""
     folder = tmp_path / "run"
-    shutil.copytree(place / "outputs/plain", folder)
+    shutil.copytree(place / "outputs/plain", folder, copy_function=linked)
     *others, last = checkpoint.steps(folder)
     for path in others:
         shutil.rmtree(path)
     for step in (4, 5):
-        made = shutil.copytree(last, folder / f"checkpoints/step-{step}")
+        made = shutil.copytree(last, folder / f"checkpoints/step-{step}", copy_function=linked)
         (made / "manifest.json").write_text(json.dumps(checkpoint.manifest(made) | {"step": step, "last": False}))
     shutil.rmtree(last)
     write_atomic(folder / "summary.json", json.dumps(read_summary(folder) | {"status": "killed", "ended": 1}))
@@ -369,9 +375,8 @@ def test_a_damaged_checkpoint_is_recognized_and_the_one_before_is_used(stopped, 
     content = file.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
-    if harm == "deleted":
-        file.unlink()
-    else:
+    file.unlink()
+    if harm != "deleted":
         file.write_bytes({"emptied": b"", "halved": content[:middle], "flipped": flipped}[harm])
     found = start(stopped)
     assert (found.step, found.checkpoint.name) == (4, "step-4")
@@ -915,6 +920,7 @@ def test_pickles_in_a_checkpoint_are_never_run(stopped, place):
             return (Path.touch, (stopped / "owned",))
 
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rollout.pt"):
+        (stopped / "checkpoints/step-5" / name).unlink()
         with open(stopped / "checkpoints/step-5" / name, "wb") as file:
             torch.save({"x": Payload()}, file, pickle_module=pickle)
         with pytest.raises(pickle.UnpicklingError):
