@@ -31,14 +31,7 @@ from echoink.config.schema import Config, flatten
 from echoink.config.validate import typed
 from echoink.data.choices import MAX_OPTIONS
 from echoink.data.readers import open_split
-from echoink.data.samples import (
-    DataType,
-    Sample,
-    check_text,
-    parse_rows,
-    with_any_solution,
-    with_soundtrack,
-)
+from echoink.data.samples import DataType, Sample, check_text, parse_rows, with_any_solution, with_soundtrack
 from echoink.media import loaders
 from echoink.rewards.parsing import option_letter, parse_answer, read_letters
 from echoink.rewards.types import Match, ProblemType

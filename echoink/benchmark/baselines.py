@@ -162,11 +162,7 @@ class PlainRows(Step):
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0} if copies > 1 else {"do_sample": False}
         replay = LogitsProcessorList([_Replay(script, batch["input_ids"].shape[1])])
         return self.unwrapped.eval().generate(
-            **batch,
-            num_return_sequences=copies,
-            max_new_tokens=tokens,
-            **sampling,
-            logits_processor=replay,
+            **batch, num_return_sequences=copies, max_new_tokens=tokens, **sampling, logits_processor=replay
         )
 
     def _rows(self, index: int, rows: slice) -> tuple[Tensor, Tensor]:

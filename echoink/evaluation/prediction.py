@@ -73,13 +73,7 @@ def of_row(row: dict) -> Prediction:
     return Prediction(**{**row, "options": tuple(row["options"]), "cluster": cluster})
 
 
-def judged(
-    text: str,
-    sample: Sample,
-    match: Match,
-    thinks: bool,
-    extra_rewards: Sequence[ExtraReward] = (),
-) -> dict:
+def judged(text: str, sample: Sample, match: Match, thinks: bool, extra_rewards: Sequence[ExtraReward] = ()) -> dict:
     """Judge a completion: the fields of a `Prediction` that a parser or a reward decides."""
     answer = parse_answer(text)
     choice = sample.problem_type is ProblemType.multiple_choice

@@ -128,13 +128,7 @@ def ablation_table(phases: dict[str, dict]) -> None:
                     continue
                 fall = 100 * (group["full"] - group["accuracy"])
                 shares = (percent(one["by"][field][value]["accuracy"]) for one in summaries)
-                table.add_row(
-                    f"  {field} {value}",
-                    *shares,
-                    f"{fall:+.1f}",
-                    f"{group['p_value']:.2g}",
-                    "",
-                )
+                table.add_row(f"  {field} {value}", *shares, f"{fall:+.1f}", f"{group['p_value']:.2g}", "")
     console.print(table)
     if last["needs"]:
         say("needs", " · ".join(f"{name} {count:,}" for name, count in last["needs"].items() if count))

@@ -134,10 +134,7 @@ def _first_and_last(config: Config) -> tuple[str, str]:
 
 
 def conclude(
-    files: RunFolder,
-    base: Sequence[Prediction],
-    final: Sequence[Prediction],
-    protocol: Protocol = Protocol.matched,
+    files: RunFolder, base: Sequence[Prediction], final: Sequence[Prediction], protocol: Protocol = Protocol.matched
 ) -> None:
     """Compare base and final if both were evaluated, in the summary and flips.jsonl; print gain and tables."""
     if base and final:

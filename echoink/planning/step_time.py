@@ -196,9 +196,6 @@ def growth(model: Model, step: Step, samples: float, gpu: Gpu, **setting) -> dic
         "samples": (2 * samples, step),
         "group_size": (samples, replace(step, group=2 * step.group)),
         "completion_tokens": (samples, replace(step, completion=2 * step.completion)),
-        "prompt_tokens": (
-            samples,
-            replace(step, prompt=2 * step.prompt, seen=2 * step.seen, heard=2 * step.heard),
-        ),
+        "prompt_tokens": (samples, replace(step, prompt=2 * step.prompt, seen=2 * step.seen, heard=2 * step.heard)),
     }
     return {name: hours(model, of, many, gpu, **setting)["gpu_hours"] / once for name, (many, of) in twice.items()}

@@ -30,11 +30,7 @@ _MAX_TEXT = 10_000
 
 
 def accuracy_reward(
-    completion: str,
-    problem_type: ProblemType,
-    options: Sequence[str],
-    solution: str,
-    match: Match = Match.lenient,
+    completion: str, problem_type: ProblemType, options: Sequence[str], solution: str, match: Match = Match.lenient
 ) -> float:
     """R_acc in [0, 1]: how right the answer block is (Eq. 3 for multiple choice; see `SCORES` for the others).
 

@@ -38,9 +38,7 @@ class Prefilled:
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel,
-    prompts: Sequence[PromptInputs],
-    features: Sequence[Features] | None = None,
+    model: PreTrainedModel, prompts: Sequence[PromptInputs], features: Sequence[Features] | None = None
 ) -> Prefilled:
     """Run each of B prompts through towers and language model once; the head runs on the last position only.
 
