@@ -21,8 +21,8 @@ Every row that the official rules keep is kept, even with an empty question, a s
 or a sound without samples. curation.json and the screen count these rows. Training names and refuses most of them;
 with dataset.max_skipped it drops them.
 
-It departs from the public script in two points: a picture with a palette or transparency is dropped because of its
-mode, not because saving it fails; a picture is written upright.
+It departs from the public script in three points: a picture with a palette or transparency is dropped because of its
+mode, not because saving it fails; a picture is written upright; options that have letters already get no more.
 """
 
 import json

@@ -358,12 +358,17 @@ _ONE = r"(?:[A-H]|[1-8])"
 _OTHERS = re.compile(
     rf"\b(?:above|below|both|neither|{_ONE}\s*(?:,|/|&|\+|and|or|nor|to)\s*{_ONE}|(?:only|options?)\s+{_ONE})\b"
     rf"|\b{_ONE} (?:only|alone)\b|\b(?:first|last|previous|preceding|following|same as)\b"
-    r"|\b(?:all|none|any|either) of (?:these|them|the (?:options|others))\b",
+    r"|\b(?:all|none|any|either) of (?:these|them|the (?:options|others))\b"
+    r"|以上|以下|上述|上記|[前后後][两兩二三]|两者|兩者|都|皆|均|全部|[选選][项項]|[仅僅]|只有"
+    r"|\b(?:oben|vorstehend|ci-dessus|anterior(?:es)?|acima)\b",
     re.IGNORECASE,
 )
 
-_LETTER = re.compile(r"(?<![\w'’.])([A-H])(?![\w'’])(?!\s+(?!(?:and|or|nor|but|only|alone|to|as|is)\b)[a-z])")
-"""A letter that stands alone, as an option's does; "A dog" has an article."""
+_LETTER = re.compile(
+    r"(?<![\w'’.])([A-H])(?![\w'’])(?!\s+(?!(?:and|or|nor|but|only|alone|to|as|is)\b)[a-z])"
+    r"|(?<![A-Za-z0-9_'’.])([A-H])(?=[^\x00-\u2fff])|(?<=[^\x00-\u2fff])([A-H])(?![A-Za-z0-9_'’])"
+)
+"""A letter that stands alone, as an option's does, also beside Chinese or Japanese; "A dog" has an article."""
 
 
 def may_move(sample: Sample) -> bool:
@@ -374,7 +379,8 @@ def may_move(sample: Sample) -> bool:
     texts, letters = [option_text(option) for option in sample.options], {*map(option_letter, sample.options)}
     if sample.problem_type is not ProblemType.multiple_choice or any(map(_OTHERS.search, texts)):
         return False
-    return not any(letter in letters for text in (sample.problem, *texts) for letter in _LETTER.findall(text))
+    named = (match.group(match.lastindex) for text in (sample.problem, *texts) for match in _LETTER.finditer(text))
+    return letters.isdisjoint(named)
 
 
 def _copied(medium, folder: Path, number: int) -> str:

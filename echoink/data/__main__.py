@@ -36,7 +36,8 @@ from echoink.config.compose import compose
 from echoink.config.overrides import quoted
 from echoink.data import check as checking
 from echoink.data import divide, starter
-from echoink.data.splits import read_split
+from echoink.data.readers import open_split
+from echoink.data.samples import parse_rows
 
 HUBS = {"avqa_r1_6k": ("harryhsing/AVQA-R1-6K", "harryhsing/OmniInstruct_V1_AVQA_R1")}
 """Published copies, tried in this order."""
@@ -106,8 +107,12 @@ def unpack(archive: Path, output: Path) -> Path:
         hint = "free some space, or give another output=…" if cannot_write else "download it again"
         raise UserError(f"cannot unpack {archive}: {error}", hint) from error
     for split, count in COUNTS.items():
-        found = len(read_split(output, split))
+        rows = open_split(str(output), split)
+        samples, dropped = parse_rows(rows.rows, rows.folder, rows.where) if rows else ([], [])
+        found = len(samples) + len(dropped)
         say("data", f"{split} {found:,} samples")
+        if dropped:
+            say("warning", f"{len(dropped):,} of them cannot be used (dataset.max_skipped): {dropped[0].reason}")
         if found != count:
             raise UserError(f"{archive} has {found} {split} samples, not {count}", "it is not the published set")
     return output

@@ -37,15 +37,22 @@ class Benchmark:
     """Makes a row of `samples` from a question and the folder where paths start; with a problem_id if it has one."""
 
 
-def open_benchmark(name: str, path: str) -> Rows:
+def open_benchmark(name: str, path: str, split: str | None = None) -> Rows:
     """The questions of a benchmark as rows of `samples`; an error takes the place of a question that cannot be read.
 
+    Args:
+        name: of `BENCHMARKS`.
+        path: a folder, an index, or a hub id.
+        split: of several tables; None: the first of those that are usual.
+
     Raises:
-        UserError: nothing is found at the path, or the index cannot be read.
+        UserError: nothing is found at the path, the index cannot be read, or it is no choice of splits.
     """
     benchmark, root = BENCHMARKS[name], Path(path)
     index = next((file for pattern in benchmark.files for file in sorted(root.glob(pattern))), None)
     index = root if root.is_file() and root.suffix in (".json", ".jsonl") else index
+    if index is not None and split:
+        raise UserError(f"dataset.split={split}: {index} is the only split", "leave it out, or name another index")
     if index is not None and index.suffix == ".json":
         try:
             rows = benchmark.unfold(json.loads(index.read_text(encoding="utf-8-sig")))
@@ -58,9 +65,11 @@ def open_benchmark(name: str, path: str) -> Rows:
     elif index is not None:
         found = open_split(str(index), "valid")
     else:
-        found = next((rows for split in benchmark.splits if (rows := open_split(path, "valid", split))), None)
+        wanted = (split,) if split else benchmark.splits
+        found = next((rows for name in wanted if (rows := open_split(path, "valid", name))), None)
     if found is None:
-        raise UserError(f"no {name} in {path}", f"looked for {', '.join(benchmark.files)} and Parquet files")
+        looked = f"{', '.join(benchmark.files)} and Parquet files of {split or ' or '.join(benchmark.splits)}"
+        raise UserError(f"no {name} in {path}", f"looked for {looked}")
     folder = next((f for f in (found.folder, found.folder.parent) if (f / benchmark.media).is_dir()), found.folder)
     return Rows(_converted(found.rows, folder, benchmark), folder, found.where)
 
@@ -98,10 +107,12 @@ def _omnibench(row: dict, folder: Path) -> dict:
 def _daily_omni(row: dict, folder: Path) -> dict:
     place = f"Videos/{row['video_id']}/{row['video_id']}"
     sound = f"{place}_audio.wav"
+    has_file = (folder / sound).is_file()
     return {
         **_question(row, "Question", "Choice", "Answer"),
-        "data_type": "video_audio",
-        "path": {"video": f"{place}_video.mp4"} | ({"audio": sound} if (folder / sound).is_file() else {}),
+        # Without a data_type the video's own sound is heard, unless `dataset.soundtrack` says otherwise.
+        **({"data_type": "video_audio"} if has_file else {}),
+        "path": {"video": f"{place}_video.mp4"} | ({"audio": sound} if has_file else {}),
         "data_source": "Daily-Omni",
         "task_type": row["Type"],
         "duration": row["video_duration"],
@@ -111,7 +122,6 @@ def _daily_omni(row: dict, folder: Path) -> dict:
 def _worldsense(row: dict, folder: Path) -> dict:
     return {
         **_question(row, "question", "candidates", "answer"),
-        "data_type": "video_audio",
         "path": {"video": f"videos/{row.get('video_id') or row['video']}.mp4"},
         "data_source": "WorldSense",
         "task_domain": row["task_domain"],
@@ -152,6 +162,6 @@ BENCHMARKS = {
     "omnibench": Benchmark(("dataset/*.jsonl", "*.jsonl"), ("train",), _listing, "mm_data", _omnibench),
     "daily_omni": Benchmark(("qa.json",), ("train",), _listing, "Videos", _daily_omni),
     "worldsense": Benchmark(("worldsense_qa.json",), ("test",), _worldsense_tasks, "videos", _worldsense),
-    "mmau": Benchmark(("mmau-test-mini.json", "mmau*.json"), ("test", "test_mini", "v05.15.25"), _listing, "", _mmau),
+    "mmau": Benchmark(("mmau-test-mini.json", "mmau*.json"), ("test_mini", "v05.15.25", "test"), _listing, "", _mmau),
 }
 """By the name of `dataset.source`."""

@@ -129,8 +129,9 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         if isinstance(option, str) and (tag := _LIKE_A_TAG.search(option)):
             hint = "media go before the question; options are texts"
             raise UserError(f"{where}: the option {option!r} has {tag.group()}", hint)
-    if found:
-        notes += [f"{kind} is null" for kind in sorted(null - set(found))]
+    if found or row.get("data_type") != "text":
+        empty = {kind for kind in null for note in notes if f"{kind} is an empty text" in note}
+        notes += [f"{kind} is null" for kind in sorted(null - set(found) - empty)]
     return ParsedRow(rest, found, tuple(notes))
 
 
@@ -348,8 +349,20 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield "", text
 
 
-_LEADS_ON = re.compile(r"\b(?:to|of|in|with|and|or|from|between|at|on|by|for|than|about)\s+<\w+>\s*$", re.IGNORECASE)
+_LEADS_ON = re.compile(
+    r"\b(?:to|of|in|with|and|or|from|between|at|on|by|for|than|about|describe|explain|match(?:es)?|fits?|see|hear|is)"
+    r"\s+<\w+>\s*$|[和与與跟]\s*<\w+>\s*$",
+    re.IGNORECASE,
+)
 """The end of a line whose last tag is a part of the sentence: "compare <image> and <audio>"."""
+
+_GOES_ON = re.compile(
+    r"['’,]|(?:and|or|with|shows?|contains?|match(?:es)?|belongs?|comes?)\b|[和与與跟中里裡的]", re.IGNORECASE
+)
+"""What follows a first tag that is a part of the sentence: "<image> and <audio> come from one scene"."""
+
+_IN_CHINESE = {"image": "图片", "audio": "声音", "video": "视频"}
+_HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
@@ -365,9 +378,13 @@ def _without_tags(text: str, found: Mapping[str, Any], where: str) -> str:
     lines = []
     for line in text.split("\n"):
         if _TAG.search(line):
-            line = re.sub(r"^(?:\s*<(?:image|audio|video)>)+\s*", "", line)
+            first = re.match(r"(?:\s*<(?:image|audio|video)>)+\s*", line)
+            is_statement = first and re.match(r"(?:is|are|was|were)\b.*[^?？\s]\s*$", line[first.end() :])
+            if first and not is_statement and not _GOES_ON.match(line, first.end()):
+                line = line[first.end() :]
             line = line if _LEADS_ON.search(line) else re.sub(r"\s*(?:<(?:image|audio|video)>\s*)+$", "", line)
-            line = _TAG.sub(lambda match: f"the {NOUNS[match.group(1)]}", line)
+            nouns = _IN_CHINESE if _HAN.search(line) else {kind: f"the {noun}" for kind, noun in NOUNS.items()}
+            line = _TAG.sub(lambda match, nouns=nouns: nouns[match.group(1)], line)
             if not line.strip():
                 continue
         lines.append(line)

@@ -218,7 +218,7 @@ def first_samples(config: DatasetConfig, split: str, limit: int | None) -> tuple
 def _open(config: DatasetConfig, split: str) -> Rows | None:
     """The rows of a split; None where the dataset has no such split."""
     if config.source.name in BENCHMARKS:
-        return open_benchmark(config.source.name, config.path)
+        return open_benchmark(config.source.name, config.path, config.split)
     rows = open_split(config.path, split, config.split if split == "valid" else None)
     if rows and rows.name == "test" and not config.split:
         say("data", f"{rows.where} is what is evaluated: there is no split valid, validation or val")

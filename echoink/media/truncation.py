@@ -147,6 +147,10 @@ def _of_caf(file: io.BufferedIOBase) -> tuple[int, int] | None:
     return None
 
 
+_BOXES = (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"uuid", b"meta", b"sidx", b"styp", b"mfra")
+"""Types of boxes that are on the first level of an MP4."""
+
+
 def _boxes(file: io.BufferedIOBase, end: int) -> Iterator[tuple[int, int]]:
     """Start and length of the boxes of an MP4 on its first level."""
     start = 0
@@ -155,7 +159,8 @@ def _boxes(file: io.BufferedIOBase, end: int) -> Iterator[tuple[int, int]]:
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")
         length = int.from_bytes(head[8:16], "big") if length == 1 else end - start if length == 0 else length
-        if length < 8:
+        # Bytes after the last box, such as an ID3 tag, are none.
+        if length < 8 or (start + length > end and head[4:8] not in _BOXES):
             return
         yield start, length
         start += length

@@ -123,7 +123,8 @@ def _free_form(answer: str, solution: str) -> float:
 
 
 _NO_SECONDS = re.compile(
-    r"\d\s*(?:%|(?:m|mins?|minutes?|h|hrs?|hours?|ms|msecs?|milliseconds?|frames?|fps)(?![^\W\d_]))|\bframes?\W*\d",
+    r"\d\s*(?:%|(?:m|mins?|minutes?|h|hrs?|hours?|ms|msecs?|milliseconds?|frames?|fps)(?![^\W\d_]))|\bframes?\W*\d"
+    r"|\d\s*(?:分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)|\d'\s*\d",
     re.I,
 )
 """A number that is not a time in seconds."""

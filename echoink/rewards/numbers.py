@@ -25,6 +25,7 @@ _TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' '
 
 _NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
 _NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand", "tens"}
+_NO_UNITS |= {"pair", "pairs", "couple", "couples", "score", "scores", "gross"}
 _MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
@@ -34,6 +35,7 @@ _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
 
 _HAN_NO_UNIT = re.compile(
     r"(?!千(?:[克米瓦卡赫帕焦伏牛安]|字节|比特)|百帕|兆(?:[赫瓦帕焦伏]|字节|比特))[十百千万萬亿億兆]"
+    r"|[打双雙成](?!鼓|$)|[打双雙成]$|[对對]$"
     r"|[余餘几幾多](?!边|媒)|[来來](?!回)|[個个](?:半$|半[小个個天年月]|多(?!边|媒))|.*[半多]$"
 )
 """The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, and a half."""
@@ -41,7 +43,7 @@ _HAN_NO_UNIT = re.compile(
 
 def plain_number(text: str) -> float | None:
     """The number that a text consists of: "-3", "1,234.5", "12 %"; None for any other text."""
-    found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*\.?\s*", text)
+    found = re.fullmatch(rf"\s*({_DIGITS})\s*%?\s*[.。]?\s*", text)
     try:
         return float(found.group(1).replace(",", "")) if found else None
     except ValueError:
@@ -64,13 +66,17 @@ def number_in(text: str) -> float | None:
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
     first, *unit = re.sub(r"(?<=\d)(?=(?:°|°?[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?\d?)$)", " ", text).split()[:4] or [""]
-    units = all(
-        _UNIT.fullmatch(word) and _NO_UNITS.isdisjoint(re.split("[-'/]", word)) and not _HAN_NO_UNIT.match(word)
-        for word in unit
-    )
+    units = all(map(_is_unit, unit))
     if len(unit) > 2 or not units or "times" in unit[:-1]:
         return None
     return float(_NUMBER_WORDS[first]) if first in _NUMBER_WORDS else plain_number(first) if unit else None
+
+
+def _is_unit(word: str) -> bool:
+    """Whether a word after a number leaves it as it is; "2 x3" is a product."""
+    parts = re.split("[-'/]", word)
+    changes = re.match(r"x\d", word) or _HAN_NO_UNIT.match(word)
+    return _UNIT.fullmatch(word) is not None and _NO_UNITS.isdisjoint(parts) and not changes
 
 
 def count_in(text: str) -> float | None:
@@ -111,13 +117,15 @@ def _bare(text: str) -> str:
     # In NFKC "10³" would be 103. Two boxes are two answers.
     if len(text) > _LONGEST or re.search(r"\d[⁰¹²³⁴-⁹]", text) or text.count("\\boxed") > 1:
         return ""
-    text = unwrapped(text.strip().removesuffix("."))
+    text = unwrapped(_STOP.sub("", text.strip()))
     text = re.sub(r"^(\*\*|__|`|\$)([^*_`$]+)\1(?=\s+\w)", r"\2", text)  # "**7** knocks", "$7$ knocks"
-    text = unwrapped(text.strip("*`\"' ")).removesuffix(".")
+    text = _STOP.sub("", unwrapped(text.strip("*`\"' ")))
     for written, meant in _LATEX:
         text = written.sub(meant, text)
     return text
 
+
+_STOP = re.compile(r"[.。]$")
 
 _LATEX = (
     (re.compile(r"\\[,;: ]|(?<=\d)~"), " "),

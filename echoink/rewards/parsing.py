@@ -18,12 +18,12 @@ _MAX_ANSWER = 1_000
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
-_SAID = "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?答案)"
+_SAID = "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?(?:答案|[选選][项項]|[选選][择擇]))"
 _BOLD_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
 _LETTER = r"""[*_(\["'`【「]{0,2}(?-i:[A-Z](?![a-z])|[a-z](?![A-Za-z]))"""
-_CHOOSE = rf"(?:[选選][择擇项項]?\s*(?=\d|{_LETTER})|第\s*(?={_LETTER}))"
+_CHOOSE = rf"(?:[选選][择擇项項]?\s*:?\s*(?=\d|{_LETTER})|第\s*(?={_LETTER}))"
 _PREFIX = re.compile(
-    rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|{_CHOOSE}|(?:options?|choices?)\s*[:=]?\s+)""", re.IGNORECASE
+    rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|{_CHOOSE}|(?:options?|choices?)(?:\s*[:=]\s*|\s+))""", re.IGNORECASE
 )
 """Words that may precede the letters, after a mark that stays: "Answer: B", "Option B", "**Option B**: a bell"."""
 
@@ -86,10 +86,11 @@ def parse_letters(answer: str, options: Sequence[str], match: Match = Match.leni
     # If the options' texts are letters themselves, "A, C" names two options, not A with its text.
     if is_exact or match is Match.exact:
         return frozenset(letters) if is_exact else frozenset()
-    answer = unwrapped(answer)
-    if re.fullmatch(r"[A-Z]{2,}", answer) and set(answer) <= valid.keys():  # "AB"
-        is_text = any(same(answer, text) for text in valid.values())
-        return frozenset(answer) if len(set(answer)) == len(answer) and not is_text else frozenset()
+    answer = _unescaped(unwrapped(answer))
+    joined = answer.rstrip(CLOSING)
+    if re.fullmatch(r"[A-Z]{2,}", joined) and set(joined) <= valid.keys():  # "AB"
+        is_text = any(same(joined, text) for text in valid.values())
+        return frozenset(joined) if len(set(joined)) == len(joined) and not is_text else frozenset()
     found: list[str] = []
     at = 0
     while True:
@@ -115,7 +116,7 @@ def _text_pattern(text: str) -> re.Pattern[str]:
     # number is its sign: "B. -6 dB" is not the option "6 dB".
     before = r"""(?:[-–—](?![\d.$€£¥])\s*)?[,("'\[]?[*`]{0,2}\s*"""
     after = rf"""\s*[*`]{{0,2}}[)"'\]]?[{CLOSING}]*[*`]{{0,2}}\s*"""
-    return re.compile(rf"{before}{pattern_of(_unboxed(text))}(?![^\W_]){after}", re.IGNORECASE)
+    return re.compile(rf"{before}{pattern_of(_unescaped(_unboxed(text)))}(?![^\W_]){after}", re.IGNORECASE)
 
 
 def unwrapped(answer: str) -> str:
@@ -138,12 +139,20 @@ def _unboxed(text: str) -> str:
     return text
 
 
+def _unescaped(text: str) -> str:
+    r"""A text without LaTeX's marks before signs and around formulas: "50\%" is "50%", "\(x\)" and "$x$" are "x"."""
+    text = re.sub(r"\\([%$&#_])", r"\1", re.sub(r"\\[()]", "", text))
+    return re.sub(r"(?<![\w$])\$(?=\S)([^$]*[^\s$\d][^$]*)(?<=\S)\$(?![\w$])", r"\1", text)
+
+
 def _unwrapped(text: str) -> str:
     while True:
         before, text = text, _unboxed(text).strip()
+        closed = text.rstrip(f"{CLOSING} ")  # a full stop may follow the marks
         for opening, closing in _WRAPPERS:
-            inner = text[len(opening) : -len(closing)]
-            around = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
+            inner = closed[len(opening) : -len(closing)]
+            size = len(opening) + len(closing)
+            around = closed.startswith(opening) and closed.endswith(closing) and len(closed) >= size
             if around and opening not in inner and closing not in inner:
                 text = inner
                 break

@@ -377,3 +377,14 @@ def test_what_a_test_split_beside_the_validation_split_has_is_not_trained_on(tmp
     assert told["dropped"]["media in another split"] == 1
     assert "train4" not in {sample.id for sample in read_split(tmp_path / "out", "train")}
     assert "test is not written: the output has one validation split" in capsys.readouterr().out
+
+
+OTHERS = "A和B|A和B都对|以上都是|以上皆非|前两者|仅A|只有A正确|选项A和选项B|AとB|上記すべて|alle oben genannten"
+
+
+@pytest.mark.parametrize("text", OTHERS.split("|"))
+def test_options_that_name_others_in_any_language_stay_in_their_places(text):
+    options = ("A. 狗", "B. 猫", f"C. {text}")
+    assert not difficulty.may_move(Sample("1", "哪个？", options, "C"))
+    assert difficulty.may_move(Sample("1", "哪个？", options[:2], "A"))
+    assert not difficulty.may_move(Sample("1", "A选项和B选项哪个更响？", options[:2], "A"))

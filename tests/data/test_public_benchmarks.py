@@ -113,7 +113,8 @@ def test_daily_omni(tmp_path):
     samples, dropped = read("daily_omni", tmp_path)
     assert not dropped and [s.solution for s in samples] == ["B", "D"]
     assert set(samples[0].media) == {"video"} and set(samples[1].media) == {"video", "audio"}
-    assert samples[0].data_type.value == "video_audio" and samples[0].fields["duration"] == "30s"
+    assert samples[0].asks_for_soundtrack and samples[0].fields["duration"] == "30s"
+    assert samples[1].data_type.value == "video_audio"
     check(samples)
     (tmp_path / "qa.json").write_text(json.dumps({"Entry_0": row}))
     assert len(read("daily_omni", tmp_path)[0]) == 1
@@ -202,6 +203,33 @@ def test_mmau_tables(tmp_path, form):
     (sample,), _ = read("mmau", tmp_path / "hub")
     assert (sample.id, sample.options, sample.solution) == ("q1", ("A. Man", "B. Woman"), "B")
     check([sample])
+
+
+def test_of_several_splits_the_one_with_answers_is_taken_or_the_one_that_is_named(tmp_path):
+    """As on the hub, where `test` has no answers."""
+    cell = {"bytes": sound(tmp_path / "s.wav").read_bytes(), "path": None}
+    row = {"audio": cell, "question": "Who?", "choices": "['Man', 'Woman']", "task": "speech", "difficulty": "easy"}
+    for split, answer in (("test", ""), ("test_mini", "Woman")):
+        table = datasets.Dataset.from_list([row | {"answer": answer, "id": split, "sub_category": "x"}])
+        table.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    config = config_of("dataset=mmau", f"dataset.path={tmp_path}", "task=eval")
+    (sample,) = load(config.dataset, config.eval, config.model, train=False).valid
+    assert sample.id == "test_mini"
+    found = open_benchmark("mmau", str(tmp_path), "test")
+    assert parse_rows(found.rows, found.folder, found.where)[1][0].reason.endswith("the answer is empty")
+    (tmp_path / "mmau-test-mini.json").write_text(json.dumps([MMAU]))
+    with pytest.raises(UserError, match=r"dataset\.split=test: .* is the only split"):
+        open_benchmark("mmau", str(tmp_path), "test")
+
+
+def test_a_video_of_a_benchmark_is_asked_about_without_its_sound_if_that_is_asked_for(tmp_path):
+    (tmp_path / "worldsense_qa.json").write_text(json.dumps({"v": {"duration": "1min", "task0": WORLDSENSE}}))
+    video(tmp_path / "videos/v.mp4")
+    for wanted, kind in (("true", "video_audio"), ("false", "video")):
+        words = ["dataset=worldsense", f"dataset.path={tmp_path}", f"dataset.soundtrack={wanted}", "task=eval"]
+        config = config_of(*words)
+        (sample,) = load(config.dataset, config.eval, config.model, train=False).valid
+        assert sample.data_type.value == kind
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -327,7 +327,7 @@ def test_show_writes_what_the_model_gets(forms, tmp_path, capsys):
         main(["shout"])
 
 
-def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch):
+def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypatch, capsys):
     from echoink.data import __main__
     from echoink.data.__main__ import main
 
@@ -347,6 +347,17 @@ def test_get_unpacks_only_what_is_safe_and_complete(dataset, tmp_path, monkeypat
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "good.tar.gz").read_bytes()[:3000])
     with pytest.raises(UserError, match="cannot unpack"):
         __main__.unpack(tmp_path / "cut.tar.gz", tmp_path / "cut")
+    rows = json.loads((dataset / "omni_rl_format_train.json").read_text())
+    odd = tmp_path / "odd"
+    shutil.copytree(dataset, odd)
+    rows[0]["options"] = rows[0]["options"][:1]
+    (odd / "omni_rl_format_train.json").write_text(json.dumps(rows))
+    with tarfile.open(tmp_path / "odd.tar.gz", "w:gz") as file:
+        file.add(odd, "AVQA_R1")
+    capsys.readouterr()
+    __main__.unpack(tmp_path / "odd.tar.gz", tmp_path / "with a bad row")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "train 24 samples" in said and "1 of them cannot be used (dataset.max_skipped)" in said
     monkeypatch.setattr(__main__, "COUNTS", {"train": 4490})
     with pytest.raises(UserError, match="has 24 train samples, not 4490"):
         __main__.unpack(tmp_path / "good.tar.gz", tmp_path / "few")

@@ -9,6 +9,7 @@ import pytest
 from echoink.data import splits
 from echoink.data.media_check import MediaInfo, inspect
 from echoink.data.readers import open_split
+from echoink.data.row_layouts import read
 from echoink.data.samples import DataType, parse_rows, with_soundtrack
 from echoink.media.loaders import Embedded
 from tests.conftest import VIDEO
@@ -387,3 +388,31 @@ def test_lists_of_pictures_in_a_datasets_folder_are_read_when_they_are_needed(tm
         assert inspect(samples[0], 10, VIDEO).image == (32, 24) and isinstance(samples[0].image, Embedded)
         assert "has several pictures" in dropped.reason
         assert "Casting" not in capfd.readouterr().err, "the table is not written anew"
+
+
+@pytest.mark.parametrize(
+    ("problem", "shown"),
+    [
+        ("<image> and <audio> come from one scene. Which?", "the picture and the sound come from one scene. Which?"),
+        ("<audio> is the sound of an animal. Which?", "is the sound of an animal. Which?"),
+        ("<audio> is the sound of an animal.", "the sound is the sound of an animal."),
+        ("<image>'s colour?", "the picture's colour?"),
+        ("Does <audio> match <image>", "Does the sound match the picture"),
+        ("Describe <image>", "Describe the picture"),
+        ("比较<image>和<audio>", "比较图片和声音"),
+        ("<image>里的动物会发出<audio>吗？", "图片里的动物会发出声音吗？"),
+        ("<image><audio>What is heard?", "What is heard?"),
+        ("<image> is this a dog?", "is this a dog?"),
+        ("What is heard? <audio>", "What is heard?"),
+    ],
+)
+def test_a_tag_is_a_word_where_it_is_one_of_the_sentence(problem, shown):
+    media = {name: f"{name}.x" for name in ("image", "audio") if f"<{name}>" in problem}
+    assert read({"problem": problem, **media}, "row 1").row["problem"] == shown
+
+
+@pytest.mark.parametrize("row", [{"image": None}, {"image": None, "audio": None}])
+def test_a_row_that_loses_all_of_its_media_is_noted(row):
+    asked = {"problem": "What?", **row}
+    assert read(asked, "row 1").notes == tuple(f"{name} is null" for name in sorted(row))
+    assert read(asked | {"data_type": "text"}, "row 1").notes == ()

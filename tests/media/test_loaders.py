@@ -221,6 +221,16 @@ def test_a_wav_that_is_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_p
     assert len(load_sound(path, 10).samples) == 16_000
 
 
+@pytest.mark.parametrize("rest", [b"TAG" + b"title".ljust(125), b"\n" * 16, b"<!-- saved from a page -->"])
+def test_bytes_after_an_mp4_are_no_box_that_is_cut_off(tmp_path, rest):
+    whole = video(tmp_path / "x.mp4").read_bytes()
+    (tmp_path / "x.mp4").write_bytes(whole + rest)
+    assert load_video(tmp_path / "x.mp4", CAPS).frames.shape[0] >= 2
+    (tmp_path / "x.mp4").write_bytes(whole[:-200])
+    with pytest.raises(UserError, match="is cut off"):
+        load_video(tmp_path / "x.mp4", CAPS)
+
+
 CAPS = VideoCaps(fps=2, max_frames=8, max_pixels=112 * 112, grid=28)
 
 

@@ -10,7 +10,7 @@ from echoink.data.samples import DataType, Sample
 from echoink.evaluation.prediction import judged
 from echoink.rewards.accuracy import accuracy_reward, problem_with
 from echoink.rewards.format import format_reward
-from echoink.rewards.numbers import number_in
+from echoink.rewards.numbers import count_in, number_in
 from echoink.rewards.parsing import option_letter, option_text, parse_answer, parse_letters
 from echoink.rewards.types import Match, ProblemType
 from tests.helpers.paths import ROOT
@@ -593,3 +593,47 @@ def test_right_answers_in_digits_and_fractions_are_taken():
 def test_a_letter_that_no_option_has_is_wrong_and_no_error():
     two = OPTIONS[:2]
     assert accuracy_reward("I say D", ProblemType.multiple_choice, two, solution="B", match=Match.first_letter) == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "letters"),
+    [
+        (("$B$.", r"$\boxed{\text{B}}$.", "**B. It's a bell**.", "【B】。", "「B」。", r"\(B\).", "$$B$$."), "B"),
+        (("[A, C].", "(A, C).", "**A, C**.", "AC.", "AC。", "选AC。"), "AC"),
+        (("选项：B", "选项: B", "选择：B", "选：B", "正确选项：B", "Option:B"), "B"),
+        ((r"C. 50\%", r"C. $50\%$"), "C"),
+        ((r"D. \$5", "D. $5"), "D"),
+        ((r"E. \frac{1}{2}", r"E. \(\frac{1}{2}\)", r"E. $\frac{1}{2}$"), "E"),
+        (("C. 50", r"D. \$6", "E. $x$", "选项：", "ACC.", "[B] or [A]."), ""),
+    ],
+)
+def test_letters_are_read_in_marks_before_a_full_stop_after_a_colon_and_with_latex(answers, letters):
+    options = ("A. dog", "B. It's a bell", "C. 50 %", "D. $5", r"E. $\frac{1}{2}$")
+    for answer in answers:
+        assert parse_letters(answer, options) == frozenset(letters), answer
+
+
+def test_amounts_keep_their_dollars():
+    options = ("A. $5 to $6", "B. 5 to 6")
+    assert parse_letters("A. $5 to $6", options) == {"A"} and parse_letters("B. 5 to 6", options) == {"B"}
+    assert not parse_letters("A. 5 to 6", options)
+
+
+@pytest.mark.parametrize("answer", ["7。", "7次。", "**7**。", r"\boxed{7}。", "答案：7。", "seven。"])
+def test_a_number_may_end_with_a_chinese_full_stop(answer):
+    assert count_in(answer) == 7
+
+
+@pytest.mark.parametrize("answer", ["2x3", "3x2", "0x3", "2 pairs", "2 couples", "2打", "2对", "2双", "2双鞋", "3成"])
+def test_words_that_change_a_number_are_no_units(answer):
+    assert count_in(answer) is None
+
+
+@pytest.mark.parametrize(
+    "span",
+    ["1分5秒-1分10秒", "1'05\"-1'10\"", "1′5″-1′10″", "1小时到2小时", "1时5分-1时10分", "5帧-10帧", "5毫秒-9毫秒"],
+)
+def test_times_in_minutes_hours_or_frames_are_no_seconds_in_any_language(span):
+    kind = ProblemType.temporal
+    assert accuracy_reward(f"<answer>{span}</answer>", kind, (), "1-10") == 0
+    assert accuracy_reward("<answer>5秒到10秒</answer>", kind, (), "5-10") == 1
