@@ -213,9 +213,15 @@ def _is_there(path: str) -> tuple[Verdict, str]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    from echoink.models.loading import check_is_there
+
     path = resolve(path)
     if Path(path).is_dir():
         return _whole(Path(path), path)
+    try:
+        check_is_there(path)
+    except UserError as error:
+        return Verdict.bad, f"{error.problem} → {error.hint}"
     try:
         folder = snapshot_download(path, local_files_only=True)
         return _whole(Path(folder), f"{path} is in the cache: {folder}")

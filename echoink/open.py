@@ -24,7 +24,7 @@ from pathlib import Path
 
 from echoink.common import cli
 from echoink.common.console import say
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.common.keys import key
 from echoink.run_folder import reader
 from echoink.run_folder.folder import mlflow_id, read_summary
@@ -68,22 +68,35 @@ def page(folder: Path) -> Page:
     if not is_sweep and not (folder / "summary.json").is_file():
         raise UserError(f"{folder} is no folder of a run or a sweep", "python -m echoink.runs lists them")
     report = folder / "report.html"
-    own = {run: mlflow_id(read_summary(run)) for run in (reader.jobs(folder) if is_sweep else [folder])}
-    found = [run for run, id in own.items() if id]
+    found = [run for run in (reader.jobs(folder) if is_sweep else [folder]) if mlflow_id(read_summary(run))]
     if not found:
         hint = "it ended before logging began; python -m echoink.runs lists what there is"
         if (folder / "tracking.json").is_file():
             hint = f"python -m echoink.sync {shlex.quote(str(folder))}"
         hint = f"its report: {report}" if report.is_file() else hint
         raise UserError(f"{folder} was not logged to MLflow", hint)
-    uri, ids = store_of(found[0]), [own[run] for run in found]
+    uri = store_of(found[0])
     try:
-        experiment = client.connect(uri).get_run(ids[0]).info.experiment_id
+        store = client.connect(uri)
+        there = [run.info for place in found if (run := _in(store, uri, place))]
     except Exception as error:  # stores raise many types
+        raise UserError(f"{uri} cannot be read: {first_line(error)}", "is its server running?") from error
+    if not there:
         again = f"python -m echoink.sync {shlex.quote(str(folder))} uri={shlex.quote(uri)}"
-        raise UserError(f"{uri} does not have the run of {folder}", again) from error
+        raise UserError(f"{uri} does not have the run of {folder}", again)
+    ids, experiment = [info.run_id for info in there], there[0].experiment_id
     path = client.curves_page(ids, experiment) if len(ids) > 1 else client.run_page(ids[0], experiment)
     return Page(folder, report if report.is_file() else None, uri, path)
+
+
+def _in(store, uri: str, run: Path):
+    """MLflow's run of a folder. A store that was rebuilt has another id for it than its summary; a copy is not there
+    before it is synced.
+    """
+    record = client.read_record(run)
+    if record is None:  # of an older version
+        return store.get_run(mlflow_id(read_summary(run)))
+    return None if client.is_copy(record, run) else client.find(store, record, uri)
 
 
 def store_of(run: Path) -> str:

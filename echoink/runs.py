@@ -26,7 +26,7 @@ from echoink.common.errors import UserError
 from echoink.common.files import read_json
 from echoink.config.overrides import quoted
 from echoink.config.schema import Task
-from echoink.pipeline.sweep import is_search
+from echoink.pipeline.sweep import is_running, is_search
 from echoink.run_folder import checkpoint, reader, resume
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
@@ -68,7 +68,8 @@ def going_on(run: Run) -> str | None:
     ):
         return None
     if sweep := reader.sweep_of(run.folder):
-        return None if is_search(_said(sweep)) else sweep_command(sweep)
+        said = _said(sweep)
+        return None if is_search(said) or (said and is_running(sweep)) else sweep_command(sweep)
     own = run.folder / ".hydra"
     written = all((own / name).is_file() for name in ("overrides.yaml", "hydra.yaml"))
     fails_again = run.summary["status"] == "failed" and not checkpoint.steps(run.folder)  # such as a wrong path
@@ -98,7 +99,7 @@ def _where_it_began(began: Path, words: Sequence[str], key: str, folder: Path) -
 def _launcher(run: Run) -> list[str]:
     """The words that start a run's processes; for several machines they are to be given on each of them."""
     processes = run.config["trainer.processes"]
-    if processes <= 1:
+    if processes <= 1 and not str(run.config["trainer.sharding"]).startswith("zero"):
         return ["python"]
     per_host = None
     with suppress(OSError, UserError):  # one damaged folder must not hide the others

@@ -79,6 +79,7 @@ def main() -> None:
             folder = again or first.folder
             if not again:
                 sweep.refuse(overrides, folder)
+            sweep.check_jobs([job.config for job in jobs], first.is_search)
             if launched_processes() > 1:
                 raise UserError(
                     "a sweep is started as one process, which starts those of its jobs",

@@ -6,12 +6,12 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -120,14 +120,15 @@ def places_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return places, [word for word in words if word not in places]
 
 
-def _keep_text(settings: object, word: str, read: DictConfig) -> None:
-    """Keep a text setting as it was written: from output=1.10, YAML has `read` a number."""
+def _keep_text(settings: object, word: str, types: Mapping[str, Any]) -> None:
+    """Keep a text setting as it was written: of output=1.10 YAML makes a number, and of output=x #y it reads x."""
     key, _, value = word.partition("=")
+    if types.get(key) not in (str, str | None) or value[0] in "'\"" or value.lower() in ("null", "~"):
+        return
     *groups, name = key.split(".")
     for group in groups:
         settings = getattr(settings, group)
-    if isinstance(getattr(settings, name, None), str) and isinstance(OmegaConf.select(read, key), bool | int | float):
-        setattr(settings, name, value)
+    setattr(settings, name, value)
 
 
 def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
@@ -140,6 +141,8 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
     for word in words:
         key, sign, value = word.partition("=")
         refuse_home(key, value)
+        if sign and not value.strip():
+            raise UserError(f"{key}= is empty", f"give a value, or {key}=null; is a variable of the shell not set?")
         if not sign or key.partition(".")[0] not in known:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}=? " if close else ""
@@ -153,8 +156,9 @@ def settings(schema: type[Settings], words: Sequence[str]) -> Settings:
         if missing := sorted(OmegaConf.missing_keys(given)):
             raise UserError(f"give {' and '.join(f'{key}=…' for key in missing)}", "--help explains them")
         found = OmegaConf.to_object(given)
-        for word, one in zip(words, read, strict=True):
-            _keep_text(found, word, one)
+        types = {key: spec.type for key, spec, _ in fields_of(found)}
+        for word in words:
+            _keep_text(found, word, types)
     except ConfigKeyError as error:
         known = ", ".join(f"{error.full_key.rpartition('.')[0]}.{key}" for key in error.parent_node)
         raise UserError(f"unknown key {error.full_key}", f"known: {known}") from error

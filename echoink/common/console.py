@@ -43,8 +43,16 @@ def say(label: str, text: str) -> None:
     _log.info("%s %s", label, text)
 
 
+def server_of(uri: str) -> str:
+    """The address at which a store's pages are: its own, or that of an `mlflow ui` on it."""
+    return uri.rstrip("/") if uri.startswith(("http://", "https://")) else SERVER
+
+
 def say_mlflow(uri: str, page: str) -> None:
     """Print how to open MLflow at a page of this store."""
+    if server_of(uri) != SERVER:
+        say("MLflow", f"{server_of(uri)}{page}")
+        return
     say("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
     say("", f"then open {SERVER}{page}")
 

@@ -26,9 +26,14 @@ _ACTS_ONLY: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
         "checkpoint=… gives the weights: leave model.path out, or add checkpoint=null",
     ),
     (
-        "generation.vllm.python generation.vllm.correction generation.vllm.correction_max",
+        "generation.vllm.python generation.vllm.sleep",
         lambda c: c.uses_vllm or c.generation.engine is RolloutEngine.vllm,
         "generation=vllm, or eval.engine=vllm",
+    ),
+    (
+        "generation.vllm.correction generation.vllm.correction_max generation.vllm.alarm",
+        lambda c: c.generation.engine is RolloutEngine.vllm,
+        "generation=vllm: it is about rollouts by vLLM",
     ),
     (
         "generation.vllm.correction_max",

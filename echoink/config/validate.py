@@ -142,7 +142,8 @@ def refuse_secret(key: str, text: str) -> None:
     if _SECRET.search(text):
         raise UserError(
             f"{key} looks like a secret, which would be written into the run's files",
-            "log in with `hf auth login`; for MLflow set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            "log in with `hf auth login`; for an MLflow server set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, for PostgreSQL PGPASSWORD or ~/.pgpass",
         )
 
 

@@ -116,9 +116,7 @@ def load_model(
         merges = merges and not quantized
         adapted = _load_adapter(path, dtype, attention, quantized=quantized, merges=merges, device=device)
         return _named(_frozen(adapted, freeze), path)
-    if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
-        made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
-        raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
+    check_is_there(path)
     device = device or processes().device
     found = _load_published(path, dtype, attention, quantized=quantized, shard_plan=shard_plan, device=device)
     model = _frozen(found, freeze)
@@ -129,6 +127,13 @@ def load_model(
     if shard_plan:
         sharding.register_root(model)
     return _named(model, path)
+
+
+def check_is_there(path: str) -> None:
+    """Raises `UserError` where a path that can be no hub id is no folder."""
+    if path.startswith(("/", "./", "../", "outputs/")) and not Path(path).is_dir():
+        made = "python -m echoink.small makes the small model; else " if Path(path).name == "small" else ""
+        raise UserError(f"model.path={path}: no such folder", f"{made}give a model folder, a hub id, or tiny")
 
 
 def _load_adapter(

@@ -1,6 +1,7 @@
 """The part of a run that needs the model: evaluates the base, trains, evaluates again, compares and reports."""
 
 import gc
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
@@ -72,7 +73,7 @@ def execute(
         ExitStack() as stack,
     ):
         # Runs beside this one whose processes are gone are closed here, in their folders and in MLflow.
-        for dead in resume.close_dead(files.path, tracked=uri is not None) if files.writes else []:
+        for dead in resume.close_dead(files.path, uri and config.tracking.uri) if files.writes else []:
             tracker.adopt(dead, later=True)
         files.summary["mlflow"]["run_id"] = tracker.run_id or files.summary["mlflow"]["run_id"]
         files.write_summary()  # if the process dies from now on, its run's id is on disk
@@ -236,6 +237,7 @@ def _push(files: RunFolder, repository: str) -> None:
     """Push the best checkpoint, else the last one, to the hub; a failure is reported and loses nothing on disk."""
     target = files.path / "export"
     try:
+        shutil.rmtree(target, ignore_errors=True)  # of fewer steps of this run, or cut off
         export.export(files.path, target, push_to=repository)
         console.say("pushed", repository)
     except Exception as error:  # the hub's client raises many types

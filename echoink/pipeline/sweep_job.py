@@ -1,5 +1,6 @@
 """Runs one job of a sweep in its own process."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -161,7 +163,8 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
             f"jobs of {processes} processes each cannot run side by side",
             "leave hydra/launcher out, or set hydra.launcher.n_jobs=1",
         )
-    launcher = _torchrun(processes) if processes > 1 else []
+    by_torchrun = processes > 1 or (config.trains and config.trainer.sharding.is_deepspeed)
+    launcher = _torchrun(processes) if by_torchrun else []
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
     command += ["resume=auto"] if goes_on else []
@@ -221,7 +224,9 @@ def _device(sweep: Path, alone: bool) -> Iterator[dict[str, str]]:
     there = [] if alone else devices()
     while there:
         for device in there:
-            lock = FileLock(sweep / f".gpu-{device}.lock")
+            # On this machine's own disk, where there are locks: GPUs belong to a machine.
+            named = hashlib.sha256(str(sweep.resolve()).encode()).hexdigest()[:16]
+            lock = FileLock(Path(tempfile.gettempdir()) / f"echoink-{named}-gpu-{device}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:

@@ -25,11 +25,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.markup import escape
 from rich.table import Table
 
-from echoink.common.console import SERVER, console, interval, percent, say, say_mlflow
+from echoink.common.console import console, interval, percent, say, say_mlflow, server_of
 from echoink.common.files import as_json, write_atomic
 from echoink.config.compose import SWEPT, Composed
 from echoink.config.overrides import quoted
 from echoink.pipeline.sweep_job import BELOW, common_folders, run_name
+from echoink.planning import preflight
 from echoink.report import figures
 from echoink.report.build import FIGURE, question, try_to_write
 from echoink.run_folder import reader
@@ -70,10 +71,14 @@ def run(
 
     Raises:
         SystemExit: a job did not finish; the exit status is 1.
+        UserError: the store cannot be used.
     """
     config, keys = jobs[0].config, _keys(jobs, overrides)
     what = "search" if jobs[0].is_search else f"sweep of {len(jobs)} jobs" if len(jobs) > 1 else "sweep"
     say("EchoInk", f"{what} · {folder}")
+    uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
+    if uri:
+        preflight.check_store(uri, config.tracking.experiment)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[SWEPT] = " ".join(keys)
     os.environ[BELOW] = json.dumps(common_folders(keys, [job.overrides for job in jobs]))
@@ -91,7 +96,6 @@ def run(
     }
     write_atomic(folder / "sweep.json", as_json(definition))
     record = _record(definition, config.tracking.experiment, folder)
-    uri = client.absolute_uri(config.tracking.uri, Path.cwd()) if config.tracking.enabled else None
     os.environ[client.PARENT] = record.id
     with Tracker(uri, record, folder) as parent:
         try:
@@ -104,7 +108,8 @@ def run(
     if parent.run_id:
         ids = [id for path in reader.jobs(folder) if (id := mlflow_id(read_summary(path)))]
         say_mlflow(parent.uri, client.curves_page(ids, parent.experiment_id))
-        say("", f"or all parameters and metrics: {SERVER}{client.compare_page(ids, parent.experiment_id)}")
+        page = client.compare_page(ids, parent.experiment_id)
+        say("", f"or all parameters and metrics: {server_of(parent.uri)}{page}")
 
 
 def _record(definition: dict, experiment: str, folder: Path) -> Record:
@@ -189,7 +194,7 @@ def _table(summaries: dict[Path, dict], parent: Tracker) -> None:
         run = reader.read(path)
         lengths = run.lengths if run else None
         id = mlflow_id(summary)
-        page = f"{SERVER}{client.run_page(id, parent.experiment_id)}" if id else ""
+        page = f"{server_of(parent.uri)}{client.run_page(id, parent.experiment_id)}" if id and parent.uri else ""
         table.add_row(
             path.name,
             escape(run_name(reader.overrides(path))),

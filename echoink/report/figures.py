@@ -191,7 +191,7 @@ def sheet(dataset: Path, target: Path) -> Path:
         top.set_axis_off()
         words = (option.replace(" ", "\N{NO-BREAK SPACE}") for option in sample.options)
         options = "   ".join(f"[{word}]" if word[0] in sample.gold else word for word in words)
-        top.set_title(f"{_wrapped(sample.problem)}\n{_wrapped(options)}", fontsize=7.5, loc="left")
+        top.set_title(f"{_wrapped(sample.problem)}\n{_wrapped(options)}", fontsize=7.5, loc="left", parse_math=False)
         bottom.plot([t / SAMPLING_RATE for t in range(len(sound))], sound, color=COLOURS[0], linewidth=0.5)
         bottom.set(ylim=(-1, 1), yticks=[], xlabel="seconds")
         bottom.locator_params(axis="x", nbins=3)

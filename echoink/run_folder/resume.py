@@ -397,12 +397,18 @@ def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:
             path.unlink()
 
 
-def close_dead(folder: Path, tracked: bool) -> list[Path]:
+def _store_of(folder: Path) -> str | None:
+    with suppress(UserError):
+        return reader.configuration(folder).tracking.uri
+    return None
+
+
+def close_dead(folder: Path, store: str | None) -> list[Path]:
     """Mark runs beside one as killed if their status says that they are running but their process is gone.
 
     Args:
         folder: the run that starts.
-        tracked: whether it logs to MLflow; if not, runs known to MLflow are left to one that does.
+        store: its `tracking.uri`; None if it does not track. Runs of another store are left to one that logs there.
 
     Returns:
         The folders of those that MLflow has.
@@ -411,7 +417,7 @@ def close_dead(folder: Path, tracked: bool) -> list[Path]:
     closed = []
     for path, said in _beside(folder):
         known = bool(run_folder.mlflow_id(said))
-        if said.get("ended") or (known and not tracked):
+        if said.get("ended") or (known and (store is None or _store_of(path) not in (None, store))):
             continue
         with suppress(OSError, ValueError, KeyError, StopIteration):
             if not process_is_gone(path) or in_use(path):

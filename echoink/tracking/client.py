@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,10 +46,15 @@ class Record:
     started: int = field(default_factory=milliseconds)
 
     def kept(self, folder: Path) -> "Record":
-        """Write the record, or return the folder's own: a run that was resumed or moved stays the same run."""
+        """Write the record, or return the folder's own: a run that was resumed or moved stays the same run.
+
+        Its datasets are those of now.
+        """
         before = read_record(folder)
         if before and not is_copy(before, folder):
-            return before
+            if before.inputs == self.inputs:
+                return before
+            self = replace(before, inputs=self.inputs)
         write_atomic(folder / "tracking.json", as_json(asdict(self)))
         return self
 
@@ -166,6 +171,19 @@ def _experiments(client, name: str, uri: str) -> list[str]:
             return list(dict.fromkeys(id for id in found if id))
 
 
+def _find(client, experiments: Sequence[str], id: str):
+    for first in range(0, len(experiments), _AT_ONCE):
+        part = list(experiments[first : first + _AT_ONCE])
+        if found := client.search_runs(part, f"tags.`{ID}` = '{id}'", max_results=1):
+            return found[0]
+    return None
+
+
+def find(client, record: Record, uri: str):
+    """MLflow's run of a record; None where the store does not have it."""
+    return _find(client, _experiments(client, record.experiment, uri), record.id)
+
+
 class StoredRun:
     """A folder's run in a store, found by its id or made.
 
@@ -182,8 +200,8 @@ class StoredRun:
         self.client = connect(uri)
         self.record = record
         experiments = _experiments(self.client, record.experiment, uri)
-        parent = self._find(experiments, record.parent) if record.parent else None
-        run = self._find(experiments, record.id)
+        parent = _find(self.client, experiments, record.parent) if record.parent else None
+        run = _find(self.client, experiments, record.id)
         self.known = run is not None
         if run is None:
             # a child lives in its parent's experiment
@@ -201,13 +219,6 @@ class StoredRun:
         missing = [Param(name, value) for name, value in params.items() if name not in run.data.params]
         if missing:
             self.client.log_batch(self.run_id, params=missing)
-
-    def _find(self, experiments: Sequence[str], id: str):
-        for first in range(0, len(experiments), _AT_ONCE):
-            part = list(experiments[first : first + _AT_ONCE])
-            if found := self.client.search_runs(part, f"tags.`{ID}` = '{id}'", max_results=1):
-                return found[0]
-        return None
 
     def log(self, rows: Iterable[dict], model: str | None = None) -> None:
         """Log the finite numbers of rows.

@@ -212,6 +212,9 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
     status, ended = _ended(place)
     if status is None and killed and not in_use(place):
         status = "KILLED"
+        file = _end_of(place)
+        closed = {"status": "killed", "error": "closed by sync killed=true", "ended": ended}
+        write_atomic(file, as_json(read_json(file) | closed))
     if status is None:
         hint = "sync it when it has ended; one that was killed on another machine: killed=true"
         raise UserError(f"{place} is still running", hint)
@@ -221,6 +224,9 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
         tags = record.tags | {"folder": str(place.resolve())}
         own = replace(record, id=uuid4().hex, tags=tags, parent=parent)
         record = own.kept(place)
+        summary = read_summary(place)
+        if mlflow_id(summary):  # the original's
+            write_atomic(place / "summary.json", as_json(summary | {"mlflow": None}))
     stored = StoredRun(uri, record)
     try:
         complete(stored, place, status, ended)
@@ -229,9 +235,14 @@ def folder(place: Path, uri: str, killed: bool = False) -> StoredRun:
     return stored
 
 
+def _end_of(place: Path) -> Path:
+    """The file that says how a run or sweep ended."""
+    return next(file for name in ("summary.json", "sweep.json") if (file := place / name).is_file())
+
+
 def _ended(place: Path) -> tuple[str | None, int]:
     """How a run or sweep ended and when; no status while it goes on."""
-    file = next(file for name in ("summary.json", "sweep.json") if (file := place / name).is_file())
+    file = _end_of(place)
     found = read_json(file)
     status, last = found["status"], int(file.stat().st_mtime * 1000)
     if status == "running":

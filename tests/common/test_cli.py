@@ -3,10 +3,13 @@
 import errno
 import os
 import signal
+from dataclasses import dataclass
 
 import pytest
 
 from echoink.common import cli
+from echoink.common.errors import UserError
+from echoink.common.keys import key
 from tests.helpers import processes
 from tests.helpers.entry import until
 
@@ -44,3 +47,24 @@ def test_what_a_disk_refuses_is_no_traceback_and_what_code_misses_is_one(number,
         assert ended.value.code == 2
         hint = "\n  → make room, change the permissions, or give another place\n"
         assert capsys.readouterr().err == f"error: {os.strerror(number)}{said}{hint}"
+
+
+@dataclass
+class Settings:
+    output: str = key("a folder", "here")
+    start: str | None = key("a model", None)
+    steps: int = key("how many", 3)
+
+
+@pytest.mark.parametrize("word", ["output=", "start=", "steps=", "start= "])
+def test_an_empty_value_is_no_default(word):
+    with pytest.raises(UserError, match=rf"{word.strip()} is empty(.|\n)*shell"):
+        cli.settings(Settings, [word])
+
+
+def test_a_text_is_what_was_written():
+    for text in ("x #y", "1.10", "010", "true"):
+        found = cli.settings(Settings, [f"output={text}", f"start={text}"])
+        assert (found.output, found.start) == (text, text)
+    found = cli.settings(Settings, ['output="x #y"', "start=null", "steps=4"])
+    assert (found.output, found.start, found.steps) == ("x #y", None, 4)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from echoink.common import console
 from echoink.common.console import counted, say
 
 
@@ -16,3 +17,11 @@ def test_a_count_has_its_noun(number, shown):
 def test_colons_in_a_path_or_an_answer_are_no_emoji(capsys):
     say("data", "/data/run:100:b · :dog:")
     assert "/data/run:100:b · :dog:" in capsys.readouterr().out
+
+
+def test_a_page_of_a_server_is_where_it_is_and_that_of_a_database_needs_a_server(capsys):
+    console.say_mlflow("https://mlflow.example.org/", "/#/run")
+    assert "https://mlflow.example.org/#/run" in (said := capsys.readouterr().out) and "mlflow ui" not in said
+    console.say_mlflow("sqlite:////a/mlflow.db", "/#/run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mlflow ui --backend-store-uri sqlite:////a/mlflow.db" in said and "http://127.0.0.1:5000/#/run" in said

@@ -92,6 +92,11 @@ REFUSED = [
     ("reward.file=", "reward.file= is empty"),
     ("reward.lambda_file=0.5", "reward.lambda_file has no effect here\n  → reward.file=mine.py"),
     ("reward.integration=twin", "reward.integration has no effect here\n  → reward=integration"),
+    (
+        "generation.vllm.sleep=false",
+        "generation.vllm.sleep has no effect here\n  → generation=vllm, or eval.engine=vllm",
+    ),
+    ("eval.engine=vllm generation.vllm.alarm=1", "generation.vllm.alarm has no effect here\n  → generation=vllm: it"),
     ("trainer.epochs=3", "trainer.epochs has no effect here\n  → trainer.steps=null"),
     ("adapter.rank=8", "adapter.rank has no effect here\n  → adapter=lora"),
     ("eval.dev_samples=4", "eval.dev_samples has no effect here\n  → eval.every=20"),

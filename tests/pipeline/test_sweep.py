@@ -441,3 +441,64 @@ def test_weights_are_recognized_by_files_and_settings_and_as_earlier_versions_di
     assert weights_on_disk.differ(before, after) and not weights_on_disk.differ(before, before)
     assert not weights_on_disk.differ(before.split()[0], after), "earlier versions digested the weights alone"
     assert not weights_on_disk.differ(None, after)
+
+
+def sweep_of(folder, **more):
+    definition = {"status": "running", "overrides": ["seed=0,1"], "jobs": 2, "search": False, **environment(), **more}
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps(definition))
+    return folder
+
+
+def test_a_sweep_that_runs_is_not_resumed_and_no_command_says_so(tmp_path, capsys):
+    folder = sweep_of(tmp_path / "sweep")
+    make_run(folder / "0", status="failed")
+    with pytest.raises(UserError, match="is still running"):
+        sweep.settled([f"sweep.resume={folder}"])
+    assert runs.going_on(reader.read(folder / "0")) is None
+    sweep_of(folder, process_started=0.0)
+    assert sweep.settled([f"sweep.resume={folder}"]).folder == folder
+    assert "sweep.resume" in runs.going_on(reader.read(folder / "0"))
+
+
+def test_a_sweep_goes_on_with_another_launcher_without_the_settings_of_the_first(tmp_path):
+    begun = ["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=4", "hydra.sweep.dir=x"]
+    folder = sweep_of(tmp_path / "sweep", overrides=begun, status="failed")
+    again = sweep.settled([f"sweep.resume={folder}", "hydra/launcher=basic"]).overrides
+    assert again == ["seed=0,1", "hydra.sweep.dir=x", "hydra/launcher=basic"]
+    assert sweep.settled([f"sweep.resume={folder}"]).overrides == begun
+
+
+def test_what_several_jobs_cannot_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"sweep\.share=outptus: no such folder"):
+        sweep.check_jobs([config("sweep.share=outptus")], is_search=False)
+    sweep.check_jobs([config(f"sweep.share={tmp_path}")], is_search=False)
+    pushing = [config("trainer.push_to_hub=me/x", f"seed={seed}") for seed in (0, 1)]
+    for jobs, is_search in ((pushing, False), (pushing[:1], True)):
+        with pytest.raises(UserError, match="would replace what another has pushed to me/x"):
+            sweep.check_jobs(jobs, is_search)
+    sweep.check_jobs(pushing[:1], is_search=False)
+
+
+def test_a_store_that_cannot_be_used_stops_a_sweep_before_its_jobs(tmp_path):
+    jobs = compose(["seed=0,1", "tracking.uri=nonsense://x"], multirun=True)
+    with pytest.raises(UserError, match="the tracking store nonsense://x cannot be opened"):
+        sweep_run.run(lambda: pytest.fail("launched"), jobs, tmp_path / "sweep", overrides=["seed=0,1"], flags=[])
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_deepspeed_with_one_process_is_started_by_torchrun_too(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(sweep_job, "_run", lambda command, folder, beside: commands.append(command) or 0)
+    monkeypatch.setenv("RANK", "0")  # as torchrun does
+    sweep_job.run_job(config("trainer=zero2", "trainer.processes=1"), [], tmp_path / "0", flags=[], side_by_side=1)
+    assert "torch.distributed.run" in commands[0]
+    job = make_run(tmp_path / "1", ["trainer.sharding=zero2", "trainer.processes=1"], status="killed")
+    assert runs._launcher(reader.read(job))[0] == "torchrun"
+
+
+def test_gpus_are_reserved_where_a_run_folders_disk_has_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with sweep_job._device(tmp_path, alone=False) as one, sweep_job._device(tmp_path, alone=False) as other:
+        assert {one["CUDA_VISIBLE_DEVICES"], other["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from echoink.common.files import as_lines
+from echoink.data import synthetic
 from echoink.report.figures import curves, overlay, sheet, smooth
 from echoink.run_folder.reader import Run
 from tests.helpers.files import picture, sound
@@ -95,3 +96,12 @@ def test_a_sheet_shows_what_a_sample_has(tmp_path):
     rows = [{"id": "0", **asks, "image": "a.png"}, {"id": "1", **asks, "audio": "a.wav"}, {"id": "2", **asks}]
     (tmp_path / "valid.jsonl").write_text(as_lines(rows))
     assert Image.open(sheet(tmp_path, tmp_path / "sheet.png")).size[0] > 300
+
+
+def test_a_question_with_dollars_is_no_formula(tmp_path):
+    synthetic.write(tmp_path / "set", 0, {"train": 2, "dev": 1, "valid": 2})
+    index = tmp_path / "set/omni_rl_format_valid.json"
+    rows = json.loads(index.read_text())
+    rows[0]["problem"] = "Which costs more than $5 \\frac and $6?"
+    index.write_text(json.dumps(rows))
+    assert sheet(tmp_path / "set", tmp_path / "sheet.png").stat().st_size > 1000

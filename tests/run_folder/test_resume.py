@@ -83,6 +83,9 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+STORE = "sqlite:///outputs/mlflow.db"
+
+
 def whole(place: Path, name: str, settings: list[str]) -> tuple[dict[str, str], float]:
     """A run that nothing interrupts: what it leaves, and how long it takes."""
     began = time.monotonic()
@@ -614,7 +617,7 @@ def test_the_end_of_a_run_that_died_is_when_it_last_wrote(stopped, tmp_path):
     write_atomic(stopped / "summary.json", json.dumps(said))
     there = json.loads((stopped / "environment.json").read_text())
     (stopped / "environment.json").write_text(json.dumps(there | {"process_started": 0.0}))
-    resume.close_dead(tmp_path / "new", tracked=True)
+    resume.close_dead(tmp_path / "new", STORE)
     assert abs(read_summary(stopped)["ended"] - 1000 * time.time()) < 60_000
 
 
@@ -688,7 +691,7 @@ def test_a_run_that_cannot_go_on_is_no_dead_end_and_what_cannot_be_read_is_passe
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/summary.json").write_text("{")
     assert place_of(tmp_path / "new", "resume=auto") == tmp_path / "new"
-    assert resume.close_dead(tmp_path / "new", tracked=True) == []
+    assert resume.close_dead(tmp_path / "new", STORE) == []
 
 
 def place_of(folder: Path, *overrides: str) -> Path:
@@ -843,9 +846,12 @@ with RunFolder(folder, "train", "x", 0) as files:
         files.write_json("environment.json", environment())
         dead = tmp_path / "dead/summary.json"
         dead.write_text(json.dumps(read_summary(tmp_path / "dead") | {"mlflow": {"run_id": "abc"}}))
-        assert resume.close_dead(tmp_path / "new", tracked=False) == [], "left for a start that can tell MLflow"
-        assert resume.close_dead(tmp_path / "new", tracked=True) == [tmp_path / "dead"]
-        assert resume.close_dead(tmp_path / "new", tracked=True) == []
+        assert resume.close_dead(tmp_path / "new", None) == [], "left for a start that can tell MLflow"
+        (tmp_path / "dead/config.yaml").write_text("tracking: {uri: 'http://elsewhere'}")
+        assert resume.close_dead(tmp_path / "new", STORE) == [], "left for a start that logs to its store"
+        (tmp_path / "dead/config.yaml").write_text(f"tracking: {{uri: '{STORE}'}}")
+        assert resume.close_dead(tmp_path / "new", STORE) == [tmp_path / "dead"]
+        assert resume.close_dead(tmp_path / "new", STORE) == []
         assert read_summary(tmp_path / "alive")["status"] == "running"
     assert read_summary(tmp_path / "dead")["status"] == "killed"
 

@@ -15,7 +15,15 @@ from mlflow import MlflowClient
 from echoink.common.errors import UserError
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import sync
-from echoink.tracking.client import Record, StoredRun, absolute_uri, compare_page, connect, curves_page
+from echoink.tracking.client import (
+    Record,
+    StoredRun,
+    absolute_uri,
+    compare_page,
+    connect,
+    curves_page,
+    read_record,
+)
 from echoink.tracking.logger import Tracker
 from tests.helpers import processes, stores
 
@@ -290,3 +298,10 @@ def test_a_run_is_found_among_more_experiments_than_a_store_names_at_once(tmp_pa
         client.create_experiment(f"newer {number}")
     found = StoredRun(uri, replace(record, experiment="newer 6"))
     assert found.known and found.run_id == made.run_id and not made.known
+
+
+def test_a_record_of_a_run_that_goes_on_names_the_data_of_now(tmp_path):
+    (tmp_path / "run").mkdir()
+    before = Record("x", "run", {}, {}, inputs=[{"digest": "old"}]).kept(tmp_path / "run")
+    again = Record("x", "run", {}, {}, inputs=[{"digest": "new"}]).kept(tmp_path / "run")
+    assert again.id == before.id and read_record(tmp_path / "run") == again and again.inputs == [{"digest": "new"}]

@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
+from echoink import open as opening
 from echoink import sync as echoink_sync
 from echoink.common.errors import UserError
 from echoink.planning import preflight
@@ -146,6 +148,10 @@ def test_a_run_without_a_process_is_killed_and_one_that_goes_on_is_left_alone(ou
     assert "on another machine: killed=true" in " ".join(capsys.readouterr().out.split())
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db", killed=True)
     assert stored.client.get_run(stored.run_id).info.status == "KILLED"
+    said = json.loads((place / "summary.json").read_text())
+    assert said["status"] == "killed" and abs(said["ended"] - 1000 * time.time()) < 60_000
+    assert sync.folder(place, f"sqlite:///{outputs}/mlflow.db").run_id == stored.run_id, "a second time changes nothing"
+    (place / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
     (place / "environment.json").write_text(json.dumps(written | {"process_started": 0.0}))
     stored = sync.folder(place, f"sqlite:///{outputs}/mlflow.db")
     assert stored.client.get_run(stored.run_id).info.status == "KILLED"
@@ -240,3 +246,21 @@ def test_a_copy_of_a_run_becomes_a_run_of_its_own_and_one_that_was_moved_stays_t
     assert own.id != first.id and own.tags["folder"] == str(copy) and read_record(run) == first
     run.rename(moved)
     assert Record("made", "run", {}, {"folder": str(moved)}).kept(moved).id == first.id
+
+
+def test_a_run_opens_where_its_store_was_rebuilt_and_a_copy_opens_its_own_page(outputs):
+    """A store that is made anew gives every run another id than the one in its summary."""
+    place, uri = outputs / "run", f"sqlite:///{outputs}/mlflow.db"
+    first = sync.folder(place, uri)
+    assert first.run_id in opening.page(place).path
+    first.client.delete_run(first.run_id)
+    with pytest.raises(UserError, match="does not have the run of"):
+        opening.page(place)
+    again = sync.folder(place, uri)
+    assert again.run_id != first.run_id and again.run_id in opening.page(place).path
+    copy = shutil.copytree(place, outputs / "copy")
+    with pytest.raises(UserError, match="does not have the run of .*copy"):
+        opening.page(copy)
+    own = sync.folder(copy, uri)
+    assert own.run_id in opening.page(copy).path and again.run_id in opening.page(place).path
+    assert json.loads((copy / "summary.json").read_text())["mlflow"]["run_id"] == own.run_id
