@@ -37,7 +37,7 @@ from echoink.config.validate import launched_processes, validate
 from echoink.pipeline import sweep, sweep_job
 from echoink.pipeline.run import run
 from echoink.planning import preflight
-from echoink.run_folder import resume
+from echoink.run_folder import before, resume
 
 _OWN_EXPERIMENT = "make it an experiment: --config-dir mine experiment=x, with mine/experiment/x.yaml"
 """What takes the place of a primary configuration of one's own: checks and a sweep's jobs would not see one."""
@@ -66,14 +66,13 @@ def main() -> None:
         if shows_only:
             launch()
             return
-        given = [normalized(word) for word in arguments.overrides]
+        given = [*map(normalized, arguments.overrides)]
         overrides, again, remembered = sweep.settled(given) if arguments.multirun else sweep.Settled(given)
         if remembered and not arguments.config_dir:
             arguments.config_dir, flags = remembered, [*flags, "--config-dir", remembered]
         sys.argv[1:] = [*flags, *overrides]
         _check_hydra(overrides, arguments.multirun)
-        jobs = compose(overrides, arguments.multirun, arguments.config_dir)
-        first = jobs[0]
+        first, *_ = jobs = compose(overrides, arguments.multirun, arguments.config_dir)
         _check_grid(jobs, arguments.multirun)
         if arguments.multirun:
             folder = again or first.folder
@@ -89,7 +88,8 @@ def main() -> None:
             _check_processes(first.config)
             folder = (_agreed if launched_processes() > 1 else _of_run)(first.config, first.folder)
         preflight.check_disk(folder, 0)
-        sys.argv.append(f"hydra.{'sweep' if arguments.multirun else 'run'}.dir={quoted(folder)}")
+        place = "hydra.sweep.dir" if arguments.multirun else "hydra.run.dir"
+        sys.argv += [f"{place}={quoted(folder)}", "hydra.job.chdir=false"]  # whatever a file of the user's says
         if arguments.multirun:
             # Imported after every check, like `execute` for a run: it loads MLflow, matplotlib and the report.
             with imports():
@@ -128,7 +128,8 @@ def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
 def _of_run(config: Config, folder: Path) -> Path:
     """The folder of a run, or of the one that it resumes; checked before Hydra writes this command line into it."""
     found = resume.place(config, folder)
-    resume.refuse(config, found)
+    if resume.refuse(config, found) is not None:
+        before.keep(found)  # Hydra writes this command line there
     return found
 
 
@@ -181,6 +182,9 @@ def _task(raw: DictConfig) -> float | None:
     except Exception:
         logging.getLogger("echoink").exception("the run failed")
         raise
+    finally:
+        if before.is_kept(folder):  # it was refused, or had finished, before its folder was opened
+            before.put_back(folder)
 
 
 def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:

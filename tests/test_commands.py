@@ -278,11 +278,13 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
     assert preflight.check_gpus(bf16=True) is None, "somebody wants the CPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(UserError, match="Tesla T4 has no bfloat16 of its own"):
-        preflight.check_gpus(bf16=True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    for place in (tmp_path, tmp_path / "nowhere"):  # under WSL there is no such folder
+        monkeypatch.setattr(preflight, "NVIDIA_GPUS", place)
+        with pytest.raises(UserError, match="Tesla T4 has no bfloat16 of its own"):
+            preflight.check_gpus(bf16=True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert preflight.check_gpus(bf16=True) is None
 
 

@@ -143,7 +143,7 @@ class Evaluator:
             if begun and (others := [name for name in here if here[name] != was[name]]):
                 raise UserError(
                     f"{self.files.path} has answers ({phase}) of other {' and '.join(others)} than there are now",
-                    "choose another hydra.run.dir",
+                    "choose another hydra.run.dir; a training also takes resume_allow=[data,model]",
                 )
             self.files.write_json(ANSWERED, before | {phase: here})
 

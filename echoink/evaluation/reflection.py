@@ -26,7 +26,7 @@ from echoink.common.clusters import Clusters, names
 from echoink.evaluation import reflection_lexicon as lexicon
 from echoink.rewards.parsing import ANSWER, THINK, option_letter, option_text, parse_answer, parse_letters
 
-VERSION = 2
+VERSION = 3
 """Version of the rules, stored beside their counts. Counts of two versions are not comparable."""
 
 SIGNS = ("doubt", "reaffirmed", "revised", "audio", "image")
@@ -139,9 +139,8 @@ def reflect(completion: str, options: Sequence[str] = ()) -> Reflection:
     own = lexicon.QUOTED.sub(lambda found: " " * len(found.group()), reasoning)
     cues = [match for match in lexicon.DOUBT.finditer(own) if _is_doubt(own, match)]
     answer = (parse_answer(completion) or "").strip()
-    # Without options a letter counts alone or before a sign: "A dog" begins with an article.
-    letter = re.fullmatch(r"\W*([A-H])(?:[.):]\s.*|\W*)", answer, re.DOTALL)
-    final = parse_letters(answer, options) if options else frozenset(letter.groups() if letter else ())
+    letters = [match for match in re.finditer(r"\b([A-H])\b", answer[:12]) if not _article(answer, match)]
+    final = parse_letters(answer, options) if options else frozenset(match.group() for match in letters)
     leanings = held(reasoning, options)
     stays = changes = False
     if len(final) == 1:

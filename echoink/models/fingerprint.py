@@ -40,5 +40,6 @@ def settings_digest(model: PreTrainedModel) -> str:
             return {str(key): plain(each) for key, each in value.items() if key not in _OF_THE_FILE}
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
-    settings = plain(model.config.to_dict())
+    # Defaults are left out: another version of transformers may have more of them.
+    settings = plain(model.config.to_diff_dict())
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
 from echoink.pipeline import export, sweep_job
+from echoink.planning.steps import training_steps
 from echoink.report.build import try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.run_folder import resume
@@ -66,7 +68,7 @@ def execute(
     longest = longest_prompt(job)
     if config.task is Task.sft:
         supervised.check(splits.train, job.processor.processor.tokenizer, config.generation.max_new_tokens)
-    _begin(job, files, start)
+    provenance = _begin(job, files, start)
     with (
         _tracker(job, files, uri, overrides) as tracker,
         system_metrics.SystemMonitor(files, tracker, config.tracking.machine_every),
@@ -90,9 +92,8 @@ def execute(
                     base = evaluator.phase(job.model, splits.valid, "base", 0)
             if config.trains:
                 rollouts = engine if config.generation.engine is RolloutEngine.vllm else None
-                gathered = fit.train(
-                    job, files, tracker, evaluator=evaluator, longest=longest, start=start, engine=rollouts
-                ).unsharded
+                how = {"longest": longest, "start": start, "provenance": provenance, "engine": rollouts}
+                gathered = fit.train(job, files, tracker, evaluator=evaluator, **how).unsharded
             elif last != first:
                 del job, evaluator  # memory for one model at a time suffices
                 _free_memory(engine)
@@ -116,15 +117,19 @@ def _free_memory(engine: Engine | None) -> None:
         engine.forget()
 
 
-def _begin(job: Job, files: RunFolder, start: resume.Start) -> None:
-    """Compare a run that goes on with its checkpoint, and take its folder up: what can refuse it comes before that."""
-    changed = []
+def _begin(job: Job, files: RunFolder, start: resume.Start) -> dict[str, Any]:
+    """Compare a run that goes on with its checkpoint, and take its folder up; return the provenance of a training."""
+    config, changed = job.config, []
+    provenance = fit.provenance_of(job) if config.trains else {}
     if start.checkpoint:
-        changed = resume.check_provenance(start.checkpoint, fit.provenance_of(job), job.config.resume_allow)
+        steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
+        resume.refuse_fewer_steps(start.checkpoint, start.step, steps)
+        changed = resume.check_provenance(start, provenance)
     if start.again:
         collectives.on_main_process(lambda: resume.take_up(files, start, changed if start.step else ()))
     files.write_json("dataset.json", job.splits.profile)
     files.summary["mlflow"] = files.summary["mlflow"] or {"run_id": None}
+    return provenance
 
 
 def _first_and_last(config: Config) -> tuple[str, str]:

@@ -74,9 +74,7 @@ def export(
         processor.save_pretrained(part)
         text = card(Path(path), model, processor, adapter=adapter and not merge, vllm=vllm)
         (part / "README.md").write_text(text, encoding="utf-8")
-        os.umask(umask := os.umask(0))
-        for file in filter(Path.is_file, part.rglob("*")):
-            file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
+        _make_readable(part)
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -89,6 +87,14 @@ def export(
                 f"{output} is whole, but the hub did not take it: {first_line(error)}", f"hf upload {push_to} {output}"
             ) from error
     return output
+
+
+def _make_readable(folder: Path) -> None:
+    """Give files the usual permissions: safetensors writes files that only their owner may read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.chmod(0o666 & ~umask)
 
 
 def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, vllm: bool) -> None:

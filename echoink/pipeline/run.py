@@ -67,7 +67,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> float | 
         console.say("MLflow", f"{uri}; for the store of MLFLOW_TRACKING_URI: tracking.uri=$MLFLOW_TRACKING_URI")
     opened = run_folder.RunFolder(folder, config.task.name, config.name, seed=config.seed, writes=writes)
     with _first_process_ends_first(folder, writes), opened as files:
-        if not start.again:  # what goes on is written when nothing can refuse it any more, in `execute`
+        if not start.again:  # a run that goes on is taken up in `execute`, when its model is known too
             resume.take_up(files, start)
         files.write_json("environment.json", environment())
         if config.checkpoint:

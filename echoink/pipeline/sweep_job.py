@@ -168,9 +168,10 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     command = [sys.executable, "-m", *launcher, "echoink.train", *flags, *overrides]
     command += [f"hydra.run.dir={quoted(folder)}"]
     command += ["resume=auto"] if goes_on else []
+    there = read_summary(folder)
     code = _run(command, folder, side_by_side)
     summary = read_summary(folder)
-    if code != 0 and summary["status"] in ("running", "missing"):
+    if code != 0 and (summary["status"] in ("running", "missing") or summary == there):  # or it was refused
         status = "killed" if code in (-signal.SIGKILL, -signal.SIGTERM) else "failed"
         summary |= {"status": status, "error": f"the process ended with {code}"}
         write_atomic(folder / "summary.json", as_json(summary))
@@ -301,7 +302,7 @@ def _copy(run: Run, folder: Path) -> None:
         (part / checkpoint.FOLDER).mkdir()
         for step in kept:
             (part / checkpoint.FOLDER / step.name).symlink_to(step.resolve(), target_is_directory=True)
-        if (best := step.with_name(checkpoint.BEST)).is_file():
+        if (best := run.folder / checkpoint.FOLDER / checkpoint.BEST).is_file():
             shutil.copy(best, part / checkpoint.FOLDER)
     before, overrides = read_record(run.folder), reader.overrides(folder)
     Record(

@@ -32,14 +32,16 @@ def check_gpus(bf16: bool) -> str | None:
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the user chose the CPU
     there = len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.is_dir() else 0
-    if not there or hidden:
+    if hidden or not (there or bf16):
         return None
     import torch
 
     if torch.cuda.is_available():
         # Emulated, it is slow, and its attention kernel cannot be compiled: without it memory runs out.
-        if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if bf16 and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
             raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16 of its own", "set trainer.bf16=false")
+        return None
+    if not there:
         return None
     found = f"{counted(there, 'GPU')} there, and PyTorch {torch.__version__} cannot use {'them' if there > 1 else 'it'}"
     way = f"its CUDA {torch.version.cuda} needs a newer driver, or this is a build for the CPU; nvidia-smi says more"

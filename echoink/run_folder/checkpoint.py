@@ -136,9 +136,9 @@ def _remove(folder: Path) -> None:
 
 def _leave_weights(folder: Path) -> None:
     said = manifest(folder)
-    of_training = [path for path in folder.rglob("*") if _OF_TRAINING.match(str(path.relative_to(folder)))]
     if not said:  # without a readable manifest the folder is damaged, and stays so
         return
+    of_training = [path for path in folder.rglob("*") if _OF_TRAINING.match(str(path.relative_to(folder)))]
     if of_training:
         # The manifest first: a kill in between leaves files that it does not list, not entries without a file.
         said["files"] = {name: seen for name, seen in said.get("files", {}).items() if not _OF_TRAINING.match(name)}

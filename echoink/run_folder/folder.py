@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from echoink.common import signals
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, as_lines, milliseconds, read_rows, write_atomic
+from echoink.run_folder import before
 
 ROWS = ("metrics.jsonl", "dev.jsonl", "eval.jsonl", "system.jsonl")
 """The files of numbers."""
@@ -51,18 +52,17 @@ class RunFolder:
         self.summary: dict[str, Any] = {"status": "running", "task": task, "name": name, "seed": seed}
         later = ("steps", "seconds", "base", "final", "paired", "train", "mlflow", "checkpoint", "best", "error")
         self.summary |= dict.fromkeys(later)
-        before = self._before = read_summary(path)
-        self._config = self._configuration()
-        self.summary["started"] = before.get("started") or milliseconds()
-        self.summary["mlflow"], self.summary["weights"] = before.get("mlflow"), before.get("weights")
-        if before.get("changed"):
-            self.changed(before["changed"])
-        self._started = time.perf_counter() - (before.get("seconds") or 0)
-        self._begun = False
+        said = self._before = read_summary(path)
+        self.summary["started"] = said.get("started") or milliseconds()
+        self.summary["mlflow"], self.summary["weights"] = said.get("mlflow"), said.get("weights")
+        if said.get("changed"):
+            self.changed(said["changed"])
+        self._started = time.perf_counter() - (said.get("seconds") or 0)
 
     def __enter__(self) -> "RunFolder":
         if self.writes:
             take(self.path)
+            before.keep(self.path)
         self.write_summary()
         return self
 
@@ -70,36 +70,23 @@ class RunFolder:
         self.settle(error)
         lock(self.path).release()
 
-    def begins(self) -> None:
-        """Say that from now on the folder is this process's run: until then, an error leaves it as it was."""
-        self._begun = True
-
     def settle(self, error: BaseException | None) -> None:
-        """Write how the run ended; the first call wins."""
+        """Write how the run ended; the first call wins. If it failed before it added a result, the folder is again what
+        it was.
+        """
         if self.summary.get("ended"):
             return
         with signals.held():
-            refused = not self._begun and bool(self._before.get("ended"))
-            if error and (refused or self._is_of_a_finished_evaluation()):
+            if error and self.writes and before.is_kept(self.path):
+                before.put_back(self.path)
                 self.summary = self._before
-                self.write_json("summary.json", self.summary)
                 return
+            if self.writes:
+                before.drop(self.path)
             self.summary["status"] = status_of(error).lower()
             self.summary["error"] = error and reason(error)
             self.summary["ended"] = milliseconds()
             self.write_summary()
-
-    def _is_of_a_finished_evaluation(self) -> bool:
-        """Whether the folder holds a finished evaluation of the same configuration, and this process measured nothing:
-        what the earlier one found still holds.
-        """
-        measured = self.summary["base"] or self.summary["final"]
-        finished = self._before.get("status") == "finished" and self._before.get("steps") is None
-        return finished and not measured and self._config == self._configuration() is not None
-
-    def _configuration(self) -> str | None:
-        file = self.path / "config.yaml"
-        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def write_summary(self) -> None:
         """Bring `summary.json` up to date."""
@@ -115,6 +102,8 @@ class RunFolder:
         """Append rows to a JSON Lines file and flush it."""
         if not self.writes:
             return
+        if name != "system.jsonl":
+            before.drop(self.path)
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(as_lines(rows))
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, cut_lines, read_rows, write_atomic
 from echoink.config.schema import Config, Schedule, to_yaml
-from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
+from echoink.run_folder import before, checkpoint, reader, reward_files, weights_on_disk
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import RunFolder, in_use
@@ -137,6 +137,7 @@ def refuse(config: Config, folder: Path) -> list[str] | None:
         return None
     # A lock first: two processes on one folder would each cut what the other writes.
     run_folder.take(folder)  # until the process ends: no other may cut or write in between
+    before.put_back_what_was_killed(folder)
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
     # An evaluation goes on by itself, also one that was killed before its first answer.
     answered = (folder / run_folder.PREDICTIONS).is_file()
@@ -181,10 +182,10 @@ def begin(config: Config, folder: Path) -> Start:
     step = said.get("step", 0)
     # The second is so for a run that was shortened to this step.
     last = (bool(said.get("last")) or step == config.trainer.steps) and not changed
-    before = run_folder.read_summary(folder)
-    if last and has_ended(before):
+    summary = run_folder.read_summary(folder)
+    if last and has_ended(summary):
         return Start(config, step, found, again=True, finished=True)
-    if original := before.get("shared"):
+    if original := summary.get("shared"):
         hint = f"resume={original} goes on there; or begin another run with its weights: checkpoint={original}"
         raise UserError(f"{folder} is a copy of {original}, whose checkpoints it only links", hint)
     refuse_fewer_steps(found, step, config.trainer.steps)
@@ -223,8 +224,7 @@ def take_up(files: RunFolder, start: Start, changed: Sequence[str] = ()) -> None
         changed: what else differs from the steps before.
     """
     if files.writes and start.again:
-        cut_back(files.path, start)
-    files.begins()
+        cut_back(files.path, replace(start, last=start.last and "data" not in changed))
     files.changed([*start.changed, *changed])
     files.write_summary()  # first: once the new configuration is on disk, nothing else shows that it changed
     files.write_text("config.yaml", to_yaml(start.config))
@@ -286,8 +286,8 @@ def _set_aside(damaged: Mapping[Path, str]) -> None:
 def _check_same(config: Config, folder: Path) -> list[str]:
     """The keys that differ and are allowed to; refuse any others."""
     text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
-    before, now = reader.method(text), reader.method(to_yaml(config))
-    changed = _differences(before, now, config.resume_allow)
+    then, now = reader.method(text), reader.method(to_yaml(config))
+    changed = _differences(then, now, config.resume_allow)
     if changed:
         listed = ", ".join(f"{key}={new} (was {old})" for key, (old, new) in list(changed.items())[:6])
         raise UserError(
@@ -301,7 +301,7 @@ def _check_same(config: Config, folder: Path) -> list[str]:
         raise UserError(
             f"{listed} has changed since {folder} was begun, whose rewards/ has a copy", f"restore it, or {allow}"
         )
-    return list(_differences(before, now, []))
+    return list(_differences(then, now, []))
 
 
 def _other_rewards(config: Config, folder: Path) -> dict[str, tuple[str, str]]:
@@ -320,46 +320,47 @@ _MACHINE = ("processes", "commit", "device")
 """What a run's last digits depend on, besides library versions."""
 
 
-def check_provenance(folder: Path, here: dict[str, Any], allowed: Sequence[str]) -> list[str]:
+def check_provenance(start: Start, here: dict[str, Any]) -> list[str]:
     """Refuse a checkpoint of another model or other data; warn if versions differ.
 
     Args:
-        folder: the checkpoint.
+        start: where the run begins.
         here: what a checkpoint of this run would say.
-        allowed: `model` or `data`, if these may differ.
 
     Returns:
-        Those of the two that differ.
+        Those of `model` and `data` that differ and are allowed to.
 
     Raises:
         UserError: with the list of differences.
     """
-    said = checkpoint.manifest(folder)
-    differ = {"model": said.get("model") != here["model"], "data": False}
-    # A manifest names the training set first, then the development split if it was evaluated (`eval.every`). What the
-    # base answered is compared by itself (`Evaluator._check_answers_on_disk`). Earlier versions named that here too.
-    before, now = (each.get("data", "").split() for each in (said, here))
-    differ["data"] = before[:1] != now[:1] or (said.get("dev") not in (None, here["dev"]) and bool(here["dev"]))
-    settings = said.get("settings")  # of the model; earlier versions did not note them
-    differ["model"] |= settings is not None and settings != here["settings"]
-    changed = [key for key, differs in differ.items() if differs]
-    if refused := [key for key in changed if key not in allowed]:
-        names = {"model": ("model", "settings"), "data": ("data", "dev")}
-        listed = ", ".join(
-            f"{name} {here[name]} (was {said.get(name)})"
-            for key in refused
-            for name in names[key]
-            if said.get(name) != here[name]
-        )
+    said, allowed = checkpoint.manifest(start.checkpoint), start.config.resume_allow
+    # Earlier versions named all splits in `data`: train, dev if it is evaluated, and the one that is reported.
+    splits = said.get("data", "").split()
+    then = said | {"data": splits[0] if splits else None, "valid": said.get("valid", (splits[1:] or [None])[-1])}
+    parts = {"model": ["model", "settings"], "data": ["data", "dev", *(["valid"] if start.last else [])]}
+    differ = {
+        key: [name for name in names if _differ(then.get(name), here.get(name), name in ("model", "data"))]
+        for key, names in parts.items()
+    }
+    if refused := [key for key, names in differ.items() if names and key not in allowed]:
+        listed = ", ".join(f"{name} {here[name]} (was {then.get(name)})" for key in refused for name in differ[key])
         raise UserError(
-            f"{folder} is of another run: {listed}", f"if that is meant: resume_allow=[{','.join(refused)}]"
+            f"{start.checkpoint} is of another run: {listed}",
+            f"if that is meant: resume_allow=[{','.join(refused)}]",
         )
-    before, now = (each.get("versions", {}) | {key: each.get(key) for key in _MACHINE} for each in (said, here))
+    versions = [each.get("versions", {}) | {key: each.get(key) for key in _MACHINE} for each in (said, here)]
     # Keys that an older version did not record do not count.
-    moved = [key for key in now if before.get(key) is not None and now[key] != before[key]]
-    if others := [f"{key} {now[key]} (was {before[key]})" for key in moved]:
+    moved = [key for key in versions[1] if versions[0].get(key) is not None and versions[1][key] != versions[0][key]]
+    if others := [f"{key} {versions[1][key]} (was {versions[0][key]})" for key in moved]:
         say("warning", f"the numbers may differ from an uninterrupted run's in their last digits: {', '.join(others)}")
-    return changed
+    return [key for key, names in differ.items() if names]
+
+
+def _differ(then: str | None, now: str | None, always: bool) -> bool:
+    """Whether two digests differ; one that is not there, of an older version or of what is not used, does so only if
+    there is `always` one.
+    """
+    return then != now and (always or None not in (then, now))
 
 
 def cut(folder: Path, step: int, last: bool, base: bool = True) -> None:

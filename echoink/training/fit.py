@@ -39,6 +39,7 @@ def train(
     evaluator: Evaluator,
     longest: int,
     start: resume.Start,
+    provenance: dict[str, Any],
     engine: Engine | None = None,
 ) -> EchoInkTrainer:
     """Train the job's model to the last step and write the outcome to the run's summary.
@@ -50,19 +51,19 @@ def train(
         evaluator: evaluates the development split and the watched samples.
         longest: tokens of the longest prompt.
         start: the step and the checkpoint from which training starts.
+        provenance: see `provenance_of`.
         engine: generates the rollouts instead of our decoder.
 
     Returns:
         The trainer; its `unsharded` gives the trained model.
 
     Raises:
-        UserError: the checkpoint belongs to another run, or training cannot go on.
+        UserError: training cannot go on.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint is saved where possible.
         signals.Preempted: on SIGTERM or SIGUSR1, after a checkpoint is saved where possible.
     """
     config = job.config
     steps = training_steps(config.trainer, config.grpo.updates_per_rollout, len(job.splits.train))
-    provenance = provenance_of(job)
     watchdog.at("loading the reference")
     lora, reference = _adapter_and_reference(job)
     settings = with_checkpointing_decided(job, longest)
@@ -206,6 +207,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "settings": fingerprint.settings_digest(job.model)[:16],
         "data": splits.digest("train", splits.train)[:12],
         "dev": splits.digest("dev", splits.dev)[:12] if splits.dev else None,
+        "valid": splits.digest(job.config.eval.split.name, splits.valid)[:12],
         "processes": processes().num_processes,
         "versions": here["versions"],
         "commit": here["commit"],

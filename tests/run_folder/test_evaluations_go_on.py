@@ -60,7 +60,6 @@ def test_answers_to_another_prompt_or_sampled_in_another_way_are_set_aside(folde
 
 def fails(folder, config) -> dict:
     with suppress(UserError), RunFolder(folder, "eval", "tiny", 0) as files:
-        files.begins()
         files.write_text("config.yaml", to_yaml(config))
         raise UserError("answers of other weights", "")
     return read_summary(folder)
@@ -74,5 +73,10 @@ def test_a_finished_one_keeps_its_numbers_where_the_same_is_refused_or_stopped(f
     assert (before["status"], before["final"]) == ("finished", NUMBERS)
     assert fails(folder, config) == before
     assert json.loads((folder / "summary.json").read_text()) == before
-    other = fails(folder, config_of(*WORDS, "eval.limit=5"))
-    assert (other["status"], other["final"]) == ("failed", None), "these are not its numbers"
+    assert fails(folder, config_of(*WORDS, "eval.limit=5")) == before
+    assert (folder / "config.yaml").read_text() == to_yaml(config), "so the numbers are still of what stands there"
+    with suppress(UserError), RunFolder(folder, "eval", "tiny", 0) as files:
+        files.append(PREDICTIONS, [{"id": "0"}])
+        raise UserError("in the middle", "")
+    after = read_summary(folder)
+    assert (after["status"], after["final"]) == ("failed", None), "it has begun to answer anew"

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -453,25 +454,36 @@ def test_another_gpu_is_warned_of_and_what_was_not_written_down_is_not(stopped, 
     here = said | {"versions": said["versions"] | {"a library": "1"}, "device": "NVIDIA H200, CUDA 13.0"}
     for kept, warns in ((older, False), (said, True)):
         manifest.write_text(json.dumps(kept))
-        resume.check_provenance(stopped / "checkpoints/step-5", here, [])
+        resume.check_provenance(resume.begin(config_of(*SMALL, "resume=auto"), stopped), here)
         assert ("device NVIDIA H200, CUDA 13.0 (was cpu)" in " ".join(capsys.readouterr().out.split())) == warns
 
 
 def test_other_data_or_another_model_is_refused(stopped):
     step = stopped / "checkpoints/step-5"
     said = checkpoint.manifest(step)
-    here = {key: said[key] for key in ("model", "settings", "data", "dev", "versions")}
+    here = {key: said[key] for key in ("model", "settings", "data", "dev", "valid", "versions")}
     here |= {"processes": 1, "commit": None}
-    assert resume.check_provenance(step, here, []) == []
-    for key, name in (("data", "data"), ("data", "dev"), ("model", "model"), ("model", "settings")):
+
+    def check(here, *allowed, last=False):
+        begins = resume.begin(config_of(*SMALL, "resume=auto", f"resume_allow=[{','.join(allowed)}]"), stopped)
+        return resume.check_provenance(replace(begins, last=last), here)
+
+    assert check(here) == []
+    for key, name in (("data", "data"), ("data", "dev"), ("model", "model"), ("model", "settings"), ("data", "valid")):
+        last = name == "valid"  # answers of a final evaluation stay
         with pytest.raises(UserError, match=rf"{name} 123 \(was .*(.|\n)*resume_allow=\[{key}\]"):
-            resume.check_provenance(step, here | {name: "123"}, [])
-        assert resume.check_provenance(step, here | {name: "123"}, [key]) == [key]
-    assert resume.check_provenance(step, here | {"dev": None}, []) == [], "it is no longer evaluated"
-    older = {key: value for key, value in said.items() if key not in ("settings", "dev")}
-    older["data"] += " 5f41 6413"  # it named the development and the evaluation split too
+            check(here | {name: "123"}, last=last)
+        assert check(here | {name: "123"}, key, last=last) == [key]
+    assert check(here | {"dev": None}) == [], "it is no longer evaluated"
+    assert check(here | {"valid": "123"}) == [], "the base's answers are compared by themselves"
+    older = {key: value for key, value in said.items() if key not in ("settings", "dev", "valid")}
+    older["data"] += f" 5f41 {said['valid']}"  # it named the development and the evaluation split too
     (step / checkpoint.MANIFEST).write_text(json.dumps(older))
-    assert resume.check_provenance(step, here, []) == []
+    assert check(here, last=True) == []
+    with pytest.raises(UserError, match=r"another run: valid 123 \(was"):
+        check(here | {"valid": "123"}, last=True)
+    with pytest.raises(UserError, match=r"another run: model 123 \(was \w+\)\n"):  # not "settings (was None)"
+        check(here | {"model": "123"})
 
 
 @contextmanager
@@ -481,6 +493,7 @@ def written_by_another(folder: Path):
     code = f"""
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from echoink.run_folder.folder import take
 take(Path({str(folder)!r}))
@@ -532,29 +545,80 @@ def test_answers_in_another_precision_are_no_base_of_a_run(stopped, place):
 
 
 def held_by(folder: Path) -> dict[str, bytes]:
-    names = ("summary.json", "config.yaml", "dataset.json", "predictions.jsonl", "eval.jsonl", "metrics.jsonl")
-    return {name: (folder / name).read_bytes() for name in names}
+    """All small files of a run, but for the log and the load of the machine."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "step-" not in str(path.relative_to(folder))]
+    passing = ("train.log", "system.jsonl", ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in passing}
+
+
+def finished(place: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    shutil.copytree(place / "outputs/plain", folder)
+    return folder
 
 
 @pytest.mark.parametrize(
     ("words", "allowed", "says"),
     [
         (["trainer.steps=4"], "trainer.steps", "is of step 8, and this run ends at step 4"),
+        (["trainer.steps=null", "trainer.epochs=1"], "trainer.steps,trainer.epochs", "ends at step 3"),
         (["dataset.seed=9"], "dataset.seed", r"is of another run: data \w+ \(was"),
         (["dataset.path=nowhere", "dataset=rows"], "dataset.path,dataset.source", "dataset folder not found: nowhere"),
+        (["trainer.steps=16"], "trainer.steps", "has answers .base. of other data"),
     ],
 )
-def test_a_finished_run_that_refuses_to_go_on_keeps_its_results(tmp_path, place, plain, words, allowed, says, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(place / "outputs/plain", folder)
+def test_a_finished_run_that_refuses_to_go_on_keeps_its_results(
+    tmp_path, place, plain, words, allowed, says, capsys, monkeypatch
+):
+    folder = finished(place, tmp_path)
+    if "other data" in says:
+        answered = json.loads((folder / "answered.json").read_text())
+        answered["base"]["data"] = "of other questions"
+        (folder / "answered.json").write_text(json.dumps(answered))
     before = held_by(folder)
-    words = [*SMALL, "resume=auto", f"dataset.path={place}/outputs/data/synthetic_seed0_10_4_8", *words]
+    assert ".hydra/overrides.yaml" in before and "environment.json" in before and "summary.json" in before
+    monkeypatch.chdir(place)
+    words = [*SMALL, "resume=auto", *words]
     if "dataset.seed=9" in words:
         words.append(f"dataset.path={tmp_path}/other")
     with pytest.raises(UserError, match=says):
         run(config_of(*words, f"resume_allow=[dataset.path,{allowed}]"), folder)
     assert held_by(folder) == before
     assert "is kept; resume=auto goes on from it" not in capsys.readouterr().out
+
+
+def test_a_refused_command_line_does_not_stay_as_the_runs_own(tmp_path, place, plain):
+    folder = finished(place, tmp_path)
+    before = held_by(folder)
+    words = [*SMALL, "trainer.steps=4", "resume_allow=[trainer.steps]", "resume=auto", f"hydra.run.dir={folder}"]
+    done = processes.run(place, *words)
+    assert done.returncode == 2 and "this run ends at step 4" in done.stderr
+    assert held_by(folder) == before
+
+
+@pytest.mark.parametrize("signal", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_run_that_is_stopped_while_it_is_taken_up_is_what_it_was(tmp_path, place, plain, signal):
+    """In the middle of cutting its files; a process that was killed is made good by the next one."""
+    folder = finished(place, tmp_path)
+    before = held_by(folder)
+    code = f"""
+import os, signal
+from echoink.run_folder import resume
+from echoink.train import main
+cut = resume.cut
+def stopped(*words, **more):
+    cut(*words, **more)
+    {signal}
+resume.cut = stopped
+main()
+"""
+    words = [*SMALL, "trainer.steps=16", "resume_allow=[trainer.steps]", "resume=auto", f"hydra.run.dir={folder}"]
+    assert processes.run(place, *words, code=code).returncode in (130, -9)
+    if "KILL" in signal:
+        assert held_by(folder) != before
+        with pytest.raises(UserError, match="seed=1"):
+            resume.begin(config_of(*SMALL, "resume=auto", "seed=1"), folder)
+    assert held_by(folder) == before
 
 
 def test_another_length_at_a_constant_rate_is_the_same_run_and_so_are_other_evaluations(tmp_path, place, plain):
@@ -577,7 +641,8 @@ def test_whoever_permits_other_data_has_the_base_asked_anew(stopped):
 
 
 def test_a_run_whose_data_changed_half_way_says_so(stopped, tmp_path, monkeypatch):
-    def stop(*_, **__):
+    def stop(job, files, *_, **__):
+        files.append("metrics.jsonl", [{"step": 6}])
         raise UserError("far enough")
 
     monkeypatch.setattr("echoink.training.fit.train", stop)
@@ -623,9 +688,8 @@ def test_the_end_of_a_run_that_died_is_when_it_last_wrote(stopped, tmp_path):
 
 def test_the_seconds_of_all_its_processes_are_a_runs(tmp_path):
     for _ in range(2):
-        with RunFolder(tmp_path, "train", "x", 0) as files:
-            files.begins()
-            files.summary["seconds"] = None
+        with RunFolder(tmp_path, "train", "x", 0):
+            pass
         said = read_summary(tmp_path)
         write_atomic(tmp_path / "summary.json", json.dumps(said | {"seconds": said["seconds"] + 100}))
     assert 200 <= read_summary(tmp_path)["seconds"] < 230
