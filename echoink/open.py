@@ -158,7 +158,8 @@ def _wait_for(server: subprocess.Popen, address: str) -> None:
         if server.poll() is not None:
             raise UserError(f"MLflow did not start: {' · '.join(server.stdout.read().strip().splitlines()[-3:])}")
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
+            # Not through a proxy of the environment: it is this machine.
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{address}/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.2)

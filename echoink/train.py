@@ -115,6 +115,8 @@ def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
         if word.startswith("hydra.job.chdir=") and word != "hydra.job.chdir=false":
             hint = "leave it out: relative paths are read from the folder of the command, and a run knows its own"
             raise UserError(f"{word} is not supported", hint)
+        if word.startswith("hydra.sweeper.storage="):
+            raise UserError("hydra.sweeper.storage is not supported: a search cannot be resumed", "leave it out")
         if word.startswith("hydra.sweep.subdir="):
             raise UserError("hydra.sweep.subdir is fixed: a sweep finds its jobs by their numbers", "leave it out")
         if word.startswith(_OF_SWEEPS) and not multirun and SWEPT not in os.environ:
@@ -188,7 +190,10 @@ def _task(raw: DictConfig) -> float | None:
 
 
 def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:
-    """Refuse an experiment whose grid would be left out."""
+    """Refuse an experiment whose grid would be left out, and a search for the lowest accuracy."""
+    if multirun and jobs[0].direction not in (None, "maximize"):
+        hint = "hydra.sweeper.direction=maximize: what a run gives a search is its final accuracy"
+        raise UserError(f"this search is for the lowest accuracy (direction {jobs[0].direction})", hint)
     if multirun and (len(jobs) == 1 or jobs[0].is_search):
         return
     for job in jobs:

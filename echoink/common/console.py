@@ -23,7 +23,16 @@ from rich.progress import (
 
 from echoink.common.startup import imports
 
-console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+class _Screen(Console):
+    """A console whose reader may go away, as the `head` of a pipe or a connection does: the run goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+console = _Screen(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 _log = logging.getLogger("echoink")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from echoink.common.errors import UserError, first_line
 
 def write_aside(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a temporary file, then rename it: readers find it whole, even if others write it too."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")  # processes on two machines may have one PID
     try:
         with open(part, "wb") as content:
             write(content)

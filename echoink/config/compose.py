@@ -49,6 +49,8 @@ class Composed:
     """Keys of the experiment's own grid (hydra.sweeper.params) that the command line leaves open."""
     is_search: bool = False
     """Whether a search, such as hydra/sweeper=optuna, draws the values."""
+    direction: str | None = None
+    """What a search looks for, `minimize` or `maximize`; None where its sweeper does not say."""
 
 
 def compose(overrides: Sequence[str], multirun: bool = False, config_dir: str | None = None) -> list[Composed]:
@@ -163,7 +165,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool, own: Path | None) -> 
         given = {override.partition("=")[0] for override in overrides}
         grid = tuple(str(key) for key in raw.hydra.sweeper.get("params") or {} if key not in given)
         is_search = raw.hydra.runtime.choices["hydra/sweeper"] != "basic"
-        return Composed(config, folder, tuple(overrides), grid=grid, is_search=is_search)
+        direction = raw.hydra.sweeper.get("direction")
+        said = None if direction is None else getattr(direction, "name", str(direction))
+        return Composed(config, folder, tuple(overrides), grid=grid, is_search=is_search, direction=said)
     except UserError as error:
         raise _with_place(error, overrides, own) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -31,7 +31,7 @@ from echoink.config.schema import (
     Split,
     Task,
 )
-from echoink.rewards.types import ROW_FIELDS, Rule
+from echoink.rewards.types import ROW_FIELDS, TWINS, Rule
 
 MAY_BE_EMPTY = (".system", ".template", ".options")
 """The texts of a prompt."""
@@ -147,6 +147,21 @@ def refuse_secret(key: str, text: str) -> None:
         )
 
 
+def _check_integration(config: Config) -> None:
+    reward = config.reward
+    if reward.lambda_int and reward.integration is Rule.redraw and config.grpo.group_size < 3:
+        raise UserError(
+            "reward.integration=redraw compares with two other draws: it needs grpo.group_size of at least 3",
+            f"it is {config.grpo.group_size}",
+        )
+    if reward.lambda_int and reward.integration in TWINS and config.generation.engine is RolloutEngine.vllm:
+        raise UserError(
+            f"reward.integration={reward.integration.name} compares answers of the same random numbers, and vLLM draws "
+            "its own: differences would be chance",
+            "generation=transformers; eval.engine=vllm may stay",
+        )
+
+
 def _check_together(config: Config) -> None:
     trainer = config.trainer
     if ".." in (place := Path(config.name)).parts or place.is_absolute():
@@ -160,11 +175,7 @@ def _check_together(config: Config) -> None:
         if key not in ("model", "data") and not any(f"{key}.".startswith(f"{one}.") for one in known):
             raise UserError(f"resume_allow: unknown key {key}", f"{known_like(key, known)} Also: model, data")
     reward = config.reward
-    if reward.lambda_int and reward.integration is Rule.redraw and config.grpo.group_size < 3:
-        raise UserError(
-            "reward.integration=redraw compares with two other draws: it needs grpo.group_size of at least 3",
-            f"it is {config.grpo.group_size}",
-        )
+    _check_integration(config)
     halves = config.model.dtype is Dtype.bfloat16 and config.adapter.kind is Adapter.none
     if config.trains and halves and not trainer.sharding.is_deepspeed:
         raise UserError(

@@ -19,6 +19,11 @@ from echoink.models.family import Features, PromptInputs
 from echoink.models.shared_prefix import pack
 
 
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a model drops units in training, as an adapter may."""
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode, so an adapter's dropout is off; afterwards its mode is restored."""

@@ -2,6 +2,8 @@
 
 import gc
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 
 from echoink.common import console
-from echoink.common.errors import first_line
+from echoink.common.errors import first_line, last_error
+from echoink.config.overrides import quoted
 from echoink.config.schema import Config, Protocol, RolloutEngine, Task, flatten
 from echoink.data.splits import Splits
 from echoink.distributed import collectives, sharding, watchdog
@@ -18,10 +21,11 @@ from echoink.evaluation import metrics, reflection, tables
 from echoink.evaluation.evaluate import EvaluationSetup
 from echoink.evaluation.evaluator import Evaluator
 from echoink.evaluation.prediction import GREEDY, Prediction
-from echoink.pipeline import export, sweep_job
+from echoink.pipeline import sweep_job
 from echoink.planning.steps import training_steps
 from echoink.report.build import try_to_write
 from echoink.rollout.vllm_engine import Engine
+from echoink.rollout.vllm_environment import alone
 from echoink.run_folder import resume
 from echoink.run_folder.environment import git
 from echoink.run_folder.folder import RunFolder
@@ -243,7 +247,12 @@ def _push(files: RunFolder, repository: str) -> None:
     target = files.path / "export"
     try:
         shutil.rmtree(target, ignore_errors=True)  # of fewer steps of this run, or cut off
-        export.export(files.path, target, push_to=repository)
+        # In a process of its own: shards are read by all processes of a run together, and the others have ended.
+        words = [f"checkpoint={quoted(files.path)}", f"output={quoted(target)}", f"push_to={repository}"]
+        command = [sys.executable, "-m", "echoink.export", *words]
+        done = subprocess.run(command, env=alone(), stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(last_error(done.stderr))
         console.say("pushed", repository)
     except Exception as error:  # the hub's client raises many types
         hint = f"python -m echoink.export checkpoint={files.path} output=<folder> push_to={repository}"

@@ -532,7 +532,7 @@ def _start(python: str, gpu: torch.device | None, log: Path) -> tuple[subprocess
     ours, theirs = socket.socketpair()
     with ours, theirs, log.open("ab") as file:
         process = subprocess.Popen(
-            [python, "-P", str(WORKER), str(theirs.fileno())],
+            [python, str(WORKER), str(theirs.fileno())],
             env=environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ Each process writes its own `rng_state.pth` and `rollout.pt`. Under FSDP2 each a
 state (`optimizer/`); under DeepSpeed its shards of that state (`global_step…/`).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -186,6 +187,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some network file systems cannot flush a directory
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 

@@ -104,7 +104,7 @@ def connect(uri: str):
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):
+        with FileLock(f"{database}.lock", fallback_to_soft=False):
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client

@@ -82,7 +82,7 @@ class Recorder(TrainerCallback):
         if self._skipped > self._max_skipped:
             raise UserError(
                 f"{self._skipped} steps in a row had a loss or gradient that is not finite",
-                "the weights are those from before these steps; lower trainer.learning_rate, or look at the rewards",
+                "lower trainer.learning_rate, or look at the rewards; all checkpoints are of finite weights",
             )
 
     def _count(self, row: dict[str, float]) -> None:

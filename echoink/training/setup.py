@@ -220,7 +220,7 @@ def evaluation_batch_prompts(job: Job, longest: int) -> int:
     if config.eval.batch_prompts:
         return config.eval.batch_prompts
     device = job.model.device
-    if device.type == "cpu":  # it shares the machine's memory with everything else
+    if device.type != "cuda":  # it shares the machine's memory with everything else
         return memory.MOST_PROMPTS
     beside = model.weight_bytes
     if config.trains:

@@ -40,7 +40,13 @@ from echoink.data.samples import Sample
 from echoink.distributed import collectives, watchdog
 from echoink.evaluation import reflection
 from echoink.models.encoders import encode_media, towers_learn
-from echoink.models.logprobs import packed_logprobs, plain_row_logprobs, without_dropout, without_silent_groups
+from echoink.models.logprobs import (
+    has_dropout,
+    packed_logprobs,
+    plain_row_logprobs,
+    without_dropout,
+    without_silent_groups,
+)
 from echoink.rewards.types import ANSWERS_AGAIN
 from echoink.rollout import parity
 from echoink.rollout.generate import decoder_for, generate
@@ -68,13 +74,17 @@ class EchoInkTrainer(TRLHost):
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             # log π_old is needed only if the rollout has several updates. With one update π_old is π_θ itself, and
-            # `_compute_loss` uses its own log-probabilities for ρ and for the correction of an engine's rollout.
-            if self.num_iterations > 1:
+            # `_compute_loss` uses its own log-probabilities for ρ and for the correction of an engine's rollout; but an
+            # engine has no dropout, so with dropout its correction needs a pass without.
+            by_engine = rollout.engine_logps is not None
+            if self.num_iterations > 1 or (by_engine and has_dropout(self.model)):
                 with without_dropout(self.model):  # as in the rollout
-                    batch["old_per_token_logps"] = self._log_probabilities(self.model, batch)[0]
-                if rollout.engine_logps is not None:
+                    old = self._log_probabilities(self.model, batch)[0]
+                if self.num_iterations > 1:
+                    batch["old_per_token_logps"] = old
+                if by_engine:
                     mask = batch["completion_mask"].bool()
-                    batch["importance_sampling_ratio"] = self._engine_ratio(batch["old_per_token_logps"], batch, mask)
+                    batch["importance_sampling_ratio"] = self._engine_ratio(old, batch, mask)
             if self.beta:
                 batch["ref_per_token_logps"] = self._reference_log_probabilities(batch)
         self._log_rollout(rollout, rewards, texts, advantages)

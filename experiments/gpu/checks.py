@@ -286,7 +286,9 @@ def decode() -> Iterator[Row]:
                 places = torch.full((rows,), 580, device=DEVICE)
                 for _ in range(length // 2):  # to the middle of a completion, so that attention reads as much as there
                     one(tokens, places)
-                step = timed(lambda d=one, t=tokens, p=places: d(t, p), min(length - 4, 40) // 2, 1)
+                # A window that grows is captured anew: that is no part of a token's time.
+                left = decoder.WINDOW - length // 2 - 2 if length // 2 < decoder.WINDOW else 20
+                step = timed(lambda d=one, t=tokens, p=places: d(t, p), min((length - 4) // 2, 20, left), 1)
                 logits = start.logits.repeat_interleave(G, 0)
                 noise, warm = torch.rand(rows, device=DEVICE), torch.ones(rows, device=DEVICE)
                 pick = timed(

@@ -126,6 +126,7 @@ REFUSED = [
     ("model.max_pixels=3136", "model.min_pixels=12544 is more than model.max_pixels=3136\n  → lower"),
     ("model.min_video_frames=512", "model.min_video_frames=512 is more than model.max_video_frames"),
     ("task=sft generation=vllm", "task=sft generates no rollouts"),
+    ("reward=integration reward.integration=twin generation=vllm", "vLLM draws its own: differences would be chance"),
     ("task=sft reward=integration", "task=sft learns responses"),
 ]
 

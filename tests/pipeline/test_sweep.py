@@ -23,6 +23,7 @@ from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import read_summary
 from tests.helpers.configs import config_of
+from tests.helpers.entry import refused
 from tests.helpers.runs import make_run
 
 
@@ -501,4 +502,14 @@ def test_gpus_are_reserved_where_a_run_folders_disk_has_no_locks(tmp_path, monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with sweep_job._device(tmp_path, alone=False) as one, sweep_job._device(tmp_path, alone=False) as other:
         assert {one["CUDA_VISIBLE_DEVICES"], other["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_is_for_the_highest_accuracy(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.chdir(tmp_path)
+    search = ["--multirun", "hydra/sweeper=optuna", "reward.lambda_fmt=interval(0,2)"]
+    assert "this search is for the lowest accuracy (direction minimize)" in refused(search, monkeypatch, capsys)
+    search += ["hydra.sweeper.direction=maximize", "hydra.sweeper.storage=sqlite:///s.db"]
+    assert "hydra.sweeper.storage is not supported" in refused(search, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())

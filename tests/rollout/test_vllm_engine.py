@@ -517,6 +517,17 @@ def test_an_engines_rollout_is_corrected_in_the_loss_without_a_pass_of_its_own(t
         assert logged[0]["engine/ratio_max"] == pytest.approx(most, rel=1e-3)
 
 
+def test_the_dropout_of_an_adapter_is_no_difference_of_the_engine(train, monkeypatch):
+    """The engine has none: without a pass without it, completions would be weighted by what dropout takes."""
+    monkeypatch.setattr("echoink.training.trainer.has_dropout", lambda model: False)
+    apart, _ = train("grpo.beta=0", adapter=loading.lora(4, 8, 0.3, ("q_proj", "v_proj")))
+    monkeypatch.undo()
+    rows, _ = train("grpo.beta=0", adapter=loading.lora(4, 8, 0.3, ("q_proj", "v_proj")))
+    assert max(row["engine/logp_difference_max"] for row in rows) < 1e-4
+    assert max(row["engine/logp_difference_max"] for row in apart) > 1e-2
+    assert all(abs(row["engine/ratio_mean"] - 1) < 1e-3 for row in rows)
+
+
 def test_weights_by_hand():
     logps, told = (
         torch.tensor([[0.0, -1.0, -2.0], [-1.0, -1.0, 9.0]]),

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, and found by the folder that a person names."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -355,3 +357,19 @@ def test_an_adapter_alone_has_a_card_that_warns_of_vllm(model, tmp_path, monkeyp
     assert "it would answer as the base, without an error" in (tmp_path / "alone/README.md").read_text()
     assert "it would answer as the base" not in (tmp_path / "merged/README.md").read_text()
     assert set(places) == {torch.device("cpu")}, "a run that pushes at its end still uses the GPU"
+
+
+def test_a_directory_that_cannot_be_flushed_costs_no_checkpoint(tmp_path, monkeypatch):
+    """As on some network file systems; a file that cannot be flushed does."""
+    flush = os.fsync
+
+    def refuses(descriptor, files=False):
+        if files or os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    assert checkpoint.damage(checkpoint.save(tmp_path, 1, write, keep=1)) is None
+    monkeypatch.setattr(os, "fsync", lambda descriptor: refuses(descriptor, files=True))
+    with pytest.raises(OSError, match="Invalid argument"):
+        checkpoint.save(tmp_path, 2, write, keep=1)

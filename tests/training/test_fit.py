@@ -11,20 +11,27 @@ from echoink.training.resumable_trainer import ResumableTrainer
 
 
 @pytest.mark.parametrize(
-    ("error", "several", "left"),
-    [(KeyboardInterrupt, True, 1), (UserError("a reward fails"), False, 1), (UserError("a reward fails"), True, 0)],
+    ("error", "several", "steps", "left"),
+    [
+        (KeyboardInterrupt, True, 3, 1),
+        (UserError("a reward fails"), False, 3, 1),
+        (UserError("a reward fails"), True, 3, 0),
+        (UserError("of another trainer"), False, 0, 0),  # there is nothing to save, and the command will not go on
+    ],
 )
-def test_what_ends_training_leaves_a_checkpoint_where_all_processes_know_of_it(monkeypatch, error, several, left):
+def test_what_ends_training_leaves_a_checkpoint_where_all_processes_know_of_it(
+    monkeypatch, error, several, steps, left
+):
     kept = []
 
     def fails(checkpoint):
         raise error
 
     monkeypatch.setattr(fit.collectives, "several", lambda: several)
-    trainer = SimpleNamespace(go_on=fails, close=lambda: None)
+    trainer = SimpleNamespace(go_on=fails, close=lambda: None, state=SimpleNamespace(global_step=2 + steps))
     keeper, recorder = SimpleNamespace(leave=lambda: kept.append(1)), SimpleNamespace(close=lambda: None)
     with pytest.raises(type(error) if isinstance(error, UserError) else error):
-        fit._go_on(trainer, SimpleNamespace(checkpoint=None), recorder, keeper)
+        fit._go_on(trainer, SimpleNamespace(checkpoint=None, step=2), recorder, keeper)
     assert len(kept) == left
 
 
