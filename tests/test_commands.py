@@ -285,6 +285,12 @@ def test_gpus_that_pytorch_cannot_use_are_refused_under_bf16_and_named_without(t
         with pytest.raises(UserError, match="Tesla T4 has no bfloat16 of its own"):
             preflight.check_gpus(bf16=True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setenv("CC", str(tmp_path / "no compiler"))
+    assert "no C compiler" in preflight.check_gpus(bf16=True)
+    monkeypatch.setenv("CC", "sh -x")
+    monkeypatch.setattr(preflight.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert f"no {tmp_path}/Python.h" in preflight.check_gpus(bf16=True)
+    (tmp_path / "Python.h").touch()
     assert preflight.check_gpus(bf16=True) is None
 
 

@@ -1,6 +1,7 @@
 """Rows of `datasets` folders, Parquet files and hub ids; a medium is a column of bytes, paths, or lists of one."""
 
 import glob
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from echoink.common.errors import UserError, first_line
+from echoink.common.files import parts_of
 from echoink.data.readers import Rows
 from echoink.media.loaders import Embedded
 
@@ -24,7 +26,11 @@ def of_parquet(files: Sequence[Path], folder: Path, where: str) -> Rows:
         folder: where relative paths start.
         where: what to call them in errors.
     """
-    return _table(_load("parquet", data_files=[glob.escape(str(file)) for file in files]), folder, where)
+    # Beside the time of a file, which archives and images may set to what it was, its content decides what is cached.
+    content = hashlib.sha256(b" ".join(map(parts_of, files))).hexdigest()[:16]
+    cache = str(Path(datasets.config.HF_DATASETS_CACHE) / f"echoink-{content}")
+    found = _load("parquet", data_files=[glob.escape(str(file)) for file in files], cache_dir=cache)
+    return _table(found, folder, where)
 
 
 def of_folder(root: Path, names: Sequence[str]) -> Rows | None:

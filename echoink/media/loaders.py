@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -480,6 +481,14 @@ def _container(medium: Medium, kind: str = "video"):
         yield container
 
 
+def missing_hint(path: str) -> str:
+    """What to do about a file that is not there; a Mac writes accents in another form, which looks the same."""
+    for form in ("NFC", "NFD"):
+        if (other := unicodedata.normalize(form, path)) != path and Path(other).is_file():
+            return f"there is one whose name is written in the other form of Unicode ({form}): rename one of the two"
+    return "check the sample's path and dataset.path"
+
+
 @contextmanager
 def _reading(kind: str, medium: Medium) -> Iterator[None]:
     """Raise what a library raises as a `UserError` that names the medium."""
@@ -488,7 +497,7 @@ def _reading(kind: str, medium: Medium) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{kind} not found: {medium}", "check the sample's path and dataset.path") from None
+        raise UserError(f"{kind} not found: {medium}", missing_hint(str(medium))) from None
     except Exception as error:  # each decoder fails on broken bytes in its own ways
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the {kind} {medium}: {reason}", "replace the file or drop the sample") from error

@@ -142,7 +142,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     wanted = reader.method(to_yaml(config))
     before = reader.read(folder)
     same = before is not None and before.config == wanted and not reward_files.changed(config.reward, folder)
-    same = same and not _other_weights(config, before)
+    same = same and not _other_weights(config, before) and not _other_data(config, before)
     if same and resume.has_ended(summary):
         return _done(folder, "finished before")
     # Another machine's process cannot be seen, but it holds the folder's lock.
@@ -272,7 +272,7 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
         if run.summary["task"] != config.task.name:
             continue
         same = run.config == wanted and not reward_files.changed(config.reward, run.folder)
-        if same and not _other_weights(config, run):
+        if same and not _other_weights(config, run) and not _other_data(config, run):
             return run
     return None
 
@@ -283,6 +283,18 @@ def _other_weights(config: Config, run: Run) -> bool:
     if differ:
         say("sweep", f"{run.folder} began with other weights than {config.checkpoint or config.model.path} has now")
     return differ
+
+
+def _other_data(config: Config, run: Run) -> bool:
+    """Whether rows of the dataset in a local folder were written after a run had ended, and say so."""
+    place, ended = Path(config.dataset.path), run.summary.get("ended")
+    files = (
+        [place] if place.is_file() else [f for kind in ("json", "jsonl", "parquet") for f in place.glob(f"*.{kind}")]
+    )
+    newer = next((file for file in files if ended and file.stat().st_mtime * 1000 > ended), None)
+    if newer:
+        say("sweep", f"{newer} has changed since {run.folder} ended")
+    return newer is not None
 
 
 def _other_code(run: Run) -> str:

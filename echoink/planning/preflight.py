@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def check_attention(attention: Attention) -> None:
 
 
 def check_gpus(bf16: bool) -> str | None:
-    """Whether PyTorch can use the GPUs that the machine has: if a driver is too old, it silently uses the CPU.
+    """Whether PyTorch can use the GPUs that the machine has: if a driver is too old, it silently uses the CPU. And
+    whether kernels can be compiled for them.
 
     Returns:
         A warning, for a run that may go on without them.
@@ -40,7 +42,7 @@ def check_gpus(bf16: bool) -> str | None:
         # Emulated, it is slow, and its attention kernel cannot be compiled: without it memory runs out.
         if bf16 and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
             raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16 of its own", "set trainer.bf16=false")
-        return None
+        return without_compiler()
     if not there:
         return None
     found = f"{counted(there, 'GPU')} there, and PyTorch {torch.__version__} cannot use {'them' if there > 1 else 'it'}"
@@ -48,6 +50,15 @@ def check_gpus(bf16: bool) -> str | None:
     if bf16:
         raise UserError(found, f"{way}; CUDA_VISIBLE_DEVICES= and trainer.bf16=false for the CPU")
     return f"{found}: {way}"
+
+
+def without_compiler() -> str | None:
+    """What a GPU's attention kernels lack to be compiled; None where there is all. Triton compiles a module in C."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), None)
+    if compiler is None or not shutil.which(compiler.split()[0]):
+        return "no C compiler (gcc), without which Triton cannot load a kernel"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if header.is_file() else f"no {header}, without which Triton cannot load a kernel (python3-dev)"
 
 
 def check_devices() -> None:

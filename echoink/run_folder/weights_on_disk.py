@@ -3,11 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from echoink.common.files import parts_of
 from echoink.config.schema import Config, Task
 from echoink.run_folder import checkpoint
-
-PARTS, LENGTH = 16, 2**16
-"""How many parts of a file are read, and how long each is, in bytes: so many that a step of training changes some."""
 
 
 def begun_with(config: Config) -> str | None:
@@ -20,12 +18,7 @@ def begun_with(config: Config) -> str | None:
     files = [file for folder in folders for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
     found = hashlib.sha256()
     for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as content:
-            for part in range(PARTS):
-                content.seek(part * max(0, size - LENGTH) // (PARTS - 1))
-                found.update(content.read(LENGTH))
+        found.update(file.name.encode() + b" " + parts_of(file))  # a step of training changes some of the parts
     if not files:
         return None
     settings = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -490,3 +491,13 @@ def test_a_dataset_with_several_configurations_names_them(monkeypatch):
     monkeypatch.setattr(tables.datasets, "get_dataset_split_names", asks)
     with pytest.raises(UserError, match=r"owner/many has several configurations, \['a', 'b'\](.|\n)*folder of one"):
         tables.of_hub("owner/many", ["train"])
+
+
+def test_a_parquet_file_that_was_replaced_without_a_new_time_is_read_anew(tmp_path):
+    """As in archives and images that set all times to the same."""
+    file, seen = tmp_path / "train.parquet", []
+    for answer in ("dog", "bee"):
+        datasets.Dataset.from_list([{"problem": "What?", "solution": answer}]).to_parquet(file)
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        seen.append([row["solution"] for row in tables.of_parquet([file], tmp_path, "here").rows])
+    assert seen == [["dog"], ["bee"]]

@@ -3,6 +3,7 @@
 import os
 import struct
 import tracemalloc
+import unicodedata
 from dataclasses import replace
 
 import av
@@ -27,7 +28,7 @@ from echoink.media.loaders import (
     load_video,
     scaled,
 )
-from tests.helpers.files import video
+from tests.helpers.files import picture, video
 
 
 def tone(rate: int, seconds: float, hertz: float = 440.0) -> np.ndarray:
@@ -482,3 +483,11 @@ def test_a_picture_that_is_too_narrow_either_way_is_refused(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="too narrow"):
         load_image(tmp_path / "x.png")
+
+
+def test_a_name_in_the_other_form_of_unicode_is_pointed_out(tmp_path):
+    made = picture(tmp_path / unicodedata.normalize("NFD", "café.png"))
+    with pytest.raises(UserError, match=r"picture not found(.|\n)*other form of Unicode"):
+        load_image(made.with_name(unicodedata.normalize("NFC", "café.png")))
+    with pytest.raises(UserError, match=r"picture not found(.|\n)*check the sample's path"):
+        load_image(tmp_path / "cafe.png")

@@ -357,7 +357,7 @@ def test_a_folder_that_holds_another_sweep_is_refused(tmp_path):
 def test_a_search_is_known_by_its_sweeper_wherever_it_was_chosen_and_is_not_told_to_go_on(tmp_path, capsys):
     (tmp_path / "experiment").mkdir()
     lines = ["# @package _global_", "defaults:", "  - override /hydra/sweeper: optuna", "hydra:", "  sweeper:"]
-    lines += ["    params:", "      reward.lambda_fmt: interval(0, 2)"]
+    lines += ["    direction: maximize", "    params:", "      reward.lambda_fmt: interval(0, 2)"]
     (tmp_path / "experiment/mine.yaml").write_text("\n".join(lines))
     (job,) = compose(["experiment=mine"], multirun=True, config_dir=str(tmp_path))
     assert job.is_search and sweep_run._keys([job], ["experiment=mine"]) == ["reward.lambda_fmt"]
@@ -513,3 +513,19 @@ def test_a_search_is_for_the_highest_accuracy(tmp_path, monkeypatch, capsys):
     search += ["hydra.sweeper.direction=maximize", "hydra.sweeper.storage=sqlite:///s.db"]
     assert "hydra.sweeper.storage is not supported" in refused(search, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_whose_data_were_written_after_it_ended_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_job, "_device", starts)
+    rows = tmp_path / "mine/train.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("{}")
+    os.utime(rows, (1, 1))
+    words = ["dataset=rows", f"dataset.path={rows.parent}"]
+    job = make_run(tmp_path / "3", words)
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
+    os.utime(rows)
+    assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
+    assert f"{rows} has changed since {job} ended" in "".join(capsys.readouterr().out.splitlines())
+    with pytest.raises(Starts):
+        sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1)
