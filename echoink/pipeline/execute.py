@@ -26,7 +26,7 @@ from echoink.planning.steps import training_steps
 from echoink.report.build import try_to_write
 from echoink.rollout.vllm_engine import Engine
 from echoink.rollout.vllm_environment import alone
-from echoink.run_folder import resume
+from echoink.run_folder import before, resume
 from echoink.run_folder.environment import git
 from echoink.run_folder.folder import RunFolder
 from echoink.tracking import client, system_metrics
@@ -174,6 +174,8 @@ def conclude(
 def _finish(job: Job, files: RunFolder, base: list[Prediction], final: list[Prediction]) -> None:
     """Compare, write the summary and the report with its figure, show one sample."""
     conclude(files, base, final, job.config.eval.protocol)
+    if files.writes:
+        before.drop(files.path)  # a result, also if all of its rows were there
     files.summary["status"] = "finished"  # before the report, which reads it; a later failure overwrites it
     files.write_summary()
     if files.writes:

@@ -27,8 +27,10 @@ def keep(folder: Path) -> None:
     """Remember a run's files, unless this process has done so already."""
     if is_kept(folder) or not (folder / "summary.json").is_file():
         return
+    put_back_what_was_killed(folder)
+    for left in folder.glob(f"{FOLDER}*"):  # of a process that was killed while it kept or dropped
+        shutil.rmtree(left, ignore_errors=True)
     part = folder / f"{FOLDER}-{_ME}"
-    shutil.rmtree(part, ignore_errors=True)
     for file in [*_files(folder)]:
         copy = part / "files" / file.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -64,4 +66,7 @@ def put_back_what_was_killed(folder: Path) -> None:
 
 def drop(folder: Path) -> None:
     """Forget what was there: the run has a new result."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if (folder / FOLDER).is_dir():
+        gone = folder / f"{FOLDER}-{uuid.uuid4().hex}"
+        (folder / FOLDER).rename(gone)  # at once: half of it must not be put back
+        shutil.rmtree(gone, ignore_errors=True)

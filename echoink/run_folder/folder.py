@@ -58,6 +58,7 @@ class RunFolder:
         if said.get("changed"):
             self.changed(said["changed"])
         self._started = time.perf_counter() - (said.get("seconds") or 0)
+        self._settled = False
 
     def __enter__(self) -> "RunFolder":
         if self.writes:
@@ -74,9 +75,10 @@ class RunFolder:
         """Write how the run ended; the first call wins. If it failed before it added a result, the folder is again what
         it was.
         """
-        if self.summary.get("ended"):
+        if self._settled or self.summary.get("ended"):
             return
         with signals.held():
+            self._settled = True
             if error and self.writes and before.is_kept(self.path):
                 before.put_back(self.path)
                 self.summary = self._before

@@ -19,7 +19,7 @@ from echoink.common.files import read_rows
 from echoink.config.compose import compose
 from echoink.config.paths import NO_RUNS
 from echoink.config.schema import to_yaml
-from echoink.run_folder import reward_files
+from echoink.run_folder import before, reward_files
 from echoink.run_folder.folder import read_summary
 
 NOT_THE_METHOD = (
@@ -191,7 +191,7 @@ def below(folder: Path, name: str) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(set(folders) - NO_RUNS)
+            folders[:] = sorted(each for each in set(folders) - NO_RUNS if not each.startswith(before.FOLDER))
             starts += [Path(place, each) for each in folders if os.path.islink(os.path.join(place, each))]
             found += [Path(place)] if name in files else []
     return found

@@ -5,16 +5,20 @@ import fcntl
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows
 from echoink.run_folder import folder as run_folder
+from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
 from tests.helpers import processes
 from tests.helpers.entry import until
+from tests.helpers.runs import make_run
 
 
 def test_environment_names_versions_and_commit():
@@ -102,3 +106,17 @@ def test_a_process_whose_clock_was_set_holds_its_lock_and_is_not_gone(tmp_path):
     started.kill()
     started.wait()
     assert process_is_gone(tmp_path)
+
+
+def test_what_a_folder_held_is_no_run_and_is_put_back_once(tmp_path):
+    run = make_run(tmp_path / "run", status="killed")
+    summary = json.loads((run / "summary.json").read_text()) | {"ended": None}  # as after SIGKILL
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / ".before-cut").mkdir()
+    with suppress(UserError), run_folder.RunFolder(run, "train", "x", 0) as files:
+        assert [each.folder for each in reader.find([tmp_path])] == [run]
+        error = UserError("refused")
+        files.settle(error)  # the tracker does first
+        raise error
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert not list(run.glob(".before*"))
