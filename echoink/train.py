@@ -56,9 +56,7 @@ def main() -> None:
     launch = hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="config")(_task)
     try:
         if unknown:
-            word = unknown[0].partition("=")[0]
-            hint = closest(word, [*parser._option_string_actions]) or hint_for(word.lstrip("-").replace("-", "_"))
-            raise UserError(f"{unknown[0]} is no flag: settings are key=value, without dashes", hint)
+            raise _no_flag(unknown[0], [*parser._option_string_actions])
         flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
         sys.argv[1:] = [*flags, *arguments.overrides]  # Hydra's parser needs all overrides together
         if arguments.config_name or arguments.config_path:
@@ -103,6 +101,14 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        before.put_all_back()  # of a run that was refused, or had finished, before its folder was opened
+
+
+def _no_flag(given: str, flags: Sequence[str]) -> UserError:
+    word = given.partition("=")[0]
+    hint = closest(word, flags) or hint_for(word.lstrip("-").replace("-", "_"))
+    return UserError(f"{given} is no flag: settings are key=value, without dashes", hint)
 
 
 _OF_SWEEPS = ("sweep.", "hydra.sweep.", "hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
@@ -130,7 +136,8 @@ def _check_hydra(overrides: Sequence[str], multirun: bool) -> None:
 def _of_run(config: Config, folder: Path) -> Path:
     """The folder of a run, or of the one that it resumes; checked before Hydra writes this command line into it."""
     found = resume.place(config, folder)
-    if resume.refuse(config, found) is not None:
+    resume.refuse(config, found)
+    if not config.dry_run:
         before.keep(found)  # Hydra writes this command line there
     return found
 
@@ -184,9 +191,6 @@ def _task(raw: DictConfig) -> float | None:
     except Exception:
         logging.getLogger("echoink").exception("the run failed")
         raise
-    finally:
-        if before.is_kept(folder):  # it was refused, or had finished, before its folder was opened
-            before.put_back(folder)
 
 
 def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:

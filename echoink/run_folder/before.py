@@ -1,21 +1,19 @@
-"""What a run's folder held before a process took it up. It is put back if the process ends without adding a result.
+"""What a run's folder held before this process took it up. It is put back if the process ends without a new result.
 
-So a run that is refused, stopped or killed while it loads keeps its results, its configuration and its command. Files
-of rows are kept as hard links: they are replaced when they change, except for new rows, and then there is a result.
+So a run that is refused or stopped while it loads keeps its results, its configuration and its command.
 """
 
 import os
 import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from echoink.common.files import write_atomic
+PREFIX = ".before-"
+"""How the names of folders begin in which a process keeps the files of a run."""
 
-FOLDER = ".before"
-_OWNER = "owner"
-"""The file that names the process that took the folder up."""
-_ME = uuid.uuid4().hex
+_kept: dict[Path, Path] = {}
+"""For each run's folder that this process has taken up, where its files are kept."""
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -25,48 +23,57 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def keep(folder: Path) -> None:
     """Remember a run's files, unless this process has done so already."""
-    if is_kept(folder) or not (folder / "summary.json").is_file():
+    folder = folder.resolve()
+    if folder in _kept or not any((folder / name).is_file() for name in ("summary.json", "config.yaml")):
         return
-    put_back_what_was_killed(folder)
-    for left in folder.glob(f"{FOLDER}*"):  # of a process that was killed while it kept or dropped
+    for left in folder.glob(f"{PREFIX}*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    part = folder / f"{FOLDER}-{_ME}"
-    for file in [*_files(folder)]:
-        copy = part / "files" / file.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (os.link if file.suffix == ".jsonl" else shutil.copy2)(file, copy)
-        except OSError:  # a file system without links
-            shutil.copy2(file, copy)
-    write_atomic(part / _OWNER, _ME)
-    part.rename(folder / FOLDER)
+    try:
+        _kept[folder] = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        for file in [*_files(folder)]:
+            copy = _kept[folder] / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # Files of rows may be large. They are replaced when they are cut, and new rows end what is kept.
+            _link(file, copy) if file.suffix == ".jsonl" else shutil.copy2(file, copy)
+    except OSError:  # a full disk, which `preflight.check_disk` reports
+        drop(folder)
+
+
+def _link(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:  # a file system without links
+        shutil.copy2(file, copy)
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether this process has remembered a run's files and not put them back or dropped them."""
-    file = folder / FOLDER / _OWNER
-    return file.is_file() and file.read_text(encoding="utf-8") == _ME
+    """Whether a run's files are remembered."""
+    return folder.resolve() in _kept
 
 
 def put_back(folder: Path) -> None:
-    """Bring the folder's files back to what they were."""
-    kept = folder / FOLDER / "files"
-    for copy in [path for path in kept.rglob("*") if path.is_file()]:
-        target = folder / copy.relative_to(kept)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(copy, target)
-    drop(folder)
+    """Bring a run's files back to what they were, and remove those that are new."""
+    folder = folder.resolve()
+    part = _kept.pop(folder, None)
+    if part is None or not part.is_dir():
+        return
+    kept = {file.relative_to(part): file for file in part.rglob("*") if file.is_file()}
+    for file in [*_files(folder)]:
+        if file.relative_to(folder) not in kept:
+            file.unlink()
+    for name, copy in kept.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(copy, folder / name)
+    shutil.rmtree(part, ignore_errors=True)
 
 
-def put_back_what_was_killed(folder: Path) -> None:
-    """The same, if another process took the folder up and was killed before it added anything."""
-    if (folder / FOLDER / _OWNER).is_file() and not is_kept(folder):
+def put_all_back() -> None:
+    """The same for every folder that this process has taken up and added nothing to."""
+    for folder in [*_kept]:
         put_back(folder)
 
 
 def drop(folder: Path) -> None:
-    """Forget what was there: the run has a new result."""
-    if (folder / FOLDER).is_dir():
-        gone = folder / f"{FOLDER}-{uuid.uuid4().hex}"
-        (folder / FOLDER).rename(gone)  # at once: half of it must not be put back
-        shutil.rmtree(gone, ignore_errors=True)
+    """Forget what a run's folder held: there is a new result."""
+    if part := _kept.pop(folder.resolve(), None):
+        shutil.rmtree(part, ignore_errors=True)

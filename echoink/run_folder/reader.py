@@ -191,7 +191,7 @@ def below(folder: Path, name: str) -> list[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(each for each in set(folders) - NO_RUNS if not each.startswith(before.FOLDER))
+            folders[:] = sorted(each for each in set(folders) - NO_RUNS if not each.startswith(before.PREFIX))
             starts += [Path(place, each) for each in folders if os.path.islink(os.path.join(place, each))]
             found += [Path(place)] if name in files else []
     return found

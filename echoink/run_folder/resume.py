@@ -18,7 +18,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, cut_lines, read_rows, write_atomic
 from echoink.config.schema import Config, Schedule, to_yaml
-from echoink.run_folder import before, checkpoint, reader, reward_files, weights_on_disk
+from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import RunFolder, in_use
@@ -137,7 +137,6 @@ def refuse(config: Config, folder: Path) -> list[str] | None:
         return None
     # A lock first: two processes on one folder would each cut what the other writes.
     run_folder.take(folder)  # until the process ends: no other may cut or write in between
-    before.put_back_what_was_killed(folder)
     left = [*folder.glob("completions/step-*"), *folder.glob("*.jsonl"), *folder.glob("checkpoints")]
     # An evaluation goes on by itself, also one that was killed before its first answer.
     answered = (folder / run_folder.PREDICTIONS).is_file()

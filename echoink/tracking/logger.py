@@ -75,7 +75,8 @@ class Tracker:
             status = status_of(error)
             if self._files:
                 self._files.settle(error)
-                status = self._files.summary["status"].upper()
+                said = self._files.summary["status"].upper()
+                status = said if said in ("FINISHED", "FAILED", "KILLED") else status  # others were put back
             if self.uri is None:
                 return
             self._drain()

@@ -13,8 +13,8 @@ import pytest
 
 from echoink.common.errors import UserError
 from echoink.common.files import as_lines, read_rows
+from echoink.run_folder import before
 from echoink.run_folder import folder as run_folder
-from echoink.run_folder import reader
 from echoink.run_folder.environment import environment, git, process_is_gone
 from tests.helpers import processes
 from tests.helpers.entry import until
@@ -108,15 +108,47 @@ def test_a_process_whose_clock_was_set_holds_its_lock_and_is_not_gone(tmp_path):
     assert process_is_gone(tmp_path)
 
 
-def test_what_a_folder_held_is_no_run_and_is_put_back_once(tmp_path):
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("text", ["as after SIGKILL", "{", None])
+def test_what_a_folder_held_is_put_back_once_whatever_its_summary_says(tmp_path, text):
     run = make_run(tmp_path / "run", status="killed")
-    summary = json.loads((run / "summary.json").read_text()) | {"ended": None}  # as after SIGKILL
-    (run / "summary.json").write_text(json.dumps(summary))
-    (run / ".before-cut").mkdir()
+    summary = run / "summary.json"
+    if text is None:
+        summary.unlink()
+    else:
+        said = json.loads(summary.read_text()) | {"ended": None}
+        summary.write_text(json.dumps(said) if text != "{" else text)
+    held = everything(run)
     with suppress(UserError), run_folder.RunFolder(run, "train", "x", 0) as files:
-        assert [each.folder for each in reader.find([tmp_path])] == [run]
+        (run / "rewards").mkdir()
+        (run / "rewards/mine.py").write_text("of the refused command")
+        (run / "predictions.jsonl").write_text("")
         error = UserError("refused")
         files.settle(error)  # the tracker does first
         raise error
-    assert json.loads((run / "summary.json").read_text()) == summary
-    assert not list(run.glob(".before*"))
+    assert everything(run) == held
+    assert not list(run.glob(".before-*"))
+
+
+def test_a_folder_that_had_a_new_result_is_never_put_back(tmp_path):
+    run = make_run(tmp_path / "run", status="killed")
+    with suppress(UserError), run_folder.RunFolder(run, "train", "x", 0) as files:
+        files.append("metrics.jsonl", [{"step": 3}])
+        raise UserError("in the middle")
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
+    assert json.loads((run / "summary.json").read_text())["error"] == "UserError: in the middle"
+
+
+def test_a_full_disk_keeps_nothing_and_says_nothing_of_its_own(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", status="killed")
+    held = everything(run)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(before.shutil, "copy2", full)
+    before.keep(run)
+    assert not before.is_kept(run) and everything(run) == held and not list(run.glob(".before-*"))

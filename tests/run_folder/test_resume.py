@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -492,7 +492,7 @@ def written_by_another(folder: Path):
     folder.mkdir(exist_ok=True)
     code = f"""
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from echoink.run_folder.folder import take
@@ -596,29 +596,54 @@ def test_a_refused_command_line_does_not_stay_as_the_runs_own(tmp_path, place, p
     assert held_by(folder) == before
 
 
-@pytest.mark.parametrize("signal", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_run_that_is_stopped_while_it_is_taken_up_is_what_it_was(tmp_path, place, plain, signal):
-    """In the middle of cutting its files; a process that was killed is made good by the next one."""
+def test_a_run_that_is_stopped_while_it_is_taken_up_is_what_it_was(tmp_path, place, plain):
+    """In the middle of cutting its files."""
     folder = finished(place, tmp_path)
     before = held_by(folder)
-    code = f"""
-import os, signal
+    code = """
 from echoink.run_folder import resume
 from echoink.train import main
 cut = resume.cut
 def stopped(*words, **more):
     cut(*words, **more)
-    {signal}
+    raise KeyboardInterrupt
 resume.cut = stopped
 main()
 """
     words = [*SMALL, "trainer.steps=16", "resume_allow=[trainer.steps]", "resume=auto", f"hydra.run.dir={folder}"]
-    assert processes.run(place, *words, code=code).returncode in (130, -9)
-    if "KILL" in signal:
-        assert held_by(folder) != before
-        with pytest.raises(UserError, match="seed=1"):
-            resume.begin(config_of(*SMALL, "resume=auto", "seed=1"), folder)
+    assert processes.run(place, *words, code=code).returncode == 130
     assert held_by(folder) == before
+
+
+def test_a_run_that_was_killed_while_it_was_taken_up_goes_on_with_either_configuration(tmp_path, place, plain):
+    """The evaluation that ended it is made again."""
+    folder = finished(place, tmp_path)
+    longer = ["trainer.steps=16", "resume_allow=[trainer.steps]"]
+    code = f"""
+import os, signal
+from pathlib import Path
+from echoink.run_folder import resume
+from echoink.run_folder.folder import RunFolder
+from tests.helpers.configs import config_of
+from tests.run_folder.test_resume import SMALL
+config, folder = config_of(*SMALL, "resume=auto", *{longer!r}), Path({str(folder)!r})
+start = resume.begin(config, folder)
+with RunFolder(folder, "train", "x", 0) as files:
+    resume.take_up(files, start)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert processes.run(place, code=code).returncode == -9
+    assert "final" not in {row["phase"] for row in read_rows(folder / "predictions.jsonl")}
+    (left,) = folder.glob(".before-*")
+    assert [each.folder for each in reader.find([tmp_path])] == [folder], "what is kept is no run"
+    with suppress(UserError), RunFolder(folder, "train", "x", 0) as files:
+        assert not left.exists()
+        files.append("metrics.jsonl", [{"step": 9}])
+        assert not list(folder.glob(".before-*")), "there is a new result"
+        raise UserError("in the middle")
+    assert start(folder, *longer).step == 8
+    (folder / "config.yaml").write_text(to_yaml(config_of(*SMALL)))
+    assert start(folder).step == 8 and not start(folder).finished
 
 
 def test_another_length_at_a_constant_rate_is_the_same_run_and_so_are_other_evaluations(tmp_path, place, plain):
