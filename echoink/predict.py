@@ -37,6 +37,7 @@ from echoink.rewards.parsing import option_letter, parse_answer, read_letters
 from echoink.rewards.types import Match, ProblemType
 from echoink.run_folder import checkpoint, reader
 from echoink.run_folder.folder import where_there_are_locks
+from echoink.run_folder.inputs_on_disk import weight_files
 
 LARGE = 10**9
 """Parameters from which a model is asked in bfloat16, for which it was made."""
@@ -352,7 +353,7 @@ def _of_model(model: str | None) -> tuple:
     """What identifies a model without reading it: its path, and the sizes and times of its weight files."""
     if not model or not Path(model).is_dir():
         return (model,)
-    files = sorted(Path(model).glob("*.safetensors"))
+    files = weight_files(Path(model))
     return (str(Path(model).resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 

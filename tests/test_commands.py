@@ -251,6 +251,9 @@ def test_preflight_names_what_would_fail_later(tmp_path, monkeypatch):
         preflight.check_disk(tmp_path / "file", 1)
     with pytest.raises(UserError, match="tracking=off"):
         preflight.check_store("nosuchscheme://x", "x")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r"needs the package psycopg\n.*psycopg, or .* postgresql\+psycopg2"):
+        preflight.check_store("postgresql://localhost/x", "x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="cannot push to me/mine"):
         preflight.check_hub("me/mine")
@@ -644,6 +647,13 @@ def test_an_exported_adapter_loads_with_peft_and_differs_from_its_base(tmp_path)
     before = logits(base, processor)
     theirs = logits(PeftModel.from_pretrained(base, apart).eval(), processor)
     assert (theirs - ours).abs().max() <= 1e-4 and (theirs - before).abs().max() > 0.1
+    # Earlier versions of PEFT saved a pickle.
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    torch.save(weights, tmp_path / "adapter/adapter_model.bin")
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    again = export.export(tmp_path / "adapter", tmp_path / "again", merge=False)
+    again = load_file(again / "adapter_model.safetensors")
+    assert again.keys() == weights.keys() and all(again[name].equal(weights[name]) for name in weights)
 
 
 def asked(*words: str) -> list[str]:

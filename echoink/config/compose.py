@@ -11,6 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -128,11 +129,20 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     # Hydra's own expansion, so that what is validated here is what will run.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    try:
-        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException:  # glob(*) is expanded by Hydra itself, later
-        return [[o.input_line for o in parsed if not o.is_sweep_override()]]
+    globs = {place: one for place, one in enumerate(parsed) if isinstance(one.value(), Glob)}
+    for place, one in globs.items():
+        (parsed[place],) = parse([f"{one.get_key_element()}={','.join(_matching(one.value(), one.key_or_group, own))}"])
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def _matching(glob: Glob, group: str, own: Path | None) -> list[str]:
+    """The files of a group that a glob(…) of Hydra's matches."""
+    places = [folder / group for folder in (conf_dir(), own) if folder]
+    files = sorted({path.stem for place in places for path in place.glob("*.yaml")})
+    if not (found := glob.filter(files)):
+        raise UserError(f"{group}=glob({', '.join(glob.include)}) matches nothing", f"there are {', '.join(files)}")
+    return found
 
 
 def compose_raw(overrides: Sequence[str], own: Path | None = None) -> DictConfig:

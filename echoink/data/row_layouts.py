@@ -91,6 +91,7 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         UserError: several media of a kind (in one column, or in `image` and `image2`), two questions,
             a tag without a medium, or a field that looks like a medium.
     """
+    row = _without_nan(row)
     paths = row.get("path")
     if paths is not None and not isinstance(paths, Mapping):
         raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
@@ -133,6 +134,14 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         empty = {kind for kind in null for note in notes if f"{kind} is an empty text" in note}
         notes += [f"{kind} is null" for kind in sorted(null - set(found) - empty)]
     return ParsedRow(rest, found, tuple(notes))
+
+
+def _without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose missing values are null: pandas writes them as NaN."""
+    found = {key: None if isinstance(value, float) and value != value else value for key, value in fields.items()}
+    if isinstance(found.get("path"), Mapping):
+        found["path"] = _without_nan(found["path"])
+    return found
 
 
 def _settle_question(rest: dict[str, Any], text: str, where: str) -> list[str]:
@@ -328,6 +337,10 @@ def _refuse_lost_media(row: Mapping[str, Any], found: Mapping[str, Any], where: 
     return notes
 
 
+_SITE = re.compile(r"https?://[^/]+/?|www\.[^/]+", re.IGNORECASE)
+"""The address of a site; in .au or .ts it ends as a file of media does."""
+
+
 def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """Kind and text of each medium that a field, or one inside it, names: by field name or file extension.
 
@@ -340,7 +353,7 @@ def _named(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for each in value[:3]:
             yield from _named(key, each)
     elif isinstance(value, str) and (text := value.strip()):
-        ending = _BY_EXTENSION.get(text.rpartition(".")[2].lower())
+        ending = None if _SITE.fullmatch(text) else _BY_EXTENSION.get(text.rpartition(".")[2].lower())
         if match := _COLUMN.fullmatch(key) or _HELD.fullmatch(key):
             yield match.group(1).lower(), text
         elif ending and ("\n" not in text and ("/" in text or " " not in text or _FILE.fullmatch(key))):

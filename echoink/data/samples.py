@@ -357,13 +357,18 @@ def _data_type(row: dict, given: dict, where: str) -> DataType:
     return kinds[found]
 
 
+def _of_base64(text: str) -> bytes:
+    """The bytes of a text in base64, also of the kind for addresses and with line ends."""
+    return base64.b64decode("".join(text.split()).translate(str.maketrans("-_", "+/")), validate=True)
+
+
 def _medium(value: object, folders: Sequence[Path], where: str) -> Medium:
     if isinstance(value, Embedded):
         return value
     if isinstance(value, dict) and value.get("bytes") is not None:
         content = value["bytes"]
         try:
-            content = base64.b64decode(content, validate=True) if isinstance(content, str) else bytes(content)
+            content = _of_base64(content) if isinstance(content, str) else bytes(content)
         except (binascii.Error, ValueError, TypeError) as error:
             raise UserError(f"{where}: bytes are not base64: {error}") from error
         return Embedded(where, lambda: content)
@@ -425,9 +430,9 @@ def with_soundtrack(sample: Sample, has_sound: bool, wanted: bool = True) -> Sam
 
 def load_sound(sample: Sample, max_seconds: float) -> loaders.Sound | None:
     """The sound of a sample: its file, or its video's soundtrack where the data type includes it."""
-    if sample.audio is not None:
+    if sample.audio is not None and sample.audio != sample.video:
         return loaders.load_sound(sample.audio, max_seconds)
-    if sample.data_type is DataType.video_audio:
+    if sample.data_type is DataType.video_audio or sample.audio is not None:
         return loaders.load_soundtrack(sample.video, max_seconds)
     return None
 

@@ -1,5 +1,6 @@
 """Rows of `datasets` folders, Parquet files and hub ids; a medium is a column of bytes, paths, or lists of one."""
 
+import errno
 import glob
 import hashlib
 import re
@@ -65,7 +66,21 @@ def _load(kind: str, **arguments) -> datasets.Dataset:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error)
         what = ", ".join(arguments.get("data_files", [kind]))
-        raise UserError(f"cannot read {what}: {reason}", "restore the files") from error
+        hint = "set HF_HOME to a folder with room" if _is_of_the_cache(error) else "restore the files"
+        raise UserError(f"cannot read {what}: {reason}", hint) from error
+
+
+def _is_of_the_cache(error: BaseException | None) -> bool:
+    """Whether the cache of `datasets` cannot be written."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    while error is not None:
+        if isinstance(error, OSError):
+            place = Path(str(error.filename or "/"))
+            below = place.is_relative_to(cache) or (place != Path("/") and cache.is_relative_to(place))
+            if below or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _table(table: datasets.Dataset, folder: Path, where: str) -> Rows:

@@ -23,13 +23,16 @@ import soundfile
 import soxr
 from av import AudioResampler, time_base
 from av.sidedata.sidedata import Type as SideData
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from echoink.common.errors import UserError
 from echoink.media import truncation
 
 SAMPLING_RATE = 16_000
 """Hz; the sampling rate of Qwen2.5-Omni's Whisper features."""
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Bytes of a text in a PNG, such as a program's own description of a picture; nobody reads it, so it refuses none."""
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_FILE_PIXELS = 50_000_000
@@ -128,7 +131,7 @@ def load_image(medium: Medium) -> Image.Image:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16") or image.mode == "I":
             image = _of_16_bits(image, file, medium)
-        if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
@@ -231,11 +234,13 @@ def _decode_sound(
     rate, channels = stream.rate, stream.layout.nb_channels
     if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
         raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
-    # Interleaved: with more than 8 planar channels, PyAV 18.1 reads past the end of its list.
-    resampler = AudioResampler(format="flt", layout=stream.layout, rate=rate)
+    layout, form, resampler = stream.layout, None, None
     parts, length, most = [], 0, int(np.ceil(max_seconds * rate))
     ended, skip = True, 0
     for frame in _frames(container, stream, skips_bad_packets):
+        if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):  # joined files may change
+            # Interleaved: with more than 8 planar channels, PyAV 18.1 reads past the end of its list.
+            resampler = AudioResampler(format="flt", layout=layout, rate=rate)
         if frame.time is not None:
             clock = frame.time if clock is None else clock
             gap = round((frame.time - clock) * rate) - length

@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -140,6 +140,11 @@ def _load_adapter(
     path: str, dtype: str, attention: str, quantized: str | None, merges: bool, device: torch.device | None
 ) -> PreTrainedModel:
     base = base_of(path)
+    # A file that is missing or broken is reported below.
+    with contextlib.suppress(OSError, SafetensorError), safe_open(f"{path}/adapter_model.safetensors", "pt") as weights:
+        if named := next((name for name in list(weights.keys()) if ".thinker." in name), None):
+            hint = "merge it into that model where it was made, and give the merged model"
+            raise UserError(f"the adapter {path} was trained on the whole Omni model (it has {named})", hint)
     try:
         model = load_model(base, dtype, attention, quantized=quantized, device=device)
     except UserError as error:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, save_torch_state_dict
 from omegaconf import OmegaConf
+from peft.utils import load_peft_weights
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, ProcessorMixin
 
 from echoink.common.errors import UserError, first_line
@@ -104,8 +105,8 @@ def _write_weights(part: Path, path: str, model: PreTrainedModel, apart: bool, v
         UserError: the disk is full.
     """
     if apart:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copy2(Path(path) / name, part)
+        shutil.copy2(Path(path) / "adapter_config.json", part)
+        save_file(load_peft_weights(path, "cpu"), part / "adapter_model.safetensors", {"format": "pt"})
         settings = json.loads((part / "adapter_config.json").read_text("utf-8"))
         settings["base_model_name_or_path"] = resolve(settings["base_model_name_or_path"])
         (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
@@ -135,7 +136,7 @@ def _processor(path: str) -> ProcessorMixin:
 
 
 def _refuse_untrained(path: Path) -> None:
-    ups = [weight for name, weight in load_file(path / "adapter_model.safetensors").items() if "lora_B" in name]
+    ups = [weight for name, weight in load_peft_weights(str(path), "cpu").items() if "lora_B" in name]
     if not any(weight.any() for weight in ups):
         raise UserError(f"the adapter {path} changes nothing: all of its B matrices are 0", "it was never trained")
 

@@ -25,7 +25,7 @@ from echoink.common.files import as_json, read_json, write_atomic
 from echoink.config.compose import SWEPT
 from echoink.config.overrides import quoted
 from echoink.config.schema import Config, to_yaml
-from echoink.run_folder import checkpoint, reader, resume, reward_files, weights_on_disk
+from echoink.run_folder import checkpoint, inputs_on_disk, reader, resume, reward_files
 from echoink.run_folder.environment import git, is_of_another_host, process_is_gone
 from echoink.run_folder.folder import in_use, read_summary
 from echoink.run_folder.reader import Run
@@ -279,22 +279,19 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
 
 def _other_weights(config: Config, run: Run) -> bool:
     """Whether the model's folder holds other weights than a run began with, and say so; older runs do not know."""
-    differ = weights_on_disk.differ(run.summary.get("weights"), weights_on_disk.begun_with(config))
+    differ = inputs_on_disk.differ(run.summary.get("weights"), inputs_on_disk.weights_of(config))
     if differ:
         say("sweep", f"{run.folder} began with other weights than {config.checkpoint or config.model.path} has now")
     return differ
 
 
 def _other_data(config: Config, run: Run) -> bool:
-    """Whether rows of the dataset in a local folder were written after a run had ended, and say so."""
-    place, ended = Path(config.dataset.path), run.summary.get("ended")
-    files = (
-        [place] if place.is_file() else [f for kind in ("json", "jsonl", "parquet") for f in place.glob(f"*.{kind}")]
-    )
-    newer = next((file for file in files if ended and file.stat().st_mtime * 1000 > ended), None)
-    if newer:
-        say("sweep", f"{newer} has changed since {run.folder} ended")
-    return newer is not None
+    """Whether the dataset's folder holds other rows than a run began with, and say so; older runs do not know."""
+    then, now = run.summary.get("rows"), inputs_on_disk.rows_of(config)
+    differ = bool(then and now and then != now)
+    if differ:
+        say("sweep", f"{run.folder} began with other rows than {config.dataset.path} has now")
+    return differ
 
 
 def _other_code(run: Run) -> str:

@@ -106,6 +106,9 @@ def check_store(uri: str, experiment: str) -> None:
         client.known_experiment(client.connect(uri), experiment, uri)
     except UserError:  # a ValueError too
         raise
+    except ImportError as error:
+        hint = f"pip install {error.name}, or name the driver that is there, such as postgresql+psycopg2://…"
+        raise UserError(f"the tracking store {uri} needs the package {error.name}", hint) from error
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise UserError(

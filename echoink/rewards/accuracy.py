@@ -122,9 +122,14 @@ def _free_form(answer: str, solution: str) -> float:
     return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words)).score(solution, answer)["rougeL"].fmeasure
 
 
+_OTHER_UNITS = (
+    r"(?:%|(?:m|mins?|minut\w*|h|hrs?|hours?|heures?|horas?|ore|stunden?|std|uhr|мин\w*|ч|час\w*|phút|giờ|ms|msecs?|milli\w*"
+    r"|μs|us|ns|micro\w*|frames?|fps|beats?|bars?|days?|per\s?cent|prozent|pour\s?cent|por\s?ciento)(?![^\W\d_])"
+    r"|分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)"
+)
 _NO_SECONDS = re.compile(
-    r"\d\s*(?:%|(?:m|mins?|minutes?|h|hrs?|hours?|ms|msecs?|milliseconds?|frames?|fps)(?![^\W\d_]))|\bframes?\W*\d"
-    r"|\d\s*(?:分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)|\d'\s*\d",
+    rf"\d(?:st|nd|rd|th)?[\s\])(-]*{_OTHER_UNITS}|\d'(?!\W*$)"
+    r"|\b(?:frames?|minut\w*|mins?|hours?|heures?|horas?|stunden?|beats?|bars?)(?:\s*(?:no|nr|number))?\W*\d",
     re.I,
 )
 """A number that is not a time in seconds."""

@@ -29,6 +29,13 @@ _NO_UNITS |= {"pair", "pairs", "couple", "couples", "score", "scores", "gross"}
 _MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
+_ELSEWHERE = """
+dutzend tausend million millionen mio mio. mrd mrd. milliarde milliarden douzaine douzaines mille milliard milliards
+docena docenas millón millones milhão milhões mila milione milioni mln mld miljoen miljard tusen tusind milyon
+тысяча тысячи тысяч тыс тыс. млн млн. млрд млрд. миллион миллиона миллионов ألف آلاف مليون nghìn triệu tỷ ribu juta
+doz doz. quadrillion quadrillions
+"""
+_NO_UNITS |= {*_ELSEWHERE.split()}
 """Words after a number that are not a unit, because they change the number."""
 
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
@@ -39,6 +46,9 @@ _HAN_NO_UNIT = re.compile(
     r"|[余餘几幾多](?!边|媒)|[来來](?!回)|[個个](?:半$|半[小个個天年月]|多(?!边|媒))|.*[半多]$"
 )
 """The same in Chinese: tens to billions (but a kilogram is a unit), more than, some, and a half."""
+
+_HANGUL_NO_UNIT = re.compile(r"[십백천만억조]+(?:[개명번원여장대]|마리|$)")
+"""The same in Korean."""
 
 
 def plain_number(text: str) -> float | None:
@@ -61,7 +71,7 @@ def number_in(text: str) -> float | None:
     text = re.sub(r"^([-+]?)\s*[$€£¥]\s*|(?<=\d)\s*[$€£¥]$", r"\1", text)
     if (plain := plain_number(text)) is not None:
         return plain
-    if re.search(r"\d\s*(?:[MBK]|\u03c0)$", text):  # "$5M" means millions, "2π" is not 2
+    if re.search(r"\d\s*(?:[MBK]|\u03c0)(?:\s|$)", text):  # "$5M" means millions, "2π" is not 2
         return None
     # "5kg" is "5 kg"; normalized, m² is m2 and °C is a degree sign and a C.
     text = _TWO_WORDS.sub(r"\1-", text.casefold())
@@ -75,7 +85,7 @@ def number_in(text: str) -> float | None:
 def _is_unit(word: str) -> bool:
     """Whether a word after a number leaves it as it is; "2 x3" is a product."""
     parts = re.split("[-'/]", word)
-    changes = re.match(r"x\d", word) or _HAN_NO_UNIT.match(word)
+    changes = re.match(r"x\d", word) or _HAN_NO_UNIT.match(word) or _HANGUL_NO_UNIT.match(word)
     return _UNIT.fullmatch(word) is not None and _NO_UNITS.isdisjoint(parts) and not changes
 
 

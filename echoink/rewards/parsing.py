@@ -18,10 +18,13 @@ _MAX_ANSWER = 1_000
 _LABEL = re.compile(r"\s*(?:[(（]([A-ZＡ-Ｚ])[)）]|([A-ZＡ-Ｚ])\s*[.:)、．：）])\s*")
 """The label of an option: "B. ", "B: ", "B) ", "(B) "."""
 
-_SAID = "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?(?:答案|[选選][项項]|[选選][择擇]))"
+_SAID = (
+    "(?:(?:final |correct |right )?answers?|(?:正[确確]|最[终終])?(?:答案|[选選][项項]|[选選][择擇])|[回解]?答|答え"
+    "|正解|정?답|antwort|réponse|respuesta|risposta|resposta|ответ|jawaban|उत्तर|الإجابة)"
+)
 _BOLD_PREFIX = re.compile(rf"(\*\*|__){_SAID}(?:\1\s*[:=]|\s*[:=]\s*\1)\s*", re.IGNORECASE)
 _LETTER = r"""[*_(\["'`【「]{0,2}(?-i:[A-Z](?![a-z])|[a-z](?![A-Za-z]))"""
-_CHOOSE = rf"(?:[选選][择擇项項]?\s*:?\s*(?=\d|{_LETTER})|第\s*(?={_LETTER}))"
+_CHOOSE = rf"(?:故?[选選][择擇项項]?\s*:?\s*(?=\d|{_LETTER})|第\s*(?={_LETTER}))"
 _PREFIX = re.compile(
     rf"""([*_(\["'`]{{0,2}})(?:{_SAID}\s*[:=]\s*|{_CHOOSE}|(?:options?|choices?)(?:\s*[:=]\s*|\s+))""", re.IGNORECASE
 )
@@ -39,7 +42,7 @@ _CHOICE = re.compile(
 )
 """A letter in an answer: "B", "B.", "B:", "B)", "(b)", "[B]", "**B**", "**(B)**"."""
 
-_JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b|[和与與及])\s*(?=\S)", re.IGNORECASE)
+_JOIN = re.compile(r"(?:[,;&/+|、]\s*(?:and\b)?|and\b|[和与與及])\s*(?:(?:options?|choices?)\s+)?(?=\S)", re.IGNORECASE)
 """Separators of two letters."""
 
 _NEXT = re.compile(r"""[A-Z](?![^\W_])|[(\["'`*]""")

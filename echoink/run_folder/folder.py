@@ -54,7 +54,7 @@ class RunFolder:
         self.summary |= dict.fromkeys(later)
         said = self._before = read_summary(path)
         self.summary["started"] = said.get("started") or milliseconds()
-        self.summary["mlflow"], self.summary["weights"] = said.get("mlflow"), said.get("weights")
+        self.summary |= {key: said.get(key) for key in ("mlflow", "weights", "rows")}
         if said.get("changed"):
             self.changed(said["changed"])
         self._started = time.perf_counter() - (said.get("seconds") or 0)

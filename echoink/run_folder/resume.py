@@ -18,7 +18,7 @@ from echoink.common.console import say
 from echoink.common.errors import UserError
 from echoink.common.files import as_json, cut_lines, read_rows, write_atomic
 from echoink.config.schema import Config, Schedule, to_yaml
-from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
+from echoink.run_folder import checkpoint, inputs_on_disk, reader, reward_files
 from echoink.run_folder import folder as run_folder
 from echoink.run_folder.environment import process_is_gone
 from echoink.run_folder.folder import RunFolder, in_use
@@ -229,7 +229,8 @@ def take_up(files: RunFolder, start: Start, changed: Sequence[str] = ()) -> None
     files.write_text("config.yaml", to_yaml(start.config))
     if files.writes:
         reward_files.keep(start.config.reward, files.path)
-        files.summary["weights"] = (start.step and files.summary["weights"]) or weights_on_disk.begun_with(start.config)
+        begun = {"weights": inputs_on_disk.weights_of, "rows": inputs_on_disk.rows_of}
+        files.summary |= {key: (start.step and files.summary[key]) or of(start.config) for key, of in begun.items()}
 
 
 def cut_back(folder: Path, start: Start) -> None:

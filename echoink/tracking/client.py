@@ -76,16 +76,17 @@ def absolute_uri(uri: str, root: Path) -> str:
     """A relative `sqlite:///path` made absolute from `root`; other URIs as they are.
 
     Raises:
-        UserError: the folder's path holds a "?", after which SQLite expects options.
+        UserError: the path holds a "?", after which SQLite expects options, or what stands for another sign, "%20".
     """
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        if "?" in str(root.resolve()):
+        path = (root / uri.removeprefix(prefix)).resolve()
+        if wrong := "?" if "?" in str(root.resolve()) else next(iter(re.findall("%[0-9a-fA-F]{2}", str(path))), ""):
             raise UserError(
-                f"MLflow cannot keep its database below {root.resolve()}: the address of a database cannot hold a ?",
+                f"MLflow cannot keep its database below {root.resolve()}: a database's address cannot hold {wrong}",
                 "tracking.uri=sqlite:////another/folder/mlflow.db, or tracking=off",
             )
-        return prefix + str((root / uri.removeprefix(prefix)).resolve())
+        return prefix + str(path)
     return uri
 
 

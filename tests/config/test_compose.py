@@ -207,7 +207,13 @@ def test_both_weights_zero_is_refused():
 
 def test_a_sweep_is_checked_for_every_job():
     assert len(compose(["reward.lambda_fmt=0,0.5,1", "seed=0,1"], multirun=True)) == 6
-    assert len(compose(["experiment=glob(ablate_*)"], multirun=True)) == 1, "Hydra expands it, later"
+    assert [job.config.adapter.kind.name for job in compose(["adapter=glob(*)"], multirun=True)] == [
+        "lora",
+        "none",
+        "qlora",
+    ]
+    with pytest.raises(UserError, match=r"adapter=glob\(x\*\) matches nothing\n.*there are lora, none, qlora"):
+        compose(["adapter=glob(x*)"], multirun=True)
     with pytest.raises(UserError, match="must be >= 0"):
         compose(["grpo.beta=0,0.1,-1"], multirun=True)
 

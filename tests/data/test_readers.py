@@ -56,7 +56,9 @@ def forms(dataset, tmp_path_factory):
     (root / "parquet" / "data").mkdir(parents=True)
     table.to_parquet(root / "parquet" / "data" / "train-00000-of-00001.parquet")
     (root / "base64").mkdir()
-    coded = [{**row, **{n: {"bytes": base64.b64encode(row[n]).decode()} for n in ("image", "audio")}} for row in inside]
+    # As tools write it: with line ends, and in the form for addresses.
+    codes = {"image": base64.encodebytes, "audio": base64.urlsafe_b64encode}
+    coded = [{**row, **{n: {"bytes": code(row[n]).decode()} for n, code in codes.items()}} for row in inside]
     (root / "base64" / "train.jsonl").write_text("\n".join(map(json.dumps, coded)))
     return root
 
@@ -501,3 +503,10 @@ def test_a_parquet_file_that_was_replaced_without_a_new_time_is_read_anew(tmp_pa
         os.utime(file, (1_000_000_000, 1_000_000_000))
         seen.append([row["solution"] for row in tables.of_parquet([file], tmp_path, "here").rows])
     assert seen == [["dog"], ["bee"]]
+
+
+def test_a_cache_that_cannot_be_written_is_not_taken_for_broken_files(tmp_path, monkeypatch):
+    datasets.Dataset.from_list([plain()]).to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/proc/nowhere/datasets"))
+    with pytest.raises(UserError, match=r"cannot read .*train\.parquet(.|\n)*set HF_HOME to a folder with room"):
+        read_split(tmp_path, "train")

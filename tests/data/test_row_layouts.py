@@ -28,6 +28,8 @@ def chat(content, **more):
     }
 
 
+NAN = float("nan")
+
 READ = [  # row, data type, question
     ({**ROW, "images": ["p.png"], "audios": ["s.wav"]}, "image_audio", "Q?"),
     ({**ROW, "image": ["p.png"]}, "image", "Q?"),
@@ -69,6 +71,9 @@ READ = [  # row, data type, question
     ({**ROW, "caption": "A man shows a file called p.jpg", "picture": "two dogs", "image_class": "dog"}, "text", "Q?"),
     ({**ROW, "audio": "s.wav", "sound": "woodwind/flute"}, "audio", "Q?"),
     (ROW, "text", "Q?"),
+    ({**ROW, "image": "p.png", "website": "www.abc.net.au", "source_url": "https://www.bom.gov.au"}, "image", "Q?"),
+    # pandas writes NaN for what is missing
+    ({**ROW, "path": {"image": "p.png", "audio": NAN}, "video": NAN, "data_type": NAN}, "image", "Q?"),
 ]
 
 
@@ -416,3 +421,8 @@ def test_a_row_that_loses_all_of_its_media_is_noted(row):
     asked = {"problem": "What?", **row}
     assert read(asked, "row 1").notes == tuple(f"{name} is null" for name in sorted(row))
     assert read(asked | {"data_type": "text"}, "row 1").notes == ()
+
+
+def test_a_missing_value_of_pandas_is_no_kind_of_its_own(tmp_path):
+    (sample,), dropped = parse_rows([{**ROW, "kind": NAN, "problem_id": NAN}], tmp_path, "here")
+    assert not dropped and not sample.fields.get("kind") and sample.id != "nan"

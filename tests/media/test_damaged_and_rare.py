@@ -312,3 +312,23 @@ def test_tiff_and_avif_pictures_are_read(format, tmp_path):
     Image.new("RGB", (64, 48), (200, 30, 30)).save(path, format)
     found = np.asarray(load_image(path)).mean((0, 1))
     assert abs(found - (200, 30, 30)).max() < 6
+
+
+@pytest.mark.parametrize("second", [("stereo", 44_100), ("mono", 22_050)])
+def test_joined_sounds_may_change_their_channels_or_their_rate(tmp_path, second):
+    parts = []
+    for layout, rate in (("mono", 44_100), second):
+        part = tmp_path / f"{layout}-{rate}.aac"
+        with av.open(str(part), "w", format="adts") as container:
+            stream = container.add_stream("aac", rate=rate, layout=layout)
+            tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+            wave = np.tile(tone.astype(np.float32), (stream.layout.nb_channels, 1))
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            frame.sample_rate = rate
+            for packet in [*stream.encode(frame), *stream.encode()]:
+                container.mux(packet)
+        parts.append(part.read_bytes())
+    (tmp_path / "joined.aac").write_bytes(b"".join(parts))
+    found = load_sound(tmp_path / "joined.aac", 60).samples
+    assert 3.9 < len(found) / 16_000 < 4.2
+    assert all(np.std(second) > 0.1 for second in (found[4_000:28_000], found[36_000:60_000]))

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 from av.stream import Disposition
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from echoink.common.errors import UserError
+from echoink.data import samples
+from echoink.data.samples import parse_rows
 from echoink.media import loaders
 from echoink.media.loaders import (
     MAX_BYTES,
@@ -78,13 +80,22 @@ def test_missing_empty_and_non_finite_sounds_are_refused(tmp_path):
 
 def test_pictures_are_rgb_upright_and_transparency_is_white(tmp_path):
     Image.new("RGBA", (8, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    image = load_image(tmp_path / "clear.png")
-    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    Image.new("RGBA", (8, 4), (255, 0, 0, 0)).convert("PA").save(tmp_path / "clear.tif")
+    for name in ("clear.png", "clear.tif"):
+        image = load_image(tmp_path / name)
+        assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
     turned = Image.new("L", (40, 20), 9)
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def test_a_picture_may_hold_a_long_text(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2 * 2**20, zip=True)
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.png", pnginfo=text)
+    assert load_image(tmp_path / "x.png").size == (8, 4)
 
 
 def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
@@ -471,6 +482,10 @@ def test_a_turned_video_is_shown_upright(tmp_path):
 def test_a_soundtrack_that_starts_late_is_late(tmp_path):
     late = load_soundtrack(video(tmp_path / "v.mkv", seconds=3, sound_start=1), 10).samples
     assert np.abs(late[: SAMPLING_RATE // 2]).max() < 0.01 < np.abs(late[SAMPLING_RATE * 3 // 2 :]).max()
+    row = {"problem": "Q?", "options": ["A. x", "B. y"], "solution": "<answer>A</answer>"}
+    row["path"] = {"video": "v.mkv", "audio": "v.mkv"}
+    (sample,), _ = parse_rows([row], tmp_path, "here")
+    assert np.array_equal(samples.load_sound(sample, 10).samples, late), "also if the row names the video twice"
 
 
 def test_frames_come_in_pairs():

@@ -19,7 +19,7 @@ from echoink.config.compose import SWEPT, _expand, compose
 from echoink.config.overrides import quoted
 from echoink.config.paths import TINY
 from echoink.pipeline import sweep, sweep_job, sweep_run
-from echoink.run_folder import checkpoint, reader, reward_files, weights_on_disk
+from echoink.run_folder import checkpoint, inputs_on_disk, reader, reward_files
 from echoink.run_folder.environment import environment
 from echoink.run_folder.folder import read_summary
 from tests.helpers.configs import config_of
@@ -151,21 +151,22 @@ def test_a_job_is_finished_only_with_its_own_configuration(tmp_path, monkeypatch
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("key", ["model.path", "checkpoint"])
-def test_a_job_whose_weights_were_replaced_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys, key):
+def test_a_job_whose_weights_were_replaced_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys, key, kind):
     monkeypatch.setattr(sweep_job, "_device", starts)
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(bytes(3 * 2**20))
-    (base / "pruned.safetensors").symlink_to(tmp_path / "gone")
+    (base / f"model.{kind}").write_bytes(bytes(3 * 2**20))
+    (base / f"pruned.{kind}").symlink_to(tmp_path / "gone")
     job = make_run(tmp_path / "3", words := [f"{key}={base}"])
-    began = read_summary(job) | {"weights": weights_on_disk.begun_with(config(*words))}
+    began = read_summary(job) | {"weights": inputs_on_disk.weights_of(config(*words))}
     (job / "summary.json").write_text(json.dumps(began))
-    os.utime(base / "model.safetensors", (2**33, 2**33))  # the same weights, copied anew
+    os.utime(base / f"model.{kind}", (2**33, 2**33))  # the same weights, copied anew
     assert sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1) == 0.8
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
-    (base / "model.safetensors").write_bytes(bytes(range(256)) * (3 * 2**12))
+    (base / f"model.{kind}").write_bytes(bytes(range(256)) * (3 * 2**12))
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
     assert "began with other weights than" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(Starts):
@@ -436,12 +437,12 @@ def test_values_that_are_no_paths_or_have_nothing_in_common_stay():
 def test_weights_are_recognized_by_files_and_settings_and_as_earlier_versions_did(tmp_path):
     folder = shutil.copytree(TINY, tmp_path / "model")
     own = config_of(f"model.path={folder}")
-    before = weights_on_disk.begun_with(own)
+    before = inputs_on_disk.weights_of(own)
     (folder / "config.json").write_text((folder / "config.json").read_text().replace("1e-06", "1e-05"))
-    after = weights_on_disk.begun_with(own)
-    assert weights_on_disk.differ(before, after) and not weights_on_disk.differ(before, before)
-    assert not weights_on_disk.differ(before.split()[0], after), "earlier versions digested the weights alone"
-    assert not weights_on_disk.differ(None, after)
+    after = inputs_on_disk.weights_of(own)
+    assert inputs_on_disk.differ(before, after) and not inputs_on_disk.differ(before, before)
+    assert not inputs_on_disk.differ(before.split()[0], after), "earlier versions digested the weights alone"
+    assert not inputs_on_disk.differ(None, after)
 
 
 def sweep_of(folder, **more):
@@ -515,17 +516,23 @@ def test_a_search_is_for_the_highest_accuracy(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_whose_data_were_written_after_it_ended_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "place", ["train.jsonl", "data/train-0.parquet", "AVQA-R1-6K/AVQA_R1/train/omni_rl_format_train.json"]
+)
+def test_a_job_whose_rows_have_changed_is_run_again_and_not_shared(tmp_path, monkeypatch, capsys, place):
     monkeypatch.setattr(sweep_job, "_device", starts)
-    rows = tmp_path / "mine/train.jsonl"
-    rows.parent.mkdir()
+    rows = tmp_path / "mine" / place
+    rows.parent.mkdir(parents=True)
     rows.write_text("{}")
-    os.utime(rows, (1, 1))
-    words = ["dataset=rows", f"dataset.path={rows.parent}"]
+    words = ["dataset=rows", f"dataset.path={tmp_path / 'mine'}"]
     job = make_run(tmp_path / "3", words)
+    began = read_summary(job) | {"rows": inputs_on_disk.rows_of(config(*words))}
+    (job / "summary.json").write_text(json.dumps(began))
+    os.utime(rows, (2**33, 2**33))  # the same rows, copied anew
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4").folder == job
-    os.utime(rows)
+    rows.write_text("[]")
+    os.utime(rows, (1, 1))  # unpacked from an archive, which keeps times
     assert sweep_job.shared(config(*words), tmp_path, tmp_path / "4") is None
-    assert f"{rows} has changed since {job} ended" in "".join(capsys.readouterr().out.splitlines())
+    assert "began with other rows than" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(Starts):
         sweep_job.run_job(config(*words), [], job, flags=[], side_by_side=1)

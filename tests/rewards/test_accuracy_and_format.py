@@ -624,16 +624,80 @@ def test_a_number_may_end_with_a_chinese_full_stop(answer):
     assert count_in(answer) == 7
 
 
-@pytest.mark.parametrize("answer", ["2x3", "3x2", "0x3", "2 pairs", "2 couples", "2打", "2对", "2双", "2双鞋", "3成"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("2x3", "3x2", "0x3", "2 pairs", "2 couples", "2打", "2对", "2双", "2双鞋", "3成"),
+        *(
+            "3만",
+            "3천개",
+            "3 Dutzend",
+            "3 Mio.",
+            "3 mille",
+            "3 millones",
+            "3 тыс.",
+            "3 مليون",
+            "3 triệu",
+            "3 M samples",
+        ),
+    ],
+)
 def test_words_that_change_a_number_are_no_units(answer):
     assert count_in(answer) is None
 
 
 @pytest.mark.parametrize(
     "span",
-    ["1分5秒-1分10秒", "1'05\"-1'10\"", "1′5″-1′10″", "1小时到2小时", "1时5分-1时10分", "5帧-10帧", "5毫秒-9毫秒"],
+    [
+        *("minute 2 to minute 3", "minutes 2-3", "[2, 3] minutes", "2 to 3 (minutes)", "2-minute to 3-minute mark"),
+        *("frame number 2 to frame number 3", "2nd frame to 3rd frame", "2' - 3'", "2 μs - 3 μs", "2 beats to 3 beats"),
+        *("2 per cent - 3 per cent", "2 Minuten bis 3 Minuten", "2 Std. - 3 Std.", "2 minutos a 3 minutos"),
+        *("2 мин - 3 мин", "2 heures à 3 heures", "2 phút đến 3 phút", "hour 2 to hour 3"),
+        "1分5秒-1分10秒",
+        "1'05\"-1'10\"",
+        "1′5″-1′10″",
+        "1小时到2小时",
+        "1时5分-1时10分",
+        "5帧-10帧",
+        "5毫秒-9毫秒",
+    ],
 )
 def test_times_in_minutes_hours_or_frames_are_no_seconds_in_any_language(span):
     kind = ProblemType.temporal
     assert accuracy_reward(f"<answer>{span}</answer>", kind, (), "1-10") == 0
+    assert problem_with(span, kind, ()), "nor as a gold answer"
     assert accuracy_reward("<answer>5秒到10秒</answer>", kind, (), "5-10") == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "回答：B",
+            "答：B",
+            "解答：B",
+            "答え：B",
+            "正解：B",
+            "정답: B",
+            "답: B",
+            "Antwort: B",
+            "Réponse : B",
+            "Respuesta: B",
+        ),
+        *("Risposta: B", "Resposta: B", "Ответ: B", "Jawaban: B", "उत्तर: B", "الإجابة: B", "故选B", "故选：B。"),
+    ],
+)
+def test_the_word_for_answer_may_stand_before_the_letter_in_other_languages(answer):
+    assert parse_letters(answer, OPTIONS) == {"B"}
+
+
+def test_each_letter_may_have_its_word_for_option():
+    assert parse_letters("Option A and Option C", OPTIONS) == {"A", "C"}
+    assert parse_letters("Options A, C", OPTIONS) == {"A", "C"}
+
+
+@pytest.mark.parametrize(
+    "span", ["'2-5'", "2 to 5 of the movie", "from second 2 to second 5", "2 Sekunden bis 5 Sekunden"]
+)
+def test_times_in_seconds_are_read_within_words(span):
+    assert accuracy_reward(f"<answer>{span}</answer>", ProblemType.temporal, (), "2-5") == 1

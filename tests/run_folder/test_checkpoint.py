@@ -295,6 +295,10 @@ def test_an_adapter_whose_weights_have_other_names_is_not_taken_for_its_base(mod
         save_file(changed, file)
         with pytest.raises(UserError, match=r"lacks \d+ weights of the model, such as .*lora_"):
             load_model(str(tmp_path))
+    whole = {name.replace(".model.model.", ".model.thinker.model."): weight for name, weight in weights.items()}
+    save_file(whole, file)
+    with pytest.raises(UserError, match=r"was trained on the whole Omni model(.|\n)*merge it into that model"):
+        load_model(str(tmp_path))
 
 
 def test_an_adapter_is_exported_alone_only_where_its_base_is_a_whole_model(model, tmp_path):

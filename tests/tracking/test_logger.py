@@ -284,6 +284,8 @@ def test_a_folder_whose_name_no_database_address_can_hold_is_refused_with_the_wa
         assert absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / name).endswith(f"{name}/outputs/mlflow.db")
     with pytest.raises(UserError, match=r"runs\?.*\n.*tracking\.uri=sqlite:////another/folder"):
         absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / "runs?")
+    with pytest.raises(UserError, match=r"x%20y: a database's address cannot hold %20\n"):
+        absolute_uri("sqlite:///outputs/mlflow.db", tmp_path / "x%20y")  # it would be written into "x y"
 
 
 def test_a_run_is_found_among_more_experiments_than_a_store_names_at_once(tmp_path, monkeypatch):
