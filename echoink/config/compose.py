@@ -132,7 +132,10 @@ def _expand(overrides: Sequence[str], searchpath: Sequence[str], own: Path | Non
     globs = {place: one for place, one in enumerate(parsed) if isinstance(one.value(), Glob)}
     for place, one in globs.items():
         (parsed[place],) = parse([f"{one.get_key_element()}={','.join(_matching(one.value(), one.key_or_group, own))}"])
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    try:
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise explained(error, overrides, own) from error
     return [list(job) for batch in batches for job in batch]
 
 

@@ -128,7 +128,7 @@ _OTHER_UNITS = (
     r"|分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)"
 )
 _NO_SECONDS = re.compile(
-    rf"\d(?:st|nd|rd|th)?[\s\])(-]*{_OTHER_UNITS}|\d'(?!\W*$)"
+    rf"\d(?:st|nd|rd|th)?[\s\])(-]*{_OTHER_UNITS}|(?<![\d.:'])\d[\d.:]*'(?!\W*$)"
     r"|\b(?:frames?|minut\w*|mins?|hours?|heures?|horas?|stunden?|beats?|bars?)(?:\s*(?:no|nr|number))?\W*\d",
     re.I,
 )

@@ -697,7 +697,7 @@ def test_each_letter_may_have_its_word_for_option():
 
 
 @pytest.mark.parametrize(
-    "span", ["'2-5'", "2 to 5 of the movie", "from second 2 to second 5", "2 Sekunden bis 5 Sekunden"]
+    "span", ["'2-5'", "'2' - '5'", "2 to 5 of the movie", "from second 2 to second 5", "2 Sekunden bis 5 Sekunden"]
 )
 def test_times_in_seconds_are_read_within_words(span):
     assert accuracy_reward(f"<answer>{span}</answer>", ProblemType.temporal, (), "2-5") == 1
