@@ -140,7 +140,7 @@ class Decoder:
         self._prefix_bias, (self._tokens, self._positions) = self._prefix_bias_buffer[:prompts], self._inputs[:, :slots]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but `rows`."""
+        """Drop all rows but `rows`, ascending indices of the running rows."""
         self._slots = [self._slots[row] for row in rows]
         running: dict[int, list[int]] = {}  # slots of each prompt that still has any
         for slot in self._slots:
@@ -153,6 +153,7 @@ class Decoder:
             if len(running) * places > len(self._prompt) // 2:
                 self._running = torch.tensor(self._slots, device=self._prefix_bias.device)
                 return
+            # Idle slots hold copies of the prompt's first running slot; nobody reads their logits.
             kept = [(slots + slots[:1] * places)[:places] for slots in running.values()]
             moved = {slot: i * places + j for i, slots in enumerate(running.values()) for j, slot in enumerate(slots)}
         else:

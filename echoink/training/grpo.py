@@ -156,7 +156,9 @@ def reduce(losses: Tensor, mask: Tensor, settings: ObjectiveSettings, tokens: Te
         return (summed.sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
     if loss is Loss.bnpo:
         return summed.sum() / mask.sum().clamp(min=1.0)
-    return summed.sum() / (len(losses) * settings.max_tokens if loss is Loss.dr_grpo else tokens)
+    if loss is Loss.dr_grpo:
+        return summed.sum() / (len(losses) * settings.max_tokens)
+    return summed.sum() / tokens
 
 
 class Objective(NamedTuple):

@@ -214,9 +214,6 @@ class EchoInkTrainer(TRLHost):
         ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         lengths = self.accelerator.gather(torch.tensor(rollout.lengths, device=device))
         cut = self.accelerator.gather(torch.tensor([o[-1] not in ends for o in rollout.completions], device=device))
-        prompt_tokens = torch.tensor([len(rollout.prompts[i].input_ids) for i in rollout.prompt_index], device=device)
-        seen = self.accelerator.gather(prompt_tokens).sum() + lengths.sum()
-        self.state.num_input_tokens_seen += seen.item()
         self._note("completion/mean_length", lengths.float().mean())
         self._note("completion/clipped_ratio", cut.float().mean())
         if self._integration:
