@@ -155,8 +155,6 @@ class PlainRows(Step):
 
     def _decode(self, prompts: Sequence, script: Tensor, tokens: int, copies: int = 1) -> Tensor:
         batch = {name: value.to(self.device) for name, value in prompt_batch(prompts).items()}
-        media = row_media(prompts, range(len(prompts)))
-        batch |= {name: value.to(self.device) for name, value in media.items()}
         batch.pop("position_ids")  # generate() derives them
         # generate() returns copies only when it samples, here from the one token that the replay leaves
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0} if copies > 1 else {"do_sample": False}

@@ -234,13 +234,14 @@ def _decode_sound(
     rate, channels = stream.rate, stream.layout.nb_channels
     if not 0 < channels <= MAX_CHANNELS or not 0 < rate <= MAX_RATE:
         raise UserError(f"the sound of {medium} claims {channels} channels at {rate:,} Hz")
-    layout, form, resampler = stream.layout, None, None
+    layout, form, resampler = stream.layout, None, None  # of joined files the first one's layout and rate
     parts, length, most = [], 0, int(np.ceil(max_seconds * rate))
     ended, skip = True, 0
     for frame in _frames(container, stream, skips_bad_packets):
-        if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):  # joined files may change
+        its_form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if its_form != form:
             # Interleaved: with more than 8 planar channels, PyAV 18.1 reads past the end of its list.
-            resampler = AudioResampler(format="flt", layout=layout, rate=rate)
+            form, resampler = its_form, AudioResampler(format="flt", layout=layout, rate=rate)
         if frame.time is not None:
             clock = frame.time if clock is None else clock
             gap = round((frame.time - clock) * rate) - length

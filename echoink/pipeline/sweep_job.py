@@ -142,7 +142,7 @@ def run_job(config: Config, overrides: list[str], folder: Path, flags: list[str]
     wanted = reader.method(to_yaml(config))
     before = reader.read(folder)
     same = before is not None and before.config == wanted and not reward_files.changed(config.reward, folder)
-    same = same and not _other_weights(config, before) and not _other_data(config, before)
+    same = same and not _other_inputs(config, before)
     if same and resume.has_ended(summary):
         return _done(folder, "finished before")
     # Another machine's process cannot be seen, but it holds the folder's lock.
@@ -259,8 +259,8 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
     """A finished run with this configuration in all of its steps below a folder, except `but`. Keys that an older run
     lacks get defaults.
 
-    The user's own rewards are compared by file content, the dataset by its path and settings, weights in
-    a local folder by parts of their files. The code is not compared: `_other_code` says whether it differs.
+    The user's own rewards are compared by file content, weights and rows in local folders by parts of their files. The
+    code is not compared: `_other_code` says whether it differs.
     """
     if config.trainer.push_to_hub:
         return None  # the other run may not have pushed
@@ -272,26 +272,19 @@ def shared(config: Config, below: Path, but: Path) -> Run | None:
         if run.summary["task"] != config.task.name:
             continue
         same = run.config == wanted and not reward_files.changed(config.reward, run.folder)
-        if same and not _other_weights(config, run) and not _other_data(config, run):
+        if same and not _other_inputs(config, run):
             return run
     return None
 
 
-def _other_weights(config: Config, run: Run) -> bool:
-    """Whether the model's folder holds other weights than a run began with, and say so; older runs do not know."""
-    differ = inputs_on_disk.differ(run.summary.get("weights"), inputs_on_disk.weights_of(config))
-    if differ:
-        say("sweep", f"{run.folder} began with other weights than {config.checkpoint or config.model.path} has now")
-    return differ
-
-
-def _other_data(config: Config, run: Run) -> bool:
-    """Whether the dataset's folder holds other rows than a run began with, and say so; older runs do not know."""
-    then, now = run.summary.get("rows"), inputs_on_disk.rows_of(config)
-    differ = bool(then and now and then != now)
-    if differ:
-        say("sweep", f"{run.folder} began with other rows than {config.dataset.path} has now")
-    return differ
+def _other_inputs(config: Config, run: Run) -> bool:
+    """Whether this disk holds other weights or rows than a run began with, and say so; older runs do not know."""
+    places = {"weights": config.checkpoint or config.model.path, "rows": config.dataset.path}
+    now = inputs_on_disk.digests(config)
+    others = [key for key in places if inputs_on_disk.differ(run.summary.get(key), now[key])]
+    for key in others:
+        say("sweep", f"{run.folder} began with other {key} than {places[key]} has now")
+    return bool(others)
 
 
 def _other_code(run: Run) -> str:

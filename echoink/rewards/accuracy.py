@@ -127,6 +127,7 @@ _OTHER_UNITS = (
     r"|μs|us|ns|micro\w*|frames?|fps|beats?|bars?|days?|per\s?cent|prozent|pour\s?cent|por\s?ciento)(?![^\W\d_])"
     r"|分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)"
 )
+"""What follows a number that is no time in seconds: minutes, hours, frames, beats, percent, in several languages."""
 _NO_SECONDS = re.compile(
     rf"\d(?:st|nd|rd|th)?[\s\])(-]*{_OTHER_UNITS}|(?<![\d.:'])\d[\d.:]*'(?!\W*$)"
     r"|\b(?:frames?|minut\w*|mins?|hours?|heures?|horas?|stunden?|beats?|bars?)(?:\s*(?:no|nr|number))?\W*\d",

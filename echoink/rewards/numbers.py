@@ -25,17 +25,18 @@ _TWO_WORDS = re.compile(rf"^({_TENS.replace(' ', '|')})\s+(?=({_ONES.replace(' '
 
 _NO_UNITS = {"k", "or", "and", "not", "nor", "to", "plus", "minus", "point", "half", "halves", *_NUMBER_WORDS}
 _NO_UNITS |= {"squared", "cubed", "pi", "\u03c0", "below", "less", "fewer", "mil", "mn", "bn", "tn", "grand", "tens"}
-_NO_UNITS |= {"pair", "pairs", "couple", "couples", "score", "scores", "gross"}
-_MULTIPLES = "hundred thousand million billion trillion lakh crore dozen quarter hundredth thousandth millionth"
+_NO_UNITS |= {"pair", "pairs", "couple", "couples", "score", "scores", "gross", "doz", "doz."}
+_MULTIPLES = (
+    "hundred thousand million billion trillion quadrillion lakh crore dozen quarter hundredth thousandth millionth"
+)
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
-_ELSEWHERE = """
+_OF_OTHER_LANGUAGES = """
 dutzend tausend million millionen mio mio. mrd mrd. milliarde milliarden douzaine douzaines mille milliard milliards
 docena docenas millón millones milhão milhões mila milione milioni mln mld miljoen miljard tusen tusind milyon
 тысяча тысячи тысяч тыс тыс. млн млн. млрд млрд. миллион миллиона миллионов ألف آلاف مليون nghìn triệu tỷ ribu juta
-doz doz. quadrillion quadrillions
 """
-_NO_UNITS |= {*_ELSEWHERE.split()}
+_NO_UNITS |= {*_OF_OTHER_LANGUAGES.split()}
 """Words after a number that are not a unit, because they change the number."""
 
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")

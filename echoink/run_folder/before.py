@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = ".before-"
-"""How the names of folders begin in which a process keeps the files of a run."""
+"""The beginning of the name of a folder in which a process keeps a run's files."""
 
 _kept: dict[Path, Path] = {}
 """For each run's folder that this process has taken up, where its files are kept."""

@@ -1,7 +1,6 @@
 """Recognizes the weights and the rows that a run begins with, without reading them whole."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from echoink.common.files import parts_of
@@ -36,22 +35,24 @@ def weights_of(config: Config) -> str | None:
 def rows_of(config: Config) -> str | None:
     """A digest of sizes and parts of the files of rows below `dataset.path`; None if there are none on this disk."""
     root = Path(config.dataset.path)
-    files = [root] if root.is_file() else []
-    for place, folders, names in os.walk(root):
-        if len(Path(place).relative_to(root).parts) == _DEPTH:
-            folders.clear()
-        files += [Path(place, name) for name in names if name.endswith((".json", ".jsonl", ".parquet", ".arrow"))]
+    files = [root] if root.is_file() else sorted({file for pattern in _ROWS for file in root.glob(pattern)})
     found = hashlib.sha256()
-    for file in sorted(filter(Path.is_file, files)):
+    for file in filter(Path.is_file, files):
         found.update(str(file.relative_to(root)).encode() + b" " + parts_of(file))
     return found.hexdigest()[:16] if files else None
 
 
-_DEPTH = 3
-"""How many folders below `dataset.path` hold files of rows at most, in any layout (`data/readers.py`)."""
+_ROWS = ("*.json", "*.jsonl", "*.parquet", "*.arrow", "*/*.jsonl", "*/*.parquet", "*/*.arrow")
+_ROWS += tuple(f"{folders}omni_rl_format_*.json" for folders in ("*/", "*/*/", "*/*/*/"))
+"""Where files of rows are below `dataset.path`, in any layout (`data/readers.py`)."""
+
+
+def digests(config: Config) -> dict[str, str | None]:
+    """What a run's summary notes of its weights and rows."""
+    return {"weights": weights_of(config), "rows": rows_of(config)}
 
 
 def differ(one: str | None, other: str | None) -> bool:
-    """Whether two of these digests are of other models. Earlier versions digested the weights alone, or nothing."""
+    """Whether two of these digests are of other weights or rows. Earlier versions noted fewer parts, or nothing."""
     parts = [(each or "").split() for each in (one, other)]
     return any(a != b for a, b in zip(*parts, strict=False))

@@ -229,8 +229,8 @@ def take_up(files: RunFolder, start: Start, changed: Sequence[str] = ()) -> None
     files.write_text("config.yaml", to_yaml(start.config))
     if files.writes:
         reward_files.keep(start.config.reward, files.path)
-        begun = {"weights": inputs_on_disk.weights_of, "rows": inputs_on_disk.rows_of}
-        files.summary |= {key: (start.step and files.summary[key]) or of(start.config) for key, of in begun.items()}
+        now = inputs_on_disk.digests(start.config)
+        files.summary |= {key: (start.step and files.summary[key]) or found for key, found in now.items()}
 
 
 def cut_back(folder: Path, start: Start) -> None:

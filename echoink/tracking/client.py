@@ -76,17 +76,16 @@ def absolute_uri(uri: str, root: Path) -> str:
     """A relative `sqlite:///path` made absolute from `root`; other URIs as they are.
 
     Raises:
-        UserError: the path holds a "?", after which SQLite expects options, or what stands for another sign, "%20".
+        UserError: the folder's path holds a "?", after which options are expected, or "%20", which is read as a blank.
     """
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        path = (root / uri.removeprefix(prefix)).resolve()
-        if wrong := "?" if "?" in str(root.resolve()) else next(iter(re.findall("%[0-9a-fA-F]{2}", str(path))), ""):
+        if wrong := re.search(r"\?|%[0-9a-fA-F]{2}", str(root.resolve())):
             raise UserError(
-                f"MLflow cannot keep its database below {root.resolve()}: a database's address cannot hold {wrong}",
+                f"MLflow cannot keep its database below {root.resolve()}: a database's address cannot hold {wrong[0]}",
                 "tracking.uri=sqlite:////another/folder/mlflow.db, or tracking=off",
             )
-        return prefix + str(path)
+        return prefix + str((root / uri.removeprefix(prefix)).resolve())
     return uri
 
 
