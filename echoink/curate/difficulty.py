@@ -372,12 +372,15 @@ _LETTER = re.compile(
 
 
 def may_move(sample: Sample) -> bool:
-    """Whether its options may be reordered: neither the question nor an option refers to one by its place.
+    """Whether its options may be reordered: each has a text, and neither the question nor an option refers to one by
+    its place.
 
     In doubt they stay, which costs nothing.
     """
     texts, letters = [option_text(option) for option in sample.options], {*map(option_letter, sample.options)}
-    if sample.problem_type is not ProblemType.multiple_choice or any(map(_OTHERS.search, texts)):
+    if sample.problem_type is not ProblemType.multiple_choice or not all(texts):
+        return False
+    if any(map(_OTHERS.search, texts)):
         return False
     named = (match.group(match.lastindex) for text in (sample.problem, *texts) for match in _LETTER.finditer(text))
     return letters.isdisjoint(named)

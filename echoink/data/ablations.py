@@ -169,8 +169,8 @@ def _next(group: Sequence[Sample], place: int, clusters: Mapping[str, Clusters])
 
 
 def _answer(sample: Sample) -> frozenset[str]:
-    """The right answer in words: its letter may differ from question to question."""
+    """The right answer in words: its letter may differ from question to question. The letter, if it has no words."""
     if sample.problem_type is not ProblemType.multiple_choice:
         return frozenset([str(canonical(sample.solution, sample.problem_type, ()))])
     right = (option for option in sample.options if option_letter(option) in sample.gold)
-    return frozenset(comparable(option_text(option)) for option in right)
+    return frozenset(comparable(option_text(option) or option) for option in right)

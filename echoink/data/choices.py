@@ -76,7 +76,8 @@ def labelled(options: object) -> tuple[list[str] | None, list[str]]:
         return None, texts
     if len({label.isdigit() for label in labels}) > 1 or any(_number(label) > len(texts) + 2 for label in labels):
         return None, texts
-    return labels, [text[match.end() :].strip() for text, match in zip(texts, found, strict=True)]
+    bare = [text[match.end() :].strip() for text, match in zip(texts, found, strict=True)]
+    return labels, bare if any(bare) else labels  # without texts, as where a picture shows them, they are their labels
 
 
 def _parsed(text: str) -> object:

@@ -307,7 +307,9 @@ def _one_of(kind: type[Enum], value: object, where: str) -> Enum:
 
 def _odd_options(options: Sequence[str]) -> tuple[str, ...]:
     texts = [option_text(option) for option in options]
-    pairs, odd = list(combinations(texts, 2)), ()
+    if options and not any(texts):
+        return ()  # letters alone: a picture may show the options
+    pairs, odd = list(combinations(filter(None, texts), 2)), ()
     if any(alike(*pair) for pair in pairs):
         odd = ("two options are the same",)
     elif any(same(*pair) for pair in pairs):
@@ -317,7 +319,7 @@ def _odd_options(options: Sequence[str]) -> tuple[str, ...]:
 
 def _odd_need(need: object) -> tuple[str, ...]:
     """A note on a `need` that nothing reads."""
-    if not need or need in (*NEEDED, *OTHER_NEEDS):
+    if need in (None, "", *NEEDED, *OTHER_NEEDS):
         return ()
     meant = str(need).strip().lower()
     return (
@@ -341,6 +343,7 @@ def _options(options: object, problem_type: ProblemType, where: str) -> tuple[st
         if option_letter(option) != letter:
             bare = re.sub(r"^\s*\(?[A-Za-z0-9][.):]\s*", "", option).strip()
             hint = f'write "{letter}. {bare}"' if bare else "it is empty: remove it"
+            hint = f'write "{letter}."' if option.strip() == letter else hint
             if option_letter(option) in (chr(ord("A") + other) for other in range(len(options))):
                 hint = "put the options in the order of their letters, or change the solution with them"
             raise UserError(f"{where}: option {place + 1} must start with {letter}., and is {option!r}", hint)

@@ -18,9 +18,10 @@ code reads the first; here there is no answer.
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 
-from echoink.rewards.numbers import count_in, number_in, plain_number, value_of
+from echoink.rewards.numbers import PERCENT, count_in, number_in, plain_number, value_of
 from echoink.rewards.parsing import ANSWER, equal_options, option_letter, parse_answer, parse_letters, read_letters
 from echoink.rewards.text import as_written, comparable, normalize, words
 from echoink.rewards.types import Match, ProblemType
@@ -123,8 +124,8 @@ def _free_form(answer: str, solution: str) -> float:
 
 
 _OTHER_UNITS = (
-    r"(?:%|(?:m|mins?|minut\w*|h|hrs?|hours?|heures?|horas?|ore|stunden?|std|uhr|мин\w*|ч|час\w*|phút|giờ|ms|msecs?|milli\w*"
-    r"|μs|us|ns|micro\w*|frames?|fps|beats?|bars?|days?|per\s?cent|prozent|pour\s?cent|por\s?ciento)(?![^\W\d_])"
+    rf"(?:{PERCENT}|(?:m|mins?|minut\w*|h|hrs?|hours?|heures?|horas?|ore|stunden?|std|uhr|мин\w*|ч|час\w*|phút|giờ|ms|msecs?|milli\w*"
+    r"|μs|us|ns|micro\w*|frames?|fps|beats?|bars?|days?)(?![^\W\d_])"
     r"|分|小[时時]|[时時点點]|毫秒|[帧幀]|시간|분)"
 )
 """What follows a number that is no time in seconds: minutes, hours, frames, beats, percent, in several languages."""
@@ -134,6 +135,11 @@ _NO_SECONDS = re.compile(
     re.I,
 )
 """A number that is not a time in seconds."""
+
+_COMMA = re.compile(r"(?<![\d.,:])[\d:]+,\d+(?![:,.]?\d)")
+"""A number with a decimal comma, or two numbers."""
+_LISTS = re.compile(r"[\s,;()\[\]]*(?:and\b)?[\s()\[\]]*")
+"""What may stand between two spans, and not between the ends of one."""
 
 
 def _spans(text: str) -> list[tuple[float, float]]:
@@ -146,8 +152,11 @@ def _spans(text: str) -> list[tuple[float, float]]:
     text = normalize(text)
     if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
         return []  # a time is never negative
-    if re.search(r"\d,\d+\s*(?:s\w*)?\s*(?:[-–—~]|to|until)\s*\d+,\d", text):
-        return []  # "2,5-3,9" is from 2.5 to 3.9, or two spans
+    text = re.sub(r"(\d:\d\d),(\d{3})(?![\d:])", r"\1.\2", text)  # of subtitles: 00:00:02,500
+    commas = list(_COMMA.finditer(text))
+    between = [text[one.end() : other.start()] for one, other in pairwise(commas)]
+    if not all(map(_LISTS.fullmatch, between)) or (between and re.search(r"\bbetween\b", text, re.I)):
+        return []  # "2,5 bis 3,9" is from 2.5 to 3.9, or two spans
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):

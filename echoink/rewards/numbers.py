@@ -32,12 +32,29 @@ _MULTIPLES = (
 for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth tenth".split():
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
 _OF_OTHER_LANGUAGES = """
-dutzend tausend million millionen mio mio. mrd mrd. milliarde milliarden douzaine douzaines mille milliard milliards
-docena docenas millón millones milhão milhões mila milione milioni mln mld miljoen miljard tusen tusind milyon
-тысяча тысячи тысяч тыс тыс. млн млн. млрд млрд. миллион миллиона миллионов ألف آلاف مليون nghìn triệu tỷ ribu juta
+hundert hunderte tausend tausende million millionen mio mio. milliarde milliarden mrd mrd. dutzend
+millier milliers mille milliard milliards douzaine douzaines cien ciento cientos mil miles millón millones billón
+billones docena docenas cem cento centos milhão milhões bilhão bilhões dúzia dúzias centinaia mila milione milioni mln
+miliardo miliardi mld dozzina dozzine honderd duizend miljoen miljard dozijn hundra hundre hundrede tusen tusind miljon
+miljoner miljarder millioner milliarder dussin dusin sata sataa tuhat tuhatta miljoona miljoonaa miljardi miljardia
+sto setki tysiąc tysiące tysięcy tys tys. milion miliony milionów miliard miliardy miliardów tuzin tuziny tuzinów
+stovky tisíc tisíce milionů miliarda miliard tucet tuctů száz ezer millió milliárd tucat sute mie mii milioane miliarde
+yüz bin milyon milyar düzine trăm nghìn ngàn triệu tỷ tỉ chục tá puluh ratus ribu juta miliar lusin libo elfu
+сотня сотни сотен тысяча тысячи тысяч тыс тыс. миллион миллиона миллионов млн млн. миллиард миллиарда миллиардов млрд
+млрд. десяток десятка десятков дюжина дюжины дюжин тисяча тисячі мільйон мільйони мільйонів мільярд
+εκατό χίλια χιλιάδες εκατομμύριο εκατομμύρια ντουζίνα مئة مائة ألف آلاف مليون ملايين مليار מאה מאות אלף אלפים מיליון
 """
 _NO_UNITS |= {*_OF_OTHER_LANGUAGES.split()}
 """Words after a number that are not a unit, because they change the number."""
+
+PERCENT = r"(?:[%‰]|(?:per|pour|por|pro)\s?(?:cento?|ciento|mille)(?![^\W_])|prozent|pro[ck]ent\w*|процент\w*)"
+"""A pattern for the word after a share, percent or per mille, in several languages."""
+
+_CURRENCY = (
+    r"(?:(?:us|au?|ca?|hk|nz|sg?|r)?\$|[€£¥₹₩₽₺₫₴₱฿₦₪]"
+    r"|(?:usd|eur|gbp|chf|jpy|cny|rmb|inr)(?=[\s\d.]|$)|rs\.?(?=[\s\d]|$))"
+)
+"""Before or after an amount."""
 
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
 
@@ -69,7 +86,7 @@ def number_in(text: str) -> float | None:
     if not (text := _bare(text)):
         return None
     text = re.sub(r"^\u2013(?=[\d.])", "-", text)  # a dash as a minus sign
-    text = re.sub(r"^([-+]?)\s*[$€£¥]\s*|(?<=\d)\s*[$€£¥]$", r"\1", text)
+    text = re.sub(rf"^([-+]?)\s*{_CURRENCY}\s*|(?<=\d)\s*{_CURRENCY}$", r"\1", text, flags=re.IGNORECASE)
     if (plain := plain_number(text)) is not None:
         return plain
     if re.search(r"\d\s*(?:[MBK]|\u03c0)(?:\s|$)", text):  # "$5M" means millions, "2π" is not 2
@@ -92,7 +109,7 @@ def _is_unit(word: str) -> bool:
 
 def count_in(text: str) -> float | None:
     """The value of a number (not of a percentage) or of an expression such as "14/2"; None for any other text."""
-    number = None if "%" in text else number_in(text)
+    number = None if re.search(PERCENT, text, re.IGNORECASE) else number_in(text)
     return value_of(text) if number is None else number
 
 

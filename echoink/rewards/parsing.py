@@ -165,10 +165,14 @@ def _unwrapped(text: str) -> str:
 
 def equal_options(letters: frozenset[str], options: Sequence[str]) -> frozenset[str]:
     """Letters, each replaced by the first letter whose option is the same (`text.alike`): an option that occurs twice
-    is right under both letters.
+    is right under both letters. An option without a text, such as "A." where a picture shows the options, is the same
+    as no other.
     """
     texts = {letter: option_text(option) for option in options if (letter := option_letter(option))}
-    first = {letter: next(each for each in texts if alike(texts[each], texts[letter])) for letter in texts}
+    first = {
+        letter: next(each for each in texts if each == letter or (text and alike(texts[each], text)))
+        for letter, text in texts.items()
+    }
     return frozenset(first.get(letter, letter) for letter in letters)  # a letter may name no option
 
 

@@ -295,6 +295,7 @@ def test_options_that_name_others_keep_their_places():
         return difficulty.may_move(Sample("", "", options, "A"))
 
     assert not moves("A. dog", "B. cat", "C. both A and B")
+    assert not moves("A.", "B.", "C."), "a picture shows which is which"
     assert not moves("A. dog", "B. none of the above")
     for names_others in ("A & B", "A/B", "A + B", "1 and 2", "Only A", "All of them"):
         assert not moves("A. violin", "B. flute", "C. drum", f"D. {names_others}"), names_others

@@ -145,6 +145,10 @@ def test_samples_that_share_media_are_no_donors_and_one_without_a_donor_is_left_
         for s, options in ((one, ("A. dog", "B. cat")), (other, ("A. Dog.", "B. bee")))
     ]
     assert make(choices, Variant.swapped_audio, 0) == []
+    without_words = [
+        replace(choice, options=("A.", "B."), solution=gold) for choice, gold in zip(choices, "AB", strict=True)
+    ]
+    assert len(make(without_words, Variant.swapped_audio, 0)) == 2
     crossed = {one.id: ("sound 1", "sight 1"), other.id: ("sound 2", "sight 2")}
     assert len(make([one, other], Variant.swapped_audio, 0, crossed)) == 2
     assert make([one, other], Variant.swapped_audio, 0, crossed | {other.id: ("sound 2", "sight 1")}) == []

@@ -46,6 +46,7 @@ MEANT = [  # options, answer, the text that is meant
     (["A.Rain", "B.Wind"], "B", "Wind"),
     (["1: Rain", "2: Wind"], "2", "Wind"),
     (["1. 3", "2. 1", "3. 2"], "3. 2", "2"),
+    (["A.", "B.", "C."], "B", "B"),
 ]
 
 

@@ -65,6 +65,7 @@ def test_limit(dataset):
         (lambda row: row.update(options=["A. only"]), "at least two"),
         (lambda row: row.update(options=["1. x", "2. y"]), 'option 1 must start with A.*(.|\n)*write "A. x"'),
         (lambda row: row.update(options=["A. x", "C. y"]), 'option 2 must start with B.*(.|\n)*write "B. y"'),
+        (lambda row: row.update(options=["A", "B"]), 'option 1 must start with A.*(.|\n)*write "A."'),
         (lambda row: row.update(options=["A. x", "B. y", ""]), "option 3 must start with C.*(.|\n)*it is empty"),
         (lambda row: row.pop("options"), "without options(.|\n)*or a problem_type without them: "),
         (lambda row: row.update(problem_type="multiple_choice"), "did you mean 'multiple choice'"),

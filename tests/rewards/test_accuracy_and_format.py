@@ -120,6 +120,7 @@ def test_a_repeated_option_is_right_under_each_of_its_letters(answer):
 @pytest.mark.parametrize(
     "options",
     [
+        ("A.", "B.", "C.", "D."),
         ("A. Really.", "B. Really?", "C. Really!"),
         ("A. Dm7", "B. DM7"),
         ("A. 10²", "B. 102"),
@@ -213,6 +214,7 @@ def test_a_word_or_a_sign_that_changes_a_number_is_no_unit(answer):
             "5个半音",
             "5个多媒体",
         ],
+        *("₹5", "US$5", "CHF 5", "5 ₽", "5 EUR", "R$ 5", "HK$5", "Rs. 5", "5 €"),
         "5 T-shirts",
         "5 drum-beats",
         "5 o'clock",
@@ -475,6 +477,13 @@ SCORED = [  # type, answer, solution, score by hand
     *(("counting", text, "7", 0) for text in ("~7", "7~8")),
     *(("numerical", text, "3", 0) for text in ("3 and/or 4", "3/4", "3€4", "≈3")),
     ("temporal retrieval", "2,5-3,9", "2.5-3.9", 0),
+    ("temporal retrieval", "2,5 bis 4,8", "2.5-4.8", 0),
+    ("temporal retrieval", "2,5 s - 4,8 s", "2.5-4.8", 0),
+    ("temporal retrieval", "between 2,5 and 4,8", "2.5-4.8", 0),
+    ("temporal retrieval", "00:00:02,500 --> 00:00:04,800", "2.5-4.8", 1),
+    ("temporal retrieval", "00:02,500 - 00:04,800", "2.5-4.8", 1),
+    ("temporal retrieval", "0:05,0:10", "5-10", 1),
+    ("temporal retrieval", "[[5,10],[12,15]]", "5-10 and 12-15", 1),
     ("temporal retrieval", "[2,5]", "2-5", 1),
     ("temporal retrieval", "2,5 and 7,9", "2-5 and 7-9", 1),
 ]
@@ -640,6 +649,8 @@ def test_a_number_may_end_with_a_chinese_full_stop(answer):
             "3 triệu",
             "3 M samples",
         ),
+        *("7 hundert", "7 tysięcy", "7 ezer", "7 bin", "7 trăm", "7 honderd", "7 hundra", "7 tuhatta", "7 tisíc"),
+        *("7 percent", "7 per cent", "7 Prozent", "7 pour cent", "7‰", "7 per mille", "7 процентов"),
     ],
 )
 def test_words_that_change_a_number_are_no_units(answer):
