@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from echoink.common.console import progress
 from echoink.common.errors import UserError
@@ -87,7 +87,7 @@ def write_media(row: dict, folder: Path, made: dict) -> str | None:
         picture = Image.open(io.BytesIO(_bytes(image)))
         if picture.mode not in JPEG_MODES:
             return f"image of mode {picture.mode}"
-        picture = ImageOps.exif_transpose(picture)
+        picture = loaders.upright(picture)
         write_aside(targets["image"], lambda file: picture.save(file, format="JPEG"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "image cannot be read"

@@ -1,8 +1,9 @@
 """Finds the question and the media of a row: in our columns, or in those of other trainers.
 
-Media are read under `path`, in columns `image`, `audio`, `video` (also `images`, `image_path`, `audio_file`, …; a
-value, or a list of one), and in a chat (`messages`, `conversations`, `prompt`) with parts or with `<image>`, `<audio>`,
-`<video>` tags. Any other field that looks like a medium is an error: a question must not silently lose its media.
+Media are read under `path` (an object, or a text where the row has one medium), in columns `image`, `audio`, `video`
+(also `images`, `image_path`, `audio_file`, …; a value, or a list of one), and in a chat (`messages`, `conversations`,
+`prompt`) with parts or with `<image>`, `<audio>`, `<video>` tags. Any other field that looks like a medium is an error:
+a question must not silently lose its media.
 """
 
 import re
@@ -93,8 +94,13 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
     """
     row = _without_nan(row)
     paths = row.get("path")
+    if isinstance(paths, str):  # as in Video-R1's rows
+        one = str(row.get("data_type") or _BY_EXTENSION.get(paths.rpartition(".")[2].lower())).removesuffix("_audio")
+        paths = {one: paths} if one in KINDS else paths or None
     if paths is not None and not isinstance(paths, Mapping):
-        raise UserError(f'{where}: path must be an object such as {{"image": …}}, not {type(paths).__name__}')
+        hint = "a path alone needs data_type image, audio, video or video_audio" if isinstance(paths, str) else ""
+        what = f'path must be an object such as {{"image": …}}, not {type(paths).__name__}'
+        raise UserError(f"{where}: {what}", hint)
     found: dict[str, Any] = {}
     null, used = set(), {"path"}
     for key, value in (paths or {}).items():

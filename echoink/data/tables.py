@@ -101,18 +101,32 @@ def _table(table: datasets.Dataset, folder: Path, where: str) -> Rows:
 
 
 def _cells(table: datasets.Dataset, where: str) -> Iterator[dict]:
-    """Rows whose embedded media are read only when they are needed."""
+    """Rows whose embedded media are read only when they are needed; a class is its name, not its number."""
     embedded = {name: holds for name in table.column_names if (holds := _has_bytes(table, name)) is not None}
     files = {name: table.select_columns([name]) for name in embedded}
     small = table.remove_columns([name for name, holds in embedded.items() if all(holds)])
     raw = small.with_format("arrow")  # media inside of other columns stay undecoded
+    classes = {name: names for name, kind in small.features.items() if (names := _names(kind))}
     for number in range(len(table)):
         row = raw[number : number + 1].to_pylist()[0] if small.column_names else {}
+        row |= {name: _named(row[name], names) for name, names in classes.items()}
         for name, holds in embedded.items():
             if holds[number]:
                 place = f"{where}, row {number + 1}, {name}"
                 row[name] = Embedded(place, partial(_read, files[name], number, name))
         yield row
+
+
+def _names(kind: object) -> list[str] | None:
+    """The names of a column of classes, or of lists of them."""
+    inner = kind.feature if isinstance(kind, datasets.List | datasets.LargeList) else kind
+    return inner.names if isinstance(inner, datasets.ClassLabel) else None
+
+
+def _named(value: int | list | None, names: Sequence[str]) -> str | list | None:
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return None if value is None or value < 0 else names[value]  # -1 stands for no class
 
 
 def _has_bytes(table: datasets.Dataset, name: str) -> list[bool] | None:

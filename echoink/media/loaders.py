@@ -6,9 +6,12 @@ rate, scaled while they are decoded; its own soundtrack is read like a sound. An
 `UserError` with the file's path.
 """
 
+import functools
 import hashlib
 import io
 import math
+import os
+import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -23,7 +27,7 @@ import soundfile
 import soxr
 from av import AudioResampler, time_base
 from av.sidedata.sidedata import Type as SideData
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from echoink.common.errors import UserError
 from echoink.media import truncation
@@ -128,13 +132,39 @@ def load_image(medium: Medium) -> Image.Image:
             raise UserError(f"{medium}: {file.width}x{file.height} pixels are too narrow for the model's processor")
         if file.mode == "F":
             raise UserError(f"{medium}: its pixels are floats of an unknown range", "convert it to 8 bits")
-        image = ImageOps.exif_transpose(file)
+        image = upright(file)
         if image.mode.startswith("I;16") or image.mode == "I":
             image = _of_16_bits(image, file, medium)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return _on_white(image.convert("RGBA"))
         return image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture, turned and mirrored as its EXIF says; broken EXIF says nothing, as in browsers."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # it raises what its bytes make of it
+        orientation = None
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the orientation in its EXIF."""
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _of_16_bits(image: Image.Image, file: Image.Image, medium: Medium) -> Image.Image:
@@ -329,7 +359,8 @@ class VideoCaps:
 def load_video(medium: Medium, caps: VideoCaps) -> Video:
     """Decode a video's frames, evenly spaced over the whole of it and scaled to at most `caps.max_pixels` each.
 
-    Each is the frame that is shown at its moment, upright, unmirrored and with square pixels.
+    Each is the frame that is shown at its moment, upright, unmirrored and with square pixels; what is transparent
+    becomes white.
 
     Raises:
         UserError: the file is missing, is no video, is broken or cut off, or claims an absurd size or length.
@@ -340,10 +371,12 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
         if stream is None:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
         stream.thread_type = "AUTO"
+        if stream.codec_context is None or not stream.codec_context.width * stream.codec_context.height:
+            raise ValueError("FFmpeg does not know its frames (an animated WebP must become a GIF or MP4)")
         width, height = stream.codec_context.width, stream.codec_context.height
         if stream.sample_aspect_ratio:  # pixels need not be square
             width = round(width * float(stream.sample_aspect_ratio))
-        if not 0 < width * height <= MAX_FILE_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        if width * height > MAX_FILE_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
             raise UserError(f"{medium}: frames of {width}x{height} pixels are refused")
         early = _early_sound(container)
         seconds = _duration(container, stream, early, medium)
@@ -356,7 +389,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
         # Up to the first whole picture of a file that was cut between key frames, that picture is shown.
         begins = None if stream.start_time is None else float(stream.start_time * stream.time_base)
         shown, start = None, begins if early is None else early
-        for frame in container.decode(stream):
+        for frame in _pictures(container, stream):
             if frame.time is None:
                 continue
             # A clock need not start at 0. Before the first picture comes, a player shows it, or nothing.
@@ -425,10 +458,26 @@ def scaled(width: int, height: int, max_pixels: int, grid: int, min_pixels: int 
     return sides[0], sides[1]
 
 
+def _pictures(container, stream) -> Iterator:
+    """The frames of a stream. FFmpeg's own decoders of VP8 and VP9 leave the transparency out, libvpx does not."""
+    decoder = _WITH_TRANSPARENCY.get(stream.codec_context.name)
+    if stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
+        yield from container.decode(stream)
+        return
+    codec = av.Codec(decoder, "r").create()
+    for packet in container.demux(stream):
+        yield from codec.decode(packet)
+
+
+_WITH_TRANSPARENCY = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
 def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
-    return _upright(
-        frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="BICUBIC"), frame
-    ).transpose(2, 0, 1)
+    transparent = any(component.is_alpha for component in frame.format.components)
+    form = "rgba" if transparent else "rgb24"
+    pixels = frame.to_ndarray(format=form, width=size[0], height=size[1], interpolation="BICUBIC")
+    pixels = np.asarray(_on_white(Image.fromarray(pixels))) if transparent else pixels
+    return _upright(pixels, frame).transpose(2, 0, 1)
 
 
 def _upright(pixels: np.ndarray, frame) -> np.ndarray:
@@ -488,11 +537,36 @@ def _container(medium: Medium, kind: str = "video"):
 
 
 def missing_hint(path: str) -> str:
-    """What to do about a file that is not there; a Mac writes accents in another form, which looks the same."""
-    for form in ("NFC", "NFD"):
-        if (other := unicodedata.normalize(form, path)) != path and Path(other).is_file():
+    """What to do about a file that is not there, if there is one whose path looks almost the same."""
+    for form in ("NFC", "NFD"):  # a Mac writes accents in another form
+        if (other := unicodedata.normalize(form, path)) != path and os.path.isfile(other):
             return f"there is one whose name is written in the other form of Unicode ({form}): rename one of the two"
+    for what, other in (
+        ("/ for \\", path.replace("\\", "/")),
+        ("no blank at its end", path.rstrip()),
+        ("no %20 and the like", unquote(path)),
+        ("other capitals", _with_other_capitals(Path(path))),
+    ):
+        if other != path and os.path.isfile(other):
+            return f"the file that is there has {what}: {other}"
     return "check the sample's path and dataset.path"
+
+
+def _with_other_capitals(path: Path) -> str:
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        exact = found / part
+        found = exact if os.path.exists(exact) else _names(found).get(part.casefold(), exact)
+    return str(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _names(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names in lower case."""
+    try:
+        return {file.name.casefold(): file for file in folder.iterdir()}
+    except OSError:
+        return {}
 
 
 @contextmanager
@@ -505,5 +579,23 @@ def _reading(kind: str, medium: Medium) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{kind} not found: {medium}", missing_hint(str(medium))) from None
     except Exception as error:  # each decoder fails on broken bytes in its own ways
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {kind} {medium}: {reason}", "replace the file or drop the sample") from error
+        reason, hint = getattr(error, "strerror", None) or error, "replace the file or drop the sample"
+        with suppress(UserError, OSError):
+            stream = _stream(medium)
+            with stream if isinstance(stream, io.BytesIO) else open(stream, "rb") as file:
+                head = file.read(256)
+            reason, hint = next((found[1:] for found in _STRANGERS if re.match(found[0], head)), (reason, hint))
+        raise UserError(f"cannot read the {kind} {medium}: {reason}", hint) from error
+
+
+_CONVERT = "convert it to JPEG or PNG"
+_STRANGERS = (
+    (rb"\Z", "it is empty", "replace the file or drop the sample"),
+    (rb"(?s:....)ftyp(?:hei|hev|mif1|msf1)", "it is in HEIC", _CONVERT),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "it is in JPEG 2000", _CONVERT),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "it is in JPEG XL", _CONVERT),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?<svg", "it is in SVG", _CONVERT),
+    (rb"(?i)\s*<(?:!doctype|html)", "it is a web page", "download the file again"),
+    (rb"version https://git-lfs", "it is a pointer of Git LFS", "git lfs pull brings the file"),
+)
+"""What people have in place of a medium: the beginning of the file, what it is, and what to do."""

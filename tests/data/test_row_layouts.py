@@ -72,6 +72,11 @@ READ = [  # row, data type, question
     ({**ROW, "audio": "s.wav", "sound": "woodwind/flute"}, "audio", "Q?"),
     (ROW, "text", "Q?"),
     ({**ROW, "image": "p.png", "website": "www.abc.net.au", "source_url": "https://www.bom.gov.au"}, "image", "Q?"),
+    # a path alone, as in Video-R1's rows
+    ({**ROW, "path": "./p.png", "data_type": "image", "process": ""}, "image", "Q?"),
+    ({**ROW, "path": "v.mp4", "data_type": "video_audio"}, "video_audio", "Q?"),
+    ({**ROW, "path": "s.wav"}, "audio", "Q?"),
+    ({**ROW, "path": "", "data_type": "text"}, "text", "Q?"),
     # pandas writes NaN for what is missing
     ({**ROW, "path": {"image": "p.png", "audio": NAN}, "video": NAN, "data_type": NAN}, "image", "Q?"),
 ]
@@ -282,6 +287,19 @@ def test_media_inside_of_a_tables_columns_are_read(tmp_path):
 def test_an_empty_path_is_noted_even_where_no_other_medium_is(tmp_path):
     (sample,), _ = parse_rows([{**ROW, "path": {"audio": ""}}], tmp_path, "here")
     assert sample.notes == ("path.audio is an empty text",)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_class_of_a_table_is_its_name(tmp_path, saved):
+    label, tags = datasets.ClassLabel(names=["audio", "both"]), datasets.List(datasets.ClassLabel(names=["x", "y"]))
+    rows = [{**ROW, "need": need, "tags": [1, 0], "place": 1} for need in (0, 1, None, -1)]
+    table = datasets.Dataset.from_list(rows)
+    table = table.cast(datasets.Features({**table.features, "need": label, "tags": tags}))
+    table.save_to_disk(tmp_path / "data") if saved else table.to_parquet(tmp_path / "train.parquet")
+    found = open_split(str(tmp_path / "data" if saved else tmp_path), "train")
+    samples, dropped = parse_rows(found.rows, found.folder, found.where)
+    assert not dropped and [sample.fields.get("need") for sample in samples] == ["audio", "both", None, None]
+    assert samples[0].fields["tags"] == '["y", "x"]' and samples[0].fields["place"] == "1"
 
 
 def test_odd_options_and_needs_are_noted(tmp_path):

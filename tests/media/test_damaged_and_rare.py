@@ -300,6 +300,31 @@ def test_every_display_matrix_shows_the_picture_as_players_do(tmp_path):
             assert corners[place].argmax() == channel, ((a, b, c, d), place)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "form", "options"),
+    [
+        ("v.mov", "qtrle", "argb", {}),
+        ("v.mov", "png", "rgba", {}),
+        ("v.mov", "prores_ks", "yuva444p10le", {}),
+        ("v.webm", "libvpx-vp9", "yuva420p", {}),
+        ("v.webm", "libvpx", "yuva420p", {"auto-alt-ref": "0"}),
+    ],
+)
+def test_what_is_transparent_in_a_video_is_white(name, codec, form, options, tmp_path):
+    pixels = np.full((96, 128, 4), (200, 0, 0, 255), np.uint8)
+    pixels[48:, :, 3] = 0
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=5, options=options)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, form
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode(None))
+    frames = load_video(tmp_path / name, VideoCaps(fps=2, max_frames=8, max_pixels=128 * 96, grid=28)).frames
+    height = frames.shape[2]
+    upper, lower = frames[:, :, : height // 3], frames[:, :, 2 * height // 3 :]
+    assert len(frames) == 4 and abs(upper.mean(axis=(0, 2, 3)) - (200, 0, 0)).max() < 6 and lower.min() > 250
+
+
 def test_pixels_that_are_not_square_are_made_so(tmp_path):
     path = film(tmp_path / "a.mp4", np.arange(0, 1, 0.1), [100] * 10, size=(64, 96), sar=Fraction(3, 1))
     _, _, height, width = load_video(path, CAPS).frames.shape

@@ -91,11 +91,58 @@ def test_pictures_are_rgb_upright_and_transparency_is_white(tmp_path):
     assert load_image(tmp_path / "turned.jpg").size == (20, 40)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0nothing", b"Exif\0\0II*\0\xff\xff\xff\x7f"])
+def test_a_picture_with_broken_exif_is_shown_as_it_is_stored(exif, tmp_path):
+    Image.new("RGB", (40, 20), (9, 99, 9)).save(tmp_path / "x.jpg", exif=exif)
+    assert load_image(tmp_path / "x.jpg").size == (40, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_in_exif_is_turned_upright(orientation, tmp_path):
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "x.png", exif=exif)
+    first_row_is_right_or_left, first_row_is_below = orientation > 4, orientation in (3, 4)
+    shown = pixels.T if first_row_is_right_or_left else pixels[::-1] if first_row_is_below else pixels
+    shown = shown[::-1] if orientation in (7, 8) else shown
+    shown = shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
+    assert np.array_equal(np.asarray(load_image(tmp_path / "x.png"))[..., 0], shown)
+
+
 def test_a_picture_may_hold_a_long_text(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * 2 * 2**20, zip=True)
     Image.new("RGB", (8, 4)).save(tmp_path / "x.png", pnginfo=text)
     assert load_image(tmp_path / "x.png").size == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "way_out"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "it is in HEIC", "convert it"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "it is in JPEG 2000", "convert it"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is in SVG", "convert it"),
+        (b"<!DOCTYPE html><html>404</html>", "it is a web page", "download the file again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS", "git lfs pull"),
+        (b"", "it is empty", "replace the file"),
+        (b"noise", "cannot identify", "replace the file"),
+    ],
+)
+def test_what_stands_in_place_of_a_picture_is_named(content, what, way_out, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(content)
+    for medium in (tmp_path / "x.jpg", Embedded("row 1", lambda: content)):
+        with pytest.raises(UserError, match=what) as error:
+            load_image(medium)
+        assert way_out in error.value.hint
+
+
+def test_an_animated_webp_is_refused_as_a_video_with_the_way_out(tmp_path):
+    pictures = [Image.new("RGB", (64, 64), (level, 0, 0)) for level in (0, 99, 200)]
+    pictures[0].save(tmp_path / "x.webp", save_all=True, append_images=pictures[1:], duration=300)
+    with pytest.raises(UserError, match="an animated WebP must become a GIF or MP4"):
+        load_video(tmp_path / "x.webp", CAPS)
 
 
 def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
@@ -506,3 +553,21 @@ def test_a_name_in_the_other_form_of_unicode_is_pointed_out(tmp_path):
         load_image(made.with_name(unicodedata.normalize("NFC", "café.png")))
     with pytest.raises(UserError, match=r"picture not found(.|\n)*check the sample's path"):
         load_image(tmp_path / "cafe.png")
+
+
+@pytest.mark.parametrize(
+    ("written", "way_out"),
+    [
+        ("images\\a b.png", "/ for"),
+        ("images/a b.png ", "no blank at its end"),
+        ("images/a%20b.png", "no %20"),
+        ("Images/A b.PNG", "other capitals"),
+        ("images/c.png", "check the sample's path"),
+    ],
+)
+def test_a_path_that_looks_almost_like_that_of_a_file_is_pointed_out(written, way_out, tmp_path):
+    (tmp_path / "images").mkdir()
+    picture(tmp_path / "images" / "a b.png")
+    with pytest.raises(UserError) as error:
+        load_image(tmp_path / written)
+    assert way_out in error.value.hint
