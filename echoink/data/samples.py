@@ -32,6 +32,7 @@ from echoink.data.choices import MAX_OPTIONS
 from echoink.media import loaders
 from echoink.media.loaders import Embedded, Medium
 from echoink.rewards.accuracy import problem_with
+from echoink.rewards.numbers import plain_number
 from echoink.rewards.parsing import ANSWER, option_letter, option_text, parse_answer, parse_letters
 from echoink.rewards.text import alike, same
 from echoink.rewards.types import NEEDED, OTHER_NEEDS, ProblemType
@@ -223,6 +224,8 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     responses, odd = _responses(row)
     odd += (*_odd_options(options), *_odd_need(row.get("need")))
+    if problem_type is ProblemType.numerical and round(number := plain_number(solution), 2) == 0 != number:
+        odd += (f"the answer {solution} is rounded to two decimals: any answer near 0 is right",)
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from echoink.common.errors import UserError
+from echoink.common.errors import UserError, first_line
 from echoink.common.files import as_json, milliseconds, read_json, write_atomic
 from echoink.run_folder.folder import NOT_METRICS
 
@@ -125,18 +125,26 @@ def known_experiment(client, name: str, uri: str) -> str | None:
 
 
 def experiment_id(client, name: str, uri: str) -> str:
-    """The experiment's id, created if needed; the artifacts of a SQLite store go beside its file."""
+    """The experiment's id, created if needed; the artifacts of a SQLite store go beside its file.
+
+    Raises:
+        UserError: the store does not take the experiment, or it is deleted.
+    """
     from mlflow.exceptions import MlflowException
 
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     if id := known_experiment(client, name, uri):
         return id
+    location = None
+    if uri.startswith("sqlite:///"):
+        folder = re.sub(r"^\.+|[^\w .-]", "_", name)[:60]  # MLflow would take ".." and "#" for parts of an address
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / folder).as_uri()
     try:
-        return client.create_experiment(name, artifact_location=location and f"{location}/{name}")
-    except MlflowException:  # another process was first
-        return client.get_experiment_by_name(name).experiment_id
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException as error:
+        if id := known_experiment(client, name, uri):  # another process was first
+            return id
+        reason = first_line(error)[:200]
+        raise UserError(f"{uri} takes no experiment {name[:80]!r}: {reason}", "another tracking.experiment") from error
 
 
 def compare_page(runs: list[str], experiment: str) -> str:

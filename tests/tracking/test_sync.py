@@ -193,6 +193,21 @@ def test_an_experiment_that_is_deleted_is_refused_with_the_way_to_restore_it(out
         preflight.check_store(uri, "gone")
 
 
+@pytest.mark.parametrize("name", ["../x", "a#b", "a?b", "team/tiny", "50%20", "ü" * 300, "..", "a b"])
+def test_the_files_of_an_experiment_are_beside_the_store_whatever_its_name(outputs, name):
+    client = connect(f"sqlite:///{outputs}/mlflow.db")
+    run = client.create_run(experiment_id(client, name, f"sqlite:///{outputs}/mlflow.db"))
+    client.log_text(run.info.run_id, "text", "note.txt")
+    (written,) = outputs.parent.rglob("note.txt")
+    assert written.is_relative_to(outputs / "mlartifacts") and written.relative_to(outputs / "mlartifacts").parts[1:]
+
+
+def test_an_experiment_that_the_store_does_not_take_is_named(outputs):
+    uri = f"sqlite:///{outputs}/mlflow.db"
+    with pytest.raises(UserError, match="takes no experiment"):
+        experiment_id(connect(uri), "x" * 600, uri)
+
+
 def test_base_and_final_at_one_step_are_both_there(outputs):
     """As of task=compare: the base was sent during the run, the other must not be taken for it."""
     place = outputs / "run"
