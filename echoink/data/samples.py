@@ -223,9 +223,7 @@ def _sample(row: dict, number: int, folders: Sequence[Path], where: str) -> Samp
     wanted = ("audio", "video") if data_type is DataType.video_audio else data_type.media
     unused = [f"{name} is not used by data_type {data_type.value}" for name in given if name not in wanted]
     responses, odd = _responses(row)
-    odd += (*_odd_options(options), *_odd_need(row.get("need")))
-    if problem_type is ProblemType.numerical and round(number := plain_number(solution), 2) == 0 != number:
-        odd += (f"the answer {solution} is rounded to two decimals: any answer near 0 is right",)
+    odd += (*_odd_options(options), *_odd_need(row.get("need")), *_odd_number(solution, problem_type))
     return Sample(
         id=str(id),
         problem=row["problem"].strip(),
@@ -328,6 +326,12 @@ def _odd_need(need: object) -> tuple[str, ...]:
     return (
         f"need {need!r} is not read: " + (f"it is {meant!r}" if meant in NEEDED else f"known: {', '.join(NEEDED)}"),
     )
+
+
+def _odd_number(solution: str, problem_type: ProblemType) -> tuple[str, ...]:
+    if problem_type is ProblemType.numerical and round(number := plain_number(solution), 2) == 0 != number:
+        return (f"the answer {solution} is rounded to two decimals: any answer near 0 is right",)
+    return ()
 
 
 def _options(options: object, problem_type: ProblemType, where: str) -> tuple[str, ...]:
