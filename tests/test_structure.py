@@ -67,8 +67,8 @@ def test_general_code_names_no_model_class_and_no_model_type():
 
 
 def test_every_family_has_all_that_a_family_gives():
-    from echoink.models.families import FAMILIES
     from echoink.models.family import Family
+    from echoink.models.registry import FAMILIES
 
     names = {*Family.__annotations__, *(name for name, value in vars(Family).items() if callable(value))}
     for family in FAMILIES.values():

@@ -12,9 +12,9 @@ from echoink.benchmark.config import ShapeConfig
 from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.data.processor import encode
-from echoink.models.families import family_of_config
 from echoink.models.family import PromptInputs
 from echoink.models.loading import load_processor
+from echoink.models.registry import family_of_config
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample, load_sound
 from echoink.media import loaders
 from echoink.media.loaders import VideoCaps
-from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
+from echoink.models.registry import family_of
 
 _ONE_AT_A_TIME = Lock()
 """A tokenizer is not thread-safe."""

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from echoink.common.errors import UserError
-from echoink.models.families import family_of
+from echoink.models.registry import family_of
 
 NAME = "echoink"
 """The name under which transformers knows our attention."""

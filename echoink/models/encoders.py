@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from echoink.models.batching import row_media
-from echoink.models.families import family_of
 from echoink.models.family import UNUSED, Features, PromptInputs
+from echoink.models.registry import family_of
 
 
 def towers_learn(base: torch.nn.Module) -> bool:

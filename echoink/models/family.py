@@ -1,6 +1,6 @@
 """The interface of a model family; the rest of the package names no model class.
 
-A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/families.py` lists them. The
+A family is a module with the names of `Family`, such as `models/qwen2_5_omni.py`; `models/registry.py` lists them. The
 module `<family>_tokens.py` belongs to it, see `models/media_tokens.py`.
 
 Shapes: A position axes (3 for M-RoPE), P prompt tokens, T tokens of a row, N placeholder tokens of a medium, D width of

@@ -26,7 +26,7 @@ from echoink.common.errors import UserError, first_line
 from echoink.config.paths import resolve
 from echoink.distributed import sharding
 from echoink.distributed.process_group import processes
-from echoink.models.families import FAMILIES, family_of, family_of_config
+from echoink.models.registry import FAMILIES, family_of, family_of_config
 from echoink.models.shared_prefix import install
 
 

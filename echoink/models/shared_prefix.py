@@ -36,8 +36,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from echoink.models import attention
 from echoink.models.encoders import encode_media
-from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
+from echoink.models.registry import family_of
 
 
 class Layout:

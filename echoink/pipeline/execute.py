@@ -39,8 +39,6 @@ MLFLOW_PARAMETERS = (
     "model.path",
     "adapter.kind",
     "dataset.source",
-    "reward.lambda_acc",
-    "reward.lambda_fmt",
     "grpo.group_size",
     "grpo.beta",
     "grpo.loss",
@@ -49,7 +47,7 @@ MLFLOW_PARAMETERS = (
     "trainer.learning_rate",
     "trainer.steps",
 )
-"""The MLflow parameters of every run, in addition to those that its command line changed."""
+"""The MLflow parameters of every run, beside the weights of its rewards and what its command line changed."""
 
 
 def execute(
@@ -191,7 +189,8 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     config = job.config
     values = flatten(config)
     # MLflow's table shows parameters as columns: those of every run and those that this run changed, not every key.
-    params = {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
+    params = {key: value for key, value in values.items() if key.startswith("reward.lambda_")}
+    params |= {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
     params |= {"checkpoint": config.checkpoint} if config.checkpoint else {}  # its weights, not those of model.path
     inputs = [
         {

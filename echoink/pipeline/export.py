@@ -23,7 +23,7 @@ from echoink.config.schema import Prompt
 from echoink.data.prompts import build_messages
 from echoink.data.samples import Sample
 from echoink.models import loading
-from echoink.models.families import family_of
+from echoink.models.registry import family_of
 from echoink.planning import preflight
 from echoink.rewards import terms
 from echoink.rollout.vllm_engine import published

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DynamicCache, PreTrainedModel
 
-from echoink.models.families import family_of
+from echoink.models.registry import family_of
 from echoink.models.rounding import autocast_dtype, round_linear
 
 BLOCK = 128
@@ -74,14 +74,16 @@ class Decoder:
         self._layers.round(mask.device.type)
         self._prefix = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
         self._prefix_bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, float("-inf"))  # [B, P]
-        self._prompt = [prompt for prompt in range(len(mask)) for _ in range(group)]  # prompt of each slot
-        self._slots = list(range(len(self._prompt)))  # slot of each running row
+        self._prompt_of_slot = [prompt for prompt in range(len(mask)) for _ in range(group)]  # prompt of each slot
+        self._slot_of_row = list(range(len(self._prompt_of_slot)))  # slot of each running row
         self._calls = 0
         if self._make_capture:
             self._load_prompts(length)
         else:
-            self._own = self._new_buffers(len(self._prompt), length)
-            self._tokens, self._positions = torch.zeros(2, len(self._prompt), dtype=torch.long, device=mask.device)
+            self._own = self._new_buffers(len(self._prompt_of_slot), length)
+            self._tokens, self._positions = torch.zeros(
+                2, len(self._prompt_of_slot), dtype=torch.long, device=mask.device
+            )
             self._own_length = torch.zeros(1, dtype=torch.long, device=mask.device)
         self._index_slots()
 
@@ -98,7 +100,7 @@ class Decoder:
         """
         prefix, prefix_bias = self._prefix, self._prefix_bias
         prompts, tokens = prefix_bias.shape
-        wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt), length)
+        wanted = (prompts, -(-tokens // BLOCK) * BLOCK, len(self._prompt_of_slot), length)
         sizes = tuple(map(max, self._sizes, wanted))
         relies_on = (sizes, prefix[0][0].dtype, self._layers.addresses())
         if relies_on != self._relies_on:
@@ -123,7 +125,7 @@ class Decoder:
         self._prefix_bias_buffer.fill_(float("-inf"))
         self._prefix_bias_buffer[:prompts, start:] = prefix_bias
         self._own_length.zero_()
-        self._use_first(prompts, len(self._prompt))
+        self._use_first(prompts, len(self._prompt_of_slot))
 
     def _resized(self, buffers: list[tuple[Tensor, Tensor]], rows: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """The buffers if they have this size and the prompts' type; otherwise new ones, and the old ones are freed."""
@@ -141,23 +143,23 @@ class Decoder:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but `rows`, ascending indices of the running rows."""
-        self._slots = [self._slots[row] for row in rows]
+        self._slot_of_row = [self._slot_of_row[row] for row in rows]
         running: dict[int, list[int]] = {}  # slots of each prompt that still has any
-        for slot in self._slots:
-            running.setdefault(self._prompt[slot], []).append(slot)
+        for slot in self._slot_of_row:
+            running.setdefault(self._prompt_of_slot[slot], []).append(slot)
         places = max(map(len, running.values()))
         if self._make_capture:
             # A move costs copies and perhaps a capture, so it waits until the rows fit into half of the slots. Every
             # prompt then has equally many slots, some of them idle. Powers of two keep the number of captures small.
             places = 1 << (places - 1).bit_length()
-            if len(running) * places > len(self._prompt) // 2:
-                self._running = torch.tensor(self._slots, device=self._prefix_bias.device)
+            if len(running) * places > len(self._prompt_of_slot) // 2:
+                self._running_slots = torch.tensor(self._slot_of_row, device=self._prefix_bias.device)
                 return
             # Idle slots hold copies of the prompt's first running slot; nobody reads their logits.
             kept = [(slots + slots[:1] * places)[:places] for slots in running.values()]
             moved = {slot: i * places + j for i, slots in enumerate(running.values()) for j, slot in enumerate(slots)}
         else:
-            kept, moved = list(running.values()), {slot: new for new, slot in enumerate(self._slots)}
+            kept, moved = list(running.values()), {slot: new for new, slot in enumerate(self._slot_of_row)}
         self._move(list(running), kept, moved)
 
     def _move(self, prompts: list[int], kept: list[list[int]], moved: dict[int, int]) -> None:
@@ -188,29 +190,31 @@ class Decoder:
                 self._prefix_bias = self._prefix_bias[stay]
             else:
                 numbers = {prompt: prompt for prompt in prompts}
-        self._prompt = [numbers[prompt] for prompt, of_prompt in zip(prompts, kept, strict=True) for _ in of_prompt]
-        self._slots = [moved[slot] for slot in self._slots]
+        self._prompt_of_slot = [
+            numbers[prompt] for prompt, of_prompt in zip(prompts, kept, strict=True) for _ in of_prompt
+        ]
+        self._slot_of_row = [moved[slot] for slot in self._slot_of_row]
         self._index_slots()
 
     def _index_slots(self) -> None:
         """Note which slots belong to each prompt."""
         device, prompts = self._prefix_bias.device, len(self._prefix_bias)
         slots: list[list[int]] = [[] for _ in range(prompts)]
-        for slot, prompt in enumerate(self._prompt):
+        for slot, prompt in enumerate(self._prompt_of_slot):
             slots[prompt].append(slot)
         self._places = max(map(len, slots))
         # Prompt and place of each slot [S]; None if all prompts have equally many slots, since a reshape suffices then.
         self._coordinates = None
         if any(len(of_prompt) < self._places for of_prompt in slots):
             place = {slot: place for of_prompt in slots for place, slot in enumerate(of_prompt)}
-            places = [place[slot] for slot in range(len(self._prompt))]
-            self._coordinates = torch.tensor(self._prompt, device=device), torch.tensor(places, device=device)
-        all_run = self._slots == list(range(len(self._prompt)))
-        self._running = None if all_run else torch.tensor(self._slots, device=device)
+            places = [place[slot] for slot in range(len(self._prompt_of_slot))]
+            self._coordinates = torch.tensor(self._prompt_of_slot, device=device), torch.tensor(places, device=device)
+        all_run = self._slot_of_row == list(range(len(self._prompt_of_slot)))
+        self._running_slots = None if all_run else torch.tensor(self._slot_of_row, device=device)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits [R, V] after `tokens` [R] at `positions` [R]; the next call may write to the same memory."""
-        running = slice(None) if self._running is None else self._running
+        running = slice(None) if self._running_slots is None else self._running_slots
         self._tokens[running], self._positions[running] = tokens, positions
         self._calls += 1
         if self._make_capture:

@@ -16,8 +16,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from echoink.models.batching import prompt_batch
 from echoink.models.encoders import encode_media
-from echoink.models.families import family_of
 from echoink.models.family import Features, PromptInputs
+from echoink.models.registry import family_of
 from echoink.rollout.decoder import Decoder, cuda_graphs
 from echoink.rollout.sampling import Sampling, choose
 

@@ -27,9 +27,9 @@ from echoink.data.samples import DataType, Sample
 from echoink.data.starter import write_video
 from echoink.media.loaders import Embedded
 from echoink.models.encoders import encode_media
-from echoink.models.families import family_of
 from echoink.models.family import PromptInputs
 from echoink.models.logprobs import without_dropout
+from echoink.models.registry import family_of
 from echoink.models.shared_prefix import pack
 from echoink.rollout.vllm_engine import Engine, EngineSetup
 

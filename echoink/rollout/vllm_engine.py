@@ -39,8 +39,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from echoink.common import console
 from echoink.common.errors import UserError
 from echoink.distributed import collectives
-from echoink.models.families import family_of
 from echoink.models.family import Family, PromptInputs
+from echoink.models.registry import family_of
 from echoink.planning import memory
 from echoink.rollout import vllm_environment, weight_transfer
 from echoink.rollout.sampling import Sampling

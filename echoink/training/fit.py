@@ -137,14 +137,11 @@ def _adapter_and_reference(job: Job) -> tuple[LoraConfig | None, PreTrainedModel
 def _on_rollout(job: Job, files: RunFolder, tracker: Tracker, scoring: Scoring) -> Callable[[list[dict]], None]:
     """A function that passes every rollout's rows to the learning signal monitor, some to `completions/` and traces."""
     config, updates = job.config, job.config.grpo.updates_per_rollout
-    weights = {reward.name: reward.weight for reward in scoring.terms}
-    if (integration := scoring.integration) and integration.pays:
-        weights["integration"] = integration.weight
+    rewards = [reward.name for reward in scoring.terms if reward.weight]
+    rewards += ["integration"] if scoring.integration and scoring.integration.pays else []
     of_id = {sample.id: sample for sample in job.splits.train}
     watch = LearningSignalMonitor(
-        config.generation.max_new_tokens,
-        [name for name, weight in weights.items() if weight],
-        rejects=config.grpo.advantage is Advantage.rejection,
+        config.generation.max_new_tokens, rewards, rejects=config.grpo.advantage is Advantage.rejection
     )
 
     def keep_traces(rows: list[dict]) -> None:
@@ -167,7 +164,6 @@ def _on_rollout(job: Job, files: RunFolder, tracker: Tracker, scoring: Scoring) 
         rows = [
             {
                 **row,
-                "total": sum(weight * row[name] for name, weight in weights.items()),
                 "problem": of_id[row["id"]].problem,
                 "options": of_id[row["id"]].options,
                 "gold": of_id[row["id"]].solution,

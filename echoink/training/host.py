@@ -97,7 +97,7 @@ class TRLHost(ResumableTrainer):
             for no such order.
         callbacks: callbacks of transformers.
         on_rollout: the first process calls it with the rows of every rollout, those of all processes. A row has `step`,
-            `id`, `g`, `text`, `tokens`, `media`, the rewards by name, and `advantage`.
+            `id`, `g`, `text`, `tokens`, `media`, the rewards by name, their `total`, and `advantage`.
     """
 
     GENERATES = True

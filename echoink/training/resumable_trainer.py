@@ -16,7 +16,7 @@ from trl.models import unwrap_model_for_generation
 
 from echoink.common.errors import UserError
 from echoink.distributed import collectives, sharded_checkpoint, sharding, watchdog
-from echoink.models.families import family_of
+from echoink.models.registry import family_of
 from echoink.run_folder import resume
 from echoink.run_folder.checkpoint import drop_universal, manifest, of_process, step_of
 from echoink.training import rng_state

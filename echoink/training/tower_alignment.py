@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from echoink.common.console import progress, say
 from echoink.common.files import write_aside
 from echoink.media.loaders import SAMPLING_RATE, digest, load_image, load_sound
-from echoink.models.families import family_of
+from echoink.models.registry import family_of
 from echoink.training import rng_state
 
 TEMPERATURE = 0.07

@@ -6,7 +6,7 @@ The paper's algorithm (Section 3.2) and where each line happens:
         draw prompts q                                     GroupSampler: seeded by (seed, epoch), whole groups
         sample o_1 … o_G from pi_theta(· | q)              _sample_completions → rollout.generate
         R_k(o_i)                                           _compute_rewards → echoink/rewards, Eq. 3 and 4
-        r_i = Σ_k λ_k R_k(o_i)                             _advantages → grpo.total_reward, Eq. 5
+        r_i = Σ_k λ_k R_k(o_i)                             grpo.total_reward, Eq. 5
         A_i = (r_i - mean r) / (std r + 1e-4)              _advantages → grpo.advantages, Eq. 1
         log pi_theta(o_it), log pi_ref(o_it)               _log_probabilities → models.logprobs
         L = -1/G Σ_i 1/|o_i| Σ_t [min(rho A_i, clip(rho) A_i) - beta KL_it]     _compute_loss → grpo.objective, Eq. 2
@@ -70,7 +70,9 @@ class EchoInkTrainer(TRLHost):
         texts = self.processing_class.batch_decode(rollout.completions, skip_special_tokens=True)
         with self.timer.section("time/reward"):
             rewards = self._compute_rewards(rollout, texts)
-        advantages = self._advantages(rewards, len(texts))
+        weights = torch.tensor([reward.weight for reward in self._rewards], device=rewards.device)
+        total = grpo.total_reward(rewards, weights)
+        advantages = self._advantages(rewards, total, len(texts))
         batch = self._as_tensors(rollout) | {"advantages": advantages}
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             # log π_old is needed only if the rollout has several updates. With one update π_old is π_θ itself, and
@@ -87,7 +89,7 @@ class EchoInkTrainer(TRLHost):
                     batch["importance_sampling_ratio"] = self._engine_ratio(old, batch, mask)
             if self.beta:
                 batch["ref_per_token_logps"] = self._reference_log_probabilities(batch)
-        self._log_rollout(rollout, rewards, texts, advantages)
+        self._log_rollout(rollout, rewards, total, texts=texts, advantages=advantages)
         return batch
 
     def _sample_completions(self, row_ids: list[str]) -> Rollout:
@@ -160,12 +162,10 @@ class EchoInkTrainer(TRLHost):
         with self.timer.section("time/integration"), self.unsharded() as model, self.accelerator.autocast():
             return self._integration.reward(model, self.rollout, texts, samples).tolist()
 
-    def _advantages(self, rewards: Tensor, rows: int) -> Tensor:
+    def _advantages(self, rewards: Tensor, total: Tensor, rows: int) -> Tensor:
         """A_i of this process's rows, [R], from the rewards of all processes; the mean rewards become metrics."""
         group, scale = self.num_generations, self._settings.scale
-        names, weights = [reward.name for reward in self._rewards], [reward.weight for reward in self._rewards]
-        # Eq. 5, then Eq. 1, over the rows of all processes; this one keeps its own.
-        total = grpo.total_reward(rewards, torch.tensor(weights, device=rewards.device))
+        names = [reward.name for reward in self._rewards]
         no_spread = grpo.standard_deviation(total, group, Scale.group) == 0  # whatever `grpo.scale` is
         for name, column in zip(names, rewards.T, strict=True):
             self._note(f"reward/{name}", column.mean())
@@ -208,7 +208,9 @@ class EchoInkTrainer(TRLHost):
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return self._log_probabilities(self.model, batch)[0]
 
-    def _log_rollout(self, rollout: Rollout, rewards: Tensor, texts: list[str], advantages: Tensor) -> None:
+    def _log_rollout(
+        self, rollout: Rollout, rewards: Tensor, total: Tensor, *, texts: list[str], advantages: Tensor
+    ) -> None:
         """Note the rollout's metrics; in the first process, pass the rows of all processes to `on_rollout`."""
         device = self.accelerator.device
         ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
@@ -232,6 +234,7 @@ class EchoInkTrainer(TRLHost):
                 "tokens": rollout.lengths[row],
                 "media": sample.places,
                 **dict(zip((r.name for r in self._rewards), rewards[first + row].tolist(), strict=True)),
+                "total": round(total[first + row].item(), 6),
                 "advantage": advantages[row].item(),
             }
             for row, sample in enumerate(rollout.samples[index] for index in rollout.prompt_index)

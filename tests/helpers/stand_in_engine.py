@@ -27,9 +27,9 @@ with imports():
     from trl.trainer.utils import add_fused_lm_head
 
     from echoink.models import loading
-    from echoink.models.families import family_of
     from echoink.models.family import PromptInputs
     from echoink.models.logprobs import packed_logprobs
+    from echoink.models.registry import family_of
     from echoink.models.shared_prefix import install
     from echoink.rollout import generate as rollout
     from echoink.rollout import weight_transfer

@@ -12,7 +12,7 @@ from echoink.common.errors import UserError
 from echoink.config.paths import TINY
 from echoink.models import fingerprint, loading
 from echoink.models.encoders import towers_learn
-from echoink.models.families import FAMILIES
+from echoink.models.registry import FAMILIES
 from echoink.models.shared_prefix import pack
 from echoink.planning import plan
 from tests.helpers.configs import config_of

@@ -26,8 +26,8 @@ from echoink.config.schema import Correction, Variant
 from echoink.data.ablations import without
 from echoink.data.samples import DataType
 from echoink.models import loading, qwen2_5_omni
-from echoink.models.families import family_of
 from echoink.models.logprobs import packed_logprobs
+from echoink.models.registry import family_of
 from echoink.pipeline import canary
 from echoink.rewards.terms import make_rewards
 from echoink.rollout import parity, vllm_engine, vllm_environment, weight_transfer
