@@ -198,7 +198,7 @@ def _check_grid(jobs: Sequence[Composed], multirun: bool) -> None:
     if multirun and jobs[0].direction not in (None, "maximize"):
         hint = "hydra.sweeper.direction=maximize: what a run gives a search is its final accuracy"
         raise UserError(f"this search is for the lowest accuracy (direction {jobs[0].direction})", hint)
-    if multirun and (len(jobs) == 1 or jobs[0].is_search):
+    if multirun and jobs[0].is_search:
         return
     for job in jobs:
         if job.grid and multirun:
