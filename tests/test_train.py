@@ -127,6 +127,8 @@ def test_mlflow_has_the_run(first, place):
     client = connect(absolute_uri("sqlite:///outputs/mlflow.db", place))
     run = client.get_run(summary["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
+    weights = {key for key in run.data.params if key.startswith("reward.lambda_")}
+    assert weights == {"reward.lambda_acc", "reward.lambda_fmt", "reward.lambda_int"}, "that of no file is none"
     assert run.data.params["grpo.group_size"] == "4" and run.data.tags["folder"] == str(folder)
     for row in lines(folder / "metrics.jsonl"):
         for name, value in row.items():

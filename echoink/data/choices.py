@@ -65,7 +65,8 @@ def labelled(options: object) -> tuple[list[str] | None, list[str]]:
     if isinstance(options, str):
         options = _parsed(options)
     if isinstance(options, Mapping):
-        return [str(key).strip().upper() for key in options], [_text(value) for value in options.values()]
+        labels = [str(key).strip().upper() for key in options]
+        return labels, _or_labels([_text(value) for value in options.values()], labels)
     if not isinstance(options, Iterable):
         raise UserError(f"the options are not a list: {options!r}")
     texts = [_text(option) for option in options]
@@ -76,8 +77,12 @@ def labelled(options: object) -> tuple[list[str] | None, list[str]]:
         return None, texts
     if len({label.isdigit() for label in labels}) > 1 or any(_number(label) > len(texts) + 2 for label in labels):
         return None, texts
-    bare = [text[match.end() :].strip() for text, match in zip(texts, found, strict=True)]
-    return labels, bare if any(bare) else labels  # without texts, as where a picture shows them, they are their labels
+    return labels, _or_labels([text[match.end() :].strip() for text, match in zip(texts, found, strict=True)], labels)
+
+
+def _or_labels(texts: list[str], labels: list[str]) -> list[str]:
+    """The texts; where no option has one, as where a picture shows them, the labels."""
+    return texts if any(texts) else labels
 
 
 def _parsed(text: str) -> object:

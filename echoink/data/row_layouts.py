@@ -93,23 +93,14 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
             a tag without a medium, or a field that looks like a medium.
     """
     row = _without_nan(row)
-    paths = row.get("path")
-    if isinstance(paths, str):  # as in Video-R1's rows
-        one = str(row.get("data_type") or _BY_EXTENSION.get(paths.rpartition(".")[2].lower())).removesuffix("_audio")
-        paths = {one: paths} if one in KINDS else paths or None
-    if paths is not None and not isinstance(paths, Mapping):
-        hint = "a path alone needs data_type image, audio, video or video_audio" if isinstance(paths, str) else ""
-        what = f'path must be an object such as {{"image": …}}, not {type(paths).__name__}'
-        raise UserError(f"{where}: {what}", hint)
+    columns = {key: value for key, value in row.items() if _COLUMN.fullmatch(key)}
+    paths, notes = _paths(row, columns, where)
     found: dict[str, Any] = {}
-    null, used = set(), {"path"}
-    for key, value in (paths or {}).items():
+    null, used = set(), {"path", *columns}
+    for key, value in paths.items():
         if (match := _COLUMN.fullmatch(key)) is None:
             raise UserError(f"{where}: path holds {key!r}", f"it may hold {', '.join(KINDS)}")
         _add(found, null, match.group(1).lower(), value, where=where)
-    notes = [f"path.{key} is an empty text" for key, value in (paths or {}).items() if value == ""]
-    columns = {key: value for key, value in row.items() if _COLUMN.fullmatch(key)}
-    used |= set(columns)
     notes += [
         f"{key} is an empty text" for key, value in columns.items() if isinstance(value, str) and not value.strip()
     ]
@@ -140,6 +131,21 @@ def read(row: Mapping[str, Any], where: str) -> ParsedRow:
         empty = {kind for kind in null for note in notes if f"{kind} is an empty text" in note}
         notes += [f"{kind} is null" for kind in sorted(null - set(found) - empty)]
     return ParsedRow(rest, found, tuple(notes))
+
+
+def _paths(row: Mapping[str, Any], columns: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], list[str]]:
+    """The media under `path`, by their kind, and notes."""
+    paths = row.get("path")
+    if isinstance(paths, str) and any(map(_given, columns.values())):
+        return {}, ["path is not read: the media are in columns of their own"]
+    if isinstance(paths, str) and not paths.lstrip().startswith("{"):  # as in Video-R1's rows
+        one = str(row.get("data_type") or _BY_EXTENSION.get(paths.rpartition(".")[2].lower())).removesuffix("_audio")
+        paths = {one: paths} if one in KINDS else paths or None
+    if paths is not None and not isinstance(paths, Mapping):
+        hint = "a path alone needs data_type image, audio, video or video_audio" if isinstance(paths, str) else ""
+        what = f'path must be an object such as {{"image": …}}, not {type(paths).__name__}'
+        raise UserError(f"{where}: {what}", hint)
+    return paths or {}, [f"path.{key} is an empty text" for key, value in (paths or {}).items() if value == ""]
 
 
 def _without_nan(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def _odd_options(options: Sequence[str]) -> tuple[str, ...]:
 
 def _odd_need(need: object) -> tuple[str, ...]:
     """A note on a `need` that nothing reads."""
-    if need in (None, "", *NEEDED, *OTHER_NEEDS):
+    if (not need and str(need) != "0") or need in (*NEEDED, *OTHER_NEEDS):
         return ()
     meant = str(need).strip().lower()
     return (

@@ -123,10 +123,12 @@ def _names(kind: object) -> list[str] | None:
     return inner.names if isinstance(inner, datasets.ClassLabel) else None
 
 
-def _named(value: int | list | None, names: Sequence[str]) -> str | list | None:
+def _named(value: int | list | None, names: Sequence[str]) -> int | str | list | None:
     if isinstance(value, list):
         return [_named(each, names) for each in value]
-    return None if value is None or value < 0 else names[value]  # -1 stands for no class
+    if value == -1:  # it stands for no class
+        return None
+    return names[value] if value is not None and 0 <= value < len(names) else value
 
 
 def _has_bytes(table: datasets.Dataset, name: str) -> list[bool] | None:

@@ -372,7 +372,7 @@ def load_video(medium: Medium, caps: VideoCaps) -> Video:
             raise UserError(f"{medium} has no picture track", "replace the file or drop the sample")
         stream.thread_type = "AUTO"
         if stream.codec_context is None or not stream.codec_context.width * stream.codec_context.height:
-            raise ValueError("FFmpeg does not know its frames (an animated WebP must become a GIF or MP4)")
+            raise ValueError("it has no frames that FFmpeg knows")
         width, height = stream.codec_context.width, stream.codec_context.height
         if stream.sample_aspect_ratio:  # pixels need not be square
             width = round(width * float(stream.sample_aspect_ratio))
@@ -465,6 +465,7 @@ def _pictures(container, stream) -> Iterator:
         yield from container.decode(stream)
         return
     codec = av.Codec(decoder, "r").create()
+    codec.thread_count = 0  # as many as there are processors
     for packet in container.demux(stream):
         yield from codec.decode(packet)
 
@@ -476,7 +477,8 @@ def _rgb(frame, size: tuple[int, int]) -> np.ndarray:
     transparent = any(component.is_alpha for component in frame.format.components)
     form = "rgba" if transparent else "rgb24"
     pixels = frame.to_ndarray(format=form, width=size[0], height=size[1], interpolation="BICUBIC")
-    pixels = np.asarray(_on_white(Image.fromarray(pixels))) if transparent else pixels
+    if transparent:  # a fourth byte that is 0 everywhere only fills up, as in an AVI of 32 bits
+        pixels = np.asarray(_on_white(Image.fromarray(pixels))) if pixels[..., 3].any() else pixels[..., :3]
     return _upright(pixels, frame).transpose(2, 0, 1)
 
 
@@ -542,13 +544,13 @@ def missing_hint(path: str) -> str:
         if (other := unicodedata.normalize(form, path)) != path and os.path.isfile(other):
             return f"there is one whose name is written in the other form of Unicode ({form}): rename one of the two"
     for what, other in (
-        ("/ for \\", path.replace("\\", "/")),
-        ("no blank at its end", path.rstrip()),
-        ("no %20 and the like", unquote(path)),
-        ("other capitals", _with_other_capitals(Path(path))),
+        ("with / in place of \\", path.replace("\\", "/")),
+        ("without a blank at its end", path.rstrip()),
+        ("without %20 and the like", unquote(path)),
+        ("in other capitals", _with_other_capitals(Path(path))),
     ):
         if other != path and os.path.isfile(other):
-            return f"the file that is there has {what}: {other}"
+            return f"there is {other}: write the path {what}"
     return "check the sample's path and dataset.path"
 
 
@@ -556,15 +558,15 @@ def _with_other_capitals(path: Path) -> str:
     found = Path(path.anchor)
     for part in path.parts[bool(path.anchor) :]:
         exact = found / part
-        found = exact if os.path.exists(exact) else _names(found).get(part.casefold(), exact)
+        found = exact if os.path.exists(exact) else found / _names(found).get(part.casefold(), part)
     return str(found)
 
 
 @functools.lru_cache(maxsize=16)
-def _names(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their names in lower case."""
+def _names(folder: Path) -> dict[str, str]:
+    """The names in a folder, by their form in lower case."""
     try:
-        return {file.name.casefold(): file for file in folder.iterdir()}
+        return {name.casefold(): name for name in os.listdir(folder)}
     except OSError:
         return {}
 
@@ -580,10 +582,10 @@ def _reading(kind: str, medium: Medium) -> Iterator[None]:
         raise UserError(f"{kind} not found: {medium}", missing_hint(str(medium))) from None
     except Exception as error:  # each decoder fails on broken bytes in its own ways
         reason, hint = getattr(error, "strerror", None) or error, "replace the file or drop the sample"
-        with suppress(UserError, OSError):
+        with suppress(Exception):  # it may not be there any more
             stream = _stream(medium)
             with stream if isinstance(stream, io.BytesIO) else open(stream, "rb") as file:
-                head = file.read(256)
+                head = file.read(1024)
             reason, hint = next((found[1:] for found in _STRANGERS if re.match(found[0], head)), (reason, hint))
         raise UserError(f"cannot read the {kind} {medium}: {reason}", hint) from error
 
@@ -591,11 +593,16 @@ def _reading(kind: str, medium: Medium) -> Iterator[None]:
 _CONVERT = "convert it to JPEG or PNG"
 _STRANGERS = (
     (rb"\Z", "it is empty", "replace the file or drop the sample"),
-    (rb"(?s:....)ftyp(?:hei|hev|mif1|msf1)", "it is in HEIC", _CONVERT),
+    (rb"(?s)....ftyp(?:hei|hev|mif1|msf1)(?!.{,64}avif)", "it is in HEIC", _CONVERT),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "it is in JPEG 2000", _CONVERT),
     (rb"\0\0\0\x0cJXL |\xff\x0a", "it is in JPEG XL", _CONVERT),
-    (rb"\s*(?:<\?xml[^>]*>\s*)?<svg", "it is in SVG", _CONVERT),
-    (rb"(?i)\s*<(?:!doctype|html)", "it is a web page", "download the file again"),
+    (rb"(?s)RIFF....WEBP", "it is a WebP that cannot be read", "write it again, an animation as GIF or MP4"),
+    (rb"(?is)(?:\xef\xbb\xbf)?\s*<(?:svg\b|(?:\?xml|!--|!doctype svg).*<svg\b)", "it is in SVG", _CONVERT),
+    (
+        rb"(?is)(?:\xef\xbb\xbf)?\s*<(?:html|!doctype html|(?:\?xml|!--).*<html)",
+        "it is a web page",
+        "download it again",
+    ),
     (rb"version https://git-lfs", "it is a pointer of Git LFS", "git lfs pull brings the file"),
 )
 """What people have in place of a medium: the beginning of the file, what it is, and what to do."""

@@ -190,6 +190,9 @@ def _tracker(job: Job, files: RunFolder, uri: str | None, overrides: Sequence[st
     values = flatten(config)
     # MLflow's table shows parameters as columns: those of every run and those that this run changed, not every key.
     params = {key: value for key, value in values.items() if key.startswith("reward.lambda_")}
+    if not config.reward.file:
+        del params["reward.lambda_file"]
+    params |= {f"reward.files.{each.metric_name}": each.weight for each in config.reward.files}
     params |= {key: values[key] for key in MLFLOW_PARAMETERS} | sweep_job.params(overrides, values)
     params |= {"checkpoint": config.checkpoint} if config.checkpoint else {}  # its weights, not those of model.path
     inputs = [

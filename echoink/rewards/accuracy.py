@@ -136,10 +136,13 @@ _NO_SECONDS = re.compile(
 )
 """A number that is not a time in seconds."""
 
+_TIMECODE = re.compile(r"(\d:\d\d),(\d{3})(?![\d:])")
+"""The end of a time as subtitles write it: 00:00:02,500."""
 _COMMA = re.compile(r"(?<![\d.,:])[\d:]+,\d+(?![:,.]?\d)")
 """A number with a decimal comma, or two numbers."""
-_LISTS = re.compile(r"[\s,;()\[\]]*(?:and\b)?[\s()\[\]]*")
-"""What may stand between two spans, and not between the ends of one."""
+_BRACKETS = re.compile(r"\s*[])}>].*[[({<]\s*")
+_LISTS = re.compile(r"""[\s"'`*]*[,;&+|]?\s*(?:and\b|or\b)?[\s"'`*]*""")
+"""What may stand between two spans, and not between the ends of one: each in its brackets, or a list."""
 
 
 def _spans(text: str) -> list[tuple[float, float]]:
@@ -152,11 +155,14 @@ def _spans(text: str) -> list[tuple[float, float]]:
     text = normalize(text)
     if re.search(r"(?:^|[\[({,;]|\bfrom|\bbetween)\s*-\s*\.?\d", text) or _NO_SECONDS.search(text):
         return []  # a time is never negative
-    text = re.sub(r"(\d:\d\d),(\d{3})(?![\d:])", r"\1.\2", text)  # of subtitles: 00:00:02,500
-    commas = list(_COMMA.finditer(text))
-    between = [text[one.end() : other.start()] for one, other in pairwise(commas)]
-    if not all(map(_LISTS.fullmatch, between)) or (between and re.search(r"\bbetween\b", text, re.I)):
-        return []  # "2,5 bis 3,9" is from 2.5 to 3.9, or two spans
+    if len(_TIMECODE.findall(text)) > 1:
+        text = _TIMECODE.sub(r"\1.\2", text)
+    # "2,5 bis 3,9" is from 2.5 to 3.9, or two spans; but "2-5,7-9" is a list
+    commas = [comma for comma in _COMMA.finditer(text) if not _is_between_dashes(text, comma)]
+    joints = [text[one.end() : other.start()] for one, other in pairwise(commas)]
+    joints = [joint for joint in joints if not _BRACKETS.fullmatch(joint)]
+    if not all(map(_LISTS.fullmatch, joints)) or (joints and re.search(r"\bbetween\b", text, re.I)):
+        return []
     for token in re.findall(r"\d+(?::\d{1,2}){0,2}(?:\.\d+)?|\.\d+", text):
         seconds = 0.0
         for part in token.split(":"):
@@ -171,6 +177,11 @@ def _spans(text: str) -> list[tuple[float, float]]:
             start, end = union[-1][0], max(end, union.pop()[1])
         union.append((start, end))
     return union
+
+
+def _is_between_dashes(text: str, found: re.Match) -> bool:
+    before, after = text[: found.start()].rstrip(), text[found.end() :].lstrip()
+    return before.endswith(("-", "–", "—", "~")) and after.startswith(("-", "–", "—", "~"))
 
 
 def _temporal(answer: str, solution: str) -> float:

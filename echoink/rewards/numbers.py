@@ -33,13 +33,13 @@ for _multiple in f"{_MULTIPLES} third fourth fifth sixth seventh eighth ninth te
     _NO_UNITS |= {_multiple, f"{_multiple}s"}
 _OF_OTHER_LANGUAGES = """
 hundert hunderte tausend tausende million millionen mio mio. milliarde milliarden mrd mrd. dutzend
-millier milliers mille milliard milliards douzaine douzaines cien ciento cientos mil miles millón millones billón
-billones docena docenas cem cento centos milhão milhões bilhão bilhões dúzia dúzias centinaia mila milione milioni mln
+millier milliers mille milliard milliards douzaine douzaines cien ciento cientos mil millón millones billón
+billones docena docenas cem milhão milhões bilhão bilhões dúzia dúzias centinaia mila milione milioni mln
 miliardo miliardi mld dozzina dozzine honderd duizend miljoen miljard dozijn hundra hundre hundrede tusen tusind miljon
-miljoner miljarder millioner milliarder dussin dusin sata sataa tuhat tuhatta miljoona miljoonaa miljardi miljardia
+miljoner miljarder millioner milliarder dussin dusin sataa tuhat tuhatta miljoona miljoonaa miljardi miljardia
 sto setki tysiąc tysiące tysięcy tys tys. milion miliony milionów miliard miliardy miliardów tuzin tuziny tuzinów
 stovky tisíc tisíce milionů miliarda miliard tucet tuctů száz ezer millió milliárd tucat sute mie mii milioane miliarde
-yüz bin milyon milyar düzine trăm nghìn ngàn triệu tỷ tỉ chục tá puluh ratus ribu juta miliar lusin libo elfu
+yüz milyon milyar düzine trăm nghìn ngàn triệu tỷ tỉ chục tá puluh ratus ribu juta miliar lusin libo elfu
 сотня сотни сотен тысяча тысячи тысяч тыс тыс. миллион миллиона миллионов млн млн. миллиард миллиарда миллиардов млрд
 млрд. десяток десятка десятков дюжина дюжины дюжин тисяча тисячі мільйон мільйони мільйонів мільярд
 εκατό χίλια χιλιάδες εκατομμύριο εκατομμύρια ντουζίνα مئة مائة ألف آلاف مليون ملايين مليار מאה מאות אלף אלפים מיליון
@@ -47,14 +47,17 @@ yüz bin milyon milyar düzine trăm nghìn ngàn triệu tỷ tỉ chục tá p
 _NO_UNITS |= {*_OF_OTHER_LANGUAGES.split()}
 """Words after a number that are not a unit, because they change the number."""
 
-PERCENT = r"(?:[%‰]|(?:per|pour|por|pro)\s?(?:cento?|ciento|mille)(?![^\W_])|prozent|pro[ck]ent\w*|процент\w*)"
+PERCENT = (
+    r"(?:[%‰]|(?<![^\W\d_])(?:(?:per|pour|por|pro)\s?(?:cent(?:s|o|um|age)?|ciento|mille)(?![^\W_])"
+    r"|prozent|pro[ck]ent\w*|процент\w*))"
+)
 """A pattern for the word after a share, percent or per mille, in several languages."""
 
 _CURRENCY = (
-    r"(?:(?:us|au?|ca?|hk|nz|sg?|r)?\$|[€£¥₹₩₽₺₫₴₱฿₦₪]"
+    r"(?:(?:usd?|au?|ca?|hk|nz|sg?|r)?\$|[€£¥₹₩₽₺₫₴₱฿₦₪]"
     r"|(?:usd|eur|gbp|chf|jpy|cny|rmb|inr)(?=[\s\d.]|$)|rs\.?(?=[\s\d]|$))"
 )
-"""Before or after an amount."""
+"""A pattern for the sign or the code of a currency, which stands before or after an amount."""
 
 _UNIT = re.compile(r"°|°?[^\W\d_]+(?:[-'/][^\W\d_]+)*[23]?")
 

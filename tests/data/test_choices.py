@@ -47,6 +47,7 @@ MEANT = [  # options, answer, the text that is meant
     (["1: Rain", "2: Wind"], "2", "Wind"),
     (["1. 3", "2. 1", "3. 2"], "3. 2", "2"),
     (["A.", "B.", "C."], "B", "B"),
+    ({"A": "", "B": ""}, "B", "B"),
 ]
 
 

@@ -185,6 +185,7 @@ def test_a_video_that_has_no_sound_where_sound_is_asked_for_is_named(tmp_path):
         (plain(path={"image": 7}), "image holds numbers"),
         (plain(path={"picture": "p.png"}), "path holds 'picture'"),
         (plain(path="p", data_type=None), "path must be an object"),
+        (plain(path='{"image": "p.png"}', data_type="image"), "path must be an object"),
         (plain(path="p.png", data_type="image_audio"), "needs path to hold 'audio'"),
         (plain(options="A. x"), "options must be a list of texts"),
         (7, "must be an object"),

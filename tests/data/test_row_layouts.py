@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from echoink.data import splits
+from echoink.data import splits, tables
 from echoink.data.media_check import MediaInfo, inspect
 from echoink.data.readers import open_split
 from echoink.data.row_layouts import read
@@ -77,6 +77,8 @@ READ = [  # row, data type, question
     ({**ROW, "path": "v.mp4", "data_type": "video_audio"}, "video_audio", "Q?"),
     ({**ROW, "path": "s.wav"}, "audio", "Q?"),
     ({**ROW, "path": "", "data_type": "text"}, "text", "Q?"),
+    ({**ROW, "path": "cv_1.mp3", "audio": {"bytes": b"x", "path": "cv_1.mp3"}}, "audio", "Q?"),
+    ({**ROW, "path": "images/1", "image": "p.png", "data_type": "image"}, "image", "Q?"),
     # pandas writes NaN for what is missing
     ({**ROW, "path": {"image": "p.png", "audio": NAN}, "video": NAN, "data_type": NAN}, "image", "Q?"),
 ]
@@ -299,6 +301,10 @@ def test_a_class_of_a_table_is_its_name(tmp_path, saved):
     found = open_split(str(tmp_path / "data" if saved else tmp_path), "train")
     samples, dropped = parse_rows(found.rows, found.folder, found.where)
     assert not dropped and [sample.fields.get("need") for sample in samples] == ["audio", "both", None, None]
+    names = datasets.ClassLabel(names=["audio"])
+    features = datasets.Features({**table.features, "place": names})
+    numbers = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
+    assert [row["place"] for row in tables._cells(numbers, "here")] == 4 * [1], "a number without a name stays"
     assert samples[0].fields["tags"] == '["y", "x"]' and samples[0].fields["place"] == "1"
 
 
@@ -311,6 +317,7 @@ def test_odd_options_and_needs_are_noted(tmp_path):
         {**ROW, "options": ["A.", "B.", "C."]},
         {**ROW, "problem_type": "numerical", "options": [], "solution": "<answer>0.001</answer>"},
         {**ROW, "problem_type": "numerical", "options": [], "solution": "<answer>0.01</answer>"},
+        {**ROW, "need": []},
         {**ROW, "need": 0},
         {**ROW, "need": "Both"},
         {**ROW, "need": "either"},
@@ -324,6 +331,7 @@ def test_odd_options_and_needs_are_noted(tmp_path):
         ("an option is empty",),
         (),
         ("the answer 0.001 is rounded to two decimals: any answer near 0 is right",),
+        (),
         (),
         ("need 0 is not read: known: audio, image, both",),
         ("need 'Both' is not read: it is 'both'",),

@@ -325,6 +325,18 @@ def test_what_is_transparent_in_a_video_is_white(name, codec, form, options, tmp
     assert len(frames) == 4 and abs(upper.mean(axis=(0, 2, 3)) - (200, 0, 0)).max() < 6 and lower.min() > 250
 
 
+def test_a_fourth_byte_that_only_fills_up_is_no_transparency(tmp_path):
+    pixels = np.full((96, 128, 4), (200, 0, 0, 0), np.uint8)
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("rawvideo", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "bgra"
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+        container.mux(stream.encode(None))
+    frames = load_video(tmp_path / "v.avi", VideoCaps(fps=2, max_frames=8, max_pixels=128 * 96, grid=28)).frames
+    assert abs(frames.mean(axis=(0, 2, 3)) - (200, 0, 0)).max() < 6
+
+
 def test_pixels_that_are_not_square_are_made_so(tmp_path):
     path = film(tmp_path / "a.mp4", np.arange(0, 1, 0.1), [100] * 10, size=(64, 96), sar=Fraction(3, 1))
     _, _, height, width = load_video(path, CAPS).frames.shape

@@ -123,8 +123,13 @@ def test_a_picture_may_hold_a_long_text(tmp_path):
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "it is in HEIC", "convert it"),
         (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "it is in JPEG 2000", "convert it"),
+        (b"\xff\x0a" + bytes(99), "it is in JPEG XL", "convert it"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is in SVG", "convert it"),
-        (b"<!DOCTYPE html><html>404</html>", "it is a web page", "download the file again"),
+        (b"<?xml version='1.0'?>\n<!-- Inkscape -->\n<svg></svg>", "it is in SVG", "convert it"),
+        (b"<?xml version='1.0'?>\n<!DOCTYPE svg PUBLIC>\n<svg></svg>", "it is in SVG", "convert it"),
+        (b"<!DOCTYPE html><html>404</html>", "it is a web page", "download it again"),
+        (b"\xef\xbb\xbf<!-- saved --><html>404</html>", "it is a web page", "download it again"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(99), "cannot", "replace the file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS", "git lfs pull"),
         (b"", "it is empty", "replace the file"),
         (b"noise", "cannot identify", "replace the file"),
@@ -138,11 +143,22 @@ def test_what_stands_in_place_of_a_picture_is_named(content, what, way_out, tmp_
         assert way_out in error.value.hint
 
 
+def test_a_medium_that_its_table_cannot_give_is_an_error_of_its_sample():
+    def broken():
+        raise ValueError("a damaged page")
+
+    with pytest.raises(UserError, match="row 1.*a damaged page"):
+        load_image(Embedded("row 1, image", broken))
+
+
 def test_an_animated_webp_is_refused_as_a_video_with_the_way_out(tmp_path):
     pictures = [Image.new("RGB", (64, 64), (level, 0, 0)) for level in (0, 99, 200)]
     pictures[0].save(tmp_path / "x.webp", save_all=True, append_images=pictures[1:], duration=300)
-    with pytest.raises(UserError, match="an animated WebP must become a GIF or MP4"):
+    with pytest.raises(UserError, match=r"WebP that cannot be read(.|\n)*an animation as GIF or MP4"):
         load_video(tmp_path / "x.webp", CAPS)
+    (tmp_path / "x.mp4").write_bytes(bytes(999))
+    with pytest.raises(UserError, match=r"x\.mp4: (?!.*WebP)"):
+        load_video(tmp_path / "x.mp4", CAPS)
 
 
 def test_truncated_missing_and_absurd_pictures_are_refused(tmp_path):
@@ -558,10 +574,10 @@ def test_a_name_in_the_other_form_of_unicode_is_pointed_out(tmp_path):
 @pytest.mark.parametrize(
     ("written", "way_out"),
     [
-        ("images\\a b.png", "/ for"),
-        ("images/a b.png ", "no blank at its end"),
-        ("images/a%20b.png", "no %20"),
-        ("Images/A b.PNG", "other capitals"),
+        ("images\\a b.png", "with / in place of"),
+        ("images/a b.png ", "without a blank at its end"),
+        ("images/a%20b.png", "without %20"),
+        ("Images/A b.PNG", "in other capitals"),
         ("images/c.png", "check the sample's path"),
     ],
 )

@@ -214,6 +214,7 @@ def test_a_word_or_a_sign_that_changes_a_number_is_no_unit(answer):
             "5个半音",
             "5个多媒体",
         ],
+        *("5 miles", "5 nautical miles", "5 bin bags", "USD$5", "5 percent", "5 per cento"),
         *("₹5", "US$5", "CHF 5", "5 ₽", "5 EUR", "R$ 5", "HK$5", "Rs. 5", "5 €"),
         "5 T-shirts",
         "5 drum-beats",
@@ -649,8 +650,19 @@ def test_a_number_may_end_with_a_chinese_full_stop(answer):
             "3 triệu",
             "3 M samples",
         ),
-        *("7 hundert", "7 tysięcy", "7 ezer", "7 bin", "7 trăm", "7 honderd", "7 hundra", "7 tuhatta", "7 tisíc"),
-        *("7 percent", "7 per cent", "7 Prozent", "7 pour cent", "7‰", "7 per mille", "7 процентов"),
+        *("7 hundert", "7 tysięcy", "7 ezer", "7 trăm", "7 honderd", "7 hundra", "7 tuhatta", "7 tisíc"),
+        *(
+            "7 percents",
+            "7 percentage points",
+            "7 per cento",
+            "7 percent",
+            "7 per cent",
+            "7 Prozent",
+            "7 pour cent",
+            "7‰",
+            "7 per mille",
+            "7 процентов",
+        ),
     ],
 )
 def test_words_that_change_a_number_are_no_units(answer):
@@ -705,6 +717,24 @@ def test_the_word_for_answer_may_stand_before_the_letter_in_other_languages(answ
 def test_each_letter_may_have_its_word_for_option():
     assert parse_letters("Option A and Option C", OPTIONS) == {"A", "C"}
     assert parse_letters("Options A, C", OPTIONS) == {"A", "C"}
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        *("[2,5] & [7,9]", "(2,5) + (7,9)", "[2,5] or [7,9]", "[2,5] and again in [7,9]", "[2,5] und [7,9]"),
+        *("[2,5] seconds and [7,9] seconds", "{2,5}, {7,9}", "**[2,5]** and **[7,9]**", "`[2,5]`, `[7,9]`"),
+        *('"2,5", "7,9"', "in [2,5], between the two claps, and [7,9]", "2,5 and 7,9", "2,5; 7,9", "2-5,7-9"),
+    ],
+)
+def test_spans_with_commas_are_read_where_nothing_stands_for_a_decimal_comma(spans):
+    assert accuracy_reward(f"<answer>{spans}</answer>", ProblemType.temporal, (), "2-5 and 7-9") == 1
+
+
+def test_lists_of_spans_with_dashes_and_a_time_behind_a_clock_time_are_read():
+    score = partial(accuracy_reward, problem_type=ProblemType.temporal, options=())
+    assert score("<answer>2-5,7-9 and 10-12,14-15</answer>", solution="2-5, 7-9, 10-12, 14-15") == 1
+    assert score("<answer>[0:05,100]</answer>", solution="5-100") == 1
 
 
 @pytest.mark.parametrize(
